@@ -1,0 +1,29 @@
+"""What goes wrong, in words for the person who can put it right.
+
+The library raises these; only `clipguide.cli` prints them and exits (`UsageError` 2, others 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ClipguideError(Exception):
+    """Something failed. The message says what is wrong and what to do, in a sentence or two."""
+
+
+class UsageError(ClipguideError):
+    """What was asked for cannot be done; asking differently can."""
+
+
+def close_matches(name: str, known: Iterable[str]) -> str:
+    """' Did you mean a or b?' for the known names nearest to name; all of them if none is near.
+
+    Starts with a blank, to be put after the sentence that says the name is unknown.
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return f" Did you mean {' or '.join(near)}?"
+    return f" Known: {', '.join(known)}." if known else ""

@@ -1,0 +1,111 @@
+"""Pictures in and out: files to RGB, RGB to tensors and back, contact sheets.
+
+Shapes: B images, 3 channels, H rows, W columns. Tensors are float32 in [0, 1], RGB.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from .errors import ClipguideError, UsageError
+
+LABEL_HEIGHT = 18  # pixels under each picture of a contact sheet
+GAP = 4  # pixels between the pictures of a contact sheet
+
+
+def load(source: str | os.PathLike | Image.Image) -> Image.Image:
+    """A picture file, or a PIL image of any mode, as 8-bit RGB.
+
+    Turned as its EXIF says, laid on white where transparent, the first frame if it moves; 16-bit
+    values are scaled, and floating-point ones are taken to be in [0, 1]. UsageError if it cannot
+    be read.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source)
+    path = Path(source)
+    try:
+        with Image.open(path) as image:
+            return _to_rgb(image)
+    except FileNotFoundError:
+        raise UsageError(f"There is no picture {path}.") from None
+    except UnidentifiedImageError:
+        raise UsageError(f"{path} is not a picture in a format that Pillow reads.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"The picture {path} cannot be read: {error}.") from None
+
+
+def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
+    """RGB pictures of one size as image_B3HW in [0, 1]."""
+    array_BHW3 = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures])
+    return torch.from_numpy(array_BHW3).permute(0, 3, 1, 2) / 255
+
+
+def to_pil(image_B3HW: torch.Tensor) -> list[Image.Image]:
+    """image_B3HW as RGB pictures: clamped to [0, 1], rounded half to even.
+
+    ClipguideError if a value is not a number.
+    """
+    image_B3HW = image_B3HW.detach().float().cpu()
+    if not torch.isfinite(image_B3HW).all():
+        raise ClipguideError(
+            "The picture has values that are not numbers: try dtype float32, or less strength."
+        )
+    array_BHW3 = (image_B3HW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array_HW3) for array_HW3 in array_BHW3]
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image], *, labels: Sequence[str] | None = None, columns: int
+) -> Image.Image:
+    """RGB pictures in rows of `columns`, on white, each above its label."""
+    width = max(picture.width for picture in pictures)
+    height = max(picture.height for picture in pictures)
+    label_height = LABEL_HEIGHT if labels else 0
+    cell_width, cell_height = width + GAP, height + label_height + GAP
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * cell_width + GAP, rows * cell_height + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=12)
+    for i, picture in enumerate(pictures):
+        x, y = GAP + i % columns * cell_width, GAP + i // columns * cell_height
+        sheet.paste(picture, (x, y))
+        if labels:
+            text = _fit(labels[i], font, width)
+            draw.text((x, y + height + 2), text, fill="black", font=font)
+    return sheet
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.seek(0)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_wide_grey(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_wide_grey(image: Image.Image) -> Image.Image:
+    """16-bit integers or floats in [0, 1], one channel, as RGB."""
+    array = np.asarray(image, dtype=np.float64)
+    scale = 255 if image.mode == "F" else 255 / 65535
+    array = np.nan_to_num(array * scale).clip(0, 255).round().astype(np.uint8)
+    return Image.fromarray(array).convert("RGB")
+
+
+def _fit(text: str, font: ImageFont.ImageFont, width: int) -> str:
+    """The text, cut with an ellipsis if it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

@@ -1,0 +1,69 @@
+"""The embedded models: where they are, whether they are whole, and what their cards say.
+
+Each folder holds one model in the format that its field's own programs load, and a README.md with
+a YAML head (name, licence, task, data, figures). SHA256SUMS beside this file lists the digest of
+every weights file, as `sha256sum` writes it, with paths relative to this folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ..errors import ClipguideError, UsageError, close_matches
+
+FOLDER = Path(__file__).parent
+MODELS = {
+    "guide": "CLIP trained for its gradients; it steers",
+    "judge": "CLIP that steers nothing; it scores",
+    "generator": "text to image, 128 px",
+    "vqgan": "image autoencoder with a codebook, 128 px",
+}
+
+
+def path(name: str) -> Path:
+    """The folder of the embedded model `name`, one of MODELS."""
+    if name not in MODELS:
+        raise UsageError(f"There is no embedded model {name!r}.{close_matches(name, MODELS)}")
+    folder = FOLDER / name
+    if not folder.is_dir():
+        raise ClipguideError(
+            f"The embedded model {name!r} is not in {FOLDER}: reinstall clipguide."
+        )
+    return folder
+
+
+def weights(name: str) -> dict[Path, str]:
+    """The weights files of an embedded model, each with the sha256 it should have."""
+    prefix = f"{name}/"
+    listed = (line.split(maxsplit=1) for line in (FOLDER / "SHA256SUMS").read_text().splitlines())
+    return {FOLDER / file: digest for digest, file in listed if file.startswith(prefix)}
+
+
+def check(name: str) -> None:
+    """Raise ClipguideError if a weights file of an embedded model is missing, cut or swapped."""
+    path(name)
+    for file, expected in weights(name).items():
+        if not file.is_file() or sha256(file) != expected:
+            raise ClipguideError(
+                f"{file} is missing, cut short or not the file that clipguide ships: "
+                "reinstall clipguide."
+            )
+
+
+def sha256(file: Path) -> str:
+    """The hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def card(name: str) -> dict:
+    """The YAML head of an embedded model's card."""
+    import yaml
+
+    text = (path(name) / "README.md").read_text(encoding="utf-8")
+    _, head, _ = text.split("---\n", 2)
+    return yaml.safe_load(head)

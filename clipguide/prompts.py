@@ -1,0 +1,104 @@
+"""Prompts: "a red fox | oil painting:0.5 | blur:-1".
+
+`|` separates parts, `:number` at a part's end is its weight (1 if there is none; below 0 repels),
+and a backslash makes the next `|`, `:` or backslash an ordinary character. An emoji is read as its
+Unicode name, so that a fox's picture means a fox to encoders that never saw the character.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from .errors import UsageError
+
+_PIECE = re.compile(r"\\[\\|:]|[^\\]|\\", re.DOTALL)
+_WEIGHT = re.compile(
+    r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf(?:inity)?))\s*", re.IGNORECASE
+)
+_PICTOGRAPHS = ((0x2300, 0x27BF), (0x2B00, 0x2BFF), (0x1F000, 0x1FAFF))
+_JOINERS = "\u200d\ufe0e\ufe0f"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A text and its finite weight."""
+
+    text: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The parts of one prompt, at least one, at least one weight not 0."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """What a generator is conditioned on: the parts of positive weight, joined by commas."""
+        return ", ".join(part.text for part in self.parts if part.weight > 0)
+
+
+def parse(prompt: str) -> Prompt:
+    """The Prompt that a text spells out. UsageError if it is empty or a weight is no number."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UsageError("The prompt is not valid text: give it in UTF-8.") from None
+    pieces = _PIECE.findall(prompt)
+    parts = [_part(group, prompt) for group in _split(pieces, "|")]
+    if not any(part.weight for part in parts):
+        raise UsageError(f"Every part of the prompt {shorten(prompt)!r} has weight 0.")
+    return Prompt(tuple(parts))
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """A text cut to `limit` characters, for messages and labels."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _split(pieces: list[str], separator: str) -> list[list[str]]:
+    groups: list[list[str]] = [[]]
+    for piece in pieces:
+        if piece == separator:
+            groups.append([])
+        else:
+            groups[-1].append(piece)
+    return groups
+
+
+def _part(pieces: list[str], prompt: str) -> Part:
+    *head, tail = _split(pieces, ":")
+    weight = _WEIGHT.fullmatch("".join(tail)) if head else None
+    if weight:
+        pieces = pieces[: len(pieces) - len(tail) - 1]
+    text = _plain(pieces)
+    if not text:
+        raise UsageError(
+            f"The prompt {shorten(prompt)!r} has an empty part: say what to draw."
+            if prompt.strip()
+            else "The prompt is empty: say what to draw."
+        )
+    value = float(weight[1]) if weight else 1.0
+    if not math.isfinite(value):
+        raise UsageError(
+            f"The weight of {shorten(text)!r} must be a finite number, not {weight[1]}."
+        )
+    return Part(text, value)
+
+
+def _plain(pieces: list[str]) -> str:
+    """Pieces without their escapes and runs of blanks, each emoji named."""
+    characters = (piece[-1] for piece in pieces)
+    return " ".join("".join(map(_name_emoji, characters)).split())
+
+
+def _name_emoji(character: str) -> str:
+    if character in _JOINERS or 0x1F3FB <= ord(character) <= 0x1F3FF:  # skin tones
+        return ""
+    if not any(first <= ord(character) <= last for first, last in _PICTOGRAPHS):
+        return character
+    return f" {unicodedata.name(character, '').lower()} "

@@ -1,0 +1,220 @@
+"""What made a picture, kept in its PNG.
+
+A PNG carries two text chunks: `clipguide`, the recipe as JSON, and `parameters`, the same in the
+layout of the AUTOMATIC1111 web UI, which many programs read. Reading is strict: a recipe comes from
+a file that anybody may have written, so every field is checked and nothing in it is acted upon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import typing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+
+from .errors import ClipguideError, UsageError
+
+CHUNK = "clipguide"
+FORMAT = 1
+MAX_JSON = 1_000_000  # characters
+MAX_TEXT = 200_000  # characters of one text
+MAX_ITEMS = 10_000  # entries of one list or table
+MAX_NUMBER = 2**63
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that made one picture.
+
+    `seed` is the seed of this picture's own generator, `batch_seeds` those of the batch in which it
+    was sampled, `batch_position` its place there. Fingerprints are sha256 digests of weights (and,
+    of a CLIP, of its preprocessing). Scores are cosine similarities. `libraries` maps a package to
+    its version.
+    """
+
+    version: int = FORMAT
+    command: str
+    prompt: str
+    guide: str
+    negative: str
+    seed: int
+    steps: int
+    strength: float
+    cfg: float
+    width: int
+    height: int
+    scheduler: str
+    best_of: int
+    model: str
+    model_fingerprint: str
+    clip: str
+    clip_fingerprint: str
+    judge: str
+    judge_fingerprint: str
+    device: str
+    dtype: str
+    threads: int
+    libraries: dict[str, str]
+    batch_position: int
+    batch_seeds: tuple[int, ...]
+    guide_score: float
+    judge_score: float
+
+    def to_json(self) -> str:
+        """The recipe as one line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+
+    def parameters(self) -> str:
+        """The recipe in the layout of the AUTOMATIC1111 web UI."""
+        lines = [self.prompt]
+        if self.negative:
+            lines.append(f"Negative prompt: {self.negative}")
+        settings = {
+            "Steps": self.steps,
+            "Sampler": self.scheduler,
+            "CFG scale": f"{self.cfg:g}",
+            "Seed": self.seed,
+            "Size": f"{self.width}x{self.height}",
+            "Model hash": self.model_fingerprint[:10],
+            "Model": self.model,
+            "Version": f"clipguide {self.libraries.get('clipguide', '')}".strip(),
+        }
+        lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
+        return "\n".join(lines)
+
+
+def from_json(text: str) -> Recipe:
+    """The recipe that `to_json` wrote. UsageError if it is anything else."""
+    if len(text) > MAX_JSON:
+        raise UsageError("The recipe is too long to be one of clipguide's.")
+    try:
+        values = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise UsageError("The recipe is not valid JSON.") from None
+    if not isinstance(values, dict):
+        raise UsageError("The recipe is not a JSON object.")
+    if values.get("version") != FORMAT:
+        raise UsageError(
+            f"The recipe is of format {str(values.get('version'))[:20]}, and this clipguide "
+            f"reads format {FORMAT}."
+        )
+    wanted = typing.get_type_hints(Recipe)
+    if odd := sorted(values.keys() ^ wanted.keys()):
+        raise UsageError(f"The recipe has missing or unknown fields: {', '.join(odd)[:200]}.")
+    return Recipe(**{name: _checked(name, values[name], kind) for name, kind in wanted.items()})
+
+
+def save_png(
+    picture: Image.Image,
+    recipe: Recipe,
+    path: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a picture and its recipe to a PNG, whole or not at all; its folder is made.
+
+    UsageError if the file is there and `overwrite` is not set, ClipguideError if it cannot be
+    written.
+    """
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt(CHUNK, recipe.to_json())
+    chunks.add_text("parameters", recipe.parameters())
+    write_png(picture, path, overwrite=overwrite, chunks=chunks)
+
+
+def write_png(
+    picture: Image.Image,
+    path: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    chunks: PngImagePlugin.PngInfo | None = None,
+) -> None:
+    """Write a PNG to a temporary file beside `path` and move it there; as `save_png` otherwise."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as stream:
+                picture.save(stream, "PNG", pnginfo=chunks)
+            _move(temporary, path, overwrite=overwrite)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    except OSError as error:
+        advice = "free some space" if error.errno == errno.ENOSPC else "choose another place"
+        reason = error.strerror or str(error)
+        raise ClipguideError(f"{path} cannot be written ({reason}): {advice}.") from None
+
+
+def read_png(path: str | os.PathLike) -> Recipe:
+    """The recipe in a PNG. UsageError if there is none, or it is not one of clipguide's."""
+    path = Path(path)
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()  # a text chunk may follow the pixels
+            text = image.text.get(CHUNK)
+    except FileNotFoundError:
+        raise UsageError(f"There is no picture {path}.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise UsageError(f"{path} is not a PNG that can be read.") from None
+    if text is None:
+        raise UsageError(f"{path} has no recipe: clipguide did not make it, or its text is gone.")
+    try:
+        return from_json(text)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _move(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """Rename; without `overwrite`, UsageError if the target is there, however late it came."""
+    if not overwrite:
+        try:
+            os.link(temporary, path)
+            return
+        except OSError:  # the name is taken, or the file system has no hard links
+            refuse_existing(path)
+    temporary.replace(path)
+
+
+def refuse_existing(path: Path) -> None:
+    """UsageError if there is a file at `path`."""
+    if os.path.lexists(path):
+        raise UsageError(
+            f"{path} is there already: give --force (overwrite=True) or choose another name."
+        )
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _checked(name: str, value: object, kind: object) -> object:
+    """The value as `kind`, or UsageError. JSON has lists where a recipe has tuples."""
+    good = False
+    if kind is str:
+        good = isinstance(value, str) and len(value) <= MAX_TEXT
+    elif kind is int:
+        good = type(value) is int and 0 <= value < MAX_NUMBER
+    elif kind is float:
+        good = type(value) in (int, float) and math.isfinite(value)
+    elif kind == tuple[int, ...]:
+        value = tuple(value) if isinstance(value, list) else ()
+        good = 0 < len(value) <= MAX_ITEMS and all(
+            type(item) is int and 0 <= item < MAX_NUMBER for item in value
+        )
+    elif kind == dict[str, str]:
+        good = (
+            isinstance(value, dict)
+            and len(value) <= MAX_ITEMS
+            and all(isinstance(item, str) and len(item) <= MAX_TEXT for item in value.values())
+        )
+    if not good:
+        raise UsageError(f"The recipe's {name} is not what it should be: {str(value)[:40]!r}.")
+    return value

@@ -1,0 +1,1 @@
+"""One readable file a pipeline, composed from the parts of clipguide."""
