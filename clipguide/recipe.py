@@ -12,7 +12,9 @@ import errno
 import json
 import math
 import os
+import secrets
 import typing
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +28,7 @@ MAX_JSON = 1_000_000  # characters
 MAX_TEXT = 200_000  # characters of one text
 MAX_ITEMS = 10_000  # entries of one list or table
 MAX_NUMBER = 2**63
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,18 +140,31 @@ def write_png(
 ) -> None:
     """Write a PNG to a temporary file beside `path` and move it there; as `save_png` otherwise."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with _temporary(path) as temporary:
+        with temporary.open("wb") as stream:
+            picture.save(stream, "PNG", pnginfo=chunks)
+        _move(temporary, path, overwrite=overwrite)
+
+
+def prepare(path: str | os.PathLike) -> None:
+    """Make the folder of a file to be written. ClipguideError if it could not be written there."""
+    with _temporary(Path(path)):
+        pass
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """An empty file beside `path`, gone in the end; an OSError becomes a ClipguideError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
         try:
-            with temporary.open("xb") as stream:
-                picture.save(stream, "PNG", pnginfo=chunks)
-            _move(temporary, path, overwrite=overwrite)
+            yield temporary
         finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        advice = "free some space" if error.errno == errno.ENOSPC else "choose another place"
+        advice = "free some space" if error.errno in FULL else "choose another place"
         reason = error.strerror or str(error)
         raise ClipguideError(f"{path} cannot be written ({reason}): {advice}.") from None
 

@@ -13,12 +13,7 @@ from pathlib import Path
 from ..errors import ClipguideError, UsageError, close_matches
 
 FOLDER = Path(__file__).parent
-MODELS = {
-    "guide": "CLIP trained for its gradients; it steers",
-    "judge": "CLIP that steers nothing; it scores",
-    "generator": "text to image, 128 px",
-    "vqgan": "image autoencoder with a codebook, 128 px",
-}
+MODELS = ("guide", "judge", "generator", "vqgan")
 
 
 def path(name: str) -> Path:

@@ -1,0 +1,64 @@
+"""The program `clipguide`: its commands, and how it ends when something goes wrong."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .. import __version__
+from ..errors import ClipguideError, UsageError
+from .generate import generate
+from .models import models
+from .replay import replay
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ClipguideError as error:
+            typer.echo(f"clipguide: {error}", err=True)
+            raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
+        except KeyboardInterrupt:
+            typer.echo("clipguide: stopped; the pictures that were finished are kept.", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="clipguide",
+    help="Steers image generators with CLIP. Works offline on the models that it ships.",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command()(generate)
+app.command()(replay)
+app.command()(models)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"clipguide {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,79 @@
+"""What the pictures of a run are called: every name is known, and free, before the first step."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UsageError, close_matches
+from ..prompts import parse
+from ..recipe import prepare, refuse_existing
+
+DEFAULT = "{prompt}-{seed}.png"
+MAX_SLUG = 100  # bytes; a file system allows names of 255
+
+
+def slug(prompt: str) -> str:
+    """A prompt as a part of a file name: letters and digits of any script, joined by hyphens."""
+    text = unicodedata.normalize("NFC", parse(prompt).text.lower())
+    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split()
+    name = "-".join(words).encode()[:MAX_SLUG].decode(errors="ignore")
+    return name.strip("-") or "picture"
+
+
+def plan(out: str | None, *, prompts: Sequence[str], count: int, seed: int) -> list[Path]:
+    """The file of each picture: `count` a prompt, seeded `seed`, `seed` + 1, …, in order.
+
+    `out` is a pattern with {prompt}, {seed} or {index}, a PNG's name, or a folder. UsageError if
+    two pictures would share a file.
+    """
+    pattern = _pattern(out)
+    paths = [
+        _fill(pattern, prompt=slug(prompt), seed=seed + i, index=row * count + i)
+        for row, prompt in enumerate(prompts)
+        for i in range(count)
+    ]
+    if len(set(paths)) < len(paths):
+        raise UsageError(
+            f"{len(paths)} pictures do not fit into {out or pattern}: give --out a folder, "
+            "or a pattern such as {prompt}-{index}.png."
+        )
+    return paths
+
+
+def claim(paths: Sequence[Path], *, force: bool) -> None:
+    """Make the folders; an error if a file is there, unless forced, or could not be written."""
+    for path in paths:
+        if not force:
+            refuse_existing(path)
+        prepare(path)
+
+
+def beside(path: Path, kind: str) -> Path:
+    """The file of a sheet or preview that belongs to a picture."""
+    return path.with_name(f"{path.stem}-{kind}.png")
+
+
+def _pattern(out: str | None) -> str:
+    """`out` with {prompt}-{seed}.png put behind it where it names a folder."""
+    if out is None:
+        return DEFAULT
+    path = Path(out)
+    if out.endswith("/") or path.is_dir() or not path.suffix:
+        return str(path / DEFAULT)
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"Pictures are written as PNG: end {out!r} in .png.")
+    return out
+
+
+def _fill(pattern: str, **fields: str | int) -> Path:
+    try:
+        return Path(pattern.format_map(fields))
+    except KeyError as error:
+        name = str(error.args[0])
+        raise UsageError(
+            f"There is no {{{name}}} for --out.{close_matches(name, fields)}"
+        ) from None
+    except (ValueError, AttributeError, IndexError):
+        raise UsageError(f"The pattern {pattern!r} is not one that can be filled in.") from None

@@ -1,0 +1,82 @@
+import math
+
+import pytest
+
+from clipguide.errors import UsageError
+from clipguide.prompts import Part, parse
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("a red fox", [("a red fox", 1)]),
+        ("  a   red\tfox\n", [("a red fox", 1)]),
+        ("a red fox:1.5", [("a red fox", 1.5)]),
+        ("a red fox : 2", [("a red fox", 2)]),
+        ("fox | oil painting:0.5 | blur:-1", [("fox", 1), ("oil painting", 0.5), ("blur", -1)]),
+        ("fox:1e-2|.5:.5", [("fox", 0.01), (".5", 0.5)]),
+        ("ratio 3:4", [("ratio 3", 4)]),
+        (r"ratio 3\:4", [("ratio 3:4", 1)]),
+        (r"ratio 3\:4:2", [("ratio 3:4", 2)]),
+        (r"this \| that", [("this | that", 1)]),
+        (r"back\\slash", [("back\\slash", 1)]),
+        (r"a \n b", [(r"a \n b", 1)]),
+        ("title: a fox", [("title: a fox", 1)]),
+        ("a:b:2", [("a:b", 2)]),
+        ("fox:", [("fox:", 1)]),
+        ("赤い狐:0.5", [("赤い狐", 0.5)]),
+        ("Ω and é", [("Ω and é", 1)]),
+        ("fox:0 | owl", [("fox", 0), ("owl", 1)]),
+    ],
+)
+def test_parts_and_weights(prompt, parts):
+    assert parse(prompt).parts == tuple(Part(text, weight) for text, weight in parts)
+
+
+def test_text_joins_the_positive_parts():
+    assert parse("fox | oil painting:0.5 | blur:-1 | fog:0").text == "fox, oil painting"
+    assert parse("blur:-1").text == ""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("🦊", "fox face"),
+        ("a 🦊 and an 🍎", "a fox face and an red apple"),
+        ("❤️", "heavy black heart"),
+        ("👍🏽", "thumbs up sign"),
+        ("👩‍🚀", "woman rocket"),
+        ("© 20°", "© 20°"),
+    ],
+)
+def test_emoji_are_read_by_name(prompt, text):
+    assert parse(prompt).text == text
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", "  \n", "|", "fox |", "| fox", "fox || owl", ":2", "\u200d"]
+)
+def test_empty(prompt):
+    with pytest.raises(UsageError, match="empty"):
+        parse(prompt)
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "NaN", "1e999"])
+def test_weights_are_finite(weight):
+    with pytest.raises(UsageError, match="finite"):
+        parse(f"fox:{weight}")
+
+
+def test_all_weights_zero():
+    with pytest.raises(UsageError, match="weight 0"):
+        parse("fox:0 | owl:0")
+
+
+def test_not_text():
+    with pytest.raises(UsageError, match="UTF-8"):
+        parse("fox \udcff")
+
+
+def test_a_long_prompt_is_read_in_full():
+    prompt = parse(" ".join(["fox"] * 5000) + ":2")
+    assert len(prompt.text.split()) == 5000 and math.isclose(prompt.parts[0].weight, 2)

@@ -1,0 +1,188 @@
+import dataclasses
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from clipguide import recipe as recipes
+from clipguide.errors import ClipguideError, UsageError
+from clipguide.recipe import Recipe, from_json, read_png, save_png
+
+RECIPE = Recipe(
+    command="generate",
+    prompt="a red fox",
+    guide="a red fox | 赤:0.5",
+    negative="blur",
+    seed=7,
+    steps=25,
+    strength=0.1,
+    cfg=4.0,
+    width=128,
+    height=96,
+    scheduler="DDIMScheduler",
+    best_of=2,
+    model="mini",
+    model_fingerprint="ab" * 32,
+    clip="mini",
+    clip_fingerprint="cd" * 32,
+    judge="mini-judge",
+    judge_fingerprint="ef" * 32,
+    device="cpu",
+    dtype="float32",
+    threads=2,
+    libraries={"clipguide": "0.1.0", "torch": "2.6.0"},
+    batch_position=1,
+    batch_seeds=(6, 7),
+    guide_score=0.3,
+    judge_score=0.25,
+)
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8))
+
+
+def altered(**changes):
+    return json.dumps({**json.loads(RECIPE.to_json()), **changes})
+
+
+def test_json_round_trip():
+    assert from_json(RECIPE.to_json()) == RECIPE
+
+
+def test_png_round_trip(tmp_path):
+    save_png(PICTURE, RECIPE, tmp_path / "new" / "folder" / "a.png")
+    assert read_png(tmp_path / "new" / "folder" / "a.png") == RECIPE
+    with Image.open(tmp_path / "new" / "folder" / "a.png") as image:
+        assert (np.asarray(image) == np.asarray(PICTURE)).all()
+        assert image.text["parameters"] == (
+            "a red fox\n"
+            "Negative prompt: blur\n"
+            "Steps: 25, Sampler: DDIMScheduler, CFG scale: 4, Seed: 7, Size: 128x96, "
+            "Model hash: ababababab, Model: mini, Version: clipguide 0.1.0"
+        )
+    assert os.listdir(tmp_path / "new" / "folder") == ["a.png"]
+
+
+def test_parameters_without_negative():
+    plain = dataclasses.replace(RECIPE, negative="")
+    assert plain.parameters().splitlines()[1].startswith("Steps: 25")
+
+
+def test_nothing_is_overwritten(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_text("mine")
+    with pytest.raises(UsageError, match="--force"):
+        save_png(PICTURE, RECIPE, path)
+    assert path.read_text() == "mine" and os.listdir(tmp_path) == ["a.png"]
+    save_png(PICTURE, RECIPE, path, overwrite=True)
+    assert read_png(path) == RECIPE
+
+
+def test_nothing_is_overwritten_without_hard_links(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", no_links)
+    save_png(PICTURE, RECIPE, tmp_path / "a.png")
+    with pytest.raises(UsageError, match="--force"):
+        save_png(PICTURE, RECIPE, tmp_path / "a.png")
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_of_two_writers_one_wins(tmp_path):
+    outcomes = []
+
+    def write():
+        try:
+            save_png(PICTURE, RECIPE, tmp_path / "a.png")
+            outcomes.append("written")
+        except ClipguideError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["refused", "written"] and os.listdir(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize("path", ["file/a.png", "file/below/a.png", "x" * 250 + ".png"])
+def test_unwritable(tmp_path, path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ClipguideError, match="cannot be written"):
+        recipes.prepare(tmp_path / path)
+    with pytest.raises(ClipguideError, match="cannot be written"):
+        save_png(PICTURE, RECIPE, tmp_path / path)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no json",
+        "[]",
+        "null",
+        "{}",
+        "[" * 100_000,
+        '{"version": 1}',
+        altered(version=2),
+        altered(version="1" * 10_000),
+        altered(extra=1),
+        altered(seed=-1),
+        altered(seed=True),
+        altered(seed=1.5),
+        altered(seed=2**63),
+        altered(steps="25"),
+        altered(strength=None),
+        altered(strength=float("nan")),
+        altered(cfg=[1]),
+        altered(prompt=["a"]),
+        altered(prompt="x" * 300_000),
+        altered(batch_seeds=[]),
+        altered(batch_seeds="67"),
+        altered(batch_seeds=[1, -1]),
+        altered(batch_seeds=list(range(20_000))),
+        altered(libraries={"torch": 2}),
+        altered(libraries=[]),
+        "1" * 10_000,
+        " " * 2_000_000,
+    ],
+)
+def test_hostile_json(text):
+    with pytest.raises(UsageError) as caught:
+        from_json(text)
+    assert len(str(caught.value)) < 400
+
+
+def png_with(path, *chunks):
+    info = PngImagePlugin.PngInfo()
+    for name, text, compressed in chunks:
+        info.add_itxt(name, text, zip=compressed)
+    PICTURE.save(path, pnginfo=info)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("chunks", "message"),
+    [
+        ([], "no recipe"),
+        ([("parameters", "a fox\nSteps: 3", False)], "no recipe"),
+        ([("clipguide", "{", False)], "not valid JSON"),
+        ([("clipguide", " " * 50_000_000, True)], "cannot|can be read"),
+    ],
+)
+def test_hostile_png(tmp_path, chunks, message):
+    with pytest.raises(UsageError, match=message):
+        read_png(png_with(tmp_path / "a.png", *chunks))
+
+
+def test_not_a_png(tmp_path):
+    PICTURE.save(tmp_path / "a.jpg")
+    save_png(PICTURE, RECIPE, tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    for name in ("a.jpg", "cut.png", "missing.png", "."):
+        with pytest.raises(UsageError):
+            read_png(tmp_path / name)
