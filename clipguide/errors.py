@@ -17,6 +17,10 @@ class UsageError(ClipguideError):
     """What was asked for cannot be done; asking differently can."""
 
 
+class ClipguideWarning(UserWarning):
+    """Something was done otherwise than asked: a text cut, a setting without effect."""
+
+
 def close_matches(name: str, known: Iterable[str]) -> str:
     """' Did you mean a or b?' for the known names nearest to name; all of them if none is near.
 
