@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import os
 import secrets
 import typing
@@ -26,7 +25,7 @@ CHUNK = "clipguide"
 FORMAT = 1
 MAX_JSON = 1_000_000  # characters
 MAX_TEXT = 200_000  # characters of one text
-MAX_ITEMS = 10_000  # entries of one list or table
+MAX_ITEMS = 1_000  # entries of one list or table
 MAX_NUMBER = 2**63
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
 
@@ -37,8 +36,8 @@ class Recipe:
 
     `seed` is the seed of this picture's own generator, `batch_seeds` those of the batch in which it
     was sampled, `batch_position` its place there. Fingerprints are sha256 digests of weights (and,
-    of a CLIP, of its preprocessing). Scores are cosine similarities. `libraries` maps a package to
-    its version.
+    of a CLIP, of its preprocessing). Scores are cosine similarities; without a judge its name and
+    fingerprint are empty. `libraries` maps a package to its version.
     """
 
     version: int = FORMAT
@@ -67,7 +66,7 @@ class Recipe:
     batch_position: int
     batch_seeds: tuple[int, ...]
     guide_score: float
-    judge_score: float
+    judge_score: float | None
 
     def to_json(self) -> str:
         """The recipe as one line of JSON."""
@@ -110,7 +109,23 @@ def from_json(text: str) -> Recipe:
     wanted = typing.get_type_hints(Recipe)
     if odd := sorted(values.keys() ^ wanted.keys()):
         raise UsageError(f"The recipe has missing or unknown fields: {', '.join(odd)[:200]}.")
-    return Recipe(**{name: _checked(name, values[name], kind) for name, kind in wanted.items()})
+    recipe = Recipe(**{name: _checked(name, values[name], kind) for name, kind in wanted.items()})
+    if recipe.seed not in recipe.batch_seeds[recipe.batch_position :][:1]:
+        raise UsageError("The recipe's seed is not the one at its place in the batch.")
+    return recipe
+
+
+def differences(then: Recipe, now: Recipe) -> list[str]:
+    """What differs between two recipes, scores aside, in words: 'torch: 2.6.0 then, 2.7.0 now'."""
+    old, new = ({**vars(recipe), **recipe.libraries} for recipe in (then, now))
+    for values in (old, new):
+        for name in ("libraries", "guide_score", "judge_score"):
+            del values[name]
+    return [
+        f"{name}: {old.get(name, 'absent')} then, {new.get(name, 'absent')} now"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
 
 
 def save_png(
@@ -218,8 +233,10 @@ def _checked(name: str, value: object, kind: object) -> object:
         good = isinstance(value, str) and len(value) <= MAX_TEXT
     elif kind is int:
         good = type(value) is int and 0 <= value < MAX_NUMBER
-    elif kind is float:
-        good = type(value) in (int, float) and math.isfinite(value)
+    elif kind is float or (kind == float | None and value is not None):
+        good = type(value) in (int, float) and abs(value) < MAX_NUMBER
+    elif kind == float | None:
+        good = True
     elif kind == tuple[int, ...]:
         value = tuple(value) if isinstance(value, list) else ()
         good = 0 < len(value) <= MAX_ITEMS and all(

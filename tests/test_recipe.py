@@ -64,6 +64,24 @@ def test_png_round_trip(tmp_path):
     assert os.listdir(tmp_path / "new" / "folder") == ["a.png"]
 
 
+def test_a_recipe_without_judge():
+    unjudged = dataclasses.replace(RECIPE, judge="", judge_fingerprint="", judge_score=None)
+    assert from_json(unjudged.to_json()) == unjudged
+
+
+def test_differences():
+    now = dataclasses.replace(
+        RECIPE, guide_score=0.1, threads=4, libraries={"torch": "2.7.0", "timm": "1.0"}
+    )
+    assert recipes.differences(RECIPE, RECIPE) == []
+    assert recipes.differences(RECIPE, now) == [
+        "threads: 2 then, 4 now",
+        "clipguide: 0.1.0 then, absent now",
+        "torch: 2.6.0 then, 2.7.0 now",
+        "timm: absent then, 1.0 now",
+    ]
+
+
 def test_parameters_without_negative():
     plain = dataclasses.replace(RECIPE, negative="")
     assert plain.parameters().splitlines()[1].startswith("Steps: 25")
@@ -145,6 +163,9 @@ def test_unwritable(tmp_path, path):
         altered(batch_seeds="67"),
         altered(batch_seeds=[1, -1]),
         altered(batch_seeds=list(range(20_000))),
+        altered(batch_position=0),
+        altered(batch_position=2),
+        altered(cfg=10**400),
         altered(libraries={"torch": 2}),
         altered(libraries=[]),
         "1" * 10_000,

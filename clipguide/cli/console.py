@@ -1,0 +1,83 @@
+"""What a command shows while it works: warnings in one line each, and a progress bar on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
+from ..errors import ClipguideWarning
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ..pipelines.text_to_image import Step
+
+
+@contextlib.contextmanager
+def plain_speech() -> Iterator[None]:
+    """Show clipguide's own warnings as one line on stderr, and keep other libraries quiet."""
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        typer.echo(f"clipguide: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ClipguideWarning)
+        warnings.showwarning = show
+        yield
+
+
+class Meter:
+    """A progress bar over `samples` samples, with the guide's and the judge's mean score in it.
+
+    A context; call it with each Step. Nothing is shown where `quiet`, or where stderr is a file.
+    """
+
+    def __init__(self, samples: int, *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        self._progress: Progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("{task.fields[scores]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._samples = samples
+        self._task = self._progress.add_task("loading", total=None, scores="")
+
+    def __enter__(self) -> Meter:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, step: Step) -> None:
+        scores = {"guide": step.guide_score_B, "judge": step.judge_score_B}
+        self._progress.update(
+            self._task,
+            description="drawing",
+            total=self._samples * step.total,
+            advance=len(step.guide_score_B),
+            scores=score_line({k: v.mean() for k, v in scores.items() if v is not None}),
+        )
+
+
+def score_line(scores: dict[str, float]) -> str:
+    """'guide 0.312  judge 0.287'."""
+    return "  ".join(f"{name} {score:.3f}" for name, score in scores.items())

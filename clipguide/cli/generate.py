@@ -1,0 +1,285 @@
+"""clipguide generate: draw a picture of each prompt, steered by CLIP."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from ..prompts import shorten
+from . import console, naming
+
+if TYPE_CHECKING:
+    from ..pipelines.text_to_image import Picture, Step
+
+MAX_PICTURES = 1000
+
+
+def generate(
+    prompts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PROMPT...",
+            help="What to draw, one picture a PROMPT. 'a red fox | oil painting:0.5 | blur:-1': "
+            "| separates parts, :number is a part's weight, below 0 repels, \\| and \\: are "
+            "ordinary characters.",
+            show_default=False,
+        ),
+    ],
+    guide: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What CLIP steers towards. [default: the prompt]"),
+    ] = None,
+    negative: Annotated[
+        str, typer.Option(metavar="TEXT", help="What to keep away from.", show_default=False)
+    ] = "",
+    count: Annotated[int, typer.Option("--count", "-n", help="Pictures a prompt.")] = 1,
+    best_of: Annotated[
+        int, typer.Option(help="Draw this many for each picture, keep the guide's favourite.")
+    ] = 1,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How hard CLIP steers; 0 is plain sampling. [default: 0.1]"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: 30]")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Seed of the first picture; the next ones count up. [default: a new one]",
+        ),
+    ] = None,
+    cfg: Annotated[
+        float | None,
+        typer.Option(help="Scale of classifier-free guidance; 1 is none. [default: 4.0]"),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="SIDE|WxH", help="Pixels. [default: the model's]"),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="mini, or a diffusers folder or name.")
+    ] = "mini",
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The CLIP that steers: mini, an open_clip folder or ARCHITECTURE/TAG. "
+            "[default: the model's]",
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The CLIP that judges. [default: mini-judge]"),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="A PNG, a folder, or a pattern with {prompt}, {seed}, {index}. "
+            "[default: {prompt}-{seed}.png]",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Also write all on one sheet.")] = False,
+    preview: Annotated[
+        int, typer.Option(metavar="N", help="Write a preview every N steps; 0: none.")
+    ] = 0,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also write a sheet with the unguided beside each.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line for each file.")
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps. [default: the best there is]"),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", help="float32, float16 or bfloat16.")
+    ] = "float32",
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Draw one at a time: the same bits however many.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bar; print the paths alone.")
+    ] = False,
+) -> None:
+    """Draw a picture of each PROMPT, steered by CLIP.
+
+    Each PNG carries the recipe that made it. Nothing is overwritten without --force.
+    """
+    if not 1 <= count * len(prompts) <= MAX_PICTURES:
+        raise UsageError(f"A run draws 1 to {MAX_PICTURES} pictures, not {count * len(prompts)}.")
+    if preview < 0:
+        raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    wanted = {"grid": grid, "compare": compare, "preview": preview > 0}
+    files = _Files.plan(out, prompts, count, seed, wanted, force=force)
+    models = {"model": model, "clip": clip, "judge": judge, "dtype": dtype}
+    settings = {
+        "guide": guide,
+        "negative": negative,
+        "count": count,
+        "best_of": best_of,
+        "strength": strength,
+        "steps": steps,
+        "seed": seed,
+        "cfg": cfg,
+        "size": None if size is None else _pixels(size),
+        "exact": exact,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    with console.plain_speech():
+        try:
+            models["device"] = device or _best_device()
+            _draw(prompts, models, settings, files, preview=preview, quiet=quiet)
+        finally:
+            files.tell(as_json=as_json, quiet=quiet)
+
+
+@dataclass
+class _Files:
+    """The files of a run: claimed before it, and told of after it, however it ends."""
+
+    paths: list[Path]
+    sheets: dict[str, Path]
+    force: bool
+    pictures: list[Picture] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+
+    @classmethod
+    def plan(
+        cls,
+        out: str | None,
+        prompts: list[str],
+        count: int,
+        seed: int,
+        wanted: dict[str, bool],
+        *,
+        force: bool,
+    ) -> _Files:
+        paths = naming.plan(out, prompts=prompts, count=count, seed=seed)
+        sheets = {kind: naming.beside(paths[0], kind) for kind in wanted if wanted[kind]}
+        naming.claim([*paths, *sheets.values()], force=force)
+        return cls(paths, sheets, force)
+
+    def add(self, picture: Picture) -> None:
+        """Write the next picture."""
+        from ..recipe import save_png
+
+        path = self.paths[len(self.pictures)]
+        save_png(picture.image, picture.recipe, path, overwrite=self.force)
+        self.pictures.append(picture)
+
+    def add_sheet(self, kind: str, pictures: list[Any], labels: list[str], columns: int) -> None:
+        """Write a sheet of PIL pictures; the preview again and again."""
+        from ..images import contact_sheet
+        from ..recipe import write_png
+
+        sheet = contact_sheet(pictures, labels=labels, columns=columns)
+        again = kind in self.written
+        write_png(sheet, self.sheets[kind], overwrite=self.force or again)
+        if not again:
+            self.written.append(kind)
+
+    def tell(self, *, as_json: bool, quiet: bool) -> None:
+        """Print the path and the scores of all that was written."""
+        for path, picture in zip(self.paths, self.pictures, strict=False):
+            if as_json:
+                _print_json(
+                    path, prompt=picture.recipe.prompt, seed=picture.seed, **_scores(picture)
+                )
+            elif quiet:
+                typer.echo(path)
+            else:
+                typer.echo(f"{path}  {console.score_line(_scores(picture))}")
+        for kind in self.written:
+            if as_json:
+                _print_json(self.sheets[kind], sheet=kind)
+            else:
+                typer.echo(self.sheets[kind])
+
+
+def _scores(picture: Picture) -> dict[str, float]:
+    scores = {"guide": picture.guide_score, "judge": picture.judge_score}
+    return {name: score for name, score in scores.items() if score is not None}
+
+
+def _print_json(path: Path, **facts: object) -> None:
+    typer.echo(json.dumps({"path": str(path), **facts}))
+
+
+def _draw(
+    prompts: list[str],
+    models: dict[str, Any],
+    settings: dict[str, Any],
+    files: _Files,
+    *,
+    preview: int,
+    quiet: bool,
+) -> None:
+    from ..images import to_pil
+    from ..pipelines.text_to_image import TextToImage
+
+    passes = 2 if "compare" in files.sheets else 1
+    samples = len(files.paths) * settings["best_of"] * passes
+    with console.Meter(samples, quiet=quiet) as meter:
+
+        def watch(step: Step) -> None:
+            meter(step)
+            if preview and (step.index + 1) % preview == 0:
+                pictures = to_pil(step.preview())
+                labels = [f"step {step.index + 1}"] * len(pictures)
+                files.add_sheet("preview", pictures, labels, _columns(len(pictures)))
+
+        draw = TextToImage(**models)
+        for picture in draw.iterate(prompts, **settings, on_step=watch):
+            files.add(picture)
+        if "grid" in files.sheets:
+            _write_grid(files)
+        if "compare" in files.sheets:
+            plain = draw.iterate(prompts, **{**settings, "strength": 0.0}, on_step=meter)
+            _write_comparison(files, list(plain))
+
+
+def _write_grid(files: _Files) -> None:
+    pictures = files.pictures
+    labels = [f"{p.seed} {shorten(p.recipe.prompt)}" for p in pictures]
+    files.add_sheet("grid", [p.image for p in pictures], labels, _columns(len(pictures)))
+
+
+def _write_comparison(files: _Files, plain: list[Picture]) -> None:
+    """Each picture as it comes without steering, and beside it as it was drawn."""
+    pairs = [pair for both in zip(plain, files.pictures, strict=True) for pair in both]
+    names = ("unguided", "guided")
+    labels = [f"{names[i % 2]} {console.score_line(_scores(p))}" for i, p in enumerate(pairs)]
+    files.add_sheet("compare", [p.image for p in pairs], labels, columns=2)
+
+
+def _pixels(size: str) -> int | tuple[int, int]:
+    """'128' or '128x96'."""
+    sides = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", size)
+    if not sides:
+        raise UsageError(
+            f"--size is a side in pixels, or width x height as in 512x768, not {size!r}."
+        )
+    return int(sides[1]) if sides[2] is None else (int(sides[1]), int(sides[2]))
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _columns(number: int) -> int:
+    return math.ceil(math.sqrt(number))

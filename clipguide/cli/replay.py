@@ -1,0 +1,106 @@
+"""clipguide replay: make a picture again from the recipe in its PNG, and compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from ..prompts import shorten
+from . import console, naming
+
+if TYPE_CHECKING:
+    from ..pipelines.text_to_image import Picture
+    from ..recipe import Recipe
+
+EMBEDDED = {"mini", "mini-judge", ""}
+
+
+def replay(
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG made by clipguide.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Keep the remade picture in this PNG.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="Load, and download, models that the recipe names beyond mini's."
+        ),
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Where to run. [default: the recipe's]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make a picture again and compare: exit 0 if every pixel is equal, 1 if not.
+
+    When pixels differ, it says what else does: versions, weights, device, threads.
+    """
+    from ..recipe import differences, read_png, save_png
+
+    recipe = read_png(picture)
+    if not trust:
+        _refuse_foreign(recipe, picture)
+    if out:
+        naming.claim([out], force=force)
+    with console.plain_speech():
+        remade = _remake(recipe, device or recipe.device)
+    if out:
+        save_png(remade.image, remade.recipe, out, overwrite=force)
+    unequal, most = _compare(picture, remade)
+    changes = differences(recipe, remade.recipe)
+    if as_json:
+        facts = {"equal": not unequal, "unequal_values": unequal, "largest_difference": most}
+        typer.echo(json.dumps({**facts, "differences": changes}))
+    else:
+        _tell(unequal, most, changes)
+    raise typer.Exit(1 if unequal else 0)
+
+
+def _refuse_foreign(recipe: Recipe, picture: Path) -> None:
+    if foreign := sorted({recipe.model, recipe.clip, recipe.judge} - EMBEDDED):
+        names = shorten(", ".join(foreign), 200)
+        raise UsageError(
+            f"The recipe of {picture} names {names}: give --trust to load that, and download what "
+            "is not here, if you trust who made the picture."
+        )
+
+
+def _remake(recipe: Recipe, device: str) -> Picture:
+    from ..pipelines.text_to_image import TextToImage
+
+    pipeline = TextToImage(
+        model=recipe.model,
+        clip=recipe.clip,
+        judge=recipe.judge or None,
+        device=device,
+        dtype=recipe.dtype,
+    )
+    return pipeline.replay(recipe)
+
+
+def _compare(picture: Path, remade: Picture) -> tuple[int, int]:
+    """How many of the 8-bit values differ, and by how much at most."""
+    import numpy as np
+
+    from ..images import load
+
+    then, now = (np.asarray(image).astype(int) for image in (load(picture), remade.image))
+    if then.shape != now.shape:
+        return now.size, 255
+    return int((then != now).sum()), int(abs(then - now).max())
+
+
+def _tell(unequal: int, most: int, changes: list[str]) -> None:
+    if not unequal:
+        typer.echo("The same picture, pixel for pixel.")
+    else:
+        typer.echo(f"Not the same: {unequal} of the 8-bit values differ, by up to {most}.")
+        if not changes:
+            typer.echo("The recipe is the same to the letter, so the pixels may have been edited.")
+    for change in changes:
+        typer.echo(f"  {change}")

@@ -1,0 +1,44 @@
+"""What importing does: next to nothing."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import clipguide
+
+HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "open_clip", "timm", "rich")
+
+
+def python(code):
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return run.stdout
+
+
+@pytest.mark.parametrize("module", ["clipguide", "clipguide.cli.app"])
+def test_nothing_heavy_is_imported(module):
+    loaded = python(f"import sys, {module}; print(*sys.modules)").split()
+    assert not set(HEAVY).intersection(loaded)
+
+
+def test_every_public_name_is_there():
+    for name in clipguide.__all__:
+        assert getattr(clipguide, name) is not None
+    assert set(clipguide.__all__) <= set(dir(clipguide))
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="no attribute 'stear'"):
+        clipguide.stear  # noqa: B018
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"]])
+def test_help_answers_in_a_blink(arguments):
+    code = f"import sys; sys.argv[1:] = {arguments}; from clipguide.cli.app import main; main()"
+    seconds = []
+    for _ in range(5):  # the best of five: other programs may be using the processor
+        start = time.perf_counter()
+        python(code)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) <= 0.3

@@ -1,0 +1,44 @@
+"""The README's blocks run as they stand."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from clipguide.cli.app import app
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+LINES = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
+COMMANDS = [line for line in LINES if line.startswith("clipguide ")]
+
+
+def test_every_block_is_of_a_kind_that_runs():
+    assert {language for language, _ in BLOCKS} == {"python", "bash"}
+
+
+def test_first_lines():
+    assert [line for line in LINES if line not in COMMANDS] == [
+        'pip install -e . && clipguide generate "a red fox"',
+        "pip install -e '.[test]' && pytest",
+    ]
+
+
+def test_the_first_example_is_under_six_lines():
+    assert len([line for line in PYTHON[0].splitlines() if line]) < 6
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(README), "exec"), {})
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_command(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, shlex.split(line)[1:])
+    assert result.exit_code == 0, result.output
