@@ -1,0 +1,416 @@
+"""Text to image: a diffusers pipeline, steered by a CLIP, judged by another.
+
+pictures = TextToImage()("a red fox", seed=1)
+pictures[0].image.save("fox.png")
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from .. import __version__, mini
+from ..clip import Clip, fingerprint, load_clip, to_dtype
+from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
+from ..guidance import Step, steer
+from ..guidance.families import default_clip, family
+from ..guidance.steer import STRENGTH
+from ..images import to_pil
+from ..objectives import Similarity
+from ..prompts import Prompt, parse, shorten
+from ..recipe import Recipe
+
+STEPS = 30
+CFG = 4.0
+BATCH_SIZE = 8
+MOST = 1000  # pictures of a prompt, candidates of a picture, steps
+CANDIDATE_STRIDE = 1_000_000  # candidate k of the picture of seed s has the seed s + k·stride
+MAX_SEED = 2**63 - 1
+LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "timm")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, how it was made, and its cosines with the guide's text, for guide and judge."""
+
+    image: Image.Image
+    recipe: Recipe
+    guide_score: float
+    judge_score: float | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One sample to draw: the picture that it is a candidate for, its texts and its seed."""
+
+    picture: int
+    prompt: str
+    guide: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    negative: str
+    best_of: int
+    strength: float
+    steps: int
+    cfg: float
+    width: int
+    height: int
+
+
+class TextToImage:
+    """A pipeline with its guide and its judge, loaded once.
+
+    Args:
+        model: "mini", or a diffusers folder or name.
+        clip: the guide, as `load_clip` names it; mini for mini, else by the table of families.
+        judge: a CLIP that only scores; mini-judge for mini, else none.
+        device: where all run, as torch names it.
+        dtype: of the pipeline's weights: float32, float16 or bfloat16. The CLIPs are float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str = "mini",
+        clip: str | None = None,
+        judge: str | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
+        self.model, self.device, self.dtype = model, device, dtype
+        self.pipe = _load_pipeline(model, device=device, dtype=dtype)
+        clip = default_clip(self.pipe) if clip is None else clip
+        judge = "mini-judge" if judge is None and model == "mini" else judge
+        self.clip: Clip = load_clip(clip, device=device)
+        self.judge: Clip | None = load_clip(judge, device=device) if judge else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the pipeline's weights."""
+        modules = {
+            name: part
+            for name, part in self.pipe.components.items()
+            if isinstance(part, torch.nn.Module)
+        }
+        return fingerprint(modules)
+
+    @property
+    def native_size(self) -> int:
+        """The side in pixels that the model draws by default."""
+        size = self.pipe.unet.config.sample_size
+        return self.pipe.vae_scale_factor * (size if isinstance(size, int) else size[0])
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        guide: str | Sequence[str] | None = None,
+        negative: str = "",
+        count: int = 1,
+        best_of: int = 1,
+        strength: float = STRENGTH,
+        steps: int = STEPS,
+        seed: int = 0,
+        cfg: float = CFG,
+        size: int | tuple[int, int] | None = None,
+        exact: bool = False,
+        batch_size: int = BATCH_SIZE,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> list[Picture]:
+        """All pictures of `iterate`."""
+        return list(
+            self.iterate(
+                prompts,
+                guide=guide,
+                negative=negative,
+                count=count,
+                best_of=best_of,
+                strength=strength,
+                steps=steps,
+                seed=seed,
+                cfg=cfg,
+                size=size,
+                exact=exact,
+                batch_size=batch_size,
+                on_step=on_step,
+            )
+        )
+
+    def iterate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        guide: str | Sequence[str] | None = None,
+        negative: str = "",
+        count: int = 1,
+        best_of: int = 1,
+        strength: float = STRENGTH,
+        steps: int = STEPS,
+        seed: int = 0,
+        cfg: float = CFG,
+        size: int | tuple[int, int] | None = None,
+        exact: bool = False,
+        batch_size: int = BATCH_SIZE,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Iterator[Picture]:
+        """Pictures, prompt by prompt, as soon as the batch that finishes them is done.
+
+        Args:
+            prompts: what to draw, in the syntax of `clipguide.prompts`.
+            guide: what the CLIP steers towards, one text for all or one a prompt; the prompt itself
+                if None.
+            negative: what classifier-free guidance leads away from.
+            count: pictures of each prompt; the i-th has the seed `seed` + i.
+            best_of: candidates of each picture, the k-th of the picture's seed + k·1,000,000; the
+                one with the best guide score is kept.
+            strength: of the steering, as a fraction of rms(x0); 0 is plain sampling.
+            steps: of the sampler.
+            seed: 0 … 2⁶³ − 1.
+            cfg: scale of classifier-free guidance; 1 is none.
+            size: side in pixels, or width and height.
+            exact: sample one at a time: a picture's bits do not depend on its neighbours.
+            batch_size: most samples at a time.
+            on_step: called after each step of each batch.
+
+        Raises:
+            UsageError: a value is out of range; nothing was sampled.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        guides = _guides(guide, prompts)
+        _check_numbers(count=count, best_of=best_of, steps=steps, batch_size=batch_size)
+        if not 0 <= seed <= MAX_SEED - best_of * CANDIDATE_STRIDE - count:
+            raise UsageError(f"The seed must be a whole number from 0 to about 2⁶³, not {seed}.")
+        if not abs(cfg) < 1000:
+            raise UsageError(f"The scale of classifier-free guidance cannot be {cfg}.")
+        width, height = self._size(size)
+        if negative and cfg <= 1:
+            warnings.warn(
+                "negative is ignored: it takes a cfg above 1.", ClipguideWarning, stacklevel=2
+            )
+        settings = _Settings(
+            negative=negative,
+            best_of=best_of,
+            strength=strength,
+            steps=steps,
+            cfg=cfg,
+            width=width,
+            height=height,
+        )
+        jobs = [
+            _Job(p * count + i, prompt, text, seed + i + k * CANDIDATE_STRIDE)
+            for p, (prompt, text) in enumerate(zip(prompts, guides, strict=True))
+            for i in range(count)
+            for k in range(best_of)
+        ]
+        return self._iterate(jobs, settings, 1 if exact else batch_size, on_step)
+
+    def replay(self, recipe: Recipe) -> Picture:
+        """The picture that a recipe made, with the same bits where weights, libraries, device and
+        threads are the same. The recipe's models are not looked at: this object's are used."""
+        _check_numbers(steps=recipe.steps, batch_size=len(recipe.batch_seeds))
+        if recipe.batch_position >= len(recipe.batch_seeds):
+            raise UsageError("The recipe's batch_position lies outside its batch.")
+        width, height = self._size((recipe.width, recipe.height))
+        settings = _Settings(
+            negative=recipe.negative,
+            best_of=recipe.best_of,
+            strength=recipe.strength,
+            steps=recipe.steps,
+            cfg=recipe.cfg,
+            width=width,
+            height=height,
+        )
+        jobs = [_Job(0, recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
+        return self._sample(jobs, settings, None)[recipe.batch_position]
+
+    def _iterate(
+        self,
+        jobs: Sequence[_Job],
+        settings: _Settings,
+        batch_size: int,
+        on_step: Callable[[Step], None] | None,
+    ) -> Iterator[Picture]:
+        """Sample in batches; yield the best candidate of a picture once it has them all."""
+        candidates: list[Picture] = []
+        for start in range(0, len(jobs), batch_size):
+            for picture in self._sample(jobs[start : start + batch_size], settings, on_step):
+                candidates.append(picture)
+                if len(candidates) == settings.best_of:
+                    yield max(candidates, key=lambda candidate: candidate.guide_score)
+                    candidates = []
+
+    def _sample(
+        self,
+        jobs: Sequence[_Job],
+        settings: _Settings,
+        on_step: Callable[[Step], None] | None,
+    ) -> list[Picture]:
+        """One batch."""
+        guides = [parse(job.guide) for job in jobs]
+        objective = Similarity(self.clip, guides)
+        with steer(
+            self.pipe, objective, judge=self.judge, strength=settings.strength, on_step=on_step
+        ):
+            image_B3HW = self.pipe(
+                prompt=[_to_draw(job.prompt) for job in jobs],
+                negative_prompt=[settings.negative] * len(jobs) if settings.cfg > 1 else None,
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.cfg,
+                width=settings.width,
+                height=settings.height,
+                generator=[torch.Generator().manual_seed(job.seed) for job in jobs],
+                output_type="pt",
+            ).images
+        pictures = to_pil(image_B3HW)
+        guide_scores = objective.score_pictures(pictures).tolist()
+        judge_scores: list[float | None] = [None] * len(jobs)
+        if self.judge is not None:
+            judge = Similarity(self.judge, guides, views=None)
+            judge_scores = judge.score_pictures(pictures).tolist()
+        return [
+            Picture(
+                image=pictures[i],
+                recipe=self._recipe(jobs, i, settings, guide_scores[i], judge_scores[i]),
+                guide_score=guide_scores[i],
+                judge_score=judge_scores[i],
+                seed=jobs[i].seed,
+            )
+            for i in range(len(jobs))
+        ]
+
+    def _recipe(
+        self,
+        jobs: Sequence[_Job],
+        i: int,
+        settings: _Settings,
+        guide_score: float,
+        judge_score: float | None,
+    ) -> Recipe:
+        return Recipe(
+            command="generate",
+            prompt=jobs[i].prompt,
+            guide=jobs[i].guide,
+            negative=settings.negative,
+            seed=jobs[i].seed,
+            steps=settings.steps,
+            strength=settings.strength,
+            cfg=settings.cfg,
+            width=settings.width,
+            height=settings.height,
+            scheduler=type(self.pipe.scheduler).__name__,
+            best_of=settings.best_of,
+            model=self.model,
+            model_fingerprint=self.fingerprint,
+            clip=self.clip.name,
+            clip_fingerprint=self.clip.fingerprint,
+            judge=self.judge.name if self.judge else "",
+            judge_fingerprint=self.judge.fingerprint if self.judge else "",
+            device=self.device,
+            dtype=self.dtype,
+            threads=torch.get_num_threads(),
+            libraries=_versions(),
+            batch_position=i,
+            batch_seeds=tuple(job.seed for job in jobs),
+            guide_score=guide_score,
+            judge_score=0.0 if judge_score is None else judge_score,
+        )
+
+    def _size(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
+        """Width and height. UsageError if the model does not draw them."""
+        native = self.native_size
+        width, height = (
+            (native, native) if size is None else (size, size) if isinstance(size, int) else size
+        )
+        grain = self.pipe.vae_scale_factor * 2 ** (
+            len(self.pipe.unet.config.block_out_channels) - 1
+        )
+        least, most = max(grain, native // 2), native * 2
+        if any(side % grain or not least <= side <= most for side in (width, height)):
+            raise UsageError(
+                f"{self.model} does not draw {width}x{height}: a side is a multiple of {grain} "
+                f"pixels from {least} to {most}; {native} is best."
+            )
+        return width, height
+
+
+def _load_pipeline(model: str, *, device: str, dtype: str):
+    """A diffusers pipeline that can be steered, without safety checker and progress bar."""
+    torch_dtype = to_dtype(dtype)
+    if model == "mini":
+        mini.check("generator")
+        source = mini.path("generator")
+    elif Path(model).is_dir() or "/" in model:
+        source = model
+    else:
+        raise UsageError(f"There is no model {shorten(model)!r}.{close_matches(model, ['mini'])}")
+    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
+        raise UsageError(f"{source} is no diffusers folder: it has no model_index.json.")
+    if model == "mini":
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+            StableDiffusionPipeline as Pipeline,
+        )
+    else:
+        from diffusers import DiffusionPipeline as Pipeline
+    try:
+        pipe = Pipeline.from_pretrained(
+            source, torch_dtype=torch_dtype, use_safetensors=True, safety_checker=None
+        )
+        family(pipe)
+        pipe = pipe.to(device)
+    except ClipguideError:
+        raise
+    except Exception as error:  # diffusers, transformers, safetensors and json each raise their own
+        reason = shorten(" ".join(str(error).split()), 200)
+        raise ClipguideError(f"The model {model} cannot be loaded: {reason}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _guides(guide: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:
+    """One guide text a prompt. UsageError for a prompt or guide that does not parse."""
+    if not prompts:
+        raise UsageError("There is no prompt: say what to draw.")
+    if guide is None:
+        guides = list(prompts)
+    else:
+        guides = [guide] * len(prompts) if isinstance(guide, str) else list(guide)
+    if len(guides) != len(prompts):
+        raise UsageError(
+            f"{len(prompts)} prompts need one guide text or as many, not {len(guides)}."
+        )
+    for prompt, text in zip(prompts, guides, strict=True):
+        _to_draw(prompt)
+        parse(text)
+    return guides
+
+
+def _to_draw(prompt: str) -> str:
+    """What the generator is conditioned on."""
+    parsed: Prompt = parse(prompt)
+    if not parsed.text:
+        raise UsageError(
+            f"Every part of the prompt {shorten(prompt)!r} repels: say what to draw as well."
+        )
+    return parsed.text
+
+
+def _check_numbers(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if not 1 <= value <= MOST:
+            raise UsageError(f"{name} must be from 1 to {MOST}, not {value}.")
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"clipguide": __version__, **versions}
