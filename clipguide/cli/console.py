@@ -23,7 +23,11 @@ def plain_speech() -> Iterator[None]:
     """Show clipguide's own warnings as one line on stderr, and keep other libraries quiet."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         typer.echo(f"clipguide: {message}", err=True)
@@ -58,7 +62,7 @@ class Meter:
             redirect_stderr=False,
         )
         self._samples = samples
-        self._task = self._progress.add_task("loading", total=None, scores="")
+        self._task = self._progress.add_task("drawing", total=None, scores="")
 
     def __enter__(self) -> Meter:
         self._progress.start()
@@ -71,7 +75,6 @@ class Meter:
         scores = {"guide": step.guide_score_B, "judge": step.judge_score_B}
         self._progress.update(
             self._task,
-            description="drawing",
             total=self._samples * step.total,
             advance=len(step.guide_score_B),
             scores=score_line({k: v.mean() for k, v in scores.items() if v is not None}),

@@ -26,7 +26,7 @@ def generate(
     prompts: Annotated[
         list[str],
         typer.Argument(
-            metavar="PROMPT...",
+            metavar="PROMPT",
             help="What to draw, one picture a PROMPT. 'a red fox | oil painting:0.5 | blur:-1': "
             "| separates parts, :number is a part's weight, below 0 repels, \\| and \\: are "
             "ordinary characters.",
@@ -228,6 +228,7 @@ def _draw(
     from ..images import to_pil
     from ..pipelines.text_to_image import TextToImage
 
+    draw = TextToImage(**models)
     passes = 2 if "compare" in files.sheets else 1
     samples = len(files.paths) * settings["best_of"] * passes
     with console.Meter(samples, quiet=quiet) as meter:
@@ -239,7 +240,6 @@ def _draw(
                 labels = [f"step {step.index + 1}"] * len(pictures)
                 files.add_sheet("preview", pictures, labels, _columns(len(pictures)))
 
-        draw = TextToImage(**models)
         for picture in draw.iterate(prompts, **settings, on_step=watch):
             files.add(picture)
         if "grid" in files.sheets:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..errors import UsageError, close_matches
 from ..prompts import parse
-from ..recipe import prepare, refuse_existing
 
 DEFAULT = "{prompt}-{seed}.png"
 MAX_SLUG = 100  # bytes; a file system allows names of 255
@@ -44,6 +43,8 @@ def plan(out: str | None, *, prompts: Sequence[str], count: int, seed: int) -> l
 
 def claim(paths: Sequence[Path], *, force: bool) -> None:
     """Make the folders; an error if a file is there, unless forced, or could not be written."""
+    from ..recipe import prepare, refuse_existing  # with Pillow: not for --help
+
     for path in paths:
         if not force:
             refuse_existing(path)

@@ -1,0 +1,284 @@
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from clipguide import recipe as recipes
+from clipguide.cli import naming
+from clipguide.cli.app import app
+from clipguide.errors import UsageError
+
+FAST = ["--steps", "2"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def invoke(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+# Names of files
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A red fox!", "a-red-fox"),
+        ("a red fox | oil painting:0.5 | blur:-1", "a-red-fox-oil-painting"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("🦊", "fox-face"),
+        ("赤い狐", "赤い狐"),
+        ("हिन्दी", "हिन्दी"),
+        ("...", "picture"),
+        ("x" * 500, "x" * 100),
+        ("狐" * 500, "狐" * 33),
+    ],
+)
+def test_slug(prompt, name):
+    assert naming.slug(prompt) == name
+
+
+@pytest.mark.parametrize(
+    ("out", "names"),
+    [
+        (None, ["a-fox-7.png", "a-fox-8.png", "an-owl-7.png", "an-owl-8.png"]),
+        ("new/", [f"new/a-fox-{i}.png" for i in (7, 8)] + [f"new/an-owl-{i}.png" for i in (7, 8)]),
+        ("new", [f"new/a-fox-{i}.png" for i in (7, 8)] + [f"new/an-owl-{i}.png" for i in (7, 8)]),
+        ("{index:02}.png", ["00.png", "01.png", "02.png", "03.png"]),
+        ("{prompt}/{seed}.png", ["a-fox/7.png", "a-fox/8.png", "an-owl/7.png", "an-owl/8.png"]),
+    ],
+)
+def test_plan(out, names):
+    assert naming.plan(out, prompts=["a fox", "an owl"], count=2, seed=7) == [*map(Path, names)]
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        "one.png",
+        "{seed}.png",
+        "a.jpg",
+        "{seed}.jpg",
+        "{sed}.png",
+        "{seed",
+        "{}.png",
+        "{seed.x}.png",
+    ],
+)
+def test_plan_refuses(out):
+    with pytest.raises(UsageError):
+        naming.plan(out, prompts=["a fox", "an owl"], count=2, seed=7)
+
+
+# generate
+
+
+def test_generate(tiny_mini):
+    result = invoke("generate", "a red fox", "--seed", 7, *FAST)
+    assert result.stdout.startswith("a-red-fox-7.png  guide ") and "judge" in result.stdout
+    recipe = recipes.read_png("a-red-fox-7.png")
+    assert (recipe.prompt, recipe.guide, recipe.seed, recipe.steps) == ("a red fox",) * 2 + (7, 2)
+    assert recipe.model == "mini" and os.listdir() == ["a-red-fox-7.png"]
+
+
+def test_every_option_reaches_the_recipe(tiny_mini):
+    options = {
+        "--guide": "a fox",
+        "--negative": "blur",
+        "--best-of": 2,
+        "--strength": 0.2,
+        "--steps": 3,
+        "--seed": 11,
+        "--cfg": 2.5,
+        "--size": "32x48",
+        "--clip": "mini-judge",
+        "--judge": "mini",
+        "--dtype": "bfloat16",
+        "--device": "cpu",
+    }
+    flat = [item for pair in options.items() for item in pair]
+    invoke("generate", "a red fox", *flat, "--out", "a.png")
+    recipe = recipes.read_png("a.png")
+    assert recipe.seed in (11, 1_000_011)
+    assert (recipe.guide, recipe.negative, recipe.best_of) == ("a fox", "blur", 2)
+    assert (recipe.strength, recipe.steps, recipe.cfg) == (0.2, 3, 2.5)
+    assert (recipe.width, recipe.height) == (32, 48) == Image.open("a.png").size
+    assert (recipe.clip, recipe.judge) == ("mini-judge", "mini")
+    assert (recipe.device, recipe.dtype) == ("cpu", "bfloat16")
+
+
+def test_the_defaults_that_help_names_are_the_librarys():
+    from clipguide import TextToImage
+
+    text = " ".join(invoke("generate", "--help").stdout.split())
+    parameters = inspect.signature(TextToImage.iterate).parameters
+    for name in ("strength", "steps", "cfg", "count", "best_of"):
+        option = text[text.index("--" + name.replace("_", "-")) :]
+        option = option[: option.index("]")]
+        assert option.endswith(f"[default: {parameters[name].default}"), option
+
+
+def test_a_new_seed_each_time(tiny_mini):
+    for _ in range(2):
+        invoke("generate", "fox", *FAST)
+    seeds = {recipes.read_png(name).seed for name in os.listdir()}
+    assert len(seeds) == 2
+
+
+def test_grid_compare_and_preview(tiny_mini):
+    options = ["--count", 3, "--seed", 7, "--grid", "--compare", "--preview", 1]
+    result = invoke("generate", "fox", *options, *FAST)
+    sheets = ["fox-7-preview.png", "fox-7-grid.png", "fox-7-compare.png"]
+    names = ["fox-7.png", "fox-8.png", "fox-9.png"]
+    assert sorted(os.listdir()) == sorted(names + sheets)
+    assert [line.split("  ")[0] for line in result.stdout.splitlines()] == names + sheets
+    side = pixels("fox-7.png").shape[0]
+    compare = pixels("fox-7-compare.png")
+    assert (compare[4 : 4 + side, side + 8 : 2 * side + 8] == pixels("fox-7.png")).all()
+    invoke("generate", "fox", "--seed", 7, "--strength", 0, "--count", 3, *FAST, "--out", "plain/")
+    assert (compare[4 : 4 + side, 4 : 4 + side] == pixels("plain/fox-7.png")).all()
+
+
+def test_json(tiny_mini):
+    result = invoke("generate", "fox", "owl", "--seed", 7, "--grid", "--json", *FAST)
+    *pictures, sheet = map(json.loads, result.stdout.splitlines())
+    assert [set(p) for p in pictures] == [{"path", "prompt", "seed", "guide", "judge"}] * 2
+    assert [p["path"] for p in pictures] == ["fox-7.png", "owl-7.png"]
+    assert sheet == {"path": "fox-7-grid.png", "sheet": "grid"}
+
+
+def test_quiet_prints_paths_alone(tiny_mini):
+    result = invoke("generate", "fox", "--seed", 7, "--quiet", *FAST)
+    assert (result.stdout, result.stderr) == ("fox-7.png\n", "")
+
+
+def test_exact_is_the_same_alone_and_in_company(tiny_mini):
+    invoke("generate", "fox", "--seed", 7, "--count", 3, "--exact", "--out", "many/", *FAST)
+    invoke("generate", "fox", "--seed", 9, "--exact", "--out", "one.png", *FAST)
+    assert (pixels("many/fox-9.png") == pixels("one.png")).all()
+
+
+def test_force(tiny_mini):
+    Path("a.png").write_text("mine")
+    result = invoke("generate", "fox", "--out", "a.png", *FAST, code=2)
+    assert "--force" in result.stderr and Path("a.png").read_text() == "mine"
+    invoke("generate", "fox", "--out", "a.png", "--force", *FAST)
+    assert recipes.read_png("a.png").prompt == "fox"
+
+
+INTERRUPTED = """
+import sys
+from clipguide import mini
+from pathlib import Path
+mini.FOLDER = Path(sys.argv.pop(1))
+from clipguide.cli.app import main
+main()
+"""
+
+
+def test_ctrl_c_keeps_what_is_finished(tiny_mini, tmp_path):
+    options = ["fox", "--seed", "7", "--count", "1000", "--exact", "--steps", "2"]
+    run = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tiny_mini), "generate", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not Path("fox-8.png").exists():  # the test's own limit ends this if it never comes
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    stdout, stderr = run.communicate(timeout=30)
+    assert run.returncode == 130 and "Traceback" not in stderr and "stopped" in stderr
+    names = sorted(os.listdir(), key=lambda name: int(name[4:-4]))
+    assert [line.split("  ")[0] for line in stdout.splitlines()] == names and len(names) >= 2
+    assert all(recipes.read_png(name) for name in names)
+
+
+# replay
+
+
+@pytest.fixture
+def picture(tiny_mini, tmp_path):
+    invoke("generate", "fox", "--count", 3, "--seed", 7, *FAST)
+    return Path("fox-8.png")
+
+
+def rewritten(path, **changes):
+    """The same pixels under another recipe."""
+    values = {**json.loads(recipes.read_png(path).to_json()), **changes}
+    recipe = recipes.from_json(json.dumps(values))
+    recipes.save_png(Image.open(path), recipe, "other.png")
+    return "other.png"
+
+
+def test_replay_is_pixel_for_pixel(picture):
+    result = invoke("replay", picture, "--out", "again.png")
+    assert "pixel for pixel" in result.stdout
+    assert (pixels("again.png") == pixels(picture)).all()
+
+
+def test_replay_of_another_seed_differs(picture):
+    other = rewritten(picture, seed=1008, batch_seeds=[7, 1008, 9])
+    result = invoke("replay", other, "--json", code=1)
+    facts = json.loads(result.stdout)
+    assert not facts["equal"] and facts["unequal_values"] > 0 and facts["differences"] == []
+
+
+def test_replay_says_what_differs(picture):
+    then = recipes.read_png(picture).libraries
+    other = rewritten(
+        picture,
+        seed=1008,
+        batch_seeds=[7, 1008, 9],
+        libraries={**then, "torch": "1.0"},
+        model_fingerprint="0" * 64,
+    )
+    result = invoke("replay", other, code=1)
+    assert f"torch: 1.0 then, {then['torch']} now" in result.stdout
+    assert f"model_fingerprint: {'0' * 64} then" in result.stdout
+
+
+@pytest.mark.parametrize("field", ["model", "clip", "judge"])
+def test_replay_loads_nothing_that_it_is_not_told_to(picture, field):
+    other = rewritten(picture, **{field: "/tmp/evil"})
+    result = invoke("replay", other, code=2)
+    assert "/tmp/evil" in result.stderr and "--trust" in result.stderr
+
+
+def test_replay_loads_what_it_is_told_to(picture, generator_folder):
+    other = rewritten(picture, model=str(generator_folder))
+    assert "pixel for pixel" in invoke("replay", other, "--trust").stdout
+
+
+# models and the rest
+
+
+def test_models(tiny_mini):
+    result = invoke("models")
+    assert "guide: test" in result.stdout and "top-1: 0.5" in result.stdout
+    found = json.loads(invoke("models", "--json").stdout)
+    assert [model["name"] for model in found] == ["guide", "judge", "generator"]
+    assert all(model["licence"] and model["bytes"] > 0 for model in found)
+
+
+def test_version():
+    assert invoke("--version").stdout == "clipguide 0.1.0\n"
