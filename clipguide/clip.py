@@ -49,11 +49,11 @@ class Clip:
         transform: Callable[[Image.Image], torch.Tensor],
         tokenizer: Callable[..., torch.Tensor],
         name: str,
-        device: str | torch.device = "cpu",
+        device: str = "cpu",
         dtype: str = "float32",
     ) -> None:
         self.name = name
-        self.device = torch.device(device)
+        self.device = to_device(device)
         self.dtype = to_dtype(dtype)
         self.preprocess = dict(model.visual.preprocess_cfg)
         size = self.preprocess["size"]
@@ -158,6 +158,7 @@ def load_clip(name: str = "mini", *, device: str = "cpu", dtype: str = "float32"
     for one that does not load.
     """
     to_dtype(dtype)
+    to_device(device)
     if name in MINI:
         mini.check(MINI[name])
         source, tag = f"local-dir:{mini.path(MINI[name])}", None
@@ -178,7 +179,7 @@ def load_clip(name: str = "mini", *, device: str = "cpu", dtype: str = "float32"
         raise
     except Exception as error:  # open_clip, safetensors and json each raise their own
         reason = shorten(" ".join(str(error).split()), 200)
-        raise ClipguideError(f"The CLIP {name} cannot be loaded: {reason}") from error
+        raise ClipguideError(f"The CLIP {name} cannot be loaded: {reason.rstrip('.')}.") from error
 
 
 def to_dtype(name: str) -> torch.dtype:
@@ -186,6 +187,17 @@ def to_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise UsageError(f"There is no dtype {name!r}.{close_matches(name, DTYPES)}")
     return DTYPES[name]
+
+
+def to_device(name: str) -> torch.device:
+    """The torch device of a name. UsageError if it cannot be used here."""
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UsageError(
+            f"There is no device {shorten(name)!r} here; cpu is always there."
+        ) from None
+    return torch.device(name)
 
 
 def fingerprint(modules: dict[str, nn.Module], *, extra: object = None) -> str:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from .. import __version__, mini
-from ..clip import Clip, fingerprint, load_clip, to_dtype
+from ..clip import Clip, fingerprint, load_clip, to_device, to_dtype
 from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
 from ..guidance import Step, steer
 from ..guidance.families import default_clip, family
@@ -347,6 +347,7 @@ class TextToImage:
 def _load_pipeline(model: str, *, device: str, dtype: str):
     """A diffusers pipeline that can be steered, without safety checker and progress bar."""
     torch_dtype = to_dtype(dtype)
+    to_device(device)
     if model == "mini":
         mini.check("generator")
         source = mini.path("generator")
@@ -372,7 +373,9 @@ def _load_pipeline(model: str, *, device: str, dtype: str):
         raise
     except Exception as error:  # diffusers, transformers, safetensors and json each raise their own
         reason = shorten(" ".join(str(error).split()), 200)
-        raise ClipguideError(f"The model {model} cannot be loaded: {reason}") from error
+        raise ClipguideError(
+            f"The model {model} cannot be loaded: {reason.rstrip('.')}."
+        ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

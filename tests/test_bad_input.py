@@ -1,0 +1,253 @@
+"""Bad input to the commands: one sentence, exit code 2 or 1, nothing lost, no traceback."""
+
+import json
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+from typer.testing import CliRunner
+
+from clipguide import mini
+from clipguide import recipe as recipes
+from clipguide.cli.app import app
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(*arguments, code=2):
+    """The one line that a command answers with. It leaves no file behind."""
+    before = sorted(Path().rglob("*"))
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("clipguide: "), result.stderr
+    assert len(lines[0]) < 500 and lines[0].endswith((".", "?")), lines[0]
+    assert [path for path in Path().rglob("*") if path.is_file() and path not in before] == []
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([""], "empty"),
+        (["  \t"], "empty"),
+        (["fox", ""], "empty"),
+        (["fox |"], "empty part"),
+        (["fox:nan"], "finite"),
+        (["fox:0"], "weight 0"),
+        (["blur:-1"], "say what to draw"),
+        (["fox \udcff"], "UTF-8"),
+        (["fox", "--guide", ""], "empty"),
+        (["fox", "--guide", "a:inf"], "finite"),
+        (["fox", "--steps", "0"], "steps"),
+        (["fox", "--steps", "-1"], "steps"),
+        (["fox", "--steps", "1000000"], "steps"),
+        (["fox", "--strength", "nan"], "strength"),
+        (["fox", "--strength", "inf"], "strength"),
+        (["fox", "--strength", "-1"], "strength"),
+        (["fox", "--cfg", "nan"], "guidance"),
+        (["fox", "--count", "10000"], "1000 pictures"),
+        (["fox", "--count", "0"], "1000 pictures"),
+        (["fox", "--count", "-3"], "1000 pictures"),
+        (["fox", "--best-of", "0"], "best_of"),
+        (["fox", "--seed", "-1"], "seed"),
+        (["fox", "--seed", str(2**63)], "seed"),
+        (["fox", "--size", "7"], "7x7"),
+        (["fox", "--size", "0"], "0x0"),
+        (["fox", "--size", "999999"], "999999x999999"),
+        (["fox", "--size", "-32"], "--size"),
+        (["fox", "--size", "big"], "--size"),
+        (["fox", "--preview", "-1"], "--preview"),
+        (["fox", "--model", "minni"], "Did you mean mini"),
+        (["fox", "--model", "no/such/folder"], "no/such/folder"),
+        (["fox", "--model", "."], "no diffusers folder"),
+        (["fox", "--clip", "minni"], "Did you mean mini"),
+        (["fox", "--clip", "ViT-B-23/openai"], "Did you mean ViT-B-"),
+        (["fox", "--clip", "."], "no CLIP folder"),
+        (["fox", "--judge", "mini-jugde"], "Did you mean mini-judge"),
+        (["fox", "--device", "tpu9"], "tpu9"),
+        (["fox", "--device", "meta"], "meta"),
+        (["fox", "--dtype", "float23"], "Did you mean float32"),
+        (["fox", "--out", "fox.jpg"], "PNG"),
+        (["fox", "--out", "{sed}.png"], "Did you mean seed"),
+        (["fox", "owl", "--out", "fox.png"], "--out"),
+        (["fox", "--count", "2", "--out", "fox.png"], "--out"),
+    ],
+)
+def test_generate(tiny_mini, arguments, message):
+    code = 1 if message == "no/such/folder" else 2
+    assert message in refused("generate", *arguments, code=code)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        " ".join(["fox"] * 5000),
+        "красная лиса",
+        "赤い狐",
+        "ثعلب أحمر",
+        "🦊",
+        "👩‍🚀",
+        "fox\n\nowl",
+        "a\x00b",
+    ],
+)
+def test_odd_prompts_are_drawn(tiny_mini, prompt):
+    arguments = ["generate", prompt, "--steps", "1", "--seed", "7", "--out", "a.png"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert recipes.read_png("a.png").prompt == prompt
+
+
+def test_what_is_cut_is_said(tiny_mini):
+    prompt = " ".join(["fox"] * 5000)
+    result = CliRunner().invoke(app, ["generate", prompt, "--steps", "1", "--out", "a.png"])
+    assert result.exit_code == 0, result.output
+    assert "is lost" in result.stderr and len(result.stderr) < 2000
+
+
+@pytest.mark.parametrize("model", ["guide", "judge", "generator"])
+@pytest.mark.parametrize("damage", ["cut", "swapped", "gone"])
+def test_damaged_weights(mini_folder, monkeypatch, tmp_path_factory, model, damage):
+    home = tmp_path_factory.mktemp("damaged")
+    shutil.copytree(mini_folder, home, dirs_exist_ok=True)
+    monkeypatch.setattr(mini, "FOLDER", home)
+    file = sorted((home / model).rglob("*.safetensors"))[0]
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-1000])
+    elif damage == "swapped":
+        other = "judge" if model == "guide" else "guide"
+        shutil.copy(next((home / other).rglob("*.safetensors")), file)
+    else:
+        file.unlink()
+    assert "reinstall clipguide" in refused("generate", "fox", code=1)
+
+
+def test_damaged_weights_of_ones_own(tiny_mini, generator_folder, clip_folder, tmp_path_factory):
+    home = tmp_path_factory.mktemp("own")
+    for name, source in (("model", generator_folder), ("clip", clip_folder)):
+        shutil.copytree(source, home / name)
+        for file in (home / name).rglob("*.safetensors"):
+            file.write_bytes(file.read_bytes()[:1000])
+        message = refused("generate", "fox", "--clip", "mini", f"--{name}", home / name, code=1)
+        assert "cannot be loaded" in message
+
+
+def test_a_folder_that_is_not_there_is_made(tiny_mini):
+    arguments = ["generate", "fox", "--steps", "1", "--seed", "7", "--out", "new/folder/"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert recipes.read_png("new/folder/fox-7.png")
+
+
+@pytest.mark.parametrize("out", ["file/a.png", "/proc/a.png", "x" * 250 + ".png"])
+def test_not_writable(tiny_mini, out):
+    Path("file").write_text("no folder")
+    assert "cannot be written" in refused("generate", "fox", "--out", out, code=1)
+
+
+@pytest.mark.parametrize("taken", ["a.png", "a-grid.png", "a-compare.png", "a-preview.png"])
+def test_nothing_is_overwritten(tiny_mini, taken):
+    Path(taken).write_text("mine")
+    sheets = ["--grid", "--compare", "--preview", "1"]
+    assert "--force" in refused("generate", "fox", "--out", "a.png", *sheets)
+    assert Path(taken).read_text() == "mine"
+
+
+def test_a_full_disk(tiny_mini):
+    """A limit on the size of files stands in for it: writing fails in the same place."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        message = refused("generate", "fox", "--steps", "1", code=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "free some space" in message
+
+
+@pytest.fixture
+def picture(tiny_mini, tmp_path):
+    arguments = ["generate", "fox", "--steps", "1", "--out", "good.png"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    return Path("good.png")
+
+
+def with_chunk(text):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("clipguide", text)
+    Image.new("RGB", (32, 32)).save("bad.png", pnginfo=info)
+    return "bad.png"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"steps": 10**15}, "steps"),
+        ({"width": 10**9}, "does not draw"),
+        ({"width": 7}, "does not draw"),
+        ({"cfg": "a"}, "cfg"),
+        ({"strength": -1}, "strength"),
+        ({"prompt": ""}, "empty"),
+        ({"guide": "a:nan"}, "finite"),
+        ({"seed": 10**30}, "seed"),
+        ({"batch_seeds": [1] * 10**5}, "batch_seeds"),
+        ({"model": "../../evil"}, "--trust"),
+        ({"clip": "https://evil"}, "--trust"),
+        ({"judge": "evil" * 10**4}, "--trust"),
+        ({"dtype": "__import__('os')"}, "dtype"),
+        ({"device": "evil"}, "evil"),
+        ({"version": 99}, "format 99"),
+        ({"surplus": 1}, "surplus"),
+    ],
+)
+def test_replay_of_a_hostile_recipe(picture, changes, message):
+    values = {**json.loads(recipes.read_png(picture).to_json()), **changes}
+    assert message in refused("replay", with_chunk(json.dumps(values)))
+
+
+def test_replay_without_recipe(picture):
+    Image.new("RGB", (32, 32)).save("plain.png")
+    Image.new("RGB", (32, 32)).save("plain.jpg")
+    Path("text.png").write_text("no picture")
+    Path("cut.png").write_bytes(picture.read_bytes()[:-100])
+    for name in ("plain.png", "plain.jpg", "text.png", "cut.png", "missing.png", "."):
+        assert name in refused("replay", name)
+    for text in ("", "{", "[" * 50_000, "1" * 10_000):
+        assert "recipe" in refused("replay", with_chunk(text))
+
+
+def test_replay_overwrites_nothing(picture):
+    assert "--force" in refused("replay", picture, "--out", picture)
+
+
+def test_replay_of_an_edited_picture(picture):
+    array = np.array(Image.open(picture))
+    array[0, 0] ^= 1
+    recipes.save_png(Image.fromarray(array), recipes.read_png(picture), "edited.png")
+    result = CliRunner().invoke(app, ["replay", "edited.png"])
+    assert result.exit_code == 1 and "3 of the 8-bit values differ, by up to 1" in result.stdout
+
+
+@pytest.mark.parametrize("model", ["guide", "judge", "generator"])
+def test_models_without_a_model(mini_folder, monkeypatch, tmp_path_factory, model):
+    home = tmp_path_factory.mktemp("less")
+    shutil.copytree(mini_folder, home, dirs_exist_ok=True)
+    shutil.rmtree(home / model)
+    monkeypatch.setattr(mini, "FOLDER", home)
+    monkeypatch.setattr(mini, "MODELS", ("guide", "judge", "generator"))
+    assert model in refused("models", code=1)
+
+
+def test_an_unknown_command_or_option():
+    for arguments in (["genrate", "fox"], ["generate", "fox", "--sead", "1"], ["generate"]):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2 and "Traceback" not in result.output
+    assert os.listdir() == []
