@@ -140,7 +140,10 @@ def write_generator(folder, *, seed: int = 0, prediction: str = "v_prediction"):
         tokenizer=CLIPTokenizer.from_pretrained(folder / "files"),
         unet=unet.eval(),
         scheduler=DDIMScheduler(
-            prediction_type=prediction, clip_sample=False, timestep_spacing="trailing"
+            prediction_type=prediction,
+            clip_sample=False,
+            timestep_spacing="trailing",
+            steps_offset=1,
         ),
         safety_checker=None,
         feature_extractor=None,

@@ -150,7 +150,7 @@ class Steering:
             return
         if self.pipe.scheduler is not scheduler:
             self._warn("The pipeline's scheduler was replaced, and its steps were not steered.")
-        elif self.config.strength and not self.report.steered and not self.report.skipped:
+        elif self.config.strength and self.report.trace and not self._covered:
             self._warn(f"No step was steered: none had a noise level in {self.config.window}.")
 
     def _steered(
