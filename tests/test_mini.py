@@ -1,0 +1,40 @@
+"""The embedded models as they ship."""
+
+import pytest
+
+from clipguide import mini
+from clipguide.errors import ClipguideError, UsageError
+
+
+@pytest.mark.parametrize("name", mini.MODELS)
+def test_whole_and_described(name):
+    mini.check(name)
+    assert mini.weights(name), "SHA256SUMS lists none of its files"
+    card = mini.card(name)
+    assert {"name", "licence", "task", "data", "figures"} <= set(card) and card["figures"]
+
+
+def test_every_weights_file_is_listed():
+    listed = {file for name in mini.MODELS for file in mini.weights(name)}
+    assert listed == set(mini.FOLDER.rglob("*.safetensors"))
+
+
+def test_nothing_that_a_pickle_could_hide_in():
+    kinds = {file.suffix for file in mini.FOLDER.rglob("*") if file.is_file()}
+    assert kinds <= {".safetensors", ".json", ".txt", ".md", ".py", ".pyc", ""}
+
+
+def test_small_enough_to_ship():
+    sizes = [file.stat().st_size for file in mini.FOLDER.rglob("*.safetensors")]
+    assert sum(sizes) <= 80e6 and max(sizes) <= 48e6
+
+
+def test_unknown():
+    with pytest.raises(UsageError, match="Did you mean judge"):
+        mini.path("jugde")
+
+
+def test_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(mini, "FOLDER", tmp_path)
+    with pytest.raises(ClipguideError, match="reinstall"):
+        mini.check("guide")
