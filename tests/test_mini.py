@@ -36,5 +36,7 @@ def test_unknown():
 
 def test_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(mini, "FOLDER", tmp_path)
-    with pytest.raises(ClipguideError, match="reinstall"):
-        mini.check("guide")
+    for _ in range(2):  # without the folder, then without the list of digests
+        with pytest.raises(ClipguideError, match="reinstall"):
+            mini.check("guide")
+        (tmp_path / "guide").mkdir(exist_ok=True)

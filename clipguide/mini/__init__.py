@@ -29,20 +29,28 @@ def path(name: str) -> Path:
 
 
 def weights(name: str) -> dict[Path, str]:
-    """The weights files of an embedded model, each with the sha256 it should have."""
-    prefix = f"{name}/"
-    listed = (line.split(maxsplit=1) for line in (FOLDER / "SHA256SUMS").read_text().splitlines())
-    return {FOLDER / file: digest for digest, file in listed if file.startswith(prefix)}
+    """The weights files of an embedded model, each with the sha256 that it should have."""
+    try:
+        lines = (FOLDER / "SHA256SUMS").read_text().splitlines()
+    except FileNotFoundError:
+        lines = []
+    listed = (line.split(maxsplit=1) for line in lines)
+    return {FOLDER / file: digest for digest, file in listed if file.startswith(f"{name}/")}
 
 
 def check(name: str) -> None:
     """Raise ClipguideError if a weights file of an embedded model is missing, cut or swapped."""
-    path(name)
-    for file, expected in weights(name).items():
+    folder = path(name)
+    listed = weights(name)
+    if not listed:
+        raise ClipguideError(
+            f"SHA256SUMS in {FOLDER} lists nothing in {name}: reinstall clipguide."
+        )
+    for file, expected in listed.items():
         if not file.is_file() or sha256(file) != expected:
             raise ClipguideError(
-                f"{file} is missing, cut short or not the file that clipguide ships: "
-                "reinstall clipguide."
+                f"{file.relative_to(folder)} of the embedded {name} is missing, cut short or not "
+                "the file that clipguide ships: reinstall clipguide."
             )
 
 
