@@ -256,10 +256,12 @@ def _write_grid(files: _Files) -> None:
 
 
 def _write_comparison(files: _Files, plain: list[Picture]) -> None:
-    """Each picture as it comes without steering, and beside it as it was drawn."""
+    """Each picture as it comes without steering, and beside it as it was drawn; with the judge's
+    scores, or without a judge the guide's."""
     pairs = [pair for both in zip(plain, files.pictures, strict=True) for pair in both]
     names = ("unguided", "guided")
-    labels = [f"{names[i % 2]} {console.score_line(_scores(p))}" for i, p in enumerate(pairs)]
+    scores = [p.guide_score if p.judge_score is None else p.judge_score for p in pairs]
+    labels = [f"{names[i % 2]} {score:.3f}" for i, score in enumerate(scores)]
     files.add_sheet("compare", [p.image for p in pairs], labels, columns=2)
 
 
