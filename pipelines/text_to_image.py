@@ -346,7 +346,7 @@ class TextToImage:
 
 def _load_pipeline(model: str, *, device: str, dtype: str):
     """A diffusers pipeline that can be steered, without safety checker and progress bar."""
-    torch_dtype = to_dtype(dtype)
+    weights_dtype = to_dtype(dtype)
     to_device(device)
     if model == "mini":
         mini.check("generator")
@@ -365,7 +365,7 @@ def _load_pipeline(model: str, *, device: str, dtype: str):
         from diffusers import DiffusionPipeline as Pipeline
     try:
         pipe = Pipeline.from_pretrained(
-            source, torch_dtype=torch_dtype, use_safetensors=True, safety_checker=None
+            source, dtype=weights_dtype, use_safetensors=True, safety_checker=None
         )
         family(pipe)
         pipe = pipe.to(device)

@@ -1,4 +1,4 @@
-"""Any CLIP: preprocessing against the checkpoint's own, texts that are cut, names that are wrong."""
+"""Any CLIP: preprocessing against the checkpoint's own, texts that are cut, wrong names."""
 
 from __future__ import annotations
 

@@ -1,0 +1,241 @@
+"""Text to image on tiny models: repeatability, seeds, candidates, recipes and replay."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from clipguide.pipelines import text_to_image
+from clipguide.pipelines.text_to_image import CANDIDATE_STRIDE, TextToImage
+
+from clipguide.clip import load_clip
+from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
+
+STEPS = 3
+
+
+@pytest.fixture
+def draw(tiny_mini):
+    return TextToImage()
+
+
+def pixels(picture) -> np.ndarray:
+    return np.asarray(picture.image).astype(int)
+
+
+def same(one, other) -> bool:
+    return np.array_equal(pixels(one), pixels(other))
+
+
+def test_one_prompt(draw):
+    (picture,) = draw("a red fox", steps=STEPS, seed=5)
+    assert picture.image.size == (32, 32) and picture.image.mode == "RGB"
+    assert picture.seed == picture.recipe.seed == 5
+    clip = load_clip("mini")
+    assert picture.guide_score == pytest.approx(
+        float(clip.encode_pictures([picture.image])[0] @ clip.encode_text(["a red fox"])[0]),
+        abs=1e-6,
+    )
+    assert picture.judge_score != picture.guide_score
+    assert picture.recipe.model == picture.recipe.clip == "mini"
+    assert picture.recipe.judge == "mini-judge"
+    assert picture.recipe.clip_fingerprint == clip.fingerprint
+    assert picture.recipe.batch_seeds == (5,)
+
+
+def test_a_run_repeats_whatever_ran_before(draw, tiny_mini):
+    first = draw(["a red fox", "a zebra"], count=2, steps=STEPS, seed=1)
+    draw("an owl", steps=2)
+    torch.rand(10)
+    again = draw(["a red fox", "a zebra"], count=2, steps=STEPS, seed=1)
+    fresh = TextToImage()(["a red fox", "a zebra"], count=2, steps=STEPS, seed=1)
+    for pictures in (again, fresh):
+        assert all(same(a, b) for a, b in zip(first, pictures, strict=True))
+        assert [p.guide_score for p in first] == [p.guide_score for p in pictures]
+    assert not any(same(a, b) for a, b in itertools.combinations(first, 2))
+
+
+def test_batch_equals_single(draw):
+    """Within two 8-bit values; bit for bit if exact."""
+    prompts = ["a red fox", "a zebra | stripes:2", "owl"]
+    batch = draw(prompts, steps=STEPS, seed=3)
+    exact = draw(prompts, steps=STEPS, seed=3, exact=True)
+    assert [p.recipe.batch_position for p in batch] == [0, 1, 2]
+    assert [p.recipe.batch_seeds for p in exact] == [(3,)] * 3
+    for i, prompt in enumerate(prompts):
+        (alone,) = draw(prompt, steps=STEPS, seed=3)
+        assert same(alone, exact[i])
+        difference = abs(pixels(alone) - pixels(batch[i]))
+        assert difference.max() <= 2
+        assert (difference == 0).mean() >= 0.999
+
+
+def test_seeds_and_order(draw):
+    pictures = draw(["a red fox", "a zebra"], count=3, steps=1, seed=10, batch_size=4)
+    assert [p.seed for p in pictures] == [10, 11, 12] * 2
+    assert [p.recipe.prompt for p in pictures] == ["a red fox"] * 3 + ["a zebra"] * 3
+    assert [len(p.recipe.batch_seeds) for p in pictures] == [4, 4, 4, 4, 2, 2]
+
+
+def test_best_of(draw):
+    """The best of the candidates by the guide, which are pictures of the strided seeds."""
+    settings = {"steps": STEPS, "exact": True}
+    best = draw("a red fox", count=2, best_of=3, seed=4, **settings)
+    for i, picture in enumerate(best):
+        seeds = [4 + i + k * CANDIDATE_STRIDE for k in range(3)]
+        candidates = [draw("a red fox", seed=seed, **settings)[0] for seed in seeds]
+        winner = max(candidates, key=lambda candidate: candidate.guide_score)
+        assert same(picture, winner)
+        assert picture.seed == winner.seed
+        assert picture.recipe.best_of == 3
+        assert not picture.guide_score < max(c.guide_score for c in candidates)
+
+
+def test_pictures_come_batch_by_batch(draw):
+    """What is finished before an interruption is there, and nothing is steered after it."""
+    steps = []
+
+    def stop(step):
+        steps.append(step.index)
+        if len(steps) > STEPS + 1:
+            raise KeyboardInterrupt
+
+    finished = []
+    with pytest.raises(KeyboardInterrupt):
+        for picture in draw.iterate("a fox", count=4, steps=STEPS, batch_size=2, on_step=stop):
+            finished.append(picture)
+    assert [p.seed for p in finished] == [0, 1]
+    assert "step" not in draw.pipe.scheduler.__dict__
+
+
+def test_strength_0_is_the_plain_pipeline(draw):
+    (plain,) = draw("a red fox", strength=0, steps=STEPS, seed=6, cfg=3.0, negative="blur")
+    image = draw.pipe(
+        "a red fox",
+        negative_prompt="blur",
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(6),
+    ).images[0]
+    assert np.array_equal(np.asarray(image), pixels(plain))
+
+
+def test_steering_raises_the_score(draw):
+    settings = {"count": 4, "steps": 8, "seed": 0}
+    plain = draw("a red fox", strength=0, **settings)
+    steered = draw("a red fox", strength=0.3, **settings)
+    assert all(a.guide_score > b.guide_score for a, b in zip(steered, plain, strict=True))
+
+
+def test_guide_may_differ_from_the_prompt(draw):
+    own, other = (draw("a fox", guide=text, steps=STEPS)[0] for text in (None, "zebra:3"))
+    assert not same(own, other)
+    assert (own.recipe.guide, other.recipe.guide) == ("a fox", "zebra:3")
+    each = draw(["a fox", "a fox"], guide=["a fox", "zebra:3"], steps=STEPS, exact=True)
+    assert same(each[0], own) and same(each[1], other)
+
+
+def test_sizes(draw):
+    (picture,) = draw("a fox", steps=1, size=(32, 48))
+    assert picture.image.size == (32, 48)
+    assert (picture.recipe.width, picture.recipe.height) == (32, 48)
+    for size in (7, 0, -8, 4096, (32, 33)):
+        with pytest.raises(UsageError, match="a multiple of 8 pixels from 16 to 64; 32 is best"):
+            draw("a fox", size=size)
+
+
+def test_progress(draw):
+    seen = []
+    draw(
+        "a fox",
+        count=3,
+        steps=STEPS,
+        batch_size=2,
+        on_step=lambda step: seen.append(
+            (step.index, len(step.guide_score_B), len(step.judge_score_B), step.preview().shape)
+        ),
+    )
+    two, one = (2, 2, (2, 3, 32, 32)), (1, 1, (1, 3, 32, 32))
+    assert seen == [(0, *two), (1, *two), (2, *two), (0, *one), (1, *one), (2, *one)]
+
+
+def test_replay(draw):
+    """Bit for bit, out of a mixed batch, and a best candidate too."""
+    pictures = draw(["a red fox", "zebra | owl:-0.5"], count=2, best_of=2, steps=STEPS, seed=8)
+    for picture in pictures:
+        remade = draw.replay(picture.recipe)
+        assert same(remade, picture)
+        assert remade.recipe == picture.recipe
+    broken = dataclasses.replace(pictures[0].recipe, batch_position=99)
+    with pytest.raises(UsageError, match="batch_position"):
+        draw.replay(broken)
+    for change in ({"steps": 0}, {"width": 7}, {"strength": -1.0}, {"prompt": ""}):
+        with pytest.raises(UsageError):
+            draw.replay(dataclasses.replace(pictures[0].recipe, **change))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompts": []}, "no prompt"),
+        ({"prompts": " "}, "empty"),
+        ({"prompts": "blur:-1"}, "say what to draw"),
+        ({"guide": ["a", "b"]}, "1 prompts need one guide text"),
+        ({"guide": ""}, "empty"),
+        ({"count": 0}, "count must be"),
+        ({"steps": -1}, "steps must be"),
+        ({"best_of": 100000}, "best_of must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"seed": 2**63}, "seed must be"),
+        ({"cfg": float("nan")}, "cannot be nan"),
+        ({"strength": float("nan")}, "strength must be"),
+    ],
+)
+def test_values_out_of_range(draw, settings, message):
+    with pytest.raises(UsageError, match=message):
+        draw(**{"prompts": "a fox", "steps": 1, **settings})
+
+
+def test_negative_without_classifier_free_guidance(draw):
+    with pytest.warns(ClipguideWarning, match="negative is ignored"):
+        draw("a fox", negative="blur", cfg=1, steps=1)
+
+
+def test_own_model(generator_folder, clip_folder, tiny_mini):
+    """A folder that is not mini needs a CLIP of its own, and has no judge unless one is named."""
+    with pytest.raises(UsageError, match="Which CLIP should guide"):
+        TextToImage(model=str(generator_folder))
+    draw = TextToImage(model=str(generator_folder), clip=str(clip_folder))
+    (picture,) = draw("a fox", steps=1)
+    assert picture.judge_score is None
+    assert (picture.recipe.judge, picture.recipe.judge_score) == ("", 0)
+    assert picture.recipe.model == str(generator_folder)
+    assert same(picture, TextToImage()("a fox", steps=1)[0])
+
+
+def test_other_schedulers(draw):
+    """What a recipe records is what sampled."""
+    draw.pipe.scheduler = diffusers.UniPCMultistepScheduler.from_config(draw.pipe.scheduler.config)
+    (picture,) = draw("a fox", steps=2)
+    assert picture.recipe.scheduler == "UniPCMultistepScheduler"
+
+
+def test_models_that_do_not_load(tmp_path, generator_folder, tiny_mini):
+    with pytest.raises(UsageError, match="Did you mean mini"):
+        TextToImage(model="mni")
+    with pytest.raises(UsageError, match="no model_index.json"):
+        TextToImage(model=str(tmp_path))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
+    with pytest.raises(ClipguideError, match="cannot be loaded"):
+        TextToImage(model=str(tmp_path))
+    with pytest.raises(UsageError, match="There is no dtype"):
+        TextToImage(dtype="float23")
+
+
+def test_defaults_are_those_of_the_library():
+    assert text_to_image.STRENGTH == text_to_image.steer.__kwdefaults__["strength"]
