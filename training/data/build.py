@@ -1,0 +1,145 @@
+"""Render every drawing and write the folder that training reads.
+
+pictures.npy    uint8 (N, 192, 192, 4), RGBA not premultiplied; 0 where transparent
+manifest.jsonl  one line a picture, in the same order
+table.md        sets, packages, versions, licences, counts, and what was left out
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from training.data.collect import Collector, Drawing
+from training.data.render import SIZE, LeftOut, render
+from training.data.sources import SETS, fetch, version
+
+NEAR = 0.08  # RMSE of 32x32 on white, values in [0, 1]: nearer is nearly the same picture
+
+
+def build(out: Path, root: Path, workers: int = 2) -> None:
+    """Make the data folder `out` from the sources under `root` (fetched where missing)."""
+    collector = Collector(fetch(root))
+    drawings = collector.all()
+    out.mkdir(parents=True, exist_ok=True)
+    raw, lines, seen = out / "pictures.raw", [], set()
+    with raw.open("wb") as file, multiprocessing.Pool(workers) as pool:
+        tasks = [(d.source, d.is_path, d.grey_rule) for d in drawings]
+        for drawing, result in zip(drawings, pool.imap(render_one, tasks, 16), strict=True):
+            if isinstance(result, str):
+                collector.dropped[result.split(":")[0]] += 1
+                continue
+            pixels, grey = result
+            digest = hashlib.sha256(pixels).digest()
+            if digest in seen:
+                collector.dropped["exact duplicate picture"] += 1
+                continue
+            seen.add(digest)
+            file.write(pixels)
+            lines.append(manifest_line(len(lines), drawing, grey))
+    write_npy(raw, out / "pictures.npy", len(lines))
+    mark_near(out / "pictures.npy", lines)
+    with (out / "manifest.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (out / "table.md").write_text(table(lines, collector.dropped), encoding="utf-8")
+
+
+def render_one(task: tuple) -> tuple[np.ndarray, bool] | str:
+    """The picture, or why there is none."""
+    try:
+        return render(*task)
+    except LeftOut as reason:
+        return str(reason)
+
+
+def manifest_line(index: int, drawing: Drawing, grey: bool) -> dict:
+    concept, chosen = drawing.concept, drawing.set
+    return {
+        "index": index, "set": chosen.name, "style": chosen.style, "family": chosen.family,
+        "concept": concept.concept, "names": concept.names, "keywords": concept.keywords,
+        "category": concept.category, "symbol": concept.symbol, "mono": grey,
+        "split": chosen.split, "licence": chosen.licence, "author": chosen.author,
+        "source": drawing.file, "emoji": concept.emoji,
+    }
+
+
+def write_npy(raw: Path, target: Path, count: int) -> None:
+    """Give the raw bytes an .npy header, so that numpy can map the file."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, SIZE, SIZE, 4)}
+    with target.open("wb") as file, raw.open("rb") as source:
+        np.lib.format.write_array_header_1_0(file, header)
+        shutil.copyfileobj(source, file, 1 << 24)
+    raw.unlink()
+
+
+def thumbnails(pictures: np.ndarray, side: int = 32) -> np.ndarray:
+    """float32 (N, side*side*3) in [0, 1]: the pictures on white, box-reduced."""
+    small = np.empty((len(pictures), side * side * 3), np.float32)
+    step = pictures.shape[1] // side
+    for start in range(0, len(pictures), 256):
+        block = np.asarray(pictures[start : start + 256], np.float32) / 255
+        white = block[..., :3] * block[..., 3:] + 1 - block[..., 3:]
+        white = white.reshape(len(block), side, step, side, step, 3).mean((2, 4))
+        small[start : start + 256] = white.reshape(len(block), -1)
+    return small
+
+
+def nearest(of: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """RMSE of each row of `of` to the nearest row of `among`."""
+    best = np.full(len(of), np.inf, np.float32)
+    squares = (among**2).sum(1)
+    for start in range(0, len(of), 512):
+        block = of[start : start + 512]
+        distance = (block**2).sum(1)[:, None] + squares[None] - 2 * block @ among.T
+        best[start : start + 512] = distance.min(1)
+    return np.sqrt(np.maximum(best, 0) / of.shape[1])
+
+
+def mark_near(path: Path, lines: list[dict]) -> None:
+    """Mark test-style pictures that are nearly a training picture (`near_train`)."""
+    small = thumbnails(np.load(path, mmap_mode="r"))
+    test = np.array([line["split"] != "train" for line in lines])
+    if not test.any() or test.all():
+        return
+    for index, distance in zip(np.flatnonzero(test), nearest(small[test], small[~test]), strict=True):
+        lines[index]["nearest_train"] = round(float(distance), 4)
+        lines[index]["near_train"] = bool(distance < NEAR)
+
+
+def table(lines: list[dict], dropped: Counter) -> str:
+    """The table of sets, counts of concepts and reasons, as Markdown."""
+    rows = ["# The pictures", "", "| set | style | family | package | licence | author | pictures "
+            "| no symbol | concepts | split |", "|---|---|---|---|---|---|---|---|---|---|"]
+    for chosen in SETS.values():
+        own = [line for line in lines if line["set"] == chosen.name]
+        plain = sum(not line["symbol"] for line in own)
+        rows.append(
+            f"| {chosen.name} | {chosen.style} | {chosen.family} | {chosen.package} "
+            f"({version(chosen.package)}) | {chosen.licence} | {chosen.author} | {len(own)} "
+            f"| {plain} | {len({line['concept'] for line in own})} | {chosen.split} |"
+        )
+    rows += ["", "| which | pictures | concepts | in >= 2 families | in >= 3 | in >= 5 |",
+             "|---|---|---|---|---|---|"]
+    for title, keep in (
+        ("train", lambda x: x["split"] == "train"),
+        ("train, without symbols", lambda x: x["split"] == "train" and not x["symbol"]),
+        ("test styles", lambda x: x["split"] != "train"),
+        ("test styles, without symbols", lambda x: x["split"] != "train" and not x["symbol"]),
+    ):
+        own = [line for line in lines if keep(line)]
+        families = Counter(concept for concept, _ in {(x["concept"], x["family"]) for x in own})
+        counts = [sum(n >= least for n in families.values()) for least in (2, 3, 5)]
+        rows.append(f"| {title} | {len(own)} | {len(families)} | "
+                    + " | ".join(map(str, counts)) + " |")
+    rows += ["", "| left out, because | drawings |", "|---|---|"]
+    rows += [f"| {why} | {count} |" for why, count in dropped.most_common()]
+    near = sum(bool(line.get("near_train")) for line in lines)
+    rows += ["", f"{near} pictures of the test styles are nearly a training picture "
+             f"(32x32 RMSE < {NEAR}) and are marked `near_train`."]
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,183 @@
+"""Which concept an emoji, or a name of one, stands for.
+
+The concept is the CLDR label in lower case, hyphens as spaces, its last word singular. Sets are
+joined by code point where they give one, and else by the union of all known names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CATEGORIES = {
+    0: "smileys & emotion", 1: "people & body", 3: "animals & nature", 4: "food & drink",
+    5: "travel & places", 6: "activities", 7: "objects", 8: "symbol", 9: "flags",
+}
+COUNTRY_FLAGS = (98, 99)
+SKIN = {f"1f3f{c}" for c in "bcdef"}
+# The commoner word where the CLDR label is the rarer one.
+RENAMED = {
+    "automobile": "car", "oncoming automobile": "oncoming car", "lady beetle": "ladybug",
+    "honeybee": "bee", "evergreen tree": "pine tree", "billed cap": "baseball cap",
+    "boar": "wild boar", "cooking": "fried egg", "pot of food": "stew", "moai": "moai statue",
+    "ewe": "sheep", "deciduous tree": "tree", "vertical traffic light": "traffic light",
+    "locked": "padlock", "unlocked": "open padlock", "high voltage": "lightning bolt",
+    "hourglass done": "hourglass", "light rail": "light rail train", "e mail": "e-mail",
+}
+CHILDREN, HEART, HANDSHAKE, RIGHT = {"1f466", "1f467"}, "2764", "1f91d", "27a1"
+HOLDING_HANDS = "1f9d1-200d-1f91d-200d-1f9d1"
+# Plural by nature, or not plural at all: never made singular.
+KEEP_S = set(
+    "glasses sunglasses goggles scissors jeans shorts trousers pants binoculars skis chopsticks "
+    "christmas santa claus tennis cactus octopus bus lotus virus hibiscus taurus aquarius pisces "
+    "sagittarius ophiuchus aries gas news species series physics abacus circus asterisk compass "
+    "dress cross glass grass class mattress walrus hippopotamus rhinoceros lens ares mars venus "
+    "aries hocus nexus plus minus stylus radius campus census iris axis tetris chess us swiss "
+    "arts aerobics shears loppers maracas less moss boss mass kiss headphones earphones tongs pliers tweezers pyjamas".split()
+)
+
+
+@dataclass
+class Concept:
+    """One thing that can be drawn, whatever the style."""
+
+    concept: str
+    category: str
+    symbol: bool = False
+    names: list[str] = field(default_factory=list)
+    keywords: list[str] = field(default_factory=list)
+    emoji: str = ""
+
+    def add_name(self, name: str) -> None:
+        if name and name not in self.names:
+            self.names.append(name)
+
+
+def singular(word: str) -> str:
+    """The singular of an English plural, by its ending; unknown endings stay."""
+    if word in KEEP_S or len(word) < 4 or word.endswith(("ss", "us", "is")) or word[-1] != "s":
+        return word
+    if word in ("leaves", "wolves", "knives", "halves", "loaves", "shelves"):
+        return {"leaves": "leaf", "wolves": "wolf", "knives": "knife", "halves": "half",
+                "loaves": "loaf", "shelves": "shelf"}[word]
+    if word.endswith("ies") and word not in ("cookies", "movies", "selfies", "zombies", "pies"):
+        return word[:-3] + "y"
+    if word.endswith(("shes", "ches", "xes", "sses", "toes", "zzes")):
+        return word[:-2]
+    return word[:-1]
+
+
+def clean(text: str) -> str:
+    """Lower case, straight apostrophes, spaces for hyphens and underscores."""
+    text = text.lower().replace("’", "'").replace("“", "").replace("”", "").replace("\u00a0", " ")
+    text = re.sub(r"^(person|man|woman): ", r"\1 with ", text).replace("keycap: ", "keycap ")
+    return re.sub(r"[\s_\-–:,!]+", " ", text).strip()
+
+
+def concept_key(text: str, person: bool = False) -> str:
+    """The key under which drawings are joined: cleaned, its last word singular."""
+    words = clean(text).split()
+    if words and not person and not {"with", "of", "and"} & set(words[:-1]):
+        words[-1] = singular(words[-1])
+    return RENAMED.get(" ".join(words), " ".join(words))
+
+
+def normal_hex(code: str) -> str:
+    return "-".join(p for p in code.lower().split("-") if p != "fe0f")
+
+
+def neutral(code: str) -> tuple[str | None, str]:
+    """(code point of the neutral emoji that `code` shows or stands in for, why) or (None, why)."""
+    parts = normal_hex(code).split("-")
+    if SKIN & set(parts):
+        return None, "skin tone"
+    if RIGHT in parts:
+        return None, "gender/direction variant"
+    if parts[-1] in ("2640", "2642") and "200d" in parts:
+        return "-".join(parts[:-2]), "stand-in"
+    if parts[0] in ("1f46b", "1f46c", "1f46d"):
+        return HOLDING_HANDS, "stand-in"
+    if len(parts) > 1 and parts[0] in ("1f468", "1f469"):
+        if CHILDREN & set(parts) or HEART in parts or HANDSHAKE in parts:
+            return None, "family/couple variant"
+        return "-".join(["1f9d1", *parts[1:]]), "stand-in"
+    if len(parts) > 1 and parts[0] == "1f9d1" and ("1f9d2" in parts or HEART in parts):
+        return None, "family/couple variant"
+    return "-".join(parts), "itself"
+
+
+class EmojiTable:
+    """All emoji with their concepts, and a dictionary of names that lead to them."""
+
+    def __init__(self, emojibase: Path, iconify: Path):
+        """`emojibase`: the folder `emojibase-data/en`; `iconify`: the folder of the sets' JSON."""
+        self.concepts: dict[str, Concept] = {}  # by concept key
+        self.by_code: dict[str, Concept] = {}
+        self.by_name: dict[str, str] = {}  # slug without spaces -> code point
+        data = json.loads((emojibase / "data.json").read_text(encoding="utf-8"))
+        codes = json.loads((emojibase / "shortcodes/github.json").read_text(encoding="utf-8"))
+        for entry in data:
+            if entry.get("group") in CATEGORIES and entry["subgroup"] not in COUNTRY_FLAGS:
+                self._add(entry, codes)
+        for entry in data:
+            if entry.get("group") in CATEGORIES and entry["subgroup"] not in COUNTRY_FLAGS:
+                self.by_name.setdefault(slug(entry["label"]), normal_hex(entry["hexcode"]))
+        self._add_aliases(iconify)
+        self._add_shortcodes(codes)
+
+    def _add(self, entry: dict, codes: dict) -> None:
+        code = normal_hex(entry["hexcode"])
+        if neutral(code)[0] != code:
+            return
+        person = entry["group"] in (0, 1)
+        key = concept_key(entry["label"], person)
+        concept = self.concepts.get(key)
+        if concept is None:
+            category = CATEGORIES[entry["group"]]
+            concept = Concept(key, category, symbol=category == "symbol", emoji=code)
+            self.concepts[key] = concept
+        concept.add_name(key)
+        concept.add_name(clean(entry["label"]))
+        for tag in entry.get("tags", ()):
+            if clean(tag) not in concept.keywords:
+                concept.keywords.append(clean(tag))
+        self.by_code[code] = concept
+
+    def _add_aliases(self, iconify: Path) -> None:
+        """Names and aliases of the sets that give code points, for the sets that do not."""
+        for name in ("fluent-emoji-flat", "noto", "twemoji", "openmoji"):
+            data = json.loads((iconify / f"{name}.json").read_text(encoding="utf-8"))
+            codes = {icon: normal_hex(code) for code, icon in data["chars"].items()}
+            for alias, parent in data.get("aliases", {}).items():
+                if parent["parent"] in codes and set(parent) == {"parent"}:
+                    codes.setdefault(alias, codes[parent["parent"]])
+            for icon, code in codes.items():
+                self.by_name.setdefault(slug(icon), code)
+                concept = self.by_code.get(code)
+                if concept is not None and name != "openmoji":
+                    concept.add_name(clean(icon))
+
+    def _add_shortcodes(self, codes: dict) -> None:
+        for code, names in codes.items():
+            concept = self.by_code.get(normal_hex(code))
+            for name in [names] if isinstance(names, str) else names:
+                if concept is None or not re.fullmatch(r"[a-z][a-z_]{2,}", name):
+                    continue
+                self.by_name.setdefault(slug(name), normal_hex(code))
+                if "_" in name or name in concept.keywords:
+                    concept.add_name(concept_key(name, concept.category in PEOPLE))
+
+    def find(self, name: str) -> Concept | None:
+        """The concept that a name (any case, hyphens or spaces or neither) leads to."""
+        code = self.by_name.get(slug(name))
+        return self.by_code.get(neutral(code)[0]) if code and neutral(code)[0] else None
+
+
+PEOPLE = ("smileys & emotion", "people & body")
+
+
+def slug(name: str) -> str:
+    """Letters and digits only, so that `icecream`, `ice-cream` and `ice cream` meet."""
+    return re.sub(r"[^a-z0-9]", "", clean(name))

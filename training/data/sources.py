@@ -1,0 +1,162 @@
+"""The picture sets, and the ordinary package clients that fetch them.
+
+Everything is pinned: an npm version, a Debian version, a PyPI version. A folder of sources is
+laid out as `npm/node_modules/…`, `deb/<package>/…` and `pip/x/…`; what is already there is used.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+NPM = {
+    "@iconify/json": "2.2.535",
+    "@lobehub/fluent-emoji-3d": "1.1.0",
+    "emojibase-data": "17.0.0",
+}
+DEBIAN = {"openclipart-svg": "1:0.18+dfsg-19", "tango-icon-theme": "0.8.90-11"}
+PYPI = {"arcade": "3.3.3"}
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """One set of drawings by one house. `family` merges sets that show nearly the same drawing."""
+
+    name: str
+    style: str
+    package: str
+    licence: str
+    author: str
+    kind: str = "emoji"  # emoji | icons | clipart
+    family: str = ""
+    split: str = "train"
+
+    def __post_init__(self):
+        if not self.family:
+            object.__setattr__(self, "family", self.style)
+
+
+FLUENT = "fluent-emoji"
+CC_BY, CC_BY_SA, APACHE, PUBLIC = "CC-BY-4.0", "CC-BY-SA-4.0", "Apache-2.0", "public domain"
+STREAMLINE = "Streamline"
+
+# name, style, package, licence, author, kind, family, split
+SETS = {
+    s.name: s
+    for s in (
+        PictureSet("noto", "noto", "@iconify/json", APACHE, "Google Inc"),
+        PictureSet("fluent-emoji", "fluent-color", "@iconify/json", "MIT",
+                   "Microsoft Corporation", family=FLUENT),
+        PictureSet("fluent-emoji-flat", "fluent-flat", "@iconify/json", "MIT",
+                   "Microsoft Corporation", family=FLUENT),
+        PictureSet("fluent-emoji-3d", "fluent-emoji-3d", "@lobehub/fluent-emoji-3d", "MIT",
+                   "Microsoft Corporation, LobeHub", family=FLUENT),
+        PictureSet("twemoji", "twemoji", "@iconify/json", CC_BY, "Twitter"),
+        PictureSet("noto-v1", "noto-v1", "@iconify/json", APACHE, "Google Inc"),
+        PictureSet("emojione", "emojione-v2", "@iconify/json", CC_BY, "Emoji One"),
+        PictureSet("fxemoji", "fxemoji", "@iconify/json", APACHE, "Mozilla"),
+        PictureSet("streamline-emojis", "streamline", "@iconify/json", CC_BY, STREAMLINE),
+        PictureSet("openmoji", "openmoji", "@iconify/json", CC_BY_SA, "OpenMoji",
+                   split="test_style"),
+        PictureSet("emojione-v1", "emojione-v1", "@iconify/json", CC_BY_SA, "Emoji One",
+                   split="test_style"),
+        PictureSet("streamline-ultimate-color", "streamline-ultimate-color", "@iconify/json",
+                   CC_BY, STREAMLINE, "icons"),
+        PictureSet("streamline-kameleon-color", "streamline-kameleon-color", "@iconify/json",
+                   CC_BY, STREAMLINE, "icons"),
+        PictureSet("streamline-stickies-color", "streamline-stickies-color", "@iconify/json",
+                   CC_BY, STREAMLINE, "icons"),
+        PictureSet("flat-color-icons", "flat-color-icons", "@iconify/json", "MIT", "Icons8",
+                   "icons"),
+        PictureSet("fluent-color", "fluent-ui", "@iconify/json", "MIT", "Microsoft Corporation",
+                   "icons"),
+        PictureSet("flat-ui", "flat-ui", "@iconify/json", "MIT", "Designmodo, Inc.", "icons"),
+        PictureSet("meteocons", "meteocons", "@iconify/json", "MIT", "Bas Milius", "icons"),
+        PictureSet("tango", "tango", "tango-icon-theme", PUBLIC, "the Tango project", "clipart"),
+        PictureSet("arcade-kenney", "arcade-kenney", "arcade", "CC0-1.0", "Kenney", "clipart"),
+        PictureSet("openclipart", "openclipart", "openclipart-svg", PUBLIC,
+                   "the Open Clip Art Library", "clipart"),
+    )
+}
+
+
+def version(package: str) -> str:
+    """The pinned version of a package, with the name of its registry."""
+    for registry, table in (("npm", NPM), ("Debian", DEBIAN), ("PyPI", PYPI)):
+        if package in table:
+            return f"{registry} {table[package]}"
+    raise KeyError(package)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where each package lies unpacked, under one root."""
+
+    root: Path
+
+    @property
+    def iconify(self) -> Path:
+        return self.root / "npm/node_modules/@iconify/json/json"
+
+    @property
+    def fluent_3d(self) -> Path:
+        return self.root / "npm/node_modules/@lobehub/fluent-emoji-3d/assets"
+
+    @property
+    def emojibase(self) -> Path:
+        return self.root / "npm/node_modules/emojibase-data/en"
+
+    @property
+    def openclipart(self) -> Path:
+        return self.root / "deb/x/usr/share/openclipart/svg"
+
+    @property
+    def tango(self) -> Path:
+        return self.root / "deb/t/usr/share/icons/Tango/scalable"
+
+    @property
+    def arcade(self) -> Path:
+        return self.root / "pip/x/arcade/resources/assets/images"
+
+
+def fetch(root: Path) -> Sources:
+    """Fetch what is missing under `root` (npm, apt-get download, pip download) and check versions."""
+    sources = Sources(root)
+    if not (sources.iconify.is_dir() and sources.fluent_3d.is_dir() and sources.emojibase.is_dir()):
+        folder = root / "npm"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "package.json").exists():
+            (folder / "package.json").write_text('{"private": true}\n')
+        wanted = [f"{name}@{number}" for name, number in NPM.items()]
+        run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", *wanted], folder)
+    for name, number in NPM.items():
+        found = json.loads((root / "npm/node_modules" / name / "package.json").read_text())["version"]
+        if found != number:
+            raise SystemExit(f"{name} is {found}, not {number}: remove {root / 'npm'} and try again.")
+    for (name, number), short, unpacked in zip(
+        DEBIAN.items(), ("x", "t"), (sources.openclipart, sources.tango), strict=True
+    ):
+        if not unpacked.is_dir():
+            folder = root / "deb"
+            folder.mkdir(parents=True, exist_ok=True)
+            run(["apt-get", "download", f"{name}={number}"], folder)
+            archive = next(folder.glob(f"{name}_*.deb"))
+            run(["dpkg", "-x", archive.name, short], folder)
+    if not sources.arcade.is_dir():
+        folder = root / "pip"
+        folder.mkdir(parents=True, exist_ok=True)
+        run(["pip", "download", "--no-deps", f"arcade=={PYPI['arcade']}", "-d", "."], folder)
+        with zipfile.ZipFile(next(folder.glob("arcade-*.whl"))) as wheel:
+            members = [m for m in wheel.namelist() if m.startswith("arcade/resources/assets/images")]
+            wheel.extractall(folder / "x", members)
+    return sources
+
+
+def run(command: list[str], folder: Path) -> None:
+    """Run one package client in `folder`; its own error text is the explanation."""
+    done = subprocess.run(command, cwd=folder)
+    if done.returncode:
+        raise SystemExit(f"'{' '.join(command)}' failed in {folder}; run it there by hand to see why.")
