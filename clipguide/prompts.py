@@ -44,15 +44,20 @@ class Prompt:
 
 def parse(prompt: str) -> Prompt:
     """The Prompt that a text spells out. UsageError if it is empty or a weight is no number."""
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise UsageError("The prompt is not valid text: give it in UTF-8.") from None
+    check_text(prompt)
     pieces = _PIECE.findall(prompt)
     parts = [_part(group, prompt) for group in _split(pieces, "|")]
     if not any(part.weight for part in parts):
         raise UsageError(f"Every part of the prompt {shorten(prompt)!r} has weight 0.")
     return Prompt(tuple(parts))
+
+
+def check_text(text: str) -> None:
+    """UsageError if bytes that are no UTF-8 came in, as they can on a command line."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{text!r} is not valid text: give it in UTF-8.") from None
 
 
 def shorten(text: str, limit: int = 60) -> str:

@@ -141,8 +141,8 @@ def save_png(
     written.
     """
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_itxt(CHUNK, recipe.to_json())
-    chunks.add_text("parameters", recipe.parameters())
+    chunks.add_itxt(CHUNK, _encodable(recipe.to_json()))
+    chunks.add_text("parameters", _encodable(recipe.parameters()))  # tEXt if Latin-1 will do
     write_png(picture, path, overwrite=overwrite, chunks=chunks)
 
 
@@ -220,6 +220,11 @@ def refuse_existing(path: Path) -> None:
         raise UsageError(
             f"{path} is there already: give --force (overwrite=True) or choose another name."
         )
+
+
+def _encodable(text: str) -> str:
+    """The text without what UTF-8 cannot hold: the name of a model's file may have any bytes."""
+    return text.encode(errors="replace").decode()
 
 
 def _refuse_constant(name: str) -> float:

@@ -24,7 +24,7 @@ from ..guidance.families import default_clip, family
 from ..guidance.steer import STRENGTH
 from ..images import to_pil
 from ..objectives import Similarity
-from ..prompts import Prompt, parse, shorten
+from ..prompts import Prompt, check_text, parse, shorten
 from ..recipe import Recipe
 
 STEPS = 30
@@ -188,6 +188,7 @@ class TextToImage:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         guides = _guides(guide, prompts)
+        check_text(negative)
         _check_numbers(count=count, best_of=best_of, steps=steps, batch_size=batch_size)
         if not 0 <= seed <= MAX_SEED - best_of * CANDIDATE_STRIDE - count:
             raise UsageError(f"The seed must be a whole number from 0 to about 2⁶³, not {seed}.")

@@ -46,6 +46,7 @@ def refused(*arguments, code=2):
         (["blur:-1"], "say what to draw"),
         (["fox \udcff"], "UTF-8"),
         (["fox", "--guide", ""], "empty"),
+        (["fox", "--negative", "\udcff"], "UTF-8"),
         (["fox", "--guide", "a:inf"], "finite"),
         (["fox", "--steps", "0"], "steps"),
         (["fox", "--steps", "-1"], "steps"),
@@ -109,9 +110,19 @@ def test_odd_prompts_are_drawn(tiny_mini, prompt):
 
 def test_what_is_cut_is_said(tiny_mini):
     prompt = " ".join(["fox"] * 5000)
-    result = CliRunner().invoke(app, ["generate", prompt, "--steps", "1", "--out", "a.png"])
+    arguments = ["generate", prompt, "--steps", "1", "--count", "2", "--exact", "--seed", "7"]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "is lost" in result.stderr and len(result.stderr) < 2000
+    lines = result.stderr.splitlines()
+    assert lines and all("is lost" in line and len(line) < 400 for line in lines)
+    assert len(set(lines)) == len(lines)
+
+
+def test_a_name_in_other_bytes(tiny_mini):
+    name = os.fsdecode(b"\xff.png")
+    result = CliRunner().invoke(app, ["generate", "fox", "--steps", "1", "--out", name])
+    assert result.exit_code == 0, result.output
+    assert result.stdout_bytes.startswith(b"\xff.png") and os.listdir() == [name]
 
 
 @pytest.mark.parametrize("model", ["guide", "judge", "generator"])

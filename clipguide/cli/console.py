@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def plain_speech() -> Iterator[None]:
-    """Show clipguide's own warnings as one line on stderr, and keep other libraries quiet."""
+    """Show clipguide's own warnings on stderr, each once, and keep other libraries quiet."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     from diffusers.utils import logging as diffusers_logging
@@ -29,14 +29,23 @@ def plain_speech() -> Iterator[None]:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
 
+    shown: set[str] = set()
+
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        typer.echo(f"clipguide: {message}", err=True)
+        if str(message) not in shown:
+            shown.add(str(message))
+            typer.echo(f"clipguide: {message}", err=True)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ClipguideWarning)
         warnings.showwarning = show
         yield
+
+
+def tell(line: str | os.PathLike) -> None:
+    """Print a line that names a file, whatever bytes its name is made of."""
+    typer.echo(os.fsencode(line))
 
 
 class Meter:

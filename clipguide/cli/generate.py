@@ -197,14 +197,14 @@ class _Files:
                     path, prompt=picture.recipe.prompt, seed=picture.seed, **_scores(picture)
                 )
             elif quiet:
-                typer.echo(path)
+                console.tell(path)
             else:
-                typer.echo(f"{path}  {console.score_line(_scores(picture))}")
+                console.tell(f"{path}  {console.score_line(_scores(picture))}")
         for kind in self.written:
             if as_json:
                 _print_json(self.sheets[kind], sheet=kind)
             else:
-                typer.echo(self.sheets[kind])
+                console.tell(self.sheets[kind])
 
 
 def _scores(picture: Picture) -> dict[str, float]:
