@@ -1,6 +1,9 @@
 import dataclasses
 import json
 import os
+import pickle
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -124,6 +127,43 @@ def test_of_two_writers_one_wins(tmp_path):
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["refused", "written"] and os.listdir(tmp_path) == ["a.png"]
+
+
+WRITER = """
+import pickle, sys
+from clipguide.recipe import save_png
+picture, recipe = pickle.load(sys.stdin.buffer)
+while True:
+    save_png(picture, recipe, "a.png", overwrite=True)
+    print(flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_writer_leaves_a_whole_file(tmp_path):
+    for written in range(1, 60, 2):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER],
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        writer.stdin.write(pickle.dumps((PICTURE, RECIPE)))
+        writer.stdin.close()
+        for _ in range(written):
+            writer.stdout.readline()
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+        assert read_png(tmp_path / "a.png") == RECIPE
+        with Image.open(tmp_path / "a.png") as image:
+            assert (np.asarray(image) == np.asarray(PICTURE)).all()
+
+
+def test_a_model_named_in_other_bytes(tmp_path):
+    odd = dataclasses.replace(RECIPE, model="model\udcff")
+    save_png(PICTURE, odd, tmp_path / "a.png")
+    assert read_png(tmp_path / "a.png").model == "model?"
 
 
 @pytest.mark.parametrize("path", ["file/a.png", "file/below/a.png", "x" * 250 + ".png"])
