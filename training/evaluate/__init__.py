@@ -1,0 +1,1 @@
+"""Measures every bar and prints them in one table; see `python -m training.evaluate --help`."""

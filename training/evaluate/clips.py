@@ -1,0 +1,99 @@
+"""Zero-shot naming by the three CLIPs: drawings, colours, synonyms.
+
+Legend: B pictures, K concepts, D the width of an embedding, 11 colours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+
+from clipguide import Clip
+from clipguide.errors import ClipguideError
+from training.data.colours import TERMS, dominant_colour
+from training.evaluate.drawings import Drawings, ranks, share_of_pairs
+from training.evaluate.ledger import CLIPS, HERE, Figure, Settings, figure
+
+SYNONYMS = HERE / "synonyms.json"
+CLEAR = 0.5  # a drawing has a colour if so much of it has, as in training
+
+
+@cache
+def all_drawings() -> Drawings:
+    """The drawings, read once."""
+    return Drawings()
+
+
+def measure(settings: Settings) -> Iterator[Figure]:
+    """Held-out drawings and the two styles never seen, among the names of all concepts."""
+    drawings = all_drawings()
+    for name in CLIPS:
+        clip, weights = settings.clip(name), settings.weights(name)
+        text_KD = clip.encode_text(drawings.concepts)
+        for what, found in drawings.tests().items():
+            found = settings.cut(found)
+            rank_B = ranks(drawings.encode(clip, found), text_KD, drawings.targets(found))
+            for top in (1, 5):
+                value, pairs = share_of_pairs(rank_B < top, found)
+                yield figure(f"{name}: {what}, top-{top}", value, n=pairs, weights=weights,
+                             note=f"{len(found)} drawings, among {len(text_KD)} concepts")
+
+
+def colours(settings: Settings) -> Iterator[Figure]:
+    """The right one of "a {colour} {concept}" for the 11 colours, where a drawing's is clear."""
+    drawings = all_drawings()
+    found, colour = [], []
+    for drawing in drawings.held_out:
+        term, share = dominant_colour(drawings.rgba[drawing.index])
+        if share >= CLEAR:
+            found.append(drawing)
+            colour.append(TERMS.index(term))
+    found, colour_B = settings.cut(found), torch.tensor(settings.cut(colour))
+    for name in CLIPS:
+        clip = settings.clip(name)
+        image_BD = drawings.encode(clip, found)
+        hit_B = colour_hits(clip, image_BD, [d.concept for d in found], colour_B)
+        value, pairs = share_of_pairs(hit_B, found)
+        yield figure(f"{name}: colour of held-out drawings", value, n=pairs,
+                     weights=settings.weights(name),
+                     note=f"{len(found)} drawings whose one colour covers half")
+
+
+def colour_hits(clip: Clip, image_BD: torch.Tensor, things: list[str],
+                colour_B: torch.Tensor) -> torch.Tensor:
+    """Whether the first of the 11 texts "a {colour} {thing}" has the colour of TERMS."""
+    texts = {thing: clip.encode_text([f"a {term} {thing}" for term in TERMS])
+             for thing in dict.fromkeys(things)}
+    text_B11D = torch.stack([texts[thing] for thing in things])
+    return (text_B11D @ image_BD[..., None])[..., 0].argmax(1) == colour_B
+
+
+def synonyms(settings: Settings) -> Iterator[Figure]:
+    """Drawings of a concept among all names, its own replaced by a word met with no picture."""
+    drawings = all_drawings()
+    words = dict(settings.cut(list(json.loads(SYNONYMS.read_text(encoding="utf-8")).items())))
+    met = {name for row in drawings.rows for name in (row["concept"], *row["names"])}
+    if known := met & set(words):
+        raise ClipguideError(f"Not synonyms without a picture: {', '.join(sorted(known))}.")
+    tests: dict[str, list] = {concept: [] for concept in words.values()}
+    for found in drawings.tests().values():
+        for drawing in found:
+            if drawing.concept in tests:
+                tests[drawing.concept].append(drawing)
+    for name in CLIPS:
+        clip, hits, pictures = settings.clip(name), [], 0
+        text_KD, word_SD = clip.encode_text(drawings.concepts), clip.encode_text(list(words))
+        image_BD = {c: drawings.encode(clip, found) for c, found in tests.items() if found}
+        for word_D, concept in zip(word_SD, words.values()):
+            if concept in image_BD:
+                target_B = drawings.targets(tests[concept])
+                replaced_KD = text_KD.index_copy(0, target_B[:1], word_D[None])
+                rank_B = ranks(image_BD[concept], replaced_KD, target_B)
+                hits.append((rank_B < 5).float().mean().item())
+                pictures += len(rank_B)
+        yield figure(f"{name}: synonyms, top-5", sum(hits) / len(hits), n=len(hits),
+                     weights=settings.weights(name),
+                     note=f"{pictures} drawings, each word's share weighs the same")

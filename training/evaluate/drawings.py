@@ -1,0 +1,107 @@
+"""The drawings that no model was trained on, and zero-shot naming among all concepts.
+
+Legend: B pictures, K concepts, D the width of an embedding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from clipguide import Clip
+from clipguide.errors import ClipguideError
+from training import common
+
+NOT_THINGS = ("symbol", "people & body", "smileys & emotion", "flags")
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A line of the manifest."""
+
+    index: int
+    concept: str
+    family: str
+    category: str
+
+
+class Drawings:
+    """The built data, read for testing: `concepts` are those of training, without symbols."""
+
+    def __init__(self, folder: Path = common.DATA) -> None:
+        if not (folder / "manifest.jsonl").exists():
+            raise ClipguideError(f"There are no drawings in {folder}: python -m training.data build.")
+        self.rgba = np.load(folder / "pictures.npy", mmap_mode="r")
+        with (folder / "manifest.jsonl").open(encoding="utf-8") as file:
+            self.rows = [json.loads(line) for line in file]
+        held = {(pair["concept"], pair["family"]) for pair in common.holdout()["pairs"]}
+        train = [row for row in self.rows if row["split"] == "train"]
+        self.concepts = sorted({row["concept"] for row in train if not row["symbol"]})
+        self.place = {concept: k for k, concept in enumerate(self.concepts)}
+        self.held_out = [_of(r) for r in train if (r["concept"], r["family"]) in held
+                         and r["concept"] in self.place]
+        self.trained = [_of(r) for r in train if (r["concept"], r["family"]) not in held]
+
+    def style(self, name: str) -> list[Drawing]:
+        """The drawings of a test set whose concept is one of `concepts`, near duplicates left out."""
+        return [_of(row) for row in self.rows
+                if row["set"] == name and row["concept"] in self.place and not row["symbol"]
+                and not row.get("near_train")]
+
+    def tests(self) -> dict[str, list[Drawing]]:
+        """The three sets that the bars name."""
+        return {"held-out drawings": self.held_out, "OpenMoji": self.style("openmoji"),
+                "EmojiOne v1": self.style("emojione-v1")}
+
+    def things(self, least: int = 3) -> list[str]:
+        """Concepts of things, not people or faces, that so many families draw; sorted."""
+        families: dict[str, set[str]] = {}
+        for drawing in self.trained + self.held_out:
+            if drawing.category not in NOT_THINGS and drawing.concept in self.place:
+                families.setdefault(drawing.concept, set()).add(drawing.family)
+        return sorted(c for c, found in families.items() if len(found) >= least)
+
+    def picture(self, index: int) -> Image.Image:
+        """Drawing `index` on white, RGB."""
+        drawing = Image.fromarray(np.asarray(self.rgba[index]), "RGBA")
+        return Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing).convert("RGB")
+
+    def encode(self, clip: Clip, drawings: Sequence[Drawing]) -> torch.Tensor:
+        """Unit vectors_BD, a few pictures in memory at a time."""
+        parts = [clip.encode_pictures([self.picture(d.index) for d in drawings[k:k + CHUNK]])
+                 for k in range(0, len(drawings), CHUNK)]
+        return torch.cat(parts)
+
+    def targets(self, drawings: Sequence[Drawing]) -> torch.Tensor:
+        """The places_B of the drawings' concepts."""
+        return torch.tensor([self.place[d.concept] for d in drawings])
+
+
+def _of(row: dict) -> Drawing:
+    return Drawing(row["index"], row["concept"], row["family"], row["category"])
+
+
+def ranks(image_BD: torch.Tensor, text_KD: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
+    """How many other texts score at least as high as the right one: 0 is first, ties count against.
+
+    ClipguideError if a score is not a number.
+    """
+    score_BK = image_BD @ text_KD.T
+    if not torch.isfinite(score_BK).all():
+        raise ClipguideError("A score is not a number: the weights are broken.")
+    return (score_BK >= score_BK.gather(1, target_B[:, None])).sum(1) - 1
+
+
+def share_of_pairs(hit_B: torch.Tensor, drawings: Sequence[Drawing]) -> tuple[float, int]:
+    """(mean, number) of concept x family pairs: the drawings of a pair share its one vote."""
+    pairs: dict[tuple[str, str], list[float]] = {}
+    for hit, drawing in zip(hit_B.tolist(), drawings):
+        pairs.setdefault((drawing.concept, drawing.family), []).append(float(hit))
+    return float(np.mean([np.mean(votes) for votes in pairs.values()])), len(pairs)

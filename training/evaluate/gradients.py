@@ -1,0 +1,140 @@
+"""What a CLIP's gradient draws: concepts on a Fourier canvas, under one guide alone.
+
+The canvas is a spectrum scaled by 1/f, in decorrelated colours, through a sigmoid (Olah et al.
+2017, "Feature Visualization", as in Lucid). The plain and the robust guide each get their own
+best learning rate, number of views and total variation from the same search; the judge chooses
+there, on concepts that are not measured, and the referee measures.
+
+Legend: B canvases, 3 channels, H rows, W columns, F = W/2 + 1 frequencies, K concepts, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from clipguide import Clip, Cutouts, Similarity, TotalVariation
+from clipguide.images import contact_sheet, to_pil
+from clipguide.prompts import Part, Prompt
+from training.evaluate.clips import all_drawings
+from training.evaluate.drawings import ranks
+from training.evaluate.ledger import Figure, Settings, figure
+
+SIZE = 128
+BATCH = 10
+CONCEPTS = 100
+SEARCHED = 8
+# Square root of the covariance of colours over ImageNet, by Lucid; rows are RGB.
+COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one guide draws: Adam's rate, crops a step beside the whole, weight of total variation."""
+
+    lr: float = 0.05
+    crops: int = 3
+    smooth: float = 0.0
+
+
+SEARCH = {"lr": (0.02, 0.05, 0.12), "smooth": (0.0, 2.0), "crops": (1, 3)}
+
+
+class FourierCanvas:
+    """B pictures of one size as spectra: `image()` is image_B3HW in [0, 1]."""
+
+    def __init__(self, batch: int, size: int = SIZE, seed: int = 0) -> None:
+        y_H1 = torch.fft.fftfreq(size)[:, None]
+        x_F = torch.fft.rfftfreq(size)
+        frequency_HF = (y_H1.square() + x_F.square()).sqrt()
+        self.scale_HF = size / frequency_HF.clamp_min(1 / size) / 4
+        colours = torch.tensor(COLOURS)
+        self.mix_33 = colours / colours.norm(dim=0).max()
+        start = torch.randn(3, size, size // 2 + 1, 2, generator=torch.Generator().manual_seed(seed))
+        self.spectrum_B3HF2 = (0.01 * start).repeat(batch, 1, 1, 1, 1).requires_grad_()
+
+    def image(self) -> torch.Tensor:
+        spectrum_B3HF = torch.view_as_complex(self.spectrum_B3HF2) * self.scale_HF
+        size = self.scale_HF.shape[0]
+        plain_B3HW = torch.fft.irfft2(spectrum_B3HF, s=(size, size))
+        return torch.einsum("rc,bchw->brhw", self.mix_33, plain_B3HW).sigmoid()
+
+
+def draw(clip: Clip, concepts: Sequence[str], choice: Choice, steps: int) -> torch.Tensor:
+    """Pictures_B3HW of the concepts, each descending its own loss: Adam knows no neighbours."""
+    prompts = [Prompt((Part(concept, 1.0),)) for concept in concepts]
+    objective = Similarity(clip, prompts, views=Cutouts(number=choice.crops))
+    if choice.smooth:
+        objective = objective + choice.smooth * TotalVariation()
+    canvas = FourierCanvas(len(concepts))
+    optimizer = torch.optim.Adam([canvas.spectrum_B3HF2], lr=choice.lr)
+    generators = [torch.Generator().manual_seed(0) for _ in concepts]
+    for _ in range(steps):
+        optimizer.zero_grad()
+        objective(canvas.image(), generators).sum().backward()
+        optimizer.step()
+    return canvas.image().detach()
+
+
+def draw_all(clip: Clip, concepts: Sequence[str], choice: Choice, steps: int) -> torch.Tensor:
+    """The same, a batch at a time."""
+    return torch.cat([draw(clip, concepts[k:k + BATCH], choice, steps)
+                      for k in range(0, len(concepts), BATCH)])
+
+
+def search(clip: Clip, judge: Clip, concepts: Sequence[str], steps: int) -> Choice:
+    """The choice whose pictures the judge likes best, one setting after the other."""
+    text_BD = judge.encode_text(list(concepts))
+    scores: dict[Choice, float] = {}
+
+    def score(choice: Choice) -> float:
+        if choice not in scores:
+            image_BD = judge.encode_image(draw_all(clip, concepts, choice, steps))
+            scores[choice] = (image_BD * text_BD).sum(-1).mean().item()
+            print(f"  {choice}: the judge's cosine {scores[choice]:.3f}", flush=True)
+        return scores[choice]
+
+    best = Choice()
+    for name, values in SEARCH.items():
+        best = max((replace(best, **{name: value}) for value in values), key=score)
+    return best
+
+
+def chosen_concepts(things: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(those measured, those searched on): a fixed draw from things that many families draw."""
+    order = np.random.default_rng(0).permutation(len(things))
+    picked = [things[i] for i in order[:CONCEPTS + SEARCHED]]
+    return picked[:CONCEPTS], picked[CONCEPTS:]
+
+
+def measure(settings: Settings) -> Iterator[Figure]:
+    """How often the referee has the concept in the top 5 of all, for both guides."""
+    drawings = all_drawings()
+    concepts, searched = chosen_concepts(drawings.things())
+    concepts, searched = settings.cut(concepts), settings.cut(searched)
+    judge, referee = settings.clip("judge"), settings.clip("referee")
+    text_KD = referee.encode_text(drawings.concepts)
+    target_B = torch.tensor([drawings.place[concept] for concept in concepts])
+    shares = {}
+    for name in ("guide-plain", "guide"):
+        clip = settings.clip(name)
+        print(f"{name}: searching on {len(searched)} concepts", flush=True)
+        choice = search(clip, judge, searched, max(1, settings.steps // 2))
+        pictures = to_pil(draw_all(clip, concepts, choice, settings.steps))
+        rank_B = ranks(referee.encode_pictures(pictures), text_KD, target_B)
+        labels = [f"{concept} ({rank + 1})" for concept, rank in zip(concepts, rank_B.tolist())]
+        contact_sheet(pictures, labels=labels, columns=10).save(
+            settings.out / f"gradients-{name}.png")
+        shares[name] = (rank_B < 5).float().mean().item()
+        yield figure(f"{name}: drawn by its gradient, referee's top-5", shares[name],
+                     n=len(concepts), weights=settings.weights(name, "referee"),
+                     note=f"{settings.steps} steps, lr {choice.lr}, {choice.crops} crops, "
+                          f"total variation {choice.smooth}, among {len(text_KD)} concepts")
+    floor = 1 / len(concepts)
+    yield figure("guide: drawn by its gradient, times the plain guide's",
+                 shares["guide"] / max(shares["guide-plain"], floor), n=len(concepts),
+                 weights=settings.weights("guide", "guide-plain", "referee"),
+                 note="" if shares["guide-plain"] >= floor else "the plain guide's none taken as one")

@@ -1,0 +1,197 @@
+"""Figures, their bars and the file that keeps them: `training/figures.json`.
+
+A figure's key is "model: what". Shares lie in [0, 1]. A figure stays in the file until it is
+measured again, so a group of figures can be measured alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from clipguide import mini
+from clipguide.errors import ClipguideError
+from training.common import CACHE
+
+HERE = Path(__file__).resolve().parents[1]
+FIGURES = HERE / "figures.json"
+CLIPS = ("guide", "judge", "referee")
+UNSHIPPED = {
+    "referee": "python -m training.clip export referee",
+    "guide-plain": "python -m training.clip export guide --stage guide "
+    "--folder training/cache/clip/guide-plain",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a figure must reach: `sign` is >=, <= or >; `unit` is %, dB, s, GB, or none."""
+
+    value: float
+    unit: str = "%"
+    sign: str = ">="
+
+    def met(self, value: float) -> bool:
+        return {">=": value >= self.value, "<=": value <= self.value, ">": value > self.value}[
+            self.sign
+        ]
+
+
+BARS: dict[str, Bar] = {
+    **{
+        f"{clip}: {what}, {top}": Bar(bar)
+        for clip in CLIPS
+        for what, bars in (
+            ("held-out drawings", (0.65, 0.88)),
+            ("OpenMoji", (0.52, 0.76)),
+            ("EmojiOne v1", (0.68, 0.88)),
+            ("photographs", (0.40, 0.60)),
+        )
+        for top, bar in zip(("top-1", "top-5"), bars)
+    },
+    **{f"{clip}: colour of held-out drawings": Bar(0.90) for clip in CLIPS},
+    **{f"{clip}: synonyms, top-5": Bar(0.60) for clip in CLIPS},
+    "guide: drawn by its gradient, referee's top-5": Bar(0.30),
+    "guide: drawn by its gradient, times the plain guide's": Bar(3, ""),
+    "generator: autoencoder's PSNR": Bar(26, "dB"),
+    "vqgan: PSNR": Bar(23, "dB"),
+    "vqgan: codes used": Bar(0.80),
+    "generator: referee's top-5, times that of real drawings": Bar(0.7, ""),
+    "generator: colour and thing right": Bar(0.6),
+    "generator: nearly a training picture": Bar(0.05, "%", "<="),
+    "generator: prompts whose 8 seeds differ": Bar(1),
+    "generator: prompts that steering improves": Bar(0.65),
+    "generator: referee's top-5, gained by steering": Bar(0, "%", ">"),
+    "clipguide: cold start": Bar(15, "s", "<="),
+    "clipguide: cold start, peak memory": Bar(2, "GB", "<="),
+    "clipguide: same seed, same bits": Bar(1),
+    "clipguide: batch against single, equal values": Bar(0.999),
+    "clipguide: batch against single, largest difference": Bar(2, "", "<="),
+    "clipguide: exact, same bits": Bar(1),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value of n cases. `weights` maps each model to the fingerprint that it had."""
+
+    key: str
+    value: float
+    n: int
+    weights: dict[str, str]
+    unit: str = "%"
+    note: str = ""
+    bar: str = ""
+    date: str = field(default_factory=lambda: datetime.date.today().isoformat())
+
+    def shown(self) -> str:
+        return show(self.value, self.unit)
+
+    def met(self) -> bool | None:
+        """Whether the bar is reached; None without one."""
+        return BARS[self.key].met(self.value) if self.key in BARS else None
+
+
+def show(value: float, unit: str) -> str:
+    """A value as text: a share as percent, else with its unit."""
+    if unit == "%":
+        return f"{100 * value:.1f} %" if abs(value) < 0.9995 or value == 1 else f"{100 * value:.3f} %"
+    return f"{value:.2f} {unit}".rstrip()
+
+
+def figure(key: str, value: float, *, n: int, weights: dict[str, str], unit: str = "%",
+           note: str = "") -> Figure:
+    """A figure with its bar, whose unit it takes."""
+    bar = BARS.get(key)
+    unit = bar.unit if bar else unit
+    text = f"{bar.sign} {show(bar.value, bar.unit)}" if bar else ""
+    return Figure(key, round(float(value), 5), n, weights, unit, note, text)
+
+
+class Ledger:
+    """The figures of a file, or, without one, of this run alone."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        rows = json.loads(path.read_text())["figures"] if path and path.exists() else []
+        self.figures = {row["key"]: Figure(**row) for row in rows}
+        self.new: list[str] = []
+
+    def record(self, found: Figure) -> None:
+        """Keep a figure, and write the file, so that a run that is stopped loses nothing."""
+        self.figures[found.key] = found
+        self.new.append(found.key)
+        if self.path:
+            order = {key: i for i, key in enumerate(BARS)}
+            rows = sorted(self.figures.values(), key=lambda f: (order.get(f.key, len(order)), f.key))
+            text = json.dumps({"figures": [asdict(f) for f in rows]}, ensure_ascii=False, indent=1)
+            self.path.write_text(text + "\n", encoding="utf-8")
+
+    def table(self, keys: Sequence[str] | None = None) -> str:
+        """measured | bar | met, for these keys, or for all bars and all else that was measured."""
+        keys = list(dict.fromkeys([*BARS, *self.figures] if keys is None else keys))
+        width = max(map(len, keys), default=0)
+        lines = [f"{'':{width}}  {'measured':>10}  {'bar':>11}  met       n", "-" * (width + 44)]
+        for key in keys:
+            found, bar = self.figures.get(key), BARS.get(key)
+            want = f"{bar.sign} {show(bar.value, bar.unit)}" if bar else ""
+            value, n = (found.shown(), found.n) if found else ("-", "-")
+            met = {True: "yes", False: "NO", None: ""}[found.met() if found else None]
+            note = f"  {found.note}" if found and found.note else ""
+            lines.append(f"{key:{width}}  {value:>10}  {want:>11}  {met:3}  {n!s:>6}{note}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the command line chose. `models` replaces the folders that models are looked for in."""
+
+    limit: int | None = None
+    models: Path | None = None
+    photos: Path | None = None
+    steps: int = 200
+
+    @property
+    def out(self) -> Path:
+        """Where contact sheets and kept samples go."""
+        folder = CACHE / "evaluate"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def folder(self, name: str) -> Path:
+        """A model's folder. ClipguideError, with the command that makes it, if there is none."""
+        if self.models:
+            folder, command = self.models / name, f"put the model {name} there"
+        elif name in mini.MODELS:
+            folder, command = mini.FOLDER / name, "see python -m training.clip, .vae, .generator"
+        else:
+            folder, command = CACHE / "clip" / name, UNSHIPPED[name]
+        if not any(folder.glob("**/*.safetensors")):
+            raise ClipguideError(f"There is no model in {folder}: {command}.")
+        return folder
+
+    def clip(self, name: str):
+        """The CLIP of that name."""
+        from clipguide import load_clip
+
+        return load_clip(str(self.folder(name)))
+
+    def weights(self, *names: str) -> dict[str, str]:
+        """The fingerprints of these models' weights."""
+        return {name: fingerprint(self.folder(name)) for name in names}
+
+    def cut(self, items: Sequence) -> Sequence:
+        """The first `limit` of them."""
+        return items[: self.limit]
+
+
+def fingerprint(folder: Path) -> str:
+    """12 hex digits of the sha256 of a folder's weights files, by name."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("**/*.safetensors")):
+        digest.update(f"{file.relative_to(folder)} {mini.sha256(file)}\n".encode())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,98 @@
+"""Pictures of the mini generator, kept on disk, so that figures share them and a stop loses little.
+
+Legend: P prompts, S seeds of each, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+
+from clipguide import TextToImage
+from clipguide.errors import ClipguideError
+from training import common
+from training.batches import article
+from training.evaluate.ledger import Settings
+
+PROMPTS = 200
+SEEDS = 4
+COLOURED = 100
+ALIKE = 13  # prompts of 8 seeds: with the others, 1,004 pictures
+BATCH = 8
+TEMPLATES = ("{}", "a drawing of {}", "a picture of {}")
+
+
+class Samples:
+    """Draws prompts x seeds, or reads what it drew before with the same weights and settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.weights = settings.weights("generator", "guide")
+        self.folder = settings.out / "samples"
+
+    @cached_property
+    def model(self) -> TextToImage:
+        generator, guide = (str(self.settings.folder(name)) for name in ("generator", "guide"))
+        return TextToImage(model=generator, clip=guide)
+
+    def __call__(self, prompts: Sequence[str], *, seeds: int, steered: bool) -> np.ndarray:
+        """uint8 (P, S, H, W, 3): seeds 0 … S - 1 of each prompt, by the default settings."""
+        step = max(1, BATCH // seeds)
+        return np.concatenate([self._some(prompts[k:k + step], seeds, steered)
+                               for k in range(0, len(prompts), step)])
+
+    def _some(self, prompts: Sequence[str], seeds: int, steered: bool) -> np.ndarray:
+        weights = self.weights if steered else {"generator": self.weights["generator"]}
+        key = json.dumps([list(prompts), seeds, steered, weights])
+        path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npy"
+        if not path.exists():
+            strength = {} if steered else {"strength": 0.0}
+            drawn = self.model(list(prompts), count=seeds, seed=0, batch_size=BATCH, **strength)
+            pixels = np.stack([np.asarray(picture.image) for picture in drawn])
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            with part.open("wb") as file:
+                np.save(file, pixels.reshape(len(prompts), seeds, *pixels.shape[1:]))
+            part.replace(path)
+            print(f"  {prompts[0]} … {'steered' if steered else 'plain'}", flush=True)
+        return np.load(path)
+
+
+def things_drawn() -> list[str]:
+    """What the generator was trained to draw."""
+    path = common.CACHE / "generator/latents.pt"
+    if not path.exists():
+        raise ClipguideError(f"There is no {path}: python -m training.generator latents.")
+    return torch.load(path, mmap=True, weights_only=True)["things"]
+
+
+def concept_prompts(things: Sequence[str]) -> tuple[list[str], list[str]]:
+    """200 (prompts, their things): every thing in one phrasing before any in the next."""
+    pairs = [(template.format(article(thing)), thing) for template in TEMPLATES for thing in things]
+    prompts, of = zip(*pairs[:PROMPTS])
+    return list(prompts), list(of)
+
+
+def coloured_prompts(
+    things: Sequence[str], never: Sequence[tuple[str, str]], colours: Sequence[str]
+) -> list[tuple[str, str, bool]]:
+    """100 (colour, thing, never trained on), half of them never, if there are so many."""
+    rng = np.random.default_rng(0)
+    new = [(colour, thing) for colour, thing in never if thing in things]
+    new = [new[i] for i in rng.permutation(len(new))[:COLOURED // 2]]
+    known = [(colour, thing) for thing in things for colour in colours
+             if (colour, thing) not in set(never)]
+    known = [known[i] for i in rng.permutation(len(known))[:COLOURED - len(new)]]
+    both = [(*pair, True) for pair in new] + [(*pair, False) for pair in known]
+    return [both[i] for i in rng.permutation(len(both))]
+
+
+def pictures(pixels: np.ndarray) -> list[Image.Image]:
+    """(…, H, W, 3) as a flat list of pictures."""
+    return [Image.fromarray(picture) for picture in pixels.reshape(-1, *pixels.shape[-3:])]
