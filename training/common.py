@@ -12,6 +12,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("CLIPGUIDE_TRAINING_CACHE", HERE / "cache"))
+DATA = CACHE / "data"
 MINI = HERE.parent / "clipguide" / "mini"
 
 

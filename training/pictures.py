@@ -16,7 +16,7 @@ class Pictures:
     """The drawings that may be trained on, and the held-out ones; RGBA, 192 px, memory-mapped."""
 
     def __init__(self) -> None:
-        folder = common.CACHE / "data"
+        folder = common.DATA
         self.rgba = np.load(folder / "pictures.npy", mmap_mode="r")
         rows = [json.loads(line) for line in (folder / "manifest.jsonl").open()]
         held = {(p["concept"], p["family"]) for p in common.holdout()["pairs"]}

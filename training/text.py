@@ -88,7 +88,7 @@ def gather(sources: Path, rng: random.Random) -> list[str]:
     emoji = json.loads((sources / "npm/node_modules/emojibase-data/en/data.json").read_text())
     names = [e["label"] for e in emoji] + [t for e in emoji for t in e.get("tags", [])]
     imagenet = common.imagenet_names()
-    manifest = common.CACHE / "data/manifest.jsonl"
+    manifest = common.DATA / "manifest.jsonl"
     if manifest.exists():
         for row in map(json.loads, manifest.open()):
             names += row["names"] + row.get("keywords", [])
