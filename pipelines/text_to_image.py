@@ -6,26 +6,24 @@ pictures[0].image.save("fox.png")
 
 from __future__ import annotations
 
-import importlib.metadata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from PIL import Image
 
-from .. import __version__, mini
-from ..clip import Clip, fingerprint, load_clip, to_device, to_dtype
-from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
+from ..clip import Clip, load_clip
+from ..errors import ClipguideWarning, UsageError
 from ..guidance import Step, steer
-from ..guidance.families import default_clip, family
+from ..guidance.families import default_clip
 from ..guidance.steer import STRENGTH
 from ..images import to_pil
 from ..objectives import Similarity
 from ..prompts import Prompt, check_text, parse, shorten
 from ..recipe import Recipe
+from .loading import load_pipeline, picture_size, pipeline_fingerprint, versions
 
 STEPS = 30
 CFG = 4.0
@@ -33,7 +31,6 @@ BATCH_SIZE = 8
 MOST = 1000  # pictures of a prompt, candidates of a picture, steps
 CANDIDATE_STRIDE = 1_000_000  # candidate k of the picture of seed s has the seed s + k·stride
 MAX_SEED = 2**63 - 1
-LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "timm")
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class TextToImage:
         dtype: str = "float32",
     ) -> None:
         self.model, self.device, self.dtype = model, device, dtype
-        self.pipe = _load_pipeline(model, device=device, dtype=dtype)
+        self.pipe = load_pipeline(model, device=device, dtype=dtype)
         clip = default_clip(self.pipe) if clip is None else clip
         judge = "mini-judge" if judge is None and model == "mini" else judge
         self.clip: Clip = load_clip(clip, device=device)
@@ -98,18 +95,7 @@ class TextToImage:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the pipeline's weights."""
-        modules = {
-            name: part
-            for name, part in self.pipe.components.items()
-            if isinstance(part, torch.nn.Module)
-        }
-        return fingerprint(modules)
-
-    @property
-    def native_size(self) -> int:
-        """The side in pixels that the model draws by default."""
-        size = self.pipe.unet.config.sample_size
-        return self.pipe.vae_scale_factor * (size if isinstance(size, int) else size[0])
+        return pipeline_fingerprint(self.pipe)
 
     def __call__(
         self,
@@ -194,7 +180,7 @@ class TextToImage:
             raise UsageError(f"The seed must be a whole number from 0 to about 2⁶³, not {seed}.")
         if not abs(cfg) < 1000:
             raise UsageError(f"The scale of classifier-free guidance cannot be {cfg}.")
-        width, height = self._size(size)
+        width, height = picture_size(self.pipe, size, name=self.model)
         if negative and cfg <= 1:
             warnings.warn(
                 "negative is ignored: it takes a cfg above 1.", ClipguideWarning, stacklevel=2
@@ -222,7 +208,7 @@ class TextToImage:
         _check_numbers(steps=recipe.steps, batch_size=len(recipe.batch_seeds))
         if recipe.batch_position >= len(recipe.batch_seeds):
             raise UsageError("The recipe's batch_position lies outside its batch.")
-        width, height = self._size((recipe.width, recipe.height))
+        width, height = picture_size(self.pipe, (recipe.width, recipe.height), name=self.model)
         settings = _Settings(
             negative=recipe.negative,
             best_of=recipe.best_of,
@@ -262,7 +248,7 @@ class TextToImage:
         objective = Similarity(self.clip, guides)
         with steer(
             self.pipe, objective, judge=self.judge, strength=settings.strength, on_step=on_step
-        ):
+        ) as steering:
             image_B3HW = self.pipe(
                 prompt=[_to_draw(job.prompt) for job in jobs],
                 negative_prompt=[settings.negative] * len(jobs) if settings.cfg > 1 else None,
@@ -276,9 +262,8 @@ class TextToImage:
         pictures = to_pil(image_B3HW)
         guide_scores = objective.score_pictures(pictures).tolist()
         judge_scores: list[float | None] = [None] * len(jobs)
-        if self.judge is not None:
-            judge = Similarity(self.judge, guides, views=None)
-            judge_scores = judge.score_pictures(pictures).tolist()
+        if steering.judge is not None:
+            judge_scores = steering.judge.score_pictures(pictures).tolist()
         return [
             Picture(
                 image=pictures[i],
@@ -320,65 +305,12 @@ class TextToImage:
             device=self.device,
             dtype=self.dtype,
             threads=torch.get_num_threads(),
-            libraries=_versions(),
+            libraries=versions(),
             batch_position=i,
             batch_seeds=tuple(job.seed for job in jobs),
             guide_score=guide_score,
             judge_score=0.0 if judge_score is None else judge_score,
         )
-
-    def _size(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
-        """Width and height. UsageError if the model does not draw them."""
-        native = self.native_size
-        width, height = (
-            (native, native) if size is None else (size, size) if isinstance(size, int) else size
-        )
-        grain = self.pipe.vae_scale_factor * 2 ** (
-            len(self.pipe.unet.config.block_out_channels) - 1
-        )
-        least, most = max(grain, native // 2), native * 2
-        if any(side % grain or not least <= side <= most for side in (width, height)):
-            raise UsageError(
-                f"{self.model} does not draw {width}x{height}: a side is a multiple of {grain} "
-                f"pixels from {least} to {most}; {native} is best."
-            )
-        return width, height
-
-
-def _load_pipeline(model: str, *, device: str, dtype: str):
-    """A diffusers pipeline that can be steered, without safety checker and progress bar."""
-    weights_dtype = to_dtype(dtype)
-    to_device(device)
-    if model == "mini":
-        mini.check("generator")
-        source = mini.path("generator")
-    elif Path(model).is_dir() or "/" in model:
-        source = model
-    else:
-        raise UsageError(f"There is no model {shorten(model)!r}.{close_matches(model, ['mini'])}")
-    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
-        raise UsageError(f"{source} is no diffusers folder: it has no model_index.json.")
-    if model == "mini":
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
-            StableDiffusionPipeline as Pipeline,
-        )
-    else:
-        from diffusers import DiffusionPipeline as Pipeline
-    try:
-        pipe = Pipeline.from_pretrained(
-            source, dtype=weights_dtype, use_safetensors=True, safety_checker=None
-        )
-        family(pipe)
-        pipe = pipe.to(device)
-    except ClipguideError:
-        raise
-    except Exception as error:  # diffusers, transformers, safetensors and json each raise their own
-        reason = shorten(" ".join(str(error).split()), 200)
-        raise ClipguideError(
-            f"The model {model} cannot be loaded: {reason.rstrip('.')}."
-        ) from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def _guides(guide: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:
@@ -413,8 +345,3 @@ def _check_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
         if not 1 <= value <= MOST:
             raise UsageError(f"{name} must be from 1 to {MOST}, not {value}.")
-
-
-def _versions() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {"clipguide": __version__, **versions}

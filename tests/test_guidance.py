@@ -33,6 +33,11 @@ SCHEDULERS = {
     "UniPC": ("UniPCMultistepScheduler", {}),
 }
 PAIRS = [(name, kind) for name in SCHEDULERS for kind in ("epsilon", "v_prediction")]
+SCHEDULERS["DDIM zero SNR"] = (  # as the embedded generator's
+    "DDIMScheduler",
+    {"clip_sample": False, "timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+)
+PAIRS.append(("DDIM zero SNR", "v_prediction"))
 
 
 class Broken(Objective):

@@ -1,0 +1,83 @@
+"""What every pipeline needs of a diffusers model: loading, the sizes it draws, its fingerprint."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .. import __version__, mini
+from ..clip import fingerprint, to_device, to_dtype
+from ..errors import ClipguideError, UsageError, close_matches
+from ..guidance.families import family
+from ..prompts import shorten
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "timm")
+
+
+def load_pipeline(model: str, *, device: str, dtype: str) -> DiffusionPipeline:
+    """A pipeline that can be steered, of "mini", a folder or a name; safetensors only.
+
+    UsageError for a name that is none of these, ClipguideError for one that does not load.
+    """
+    weights_dtype = to_dtype(dtype)
+    to_device(device)
+    if model == "mini":
+        mini.check("generator")
+        source = mini.path("generator")
+    elif Path(model).is_dir() or "/" in model:
+        source = Path(model) if Path(model).is_dir() else model
+    else:
+        raise UsageError(f"There is no model {shorten(model)!r}.{close_matches(model, ['mini'])}")
+    if isinstance(source, Path) and not (source / "model_index.json").is_file():
+        raise UsageError(f"{source} is no diffusers folder: it has no model_index.json.")
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            source, dtype=weights_dtype, use_safetensors=True, safety_checker=None
+        )
+        family(pipe)
+        pipe = pipe.to(device)
+    except ClipguideError:
+        raise
+    except Exception as error:  # diffusers, transformers, safetensors and json each raise their own
+        reason = shorten(" ".join(str(error).split()), 200).rstrip(".")
+        raise ClipguideError(f"The model {model} cannot be loaded: {reason}.") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture_size(
+    pipe: DiffusionPipeline, size: int | tuple[int, int] | None, *, name: str
+) -> tuple[int, int]:
+    """Width and height in pixels; the model's own for None. UsageError if it does not draw them."""
+    own = pipe.unet.config.sample_size
+    native = pipe.vae_scale_factor * (own if isinstance(own, int) else own[0])
+    if size is None:
+        size = native
+    width, height = (size, size) if isinstance(size, int) else size
+    grain = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    least, most = max(grain, native // 2), native * 2
+    if any(side % grain or not least <= side <= most for side in (width, height)):
+        raise UsageError(
+            f"{name} does not draw {width}x{height}: a side is a multiple of {grain} pixels from "
+            f"{least} to {most}; {native} is best."
+        )
+    return width, height
+
+
+def pipeline_fingerprint(pipe: DiffusionPipeline) -> str:
+    """sha256 of a pipeline's weights."""
+    return fingerprint({k: v for k, v in pipe.components.items() if isinstance(v, nn.Module)})
+
+
+def versions() -> dict[str, str]:
+    """Of what bears on a picture's bits."""
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"clipguide": __version__, **found}
