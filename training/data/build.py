@@ -10,16 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import re
 import shutil
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from training.data.captions import banned_words
 from training.data.collect import Collector, Drawing
 from training.data.render import SIZE, LeftOut, render
 from training.data.sources import SETS, fetch, version
 
+SYNONYMS = Path(__file__).parents[1] / "synonyms.json"
 NEAR = 0.08  # RMSE of 32x32 on white, values in [0, 1]: nearer is nearly the same picture
 
 
@@ -60,13 +64,21 @@ def render_one(task: tuple) -> tuple[np.ndarray, bool] | str:
 
 def manifest_line(index: int, drawing: Drawing, grey: bool) -> dict:
     concept, chosen = drawing.concept, drawing.set
+    names, keywords = ([w for w in words if not synonyms().search(w)]
+                       for words in (concept.names, concept.keywords))
     return {
         "index": index, "set": chosen.name, "style": chosen.style, "family": chosen.family,
-        "concept": concept.concept, "names": concept.names, "keywords": concept.keywords,
+        "concept": concept.concept, "names": names, "keywords": keywords,
         "category": concept.category, "symbol": concept.symbol, "mono": grey,
         "split": chosen.split, "licence": chosen.licence, "author": chosen.author,
         "source": drawing.file, "emoji": concept.emoji,
     }
+
+
+@cache
+def synonyms() -> re.Pattern:
+    """Finds the words that no picture may be named with: see synonyms.json."""
+    return banned_words(json.loads(SYNONYMS.read_text(encoding="utf-8")))
 
 
 def write_npy(raw: Path, target: Path, count: int) -> None:
@@ -107,7 +119,8 @@ def mark_near(path: Path, lines: list[dict]) -> None:
     test = np.array([line["split"] != "train" for line in lines])
     if not test.any() or test.all():
         return
-    for index, distance in zip(np.flatnonzero(test), nearest(small[test], small[~test]), strict=True):
+    distances = nearest(small[test], small[~test])
+    for index, distance in zip(np.flatnonzero(test), distances, strict=True):
         lines[index]["nearest_train"] = round(float(distance), 4)
         lines[index]["near_train"] = bool(distance < NEAR)
 

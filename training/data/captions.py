@@ -6,6 +6,7 @@ A caption is made anew at each visit. All randomness comes from the generator th
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,12 @@ MASS = set(
     "wine coffee tea knitting judo karate boxing fencing wrestling polo skiing surfing wool dna "
     "gardening aerobics breakdance toast luggage clothing jewellery furniture grass pudding".split()
 )
+MANY = set(
+    "scissors glasses sunglasses goggles jeans shorts trousers binoculars skis headphones "
+    "chopsticks pliers arts shears people eyes dice socks biceps hands hearts clothes lungs "
+    "footprints briefs maracas".split()
+)
+THINGS_IN_ING = set("ring king wing building string spring swing sling earring painting".split())
 PRONOUNCED_AN = ("hour", "honest", "heir", "x-ray", "11", "18", "8", "mri", "sos", "led ", "lcd")
 PRONOUNCED_A = ("uni", "use", "usb", "utensil", "euro", "ewe", "one", "ufo", "ukulele", "eucal")
 
@@ -91,13 +98,10 @@ def number_of(name: str) -> str:
     """`one`, `many` or `mass`, by the head word of a name."""
     words = re.split(r" (?:of|with|without|and|in|on) ", name)[0].split()
     head = words[-1] if words else name
-    if head in MASS:
+    activity = name.endswith("ing") and " " not in name and name not in THINGS_IN_ING
+    if head in MASS or activity:
         return "mass"
-    if head in ("scissors", "glasses", "sunglasses", "goggles", "jeans", "shorts", "trousers",
-                "binoculars", "skis", "headphones", "chopsticks", "pliers", "arts", "shears",
-                "people", "eyes", "dice", "socks", "biceps", "hands", "hearts", "clothes"):
-        return "many"
-    if " and " in name or (head.endswith("s") and singular(head) != head):
+    if head in MANY or " and " in name or (head.endswith("s") and singular(head) != head):
         return "many"
     return "one"
 
@@ -108,6 +112,7 @@ def usable_names(names: list[str], banned: re.Pattern | None) -> list[str]:
     for name in names:
         name = clean(name)
         fine = re.fullmatch(r"[a-z0-9'&. ]{2,40}", name) and len(name.split()) <= 6
+        fine = fine and not re.search(r"\b(wo)?mans\b", name)
         if fine and not (banned and banned.search(name)) and name not in kept:
             kept.append(name)
     return kept
@@ -117,6 +122,12 @@ def colour_words(text: str) -> set[str]:
     """The basic colour terms among the words of a text (gray counts as grey)."""
     found = set(re.findall(r"[a-z]+", text.lower())) & COLOUR_WORDS
     return {"grey" if word == "gray" else word for word in found}
+
+
+def banned_words(words: Iterable[str]) -> re.Pattern | None:
+    """A pattern that finds any of the words, singular or plural, as whole words."""
+    longest_first = sorted(map(re.escape, words), key=len, reverse=True)
+    return re.compile(rf"\b({'|'.join(longest_first)})(?:s|es)?\b") if longest_first else None
 
 
 class Grammar:
@@ -146,7 +157,7 @@ class Grammar:
         if roll < 0.2 and not size:
             plain = f"{colour} {noun.text}" if colour else noun.text
             phrase = f"{noun.text}, {colour}" if colour and self.chance(0.4) else plain
-        elif roll < 0.4:
+        elif roll < 0.4 and not noun.text.endswith("icon"):
             phrase = f"{self.pick(MEDIA)} {phrase}"
         elif colour and roll < 0.5 and noun.number == "one" and not size:
             phrase = f"{article(noun.text)} that is {colour}"
@@ -190,7 +201,8 @@ class Grammar:
 
 
 def nouns_of(names: list[str], category: str) -> list[Noun]:
-    """The names as nouns; faces and people keep their last word as it is."""
-    people = category in PEOPLE
-    return [Noun(name, "one" if people and not name.endswith("people") else number_of(name))
+    """The names as nouns; of faces and people only hands, eyes and the like are many."""
+    if category not in PEOPLE:
+        return [Noun(name, number_of(name)) for name in names]
+    return [Noun(name, "many" if name.startswith("people ") or name.split()[-1] in MANY else "one")
             for name in names]

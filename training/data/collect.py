@@ -11,7 +11,14 @@ from pathlib import Path
 
 from training.data.clipart import clip_art
 from training.data.emoji import (
-    PEOPLE, Concept, EmojiTable, clean, concept_key, neutral, normal_hex, slug,
+    PEOPLE,
+    Concept,
+    EmojiTable,
+    clean,
+    concept_key,
+    neutral,
+    normal_hex,
+    slug,
 )
 from training.data.sources import SETS, PictureSet, Sources
 

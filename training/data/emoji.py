@@ -25,17 +25,20 @@ RENAMED = {
     "ewe": "sheep", "deciduous tree": "tree", "vertical traffic light": "traffic light",
     "locked": "padlock", "unlocked": "open padlock", "high voltage": "lightning bolt",
     "hourglass done": "hourglass", "light rail": "light rail train", "e mail": "e-mail",
+    "people with bunny ears": "people with rabbit ears", "articulated lorry": "articulated truck",
 }
 CHILDREN, HEART, HANDSHAKE, RIGHT = {"1f466", "1f467"}, "2764", "1f91d", "27a1"
 HOLDING_HANDS = "1f9d1-200d-1f91d-200d-1f9d1"
 # Plural by nature, or not plural at all: never made singular.
 KEEP_S = set(
-    "glasses sunglasses goggles scissors jeans shorts trousers pants binoculars skis chopsticks "
-    "christmas santa claus tennis cactus octopus bus lotus virus hibiscus taurus aquarius pisces "
-    "sagittarius ophiuchus aries gas news species series physics abacus circus asterisk compass "
-    "dress cross glass grass class mattress walrus hippopotamus rhinoceros lens ares mars venus "
-    "aries hocus nexus plus minus stylus radius campus census iris axis tetris chess us swiss "
-    "arts aerobics shears loppers maracas less moss boss mass kiss headphones earphones tongs pliers tweezers pyjamas".split()
+    "abacus aerobics americas aquarius ares aries arts asterisk axis biceps binoculars "
+    "boss briefs bus cactus campus census chess chopsticks christmas circus class claus "
+    "clothes compass cross dress earphones eyes footprints gas glass glasses goggles "
+    "grass hands headphones hibiscus hippopotamus hocus iris jeans kiss lens less loppers "
+    "lotus lungs maracas mars mass mattress minus moss news nexus octopus ophiuchus pants "
+    "physics pisces pliers plus pyjamas radius rhinoceros sagittarius santa scissors "
+    "series shears shorts skis species stylus sunglasses swiss taurus tennis tetris tongs "
+    "trousers tweezers us venus virus walrus".split()
 )
 
 

@@ -123,9 +123,9 @@ class Sources:
 
 
 def fetch(root: Path) -> Sources:
-    """Fetch what is missing under `root` (npm, apt-get download, pip download) and check versions."""
+    """Fetch what is missing under `root` by npm, apt-get and pip; the versions must be right."""
     sources = Sources(root)
-    if not (sources.iconify.is_dir() and sources.fluent_3d.is_dir() and sources.emojibase.is_dir()):
+    if not all(x.is_dir() for x in (sources.iconify, sources.fluent_3d, sources.emojibase)):
         folder = root / "npm"
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "package.json").exists():
@@ -133,9 +133,9 @@ def fetch(root: Path) -> Sources:
         wanted = [f"{name}@{number}" for name, number in NPM.items()]
         run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", *wanted], folder)
     for name, number in NPM.items():
-        found = json.loads((root / "npm/node_modules" / name / "package.json").read_text())["version"]
-        if found != number:
-            raise SystemExit(f"{name} is {found}, not {number}: remove {root / 'npm'} and try again.")
+        found = json.loads((root / "npm/node_modules" / name / "package.json").read_text("utf-8"))
+        if found["version"] != number:
+            raise SystemExit(f"{name} is {found['version']}, not {number}: remove {root / 'npm'}.")
     for (name, number), short, unpacked in zip(
         DEBIAN.items(), ("x", "t"), (sources.openclipart, sources.tango), strict=True
     ):
@@ -150,8 +150,8 @@ def fetch(root: Path) -> Sources:
         folder.mkdir(parents=True, exist_ok=True)
         run(["pip", "download", "--no-deps", f"arcade=={PYPI['arcade']}", "-d", "."], folder)
         with zipfile.ZipFile(next(folder.glob("arcade-*.whl"))) as wheel:
-            members = [m for m in wheel.namelist() if m.startswith("arcade/resources/assets/images")]
-            wheel.extractall(folder / "x", members)
+            images = "arcade/resources/assets/images"
+            wheel.extractall(folder / "x", [m for m in wheel.namelist() if m.startswith(images)])
     return sources
 
 
@@ -159,4 +159,4 @@ def run(command: list[str], folder: Path) -> None:
     """Run one package client in `folder`; its own error text is the explanation."""
     done = subprocess.run(command, cwd=folder)
     if done.returncode:
-        raise SystemExit(f"'{' '.join(command)}' failed in {folder}; run it there by hand to see why.")
+        raise SystemExit(f"'{' '.join(command)}' failed in {folder}: run it there to see why.")
