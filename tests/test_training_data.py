@@ -16,8 +16,8 @@ from training.data.recolour import recoloured
 
 TRAINING = Path(__file__).parents[1] / "training"
 REAL = TRAINING / "cache" / "data"
-RGB = {"red": (220, 30, 40), "green": (40, 160, 60), "blue": (30, 90, 220), "orange": (250, 130, 20),
-       "yellow": (250, 220, 40), "purple": (126, 40, 160)}
+RGB = {"red": (220, 30, 40), "green": (40, 160, 60), "blue": (30, 90, 220),
+       "orange": (250, 130, 20), "yellow": (250, 220, 40), "purple": (126, 40, 160)}
 THINGS = {"fox": "orange", "apple": "red", "car": "blue", "frog": "green", "sun": "yellow",
           "grape": "purple", "fire engine": "red", "red heart": "red", "scissors": "blue"}
 SHAPES = ("ellipse", "rectangle", "rounded_rectangle")

@@ -203,6 +203,7 @@ class Grammar:
 def nouns_of(names: list[str], category: str) -> list[Noun]:
     """The names as nouns; of faces and people only hands, eyes and the like are many."""
     if category not in PEOPLE:
-        return [Noun(name, number_of(name)) for name in names]
+        return [Noun(name, "mass" if name.endswith(("o'clock", "thirty")) else number_of(name))
+                for name in names]
     return [Noun(name, "many" if name.startswith("people ") or name.split()[-1] in MANY else "one")
             for name in names]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,8 @@ def fetch(root: Path) -> Sources:
     if not sources.arcade.is_dir():
         folder = root / "pip"
         folder.mkdir(parents=True, exist_ok=True)
-        run(["pip", "download", "--no-deps", f"arcade=={PYPI['arcade']}", "-d", "."], folder)
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", "."]
+        run([*pip, f"arcade=={PYPI['arcade']}"], folder)
         with zipfile.ZipFile(next(folder.glob("arcade-*.whl"))) as wheel:
             images = "arcade/resources/assets/images"
             wheel.extractall(folder / "x", [m for m in wheel.namelist() if m.startswith(images)])
