@@ -104,9 +104,9 @@ class Similarity(Objective):
             views = self.views(image_B3HW, generators, size=self.clip.image_size)
             number = len(self.views)
         unit_BND = self.clip.encode_image(views).unflatten(0, (batch, number))
-        text_BPD, weight_BP = self._spread(batch)
-        distance_BNP = self._distance(unit_BND[:, :, None], text_BPD[:, None])
-        return (distance_BNP.mean(1) * weight_BP).sum(1)
+        return self._over_parts(
+            batch, lambda text_BD: self._distance(unit_BND, text_BD[:, None]).mean(1)
+        )
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Cosine_B of whole images with their prompts, in [-1, 1]: higher is better."""
@@ -118,18 +118,25 @@ class Similarity(Objective):
         return self._cosine(self.clip.encode_pictures(pictures))
 
     def _cosine(self, unit_BD: torch.Tensor) -> torch.Tensor:
-        text_BPD, weight_BP = self._spread(len(unit_BD))
-        return ((unit_BD[:, None] * text_BPD).sum(-1) * weight_BP).sum(1)
+        return self._over_parts(len(unit_BD), lambda text_BD: (unit_BD * text_BD).sum(1))
 
-    def _spread(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text and weights, one row an image."""
+    def _over_parts(
+        self, batch: int, measure: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Weighted sum_B over parts, one after the other: the padding of a prompt with fewer parts
+        than its neighbours changes no bit."""
         times, rest = divmod(batch, len(self.prompts))
         if rest or not times:
             raise ClipguideError(
                 f"{len(self.prompts)} prompts do not divide {batch} images: give one prompt for "
                 "all, or one for each."
             )
-        return tuple(x.repeat_interleave(times, 0) for x in (self._text_BPD, self._weight_BP))
+        text_BPD = self._text_BPD.repeat_interleave(times, 0)
+        weight_BP = self._weight_BP.repeat_interleave(times, 0)
+        return sum(
+            measure(text_BD) * weight_B
+            for text_BD, weight_B in zip(text_BPD.unbind(1), weight_BP.unbind(1), strict=True)
+        )
 
 
 class TotalVariation(Objective):

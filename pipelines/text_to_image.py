@@ -1,7 +1,8 @@
 """Text to image: a diffusers pipeline, steered by a CLIP, judged by another.
 
-pictures = TextToImage()("a red fox", seed=1)
-pictures[0].image.save("fox.png")
+`TextToImage()("a red fox", seed=1)[0].image.save("fox.png")`
+
+Shapes: B images, 3 channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -46,9 +47,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class _Job:
-    """One sample to draw: the picture that it is a candidate for, its texts and its seed."""
+    """One sample to draw."""
 
-    picture: int
     prompt: str
     guide: str
     seed: int
@@ -56,6 +56,8 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
+    """What all samples of a run share."""
+
     negative: str
     best_of: int
     strength: float
@@ -195,8 +197,8 @@ class TextToImage:
             height=height,
         )
         jobs = [
-            _Job(p * count + i, prompt, text, seed + i + k * CANDIDATE_STRIDE)
-            for p, (prompt, text) in enumerate(zip(prompts, guides, strict=True))
+            _Job(prompt, text, seed + i + k * CANDIDATE_STRIDE)
+            for prompt, text in zip(prompts, guides, strict=True)
             for i in range(count)
             for k in range(best_of)
         ]
@@ -218,7 +220,7 @@ class TextToImage:
             width=width,
             height=height,
         )
-        jobs = [_Job(0, recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
+        jobs = [_Job(recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
         return self._sample(jobs, settings, None)[recipe.batch_position]
 
     def _iterate(

@@ -148,6 +148,18 @@ def test_text_bits_do_not_depend_on_neighbours(clip):
     assert torch.equal(alone[0, 0], among[1, 0])
 
 
+def test_padding_changes_no_bit(clip):
+    """A prompt beside one of more parts: value and gradient, as alone with the same batch shape."""
+    short, long = "a fox:2 | owl | blur:-0.3", "a | b | c | d | e"
+    image = images(2).float().requires_grad_()
+    results = []
+    for prompts in ([short, short], [short, long]):
+        loss_B = Similarity(clip, prompts)(image, generators(1, 2))
+        results.append((loss_B[0], torch.autograd.grad(loss_B[0], image)[0]))
+        results[-1] += (Similarity(clip, prompts).score(image)[0],)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 def test_composition(clip):
     similarity = Similarity(clip, "a red fox")
     whole = 2 * similarity + TotalVariation() * 0.5
