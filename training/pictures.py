@@ -21,7 +21,9 @@ class Pictures:
         rows = [json.loads(line) for line in (folder / "manifest.jsonl").open()]
         held = {(p["concept"], p["family"]) for p in common.holdout()["pairs"]}
         drawn = [r for r in rows if r["split"] == "train"]
-        self.train = np.array([r["index"] for r in drawn if (r["concept"], r["family"]) not in held])
+        self.train = np.array(
+            [r["index"] for r in drawn if (r["concept"], r["family"]) not in held]
+        )
         self.held = np.array([r["index"] for r in drawn if (r["concept"], r["family"]) in held])
 
     def on(self, index: int, colour: np.ndarray) -> np.ndarray:
@@ -42,7 +44,7 @@ class Pictures:
             x = F.interpolate(x[None], (128, 128), mode="bilinear", antialias=True)
             if size < 128:
                 i, j = rng.integers(0, 129 - size, 2)
-                x = x[..., i:i + size, j:j + size]
+                x = x[..., i : i + size, j : j + size]
             x = x.flip(-1) if rng.random() < 0.5 else x
             out.append(x[:, rng.permutation(3)] if rng.random() < 0.25 else x)
         return torch.cat(out).contiguous()
@@ -51,5 +53,6 @@ class Pictures:
         """The held-out drawings on white -> (n, 3, 128, 128) in [0, 1]."""
         white = np.ones(3, np.float32)
         x = np.stack([self.on(i, white) for i in self.held[:limit]])
-        return F.interpolate(torch.from_numpy(x).permute(0, 3, 1, 2), (128, 128), mode="bilinear",
-                             antialias=True).contiguous()
+        return F.interpolate(
+            torch.from_numpy(x).permute(0, 3, 1, 2), (128, 128), mode="bilinear", antialias=True
+        ).contiguous()

@@ -53,7 +53,9 @@ def wordnet(folder: Path) -> tuple[list[str], list[str], list[str]]:
             head, _, gloss = line.partition(" | ")
             fields = head.split()
             count = int(fields[3], 16)
-            names = [re.sub(r"\(\w+\)$", "", w).replace("_", " ") for w in fields[4:4 + 2 * count:2]]
+            names = [
+                re.sub(r"\(\w+\)$", "", w).replace("_", " ") for w in fields[4 : 4 + 2 * count : 2]
+            ]
             words += names
             first = gloss.split(";")[0].strip()
             if first:
@@ -63,21 +65,37 @@ def wordnet(folder: Path) -> tuple[list[str], list[str], list[str]]:
 
 def compose(things: list[str], adjectives: list[str], n: int, rng: random.Random) -> list[str]:
     """n phrases of the kind that people write as a prompt, from things and adjectives."""
-    places = "in the snow|at night|on a table|in a forest|at the beach|in the rain|on a hill".split("|")
-    styles = "a drawing of|a photo of|a picture of|an icon of|clip art of|an emoji of|a painting of".split("|")
+    places = "in the snow|at night|on a table|in a forest|at the beach|in the rain|on a hill".split(
+        "|"
+    )
+    styles = "a drawing of|a photo of|a picture of|an icon of|clip art of|an emoji of|a painting of".split(
+        "|"
+    )
 
     def phrase() -> str:
         a, b = rng.choice(things), rng.choice(things)
         c, d = rng.choice(COLOURS), rng.choice(COLOURS)
         adj = rng.choice(adjectives)
-        return rng.choice([
-            f"a {c} {a}", f"{c} {a}", f"{a}, {c}", f"a {adj} {a}", f"{adj} {a}",
-            f"{rng.choice(styles)} a {a}", f"{rng.choice(styles)} a {c} {a}",
-            f"a {a} and a {b}", f"a {a} beside a {b}", f"a {a} to the left of a {b}",
-            f"a {c} {a} and a {d} {b}", f"{rng.choice(['two', 'three', 'four'])} {a}s",
-            f"a {a} on a {c} background", f"a {c} {a} on a {d} background",
-            f"a {rng.choice(['small', 'large', 'tiny', 'big'])} {a}", f"a {a} {rng.choice(places)}",
-        ])
+        return rng.choice(
+            [
+                f"a {c} {a}",
+                f"{c} {a}",
+                f"{a}, {c}",
+                f"a {adj} {a}",
+                f"{adj} {a}",
+                f"{rng.choice(styles)} a {a}",
+                f"{rng.choice(styles)} a {c} {a}",
+                f"a {a} and a {b}",
+                f"a {a} beside a {b}",
+                f"a {a} to the left of a {b}",
+                f"a {c} {a} and a {d} {b}",
+                f"{rng.choice(['two', 'three', 'four'])} {a}s",
+                f"a {a} on a {c} background",
+                f"a {c} {a} on a {d} background",
+                f"a {rng.choice(['small', 'large', 'tiny', 'big'])} {a}",
+                f"a {a} {rng.choice(places)}",
+            ]
+        )
 
     return [phrase() for _ in range(n)]
 
@@ -97,9 +115,15 @@ def gather(sources: Path, rng: random.Random) -> list[str]:
     plain = [n for n in nouns if re.fullmatch(r"[a-z ]{3,20}", n)]
     things = [n.lower() for n in names + imagenet] * 6 + plain
     adjectives = [w for w in others if re.fullmatch(r"[a-z]{3,12}", w)]
-    texts = [*names, *imagenet, *compose(things, adjectives, 110_000, rng),
-             *rng.sample(plain, min(45_000, len(plain))), *rng.sample(glosses, 45_000),
-             *rng.sample(words, 30_000), *rng.sample(others, 15_000)]
+    texts = [
+        *names,
+        *imagenet,
+        *compose(things, adjectives, 110_000, rng),
+        *rng.sample(plain, min(45_000, len(plain))),
+        *rng.sample(glosses, 45_000),
+        *rng.sample(words, 30_000),
+        *rng.sample(others, 15_000),
+    ]
     texts = sorted({t.lower().strip() for t in texts if t.strip()})
     rng.shuffle(texts)
     return texts
@@ -117,7 +141,9 @@ class MiniLM:
 
     @torch.inference_mode()
     def __call__(self, texts: list[str]) -> torch.Tensor:
-        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=48, return_tensors="pt")
+        batch = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=48, return_tensors="pt"
+        )
         with torch.autocast("cpu", torch.bfloat16):
             hidden_BLD = self.model(**batch).last_hidden_state.float()
         mask_BL1 = batch["attention_mask"][..., None].float()
@@ -136,10 +162,13 @@ def corpus(sources: Path = common.CACHE / "sources") -> None:
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equal lengths share a batch
     vectors = np.zeros((len(texts), DIM), np.float16)
     for k in range(0, len(order), 256):
-        rows = order[k:k + 256]
+        rows = order[k : k + 256]
         vectors[rows] = teacher([texts[i] for i in rows]).numpy()
         if k % 25_600 == 0:
-            print(f"{k:7d} of {len(texts)} texts, {k / (time.time() - start):.0f} a second", flush=True)
+            print(
+                f"{k:7d} of {len(texts)} texts, {k / (time.time() - start):.0f} a second",
+                flush=True,
+            )
     np.save(CACHE / "vectors.npy", vectors)
 
 
@@ -158,27 +187,52 @@ def tokenizer() -> None:
     split = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
     from tokenizers import Regex
 
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(split), behavior="removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - 2 - 256, initial_alphabet=alphabet,
-                                  end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 2 - 256,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
     bpe.train_from_iterator(json.loads((CACHE / "texts.json").read_text()), trainer)
     merges = json.loads(bpe.to_str())["model"]["merges"]
     merges = [tuple(m.split()) if isinstance(m, str) else tuple(m) for m in merges]
     pieces = alphabet + [a + "</w>" for a in alphabet]  # every byte, inside and at a word's end
     pieces += [p for p in dict.fromkeys("".join(m) for m in merges) if p not in set(pieces)]
-    merges = merges[:len(merges)]
+    merges = merges[: len(merges)]
     pieces = [*pieces, "<|startoftext|>", "<|endoftext|>"]
     assert len(pieces) <= VOCABULARY, len(pieces)
-    (folder / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>",
-               "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT, "do_lower_case": True,
-         "errors": "replace", "add_prefix_space": False, **special}, indent=1))
+    (folder / "vocab.json").write_text(
+        json.dumps({p: i for i, p in enumerate(pieces)}, ensure_ascii=False)
+    )
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n"
+    )
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "CLIPTokenizer",
+                "model_max_length": CONTEXT,
+                "do_lower_case": True,
+                "errors": "replace",
+                "add_prefix_space": False,
+                **special,
+            },
+            indent=1,
+        )
+    )
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1))
     print(f"{len(pieces)} word pieces, {len(merges)} merges")
 
@@ -195,9 +249,17 @@ def text_config(name: str) -> dict:
     """open_clip's ``text_cfg`` of a tower."""
     width, heads, layers, _ = TOWERS[name]
     tokenizer = json.loads((CACHE / "tokenizer/vocab.json").read_text())
-    return dict(context_length=CONTEXT, vocab_size=len(tokenizer), hf_tokenizer_name="tokenizer",
-                width=width, heads=heads, layers=layers, pool_type="eos",
-                eos_id=tokenizer["<|endoftext|>"], pad_id=tokenizer["<|endoftext|>"])
+    return dict(
+        context_length=CONTEXT,
+        vocab_size=len(tokenizer),
+        hf_tokenizer_name="tokenizer",
+        width=width,
+        heads=heads,
+        layers=layers,
+        pool_type="eos",
+        eos_id=tokenizer["<|endoftext|>"],
+        pad_id=tokenizer["<|endoftext|>"],
+    )
 
 
 def build(name: str) -> torch.nn.Module:
@@ -221,17 +283,20 @@ def start_as_mean(tower: torch.nn.Module) -> None:
     table = CACHE / "pieces.npy"
     if not table.exists():
         teacher, words = MiniLM(), [p.replace("</w>", "") for p in pieces]
-        np.save(table, torch.cat([teacher(words[k:k + 256]) for k in range(0, len(words), 256)]).numpy())
+        np.save(
+            table,
+            torch.cat([teacher(words[k : k + 256]) for k in range(0, len(words), 256)]).numpy(),
+        )
     piece_VD = torch.from_numpy(np.load(table))
     sample_ND = torch.from_numpy(np.load(CACHE / "vectors.npy")[:20_000]).float()
     width = tower.token_embedding.weight.shape[1]
     axes_DW = torch.linalg.svd(sample_ND, full_matrices=False).Vh[:width].T
     embedding = piece_VD @ axes_DW
-    tower.token_embedding.weight[:len(pieces)] = embedding / embedding.std() * 0.1
+    tower.token_embedding.weight[: len(pieces)] = embedding / embedding.std() * 0.1
     tower.token_embedding.weight[-2:] *= 0.1  # start and end carry no meaning
     first = tower.transformer.resblocks[0].attn
-    first.in_proj_weight[:2 * width] *= 0.1
-    first.in_proj_weight[2 * width:] = torch.eye(width)
+    first.in_proj_weight[: 2 * width] *= 0.1
+    first.in_proj_weight[2 * width :] = torch.eye(width)
     first.out_proj.weight.copy_(torch.eye(width))
     tower.text_projection.copy_(axes_DW.T / width**0.5)
 
@@ -261,7 +326,7 @@ def distil(name: str, minutes: float = 8.0, batch: int = 512, lr: float = 1e-3) 
         width = max(len(ids[i]) for i in rows)
         batch_BL = torch.full((len(rows), width), pad)
         for k, i in enumerate(rows):
-            batch_BL[k, :len(ids[i])] = torch.tensor(ids[i])
+            batch_BL[k, : len(ids[i])] = torch.tensor(ids[i])
         tower.attn_mask = causal_LL[:width, :width]  # open_clip does not cut it to the batch
         with torch.autocast("cpu", torch.bfloat16):
             return F.normalize(tower(batch_BL).float(), dim=-1)
@@ -272,7 +337,9 @@ def distil(name: str, minutes: float = 8.0, batch: int = 512, lr: float = 1e-3) 
         pool = pool[np.argsort(lengths[pool], kind="stable")].reshape(16, batch)
         for rows in pool[rng.permutation(16)]:
             for group in optimizer.param_groups:
-                group["lr"] = lr * min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * min(done, 1)))
+                group["lr"] = (
+                    lr * min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * min(done, 1)))
+                )
             out_BD, want_BD = encode(rows, model), target[rows].float()
             cosine = (out_BD * want_BD).sum(-1).mean()
             relation = (out_BD @ out_BD.T - want_BD @ want_BD.T).square().mean()
@@ -286,10 +353,17 @@ def distil(name: str, minutes: float = 8.0, batch: int = 512, lr: float = 1e-3) 
         if step % 64 == 0:
             with torch.no_grad():
                 order = valid[np.argsort(lengths[valid])]
-                out = torch.cat([encode(order[k:k + 512], averaged.model) for k in range(0, 2048, 512)])
+                out = torch.cat(
+                    [encode(order[k : k + 512], averaged.model) for k in range(0, 2048, 512)]
+                )
                 held = (out * target[order].float()).sum(-1).mean().item()
-            log(step=step, minutes=(time.process_time() - start) / 60, loss=loss.item(),
-                cosine=cosine.item(), held_out_cosine=held)
+            log(
+                step=step,
+                minutes=(time.process_time() - start) / 60,
+                loss=loss.item(),
+                cosine=cosine.item(),
+                held_out_cosine=held,
+            )
     torch.save(averaged.model.state_dict(), path)
 
 

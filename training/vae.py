@@ -1,7 +1,6 @@
 """The generator's autoencoder: 128 px -> 16x16x4 (f8), a diffusers ``AutoencoderKL``.
 
-    python -m training.vae train --minutes 30     # resumes from its checkpoint
-    python -m training.vae export                 # clipguide/mini/generator/vae, fp16
+    python -m training.vae --minutes 30     # resumes; `training.generator export` ships it
 
 Loss: absolute error, plus Lite0's feature distances (a small LPIPS: unit-normalised features of
 four strides, Zhang et al. 2018), plus a slight KL (Rombach et al. 2022). Half of the steps see
@@ -12,7 +11,6 @@ the group norms know both.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,9 +31,15 @@ def build():
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 128), layers_per_block=1, latent_channels=4,
-        norm_num_groups=8, mid_block_add_attention=False, sample_size=128)
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 128),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=128,
+    )
 
 
 class Perceptual(torch.nn.Module):
@@ -64,7 +68,9 @@ def psnr(vae, image_N3HW: Tensor) -> float:
     out = []
     for x_B3HW in (image_N3HW * 2 - 1).split(16):
         y_B3HW = vae.decode(vae.encode(x_B3HW).latent_dist.mean).sample.clamp(-1, 1)
-        out.append(-10 * torch.log10(((x_B3HW - y_B3HW) / 2).square().flatten(1).mean(1).clamp_min(1e-8)))
+        out.append(
+            -10 * torch.log10(((x_B3HW - y_B3HW) / 2).square().flatten(1).mean(1).clamp_min(1e-8))
+        )
     return torch.cat(out).mean().item()
 
 
@@ -101,8 +107,14 @@ def train(minutes: float = 30, lr: float = 1e-3, batch: int = 8) -> None:
         average.update(vae)
         step += 1
         if step % 200 == 0:
-            log(step=step, minutes=(time.process_time() - start) / 60, l1=l1.item(), features=features.item(),
-                kl=kl.item(), psnr=psnr(average.model, held))
+            log(
+                step=step,
+                minutes=(time.process_time() - start) / 60,
+                l1=l1.item(),
+                features=features.item(),
+                kl=kl.item(),
+                psnr=psnr(average.model, held),
+            )
             torch.save(average.model.state_dict(), path)
     torch.save(average.model.state_dict(), path)
     print(f"held-out PSNR {psnr(average.model, pictures.held_out()):.2f} dB")
@@ -113,18 +125,6 @@ def load():
     vae = build()
     vae.load_state_dict(torch.load(CACHE / "checkpoint.pt", weights_only=True))
     return vae.eval().requires_grad_(False)
-
-
-@app.command()
-@torch.no_grad()
-def export(folder: Path = common.MINI / "generator/vae") -> None:
-    """Measure the latents' scale on 512 pictures and write the folder in fp16."""
-    vae, pictures = load(), Pictures()
-    x_B3HW = pictures.batch(np.random.default_rng(0), 512, 128) * 2 - 1
-    latents = torch.cat([vae.encode(x).latent_dist.mean for x in x_B3HW.split(32)])
-    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
-    vae.half().save_pretrained(folder)
-    print(f"scaling_factor {vae.config.scaling_factor}")
 
 
 if __name__ == "__main__":

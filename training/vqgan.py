@@ -33,24 +33,39 @@ def build():
     from diffusers import VQModel
 
     return VQModel(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 128), layers_per_block=1, latent_channels=8,
-        norm_num_groups=8, mid_block_add_attention=False, num_vq_embeddings=CODES, sample_size=128)
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 128),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        num_vq_embeddings=CODES,
+        sample_size=128,
+    )
 
 
 def start_from_vae(model) -> None:
     """Copy what has the same name and shape; the codebook starts when the first batch is seen."""
     theirs, mine = vae.load().state_dict(), model.state_dict()
-    model.load_state_dict({**mine, **{k: v for k, v in theirs.items()
-                                      if k in mine and mine[k].shape == v.shape}})
+    model.load_state_dict(
+        {**mine, **{k: v for k, v in theirs.items() if k in mine and mine[k].shape == v.shape}}
+    )
 
 
 def discriminator() -> nn.Module:
     """Patches of 34 pixels -> one logit each (Isola et al. 2017), without batch norm."""
     return nn.Sequential(
-        nn.Conv2d(3, 32, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(32, 64, 4, 2, 1), nn.GroupNorm(8, 64),
-        nn.LeakyReLU(0.2), nn.Conv2d(64, 128, 4, 2, 1), nn.GroupNorm(8, 128), nn.LeakyReLU(0.2),
-        nn.Conv2d(128, 1, 3, 1, 1))
+        nn.Conv2d(3, 32, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(32, 64, 4, 2, 1),
+        nn.GroupNorm(8, 64),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(64, 128, 4, 2, 1),
+        nn.GroupNorm(8, 128),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(128, 1, 3, 1, 1),
+    )
 
 
 def quantize(model, z_BChw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +110,12 @@ def train(minutes: float = 25, lr: float = 8e-4, batch: int = 8) -> None:
     perceptual, average = vae.Perceptual(), Ema(model, 0.998)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=lr / 2, betas=(0.5, 0.9))
-    held, used, start, step = pictures.held_out(limit=96), torch.zeros(CODES), time.process_time(), 0
+    held, used, start, step = (
+        pictures.held_out(limit=96),
+        torch.zeros(CODES),
+        time.process_time(),
+        0,
+    )
     last = model.decoder.conv_out.weight
     while (done := (time.process_time() - start) / 60 / minutes) < 1:
         for group in optimizer.param_groups:
@@ -117,9 +137,11 @@ def train(minutes: float = 25, lr: float = 8e-4, batch: int = 8) -> None:
         loss = plain + commit
         if done > 1 / 3:
             fool = -critic(y).mean()
-            g_plain, = torch.autograd.grad(plain, last, retain_graph=True)
-            g_fool, = torch.autograd.grad(fool, last, retain_graph=True)
-            loss = loss + 0.1 * fool * (g_plain.norm() / (g_fool.norm() + 1e-6)).clamp(max=10).detach()
+            (g_plain,) = torch.autograd.grad(plain, last, retain_graph=True)
+            (g_fool,) = torch.autograd.grad(fool, last, retain_graph=True)
+            loss = (
+                loss + 0.1 * fool * (g_plain.norm() / (g_fool.norm() + 1e-6)).clamp(max=10).detach()
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -133,8 +155,13 @@ def train(minutes: float = 25, lr: float = 8e-4, batch: int = 8) -> None:
         step += 1
         if step % 200 == 0:
             db, share = measure(average.model, held)
-            log(step=step, minutes=(time.process_time() - start) / 60, loss=plain.item(), psnr=db,
-                codes=share)
+            log(
+                step=step,
+                minutes=(time.process_time() - start) / 60,
+                loss=plain.item(),
+                psnr=db,
+                codes=share,
+            )
             torch.save({"model": average.model.state_dict(), "critic": critic.state_dict()}, path)
     torch.save({"model": average.model.state_dict(), "critic": critic.state_dict()}, path)
 
@@ -150,6 +177,7 @@ def load():
 def export(folder: Path = common.MINI / "vqgan") -> None:
     """Write the folder in fp16."""
     load().half().save_pretrained(folder)
+    common.write_sums()
 
 
 if __name__ == "__main__":

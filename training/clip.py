@@ -1,0 +1,318 @@
+"""The three CLIPs on drawings: the guide, the judge and the referee (which is not shipped).
+
+    python -m training.clip train guide --minutes 40            # processor minutes; resumes
+    python -m training.clip train guide --robust --minutes 40   # then: trained for its gradients
+    python -m training.clip export guide                        # clipguide/mini/guide, fp16
+
+The image tower is an EfficientNet-Lite that ImageNet taught to see; its projection starts as the
+classifier's rows times the text vectors of the 1,000 names, so photographs are known before the
+first step. The text tower (`training/text.py`) stays locked (as in LiT, Zhai et al. 2022, with
+the roles exchanged). The loss has four parts: cross-entropy against the texts of all concepts,
+CLIP's contrastive loss against the captions of the batch, the true colour among eleven, and, so
+that photographs are not forgotten, the backbone's own softmax over the 1,000 names on views of
+mixed drawings (learning without forgetting, Li & Hoiem 2016).
+
+`--robust` goes on from the plain model on pictures moved by an L2 attack on the concepts' loss
+(TeCoA, Mao et al. 2023; CLIPAG, Ganz & Elad 2024), half of them under Gaussian noise or blur as
+well, as an x0 estimate in mid-sampling is.
+
+Legend: B batch, D 384, K concepts, N 1,000 names.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from torch import Tensor, nn
+
+from clipguide.finetune import Fit, FitConfig, bank_loss, caption_loss, l2_attack
+from training import common, text
+from training.data.colours import TERMS
+from training.data.compose import TrainingSet
+
+CACHE = common.CACHE / "clip"
+SIZE = 128
+BACKBONES = {"guide": 0, "judge": 1, "referee": 2}
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+def config(name: str) -> dict:
+    """The ``open_clip_config.json`` of a model."""
+    vision = dict(
+        timm_model_name=f"tf_efficientnet_lite{BACKBONES[name]}",
+        timm_model_pretrained=False,
+        timm_pool="avg",
+        timm_proj="linear",
+        timm_proj_bias=True,
+        image_size=SIZE,
+    )
+    return {
+        "model_cfg": dict(
+            embed_dim=text.DIM, vision_cfg=vision, text_cfg=text.text_config(name), custom_text=True
+        ),
+        "preprocess_cfg": dict(
+            mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize_mode="squash"
+        ),
+    }
+
+
+def encode_texts(model: nn.Module, texts: list[str]) -> Tensor:
+    """list[str] -> unit vectors_BD, without gradients."""
+    tokenizer, out = text.load_tokenizer(), []
+    with torch.inference_mode():
+        for k in range(0, len(texts), 256):
+            ids = tokenizer(
+                texts[k : k + 256],
+                padding="max_length",
+                max_length=text.CONTEXT,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+            out.append(F.normalize(model.encode_text(ids).float(), dim=-1))
+    return torch.cat(out).clone()
+
+
+def build(name: str) -> nn.Module:
+    """The open_clip model as training begins: backbone, distilled text tower, names' projection."""
+    from open_clip.model import CustomTextCLIP
+
+    cfg = config(name)["model_cfg"]
+    model = CustomTextCLIP(cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"])
+    model.text.load_state_dict(torch.load(text.CACHE / f"{name}.pt", weights_only=True))
+    net = common.backbone(BACKBONES[name])
+    model.visual.trunk.load_state_dict(net.state_dict(), strict=False)
+    name_ND = encode_texts(model, common.imagenet_names())
+    rows_NF = net.classifier.weight.detach()
+    with torch.no_grad():
+        start_DF = (name_ND - name_ND.mean(0)).T @ (rows_NF - rows_NF.mean(0))
+        model.visual.head.proj.weight.copy_(start_DF / start_DF.norm() * 10)
+        model.visual.head.proj.bias.zero_()
+        model.logit_scale.fill_(np.log(25))
+    model.text.requires_grad_(False)
+    return model.to(memory_format=torch.channels_last)
+
+
+def encode(model: nn.Module, image_B3HW: Tensor) -> Tensor:
+    """Images in [0, 1] at the model's size -> unit vectors_BD. Batch norm keeps its statistics."""
+    return F.normalize(
+        model.visual((image_B3HW * 2 - 1).contiguous(memory_format=torch.channels_last)), dim=-1
+    )
+
+
+class Recipe:
+    """The loss of one model, with its text tables: concepts_KD, colours_K11D, names_ND."""
+
+    def __init__(self, name: str, model: nn.Module, concepts: list[str], robust: bool) -> None:
+        self.robust = robust
+        self.teacher = common.backbone(BACKBONES[name]).to(memory_format=torch.channels_last)
+        self.teacher.requires_grad_(False)
+        self.index = {c: k for k, c in enumerate(concepts)}
+        table = CACHE / f"{name}-texts.pt"
+        if not table.exists():
+            CACHE.mkdir(parents=True, exist_ok=True)
+            coloured = [f"a {colour} {c}" for c in concepts for colour in TERMS]
+            torch.save(
+                {
+                    "concepts": encode_texts(model, concepts),
+                    "names": encode_texts(model, common.imagenet_names()),
+                    "colours": encode_texts(model, coloured).half(),
+                },
+                table,
+            )
+        tables = torch.load(table, weights_only=True)
+        self.concept_KD, self.name_ND = tables["concepts"], tables["names"]
+        self.colour_K11D = tables["colours"].view(len(concepts), len(TERMS), -1)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def views(self, image_B3HW: Tensor, count: int) -> Tensor:
+        """Pictures to remember ImageNet on: zooms of two drawings laid over each other, tinted."""
+        g = self.generator
+        a, b = image_B3HW[:count], image_B3HW.flip(0)[:count]
+        mix = torch.rand(count, 1, 1, 1, generator=g)
+        gain = 0.6 + 0.6 * torch.rand(count, 3, 1, 1, generator=g)
+        zoom = 0.4 + 0.6 * torch.rand(count, generator=g)
+        shift = (1 - zoom)[:, None] * (2 * torch.rand(count, 2, generator=g) - 1)
+        theta = torch.zeros(count, 2, 3)
+        theta[:, 0, 0] = theta[:, 1, 1] = zoom
+        theta[:, :, 2] = shift
+        grid = F.affine_grid(theta, list(a.shape), align_corners=False)
+        mixed = F.grid_sample((a * mix + b * (1 - mix)) * gain, grid, align_corners=False)
+        noise = (
+            torch.randn(mixed.shape, generator=g) * 0.1 * torch.rand(count, 1, 1, 1, generator=g)
+        )
+        return (mixed + noise).clamp(0, 1)
+
+    def soften(self, image_B3HW: Tensor) -> Tensor:
+        """Half of the pictures noised (sigma up to 0.35) or blurred, as mid-sampling x0 is."""
+        g, n = self.generator, len(image_B3HW)
+        sigma = (
+            0.35 * torch.rand(n, 1, 1, 1, generator=g) * (torch.rand(n, 1, 1, 1, generator=g) < 0.4)
+        )
+        x = image_B3HW + sigma * torch.randn(image_B3HW.shape, generator=g)
+        small = F.interpolate(x, scale_factor=0.25, mode="area")
+        blurred = F.interpolate(small, size=x.shape[-2:], mode="bilinear")
+        return torch.where(torch.rand(n, 1, 1, 1, generator=g) < 0.2, blurred, x).clamp(0, 1)
+
+    def concept_loss(self, model: nn.Module, image_B3HW: Tensor, target_BK: Tensor) -> Tensor:
+        return bank_loss(
+            encode(model, image_B3HW), self.concept_KD, target_BK, model.logit_scale.exp()
+        )
+
+    def __call__(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, float]]:
+        image, target, scale = (
+            batch["image"],
+            batch["target"],
+            model.logit_scale.exp().clamp(max=100),
+        )
+        if self.robust:
+            image = self.soften(image)
+            radius = 0.5 + 2.5 * torch.rand(len(image), generator=self.generator)
+            image = l2_attack(
+                lambda x: self.concept_loss(model, x, target),
+                image,
+                radius_B=radius,
+                steps=2,
+                generator=self.generator,
+            )
+        seen = self.views(batch["image"], len(image) // 4)
+        vectors = encode(model, torch.cat([image, seen]))
+        image_BD, seen_BD = vectors[: len(image)], vectors[len(image) :]
+        concept = bank_loss(image_BD, self.concept_KD, target, scale).mean()
+        caption = caption_loss(image_BD, batch["text"], scale).mean()
+        known = batch["colour"] >= 0
+        true_11 = self.colour_K11D[target[known].argmax(-1)].float()
+        colour = (
+            F.cross_entropy(
+                scale * (true_11 @ image_BD[known][..., None])[..., 0], batch["colour"][known]
+            )
+            if known.any()
+            else concept * 0
+        )
+        with torch.no_grad():
+            teacher = self.teacher((seen * 2 - 1).contiguous(memory_format=torch.channels_last))
+        student = (scale * seen_BD @ self.name_ND.T).log_softmax(-1)
+        memory = F.kl_div(student, teacher.log_softmax(-1), log_target=True, reduction="batchmean")
+        loss = concept + 0.5 * caption + 0.5 * colour + 0.3 * memory
+        return loss, {
+            "concept": concept.item(),
+            "caption": caption.item(),
+            "colour": colour.item(),
+            "memory": memory.item(),
+            "scale": scale.item(),
+        }
+
+
+# ------------------------------------------------------------------ training
+def batches(
+    data: TrainingSet, recipe: Recipe, model: nn.Module, size: int, rng: np.random.Generator
+) -> Iterator[dict]:
+    """Endless batches: image (B, 3, 128, 128) in [0, 1], target_BK, caption vectors, colour_B
+    (index of the true term, or -1)."""
+    while True:
+        samples = [data.sample(rng) for _ in range(size)]
+        image = torch.from_numpy(np.stack([s.rgb for s in samples])).permute(0, 3, 1, 2) / 255
+        target = torch.zeros(size, len(recipe.index))
+        for row, sample in zip(target, samples):
+            for concept in sample.concepts:
+                row[recipe.index[concept]] = 1 / len(sample.concepts)
+        colour = torch.tensor([TERMS.index(s.colour) if s.colour else -1 for s in samples])
+        yield {
+            "image": image,
+            "target": target,
+            "colour": colour,
+            "text": encode_texts(model, [s.caption for s in samples]),
+        }
+
+
+@torch.no_grad()
+def accuracy(
+    model: nn.Module, recipe: Recipe, rows: list[dict], data: TrainingSet
+) -> dict[str, float]:
+    """Top-1 and top-5 among the concepts without symbols, for drawings on white."""
+    bank = torch.tensor([recipe.index[c] for c in data.plain_concepts()])
+    place = {int(k): i for i, k in enumerate(bank)}
+    vectors = torch.cat(
+        [encode(model, x) for x in data.on_white([r["index"] for r in rows]).split(50)]
+    )
+    best = (vectors @ recipe.concept_KD[bank].T).topk(5).indices
+    truth = torch.tensor([place[recipe.index[r["concept"]]] for r in rows])[:, None]
+    return {
+        "top1": (best[:, :1] == truth).any(1).float().mean().item(),
+        "top5": (best == truth).any(1).float().mean().item(),
+    }
+
+
+def freeze_start(model: nn.Module) -> None:
+    """The stem and the first two stages stay as ImageNet left them (the plain phase only)."""
+    trunk = model.visual.trunk
+    for part in (trunk.conv_stem, trunk.bn1, *trunk.blocks[:2]):
+        part.requires_grad_(False)
+
+
+@app.command()
+def train(name: str, robust: bool = False, minutes: float = 25, batch: int = 64) -> None:
+    """Train a plain model, or go on from the plain one for its gradients, within `minutes`."""
+    stage = CACHE / f"{name}{'-robust' if robust else ''}"
+    data = TrainingSet(common.DATA, size=SIZE)
+    model = build(name)
+    recipe = Recipe(name, model, data.concepts, robust)
+    if robust:
+        model.load_state_dict(torch.load(f"{CACHE / name}.pt", weights_only=True))
+    else:
+        freeze_start(model)
+    model.eval()  # batch norm keeps ImageNet's statistics; there is no dropout
+    rate = 2e-4 if robust else 6e-4
+    fit = Fit(
+        model,
+        recipe,
+        FitConfig(minutes=minutes, lr=rate, ema=0.998),
+        scale=lambda n: 1.0 if "head" in n or "logit" in n else 0.5,
+    )
+    checkpoint = stage.with_suffix(".checkpoint")
+    if checkpoint.exists():
+        fit.load_state_dict(torch.load(checkpoint, weights_only=True))
+    rng = np.random.default_rng([BACKBONES[name], fit.index])
+    log = common.Log(stage.with_suffix(".csv"))
+    tests = {"held": data.held_rows(), "openmoji": data.style_rows("openmoji")[:400]}
+    for step in fit.run(batches(data, recipe, model, batch, rng)):
+        if step.index % 50 == 0:
+            log(step=step.index, minutes=step.minutes, loss=step.loss, **step.parts)
+        if step.index % 300 == 0:
+            torch.save(fit.state_dict(), checkpoint)
+            for test, rows in tests.items():
+                print(test, accuracy(fit.average.model, recipe, rows, data), flush=True)
+    torch.save(fit.average.model.state_dict(), f"{stage}.pt")
+    torch.save(fit.state_dict(), checkpoint)
+    for test, rows in tests.items():
+        print(test, accuracy(fit.average.model, recipe, rows, data), flush=True)
+
+
+@app.command()
+def export(name: str, stage: str = "", folder: Path | None = None) -> None:
+    """Write an open_clip folder in fp16: the latest stage (robust for the guide), or `stage`."""
+    from safetensors.torch import save_file
+
+    stage = stage or (f"{name}-robust" if (CACHE / f"{name}-robust.pt").exists() else name)
+    folder = folder or (CACHE / "referee" if name == "referee" else common.MINI / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = torch.load(CACHE / f"{stage}.pt", weights_only=True)
+    save_file(
+        {k: v.half().contiguous() if v.is_floating_point() else v for k, v in state.items()},
+        folder / "open_clip_model.safetensors",
+    )
+    (folder / "open_clip_config.json").write_text(json.dumps(config(name), indent=2) + "\n")
+    for file in (text.CACHE / "tokenizer").iterdir():
+        shutil.copy(file, folder)
+    common.write_sums()
+    print(f"{stage} -> {folder}")
+
+
+if __name__ == "__main__":
+    app()
