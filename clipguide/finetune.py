@@ -36,7 +36,7 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class FitStep:
-    """One optimiser step: its number, training minutes so far, the loss and the loss's own parts."""
+    """One optimiser step: its number, the minutes so far, the loss and the loss's own parts."""
 
     index: int
     minutes: float
@@ -45,7 +45,7 @@ class FitStep:
 
 
 class Ema:
-    """Exponential moving average of a model's parameters and buffers, with a warm-up of 10 steps."""
+    """Exponential moving average of a model's parameters and buffers; early steps count more."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -161,7 +161,7 @@ def l2_attack(
     steps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """The image within an L2 ball that raises the loss: projected gradient ascent (Madry et al. 2018).
+    """The image in an L2 ball that raises the loss: projected gradient ascent (Madry et al. 2018).
 
     loss: image_B3HW -> loss_B. radius_B in units of pixels in [0, 1]. A random start inside the
     ball, `steps` steps of 2.5 · radius / steps (full radius when steps is 1); result in [0, 1].

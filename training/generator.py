@@ -41,7 +41,7 @@ violin camera clock hammer scissors pencil light bulb heart""".split()
 
 
 def things(data: TrainingSet, count: int = THINGS) -> list[str]:
-    """The concepts that the generator draws: in most families first, symbols and people left out."""
+    """The concepts that are drawn: those in most families first, symbols and people left out."""
     families: dict[str, set] = {}
     for row in data.rows:
         if not row["symbol"] and row["category"] not in (
@@ -126,7 +126,7 @@ def scheduler():
 
 
 def text_encoder():
-    """The guide's text tower as transformers' ``CLIPTextModel`` (last hidden state after ln_final)."""
+    """The guide's text tower as transformers' ``CLIPTextModel``."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     width, heads, layers, _ = text.TOWERS["guide"]

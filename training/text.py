@@ -68,9 +68,7 @@ def compose(things: list[str], adjectives: list[str], n: int, rng: random.Random
     places = "in the snow|at night|on a table|in a forest|at the beach|in the rain|on a hill".split(
         "|"
     )
-    styles = "a drawing of|a photo of|a picture of|an icon of|clip art of|an emoji of|a painting of".split(
-        "|"
-    )
+    kinds = "a drawing|a photo|a picture|an icon|clip art|an emoji|a painting".split("|")
 
     def phrase() -> str:
         a, b = rng.choice(things), rng.choice(things)
@@ -83,8 +81,8 @@ def compose(things: list[str], adjectives: list[str], n: int, rng: random.Random
                 f"{a}, {c}",
                 f"a {adj} {a}",
                 f"{adj} {a}",
-                f"{rng.choice(styles)} a {a}",
-                f"{rng.choice(styles)} a {c} {a}",
+                f"{rng.choice(kinds)} of a {a}",
+                f"{rng.choice(kinds)} of a {c} {a}",
                 f"a {a} and a {b}",
                 f"a {a} beside a {b}",
                 f"a {a} to the left of a {b}",

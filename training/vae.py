@@ -64,7 +64,7 @@ class Perceptual(torch.nn.Module):
 
 @torch.no_grad()
 def psnr(vae, image_N3HW: Tensor) -> float:
-    """Mean over pictures of -10·log10(MSE), pixels in [0, 1], reconstructed from the mean latent."""
+    """Mean over pictures of -10·log10(MSE), pixels in [0, 1], decoded from the mean latent."""
     out = []
     for x_B3HW in (image_N3HW * 2 - 1).split(16):
         y_B3HW = vae.decode(vae.encode(x_B3HW).latent_dist.mean).sample.clamp(-1, 1)
@@ -76,7 +76,7 @@ def psnr(vae, image_N3HW: Tensor) -> float:
 
 @app.command()
 def train(minutes: float = 30, lr: float = 1e-3, batch: int = 8) -> None:
-    """Train for so many minutes of processor time more; the rate falls as a cosine within this call."""
+    """Train for so many minutes of processor time more; the rate falls within this call."""
     pictures, rng = Pictures(), np.random.default_rng()
     vae = build().to(memory_format=torch.channels_last)
     path, log = CACHE / "checkpoint.pt", common.Log(CACHE / "log.csv")
