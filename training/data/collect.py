@@ -171,17 +171,12 @@ class Collector:
             yield Drawing(chosen, concept, str(art.path), True, art.file)
 
 
-@dataclass
 class Things:
-    """One section of things.txt."""
-
-    names: dict[str, str]
-    left_out: set[str]
-    rest: bool = False
-    suffix: str = ""
+    """One section of things.txt, by the options after its name."""
 
     def __init__(self, options: str = ""):
-        self.names, self.left_out = {}, set()
+        self.names: dict[str, str] = {}
+        self.left_out: set[str] = set()
         self.rest = "rest=symbol" in options
         found = re.search(r"suffix=(\S+)", options)
         self.suffix = found.group(1) if found else ""
