@@ -249,6 +249,19 @@ def accuracy(
     }
 
 
+@torch.no_grad()
+def sheet(path: Path, model: nn.Module, recipe: Recipe, data: TrainingSet) -> None:
+    """A contact sheet of 32 held-out drawings, each with the three concepts that fit it best."""
+    from clipguide.images import contact_sheet, to_pil
+
+    names = data.plain_concepts()
+    bank = recipe.concept_KD[[recipe.index[c] for c in names]]
+    image = data.on_white([r["index"] for r in data.held_rows()[:32]])
+    best = (encode(model, image) @ bank.T).topk(3).indices.tolist()
+    labels = [", ".join(names[k] for k in row) for row in best]
+    contact_sheet(to_pil(image), labels=labels, columns=8).save(path)
+
+
 def freeze_start(model: nn.Module) -> None:
     """The stem and the first two stages stay as ImageNet left them (the plain phase only)."""
     trunk = model.visual.trunk
@@ -292,6 +305,8 @@ def train(name: str, robust: bool = False, minutes: float = 25, batch: int = 64)
     torch.save(fit.state_dict(), checkpoint)
     for test, rows in tests.items():
         print(test, accuracy(fit.average.model, recipe, rows, data), flush=True)
+    log.plot()
+    sheet(stage.with_suffix(".sheet.png"), fit.average.model, recipe, data)
 
 
 @app.command()

@@ -47,8 +47,21 @@ def backbone(size: int) -> torch.nn.Module:
     return model.eval()
 
 
+def before_and_after(path: Path, before_N3HW: torch.Tensor, after_N3HW: torch.Tensor) -> None:
+    """A contact sheet: each picture in [0, 1] above what a model made of it."""
+    from clipguide.images import contact_sheet, to_pil
+
+    rows = [
+        picture
+        for k in range(0, len(before_N3HW), 8)
+        for part in (before_N3HW, after_N3HW)
+        for picture in to_pil(part[k : k + 8].clamp(0, 1))
+    ]
+    contact_sheet(rows, columns=8).save(path)
+
+
 class Log:
-    """Rows to a CSV file and to the terminal."""
+    """Rows to a CSV file, to a plot beside it (`plot`), and to the terminal."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +75,24 @@ class Log:
                 writer.writeheader()
             writer.writerow(row)
         print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
+
+    def plot(self) -> None:
+        """Draw every column against the row's number, over all calls that wrote to this log."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        with self.path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        names = [name for name in rows[0] if name not in ("step", "minutes")]
+        figure, axes = pyplot.subplots(len(names), 1, figsize=(7, 1.8 * len(names)), squeeze=False)
+        for name, axis in zip(names, axes[:, 0]):
+            axis.plot([float(row[name]) for row in rows])
+            axis.set_ylabel(name)
+        figure.tight_layout()
+        figure.savefig(self.path.with_suffix(".png"))
+        pyplot.close(figure)
 
 
 def holdout() -> dict:

@@ -247,6 +247,8 @@ def train(minutes: float = 60, lr: float = 8e-4, batch: int = 48, drop: float = 
         if step % 500 == 0:
             torch.save(average.model.state_dict(), path)
     torch.save(average.model.state_dict(), path)
+    log.plot()
+    sheet()
 
 
 def pipeline():
@@ -302,7 +304,7 @@ def sheet(out: Path = CACHE / "sheet.png", n: int = 48, steps: int = 25, cfg: fl
             width=128,
             generator=torch.Generator().manual_seed(0),
         ).images
-    contact_sheet(pictures, names, columns=8).save(out)
+    contact_sheet(pictures, labels=names, columns=8).save(out)
 
 
 if __name__ == "__main__":

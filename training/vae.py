@@ -118,6 +118,12 @@ def train(minutes: float = 30, lr: float = 1e-3, batch: int = 8) -> None:
             torch.save(average.model.state_dict(), path)
     torch.save(average.model.state_dict(), path)
     print(f"held-out PSNR {psnr(average.model, pictures.held_out()):.2f} dB")
+    log.plot()
+    with torch.no_grad():
+        latent = average.model.encode(held[:32] * 2 - 1).latent_dist.mean
+        common.before_and_after(
+            CACHE / "sheet.png", held[:32], average.model.decode(latent).sample / 2 + 0.5
+        )
 
 
 def load():

@@ -164,6 +164,13 @@ def train(minutes: float = 25, lr: float = 8e-4, batch: int = 8) -> None:
             )
             torch.save({"model": average.model.state_dict(), "critic": critic.state_dict()}, path)
     torch.save({"model": average.model.state_dict(), "critic": critic.state_dict()}, path)
+    log.plot()
+    with torch.no_grad():
+        z, _, _ = quantize(
+            average.model, average.model.quant_conv(average.model.encoder(held[:32] * 2 - 1))
+        )
+        after = average.model.decoder(average.model.post_quant_conv(z)) / 2 + 0.5
+        common.before_and_after(CACHE / "sheet.png", held[:32], after)
 
 
 def load():
