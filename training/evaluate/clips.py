@@ -14,6 +14,7 @@ import torch
 from clipguide import Clip
 from clipguide.errors import ClipguideError
 from training.data.colours import TERMS, dominant_colour
+from training.data.compose import ON_DISC
 from training.evaluate.drawings import Drawings, ranks, share_of_pairs
 from training.evaluate.ledger import CLIPS, HERE, Figure, Settings, figure
 
@@ -48,7 +49,7 @@ def colours(settings: Settings) -> Iterator[Figure]:
     found, colour = [], []
     for drawing in drawings.held_out:
         term, share = dominant_colour(drawings.rgba[drawing.index])
-        if share >= CLEAR:
+        if share >= CLEAR and drawing.set not in ON_DISC:
             found.append(drawing)
             colour.append(TERMS.index(term))
     found, colour_B = settings.cut(found), torch.tensor(settings.cut(colour))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipguide import Clip
+from clipguide import Clip, images
 from clipguide.errors import ClipguideError
 from training import common
 
@@ -28,6 +28,7 @@ class Drawing:
 
     index: int
     concept: str
+    set: str
     family: str
     category: str
 
@@ -37,7 +38,8 @@ class Drawings:
 
     def __init__(self, folder: Path = common.DATA) -> None:
         if not (folder / "manifest.jsonl").exists():
-            raise ClipguideError(f"There are no drawings in {folder}: python -m training.data build.")
+            raise ClipguideError(
+                f"There are no drawings in {folder}: python -m training.data build.")
         self.rgba = np.load(folder / "pictures.npy", mmap_mode="r")
         with (folder / "manifest.jsonl").open(encoding="utf-8") as file:
             self.rows = [json.loads(line) for line in file]
@@ -50,7 +52,7 @@ class Drawings:
         self.trained = [_of(r) for r in train if (r["concept"], r["family"]) not in held]
 
     def style(self, name: str) -> list[Drawing]:
-        """The drawings of a test set whose concept is one of `concepts`, near duplicates left out."""
+        """A test set's drawings of known concepts, without those nearly a training picture."""
         return [_of(row) for row in self.rows
                 if row["set"] == name and row["concept"] in self.place and not row["symbol"]
                 and not row.get("near_train")]
@@ -70,8 +72,7 @@ class Drawings:
 
     def picture(self, index: int) -> Image.Image:
         """Drawing `index` on white, RGB."""
-        drawing = Image.fromarray(np.asarray(self.rgba[index]), "RGBA")
-        return Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing).convert("RGB")
+        return images.load(Image.fromarray(np.asarray(self.rgba[index])))
 
     def encode(self, clip: Clip, drawings: Sequence[Drawing]) -> torch.Tensor:
         """Unit vectors_BD, a few pictures in memory at a time."""
@@ -85,7 +86,7 @@ class Drawings:
 
 
 def _of(row: dict) -> Drawing:
-    return Drawing(row["index"], row["concept"], row["family"], row["category"])
+    return Drawing(row["index"], row["concept"], row["set"], row["family"], row["category"])
 
 
 def ranks(image_BD: torch.Tensor, text_KD: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:

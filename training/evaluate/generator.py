@@ -26,7 +26,7 @@ SAME = 0.02  # RMSE of 32x32, values in [0, 1]: the eye sees one picture
 def measure(settings: Settings) -> Iterator[Figure]:
     """Unguided: things, things in a colour, and whether it only remembers."""
     drawings, draw = all_drawings(), samples.Samples(settings)
-    referee, things = settings.clip("referee"), samples.things_drawn()
+    referee, things = settings.clip("referee"), samples.things_drawn(drawings.concepts)
     weights = settings.weights("generator", "referee")
     text_KD = referee.encode_text(drawings.concepts)
 
@@ -47,11 +47,12 @@ def measure(settings: Settings) -> Iterator[Figure]:
     ceiling, pairs = share_of_pairs(rank_B < 5, real)
     yield figure("generator: referee's top-5 of real drawings", ceiling, n=pairs,
                  weights=settings.weights("referee"), note="held-out drawings of the same things")
-    yield figure("generator: referee's top-5, times that of real drawings", share / ceiling,
-                 n=len(drawn), weights=weights)
+    yield figure("generator: referee's top-5, times that of real drawings",
+                 share / ceiling if ceiling else 0.0, n=len(prompts), weights=weights,
+                 note=f"{share:.3f} / {ceiling:.3f}")
 
     coloured = yield from colour_figures(settings, draw, things, text_KD)
-    alike = settings.cut([samples.TEMPLATES[0].format(samples.article(t))
+    alike = settings.cut([samples.phrase(t)
                           for t in things[::max(1, len(things) // samples.ALIKE)]][:samples.ALIKE])
     eight = draw(alike, seeds=8, steered=False)
     yield from memory_figures(drawings, [drawn, coloured, eight], weights)
@@ -63,7 +64,7 @@ def colour_figures(settings: Settings, draw: samples.Samples, things: list[str],
     drawings, referee = all_drawings(), settings.clip("referee")
     never = [(pair["colour"], pair["concept"]) for pair in common.holdout()["colours"]]
     rows = settings.cut(samples.coloured_prompts(things, never, TERMS))
-    prompts = [samples.article(f"{colour} {thing}") for colour, thing, _ in rows]
+    prompts = [samples.phrase(thing, f"{colour} {thing}") for colour, thing, _ in rows]
     drawn = draw(prompts, seeds=1, steered=False)
     image_BD = referee.encode_pictures(samples.pictures(drawn))
     thing_B = torch.tensor([drawings.place[thing] for _, thing, _ in rows])
@@ -92,7 +93,7 @@ def memory_figures(
     size = drawn[0].shape[-2]
     pixels = np.concatenate([part.reshape(-1, size, size, 3) for part in drawn])
     opaque = np.pad(pixels, [(0, 0)] * 3 + [(0, 1)], constant_values=255)
-    train = thumbnails(drawings.rgba[[d.index for d in drawings.trained]])
+    train = thumbnails(drawings.rgba)[[d.index for d in drawings.trained]]
     distance_B = np.minimum(nearest(thumbnails(opaque), train),
                             nearest(thumbnails(opaque[:, :, ::-1]), train))
     yield figure("generator: nearly a training picture", float((distance_B < NEAR).mean()),
@@ -110,7 +111,7 @@ def steering(settings: Settings) -> Iterator[Figure]:
     """The default steering against none: the same prompts and seeds, paired."""
     drawings, draw = all_drawings(), samples.Samples(settings)
     referee = settings.clip("referee")
-    prompts, of = samples.concept_prompts(samples.things_drawn())
+    prompts, of = samples.concept_prompts(samples.things_drawn(drawings.concepts))
     prompts, of = settings.cut(prompts), settings.cut(of)
     text_KD, prompt_PD = referee.encode_text(drawings.concepts), referee.encode_text(prompts)
     target_B = torch.tensor([drawings.place[t] for t in of]).repeat_interleave(samples.SEEDS)

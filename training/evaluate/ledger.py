@@ -99,7 +99,8 @@ class Figure:
 def show(value: float, unit: str) -> str:
     """A value as text: a share as percent, else with its unit."""
     if unit == "%":
-        return f"{100 * value:.1f} %" if abs(value) < 0.9995 or value == 1 else f"{100 * value:.3f} %"
+        digits = 1 if abs(value) < 0.9985 or value == 1 else 3
+        return f"{100 * value:.{digits}f} %"
     return f"{value:.2f} {unit}".rstrip()
 
 
@@ -127,8 +128,9 @@ class Ledger:
         self.new.append(found.key)
         if self.path:
             order = {key: i for i, key in enumerate(BARS)}
-            rows = sorted(self.figures.values(), key=lambda f: (order.get(f.key, len(order)), f.key))
-            text = json.dumps({"figures": [asdict(f) for f in rows]}, ensure_ascii=False, indent=1)
+            keys = sorted(self.figures, key=lambda key: (order.get(key, len(order)), key))
+            rows = [asdict(self.figures[key]) for key in keys]
+            text = json.dumps({"figures": rows}, ensure_ascii=False, indent=1)
             self.path.write_text(text + "\n", encoding="utf-8")
 
     def table(self, keys: Sequence[str] | None = None) -> str:

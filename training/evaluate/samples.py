@@ -17,7 +17,7 @@ from PIL import Image
 from clipguide import TextToImage
 from clipguide.errors import ClipguideError
 from training import common
-from training.batches import article
+from training.data.captions import article, number_of
 from training.evaluate.ledger import Settings
 
 PROMPTS = 200
@@ -64,17 +64,23 @@ class Samples:
         return np.load(path)
 
 
-def things_drawn() -> list[str]:
-    """What the generator was trained to draw."""
+def things_drawn(concepts: Sequence[str]) -> list[str]:
+    """What the generator was trained to draw, of these concepts."""
     path = common.CACHE / "generator/latents.pt"
     if not path.exists():
         raise ClipguideError(f"There is no {path}: python -m training.generator latents.")
-    return torch.load(path, mmap=True, weights_only=True)["things"]
+    things = torch.load(path, mmap=True, weights_only=True)["things"]
+    return [thing for thing in things if thing in set(concepts)]
+
+
+def phrase(thing: str, name: str | None = None) -> str:
+    """"an apple", but "scissors"; `name` is the thing with a colour, say."""
+    return article(name or thing) if number_of(thing) == "one" else name or thing
 
 
 def concept_prompts(things: Sequence[str]) -> tuple[list[str], list[str]]:
     """200 (prompts, their things): every thing in one phrasing before any in the next."""
-    pairs = [(template.format(article(thing)), thing) for template in TEMPLATES for thing in things]
+    pairs = [(template.format(phrase(thing)), thing) for template in TEMPLATES for thing in things]
     prompts, of = zip(*pairs[:PROMPTS])
     return list(prompts), list(of)
 
