@@ -1,6 +1,7 @@
 """The generator's autoencoder: 128 px -> 16x16x4 (f8), a diffusers ``AutoencoderKL``.
 
-    python -m training.vae --minutes 30     # resumes; `training.generator export` ships it
+    python -m training.vae --minutes 30                  # resumes; the generator's export ships it
+    python -m training.vae --minutes 30 --decoder-only   # once a U-Net knows the latents
 
 Loss: absolute error, plus Lite0's feature distances (a small LPIPS: unit-normalised features of
 four strides, Zhang et al. 2018), plus a slight KL (Rombach et al. 2022). Half of the steps see
@@ -75,15 +76,23 @@ def psnr(vae, image_N3HW: Tensor) -> float:
 
 
 @app.command()
-def train(minutes: float = 30, lr: float = 1e-3, batch: int = 8) -> None:
-    """Train for so many minutes of processor time more; the rate falls within this call."""
+def train(
+    minutes: float = 30, lr: float = 1e-3, batch: int = 8, decoder_only: bool = False
+) -> None:
+    """Train for so many minutes of processor time more; the rate falls within this call.
+
+    With `--decoder-only` the latents stay what they are, so a U-Net trained on them stays valid.
+    """
     pictures, rng = Pictures(), np.random.default_rng()
     vae = build().to(memory_format=torch.channels_last)
     path, log = CACHE / "checkpoint.pt", common.Log(CACHE / "log.csv")
     if path.exists():
         vae.load_state_dict(torch.load(path, weights_only=True))
+    vae.encoder.requires_grad_(not decoder_only)
+    vae.quant_conv.requires_grad_(not decoder_only)
     perceptual, average = Perceptual(), Ema(vae, 0.998)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     held = pictures.held_out(limit=96)
     start, step = time.process_time(), 0
     while (done := (time.process_time() - start) / 60 / minutes) < 1:
@@ -102,7 +111,7 @@ def train(minutes: float = 30, lr: float = 1e-3, batch: int = 8) -> None:
         loss = l1 + l2 + 0.15 * features + 1e-4 * kl
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         average.update(vae)
         step += 1
