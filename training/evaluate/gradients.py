@@ -105,9 +105,10 @@ def search(clip: Clip, judge: Clip, concepts: Sequence[str], steps: int) -> Choi
 
 
 def chosen_concepts(things: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(those measured, those searched on): a fixed draw from things that many families draw."""
-    order = np.random.default_rng(0).permutation(len(things))
-    picked = [things[i] for i in order[:CONCEPTS + SEARCHED]]
+    """(those measured, those searched on): a fixed draw from things with names of one word."""
+    words = [thing for thing in things if thing.isalpha()]
+    order = np.random.default_rng(0).permutation(len(words))
+    picked = [words[i] for i in order[:CONCEPTS + SEARCHED]]
     return picked[:CONCEPTS], picked[CONCEPTS:]
 
 

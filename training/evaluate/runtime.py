@@ -46,7 +46,7 @@ def cold(settings: Settings) -> Iterator[Figure]:
                 raise ClipguideError(f"clipguide generate failed: {done.stderr.strip()[-300:]}")
             seconds.append(took)
             peaks.append(peak)
-    weights = settings.weights("generator", "guide", "judge")
+    weights = Settings().weights("generator", "guide", "judge")
     note = f"the worst of {starts}; {torch.get_num_threads()} threads"
     yield figure("clipguide: cold start", max(seconds), n=starts, weights=weights, note=note)
     yield figure("clipguide: cold start, peak memory", max(peaks), n=starts, weights=weights,
