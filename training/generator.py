@@ -120,6 +120,7 @@ def scheduler():
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
+        steps_offset=1,
         clip_sample=False,
         set_alpha_to_one=True,
     )
