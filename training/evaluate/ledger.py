@@ -20,10 +20,14 @@ from training.common import CACHE
 HERE = Path(__file__).resolve().parents[1]
 FIGURES = HERE / "figures.json"
 CLIPS = ("guide", "judge", "referee")
-UNSHIPPED = {
+EXPORTS = {  # model -> the command that makes its folder
+    "guide": "python -m training.clip export guide",
+    "judge": "python -m training.clip export judge",
     "referee": "python -m training.clip export referee",
     "guide-plain": "python -m training.clip export guide --stage guide "
     "--folder training/cache/clip/guide-plain",
+    "generator": "python -m training.generator export",
+    "vqgan": "python -m training.vqgan export",
 }
 
 
@@ -167,13 +171,11 @@ class Settings:
     def folder(self, name: str) -> Path:
         """A model's folder. ClipguideError, with the command that makes it, if there is none."""
         if self.models:
-            folder, command = self.models / name, f"put the model {name} there"
-        elif name in mini.MODELS:
-            folder, command = mini.FOLDER / name, "see python -m training.clip, .vae, .generator"
+            folder = self.models / name
         else:
-            folder, command = CACHE / "clip" / name, UNSHIPPED[name]
+            folder = (mini.FOLDER if name in mini.MODELS else CACHE / "clip") / name
         if not any(folder.glob("**/*.safetensors")):
-            raise ClipguideError(f"There is no model in {folder}: {command}.")
+            raise ClipguideError(f"There is no model in {folder}: {EXPORTS[name]}")
         return folder
 
     def clip(self, name: str):
