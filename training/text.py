@@ -29,6 +29,7 @@ import typer
 
 from clipguide.finetune import Ema
 from training import common
+from training.data.sources import Sources, fetch
 
 CACHE = common.CACHE / "text"
 CONTEXT, VOCABULARY, DIM = 32, 8192, 384
@@ -98,17 +99,17 @@ def compose(things: list[str], adjectives: list[str], n: int, rng: random.Random
     return [phrase() for _ in range(n)]
 
 
-def gather(sources: Path, rng: random.Random) -> list[str]:
+def gather(sources: Sources, rng: random.Random) -> list[str]:
     """All texts, unique and shuffled: names that pictures bear first of all."""
-    nouns, others, glosses = wordnet(sources / "deb/w/usr/share/wordnet")
-    emoji = json.loads((sources / "npm/node_modules/emojibase-data/en/data.json").read_text())
+    nouns, others, glosses = wordnet(sources.wordnet)
+    emoji = json.loads((sources.emojibase / "data.json").read_text())
     names = [e["label"] for e in emoji] + [t for e in emoji for t in e.get("tags", [])]
     imagenet = common.imagenet_names()
     manifest = common.DATA / "manifest.jsonl"
     if manifest.exists():
         for row in map(json.loads, manifest.open()):
             names += row["names"] + row.get("keywords", [])
-    words = (sources / "deb/w/usr/share/dict/american-english-large").read_text().split()
+    words = (sources.dictionary / "american-english-large").read_text().split()
     words = [w for w in words if re.fullmatch(r"[a-z]{3,14}", w)]
     plain = [n for n in nouns if re.fullmatch(r"[a-z ]{3,20}", n)]
     things = [n.lower() for n in names + imagenet] * 6 + plain
@@ -154,7 +155,7 @@ def corpus(sources: Path = common.CACHE / "sources") -> None:
     if (CACHE / "vectors.npy").exists():
         return
     CACHE.mkdir(parents=True, exist_ok=True)
-    texts = gather(sources, random.Random(0))
+    texts = gather(fetch(sources), random.Random(0))
     (CACHE / "texts.json").write_text(json.dumps(texts))
     teacher, start = MiniLM(), time.time()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equal lengths share a batch

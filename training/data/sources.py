@@ -18,7 +18,8 @@ NPM = {
     "@lobehub/fluent-emoji-3d": "1.1.0",
     "emojibase-data": "17.0.0",
 }
-DEBIAN = {"openclipart-svg": "1:0.18+dfsg-19", "tango-icon-theme": "0.8.90-11"}
+DEBIAN = {"openclipart-svg": "1:0.18+dfsg-19", "tango-icon-theme": "0.8.90-11",
+          "wordnet-base": "1:3.0-37", "wamerican-large": "2020.12.07-2"}
 PYPI = {"arcade": "3.3.3"}
 
 
@@ -119,6 +120,14 @@ class Sources:
         return self.root / "deb/t/usr/share/icons/Tango/scalable"
 
     @property
+    def wordnet(self) -> Path:
+        return self.root / "deb/w/usr/share/wordnet"
+
+    @property
+    def dictionary(self) -> Path:
+        return self.root / "deb/w/usr/share/dict"
+
+    @property
     def arcade(self) -> Path:
         return self.root / "pip/x/arcade/resources/assets/images"
 
@@ -138,7 +147,10 @@ def fetch(root: Path) -> Sources:
         if found["version"] != number:
             raise SystemExit(f"{name} is {found['version']}, not {number}: remove {root / 'npm'}.")
     for (name, number), short, unpacked in zip(
-        DEBIAN.items(), ("x", "t"), (sources.openclipart, sources.tango), strict=True
+        DEBIAN.items(),
+        "xtww",
+        (sources.openclipart, sources.tango, sources.wordnet, sources.dictionary),
+        strict=True,
     ):
         if not unpacked.is_dir():
             folder = root / "deb"
