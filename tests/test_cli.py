@@ -237,7 +237,7 @@ def test_replay_is_pixel_for_pixel(picture):
 
 
 def test_replay_of_another_seed_differs(picture):
-    other = rewritten(picture, seed=1008, batch_seeds=[7, 1008, 9])
+    other = rewritten(picture, seed=1008, batch_seeds=[1008])
     result = invoke("replay", other, "--json", code=1)
     facts = json.loads(result.stdout)
     assert not facts["equal"] and facts["unequal_values"] > 0 and facts["differences"] == []
@@ -248,7 +248,7 @@ def test_replay_says_what_differs(picture):
     other = rewritten(
         picture,
         seed=1008,
-        batch_seeds=[7, 1008, 9],
+        batch_seeds=[1008],
         libraries={**then, "torch": "1.0"},
         model_fingerprint="0" * 64,
     )
