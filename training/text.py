@@ -2,7 +2,7 @@
 
 Three commands, in this order; each skips what is already there::
 
-    python -m training.text corpus     # 260,000 short texts and their MiniLM vectors
+    python -m training.text corpus     # 226,000 short texts and their MiniLM vectors
     python -m training.text tokenizer  # 8,192 lower-case byte-level word pieces (CLIP's BPE)
     python -m training.text distil guide|judge|referee
 
@@ -204,7 +204,6 @@ def tokenizer() -> None:
     merges = [tuple(m.split()) if isinstance(m, str) else tuple(m) for m in merges]
     pieces = alphabet + [a + "</w>" for a in alphabet]  # every byte, inside and at a word's end
     pieces += [p for p in dict.fromkeys("".join(m) for m in merges) if p not in set(pieces)]
-    merges = merges[: len(merges)]
     pieces = [*pieces, "<|startoftext|>", "<|endoftext|>"]
     assert len(pieces) <= VOCABULARY, len(pieces)
     (folder / "vocab.json").write_text(
