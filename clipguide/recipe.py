@@ -157,7 +157,8 @@ def write_png(
     path = Path(path)
     with _temporary(path) as temporary:
         with temporary.open("wb") as stream:
-            picture.save(stream, "PNG", pnginfo=chunks)
+            # a copy: Pillow keeps what it saves by on the image, where two threads would share it
+            picture.copy().save(stream, "PNG", pnginfo=chunks)
         _move(temporary, path, overwrite=overwrite)
 
 

@@ -1,3 +1,4 @@
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -127,6 +128,18 @@ def test_of_two_writers_one_wins(tmp_path):
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["refused", "written"] and os.listdir(tmp_path) == ["a.png"]
+
+
+def test_one_picture_saved_by_many_threads(tmp_path):
+    prompts = [str(k) for k in range(200)]
+
+    def write(prompt):
+        save_png(PICTURE, dataclasses.replace(RECIPE, prompt=prompt), tmp_path / f"{prompt}.png")
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, prompts))
+    assert [read_png(tmp_path / f"{p}.png").prompt for p in prompts] == prompts
+    assert vars(PICTURE).keys().isdisjoint({"encoderinfo"}) or not PICTURE.encoderinfo
 
 
 WRITER = """

