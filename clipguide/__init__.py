@@ -11,19 +11,37 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Aesthetic": "objectives",
+    "Balanced": "objectives",
     "Clip": "clip",
     "ClipguideError": "errors",
     "Cutouts": "views",
+    "HPSv2": "objectives",
+    "ImagePart": "prompts",
+    "ImageReward": "objectives",
+    "InitSimilarity": "objectives",
     "Objective": "objectives",
+    "Palette": "objectives",
+    "PickScore": "objectives",
     "Picture": "pipelines.text_to_image",
+    "Preference": "objectives",
     "Prompt": "prompts",
     "Range": "objectives",
     "Recipe": "recipe",
+    "Region": "objectives",
+    "Saturation": "objectives",
+    "Schedule": "schedules",
+    "Scheduled": "objectives",
     "Similarity": "objectives",
+    "Symmetry": "objectives",
     "TextToImage": "pipelines.text_to_image",
     "TotalVariation": "objectives",
     "UsageError": "errors",
+    "compose": "prompts",
     "load_clip": "clip",
+    "load_hf_clip": "hf_clip",
+    "regions": "objectives",
+    "schedule": "schedules",
     "steer": "guidance",
 }
 
@@ -33,10 +51,30 @@ if TYPE_CHECKING:
     from .clip import Clip, load_clip
     from .errors import ClipguideError, UsageError
     from .guidance import steer
-    from .objectives import Objective, Range, Similarity, TotalVariation
+    from .hf_clip import load_hf_clip
+    from .objectives import (
+        Aesthetic,
+        Balanced,
+        HPSv2,
+        ImageReward,
+        InitSimilarity,
+        Objective,
+        Palette,
+        PickScore,
+        Preference,
+        Range,
+        Region,
+        Saturation,
+        Scheduled,
+        Similarity,
+        Symmetry,
+        TotalVariation,
+        regions,
+    )
     from .pipelines.text_to_image import Picture, TextToImage
-    from .prompts import Prompt
+    from .prompts import ImagePart, Prompt, compose
     from .recipe import Recipe
+    from .schedules import Schedule, schedule
     from .views import Cutouts
 
 

@@ -2,7 +2,8 @@
 
 `|` separates parts, `:number` at a part's end is its weight (1 if there is none; below 0 repels),
 and a backslash makes the next `|`, `:` or backslash an ordinary character. An emoji is read as its
-Unicode name, so that a fox's picture means a fox to encoders that never saw the character.
+Unicode name, so that a fox's picture means a fox to encoders that never saw the character. Pictures
+can be parts as well, alone or beside text: `compose("oil painting:0.5", ImagePart(picture))`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,13 @@ import math
 import re
 import unicodedata
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from .errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
 
 _PIECE = re.compile(r"\\[\\|:]|[^\\]|\\", re.DOTALL)
 _WEIGHT = re.compile(
@@ -30,16 +36,46 @@ class Part:
     weight: float = 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class ImagePart:
+    """A picture and its finite weight: a PIL image, or a tensor image_3HW in [0, 1]."""
+
+    image: Image.Image | torch.Tensor
+    weight: float = 1.0
+    text: ClassVar[str] = ""
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """The parts of one prompt, at least one, at least one weight not 0."""
+    """The parts of one prompt, at least one, at least one weight not 0. Else UsageError."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[Part | ImagePart, ...]
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            if not math.isfinite(part.weight):
+                name = repr(shorten(part.text)) if part.text else "a picture"
+                raise UsageError(f"The weight of {name} must be a finite number.")
+        if not any(part.weight for part in self.parts):
+            raise UsageError("A prompt needs a part whose weight is not 0.")
 
     @property
     def text(self) -> str:
-        """What a generator is conditioned on: the parts of positive weight, joined by commas."""
-        return ", ".join(part.text for part in self.parts if part.weight > 0)
+        """What a generator is conditioned on: the texts of positive weight, joined by commas."""
+        return ", ".join(part.text for part in self.parts if part.weight > 0 and part.text)
+
+
+def compose(*parts: str | Part | Prompt | ImagePart | Image.Image | torch.Tensor) -> Prompt:
+    """One prompt of texts, which are parsed, parts, other prompts and pictures of weight 1."""
+    together: list[Part | ImagePart] = []
+    for part in parts:
+        if isinstance(part, (Part, ImagePart)):
+            together.append(part)
+        elif isinstance(part, (str, Prompt)):
+            together.extend((parse(part) if isinstance(part, str) else part).parts)
+        else:
+            together.append(ImagePart(part))
+    return Prompt(tuple(together))
 
 
 def parse(prompt: str) -> Prompt:

@@ -1,7 +1,8 @@
 """What made a picture, kept in its PNG.
 
 A PNG carries two text chunks: `clipguide`, the recipe as JSON, and `parameters`, the same in the
-layout of the AUTOMATIC1111 web UI, which many programs read. Reading is strict: a recipe comes from
+layout of the AUTOMATIC1111 web UI, which many programs read; and if it was asked for a third,
+`clipguide-trace`, what steering saw at each step. Reading is strict: a recipe comes from
 a file that anybody may have written, so every field is checked and nothing in it is acted upon.
 """
 
@@ -22,7 +23,9 @@ from PIL import Image, PngImagePlugin
 from .errors import ClipguideError, UsageError
 
 CHUNK = "clipguide"
-FORMAT = 1
+TRACE = "clipguide-trace"
+TRACED = ("step", "noise", "loss", "gradient", "guide", "judge")
+FORMAT = 2
 MAX_JSON = 1_000_000  # characters
 MAX_TEXT = 200_000  # characters of one text
 MAX_ITEMS = 1_000  # entries of one list or table
@@ -35,7 +38,8 @@ class Recipe:
     """Everything that made one picture.
 
     `seed` is the seed of this picture's own generator, `batch_seeds` those of the batch in which it
-    was sampled, `batch_position` its place there. Fingerprints are sha256 digests of weights (and,
+    was sampled, `batch_position` its place there. `options` are those of the steering method that
+    are not as by default, each as JSON. Fingerprints are sha256 digests of weights (and,
     of a CLIP, of its preprocessing). Scores are cosine similarities; without a judge its name and
     fingerprint are empty. `libraries` maps a package to its version.
     """
@@ -47,6 +51,8 @@ class Recipe:
     negative: str
     seed: int
     steps: int
+    method: str
+    options: dict[str, str]
     strength: float
     cfg: float
     width: int
@@ -134,8 +140,10 @@ def save_png(
     path: str | os.PathLike,
     *,
     overwrite: bool = False,
+    trace: list[dict[str, float]] | None = None,
 ) -> None:
-    """Write a picture and its recipe to a PNG, whole or not at all; its folder is made.
+    """Write a picture and its recipe to a PNG, whole or not at all; its folder is made. `trace` is
+    that of `Report.rows`.
 
     UsageError if the file is there and `overwrite` is not set, ClipguideError if it cannot be
     written.
@@ -143,6 +151,8 @@ def save_png(
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt(CHUNK, _encodable(recipe.to_json()))
     chunks.add_text("parameters", _encodable(recipe.parameters()))  # tEXt if Latin-1 will do
+    if trace:
+        chunks.add_itxt(TRACE, json.dumps(trace), zip=True)
     write_png(picture, path, overwrite=overwrite, chunks=chunks)
 
 
@@ -187,21 +197,47 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 def read_png(path: str | os.PathLike) -> Recipe:
     """The recipe in a PNG. UsageError if there is none, or it is not one of clipguide's."""
-    path = Path(path)
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.load()  # a text chunk may follow the pixels
-            text = image.text.get(CHUNK)
-    except FileNotFoundError:
-        raise UsageError(f"There is no picture {path}.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise UsageError(f"{path} is not a PNG that can be read.") from None
+    text = _read_text(path, CHUNK)
     if text is None:
         raise UsageError(f"{path} has no recipe: clipguide did not make it, or its text is gone.")
     try:
         return from_json(text)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def read_trace(path: str | os.PathLike) -> list[dict[str, float]]:
+    """The trace in a PNG, one table a step. UsageError if there is none, or it is no trace."""
+    text = _read_text(path, TRACE)
+    if text is None:
+        raise UsageError(f"{path} has no trace: draw it with --trace.")
+    try:
+        rows = json.loads(text, parse_constant=_refuse_constant) if len(text) <= MAX_JSON else None
+    except (ValueError, RecursionError):
+        rows = None
+    good = isinstance(rows, list) and 0 < len(rows) <= MAX_ITEMS * 10
+    if not good or not all(_is_traced(row) for row in rows):
+        raise UsageError(f"{path} has a trace that clipguide did not write.")
+    return rows
+
+
+def _is_traced(row: object) -> bool:
+    return (
+        isinstance(row, dict)
+        and {"step", "noise"} <= row.keys() <= set(TRACED)
+        and all(type(value) in (int, float) and abs(value) < MAX_NUMBER for value in row.values())
+    )
+
+
+def _read_text(path: str | os.PathLike, chunk: str) -> str | None:
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()  # a text chunk may follow the pixels
+            return image.text.get(chunk)
+    except FileNotFoundError:
+        raise UsageError(f"There is no picture {path}.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise UsageError(f"{path} is not a PNG that can be read.") from None
 
 
 def _move(temporary: Path, path: Path, *, overwrite: bool) -> None:

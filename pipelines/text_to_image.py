@@ -7,6 +7,7 @@ Shapes: B images, 3 channels, H rows, W columns.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from PIL import Image
 
 from ..clip import Clip, load_clip
 from ..errors import ClipguideWarning, UsageError
-from ..guidance import Step, steer
+from ..guidance import METHODS, BestOf, Particles, Shortcut, Step, steer
 from ..guidance.families import default_clip
-from ..guidance.steer import STRENGTH
+from ..guidance.method import Method, configure
 from ..images import to_pil
 from ..objectives import Similarity
 from ..prompts import Prompt, check_text, parse, shorten
@@ -36,13 +37,15 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, how it was made, and its cosines with the guide's text, for guide and judge."""
+    """A picture, how it was made, its cosines with the guide's text, for guide and judge, and what
+    steering saw at each step, as `Report.rows` has it."""
 
     image: Image.Image
     recipe: Recipe
     guide_score: float
     judge_score: float | None
     seed: int
+    trace: list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class _Settings:
 
     negative: str
     best_of: int
-    strength: float
+    method: Method
     steps: int
     cfg: float
     width: int
@@ -107,7 +110,8 @@ class TextToImage:
         negative: str = "",
         count: int = 1,
         best_of: int = 1,
-        strength: float = STRENGTH,
+        method: str | Method = "shortcut",
+        strength: float | None = None,
         steps: int = STEPS,
         seed: int = 0,
         cfg: float = CFG,
@@ -124,6 +128,7 @@ class TextToImage:
                 negative=negative,
                 count=count,
                 best_of=best_of,
+                method=method,
                 strength=strength,
                 steps=steps,
                 seed=seed,
@@ -143,7 +148,8 @@ class TextToImage:
         negative: str = "",
         count: int = 1,
         best_of: int = 1,
-        strength: float = STRENGTH,
+        method: str | Method = "shortcut",
+        strength: float | None = None,
         steps: int = STEPS,
         seed: int = 0,
         cfg: float = CFG,
@@ -162,7 +168,10 @@ class TextToImage:
             count: pictures of each prompt; the i-th has the seed `seed` + i.
             best_of: candidates of each picture, the k-th of the picture's seed + k·1,000,000; the
                 one with the best guide score is kept.
-            strength: of the steering, as a fraction of rms(x0); 0 is plain sampling.
+            method: how to steer: a name in `guidance.METHODS`, or a configured one. Particles of a
+                picture are its candidates.
+            strength: of the steering, as a fraction of rms(x0); 0 is plain sampling; the method's
+                own by default.
             steps: of the sampler.
             seed: 0 … 2⁶³ − 1.
             cfg: scale of classifier-free guidance; 1 is none.
@@ -185,6 +194,10 @@ class TextToImage:
             raise UsageError(f"The seed must be a whole number from 0 to about 2⁶³, not {seed}.")
         if not abs(cfg) < 1000:
             raise UsageError(f"The scale of classifier-free guidance cannot be {cfg}.")
+        method, best_of, group = _candidates(
+            configure(METHODS, method, {"strength": strength}), best_of
+        )
+        method.check(self.pipe)
         width, height = picture_size(self.pipe, size, name=self.model)
         if negative and cfg <= 1:
             warnings.warn(
@@ -193,7 +206,7 @@ class TextToImage:
         settings = _Settings(
             negative=negative,
             best_of=best_of,
-            strength=strength,
+            method=method,
             steps=steps,
             cfg=cfg,
             width=width,
@@ -205,7 +218,8 @@ class TextToImage:
             for i in range(count)
             for k in range(best_of)
         ]
-        return self._iterate(jobs, settings, 1 if exact else batch_size, on_step)
+        batch_size = group if exact else max(group, batch_size // group * group)
+        return self._iterate(jobs, settings, batch_size, on_step)
 
     def replay(self, recipe: Recipe) -> Picture:
         """The picture that a recipe made, with the same bits where weights, libraries, device and
@@ -217,7 +231,7 @@ class TextToImage:
         settings = _Settings(
             negative=recipe.negative,
             best_of=recipe.best_of,
-            strength=recipe.strength,
+            method=_method(recipe),
             steps=recipe.steps,
             cfg=recipe.cfg,
             width=width,
@@ -252,9 +266,9 @@ class TextToImage:
         guides = [parse(job.guide) for job in jobs]
         objective = Similarity(self.clip, guides)
         with steer(
-            self.pipe, objective, judge=self.judge, strength=settings.strength, on_step=on_step
+            self.pipe, objective, method=settings.method, judge=self.judge, on_step=on_step
         ) as steering:
-            image_B3HW = self.pipe(
+            image_B3HW = steering(
                 prompt=[_to_draw(job.prompt) for job in jobs],
                 negative_prompt=[settings.negative] * len(jobs) if settings.cfg > 1 else None,
                 num_inference_steps=settings.steps,
@@ -276,6 +290,7 @@ class TextToImage:
                 guide_score=guide_scores[i],
                 judge_score=judge_scores[i],
                 seed=jobs[i].seed,
+                trace=steering.report.rows(i),
             )
             for i in range(len(jobs))
         ]
@@ -295,7 +310,13 @@ class TextToImage:
             negative=settings.negative,
             seed=jobs[i].seed,
             steps=settings.steps,
-            strength=settings.strength,
+            method=settings.method.name,
+            options={
+                name: json.dumps(value)
+                for name, value in settings.method.options().items()
+                if name != "strength"
+            },
+            strength=getattr(settings.method, "strength", 0.0),
             cfg=settings.cfg,
             width=settings.width,
             height=settings.height,
@@ -316,6 +337,28 @@ class TextToImage:
             guide_score=guide_score,
             judge_score=0.0 if judge_score is None else judge_score,
         )
+
+
+def _candidates(method: Method, best_of: int) -> tuple[Method, int, int]:
+    """The method, how many candidates a picture has, and how many of these are drawn together."""
+    if not isinstance(method, (BestOf, Particles)):
+        return method, best_of, 1
+    if best_of > 1:
+        raise UsageError(f"{method.name} has candidates of its own: leave best_of out.")
+    if isinstance(method, BestOf):
+        return Shortcut(strength=0.0), method.number, 1
+    return method, method.number, method.number
+
+
+def _method(recipe: Recipe) -> Method:
+    """The method of a recipe. UsageError if it names one that there is not."""
+    try:
+        options = {name: json.loads(value) for name, value in recipe.options.items()}
+        if recipe.method in METHODS and issubclass(METHODS[recipe.method], Shortcut):
+            options["strength"] = recipe.strength
+        return configure(METHODS, recipe.method, options)
+    except (TypeError, ValueError):
+        raise UsageError(f"The recipe's options of {shorten(recipe.method)} are wrong.") from None
 
 
 def _guides(guide: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:

@@ -1,6 +1,8 @@
+import dataclasses
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -130,10 +132,50 @@ def test_the_defaults_that_help_names_are_the_librarys():
 
     text = " ".join(invoke("generate", "--help").stdout.split())
     parameters = inspect.signature(TextToImage.iterate).parameters
-    for name in ("strength", "steps", "cfg", "count", "best_of"):
+    for name in ("steps", "cfg", "count", "best_of", "method"):
         option = text[text.index("--" + name.replace("_", "-")) :]
         option = option[: option.index("]")]
         assert option.endswith(f"[default: {parameters[name].default}"), option
+
+
+def test_every_option_of_every_method_has_a_flag_that_names_its_default():
+    from clipguide.guidance import METHODS
+
+    text = " ".join(invoke("generate", "--help").stdout.replace("│", " ").split())
+    for name, method in METHODS.items():
+        assert f"{name}:" in text
+        for field in dataclasses.fields(method):
+            flag = "--lookahead-steps" if field.name == "steps" else f"--{field.name}"
+            option = text[text.index(f"{flag} ") :]
+            defaults = option[option.index("[default: ") : option.index("]")]
+            values = field.default if isinstance(field.default, tuple) else [field.default]
+            for value in values:
+                shown = f"{value:g}" if isinstance(value, float) else str(value)
+                assert shown in re.findall(r"[\w.]+", defaults), (flag, value)
+
+
+def test_flags_of_a_method(tiny_mini):
+    flags = ["--method", "particles", "--number", 2, "--sharpness", 50, "--every", 1]
+    invoke(
+        "generate", "a red fox", "--seed", 1, *FAST, *flags, "--window", "0.2,0.9", "--out", "a.png"
+    )
+    recipe = recipes.read_png("a.png")
+    assert (recipe.method, recipe.best_of) == ("particles", 2)
+    wanted = {"number": "2", "sharpness": "50.0", "every": "1", "window": "[0.2, 0.9]"}
+    assert recipe.options == wanted
+    assert "pixel for pixel" in invoke("replay", "a.png").stdout
+
+
+def test_trace_and_plot(tiny_mini):
+    pytest.importorskip("matplotlib", reason="pip install 'clipguide[bench]'")
+    invoke("generate", "a red fox", "--seed", 1, *FAST, "--trace", "--out", "a.png")
+    rows = recipes.read_trace("a.png")
+    assert [row["step"] for row in rows] == [0, 1] and rows[0]["noise"] > rows[1]["noise"]
+    assert {"loss", "gradient", "guide", "judge"} <= rows[0].keys()
+    assert "a-trace.png" in invoke("plot", "a.png").stdout
+    image = np.asarray(Image.open("a-trace.png").convert("L"))
+    assert image.std() > 5
+    assert "pixel for pixel" in invoke("replay", "a.png").stdout
 
 
 def test_a_new_seed_each_time(tiny_mini):

@@ -15,8 +15,10 @@ from torch.testing import assert_close
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.guidance import families, steer
-from clipguide.guidance.shortcut import Shortcut, move
-from clipguide.objectives import Objective, Similarity, TotalVariation
+from clipguide.guidance.decoders import Decoder
+from clipguide.guidance.run import Run
+from clipguide.guidance.shortcut import Shortcut, pull
+from clipguide.objectives import Objective, Similarity, TotalVariation, fresh_generators
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
@@ -169,25 +171,37 @@ def test_two_pipelines_do_not_meet(pipe, clip, generator_folder):
         assert torch.equal(draw(other), plain)
 
 
+def gradient_of(pipe, objective, batch: int):
+    run = Run(
+        scheduler=pipe.scheduler,
+        decode=Decoder(pipe),
+        objective=objective,
+        generators=fresh_generators(batch),
+        streams=fresh_generators(batch),
+        warn=pytest.fail,
+    )
+    return run.gradient
+
+
 def test_move_lowers_the_loss_by_its_own_measure(pipe, clip):
     """rms(delta) = strength·sin(πn/2)·rms(x0), against the gradient, and the loss falls."""
     x0 = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor(
         [0.1, 1.0, 10.0]
     ).view(3, 1, 1, 1)
-    decode = families.Decoder(pipe)
+    decode = Decoder(pipe)
     objective = Similarity(clip, "a red fox", views=None) + 0.1 * TotalVariation()
     config = Shortcut(strength=0.01, window=(0, 1), every=1, inner=1)
-    moved = move(x0, noise=0.5, decode=decode, objective=objective, generators=None, config=config)
-    rms = moved.delta_BChw.square().mean((1, 2, 3)).sqrt() / x0.square().mean((1, 2, 3)).sqrt()
+    moved = pull(x0, gradient_of(pipe, objective, 3), noise=0.5, config=config)
+    rms = moved.delta.square().mean((1, 2, 3)).sqrt() / x0.square().mean((1, 2, 3)).sqrt()
     assert_close(rms, torch.full((3,), 0.01 * math.sin(math.pi / 4)))
     x0.requires_grad_()
     loss_B = objective(decode(x0))
-    assert_close(moved.loss_B, loss_B)
+    assert_close(moved.seen.loss_B, loss_B)
     (gradient,) = torch.autograd.grad(loss_B.sum(), x0)
-    cosine = torch.cosine_similarity(gradient.flatten(1), moved.delta_BChw.flatten(1))
+    cosine = torch.cosine_similarity(gradient.flatten(1), moved.delta.flatten(1))
     assert_close(cosine, -torch.ones(3))
-    assert (objective(decode(x0 + moved.delta_BChw)) < loss_B).all()
-    assert torch.equal(moved.image_B3HW, decode(x0))
+    assert (objective(decode(x0 + moved.delta)) < loss_B).all()
+    assert torch.equal(moved.seen.image_N3HW, decode(x0))
 
 
 def test_steered_sample_is_that_of_the_moved_x0(pipe, clip):
@@ -207,14 +221,12 @@ def test_steered_sample_is_that_of_the_moved_x0(pipe, clip):
     x0 = (sample - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
     x0 = (
         x0
-        + move(
+        + pull(
             x0,
+            gradient_of(pipe, Similarity(clip, "a red fox"), 1),
             noise=noise,
-            decode=families.Decoder(pipe),
-            objective=Similarity(clip, "a red fox"),
-            generators=None,
-            config=s.config,
-        ).delta_BChw
+            config=s.method,
+        ).delta
     )
     epsilon = (sample - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
     assert_close(stepped, previous.sqrt() * x0 + (1 - previous).sqrt() * epsilon)
@@ -404,8 +416,8 @@ def test_what_cannot_be_steered(pipe, clip):
     with pytest.raises(ClipguideError, match="2 prompts do not divide 3 images"):
         with steer(pipe, ["a red fox", "a zebra"], clip=clip):
             draw(pipe, seeds=(1, 2, 3))
-    pipe.scheduler = diffusers.HeunDiscreteScheduler()
-    with pytest.raises(ClipguideError, match="HeunDiscreteScheduler cannot be steered yet"):
+    pipe.scheduler = diffusers.ScoreSdeVeScheduler()
+    with pytest.raises(ClipguideError, match="ScoreSdeVeScheduler cannot be steered yet"):
         steer(pipe, "a red fox", clip=clip)
     pipe.scheduler = None
     with pytest.raises(ClipguideError, match="has no scheduler"):

@@ -6,12 +6,22 @@ import math
 
 import pytest
 import torch
+from objective_checks import check_gradient, check_rows, generators, images
 from torch.testing import assert_close
 
 from clipguide.clip import load_clip
-from clipguide.errors import ClipguideError
+from clipguide.errors import ClipguideError, UsageError
 from clipguide.images import to_pil
-from clipguide.objectives import Range, Similarity, TotalVariation, _dot, _spherical
+from clipguide.objectives import (
+    Nothing,
+    Objective,
+    Range,
+    Scheduled,
+    Similarity,
+    TotalVariation,
+    _dot,
+    _spherical,
+)
 from clipguide.views import Cutouts
 
 PROMPTS = ["a red fox", "a zebra | stripes:0.5 | blur:-1", "xylophone:2 | fox:-0.5"]
@@ -20,17 +30,6 @@ PROMPTS = ["a red fox", "a zebra | stripes:0.5 | blur:-1", "xylophone:2 | fox:-0
 @pytest.fixture(scope="module")
 def clip64(clip_folder):
     return load_clip(str(clip_folder), dtype="float64")
-
-
-def images(number: int = 3, low: float = 0.1, high: float = 0.9) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return low + (high - low) * torch.rand(
-        number, 3, 36, 36, generator=generator, dtype=torch.float64
-    )
-
-
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def objectives(clip, prompts):
@@ -51,31 +50,15 @@ NAMES = ["spherical", "dot", "views", "total variation", "range", "sum"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_by_finite_differences(clip64, name):
-    """Each image's own loss along random directions, in float64."""
-    objective = objectives(clip64, PROMPTS)[name]
     image = images(low=-0.3, high=1.3) if name == "range" else images()
-    image.requires_grad_()
-    loss_B = objective(image, generators(1, 2, 3))
-    assert loss_B.shape == (3,)
-    for i in range(3):
-        (gradient,) = torch.autograd.grad(loss_B[i], image, retain_graph=True)
-        assert torch.count_nonzero(gradient[[j for j in range(3) if j != i]]) == 0
-        direction = torch.randn(image.shape, generator=generators(i)[0]).double()
-        with torch.no_grad():
-            ahead, behind = (
-                objective(image + step * direction, generators(1, 2, 3))[i]
-                for step in (1e-6, -1e-6)
-            )
-        expected = (ahead - behind) / 2e-6
-        assert_close((gradient * direction).sum(), expected, rtol=2e-4, atol=1e-9)
+    check_gradient(objectives(clip64, PROMPTS)[name], image)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_batch_equals_single(clip64, name):
-    batch = objectives(clip64, PROMPTS)[name](images(), generators(1, 2, 3))
-    for i, seed in enumerate((1, 2, 3)):
-        alone = objectives(clip64, PROMPTS[i])[name](images()[i : i + 1], generators(seed))
-        assert_close(batch[i], alone[0], rtol=1e-9, atol=1e-12)
+    image = images(low=-0.3, high=1.3) if name == "range" else images()
+    singles = [objectives(clip64, prompt)[name] for prompt in PROMPTS]
+    check_rows(objectives(clip64, PROMPTS)[name], image, singles)
 
 
 def test_one_prompt_for_all_and_k_images_a_prompt(clip64):
@@ -168,5 +151,58 @@ def test_composition(clip):
     assert_close(whole(image), 2 * similarity(image) + 0.5 * TotalVariation()(image))
     with pytest.raises(TypeError):
         similarity + 1
-    with pytest.raises(ClipguideError, match="spherical, dot, not 'cosine'"):
-        Similarity(clip, "a", kind="cosine")
+    for factor in (math.nan, math.inf):
+        with pytest.raises(UsageError, match="finite number"):
+            factor * similarity
+
+
+class Steps(Objective):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def __call__(self, image_B3HW, generators=None):
+        Steps.asked += 1
+        return image_B3HW.flatten(1).mean(1)
+
+
+def test_schedules():
+    """At each progress a scheduled objective is its weight times what it schedules."""
+    image = images(2)
+    total, steps = TotalVariation(), Steps()
+    whole = 2 * Scheduled(steps, "0.5>1@0..0.5") + Scheduled(total, lambda noise: noise) + Range()
+    value, smooth = steps(image), total(image)
+    assert_close(whole.at(0)(image), 2 * 0.5 * value + smooth)
+    assert_close(whole.at(0.25)(image), 2 * 0.75 * value + 0.75 * smooth)
+    assert_close(whole.at(0.5)(image), 2 * value + 0.5 * smooth)
+    asked = Steps.asked
+    assert_close(whole.at(0.75)(image), 0.25 * smooth)
+    assert Steps.asked == asked  # where the weight is 0, nothing is computed
+    names = [type(leaf).__name__ for leaf in whole.leaves()]
+    assert names == ["Steps", "TotalVariation", "Range"]
+    assert [type(leaf).__name__ for leaf in whole.at(1).leaves()] == ["Range"]
+    with pytest.raises(ClipguideError, match="only at a progress"):
+        whole(image)
+    with pytest.raises(UsageError, match="no piece of a schedule"):
+        Scheduled(total, "often")
+
+
+def test_schedules_nest():
+    image = images(2)
+    twice = Scheduled(Scheduled(TotalVariation(), (1, 0)), 0.5)
+    assert_close(twice.at(0.25)(image), 0.5 * 0.75 * TotalVariation()(image))
+    assert isinstance(twice.at(1), Nothing)
+    plain = TotalVariation()
+    assert plain.at(0.3) is plain
+
+
+def test_nothing():
+    image = images(2).requires_grad_()
+    nothing = Nothing()
+    loss_B = nothing(image)
+    assert torch.equal(loss_B, torch.zeros(2).double())
+    assert torch.autograd.grad(loss_B.sum(), image)[0].count_nonzero() == 0
+    assert list(nothing.leaves()) == []
+    total = TotalVariation()
+    assert (nothing + total) is total and (total + nothing) is total
+    assert isinstance(2 * nothing, Nothing) and isinstance(nothing + nothing, Nothing)

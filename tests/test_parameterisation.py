@@ -185,8 +185,8 @@ def test_noise_falls_from_1_to_0():
 
 
 def test_scheduler_that_is_not_in_the_table():
-    scheduler = make("HeunDiscreteScheduler")
-    with pytest.raises(ClipguideError, match="HeunDiscreteScheduler cannot be steered yet"):
+    scheduler = make("CMStochasticIterativeScheduler")
+    with pytest.raises(ClipguideError, match="CMStochasticIterativeScheduler cannot be steered"):
         parameterisation.level(scheduler, scheduler.timesteps[0])
 
 

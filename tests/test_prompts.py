@@ -3,7 +3,7 @@ import math
 import pytest
 
 from clipguide.errors import UsageError
-from clipguide.prompts import Part, parse
+from clipguide.prompts import ImagePart, Part, Prompt, compose, parse
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,26 @@ def test_not_text():
 def test_a_long_prompt_is_read_in_full():
     prompt = parse(" ".join(["fox"] * 5000) + ":2")
     assert len(prompt.text.split()) == 5000 and math.isclose(prompt.parts[0].weight, 2)
+
+
+def test_pictures_are_parts():
+    picture, other = object(), object()
+    prompt = compose("a fox | fog:-0.5", picture, ImagePart(other, 2), Part("owl", 3), parse("elk"))
+    assert prompt.text == "a fox, owl, elk"
+    texts = [part.text for part in prompt.parts]
+    assert texts == ["a fox", "fog", "", "", "owl", "elk"]
+    assert [part.weight for part in prompt.parts] == [1, -0.5, 1, 2, 3, 1]
+    assert prompt.parts[2].image is picture and prompt.parts[3].image is other
+    assert compose(picture).text == ""
+
+
+@pytest.mark.parametrize("parts", [(), (Part("fox", 0),), (ImagePart(object(), 0), Part("a", 0))])
+def test_a_prompt_made_by_hand_has_a_weight(parts):
+    with pytest.raises(UsageError, match="whose weight is not 0"):
+        Prompt(parts)
+
+
+@pytest.mark.parametrize("part", [Part("fox", math.nan), ImagePart(object(), math.inf)])
+def test_a_prompt_made_by_hand_has_finite_weights(part):
+    with pytest.raises(UsageError, match="finite number"):
+        Prompt((Part("owl"), part))

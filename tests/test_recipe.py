@@ -22,6 +22,8 @@ RECIPE = Recipe(
     negative="blur",
     seed=7,
     steps=25,
+    method="shortcut",
+    options={"every": "2"},
     strength=0.1,
     cfg=4.0,
     width=128,
@@ -198,7 +200,8 @@ def test_unwritable(tmp_path, path):
         "{}",
         "[" * 100_000,
         '{"version": 1}',
-        altered(version=2),
+        altered(version=1),
+        altered(version=3),
         altered(version="1" * 10_000),
         altered(extra=1),
         altered(seed=-1),
@@ -220,6 +223,8 @@ def test_unwritable(tmp_path, path):
         altered(cfg=10**400),
         altered(libraries={"torch": 2}),
         altered(libraries=[]),
+        altered(options={"every": 2}),
+        altered(method=3),
         "1" * 10_000,
         " " * 2_000_000,
     ],
@@ -250,6 +255,37 @@ def png_with(path, *chunks):
 def test_hostile_png(tmp_path, chunks, message):
     with pytest.raises(UsageError, match=message):
         read_png(png_with(tmp_path / "a.png", *chunks))
+
+
+TRACE = [{"step": 0, "noise": 1.0}, {"step": 1, "noise": 0.5, "loss": 0.1, "guide": 0.2}]
+
+
+def test_trace_round_trip(tmp_path):
+    save_png(PICTURE, RECIPE, tmp_path / "a.png", trace=TRACE)
+    assert recipes.read_trace(tmp_path / "a.png") == TRACE
+    assert read_png(tmp_path / "a.png") == RECIPE
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "{",
+        "[]",
+        "{}",
+        "[1]",
+        '[{"step": 1}]',
+        '[{"step": 1, "noise": "1"}]',
+        '[{"step": 1, "noise": NaN}]',
+        '[{"step": 1, "noise": 1, "code": 1}]',
+        "[" * 100_000,
+        " " * 2_000_000,
+    ],
+)
+def test_hostile_trace(tmp_path, text):
+    chunks = [] if text is None else [("clipguide-trace", text, True)]
+    with pytest.raises(UsageError, match="trace"):
+        recipes.read_trace(png_with(tmp_path / "a.png", *chunks))
 
 
 def test_not_a_png(tmp_path):

@@ -9,11 +9,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from clipguide.pipelines import text_to_image
 from clipguide.pipelines.text_to_image import CANDIDATE_STRIDE, TextToImage
 
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
+from clipguide.guidance import METHODS
 
 STEPS = 3
 
@@ -179,9 +179,43 @@ def test_replay(draw):
             draw.replay(dataclasses.replace(pictures[0].recipe, **change))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_replay_of_every_method(draw, method):
+    config = METHODS[method](
+        **{"best-of": {"number": 2}, "noise": {"iterations": 2}}.get(method, {})
+    )
+    pictures = draw(["a red fox", "zebra"], method=config, steps=STEPS, seed=3)
+    assert [picture.recipe.prompt for picture in pictures] == ["a red fox", "zebra"]
+    for picture in pictures:
+        assert same(draw.replay(picture.recipe), picture)
+    if method in ("best-of", "particles"):
+        assert pictures[0].recipe.best_of == config.number
+        assert pictures[0].seed in [3 + k * 1_000_000 for k in range(config.number)]
+        with pytest.raises(UsageError, match="candidates of its own"):
+            draw("a fox", method=method, best_of=2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "magic"},
+        {"options": {"every": "[]"}},
+        {"options": {"every": "not JSON"}},
+        {"options": {"bank": "1"}},
+        {"method": "particles", "options": {"potential": '"least"'}},
+    ],
+)
+def test_replay_of_a_method_that_is_not(draw, change):
+    (picture,) = draw("a red fox", steps=2, seed=8)
+    with pytest.raises(UsageError):
+        draw.replay(dataclasses.replace(picture.recipe, **change))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"method": "shortct"}, "Did you mean shortcut"),
+        ({"method": "particles", "strength": 0.2}, "has no option strength"),
         ({"prompts": []}, "no prompt"),
         ({"prompts": " "}, "empty"),
         ({"prompts": "blur:-1"}, "say what to draw"),
@@ -236,7 +270,3 @@ def test_models_that_do_not_load(tmp_path, generator_folder, tiny_mini):
         TextToImage(model=str(tmp_path))
     with pytest.raises(UsageError, match="There is no dtype"):
         TextToImage(dtype="float23")
-
-
-def test_defaults_are_those_of_the_library():
-    assert text_to_image.STRENGTH == text_to_image.steer.__kwdefaults__["strength"]

@@ -12,7 +12,7 @@ CLIP's contrastive loss against the captions of the batch, the true colour among
 that photographs are not forgotten, the backbone's own softmax over the 1,000 names on views of
 mixed drawings (learning without forgetting, Li & Hoiem 2016).
 
-`--robust` goes on from the plain model on pictures moved by an L2 attack on the concepts' loss
+`--robust` goes on from the plain model on pictures moved by a one-step L2 attack on the concepts'
 (TeCoA, Mao et al. 2023; CLIPAG, Ganz & Elad 2024), half of them under Gaussian noise or blur as
 well, as an x0 estimate in mid-sampling is.
 
@@ -180,7 +180,7 @@ class Recipe:
                 lambda x: self.concept_loss(model, x, target),
                 image,
                 radius_B=radius,
-                steps=2,
+                steps=1,
                 generator=self.generator,
             )
         seen = self.views(batch["image"], len(image) // 4)
@@ -201,7 +201,7 @@ class Recipe:
             teacher = self.teacher((seen * 2 - 1).contiguous(memory_format=torch.channels_last))
         student = (scale * seen_BD @ self.name_ND.T).log_softmax(-1)
         memory = F.kl_div(student, teacher.log_softmax(-1), log_target=True, reduction="batchmean")
-        loss = concept + 0.5 * caption + 0.5 * colour + 0.3 * memory
+        loss = concept + 0.5 * caption + 0.5 * colour + 1.0 * memory
         return loss, {
             "concept": concept.item(),
             "caption": caption.item(),

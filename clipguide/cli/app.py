@@ -11,6 +11,7 @@ from .. import __version__
 from ..errors import ClipguideError, UsageError
 from .generate import generate
 from .models import models
+from .plot import plot
 from .replay import replay
 
 
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(replay)
+app.command()(plot)
 app.command()(models)
 
 

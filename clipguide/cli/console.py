@@ -70,22 +70,25 @@ class Meter:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._samples = samples
+        self._samples, self._total = samples, 0
         self._task = self._progress.add_task("drawing", total=None, scores="")
 
     def __enter__(self) -> Meter:
         self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, exception_type: type | None, *_: object) -> None:
+        if exception_type is None:  # a method that stops early has done all it was to do
+            self._progress.update(self._task, completed=self._total, total=self._total)
         self._progress.stop()
 
     def __call__(self, step: Step) -> None:
         scores = {"guide": step.guide_score_B, "judge": step.judge_score_B}
+        self._total = self._samples * step.total
         self._progress.update(
             self._task,
-            total=self._samples * step.total,
-            advance=len(step.guide_score_B),
+            total=self._total,
+            advance=step.samples,
             scores=score_line({k: v.mean() for k, v in scores.items() if v is not None}),
         )
 

@@ -14,7 +14,7 @@ import typer
 
 from ..errors import UsageError
 from ..prompts import shorten
-from . import console, naming
+from . import console, naming, steering
 
 if TYPE_CHECKING:
     from ..pipelines.text_to_image import Picture, Step
@@ -44,10 +44,27 @@ def generate(
     best_of: Annotated[
         int, typer.Option(help="Draw this many for each picture, keep the guide's favourite.")
     ] = 1,
-    strength: Annotated[
-        float | None,
-        typer.Option(help="How hard CLIP steers; 0 is plain sampling. [default: 0.1]"),
-    ] = None,
+    method: steering.Name = "shortcut",
+    strength: steering.Strength = None,
+    window: steering.Window = None,
+    every: steering.Every = None,
+    inner: steering.Inner = None,
+    momentum: steering.Momentum = None,
+    travel: steering.Travel = None,
+    number: steering.Number = None,
+    potential: steering.Potential = None,
+    sharpness: steering.Sharpness = None,
+    threshold: steering.Threshold = None,
+    eta: steering.Eta = None,
+    lookahead_steps: steering.LookaheadSteps = None,
+    scale: steering.Scale = None,
+    temperature: steering.Temperature = None,
+    iterations: steering.Iterations = None,
+    rate: steering.Rate = None,
+    prior: steering.Prior = None,
+    patience: steering.Patience = None,
+    rho: steering.Rho = None,
+    mu: steering.Mu = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: 30]")] = None,
     seed: Annotated[
         int | None,
@@ -94,6 +111,9 @@ def generate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Also write a sheet with the unguided beside each.")
     ] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Keep what steering saw in the PNG: clipguide plot.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a line for each file.")
     ] = False,
@@ -122,13 +142,13 @@ def generate(
     seed = secrets.randbelow(2**31) if seed is None else seed
     wanted = {"grid": grid, "compare": compare, "preview": preview > 0}
     files = _Files.plan(out, prompts, count, seed, wanted, force=force)
+    files.trace = trace
     models = {"model": model, "clip": clip, "judge": judge, "dtype": dtype}
     settings = {
         "guide": guide,
         "negative": negative,
         "count": count,
         "best_of": best_of,
-        "strength": strength,
         "steps": steps,
         "seed": seed,
         "cfg": cfg,
@@ -136,9 +156,32 @@ def generate(
         "exact": exact,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
+    options = {
+        "strength": strength,
+        "window": window,
+        "every": every,
+        "inner": inner,
+        "momentum": momentum,
+        "travel": travel,
+        "number": number,
+        "potential": potential,
+        "sharpness": sharpness,
+        "threshold": threshold,
+        "eta": eta,
+        "steps": lookahead_steps,
+        "scale": scale,
+        "temperature": temperature,
+        "iterations": iterations,
+        "rate": rate,
+        "prior": prior,
+        "patience": patience,
+        "rho": rho,
+        "mu": mu,
+    }
     with console.plain_speech():
         try:
             models["device"] = device or _best_device()
+            settings["method"] = steering.configured(method, options)
             _draw(prompts, models, settings, files, preview=preview, quiet=quiet)
         finally:
             files.tell(as_json=as_json, quiet=quiet)
@@ -151,6 +194,7 @@ class _Files:
     paths: list[Path]
     sheets: dict[str, Path]
     force: bool
+    trace: bool = False
     pictures: list[Picture] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
 
@@ -175,7 +219,8 @@ class _Files:
         from ..recipe import save_png
 
         path = self.paths[len(self.pictures)]
-        save_png(picture.image, picture.recipe, path, overwrite=self.force)
+        trace = picture.trace if self.trace else None
+        save_png(picture.image, picture.recipe, path, overwrite=self.force, trace=trace)
         self.pictures.append(picture)
 
     def add_sheet(self, kind: str, pictures: list[Any], labels: list[str], columns: int) -> None:
@@ -229,8 +274,11 @@ def _draw(
     from ..pipelines.text_to_image import TextToImage
 
     draw = TextToImage(**models)
-    passes = 2 if "compare" in files.sheets else 1
-    samples = len(files.paths) * settings["best_of"] * passes
+    method = settings["method"]
+    runs = settings["best_of"] * method.candidates * method.runs
+    if "compare" in files.sheets:
+        runs += settings["best_of"]
+    samples = len(files.paths) * runs
     with console.Meter(samples, quiet=quiet) as meter:
 
         def watch(step: Step) -> None:
@@ -245,7 +293,8 @@ def _draw(
         if "grid" in files.sheets:
             _write_grid(files)
         if "compare" in files.sheets:
-            plain = draw.iterate(prompts, **{**settings, "strength": 0.0}, on_step=meter)
+            unguided = {**settings, "method": "shortcut", "strength": 0.0}
+            plain = draw.iterate(prompts, **unguided, on_step=meter)
             _write_comparison(files, list(plain))
 
 

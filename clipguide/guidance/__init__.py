@@ -1,6 +1,25 @@
 """Steering of diffusers pipelines: `steer`, and one file a method."""
 
+from .backprop import Backprop
+from .best_of import BestOf
+from .lookahead import Lookahead
+from .noise import Noise
+from .particles import Particles
 from .report import Report, Step, Trace
-from .steer import Steering, steer
+from .shortcut import Shortcut
+from .steer import METHODS, Steering, steer
 
-__all__ = ["Report", "Steering", "Step", "Trace", "steer"]
+__all__ = [
+    "METHODS",
+    "Backprop",
+    "BestOf",
+    "Lookahead",
+    "Noise",
+    "Particles",
+    "Report",
+    "Shortcut",
+    "Steering",
+    "Step",
+    "Trace",
+    "steer",
+]

@@ -1,13 +1,15 @@
 """What differs between families of pipelines: the one table.
 
-How the latents that a scheduler sees become an image, and which CLIP guides a family by default.
+How the latents that a scheduler sees become what the pipeline's VAE decodes, and which CLIP guides
+a family by default. Each entry is what the pipelines' own `__call__` does at its end (diffusers
+0.42); tests/test_families.py holds every family to its pipeline's own picture.
 
-Shapes: B images, C channels and h x w of latents, 3 channels of H x W pixels.
+Shapes: B images, F frames, C channels and h x w of latents, packed into L = (h/2)·(w/2) rows of
+4·C; 3 channels of H x W pixels.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,24 +32,157 @@ class Guide:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of pipeline. `to_latents` takes what the scheduler sees to what `pipe.vae` decodes."""
+    """A kind of pipeline.
 
-    to_latents: Callable[[torch.Tensor, nn.Module], torch.Tensor]
+    `unpack` takes what the scheduler sees, and (rows, columns) of patches, to a map of latents;
+    `to_vae` takes that to what `pipe.<decoder>` decodes. No decoder: these latents are pixels in
+    [-1, 1]. `sized`: only the pipeline knows height and width. `still`: the VAE is one of videos,
+    and decodes a single frame.
+    """
+
+    to_vae: Callable[[torch.Tensor, nn.Module, object], torch.Tensor]
+    unpack: Callable[[torch.Tensor, tuple[int, int] | None], torch.Tensor] | None = None
+    decoder: str | None = "vae"
+    sized: bool = False
+    still: bool = False
 
 
-def _scaled(latents_BChw: torch.Tensor, vae: nn.Module) -> torch.Tensor:
-    shift = vae.config.get("shift_factor") or 0.0
-    return latents_BChw / vae.config.scaling_factor + shift
+def _scaled(latents: torch.Tensor, vae: nn.Module, pipe: object) -> torch.Tensor:
+    return latents / vae.config.scaling_factor
 
+
+def _shifted(latents: torch.Tensor, vae: nn.Module, pipe: object) -> torch.Tensor:
+    return latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+
+
+def _scaled_moments(latents: torch.Tensor, vae: nn.Module, pipe: object) -> torch.Tensor:
+    """SDXL's: with mean and deviation of each channel, where its VAE has them (Playground 2.5)."""
+    mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or deviation is None:
+        return _scaled(latents, vae, pipe)
+    scale = _each_channel(deviation, latents) / vae.config.scaling_factor
+    return latents * scale + _each_channel(mean, latents)
+
+
+def _moments(latents: torch.Tensor, vae: nn.Module, pipe: object) -> torch.Tensor:
+    deviation = _each_channel(vae.config.latents_std, latents)
+    return latents * deviation + _each_channel(vae.config.latents_mean, latents)
+
+
+def _batch_norm(latents: torch.Tensor, vae: nn.Module, pipe: object) -> torch.Tensor:
+    """FLUX.2's: the moments of 4·C channels of patches, then C channels of twice the size."""
+    variance = vae.bn.running_var + vae.config.batch_norm_eps
+    latents = latents * _each_channel(variance.sqrt(), latents)
+    latents = latents + _each_channel(vae.bn.running_mean, latents)
+    return torch.pixel_shuffle(latents, 2)
+
+
+def _of_scm(latents: torch.Tensor, vae: nn.Module, pipe: object) -> torch.Tensor:
+    return _scaled(latents / pipe.scheduler.config.sigma_data, vae, pipe)
+
+
+def _as_is(latents: torch.Tensor, vae: nn.Module | None, pipe: object) -> torch.Tensor:
+    return latents
+
+
+def _each_channel(value: object, latents: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(value).to(latents).view(1, -1, 1, 1)
+
+
+def _rows(latents_BLC: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
+    """A map of patches, row after row."""
+    return latents_BLC.mT.unflatten(2, grid)
+
+
+def _patches(latents_BLC: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
+    """Patches of 2 x 2, laid out; a patch's entries are (channel, row, column)."""
+    return torch.pixel_shuffle(_rows(latents_BLC, grid), 2)
+
+
+def _frames(latents_BCFhw: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
+    """Frames as images, those of a video next to each other."""
+    return latents_BCFhw.transpose(1, 2).flatten(0, 1)
+
+
+PLAIN = Family(_scaled)
+SDXL = Family(_scaled_moments)
+SHIFTED = Family(_shifted)
+FLUX = Family(_shifted, _patches, sized=True)
+FLUX_2 = Family(_batch_norm, _rows, sized=True)
+QWEN = Family(_moments, _patches, sized=True, still=True)
+SPRINT = Family(_of_scm)
+FRAMES = Family(_scaled, _frames)
+PIXELS = Family(_as_is, decoder=None)
+
+_KINDS = ("", "Img2Img", "Inpaint")
+_XL = "StableDiffusionXL"
+_NAMES = {
+    PLAIN: [
+        *(f"StableDiffusion{kind}" for kind in _KINDS),
+        *(f"StableDiffusionControlNet{kind}" for kind in _KINDS),
+        *(f"StableDiffusionPAG{kind}" for kind in _KINDS),
+        *(f"StableDiffusionControlNetPAG{kind}" for kind in ("", "Inpaint")),
+        *(f"StableDiffusion{kind}" for kind in ("InstructPix2Pix", "Depth2Img", "Adapter")),
+        *("LatentConsistencyModel", "LatentConsistencyModelImg2Img"),
+        *("PixArtAlpha", "PixArtSigma", "PixArtSigmaPAG", "Sana", "SanaControlNet", "SanaPAG"),
+        *("HunyuanDiT", "AuraFlow", "Kolors", "KolorsImg2Img", "KolorsPAG"),
+        # These do not do what their text-to-image pipelines do: no moments, no shift.
+        *(f"{_XL}{kind}" for kind in ("ControlNetInpaint", "ControlNetUnionInpaint", "Adapter")),
+        "StableDiffusion3Inpaint",
+    ],
+    SDXL: [
+        *(f"{_XL}{kind}" for kind in (*_KINDS, "InstructPix2Pix")),
+        *(f"{_XL}PAG{kind}" for kind in _KINDS),
+        *(f"{_XL}ControlNet{kind}" for kind in ("", "Img2Img", "Union", "UnionImg2Img")),
+        *(f"{_XL}ControlNetPAG{kind}" for kind in ("", "Img2Img")),
+    ],
+    SHIFTED: [
+        *(f"StableDiffusion3{kind}" for kind in ("", "Img2Img", "PAG", "PAGImg2Img")),
+        *(f"StableDiffusion3ControlNet{kind}" for kind in ("", "Inpainting")),
+        *(f"ZImage{kind}" for kind in (*_KINDS, "ControlNet", "ControlNetInpaint")),
+        "Lumina2",
+    ],
+    FLUX: [
+        *(f"Flux{kind}" for kind in (*_KINDS, "Fill", "Kontext", "KontextInpaint")),
+        *(f"FluxControl{kind}" for kind in _KINDS),
+        *(f"FluxControlNet{kind}" for kind in _KINDS),
+        *(f"Chroma{kind}" for kind in _KINDS),
+    ],
+    FLUX_2: ["Flux2", "Flux2Klein", "Flux2KleinInpaint", "Flux2KleinKV"],
+    QWEN: [
+        *(f"QwenImage{kind}" for kind in _KINDS),
+        *(f"QwenImage{kind}" for kind in ("ControlNet", "ControlNetInpaint")),
+        *(f"QwenImageEdit{kind}" for kind in ("", "Inpaint", "Plus")),
+    ],
+    SPRINT: ["SanaSprint", "SanaSprintImg2Img"],
+    FRAMES: [
+        *(f"AnimateDiff{kind}" for kind in ("", "SDXL", "ControlNet", "SparseControlNet", "PAG")),
+        *(f"AnimateDiffVideoToVideo{kind}" for kind in ("", "ControlNet")),
+    ],
+    PIXELS: ["DDPM", "DDIM"],
+}
+FAMILIES = {f"{name}Pipeline": entry for entry, names in _NAMES.items() for name in names}
 
 VIT_B_32 = Guide("ViT-B-32/laion2b_s34b_b79k", 605, "MIT")
+# For what draws 1024 pixels: sees 256 of them, and was trained with the stronger augmentation.
+CONVNEXT = Guide("convnext_base_w/laion2b_s13b_b82k_augreg", 718, "MIT")
 
-FAMILIES = {"StableDiffusionPipeline": Family(to_latents=_scaled)}
-
-# By pipeline and width of the text that conditions it: Stable Diffusion 1.x and 2.x.
+# By pipeline and width of the text that conditions a U-Net, which tells Stable Diffusion 1.x and
+# 2.x from models that were trained alone (mini's is 16 to 512).
 GUIDES = {
-    ("StableDiffusionPipeline", 768): VIT_B_32,
-    ("StableDiffusionPipeline", 1024): VIT_B_32,
+    **{
+        (f"{name}Pipeline", width): VIT_B_32
+        for names in (_NAMES[PLAIN], _NAMES[FRAMES])
+        for name in names
+        for width in (768, 1024)
+        if name.startswith(("StableDiffusion", "LatentConsistency", "AnimateDiff"))
+    },
+    **{
+        (f"{name}Pipeline", width): CONVNEXT
+        for entry in (PLAIN, SDXL, SHIFTED, FLUX, FLUX_2, QWEN, SPRINT, FRAMES)
+        for name in _NAMES[entry]
+        for width in (None, 1280, 2048)  # no U-Net, SDXL's refiner, SDXL
+    },
 }
 
 
@@ -56,7 +191,11 @@ def family(pipe: object) -> Family:
     for base in type(pipe).__mro__:
         if base.__name__ in FAMILIES:
             return FAMILIES[base.__name__]
-    raise ClipguideError(f"{type(pipe).__name__} cannot be steered yet: {', '.join(FAMILIES)} can.")
+    raise ClipguideError(
+        f"{type(pipe).__name__} cannot be steered: how its latents become a picture is known for "
+        "Stable Diffusion (1, 2, XL, 3), FLUX, FLUX.2, Chroma, Qwen-Image, Z-Image, Sana, PixArt, "
+        "Kolors, Hunyuan-DiT, AuraFlow, Lumina 2, AnimateDiff and plain DDPM and DDIM pipelines."
+    )
 
 
 def default_clip(pipe: object) -> str:
@@ -66,9 +205,8 @@ def default_clip(pipe: object) -> str:
     """
     if is_mini(pipe.config.get("_name_or_path")):
         return "mini"
-    width = (
-        getattr(pipe.unet.config, "cross_attention_dim", None) if hasattr(pipe, "unet") else None
-    )
+    unet = getattr(pipe, "unet", None)
+    width = None if unet is None else unet.config.get("cross_attention_dim", 0)
     for base in type(pipe).__mro__:
         if guide := GUIDES.get((base.__name__, width)):
             return guide.name
@@ -81,31 +219,3 @@ def default_clip(pipe: object) -> str:
 def is_mini(folder: str | None) -> bool:
     """Whether a folder is the embedded generator's."""
     return bool(folder) and Path(folder).resolve() == (mini.FOLDER / "generator").resolve()
-
-
-class Decoder:
-    """x0 to image, differentiable, in float32: of the pipeline's own VAE, or of a copy of it where
-    that is in half precision. `freeze` and `thaw` bracket its use."""
-
-    def __init__(self, pipe: object) -> None:
-        self._to_latents = family(pipe).to_latents
-        vae = pipe.vae
-        self._vae = vae if vae.dtype.itemsize >= 4 else copy.deepcopy(vae).float()
-        self._trainable: list[nn.Parameter] = []
-
-    def freeze(self) -> None:
-        """Spend nothing on gradients of the decoder's weights."""
-        self._trainable = [p for p in self._vae.parameters() if p.requires_grad]
-        for parameter in self._trainable:
-            parameter.requires_grad_(False)
-
-    def thaw(self) -> None:
-        """Undo `freeze`."""
-        for parameter in self._trainable:
-            parameter.requires_grad_(True)
-        self._trainable = []
-
-    def __call__(self, x0_BChw: torch.Tensor) -> torch.Tensor:
-        """image_B3HW, in [0, 1] but for what the decoder overshoots."""
-        latents_BChw = self._to_latents(x0_BChw.to(self._vae.dtype), self._vae)
-        return self._vae.decode(latents_BChw, return_dict=False)[0] / 2 + 0.5

@@ -1,4 +1,4 @@
-"""From a denoiser's output to the picture that it means, and back: the one table of schedulers.
+"""From a denoiser's output to the picture that it means, and back.
 
 A noisy sample is x = αx0 + σε. What a denoiser predicts of it (Salimans & Ho 2022, appendix D, for
 v; Lipman et al. 2023 for flow), and its inverse:
@@ -7,6 +7,10 @@ v; Lipman et al. 2023 for flow), and its inverse:
     v       x0 = αx − σv          v = (αx − x0)/σ
     flow    x0 = x − σv           v = (x − x0)/σ
     sample  x0 = model_output
+    F       x0 = αd²x + σdF       F = (x0 − αd²x)/(σd)
+
+F is EDM's (Karras et al. 2022, table 1, the last column: c_skip and c_out), where x0 has standard
+deviation d and σ² + α²d² = 1; its v is −F, and d is 1 in the rows above.
 
 Karras-type schedulers hold x/√(α² + σ²)⁻¹, so that x = x0 + σ'ε (Karras et al. 2022): `scale` takes
 their sample back to the convention above. All inverses are affine in x0, so a move of x0 becomes a
@@ -23,45 +27,57 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import ClipguideError
+from .schedulers import (
+    EDM,
+    FLOW,
+    SIGMA_VP,
+    TIMESTEP,
+    TRIG,
+    first_order,
+    history,
+    home,
+    permute,
+    row,
+    stochastic,
+)
 
-# Where a scheduler keeps its noise level.
-TIMESTEP = "alphas_cumprod[timestep]"
-SIGMA_VP = "sigmas[step_index], of a sample that keeps its variance"
-SIGMA = "sigmas[step_index], of a sample whose variance grows"
-FLOW = "sigmas[step_index], of a straight path"
+__all__ = [
+    "Level",
+    "first_order",
+    "history",
+    "home",
+    "level",
+    "next_level",
+    "permute",
+    "stochastic",
+]
 
-SCHEDULERS = {
-    "DDIMScheduler": TIMESTEP,
-    "DDPMScheduler": TIMESTEP,
-    "LCMScheduler": TIMESTEP,
-    "PNDMScheduler": TIMESTEP,
-    "DPMSolverMultistepScheduler": SIGMA_VP,
-    "UniPCMultistepScheduler": SIGMA_VP,
-    "EulerAncestralDiscreteScheduler": SIGMA,
-    "EulerDiscreteScheduler": SIGMA,
-    "FlowMatchEulerDiscreteScheduler": FLOW,
-}
 PREDICTIONS = {
     "epsilon": "epsilon",
     "v_prediction": "v",
     "flow_prediction": "flow",
     "sample": "sample",
+    "trigflow": "v",
 }
 
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level: x·scale = alpha·x0 + sigma·ε, and what the denoiser predicts of it."""
+    """One noise level: x·scale = alpha·x0 + sigma·ε, and what the denoiser predicts of it.
+
+    `data` is the standard deviation of x0 that the denoiser was made for.
+    """
 
     prediction: str
     alpha: float
     sigma: float
     scale: float = 1.0
+    data: float = 1.0
 
     @property
     def noise(self) -> float:
         """How noisy, on every scheduler's scale: the angle of (alpha, sigma), 0 clean, 1 noise."""
-        return math.atan2(self.sigma, self.alpha) / (math.pi / 2)
+        return math.atan2(self.sigma, self.alpha * self.data) / (math.pi / 2)
 
     def x0(self, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """The clean latent that a model_output means, of sample's shape (extra channels unread)."""
@@ -70,7 +86,9 @@ class Level:
         if self.prediction == "epsilon":
             return (x - self.sigma * output) / self.alpha
         if self.prediction == "v":
-            return self.alpha * x - self.sigma * output
+            return self.data**2 * self.alpha * x - self.data * self.sigma * output
+        if self.prediction == "F":
+            return self.data**2 * self.alpha * x + self.data * self.sigma * output
         if self.prediction == "flow":
             return x - self.sigma * output
         return output
@@ -81,53 +99,99 @@ class Level:
         if self.prediction == "epsilon":
             return (x - self.alpha * x0) / self.sigma
         if self.prediction == "v":
-            return (self.alpha * x - x0) / self.sigma
+            return (self.data**2 * self.alpha * x - x0) / (self.data * self.sigma)
+        if self.prediction == "F":
+            return (x0 - self.data**2 * self.alpha * x) / (self.data * self.sigma)
         if self.prediction == "flow":
             return (x - x0) / self.sigma
         return x0
 
     def move(self, model_output: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-        """The model_output that means x0 + delta, in its own type; extra channels pass through."""
-        slope = {"epsilon": -self.alpha, "v": -1.0, "flow": -1.0}.get(self.prediction)
-        factor = 1.0 if slope is None else slope / self.sigma
+        """The model_output that means x0 + delta, in its own type; extra channels pass through.
+
+        Where nothing is noise any more, only a `sample` prediction can be moved.
+        """
+        factor = 1.0
+        if self.prediction != "sample":
+            if not self.sigma:
+                return model_output
+            slope = {"epsilon": -self.alpha, "F": 1 / self.data}.get(
+                self.prediction, -1 / self.data
+            )
+            factor = slope / self.sigma
         channels = delta.shape[1]
         moved = _widen(model_output[:, :channels]) + factor * delta
         return torch.cat([moved.to(model_output.dtype), model_output[:, channels:]], dim=1)
 
 
-def home(scheduler: object) -> str:
-    """Where this scheduler keeps its noise level. ClipguideError if it is not in the table."""
-    for base in type(scheduler).__mro__:
-        if base.__name__ in SCHEDULERS:
-            return SCHEDULERS[base.__name__]
-    raise ClipguideError(
-        f"{type(scheduler).__name__} cannot be steered yet: set the pipeline's scheduler to one of "
-        f"{', '.join(SCHEDULERS)}."
-    )
-
-
 def level(scheduler: object, timestep: int | float | torch.Tensor) -> Level:
-    """The noise level of the step that the scheduler is about to take at `timestep`."""
-    where = home(scheduler)
-    if where is TIMESTEP:
-        alpha_squared = float(scheduler.alphas_cumprod[int(timestep)])
-        alpha, sigma, scale = math.sqrt(alpha_squared), math.sqrt(1 - alpha_squared), 1.0
-    else:
-        if scheduler.step_index is None:
-            scheduler._init_step_index(timestep)
-        raw = float(scheduler.sigmas[scheduler.step_index])
-        if where is FLOW or scheduler.config.get("use_flow_sigmas"):
-            alpha, sigma, scale = 1 - raw, raw, 1.0
-        else:
-            alpha = 1 / math.sqrt(1 + raw * raw)
-            sigma, scale = raw * alpha, alpha if where is SIGMA else 1.0
-    kind = "flow" if where is FLOW else PREDICTIONS.get(scheduler.config.prediction_type)
+    """The noise level of the evaluation whose output the scheduler is about to step from.
+
+    Args:
+        scheduler: one of the table, with its timesteps set.
+        timestep: the entry of `timesteps` that `step` is about to be called with.
+    """
+    entry = row(scheduler)
+    if entry.where is TIMESTEP:
+        return _of_alpha(scheduler, float(scheduler.alphas_cumprod[int(timestep)]))
+    if scheduler.step_index is None:
+        scheduler._init_step_index(timestep)
+    return _of_sigma(scheduler, entry.sigma(scheduler))
+
+
+def next_level(scheduler: object, timestep: int | float | torch.Tensor) -> Level:
+    """The noise level of the sample that a first-order step, just taken at `timestep`, led to."""
+    entry = row(scheduler)
+    if not first_order(scheduler):
+        raise ClipguideError(
+            f"{type(scheduler).__name__} is not of first order: its step at one level is not over "
+            "at the next."
+        )
+    if entry.where is not TIMESTEP:
+        return _of_sigma(scheduler, entry.sigma(scheduler))
+    following = _following(scheduler, int(timestep), entry.last)
+    if following >= 0:
+        return _of_alpha(scheduler, float(scheduler.alphas_cumprod[following]))
+    return _of_alpha(scheduler, float(getattr(scheduler, "final_alpha_cumprod", 1.0)))
+
+
+def _following(scheduler: object, timestep: int, last: int) -> int:
+    """The timestep of the sample after a step, as the scheduler finds it; negative is clean."""
+    if hasattr(scheduler, "previous_timestep"):
+        following = int(scheduler.previous_timestep(timestep))
+        return last if following < 0 else following
+    return timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+
+
+def _of_alpha(scheduler: object, alpha_squared: float) -> Level:
+    return Level(_kind(scheduler), math.sqrt(alpha_squared), math.sqrt(1 - alpha_squared))
+
+
+def _of_sigma(scheduler: object, raw: float) -> Level:
+    where, kind = row(scheduler).where, _kind(scheduler)
+    if where is TRIG:
+        return Level(kind, math.cos(raw), math.sin(raw))
+    if where is FLOW or scheduler.config.get("use_flow_sigmas"):
+        return Level(kind, 1 - raw, raw)
+    data = scheduler.config.sigma_data if where is EDM else 1.0
+    alpha = 1 / math.sqrt(data * data + raw * raw)
+    return Level(kind, alpha, raw * alpha, 1.0 if where is SIGMA_VP else alpha, data)
+
+
+def _kind(scheduler: object) -> str:
+    """What the denoiser predicts."""
+    where = row(scheduler).where
+    if where is FLOW:
+        return "flow"
+    if where is EDM and scheduler.config.prediction_type == "epsilon":
+        return "F"
+    kind = PREDICTIONS.get(scheduler.config.prediction_type)
     if kind is None:
         raise ClipguideError(
             f"The prediction type {scheduler.config.prediction_type!r} cannot be steered: "
             f"{', '.join(PREDICTIONS)} can."
         )
-    return Level(kind, alpha, sigma, scale)
+    return kind
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:

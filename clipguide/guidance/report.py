@@ -10,6 +10,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+SEEN = {
+    "loss": "loss",
+    "gradient": "gradient",
+    "guide": "guide_score",
+    "judge": "judge_score",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
@@ -29,14 +36,17 @@ class Trace:
 
 @dataclass
 class Report:
-    """The latest run of the pipeline: its trace, the warnings, how many steps were steered, and how
-    many gradients of one image were skipped because they were not numbers."""
+    """The latest run: its trace, the warnings, how many steps were steered, how many gradients of
+    one image were skipped because they were not numbers; of a method that draws candidates, the
+    scores_B of each, higher is better; and which decoder "auto" chose, and why."""
 
     method: str = "shortcut"
     trace: list[Trace] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     steered: int = 0
     skipped: int = 0
+    decoder: str = ""
+    candidates: list[torch.Tensor] = field(default_factory=list)
 
     @property
     def guide_score_B(self) -> torch.Tensor | None:
@@ -48,6 +58,21 @@ class Report:
         """The judge's last score of each image."""
         return self._last("judge_score_B")
 
+    def rows(self, i: int) -> list[dict[str, float]]:
+        """The trace of image i: for each step its index, its noise level and what was looked at."""
+        return [
+            {
+                "step": step.index,
+                "noise": step.noise,
+                **{
+                    name: float(getattr(step, f"{field}_B")[i])
+                    for name, field in SEEN.items()
+                    if getattr(step, f"{field}_B") is not None
+                },
+            }
+            for step in self.trace
+        ]
+
     def _last(self, name: str) -> torch.Tensor | None:
         seen = (getattr(step, name) for step in reversed(self.trace))
         return next((value for value in seen if value is not None), None)
@@ -55,11 +80,13 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Handed to `on_step` after each step: step `index` (from 0) of `total`, the latest scores, and
-    `preview()`, which decodes what the pictures would be now: image_B3HW."""
+    """Handed to `on_step` after each step: step `index` (from 0) of `total`, how many `samples` are
+    in the batch, the latest scores, and `preview()`, which decodes what the pictures would be now:
+    image_N3HW."""
 
     index: int
     total: int
+    samples: int
     guide_score_B: torch.Tensor | None
     judge_score_B: torch.Tensor | None
     preview: Callable[[], torch.Tensor]

@@ -11,104 +11,120 @@ each rms over one image. n is the noise level in [0, 1] of `Level.noise`; sin(π
 share of a move that it denoises in that step, and these shares do not depend on the number of
 steps in sum: one strength serves 10 steps and 100.
 
-Shapes: B images, C channels, h x w of latents, 3 channels of H x W pixels.
+With `momentum` m the direction is m·d + g / rms(g), d that of the evaluation before (heavy ball).
+With `travel` r each step is taken r times, noised back between them (FreeDoM, Yu et al. 2023,
+section 4.3; RePaint, Lugmayr et al. 2022): `guidance/travel.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from ..errors import UsageError
-from ..objectives import Objective
+from .method import Method
+from .run import At, Gradient, Outcome, Run, along, rms
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shortcut:
-    """When and how far: at noise levels in `window` (1 pure noise, 0 clean), every `every`-th step
-    of these, `inner` moves a step of `strength` in all. UsageError for values out of range."""
+class Shortcut(Method):
+    """Moves of x0 by `strength` · rms(x0) in all, in `inner` moves, along the gradient there: at
+    the price of a decoder's and a CLIP's."""
 
-    strength: float
-    window: tuple[float, float]
-    every: int
-    inner: int
+    name: ClassVar[str] = "shortcut"
+
+    strength: float = 0.1
+    inner: int = 1
+    momentum: float = 0.0
+    travel: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (math.isfinite(self.strength) and self.strength >= 0):
             raise UsageError(
                 f"The strength must be a number from 0, not {self.strength}; a part of negative "
                 "weight repels."
             )
-        low, high = self.window
-        if not 0 <= low < high <= 1:
-            raise UsageError(f"The window lies in [0, 1], the lower first, not {self.window}.")
-        if self.every < 1 or self.inner < 1:
-            raise UsageError("`every` and `inner` must be at least 1.")
+        if not 0 <= self.momentum < 1:
+            raise UsageError(f"The momentum is at least 0 and less than 1, not {self.momentum}.")
+        self.at_least(1, "inner", "travel")
 
-    def covers(self, noise: float) -> bool:
-        """Whether a noise level is in the window."""
-        return self.window[0] <= noise <= self.window[1]
+    @property
+    def idle(self) -> bool:
+        return not self.strength
+
+    def start(self, run: Run) -> Callable[[At], Outcome]:
+        direction = None
+
+        def act(at: At) -> Outcome:
+            nonlocal direction
+            pulled = pull(
+                at.x0,
+                run.gradient,
+                noise=at.level.noise,
+                config=self,
+                factor_B=run.factor_B,
+                before=direction,
+            )
+            direction = pulled.direction
+            return moved(at, pulled)
+
+        return act
 
 
 @dataclass(frozen=True)
-class Move:
-    """What one step did: delta_BChw is added to x0; image_B3HW is the decoded x0 before it.
+class Pulled:
+    """What one evaluation's moves did: `delta` is added to x0; `seen` is the first gradient, and
+    `direction` the last, for the momentum of the next evaluation. Where `finite_B` is False a
+    gradient was not a number, and nothing moved."""
 
-    Where `finite_B` is False the gradient was not a number, and the delta is 0.
-    """
-
-    delta_BChw: torch.Tensor
-    image_B3HW: torch.Tensor
-    loss_B: torch.Tensor
+    delta: torch.Tensor
+    seen: Gradient
     gradient_B: torch.Tensor
     finite_B: torch.Tensor
+    direction: torch.Tensor
 
 
-def move(
-    x0_BChw: torch.Tensor,
+def pull(
+    x0: torch.Tensor,
+    gradient: Callable[[torch.Tensor], Gradient],
     *,
     noise: float,
-    decode: Callable[[torch.Tensor], torch.Tensor],
-    objective: Objective,
-    generators: Sequence[torch.Generator],
     config: Shortcut,
-) -> Move:
-    """The move of x0 at a noise level. Loss and gradient reported are those of the first inner."""
-    size = config.strength / config.inner * math.sin(noise * math.pi / 2)
-    delta_BChw = torch.zeros_like(x0_BChw)
-    first = None
+    factor_B: torch.Tensor | None = None,
+    before: torch.Tensor | None = None,
+) -> Pulled:
+    """The moves of x0 at a noise level; factor_B scales them, `before` feeds the momentum."""
+    size_B = config.strength / config.inner * math.sin(noise * math.pi / 2) * rms(x0)
+    if factor_B is not None:
+        size_B = size_B * factor_B.to(size_B)
+    delta, direction, seen = torch.zeros_like(x0), before, []
     for _ in range(config.inner):
-        image_B3HW, loss_B, gradient_BChw = _gradient(
-            x0_BChw + delta_BChw, decode=decode, objective=objective, generators=generators
-        )
-        gradient_B = _rms(gradient_BChw)
+        seen.append(gradient(x0 + delta if seen else x0))
+        gradient_B = rms(seen[-1].value)
         finite_B = gradient_B.isfinite()
-        factor_B = size * _rms(x0_BChw) / gradient_B.clamp_min(1e-30)
-        step_BChw = factor_B[:, None, None, None] * gradient_BChw
-        delta_BChw -= torch.where(finite_B[:, None, None, None], step_BChw, 0.0)
-        first = first or (image_B3HW, loss_B, gradient_B, finite_B)
-    return Move(delta_BChw, *first)
+        unit = torch.where(along(finite_B, x0), seen[-1].value, 0.0)
+        unit = unit / along(rms(unit).clamp_min(1e-30), x0)
+        if config.momentum and direction is not None:
+            unit = unit + config.momentum * direction
+            unit = unit / along(rms(unit).clamp_min(1e-30), x0)
+        direction = unit
+        delta = delta - along(size_B * finite_B, x0) * direction
+    gradient_B = rms(seen[0].value)
+    return Pulled(delta, seen[0], gradient_B, gradient_B.isfinite(), direction)
 
 
-def _gradient(
-    x0_BChw: torch.Tensor,
-    *,
-    decode: Callable[[torch.Tensor], torch.Tensor],
-    objective: Objective,
-    generators: Sequence[torch.Generator],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """image_B3HW, loss_B and its gradient_BChw, whatever grad mode the pipeline runs in."""
-    with torch.inference_mode(False), torch.enable_grad():
-        x0_BChw = x0_BChw.clone().requires_grad_()
-        image_B3HW = decode(x0_BChw)
-        loss_B = objective(image_B3HW, generators)
-        (gradient_BChw,) = torch.autograd.grad(loss_B.sum(), x0_BChw)
-    return image_B3HW.detach(), loss_B.detach(), gradient_BChw
-
-
-def _rms(x_BChw: torch.Tensor) -> torch.Tensor:
-    """Root mean square_B of each image."""
-    return x_BChw.flatten(1).square().mean(1).sqrt()
+def moved(at: At, pulled: Pulled) -> Outcome:
+    """The outcome of an evaluation whose x0 was moved."""
+    return Outcome(
+        model_output=at.level.move(at.model_output, pulled.delta),
+        sample=at.sample,
+        image_N3HW=pulled.seen.image_N3HW,
+        loss_B=pulled.seen.loss_B,
+        gradient_B=pulled.gradient_B,
+        finite_B=pulled.finite_B,
+    )

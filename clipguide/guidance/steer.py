@@ -1,69 +1,99 @@
 """`with steer(pipe, "a red fox"): pipe("a fox")`: an unmodified diffusers pipeline, steered.
 
 The context wraps `pipe.scheduler.step`. From (model_output, timestep, sample) it computes x0, lets
-the method move it, maps the move back to a model_output and calls the original step. There is no
-backward pass through the denoiser, and the model_output is the one after classifier-free guidance.
+the method act on it, maps what came of it back to a model_output and calls the original step. The
+model_output is the one after classifier-free guidance. Methods that run the pipeline their own way
+do so by `s(…)` of `with steer(pipe, …) as s`.
 
-Shapes: B images, C channels and h x w of latents.
+Shapes: B samples, N decoded images, 3 channels of H x W pixels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from ..clip import Clip, load_clip
 from ..errors import ClipguideError, ClipguideWarning, UsageError
-from ..objectives import Generators, Objective, Similarity, fresh_generators
+from ..objectives import Generators, Nothing, Objective, Similarity, fresh_generators
 from ..prompts import Prompt
-from . import parameterisation
-from .families import Decoder, default_clip
+from . import parameterisation, travel
+from .backprop import Backprop
+from .best_of import BestOf, restarted
+from .decoders import Decoder
+from .families import default_clip
+from .lookahead import Lookahead
+from .method import Method, configure
+from .noise import Noise
+from .particles import Particles
 from .report import Report, Step, Trace
-from .shortcut import Move, Shortcut, move
+from .run import At, Gradient, Outcome, Run, streams
+from .shortcut import Shortcut
+from .trust import Trust
 
-STRENGTH = 0.1
-WINDOW = (0.1, 1.0)
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (BestOf, Shortcut, Particles, Lookahead, Noise, Backprop)
+}
 SCORE_EVERY = 5
 MAX_SKIPPED = 3
+DENOISERS = ("unet", "transformer")
 
 
 def steer(
     pipe: object,
     objective: Objective | str | Prompt | Sequence[str | Prompt],
     *,
+    method: str | Method = "shortcut",
     clip: Clip | str | None = None,
     judge: Clip | str | None = None,
-    strength: float = STRENGTH,
-    window: tuple[float, float] = WINDOW,
-    every: int = 1,
-    inner: int = 1,
+    strength: float | None = None,
+    window: tuple[float, float] | None = None,
+    every: int | None = None,
+    inner: int | None = None,
+    decoder: str = "vae",
+    tiny: torch.nn.Module | str | Path | None = None,
     score_every: int = SCORE_EVERY,
     generators: Generators | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Steering:
-    """A context in which `pipe(…)` is steered towards prompts, or down an objective.
+    """A context in which `pipe(…)`, or `s(…)` by any method, is steered.
 
     Args:
         pipe: a diffusers pipeline whose class and scheduler are in the tables of this package.
         objective: what to go down, or prompts: one for all images, or a list as the pipeline's.
+        method: one of METHODS by name, or configured, as `Particles(number=8)`.
         clip: the CLIP that prompts are read by; by default the one of the pipeline's family.
         judge: a CLIP that only scores, on the prompts of the objective.
         strength: length of a step as a fraction of rms(x0); 0 changes no bit.
         window: the noise levels steered at, 1 pure noise, 0 clean.
         every: steer at every k-th step of the window.
         inner: moves a step, which share its strength.
+        decoder: what decodes x0: "vae", the pipeline's own; "linear", a map from latents to RGB
+            fitted to it in seconds; "tiny", of `tiny`; "auto", the cheapest of these whose gradient
+            is worth 70 % of the VAE's, measured at the first step of each run.
+        tiny: an AutoencoderTiny for the pipeline's latents, or a local folder of one.
         score_every: score at every k-th step, and the last.
         generators: one on the CPU for each image, for its views; by default all begin alike.
         on_step: called after each step.
+
+    `strength`, `window`, `every` and `inner` are the method's own where they are None.
 
     Raises:
         ClipguideError: the pipeline cannot be steered, or is already.
         UsageError: a setting is out of range, or there is no default CLIP.
     """
-    config = Shortcut(strength=strength, window=tuple(window), every=every, inner=inner)
+    options = {"strength": strength, "window": window, "every": every, "inner": inner}
+    config = configure(METHODS, method, options)
+    if getattr(pipe, "scheduler", None) is None:
+        raise ClipguideError(f"{type(pipe).__name__} has no scheduler, so nothing to steer by.")
+    parameterisation.home(pipe.scheduler)
     if score_every < 1:
         raise UsageError(f"score_every must be at least 1, not {score_every}.")
     ignored = []
@@ -85,9 +115,10 @@ def steer(
     return Steering(
         pipe,
         objective,
-        config=config,
+        method=config,
         guide=guide,
         judge=judge,
+        decoder=Decoder(pipe, kind=decoder, tiny=tiny),
         score_every=score_every,
         generators=generators,
         on_step=on_step,
@@ -96,47 +127,54 @@ def steer(
 
 
 class Steering:
-    """The context of `steer`. `report` tells of the latest run inside it."""
+    """The context of `steer`, and what a method asks of the pipeline. `report` tells of the latest
+    run inside it; `attach` and `detach` are the context's two ends, for servers."""
 
     def __init__(
         self,
         pipe: object,
         objective: Objective,
         *,
-        config: Shortcut,
+        method: Method,
         guide: Similarity | None,
         judge: Similarity | None,
+        decoder: Decoder,
         score_every: int,
         generators: Generators | None,
         on_step: Callable[[Step], None] | None,
         ignored: tuple[str, ...],
     ) -> None:
-        if getattr(pipe, "scheduler", None) is None:
-            raise ClipguideError(f"{type(pipe).__name__} has no scheduler, so nothing to steer by.")
-        parameterisation.home(pipe.scheduler)
-        self.pipe, self.objective, self.config = pipe, objective, config
+        self.pipe, self.objective, self.method = pipe, objective, method
         self.guide, self.judge, self.score_every = guide, judge, score_every
         self.generators, self.on_step, self.ignored = generators, on_step, ignored
-        self.report = Report(warnings=list(ignored))
-        self._decoder = Decoder(pipe)
-        self._scheduler = None
+        self.report = self._new_report()
+        self._decoder, self._auto = decoder, decoder.kind == "auto"
+        self._scheduler = self._travel = self._calling = self._memory = None
+        self._acting: Method | None = method
+        self._differentiable = False
 
+    # ------------------------------------------------------------ the context
     def __enter__(self) -> Steering:
         scheduler = self.pipe.scheduler
         if hasattr(scheduler.step, "_steering"):
             raise ClipguideError("This pipeline is steered already: leave that context first.")
         parameterisation.home(scheduler)
+        self.method.check(self.pipe)
+        times = getattr(self.method, "travel", 1)
+        if times > 1:
+            travel.check(self.pipe)
+            self._travel = travel.Travel(scheduler, times)
         original = scheduler.step
 
         @functools.wraps(original)  # pipelines look at its signature
         def step(model_output, timestep, sample, *args, **kwargs):
-            model_output = self._steered(model_output, timestep, sample)
-            return original(model_output, timestep, sample, *args, **kwargs)
+            return self._stepped(original, model_output, timestep, sample, *args, **kwargs)
 
         step._steering = self
         self._instance_step = scheduler.__dict__.get("step")
         scheduler.step = step
-        self._scheduler, self._timesteps = scheduler, None
+        self._scheduler, self._timesteps, self._covered = scheduler, None, 0
+        self._asked = False  # whether a run was to be steered
         self._decoder.freeze()
         return self
 
@@ -145,105 +183,269 @@ class Steering:
         del scheduler.step
         if self._instance_step is not None:
             scheduler.step = self._instance_step
+        if self._travel:
+            self._travel = self._travel.close()
         self._decoder.thaw()
         if exception_type is not None:
             return
         if self.pipe.scheduler is not scheduler:
             self._warn("The pipeline's scheduler was replaced, and its steps were not steered.")
-        elif self.config.strength and self.report.trace and not self._covered:
-            self._warn(f"No step was steered: none had a noise level in {self.config.window}.")
+        elif self._asked and not self.method.idle and not self._covered:
+            window = self.method.window
+            self._warn(f"No step was steered: none had a noise level in {window}.")
 
-    def _steered(
-        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor
-    ) -> torch.Tensor:
-        """The model_output that the scheduler gets in place of the denoiser's."""
-        scheduler = self._scheduler
-        if scheduler.timesteps is not self._timesteps:  # set anew by each call of the pipeline
-            self._begin(scheduler.timesteps, len(sample))
-        level = parameterisation.level(scheduler, timestep)
-        x0_BChw = level.x0(model_output, sample)
-        moved = None
-        if self._is_due(level.noise):
-            moved = move(
-                x0_BChw,
-                noise=level.noise,
-                decode=self._decoder,
-                objective=self.objective,
-                generators=self._generators,
-                config=self.config,
-            )
-            self._count(moved)
-            model_output = level.move(model_output, moved.delta_BChw)
-        self._observe(level.noise, x0_BChw, moved)
-        self._index += 1
-        return model_output
+    def attach(self) -> Steering:
+        """Enter the context."""
+        return self.__enter__()
 
-    def _begin(self, timesteps: torch.Tensor, batch: int) -> None:
-        self._timesteps, self._index, self._covered = timesteps, 0, 0
-        self._generators = self.generators or fresh_generators(batch)
-        if len(self._generators) != batch:
+    def detach(self) -> None:
+        """Leave the context."""
+        self.__exit__(None)
+
+    # --------------------------------------------------- the pipeline's runs
+    def __call__(self, *args: object, **settings: object) -> object:
+        """Run the pipeline by the method: its own arguments, what it returns."""
+        if self._scheduler is None:
+            raise ClipguideError("Enter the context first: with steer(…) as s: s(…).")
+        bound = inspect.signature(self.pipe.__call__).bind(*args, **settings)
+        self.report, self._calling = self._new_report(), True
+        try:
+            return self.method.call(self, **bound.arguments)
+        finally:
+            self._calling = False
+
+    def sample(
+        self,
+        *,
+        steered: bool = True,
+        differentiable: bool = False,
+        memory: object = None,
+        **settings: object,
+    ) -> object:
+        """One run of the pipeline, steered or not, with gradients or without; what it returns.
+        `memory` is handed to the method's `start`."""
+        self._acting = self.method if steered else None
+        self._timesteps, self._memory = None, memory
+        try:
+            if not differentiable:
+                return self.pipe(**settings)
+            with self._gradients():
+                return type(self.pipe).__call__.__wrapped__(self.pipe, **settings)
+        finally:
+            self._acting, self._differentiable = self.method, False
+
+    def initial_noise(self, **settings: object) -> torch.Tensor:
+        """The latents that the pipeline begins with, as its `latents` argument takes them."""
+        settings = {**settings, "num_inference_steps": 1, "output_type": "latent"}
+        settings["generator"] = restarted(settings.get("generator"))
+        for name in ("timesteps", "sigmas"):
+            settings.pop(name, None)
+        self.sample(**settings, steered=False)
+        return self._first_sample / float(getattr(self._scheduler, "init_noise_sigma", 1.0))
+
+    def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unsteered: the final latents, and score_B = −loss_B of what they decode to."""
+        self.sample(**{**settings, "output_type": "latent"}, steered=False)
+        _, loss_B = self._run(self._last_x0).loss(self._last_x0)
+        return self._last_x0, -loss_B
+
+    def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
+        """The objective at the end of an unsteered run, and its gradient by the latents."""
+        settings = {**settings, "latents": latents, "output_type": "latent"}
+        with self._gradients():  # what is checkpointed runs again as the gradient is taken
+            self.sample(**settings, steered=False, differentiable=True)
+            return self._run(latents).gradient(self._last_x0, of=latents)
+
+    def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        """Score_B by the guide; by the objective, negative, where it has no prompts."""
+        image_B3HW = image_B3HW.to(self.pipe.device)
+        if self.guide is not None:
+            return self.guide.score(image_B3HW).cpu()
+        with torch.no_grad():
+            return -self.objective(image_B3HW, fresh_generators(len(image_B3HW))).cpu()
+
+    @contextlib.contextmanager
+    def _gradients(self) -> Iterator[None]:
+        """Gradients through the denoiser, checkpointed where it can be; none for weights."""
+        parts = [m for m in self.pipe.components.values() if isinstance(m, torch.nn.Module)]
+        trainable = [p for part in parts for p in part.parameters() if p.requires_grad]
+        denoiser = next((getattr(self.pipe, n) for n in DENOISERS if hasattr(self.pipe, n)), None)
+        checkpoint = getattr(denoiser, "_supports_gradient_checkpointing", False)
+        checkpoint = checkpoint and not denoiser.is_gradient_checkpointing
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        if checkpoint:
+            denoiser.enable_gradient_checkpointing()
+        self._differentiable = True
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+            if checkpoint:
+                denoiser.disable_gradient_checkpointing()
+
+    # ------------------------------------------------- one step of a scheduler
+    def _stepped(self, original: Callable, model_output, timestep, sample, *args, **kwargs):
+        """The scheduler's step from what the method makes of this evaluation."""
+        if self.method.called and not self._calling:
             raise ClipguideError(
-                f"The pipeline samples {batch} images, and there are {len(self._generators)} "
-                "generators."
+                f"{self.method.name} runs the pipeline itself: call s(…) of `with steer(…) as s`."
             )
-        self.report = Report(warnings=list(self.ignored))
+        scheduler, method = self._scheduler, self._acting
+        if scheduler.timesteps is not self._timesteps:  # set anew by each call of the pipeline
+            self._begin(scheduler.timesteps, sample)
+        level = parameterisation.level(scheduler, timestep)
+        x0 = level.x0(model_output, sample)
+        at = At(self._index, timestep, level, sample, model_output, x0)
+        outcome = Outcome(model_output, sample)
+        self._running.objective = self.objective.at(min(max(1 - level.noise, 0.0), 1.0))
+        if method is not None and self._is_due(method, level.noise):
+            if self._choosing:
+                self._choose(x0)
+            outcome = self._act(at)
+            self._count(outcome)
+        after = None
+        if method is not None:
+            seen = replace(at, model_output=outcome.model_output, sample=outcome.sample)
+            after = method.after(self._running, seen)
+        self._observe(at, outcome)
+        stepped = original(outcome.model_output, timestep, outcome.sample, *args, **kwargs)
+        self._last_x0 = self._previous(stepped, after, at)
+        self._index += 1
+        return self._with_previous(stepped, self._last_x0)
 
-    def _is_due(self, noise: float) -> bool:
-        config = self.config
-        if not config.strength or not config.covers(noise) or self.report.skipped >= MAX_SKIPPED:
+    def _previous(self, stepped, after, at: At) -> torch.Tensor:
+        """The scheduler's new sample, as the pipeline is to get it."""
+        previous = stepped[0] if isinstance(stepped, tuple) else stepped.prev_sample
+        previous = after(previous) if after else previous
+        if self._travel and self._travel.returns(at.index):
+            noise = self._running.noise_like(previous)
+            previous = self._travel.back(at.index, at.timestep, at.level, previous, noise)
+        if self._differentiable and self._acting is not None:  # each step's gradient is its own
+            previous = previous.detach().requires_grad_(self._index < self._total - 1)
+        return previous
+
+    def _with_previous(self, stepped, previous: torch.Tensor):
+        if isinstance(stepped, tuple):
+            return (previous, *stepped[1:])
+        stepped.prev_sample = previous
+        return stepped
+
+    def _run(self, sample: torch.Tensor) -> Run:
+        batch = len(sample)
+        generators = self.generators or fresh_generators(batch)
+        if len(generators) != batch:
+            raise ClipguideError(
+                f"The pipeline samples {batch} images, and there are {len(generators)} generators."
+            )
+        return Run(
+            scheduler=self._scheduler,
+            decode=self._decoder,
+            objective=self.objective,
+            generators=generators,
+            streams=streams(sample),
+            warn=self._warn,
+            memory=self._memory,
+        )
+
+    def _begin(self, timesteps: torch.Tensor, sample: torch.Tensor) -> None:
+        self._total, self._index, self._covered = len(timesteps), 0, 0
+        if self._travel:
+            self._travel.settle()
+        self._timesteps = self._scheduler.timesteps
+        self._first_sample = sample.detach()
+        self._running = self._run(sample)
+        self._trust = Trust(len(sample))
+        self._choosing = self._auto
+        if not self._calling:
+            self.report = self._new_report()
+        self._asked |= self._acting is not None
+        if self._acting is not None and not self._acting.idle:
+            self._act = self._acting.start(self._running)
+
+    def _is_due(self, method: Method, noise: float) -> bool:
+        if method.idle or not method.covers(noise) or self.report.skipped >= MAX_SKIPPED:
+            return False
+        if isinstance(self._running.objective, Nothing):
             return False
         self._covered += 1
-        return (self._covered - 1) % config.every == 0
+        return (self._covered - 1) % method.every == 0
 
-    def _count(self, moved: Move) -> None:
-        bad = (~moved.finite_B).nonzero().flatten().tolist()
+    def _choose(self, x0: torch.Tensor) -> None:
+        """Which decoder this run takes from here on."""
+        size = getattr(self._acting, "strength", 0.1) or 0.1
+        run = self._running
+        self.report.decoder = self._decoder.choose(x0.detach(), run.objective, run.generators, size)
+        self._choosing = False
+
+    def _count(self, outcome: Outcome) -> None:
+        if outcome.finite_B is None:
+            self.report.steered += 1
+            return
+        bad = (~outcome.finite_B).nonzero().flatten().tolist()
         for i in bad:
             self._warn(
                 f"The gradient of image {i} is not a number at step {self._index}: it is not "
                 "steered there."
             )
         self.report.skipped += len(bad)
-        self.report.steered += len(bad) < len(moved.finite_B)
+        self.report.steered += len(bad) < len(outcome.finite_B)
         if bad and self.report.skipped >= MAX_SKIPPED:
             self._warn(f"Steering stops after {self.report.skipped} gradients that are no numbers.")
 
-    def _observe(self, noise: float, x0_BChw: torch.Tensor, moved: Move | None) -> None:
-        """Score, trace and tell on_step."""
-        total = len(self._timesteps)
+    def _observe(self, at: At, outcome: Outcome) -> None:
+        """Score, trace, trust, and tell on_step."""
+        total = self._total
 
         @functools.cache
         def preview() -> torch.Tensor:
-            if moved is not None:
-                return moved.image_B3HW
+            if outcome.image_N3HW is not None:
+                return outcome.image_N3HW
             with torch.no_grad():
-                return self._decoder(x0_BChw)
+                return self._decoder(at.x0.detach())
 
         def score(similarity: Similarity | None) -> torch.Tensor | None:
-            due = self._index % self.score_every == 0 or self._index == total - 1
+            due = at.index % self.score_every == 0 or at.index == total - 1
+            due = due and self._acting is not None
             return similarity.score(preview()).cpu() if similarity and due else None
 
-        self.report.trace.append(
-            Trace(
-                index=self._index,
-                noise=noise,
-                loss_B=None if moved is None else moved.loss_B.cpu(),
-                gradient_B=None if moved is None else moved.gradient_B.cpu(),
-                guide_score_B=score(self.guide),
-                judge_score_B=score(self.judge),
-            )
+        trace = Trace(
+            index=at.index,
+            noise=at.level.noise,
+            loss_B=None if outcome.loss_B is None else outcome.loss_B.cpu(),
+            gradient_B=None if outcome.gradient_B is None else outcome.gradient_B.cpu(),
+            guide_score_B=score(self.guide),
+            judge_score_B=score(self.judge),
         )
+        self.report.trace.append(trace)
+        if trace.judge_score_B is not None:
+            self._doubt(trace)
         if self.on_step:
-            report = self.report
-            guide_B, judge_B = report.guide_score_B, report.judge_score_B
             self.on_step(
                 Step(
-                    index=self._index,
+                    index=at.index,
                     total=total,
-                    guide_score_B=guide_B,
-                    judge_score_B=judge_B,
+                    samples=len(at.sample),
+                    guide_score_B=self.report.guide_score_B,
+                    judge_score_B=self.report.judge_score_B,
                     preview=preview,
                 )
             )
+
+    def _doubt(self, trace: Trace) -> None:
+        fell_B = self._trust.see(trace.guide_score_B, trace.judge_score_B)
+        self._running.factor_B = self._trust.factor_B
+        for i in fell_B.nonzero().flatten().tolist():
+            what = "is halved" if self._trust.factor_B[i] else "stops"
+            self._warn(
+                f"The guide's score of image {i} climbs while the judge's falls: its steering "
+                f"{what} at step {trace.index}."
+            )
+
+    def _new_report(self) -> Report:
+        return Report(method=self.method.name, warnings=list(self.ignored))
 
     def _warn(self, message: str) -> None:
         self.report.warnings.append(message)

@@ -1,0 +1,104 @@
+"""The options of `clipguide generate` that say how to steer: one flag for each of a method's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..guidance.method import Method
+
+PANEL = "How CLIP steers"
+
+
+def _option(text: str, metavar: str | None = None) -> object:
+    return typer.Option(help=text, metavar=metavar, rich_help_panel=PANEL, show_default=False)
+
+
+Name = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=PANEL,
+        help="shortcut: CLIP's gradient moves each step's picture. best-of: draw several, keep the "
+        "best. particles: several at once, the good ones copied as they go. lookahead: quick "
+        "sketches say where to go. backprop: the gradient through the model, slow. noise: look "
+        "for a better start, for models of 1 to 4 steps.",
+    ),
+]
+Strength = Annotated[
+    float | None, _option("How hard CLIP steers; 0 is plain sampling. [default: 0.1]")
+]
+Window = Annotated[
+    str | None,
+    _option(
+        "Noise levels to steer at: 1 is pure noise, 0 the picture. [default: 0.1,1]", "LOW,HIGH"
+    ),
+]
+Every = Annotated[int | None, _option("Steer at every k-th step only. [default: 1; particles: 3]")]
+Inner = Annotated[int | None, _option("Small moves a step instead of one. [default: 1]")]
+Momentum = Annotated[
+    float | None,
+    _option("How much of the last step's direction to keep, 0 to 1. [default: 0; noise: 0.9]"),
+]
+Travel = Annotated[
+    int | None, _option("Take each step this many times, noised back between. [default: 1]")
+]
+Number = Annotated[
+    int | None, _option("Candidates, particles or sketches of a picture. [default: 4]")
+]
+Potential = Annotated[
+    str | None,
+    _option(
+        "What a particle is worth: its gain, its best, or the sum so far. [default: difference]",
+        "difference|max|sum",
+    ),
+]
+Sharpness = Annotated[
+    float | None,
+    _option("How strictly the better ones are preferred. [default: particles 100, lookahead 4]"),
+]
+Threshold = Annotated[
+    float | None,
+    _option("Copy particles when fewer than this share of them matter. [default: 0.5]"),
+]
+Eta = Annotated[
+    float | None,
+    _option("Fresh noise a step where the sampler adds none, 0 to 1. [default: 1]"),
+]
+LookaheadSteps = Annotated[int | None, _option("Steps of each quick sketch. [default: 6]")]
+Scale = Annotated[float | None, _option("How far to lean to the good sketches. [default: 1]")]
+Temperature = Annotated[
+    float | None, _option("How many sketches are near enough to count. [default: 0.1]")
+]
+Iterations = Annotated[int | None, _option("Rounds of looking for a better start. [default: 20]")]
+Rate = Annotated[float | None, _option("Length of a round's step. [default: 0.05]")]
+Prior = Annotated[
+    float | None, _option("How firmly the start stays like plain noise. [default: 1]")
+]
+Patience = Annotated[
+    int | None, _option("Give up after this many rounds without a gain. [default: 10]")
+]
+Rho = Annotated[float | None, _option("Weight of the gradient through the model. [default: 1]")]
+Mu = Annotated[float | None, _option("Weight of the gradient past the model. [default: 0]")]
+
+
+def configured(method: str, options: dict) -> Method:
+    """The method that the flags describe. UsageError names a flag that it does not take."""
+    from ..guidance import METHODS
+    from ..guidance.method import configure
+
+    if isinstance(options.get("window"), str):
+        options = {**options, "window": _window(options["window"])}
+    return configure(METHODS, method, options)
+
+
+def _window(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--window takes two noise levels, as 0.2,0.9, not {text!r}.") from None
+    return low, high

@@ -1,0 +1,82 @@
+"""Noise: optimise the initial noise of a model of one to four steps.
+
+Eyring et al. 2024 (ReNO): gradient ascent on the reward through the whole sampling, with the
+negative log-likelihood of the noise's norm as regulariser (their eq. 5),
+
+    K(z) = −(d − 1)·log‖z‖ + ‖z‖²/2,    ∇K = (1 − (d − 1)/‖z‖²)·z,
+
+here with a unit-free step, each rms over one sample, and Nesterov's momentum as theirs:
+
+    z <- z − rate · (g / rms(g) + prior · ∇K).
+
+The best noise seen is kept, by the objective, and drawn from at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..errors import UsageError
+from .best_of import restarted
+from .method import Method
+from .run import along, rms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Method):
+    """`iterations` runs with gradients, `patience` of which may pass without a better loss."""
+
+    name: ClassVar[str] = "noise"
+    called: ClassVar[bool] = True
+
+    iterations: int = 20
+    rate: float = 0.05
+    prior: float = 1.0
+    momentum: float = 0.9
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "iterations", "patience")
+        self.at_least(0, "rate", "prior")
+        if not 0 <= self.momentum < 1:
+            raise UsageError(f"The momentum is at least 0 and less than 1, not {self.momentum}.")
+
+    @property
+    def runs(self) -> int:
+        return self.iterations + 2
+
+    def call(self, steering, **settings):
+        generator = settings.pop("generator", None)
+        if settings.get("latents") is None:
+            settings["latents"] = steering.initial_noise(generator=generator, **settings)
+        z, best = settings.pop("latents"), None
+        velocity, waited = torch.zeros_like(z), 0
+        for k in range(self.iterations + 1):
+            z = z.detach().requires_grad_()
+            seen = steering.through(z, generator=restarted(generator), **settings)
+            loss_B = seen.loss_B
+            steering.report.candidates.append(-loss_B)
+            if best is None:
+                best, best_B = z.detach(), loss_B
+            better_B = (loss_B < best_B) & seen.value.flatten(1).isfinite().all(1)
+            best = torch.where(along(better_B, z), z.detach(), best)
+            best_B = torch.where(better_B, loss_B, best_B)
+            waited = 0 if bool(better_B.any()) or k == 0 else waited + 1
+            if waited >= self.patience or k == self.iterations:
+                break
+            step = self._step(z.detach(), seen.value)
+            velocity = self.momentum * velocity + step
+            z = z.detach() - self.rate * (step + self.momentum * velocity)
+        return steering.sample(
+            **settings, generator=restarted(generator), latents=best, steered=False
+        )
+
+    def _step(self, z: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
+        size_B = z.flatten(1).square().sum(1)
+        norm = 1 - (z[0].numel() - 1) / size_B
+        return gradient / along(rms(gradient).clamp_min(1e-30), z) + self.prior * along(norm, z) * z

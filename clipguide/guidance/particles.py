@@ -1,0 +1,146 @@
+"""Particles: Feynman-Kac steering, sequential Monte Carlo over the samples of one prompt.
+
+Singhal et al. 2025. The batch holds `number` particles of each prompt (`num_images_per_prompt`).
+At each evaluation that is due, a particle's reward is r = −loss(decode(x0)), and its log weight
+grows by the potential (their section 3.2), λ being `sharpness`:
+
+    difference  λ (r − r before)      max  λ max(r so far)      sum  λ Σ (r so far)
+
+When the effective sample size (Σw)²/Σw² falls below `threshold` · number, particles are drawn anew
+by systematic resampling (Kitagawa 1996), and their weights are equal again. The scheduler's
+history goes with them.
+
+Copies part only if the sampler is stochastic. Where it is not, but of first order, its
+step is replaced by the stochastic one of the same marginals (DDIM's η, Song et al. 2021, eq. 16,
+which holds for any α and σ, flows too):
+
+    x_s <- x_s + (√(σ_s² − s²) − σ_s)·ε̂ + s·z,    s² = η² (σ_t² − (α_t/α_s)² σ_s²) σ_s²/σ_t².
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..errors import ClipguideError, UsageError, close_matches
+from .method import Method
+from .parameterisation import Level, next_level
+from .run import At, Outcome, Run
+from .schedulers import first_order, permute, stochastic
+
+POTENTIALS = ("difference", "max", "sum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Particles(Method):
+    """`number` particles a prompt, resampled by their rewards; forward passes of the CLIP only."""
+
+    name: ClassVar[str] = "particles"
+
+    number: int = 4
+    potential: str = "difference"
+    sharpness: float = 100.0
+    threshold: float = 0.5
+    eta: float = 1.0
+    every: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(2, "number")
+        self.at_least(0, "sharpness", "threshold", "eta")
+        if self.potential not in POTENTIALS:
+            near = close_matches(self.potential, POTENTIALS)
+            raise UsageError(f"There is no potential {self.potential!r}.{near}")
+
+    @property
+    def candidates(self) -> int:
+        return self.number
+
+    def check(self, pipe: object) -> None:
+        scheduler = pipe.scheduler
+        if not (stochastic(scheduler) or (self.eta and first_order(scheduler))):
+            raise ClipguideError(
+                f"{type(scheduler).__name__} is neither stochastic nor of first order, and copies "
+                "of a particle would stay copies: use DDIM, Euler, Euler a or FlowMatchEuler."
+            )
+
+    def start(self, run: Run) -> Callable[[At], Outcome]:
+        batch = len(run.streams)
+        if batch % self.number:
+            raise ClipguideError(
+                f"{batch} samples are no groups of {self.number} particles: call the pipeline with "
+                f"num_images_per_prompt={self.number}, or set `number`."
+            )
+        state = {"weight": torch.zeros(batch), "reward": torch.zeros(batch), "first": True}
+
+        def act(at: At) -> Outcome:
+            image_N3HW, loss_B = run.loss(at.x0)
+            self._weigh(state, -loss_B.cpu().double())
+            index_B = self._resample(state, run.streams)
+            model_output, sample = at.model_output, at.sample
+            if index_B is not None:
+                index_B = index_B.to(sample.device)
+                model_output, sample = model_output[index_B], sample[index_B]
+                permute(run.scheduler, index_B)
+            return Outcome(model_output, sample, image_N3HW, loss_B)
+
+        return act
+
+    def after(self, run: Run, at: At) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Makes the step of this evaluation stochastic, if the sampler is not."""
+        if stochastic(run.scheduler) or not self.eta:
+            return None
+        here = at.level
+        x0 = here.x0(at.model_output, at.sample)
+        noise = (at.sample * here.scale - here.alpha * x0) / here.sigma
+
+        def part(previous: torch.Tensor) -> torch.Tensor:
+            there = next_level(run.scheduler, at.timestep)
+            spread = self.eta * _posterior(here, there)
+            keep = math.sqrt(max(0.0, there.sigma**2 - spread**2)) - there.sigma
+            return previous + (keep * noise + spread * run.noise_like(noise)) / there.scale
+
+        return part
+
+    def _weigh(self, state: dict, reward_B: torch.Tensor) -> None:
+        before_B = state["reward"]
+        if state["first"]:
+            before_B = torch.zeros_like(reward_B) if self.potential != "max" else reward_B
+        if self.potential == "difference":
+            state["weight"] = state["weight"] + self.sharpness * (reward_B - before_B)
+            state["reward"] = reward_B
+        elif self.potential == "max":
+            state["reward"] = torch.maximum(before_B, reward_B)
+            state["weight"] = state["weight"] + self.sharpness * state["reward"]
+        else:
+            state["reward"] = before_B + reward_B
+            state["weight"] = state["weight"] + self.sharpness * state["reward"]
+        state["first"] = False
+
+    def _resample(self, state: dict, streams) -> torch.Tensor | None:
+        """Where each particle comes from now; None if no group needs it."""
+        index_B = torch.arange(len(state["weight"]))
+        for start in range(0, len(index_B), self.number):
+            group = slice(start, start + self.number)
+            weight_K = state["weight"][group].softmax(0)
+            if 1 / weight_K.square().sum() >= self.threshold * self.number:
+                continue
+            offset = torch.rand((), generator=streams[start], dtype=torch.float64)
+            place_K = (torch.arange(self.number) + offset) / self.number
+            chosen_K = torch.searchsorted(weight_K.cumsum(0), place_K).clamp_max(self.number - 1)
+            index_B[group] = start + chosen_K
+            state["weight"][group] = 0.0
+        state["reward"] = state["reward"][index_B]
+        changed = bool((index_B != torch.arange(len(index_B))).any())
+        return index_B if changed else None
+
+
+def _posterior(here: Level, there: Level) -> float:
+    """Standard deviation of x_s given x_t and x0: the most noise that a step can add anew."""
+    ratio = here.alpha / there.alpha if there.alpha else 0.0
+    forward = max(0.0, here.sigma**2 - (ratio * there.sigma) ** 2)
+    return math.sqrt(forward) * there.sigma / here.sigma

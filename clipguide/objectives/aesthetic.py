@@ -1,0 +1,94 @@
+"""How good a picture looks, by a head on a CLIP's embeddings.
+
+Shapes: B images, N views, 3 channels, H rows, W columns, D of the embedding.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..clip import Clip
+from ..errors import UsageError
+from ..views import Cutouts
+from .base import Objective
+from .features import Encoder
+from .weights import load_weights
+
+MLP_PLACES = (0, 2, 4, 6, 7)  # of the linear layers among dropouts, which do nothing here
+_LAYER = re.compile(r"layers\.(\d+)\.(weight|bias)")
+_Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class Aesthetic(Objective):
+    """Minus the score of an aesthetic head, averaged over `views` (the whole image if None).
+
+    `path` is a head trained on the unit vectors of the same CLIP as `clip`, in safetensors or,
+    with `trust`, in a pickle: `weight` (1 x D) and `bias`, as LAION's sa_0_4_*_linear.pth
+    (aesthetic-predictor, Schuhmann 2022), or linear layers `layers.0`, `.2`, `.4`, `.6` and `.7`
+    without activations, as improved-aesthetic-predictor's *_linearMSE.pth. UsageError for another
+    layout, or another width than the CLIP's.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        path: str | os.PathLike,
+        *,
+        views: Cutouts | None = None,
+        trust: bool = False,
+        chunk: int | None = None,
+    ) -> None:
+        self.clip, self.views = clip, views
+        self._encoder = Encoder(clip, views, chunk)
+        self._layers = _read(load_weights(path, trust=trust), str(path))
+        width = self._layers[0][0].shape[1]
+        if width != clip.embed_dim:
+            raise UsageError(
+                f"The aesthetic head {path} reads {width} numbers, and the CLIP {clip.name} gives "
+                f"{clip.embed_dim}: it was trained on another CLIP."
+            )
+
+    def __call__(self, image_B3HW, generators=None):
+        return -self._head(self._encoder(image_B3HW, generators)).mean(1)
+
+    def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        """Score_B of whole images, about 1 to 10: higher is better."""
+        with torch.no_grad():
+            return self._head(self.clip.encode_image(image_B3HW))
+
+    def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """The same of RGB pictures, through the checkpoint's own transform."""
+        return self._head(self.clip.encode_pictures(pictures))
+
+    def _head(self, unit: torch.Tensor) -> torch.Tensor:
+        for weight, bias in self._layers:
+            unit = F.linear(unit, weight.to(unit), bias.to(unit))
+        return unit[..., 0]
+
+
+def _read(weights: dict[str, torch.Tensor], name: str) -> _Layers:
+    """Weight and bias of each linear layer. UsageError if the layout is none that is known."""
+    if set(weights) == {"weight", "bias"}:
+        layers = [(weights["weight"], weights["bias"])]
+    else:
+        matches = [_LAYER.fullmatch(key) for key in weights]
+        places = {int(match[1]) for match in matches if match}
+        if not all(matches) or tuple(sorted(places)) != MLP_PLACES or len(weights) != 10:
+            raise UsageError(
+                f"{name} is no aesthetic head in a known layout: `weight` and `bias`, or linear "
+                f"`layers` {', '.join(map(str, MLP_PLACES))}, not "
+                f"{', '.join(sorted(weights)[:4]) or 'nothing'}."
+            )
+        layers = [(weights[f"layers.{i}.weight"], weights[f"layers.{i}.bias"]) for i in MLP_PLACES]
+    shapes = [weight.shape for weight, _ in layers]
+    fits = all(len(shape) == 2 for shape in shapes) and shapes[-1][0] == 1
+    fits = fits and all(one[0] == other[1] for one, other in zip(shapes, shapes[1:]))
+    if not fits or any(bias.shape != weight.shape[:1] for weight, bias in layers):
+        raise UsageError(f"The layers of the aesthetic head {name} do not fit each other.")
+    return layers

@@ -1,0 +1,92 @@
+"""Several objectives, none of which drowns another.
+
+Shapes: B images, 3 channels, H rows, W columns, K objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from ..errors import UsageError
+from .base import Generators, Nothing, Objective
+
+
+class Balanced(Objective):
+    """Objectives that pull alike on every image, whatever the size of their losses.
+
+    The value is Σ w·loss. The gradient is not the gradient of that, but
+
+        g = r · Σ w · g_k / rms(g_k),    r = mean of rms(g_k),
+
+    each rms over the pixels of one image, the mean over the objectives that have a gradient there
+    (one without adds nothing): as GradNorm's equal norms (Chen et al. 2018) without their learned
+    weights, an image at a time. A member's own factor is its weight w: with
+    `Balanced([a, 0.5 * b])`, b pulls half as strongly as a. A second derivative is not defined.
+    """
+
+    def __init__(self, objectives: Iterable[Objective]) -> None:
+        self.objectives = tuple(objectives)
+        if not self.objectives:
+            raise UsageError("There is nothing to balance: give at least one objective.")
+        if not any(objective.factored()[0] for objective in self.objectives):
+            raise UsageError("Every objective to balance has weight 0.")
+
+    def __call__(self, image_B3HW, generators=None):
+        return _Balance.apply(image_B3HW, self.objectives, generators)
+
+    def at(self, progress):
+        now = [objective.at(progress) for objective in self.objectives]
+        now = [objective for objective in now if not isinstance(objective, Nothing)]
+        return Balanced(now) if now else Nothing()
+
+    def leaves(self):
+        for objective in self.objectives:
+            yield from objective.leaves()
+
+
+class _Balance(torch.autograd.Function):
+    """Differentiates each objective at once, so that one graph at a time is held."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        image_B3HW: torch.Tensor,
+        objectives: tuple[Objective, ...],
+        generators: Generators | None,
+    ) -> torch.Tensor:
+        if not ctx.needs_input_grad[0]:
+            return sum(objective(image_B3HW, generators) for objective in objectives)
+        terms = []
+        for objective in objectives:
+            weight, core = objective.factored()
+            loss_B, gradient_B3HW = _differentiate(core, image_B3HW, generators)
+            terms.append((weight, loss_B, gradient_B3HW, _rms(gradient_B3HW)))
+        rms_KB = torch.stack([rms_B for *_, rms_B in terms])
+        mean_B = rms_KB.sum(0) / (rms_KB > 0).sum(0).clamp_min(1)
+        ctx.gradient_B3HW = sum(
+            weight * (mean_B / rms_B.where(rms_B != 0, 1))[:, None, None, None] * gradient_B3HW
+            for weight, _, gradient_B3HW, rms_B in terms
+        )
+        return sum(weight * loss_B for weight, loss_B, *_ in terms)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream_B):
+        return upstream_B[:, None, None, None] * ctx.gradient_B3HW, None, None
+
+
+def _differentiate(
+    objective: Objective, image_B3HW: torch.Tensor, generators: Generators | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """loss_B and gradient_B3HW of an objective."""
+    with torch.enable_grad():
+        image_B3HW = image_B3HW.detach().requires_grad_()
+        loss_B = objective(image_B3HW, generators)
+        (gradient_B3HW,) = torch.autograd.grad(loss_B.sum(), image_B3HW)
+    return loss_B.detach(), gradient_B3HW
+
+
+def _rms(x_B3HW: torch.Tensor) -> torch.Tensor:
+    return x_B3HW.flatten(1).square().mean(1).sqrt()

@@ -1,0 +1,146 @@
+"""What all objectives share: how they add, scale and follow a schedule.
+
+Shapes: B images, 3 channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ..errors import ClipguideError, UsageError
+from ..schedules import Spec, schedule
+
+Generators = Sequence[torch.Generator]
+
+
+class Objective:
+    """The base of all. `generators`, one an image, feed what is random in an objective; without
+    them every image gets a new one of seed 0, so that a call repeats."""
+
+    def __call__(
+        self, image_B3HW: torch.Tensor, generators: Generators | None = None
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+    def at(self, progress: float) -> Objective:
+        """This objective at a progress of the sampling, 0 (pure noise) to 1 (clean): itself, if
+        nothing in it follows a schedule."""
+        return self
+
+    def leaves(self) -> Iterator[Objective]:
+        """The objectives that this one is made of, itself if of none; none where it is nothing."""
+        yield self
+
+    def factored(self) -> tuple[float, Objective]:
+        """The number that this objective is scaled by, and what is scaled."""
+        return 1.0, self
+
+    def __add__(self, other: Objective) -> Objective:
+        if not isinstance(other, Objective):
+            return NotImplemented
+        if isinstance(other, Nothing):
+            return self
+        return _Sum(self, other)
+
+    def __mul__(self, factor: float) -> Objective:
+        factor = float(factor)
+        if not math.isfinite(factor):
+            raise UsageError(f"An objective is scaled by a finite number, not {factor}.")
+        return _Scaled(self, factor)
+
+    __rmul__ = __mul__
+
+
+class Nothing(Objective):
+    """0 for every image, with a gradient of 0: what an objective is where its weight is 0."""
+
+    def __call__(self, image_B3HW, generators=None):
+        return (0 * image_B3HW).flatten(1).sum(1)
+
+    def leaves(self):
+        yield from ()
+
+    def __add__(self, other):
+        return other if isinstance(other, Objective) else NotImplemented
+
+    def __mul__(self, factor):
+        return self
+
+    __rmul__ = __mul__
+
+
+class _Sum(Objective):
+    def __init__(self, first: Objective, second: Objective) -> None:
+        self.first, self.second = first, second
+
+    def __call__(self, image_B3HW, generators=None):
+        return self.first(image_B3HW, generators) + self.second(image_B3HW, generators)
+
+    def at(self, progress):
+        return self.first.at(progress) + self.second.at(progress)
+
+    def leaves(self):
+        yield from self.first.leaves()
+        yield from self.second.leaves()
+
+
+class _Scaled(Objective):
+    def __init__(self, objective: Objective, factor: float) -> None:
+        self.objective, self.factor = objective, factor
+
+    def __call__(self, image_B3HW, generators=None):
+        return self.factor * self.objective(image_B3HW, generators)
+
+    def at(self, progress):
+        return self.factor * self.objective.at(progress)
+
+    def leaves(self):
+        yield from self.objective.leaves()
+
+    def factored(self):
+        factor, objective = self.objective.factored()
+        return self.factor * factor, objective
+
+
+class Scheduled(Objective):
+    """An objective whose weight follows a schedule: `Scheduled(objective, "0.2@0..0.4")`.
+
+    It has a value only at a progress: a driver asks `objective.at(progress)` before each step, and
+    sums, products and the other compositions pass that on. Where the weight is 0, it is `Nothing`,
+    and costs nothing.
+    """
+
+    def __init__(self, objective: Objective, spec: Spec) -> None:
+        self.objective, self.schedule = objective, schedule(spec)
+
+    def __call__(self, image_B3HW, generators=None):
+        raise ClipguideError(
+            "An objective that follows a schedule has a value only at a progress: ask "
+            "objective.at(progress), which runs from 0 (pure noise) to 1 (clean)."
+        )
+
+    def at(self, progress):
+        weight = self.schedule(progress)
+        return weight * self.objective.at(progress) if weight else Nothing()
+
+    def leaves(self):
+        yield from self.objective.leaves()
+
+
+def fresh_generators(number: int) -> list[torch.Generator]:
+    """Generators that all begin alike, so that an image's views do not depend on its place."""
+    return [torch.Generator().manual_seed(0) for _ in range(number)]
+
+
+def times_each(batch: int, number: int, name: str) -> int:
+    """How many images each of `number` things is for, the first images for the first, as in
+    diffusers. ClipguideError if they do not divide the batch."""
+    times, rest = divmod(batch, number)
+    if rest or not times:
+        raise ClipguideError(
+            f"{number} {name} do not divide {batch} images: give one for all, or one for each."
+        )
+    return times

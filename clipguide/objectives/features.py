@@ -1,0 +1,132 @@
+"""Images as unit vectors of a CLIP, view by view, and the pictures that they are compared with.
+
+Shapes: B images, N views an image, S source pictures, 3 channels, H rows, W columns, D of the
+embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.checkpoint import checkpoint
+
+from .. import images
+from ..clip import Clip
+from ..errors import UsageError
+from ..views import Cutouts
+from .base import Generators, fresh_generators, times_each
+
+Pictures = Image.Image | torch.Tensor | Sequence[Image.Image | torch.Tensor]
+
+
+class Encoder:
+    """Unit vectors of `views` of images, of the whole image if None.
+
+    With `chunk`, at most so many views are encoded at a time, and again when the gradient is taken
+    (checkpoints: Chen et al. 2016): the memory of one chunk for a third more time.
+    """
+
+    def __init__(self, clip: Clip, views: Cutouts | None, chunk: int | None) -> None:
+        if chunk is not None and chunk < 1:
+            raise UsageError(f"A chunk is at least one view, not {chunk}.")
+        self.clip, self.views, self.chunk = clip, views, chunk
+
+    def __call__(
+        self, image_B3HW: torch.Tensor, generators: Generators | None = None
+    ) -> torch.Tensor:
+        """unit_BND of images in [0, 1], differentiable."""
+        batch = len(image_B3HW)
+        if self.views is None:
+            return self._encode(image_B3HW)[:, None]
+        generators = generators or fresh_generators(batch)
+        views = self.views(image_B3HW, generators, size=self.clip.image_size)
+        return self._encode(views).unflatten(0, (batch, len(self.views)))
+
+    def beside(
+        self, image_B3HW: torch.Tensor, sources: Sources, generators: Generators | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """unit_BND of images, and of their sources in the same views, without a gradient."""
+        batch = len(image_B3HW)
+        generators = generators or fresh_generators(batch)
+        same = [torch.Generator().set_state(generator.get_state()) for generator in generators]
+        unit_BND = self(image_B3HW, generators)
+        with torch.no_grad():
+            if self.views is None:
+                source_BND = sources.unit_SD(self.clip)[:, None]
+                source_BND = source_BND.repeat_interleave(sources.times(batch), 0)
+            else:
+                source_BND = self(sources.like(image_B3HW), same)
+        return unit_BND, source_BND
+
+    def _encode(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        if self.chunk is None:
+            return self.clip.encode_image(image_B3HW)
+        parts = image_B3HW.split(self.chunk)
+        if not torch.is_grad_enabled():
+            return torch.cat([self.clip.encode_image(part) for part in parts])
+        return torch.cat([self._checkpointed(part) for part in parts])
+
+    def _checkpointed(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        return checkpoint(
+            self.clip.encode_image, image_B3HW, use_reentrant=False, preserve_rng_state=False
+        )
+
+
+class Sources:
+    """Pictures that images are compared with: one for all, or a list as of prompts."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        if isinstance(pictures, torch.Tensor) and pictures.ndim == 4:
+            pictures = pictures.unbind()
+        elif isinstance(pictures, (Image.Image, torch.Tensor)):
+            pictures = [pictures]
+        if not len(pictures):
+            raise UsageError("There is no picture to compare with.")
+        self.images = [to_image(picture) for picture in pictures]
+        self._unit_SD: torch.Tensor | None = None
+
+    def times(self, batch: int) -> int:
+        """How many of `batch` images each picture is for."""
+        return times_each(batch, len(self.images), "source pictures")
+
+    def like(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        """The pictures at the size of a batch of images, one for each."""
+        resized = [
+            _resize(image_3HW.to(image_B3HW), image_B3HW.shape[-2:]) for image_3HW in self.images
+        ]
+        return torch.stack(resized).repeat_interleave(self.times(len(image_B3HW)), 0)
+
+    def unit_SD(self, clip: Clip) -> torch.Tensor:
+        """Unit vectors of the whole pictures, made once."""
+        if self._unit_SD is None:
+            with torch.no_grad():
+                units = [clip.encode_image(image_3HW[None])[0] for image_3HW in self.images]
+            self._unit_SD = torch.stack(units)
+        return self._unit_SD
+
+
+def to_image(picture: Image.Image | torch.Tensor) -> torch.Tensor:
+    """A picture as image_3HW in [0, 1]. UsageError if it is none."""
+    if isinstance(picture, Image.Image):
+        return images.to_tensor([images.load(picture)])[0]
+    if not isinstance(picture, torch.Tensor):
+        raise UsageError(f"A picture is a PIL image or a tensor, not {type(picture).__name__}.")
+    if picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
+        raise UsageError(f"A picture's tensor is 3 x H x W, not {_shape(picture)}.")
+    picture = picture.detach()
+    if not picture.is_floating_point() or not ((picture >= -1e-3) & (picture <= 1.001)).all():
+        raise UsageError("A picture's tensor holds floating-point numbers in [0, 1].")
+    return picture
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a single number"
+
+
+def _resize(image_3HW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if image_3HW.shape[-2:] == size:
+        return image_3HW
+    return F.interpolate(image_3HW[None], size, mode="bilinear", antialias=True)[0]

@@ -1,0 +1,99 @@
+"""Objectives of pixels alone. Each is a mean over one image's pixels; images are in [0, 1].
+
+Shapes: B images, 3 channels, H rows, W columns, K colours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ..errors import UsageError, close_matches
+from .base import Objective
+
+AXES = {"horizontal": -1, "vertical": -2}
+
+
+class TotalVariation(Objective):
+    """Mean squared difference of neighbouring pixels, down and across (Rudin et al. 1992, squared
+    as in Mahendran & Vedaldi 2015, beta = 2)."""
+
+    def __call__(self, image_B3HW, generators=None):
+        down = (image_B3HW[..., 1:, :] - image_B3HW[..., :-1, :]).square()
+        across = (image_B3HW[..., 1:] - image_B3HW[..., :-1]).square()
+        return down.flatten(1).mean(1) + across.flatten(1).mean(1)
+
+
+class Range(Objective):
+    """Mean squared distance of the pixels from [0, 1]."""
+
+    def __call__(self, image_B3HW, generators=None):
+        return (image_B3HW - image_B3HW.clamp(0, 1)).square().flatten(1).mean(1)
+
+
+class Saturation(Objective):
+    """Mean distance of the pixels from the range that a picture can show: |x − clamp(x, −1, 1)| for
+    x = 2·image − 1 in [−1, 1], as Disco Diffusion's sat_loss, which averages over the batch too.
+
+    Unlike `Range` it pulls on a pixel just as hard near the range as far from it.
+    """
+
+    def __call__(self, image_B3HW, generators=None):
+        x_B3HW = 2 * image_B3HW - 1
+        return (x_B3HW - x_B3HW.clamp(-1, 1)).abs().flatten(1).mean(1)
+
+
+class Symmetry(Objective):
+    """Mean squared difference of an image and its mirror image: "horizontal" swaps left and right,
+    "vertical" top and bottom."""
+
+    def __init__(self, axis: str = "horizontal") -> None:
+        if axis not in AXES:
+            raise UsageError(f"There is no symmetry {axis!r}.{close_matches(str(axis), AXES)}")
+        self.axis = axis
+
+    def __call__(self, image_B3HW, generators=None):
+        mirrored_B3HW = image_B3HW.flip(AXES[self.axis])
+        return (image_B3HW - mirrored_B3HW).square().flatten(1).mean(1)
+
+
+class Palette(Objective):
+    """How far the pixels are from a few colours, given as "#rrggbb" or as triples in [0, 1].
+
+    A pixel p costs −s · log mean_K exp(−‖p − c‖² / s), a smooth minimum of its squared distances
+    (log-sum-exp: Boyd & Vandenberghe 2004, §3.1.5) that is at most s·log K above the least of them.
+    `softness` s, in squared units of colour, says how near two colours must be to both attract.
+    """
+
+    def __init__(self, colours: Sequence[str | Sequence[float]], *, softness: float = 0.01) -> None:
+        if isinstance(colours, str) or not len(colours):
+            raise UsageError('A palette is a list of colours such as ["#102030", (1, 0.5, 0)].')
+        if not (math.isfinite(softness) and softness > 0):
+            raise UsageError(f"The softness of a palette must be above 0, not {softness}.")
+        self.colours, self.softness = tuple(map(_colour, colours)), softness
+
+    def __call__(self, image_B3HW, generators=None):
+        colour_K3 = torch.tensor(self.colours, dtype=image_B3HW.dtype, device=image_B3HW.device)
+        pixel_BN13 = image_B3HW.flatten(2).transpose(1, 2)[:, :, None]
+        distance_BNK = (pixel_BN13 - colour_K3).square().sum(-1)
+        soft_BN = torch.logsumexp(-distance_BNK / self.softness, -1) - math.log(len(colour_K3))
+        return -self.softness * soft_BN.mean(1)
+
+
+def _colour(colour: str | Sequence[float]) -> tuple[float, ...]:
+    """Red, green and blue in [0, 1]. UsageError if it is no colour."""
+    try:
+        if isinstance(colour, str):
+            hexadecimal = colour[1:] if colour.startswith("#") else ""
+            values = tuple(byte / 255 for byte in bytes.fromhex(hexadecimal))
+        else:
+            values = tuple(map(float, colour))
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != 3 or not all(0 <= value <= 1 for value in values):
+        raise UsageError(
+            f"{colour!r} is no colour: write #rrggbb, or red, green and blue in [0, 1]."
+        )
+    return values

@@ -1,0 +1,217 @@
+"""Similarity of images to prompts and to pictures, in a CLIP's space.
+
+Shapes: B images, 3 channels, H rows, W columns, N views, P parts of a prompt, D of the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from .. import images
+from ..clip import Clip
+from ..errors import ClipguideError, UsageError, close_matches
+from ..prompts import ImagePart, Part, Prompt, compose
+from ..views import Cutouts
+from .base import Generators, Objective, times_each
+from .features import Encoder, Pictures, Sources, to_image
+
+OnePrompt = str | Prompt | Image.Image | torch.Tensor
+Prompts = OnePrompt | Sequence[OnePrompt]
+
+
+class Similarity(Objective):
+    """How far an image is from its prompt in a CLIP's space.
+
+    `prompts` is one prompt for all images, or a list: with k times as many images as prompts, the
+    first k belong to the first prompt, as in diffusers. A prompt is a text, a picture, or a Prompt
+    (`clipguide.prompts.compose` makes one of both). The loss is a mean over `views` (the whole
+    image if None) and over the parts of a prompt by weight, a part of negative weight repels:
+    Σ w·d(u, t) / Σ |w|, with d from KINDS.
+
+    "directional" compares directions instead: d(u − u', t − s), from the embedding u' of
+    `source_image` (pictures: one for all, or a list as of prompts), in the same view, and s of
+    `source`, the prompt that describes it, to those of the image and the prompt.
+
+    `chunk` bounds the views that are encoded at a time: less memory for a third more time.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        prompts: Prompts,
+        *,
+        views: Cutouts | None = Cutouts(),  # noqa: B008 (frozen)
+        kind: str = "spherical",
+        source: OnePrompt | None = None,
+        source_image: Pictures | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        if kind not in KINDS:
+            raise UsageError(
+                f"There is no kind of similarity {kind!r}.{close_matches(str(kind), KINDS)}"
+            )
+        self.clip, self.views, self._distance = clip, views, KINDS[kind]
+        self.prompts = _prompts(prompts)
+        self._encoder = Encoder(clip, views, chunk)
+        self._text_BPD, self._weight_BP = _encode(clip, self.prompts)
+        self._target_BPD, self._source = self._text_BPD, None
+        if (kind == "directional") != (source is not None and source_image is not None):
+            raise UsageError(
+                "A directional similarity, and no other, takes a source (the prompt it starts "
+                "from) and a source_image (the picture it starts from)."
+            )
+        if kind == "directional":
+            self._source = Sources(source_image)
+            self._target_BPD = self._text_BPD - _direction_from(clip, source)
+            self._check_directions()
+
+    def __call__(
+        self, image_B3HW: torch.Tensor, generators: Generators | None = None
+    ) -> torch.Tensor:
+        if self._source is None:
+            unit_BND = self._encoder(image_B3HW, generators)
+        else:
+            unit_BND, source_BND = self._encoder.beside(image_B3HW, self._source, generators)
+            unit_BND = unit_BND - source_BND
+        return self._over_parts(
+            self._target_BPD,
+            len(image_B3HW),
+            lambda target_BD: self._distance(unit_BND, target_BD[:, None]).mean(1),
+        )
+
+    def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        """Cosine_B of whole images with their prompts, in [-1, 1]: higher is better."""
+        with torch.no_grad():
+            return self._cosine(self.clip.encode_image(image_B3HW))
+
+    def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """The same of RGB pictures, through the checkpoint's own transform."""
+        return self._cosine(self.clip.encode_pictures(pictures))
+
+    def _cosine(self, unit_BD: torch.Tensor) -> torch.Tensor:
+        return self._over_parts(
+            self._text_BPD, len(unit_BD), lambda text_BD: (unit_BD * text_BD).sum(1)
+        )
+
+    def _over_parts(
+        self,
+        vector_BPD: torch.Tensor,
+        batch: int,
+        measure: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """Weighted sum_B over parts, one after the other: the padding of a prompt with fewer parts
+        than its neighbours changes no bit."""
+        times = times_each(batch, len(self.prompts), "prompts")
+        vector_BPD = vector_BPD.repeat_interleave(times, 0)
+        weight_BP = self._weight_BP.repeat_interleave(times, 0)
+        return sum(
+            measure(vector_BD) * weight_B
+            for vector_BD, weight_B in zip(vector_BPD.unbind(1), weight_BP.unbind(1), strict=True)
+        )
+
+    def _check_directions(self) -> None:
+        length_BP = self._target_BPD.norm(dim=-1)
+        if ((length_BP < 1e-4) & (self._weight_BP != 0)).any():
+            raise UsageError("The source says the same as a part of a prompt: there is no way to.")
+
+
+class InitSimilarity(Objective):
+    """How far an image is from a picture that it began as, in a CLIP's space: the mean over `views`
+    (the whole image if None) of 1 − cos(u, u'), both in the same view.
+
+    `init` is one picture for all images, or a list as of prompts; `chunk` as of `Similarity`.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        init: Pictures,
+        *,
+        views: Cutouts | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        self.clip, self.views = clip, views
+        self._sources, self._encoder = Sources(init), Encoder(clip, views, chunk)
+
+    def __call__(self, image_B3HW, generators=None):
+        unit_BND, init_BND = self._encoder.beside(image_B3HW, self._sources, generators)
+        return _dot(unit_BND, init_BND).mean(1)
+
+
+def _prompts(prompts: Prompts) -> tuple[Prompt, ...]:
+    if isinstance(prompts, torch.Tensor) and prompts.ndim == 4:
+        prompts = prompts.unbind()
+    elif isinstance(prompts, (str, Prompt, Image.Image, torch.Tensor)):
+        prompts = [prompts]
+    if not len(prompts):
+        raise ClipguideError("There are no prompts to be similar to.")
+    return tuple(map(compose, prompts))
+
+
+def _encode(clip: Clip, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+    """text_BPD and weight_BP with Σ_P |weight| = 1, padded with weights of 0.
+
+    Parts are encoded one at a time: the bits of one do not depend on its neighbours.
+    """
+    parts = dict.fromkeys(
+        part.text if isinstance(part, Part) else part for prompt in prompts for part in prompt.parts
+    )
+    unit_D = {part: _encode_part(clip, part) for part in parts}
+    most = max(len(prompt.parts) for prompt in prompts)
+    text_BPD = torch.zeros(len(prompts), most, clip.embed_dim, device=clip.device)
+    text_BPD = text_BPD.to(next(iter(unit_D.values())).dtype)
+    weight_BP = text_BPD.new_zeros(len(prompts), most)
+    for b, prompt in enumerate(prompts):
+        for p, part in enumerate(prompt.parts):
+            key = part.text if isinstance(part, Part) else part
+            text_BPD[b, p], weight_BP[b, p] = unit_D[key], part.weight
+    return text_BPD, weight_BP / weight_BP.abs().sum(1, keepdim=True)
+
+
+def _encode_part(clip: Clip, part: str | ImagePart) -> torch.Tensor:
+    """unit_D of a text, of a picture through the checkpoint's own transform, or of a tensor."""
+    if isinstance(part, str):
+        return clip.encode_text([part])[0]
+    if isinstance(part.image, Image.Image):
+        return clip.encode_pictures([images.load(part.image)])[0]
+    with torch.no_grad():
+        return clip.encode_image(to_image(part.image)[None])[0]
+
+
+def _direction_from(clip: Clip, source: OnePrompt) -> torch.Tensor:
+    """unit_D of a prompt: its parts' weighted mean."""
+    text_BPD, weight_BP = _encode(clip, _prompts([source]))
+    return F.normalize((text_BPD * weight_BP[..., None]).sum(1), dim=-1)[0]
+
+
+def _spherical(unit: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """2·asin²(‖u − t‖/2), half the squared angle (spherical_dist_loss of Crowson, k-diffusion)."""
+    chord = (unit - text).square().sum(-1).clamp(1e-12, 4 - 1e-6).sqrt()
+    return 2 * (chord / 2).asin().square()
+
+
+def _dot(unit: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """1 − cos."""
+    return 1 - (unit * text).sum(-1)
+
+
+def _directional(change: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """1 − cos of the changes of image and text (the directional loss of StyleGAN-NADA, Gal et al.
+    2022, eq. 3; the direction t − s of StyleCLIP, Patashnik et al. 2021, §5).
+
+    The image's change is divided by √(‖·‖² + 10⁻⁶), so that an image that is still its source has
+    a finite gradient, along the wanted direction.
+    """
+    length = (change.square().sum(-1) + 1e-6).sqrt()
+    return 1 - (change * F.normalize(wanted, dim=-1)).sum(-1) / length
+
+
+KINDS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "spherical": _spherical,
+    "dot": _dot,
+    "directional": _directional,
+}

@@ -1,0 +1,47 @@
+"""A tiny CLIP of random weights in the format of transformers."""
+
+from __future__ import annotations
+
+import torch
+from conftest import CONTEXT_LENGTH, IMAGE_SIZE, write_tokenizer
+
+
+def write_hf_clip(folder, *, seed: int = 0):
+    """A folder that CLIPModel and CLIPProcessor load."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    size = write_tokenizer(folder)
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16}
+    config = CLIPConfig(
+        text_config={
+            **tower,
+            "vocab_size": size,
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "max_position_embeddings": CONTEXT_LENGTH,
+            "bos_token_id": size - 2,
+            "eos_token_id": size - 1,
+            "pad_token_id": size - 1,
+        },
+        vision_config={
+            **tower,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "image_size": IMAGE_SIZE,
+            "patch_size": 8,
+        },
+        projection_dim=16,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = CLIPModel(config)
+    with torch.no_grad():  # weights so small would see all pictures alike
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+    model.save_pretrained(folder)
+    CLIPImageProcessor(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    ).save_pretrained(folder)
+    return folder

@@ -1,0 +1,159 @@
+"""Every family: the decoder against the pipeline's own picture, and the pipeline steered.
+
+Shapes: B samples, N decoded images, 3 channels of H x W pixels.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import diffusers
+import pytest
+import torch
+from tiny_pipelines import BATCH, HEIGHT, TINY, WIDTH, draw, tiny
+from torch.testing import assert_close
+
+from clipguide.errors import ClipguideError, UsageError
+from clipguide.guidance import families, steer
+from clipguide.guidance.decoders import Decoder
+from clipguide.objectives import Objective
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+BLENDED = ("SD inpainting", "SDXL inpainting")  # with the picture, after the scheduler's step
+SIZED = ("FLUX", "FLUX.2", "Qwen-Image")
+
+
+class Red(Objective):
+    """How far a picture is from red."""
+
+    def __call__(self, image_B3HW, generators=None):
+        red = image_B3HW.new_tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+        return (image_B3HW - red).square().flatten(1).mean(1)
+
+
+def last_latents(pipe, settings, name) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the scheduler's last step makes, and the picture that the pipeline makes of that."""
+    seen, step = [], pipe.scheduler.step
+
+    def recorded(*args, **kwargs):
+        out = step(*args, **kwargs)
+        if isinstance(out, tuple):
+            seen.append(out[1] if name in ("LCM", "Sana Sprint") else out[0])  # their x0
+        else:
+            seen.append(out.prev_sample)
+        return out
+
+    recorded.__signature__ = inspect.signature(step)
+    pipe.scheduler.step = recorded
+    image_N3HW = draw(pipe, settings)
+    del pipe.scheduler.step
+    if name in BLENDED:
+        generator = [torch.Generator().manual_seed(3 + i) for i in range(BATCH)]
+        quick = {"num_inference_steps": 3, "generator": generator, "output_type": "latent"}
+        return pipe(**settings, **quick).images, image_N3HW
+    return seen[-1], image_N3HW
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_decoder_is_the_pipelines_own(name):
+    pipe, settings = tiny(name)
+    decoder = Decoder(pipe)
+    decoder.freeze()
+    latents, image_N3HW = last_latents(pipe, settings, name)
+    with torch.no_grad():
+        ours_N3HW = decoder(latents)
+    decoder.thaw()
+    assert ours_N3HW.dtype == torch.float32
+    assert ours_N3HW.shape == (BATCH * (3 if name == "AnimateDiff" else 1), 3, HEIGHT, WIDTH)
+    assert_close(ours_N3HW.clamp(0, 1), image_N3HW, atol=1e-5, rtol=0)
+    assert ours_N3HW.std() > 0.01
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_steered(name):
+    """Strength 0 changes no bit, 1e-9 next to nothing, a run repeats, and the objective falls for
+    every sample."""
+    pipe, settings = tiny(name)
+    plain_N3HW = draw(pipe, settings)
+    with steer(pipe, Red(), strength=0):
+        assert torch.equal(draw(pipe, settings), plain_N3HW)
+    with steer(pipe, Red(), strength=1e-9, window=(0, 1)):
+        assert_close(draw(pipe, settings), plain_N3HW, atol=1e-4, rtol=0)
+    with steer(pipe, Red(), strength=0.3):
+        steered_N3HW = draw(pipe, settings)
+        assert torch.equal(draw(pipe, settings), steered_N3HW)
+    before_B, after_B = (Red()(x).view(BATCH, -1).mean(1) for x in (plain_N3HW, steered_N3HW))
+    assert (after_B < before_B).all()
+    assert torch.equal(draw(pipe, settings), plain_N3HW)
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_size_is_heard_and_forgotten(name):
+    """Latents handed in too; nothing stays wrapped, after an exception either."""
+    pipe, settings = tiny(name)
+    plain = draw(pipe, settings)
+    before = dict(pipe.__dict__)
+    latents, _ = last_latents(pipe, settings, name)
+    handed = latents
+    if name == "FLUX.2":  # takes them before it packs them
+        handed = latents.mT.unflatten(2, (HEIGHT // 4, WIDTH // 4))
+    decoder = Decoder(pipe)
+    decoder.freeze()
+    draw(pipe, settings, latents=handed)
+    tall = {**settings, "height": WIDTH, "width": HEIGHT}
+    wide_N3HW = decoder(latents)
+    draw(pipe, tall)
+    assert decoder(latents).shape == (BATCH, 3, WIDTH, HEIGHT) != wide_N3HW.shape
+    decoder.thaw()
+    assert pipe.__dict__ == before
+    with pytest.raises(RuntimeError, match="stop"), steer(pipe, Red()):
+        assert "prepare_latents" in pipe.__dict__
+        raise RuntimeError("stop")
+    assert pipe.__dict__ == before
+    assert torch.equal(draw(pipe, settings), plain)
+    with pytest.raises(ClipguideError, match="did not say the height and width of its 128 patches"):
+        Decoder(pipe)(latents)
+
+
+def test_only_packed_latents_are_listened_for():
+    pipe, _ = tiny("SD3")
+    decoder = Decoder(pipe)
+    decoder.freeze()
+    assert "prepare_latents" not in pipe.__dict__
+    decoder.thaw()
+
+
+def test_every_name_in_the_table_is_a_pipeline():
+    for name in families.FAMILIES:
+        assert hasattr(diffusers, name), name
+    assert {pipeline for pipeline, _ in families.GUIDES} <= set(families.FAMILIES)
+
+
+def test_every_family_is_tested():
+    names = ("SD 1.5", "SDXL", "SD3", "Sana Sprint", "DDPM", "AnimateDiff", *SIZED)
+    assert {families.family(tiny(name)[0]) for name in names} == set(families.FAMILIES.values())
+
+
+def test_unknown_family():
+    pipe, _ = tiny("DDPM")
+    other = diffusers.ConsistencyModelPipeline(pipe.unet, pipe.scheduler)
+    with pytest.raises(ClipguideError, match="ConsistencyModelPipeline cannot be steered: how its"):
+        families.family(other)
+
+
+def test_guides():
+    """Tags that open_clip has; one for each family but pixels, which nobody conditions by text."""
+    import open_clip
+
+    known = {"/".join(pair) for pair in open_clip.list_pretrained()}
+    assert {guide.name for guide in families.GUIDES.values()} <= known
+    pipe, _ = tiny("SDXL")
+    with pytest.raises(UsageError, match="Which CLIP should guide this StableDiffusionXLPipeline"):
+        families.default_clip(pipe)  # its text is 16 wide
+    pipe.unet.register_to_config(cross_attention_dim=2048)
+    assert families.default_clip(pipe) == families.CONVNEXT.name
+    for name in ("SD3", "FLUX", "FLUX.2", "Qwen-Image", "Z-Image", "Sana", "PixArt-Sigma"):
+        assert families.default_clip(tiny(name)[0]) == families.CONVNEXT.name
+    with pytest.raises(UsageError, match="Which CLIP should guide this DDPMPipeline"):
+        families.default_clip(tiny("DDPM")[0])

@@ -1,0 +1,417 @@
+"""The methods beside the shortcut: what each promises, on tiny random models."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import diffusers
+import pytest
+import torch
+from test_guidance import draw, use
+from torch.testing import assert_close
+
+from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
+from clipguide.guidance import (
+    METHODS,
+    Backprop,
+    BestOf,
+    Lookahead,
+    Noise,
+    Particles,
+    Shortcut,
+    steer,
+    travel,
+)
+from clipguide.guidance.decoders import Decoder
+from clipguide.guidance.parameterisation import Level, level, next_level
+from clipguide.guidance.run import At
+from clipguide.guidance.trust import Trust
+from clipguide.objectives import Objective, Similarity
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+
+
+class Brightness(Objective):
+    """−mean: brighter is better, and smooth."""
+
+    def __call__(self, image_B3HW, generators=None):
+        return -image_B3HW.flatten(1).mean(1)
+
+
+def settings(seeds=(3, 4), steps=4, prompt="a fox", **others) -> dict:
+    return {
+        "prompt": [prompt] * len(seeds),
+        "num_inference_steps": steps,
+        "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        "output_type": "pt",
+        **others,
+    }
+
+
+def loss(image_B3HW) -> torch.Tensor:
+    return Brightness()(image_B3HW)
+
+
+CALLED = [
+    BestOf(number=2),
+    Lookahead(number=3, steps=2),
+    Noise(iterations=2),
+    Backprop(),
+    Backprop(rho=0.5, mu=0.5, inner=2),
+]
+NAMES = ["best-of", "lookahead", "noise", "backprop", "backprop both"]
+
+
+@pytest.mark.parametrize("method", CALLED, ids=NAMES)
+def test_called_methods(pipe, method):
+    """Lower than plain, the same twice, the pipeline as it was; and not by pipe()."""
+    use(pipe, "DDIM")
+    plain = draw(pipe)
+    trainable = [p.requires_grad for p in pipe.unet.parameters()]
+    images = []
+    for _ in range(2):
+        with steer(pipe, Brightness(), method=method) as s:
+            images.append(s(**settings()).images)
+    assert torch.equal(*images)
+    assert loss(images[0]).mean() < loss(plain).mean()
+    assert [p.requires_grad for p in pipe.unet.parameters()] == trainable
+    assert not pipe.unet.is_gradient_checkpointing and torch.equal(draw(pipe), plain)
+    with (
+        pytest.raises(ClipguideError, match=r"call s\(…\)"),
+        steer(pipe, Brightness(), method=method),
+    ):
+        draw(pipe)
+    assert torch.equal(draw(pipe), plain)
+
+
+def test_a_step_method_by_a_call_is_the_pipeline(pipe, clip):
+    with steer(pipe, "a red fox", clip=clip) as s:
+        assert torch.equal(s(**settings()).images, draw(pipe))
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+def test_best_of_keeps_the_best_of_each(pipe, clip, output_type):
+    """Each kept picture is that of its best candidate, drawn from the seed that is promised."""
+    with steer(pipe, "a red fox", clip=clip, method=BestOf(number=3)) as s:
+        kept = s(**settings(output_type=output_type)).images
+    stack = torch.stack(s.report.candidates)
+    assert stack.shape == (3, 2) and len(set(stack.flatten().tolist())) == 6
+    for i, k in enumerate(stack.argmax(0).tolist()):
+        seeds = [seed + k * 1_000_000 for seed in (3, 4)]
+        alone = pipe(**settings(seeds, output_type=output_type)).images[i]
+        same = alone == kept[i]
+        assert same if isinstance(same, bool) else same.all()
+
+
+def test_noise_keeps_the_best(pipe):
+    use(pipe, "LCM")
+    with steer(pipe, Brightness(), method=Noise(iterations=5, rate=0.3)) as s:
+        latents = s(**settings(steps=1, output_type="latent")).images
+    losses = -torch.stack(s.report.candidates)
+    kept = loss(Decoder(pipe)(latents))
+    assert_close(kept, losses.min(0).values, atol=1e-5, rtol=0)
+    assert (kept < losses[0]).all()
+
+
+def test_noise_gradient(pipe):
+    """The gradient by the initial latents is that of finite differences through the sampling."""
+    use(pipe, "Euler")
+    given = settings((3,), steps=2)
+    generator = given.pop("generator")
+    del given["output_type"]
+    method = Noise(iterations=1)
+    with steer(pipe, Brightness(), method=method) as s:
+        s._calling = True  # as inside of s(…)
+        z = s.initial_noise(generator=generator, **given)
+        seen = s.through(z.requires_grad_(), **given)
+        direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+        h = 1e-2
+        ends = [
+            s.through((z.detach() + sign * h * direction).requires_grad_(), **given).loss_B
+            for sign in (1, -1)
+        ]
+    assert_close(
+        (ends[0] - ends[1]) / (2 * h),
+        (seen.value * direction).flatten(1).sum(1),
+        rtol=2e-2,
+        atol=1e-5,
+    )
+
+
+def test_backprop_gradient_is_through_the_denoiser(pipe):
+    """At one evaluation: the move lies along −∇ over x_t of loss(decode(x0(x_t)))."""
+    use(pipe, "DDIM")
+    seen = {}
+
+    class Spy(Backprop):
+        def start(self, run):
+            act = super().start(run)
+
+            def spy(at):
+                outcome = act(at)
+                if at.index == 2:
+                    seen.update(at=at, outcome=outcome, decode=run.decode)
+                return outcome
+
+            return spy
+
+    with steer(pipe, Brightness(), method=Spy(strength=0.05)) as s:
+        s(**settings((3,)))
+        at, decode = seen["at"], seen["decode"]
+        x = at.sample.detach().requires_grad_()
+        embeds, negative = pipe.encode_prompt("a fox", "cpu", 1, True, negative_prompt=None)
+        v = pipe.unet(torch.cat([x, x]), at.timestep, torch.cat([negative, embeds])).sample
+        negative_v, positive_v = v.chunk(2)
+        v = negative_v + 7.5 * (positive_v - negative_v)
+        (g,) = torch.autograd.grad(loss(decode(at.level.x0(v, x))).sum(), x)
+    assert_close(v, at.model_output, rtol=1e-4, atol=1e-5)
+    delta = at.level.x0(seen["outcome"].model_output, x) - at.level.x0(at.model_output, x)
+    assert torch.cosine_similarity(delta.flatten(), -g.flatten(), dim=0) > 0.999
+    rms = delta.square().mean().sqrt() / at.x0.square().mean().sqrt()
+    assert_close(rms.item(), 0.05 * math.sin(at.level.noise * math.pi / 2), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "Euler", "Euler a", "DDPM"])
+def test_particles_are_better_than_samples_left_alone(pipe, name):
+    use(pipe, name)
+    mean = []
+    for sharpness in (3000.0, 0.0):
+        method = Particles(number=12, sharpness=sharpness, every=1)
+        with steer(pipe, Brightness(), method=method):
+            mean.append(loss(draw(pipe, seeds=range(12), steps=8)).mean())
+    assert mean[0] < mean[1]
+
+
+@pytest.mark.parametrize("potential", ["difference", "max", "sum"])
+def test_particles_repeat_and_part(pipe, potential):
+    use(pipe, "DDIM")
+    method = Particles(number=4, sharpness=1e5, potential=potential, every=1, window=(0.6, 1))
+    images = []
+    for _ in range(2):
+        with steer(pipe, Brightness(), method=method):
+            images.append(draw(pipe, seeds=(1, 2, 3, 4), steps=6))
+    assert torch.equal(*images)
+    assert len({float(value) for value in loss(images[0])}) == 4
+
+
+def test_particles_keep_to_their_groups(pipe):
+    use(pipe, "Euler a")
+    method = Particles(number=2, sharpness=1e4, every=1)
+    with steer(pipe, Brightness(), method=method):
+        both = draw(pipe, seeds=(1, 2, 3, 4), steps=5)
+        assert_close(draw(pipe, seeds=(1, 2), steps=5), both[:2], atol=1e-4, rtol=0)
+
+
+def test_particles_weights_and_systematic_resampling():
+    """A small ESS resamples, and counts are within one of number · weight."""
+    method = Particles(number=4, sharpness=1.0, threshold=0.9)
+    weight = torch.tensor([0.5, 0.3, 0.1, 0.1], dtype=torch.float64)
+    state = {"weight": weight.log(), "reward": torch.arange(4.0, dtype=torch.float64)}
+    index = method._resample(state, [torch.Generator().manual_seed(0)] * 4)
+    counts = torch.bincount(index, minlength=4)
+    assert ((counts - 4 * weight).abs() < 1).all()
+    assert torch.equal(state["weight"], torch.zeros(4, dtype=torch.float64))
+    assert torch.equal(state["reward"], index.double())
+    state = {"weight": torch.zeros(4, dtype=torch.float64), "reward": torch.zeros(4)}
+    assert method._resample(state, [torch.Generator().manual_seed(0)] * 4) is None
+
+
+def test_particles_difference_telescopes():
+    method = Particles(number=2, sharpness=2.0, threshold=0.0)
+    state = {"weight": torch.zeros(2), "reward": torch.zeros(2), "first": True}
+    for reward in ([0.1, 0.2], [0.4, 0.1], [0.3, 0.7]):
+        method._weigh(state, torch.tensor(reward))
+    assert_close(state["weight"], 2.0 * torch.tensor([0.3, 0.7]))
+
+
+def test_the_stochastic_step_has_the_marginals_of_the_plain_one():
+    """A Gaussian posterior known exactly: the variance at the next level is σ_s² + α_s² var(x0)."""
+    here, there = Level("flow", 0.3, 0.7), Level("flow", 0.6, 0.4)
+    from clipguide.guidance.particles import _posterior
+
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randn(200_000, generator=generator, dtype=torch.float64) * 0.0 + 0.5
+    epsilon = torch.randn(200_000, generator=generator, dtype=torch.float64)
+    fresh = torch.randn(200_000, generator=generator, dtype=torch.float64)
+    spread = _posterior(here, there)
+    x = there.alpha * x0 + math.sqrt(there.sigma**2 - spread**2) * epsilon + spread * fresh
+    assert_close(x.mean().item(), there.alpha * 0.5, atol=5e-3, rtol=0)
+    assert_close(x.std().item(), there.sigma, atol=5e-3, rtol=0)
+    ratio = (
+        here.alpha / there.alpha
+    )  # forward from there, the joint with x_t is that of the process
+    forward = math.sqrt(here.sigma**2 - (ratio * there.sigma) ** 2)
+    assert_close(spread, forward * there.sigma / here.sigma, atol=1e-12, rtol=0)
+
+
+def test_lookahead_move_is_the_gradient_of_the_expected_future_reward():
+    """σ²/α · ∇ log Σ q(x|x0ᵏ) e^{λr} − log Σ q(x|x0ᵏ), by autograd, is the move of x0."""
+    generator = torch.Generator().manual_seed(0)
+    x0_KB = torch.randn(5, 2, 4, 3, 3, generator=generator, dtype=torch.float64)
+    score_KB = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    x = torch.randn(2, 4, 3, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    level = Level("epsilon", 0.8, 0.6)
+    size = x[0].numel()
+    method = Lookahead(sharpness=2.0, temperature=1 / size)  # the exact kernel
+    at = At(0, 0, level, x.detach(), x.detach(), x.detach())
+    log_q = -(x - 0.8 * x0_KB).square().flatten(2).sum(2) / (2 * 0.36)
+    reward = (log_q + 2.0 * score_KB).logsumexp(0) - log_q.logsumexp(0)
+    (g,) = torch.autograd.grad(reward.sum(), x)
+    assert_close(method.move(at, x0_KB, score_KB), g * 0.36 / 0.8)
+
+
+def test_travel_goes_there_and_back(pipe, clip):
+    """Every step twice; zero strength and r = 1 change no bit; more travel is another picture."""
+    for name in ("DDIM", "Euler", "Euler a", "DDPM"):
+        use(pipe, name)
+        plain = draw(pipe)
+        with steer(pipe, "a red fox", clip=clip, method=Shortcut(travel=2)) as s:
+            twice = draw(pipe)
+            assert torch.equal(draw(pipe), twice)
+        noise = [step.noise for step in s.report.trace]
+        assert len(noise) == 8 and noise[::2] == noise[1::2]
+        assert not torch.equal(twice, plain) and twice.isfinite().all()
+        assert "set_timesteps" not in vars(pipe.scheduler) and torch.equal(draw(pipe), plain)
+
+
+def test_travel_keeps_the_marginals():
+    """x_s of a known Gaussian, noised back: mean α_t x0, deviation σ_t."""
+    scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear")
+    trip = travel.Travel(scheduler, 2)
+    scheduler.set_timesteps(10)
+    trip.settle()
+    t = scheduler.timesteps[3]
+    here, there = level(scheduler, t), next_level(scheduler, t)
+    generator = torch.Generator().manual_seed(0)
+    e, z = (torch.randn(400_000, generator=generator) for _ in range(2))
+    back = trip.back(6, t, here, there.alpha * 0.5 + there.sigma * e, z)
+    trip.close()
+    assert_close(back.mean().item(), here.alpha * 0.5, atol=5e-3, rtol=0)
+    assert_close(back.std().item(), here.sigma, atol=5e-3, rtol=0)
+
+
+def test_momentum(pipe, clip):
+    images = []
+    for method in (Shortcut(), Shortcut(momentum=0.0), Shortcut(momentum=0.7)):
+        with steer(pipe, "a red fox", clip=clip, method=method):
+            images.append(draw(pipe))
+    assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+
+
+def test_trust_halves_then_stops():
+    trust = Trust(2)
+    scores = [(0.1, 0.2), (0.2, 0.1), (0.3, 0.1), (0.4, 0.1), (0.5, 0.1), (0.6, 0.1)]
+    factors = []
+    for guide, judge in scores:
+        trust.see(torch.tensor([guide, guide]), torch.tensor([judge, guide]))
+        factors.append(trust.factor_B.tolist())
+    assert [f[0] for f in factors] == [1, 1, 0.5, 0.5, 0, 0]
+    assert [f[1] for f in factors] == [1] * 6
+
+
+def test_doubt_is_told_and_acted_on(pipe, clip, judge, monkeypatch):
+    """A guide that climbs while the judge falls: the strength of that image alone goes."""
+    use(pipe, "DDIM")
+    clock = iter(range(1000))
+
+    def climbing(self, image_B3HW):
+        k = next(clock) // 2
+        rising = 0.1 + 0.05 * k
+        judge_first = -rising if self.clip is judge else rising
+        return torch.tensor([judge_first, rising])
+
+    monkeypatch.setattr(Similarity, "score", climbing)
+    with (
+        pytest.warns(ClipguideWarning, match="image 0 climbs"),
+        steer(pipe, "a red fox", clip=clip, judge=judge, score_every=1) as s,
+    ):
+        draw(pipe, steps=8)
+    assert len([w for w in s.report.warnings if "image 0" in w]) == 2
+    assert not any("image 1" in w for w in s.report.warnings)
+
+
+def test_attach_and_detach(pipe, clip):
+    plain = draw(pipe)
+    s = steer(pipe, "a red fox", clip=clip).attach()
+    steered = draw(pipe)
+    s.detach()
+    assert not torch.equal(steered, plain) and torch.equal(draw(pipe), plain)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("noise", "best-of")])
+def test_idle_changes_no_bit(pipe, clip, name):
+    zero = {
+        "shortcut": {"strength": 0.0},
+        "backprop": {"strength": 0.0},
+        "lookahead": {"scale": 0.0},
+        "particles": {"sharpness": 0.0},
+    }[name]
+    use(pipe, "Euler a")
+    plain = draw(pipe)
+    with steer(pipe, "a red fox", clip=clip, method=METHODS[name](**zero)) as s:
+        assert torch.equal(
+            s(**settings(seeds=(3, 4) if name != "particles" else (3, 4, 5, 6))).images[:2], plain
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "shortcuts"}, "Did you mean shortcut"),
+        ({"method": "particles", "strength": 0.1}, "particles has no option strength"),
+        ({"method": Shortcut(), "strength": 0.1}, "configured already"),
+    ],
+)
+def test_naming_a_method(pipe, clip, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        steer(pipe, "a red fox", clip=clip, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Shortcut(momentum=1), "momentum"),
+        (lambda: Shortcut(travel=0), "travel"),
+        (lambda: BestOf(number=0), "number"),
+        (lambda: Particles(number=1), "number"),
+        (lambda: Particles(potential="maximum"), "potential"),
+        (lambda: Lookahead(temperature=0), "temperature"),
+        (lambda: Noise(iterations=0), "iterations"),
+        (lambda: Backprop(rho=0, mu=0), "rho"),
+        (lambda: Backprop(strength=math.nan), "strength"),
+    ],
+)
+def test_options_out_of_range(make, message):
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
+def test_what_does_not_fit_a_sampler(pipe, clip):
+    use(pipe, "DPM++ 2M")
+    for method, message in (
+        (Particles(), "neither stochastic"),
+        (Shortcut(travel=2), "first-order"),
+    ):
+        with (
+            pytest.raises(ClipguideError, match=message),
+            steer(pipe, "a red fox", clip=clip, method=method),
+        ):
+            pass
+    use(pipe, "Euler a")
+    with (
+        pytest.raises(ClipguideError, match="num_images_per_prompt=4"),
+        steer(pipe, "a red fox", clip=clip, method="particles"),
+    ):
+        draw(pipe)
+    with (
+        pytest.raises(UsageError, match="latents"),
+        steer(pipe, "a red fox", clip=clip, method="best-of") as s,
+    ):
+        s(**settings(latents=torch.zeros(2, 4, 8, 8)))
+
+
+def test_methods_are_frozen():
+    for method in METHODS.values():
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            method().every = 2

@@ -1,0 +1,433 @@
+"""One tiny pipeline of random weights for each family, of diffusers' own classes.
+
+Prompts are embeddings of noise, so there are no text encoders. `tiny(name)` gives the pipeline and
+the settings that it is called with, for two images of 32 x 64 pixels (height by width).
+
+Shapes: B images, T tokens of D.
+"""
+
+from __future__ import annotations
+
+import diffusers
+import torch
+
+HEIGHT, WIDTH, BATCH, TOKENS = 32, 64, 2, 5
+SIZE = {"height": HEIGHT, "width": WIDTH}
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+def noise(*shape: int, seed: int = 5) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def kl(channels: int = 4, name: str = "AutoencoderKL", **config):
+    """An autoencoder of half the size; FLUX and its like count their patches by its blocks."""
+    return getattr(diffusers, name)(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=channels,
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_size=32,
+        **config,
+    ).eval()
+
+
+def unet(channels: int = 4, width: int = 16, **config):
+    return diffusers.UNet2DConditionModel(
+        sample_size=16,
+        in_channels=channels,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=width,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        **config,
+    ).eval()
+
+
+def words(width: int = 16) -> dict:
+    """Embeddings with and without guidance."""
+    return {
+        "prompt_embeds": noise(BATCH, TOKENS, width),
+        "negative_prompt_embeds": noise(BATCH, TOKENS, width, seed=6),
+    }
+
+
+def pooled(width: int = 16) -> dict:
+    return {
+        "pooled_prompt_embeds": noise(BATCH, width),
+        "negative_pooled_prompt_embeds": noise(BATCH, width, seed=6),
+    }
+
+
+def picture() -> torch.Tensor:
+    return torch.rand(BATCH, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(7))
+
+
+def hole() -> torch.Tensor:
+    mask = torch.zeros(BATCH, 1, HEIGHT, WIDTH)
+    mask[..., WIDTH // 2 :] = 1
+    return mask
+
+
+def ddim(**config):
+    return diffusers.DDIMScheduler(clip_sample=False, steps_offset=1, **BETAS, **config)
+
+
+def stable_diffusion(kind: str = "", prediction: str = "epsilon", **extra):
+    pipe = getattr(diffusers, f"StableDiffusion{kind}Pipeline")(
+        vae=kl(),
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet(),
+        scheduler=ddim(prediction_type=prediction),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **extra,
+    )
+    return pipe, {**words(), **SIZE}
+
+
+def img2img():
+    pipe, settings = stable_diffusion("Img2Img")
+    return pipe, {**words(), "image": picture(), "strength": 0.9}
+
+
+def inpaint():
+    pipe, settings = stable_diffusion("Inpaint")
+    return pipe, {**settings, "image": picture(), "mask_image": hole(), "strength": 0.9}
+
+
+def controlnet():
+    net = diffusers.ControlNetModel.from_unet(unet(), conditioning_embedding_out_channels=(4, 8))
+    net.controlnet_cond_embedding = type(net.controlnet_cond_embedding)(
+        conditioning_embedding_channels=8, block_out_channels=(4, 8)
+    )
+    pipe, settings = stable_diffusion("ControlNet", controlnet=net.eval())
+    return pipe, {**settings, "image": picture()}
+
+
+def latent_consistency():
+    pipe = diffusers.LatentConsistencyModelPipeline(
+        vae=kl(),
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet(time_cond_proj_dim=32),
+        scheduler=diffusers.LCMScheduler(clip_sample=False, **BETAS),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipe, {"prompt_embeds": words()["prompt_embeds"], **SIZE}
+
+
+def xl(kind: str = "", **vae_config):
+    pipe = getattr(diffusers, f"StableDiffusionXL{kind}Pipeline")(
+        vae=kl(scaling_factor=0.13025, force_upcast=False, **vae_config),
+        text_encoder=None,
+        text_encoder_2=None,
+        tokenizer=None,
+        tokenizer_2=None,
+        unet=unet(
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=6 * 4 + 16,
+            use_linear_projection=True,
+        ),
+        scheduler=diffusers.EulerDiscreteScheduler(steps_offset=1, **BETAS),
+        add_watermarker=False,
+        force_zeros_for_empty_prompt=False,
+    )
+    settings = {**words(), **pooled(), **SIZE}
+    if kind == "Img2Img":
+        settings = {**words(), **pooled(), "image": picture(), "strength": 0.9}
+    if kind == "Inpaint":
+        settings |= {"image": picture(), "mask_image": hole(), "strength": 0.9}
+    return pipe, settings
+
+
+def playground():
+    return xl(latents_mean=[0.5, -1.0, 0.2, 0.1], latents_std=[2.0, 3.0, 0.5, 1.5])
+
+
+def sd3():
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=24,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=16,
+        pos_embed_max_size=24,
+    )
+    pipe = diffusers.StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=kl(scaling_factor=1.5305, shift_factor=0.0609),
+        **dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3")),
+        **dict.fromkeys(("tokenizer", "tokenizer_2", "tokenizer_3")),
+    )
+    return pipe, {**words(), **pooled(), **SIZE}
+
+
+def flux():
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 4, 8),
+    )
+    pipe = diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=kl(scaling_factor=0.3611, shift_factor=0.1159),
+        transformer=transformer.eval(),
+        **dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")),
+    )
+    embeds = {"prompt_embeds": noise(BATCH, TOKENS, 16), "pooled_prompt_embeds": noise(BATCH, 16)}
+    return pipe, {**embeds, **SIZE}
+
+
+def flux2():
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = kl(name="AutoencoderKLFlux2")
+    vae.bn.running_mean.copy_(noise(16))
+    vae.bn.running_var.copy_(noise(16, seed=6).abs() + 0.5)
+    pipe = diffusers.Flux2KleinPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer.eval(),
+    )
+    return pipe, {**words(), **SIZE}
+
+
+def qwen():
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 4, 8),
+    )
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.5, -1.0, 0.2, 0.1],
+        latents_std=[2.0, 3.0, 0.5, 1.5],
+    )
+    pipe = diffusers.QwenImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae.eval(),
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer.eval(),
+    )
+    masks = dict.fromkeys(
+        ("prompt_embeds_mask", "negative_prompt_embeds_mask"),
+        torch.ones(BATCH, TOKENS, dtype=torch.long),
+    )
+    return pipe, {**words(), **masks, **SIZE}
+
+
+def z_image():
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 4, 8],
+        axes_lens=[64, 64, 64],
+    )
+    pipe = diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=kl(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer.eval(),
+    )
+    for parameter in transformer.parameters():  # some are left empty by their class
+        torch.nn.init.normal_(parameter, std=0.05)
+    embeds = {key: list(value) for key, value in words().items()}
+    return pipe, {**embeds, **SIZE}
+
+
+def _deep():
+    return diffusers.AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        scaling_factor=0.41407,
+    ).eval()
+
+
+def sana(sprint: bool = False):
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=16,
+        sample_size=16,
+        guidance_embeds=sprint,
+    ).eval()
+    parts = {"tokenizer": None, "text_encoder": None, "vae": _deep(), "transformer": transformer}
+    mask = torch.ones(BATCH, TOKENS, dtype=torch.long)
+    settings = {"prompt_attention_mask": mask, "use_resolution_binning": False, **SIZE}
+    if sprint:
+        pipe = diffusers.SanaSprintPipeline(**parts, scheduler=diffusers.SCMScheduler())
+        return pipe, {"prompt_embeds": words()["prompt_embeds"], **settings}
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    pipe = diffusers.SanaPipeline(**parts, scheduler=scheduler)
+    settings |= {"negative_prompt_attention_mask": mask, "negative_prompt": None}
+    return pipe, {**words(), **settings}
+
+
+def pixart():
+    transformer = diffusers.PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,  # the other half is a variance
+        num_layers=1,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        caption_channels=16,
+        sample_size=16,
+        use_additional_conditions=False,
+    )
+    pipe = diffusers.PixArtSigmaPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=kl(),
+        transformer=transformer.eval(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(**BETAS),
+    )
+    mask = torch.ones(BATCH, TOKENS, dtype=torch.long)
+    masks = {"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask}
+    plain = {"negative_prompt": None, "use_resolution_binning": False}
+    return pipe, {**words(), **masks, **plain, **SIZE}
+
+
+def pixels(name: str):
+    model = diffusers.UNet2DModel(
+        sample_size=(HEIGHT, WIDTH),
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
+    scheduler = getattr(diffusers, f"{name}Scheduler")()
+    return getattr(diffusers, f"{name}Pipeline")(model.eval(), scheduler), {"batch_size": BATCH}
+
+
+def animatediff():
+    adapter = diffusers.MotionAdapter(
+        block_out_channels=(8, 16),
+        motion_layers_per_block=1,
+        motion_norm_num_groups=2,
+        motion_num_attention_heads=2,
+    )
+    pipe = diffusers.AnimateDiffPipeline(
+        vae=kl(),
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet(),
+        motion_adapter=adapter.eval(),
+        scheduler=ddim(),
+    )
+    return pipe, {**words(), "num_frames": 3, **SIZE}
+
+
+TINY = {
+    "SD 1.5": stable_diffusion,
+    "SD 2 (v)": lambda: stable_diffusion(prediction="v_prediction"),
+    "SD image to image": img2img,
+    "SD inpainting": inpaint,
+    "SD ControlNet": controlnet,
+    "LCM": latent_consistency,
+    "SDXL": xl,
+    "SDXL with moments": playground,
+    "SDXL image to image": lambda: xl("Img2Img"),
+    "SDXL inpainting": lambda: xl("Inpaint"),
+    "SD3": sd3,
+    "FLUX": flux,
+    "FLUX.2": flux2,
+    "Qwen-Image": qwen,
+    "Z-Image": z_image,
+    "Sana": sana,
+    "Sana Sprint": lambda: sana(sprint=True),
+    "PixArt-Sigma": pixart,
+    "DDPM": lambda: pixels("DDPM"),
+    "DDIM": lambda: pixels("DDIM"),
+    "AnimateDiff": animatediff,
+}
+
+
+def tiny(name: str):
+    """A fresh pipeline of always the same weights, and its settings."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe, settings = TINY[name]()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, settings
+
+
+def draw(pipe, settings: dict, *, steps: int = 3, seed: int = 3, **more) -> torch.Tensor:
+    """image_N3HW in [0, 1], the frames of videos one after the other."""
+    given = {**settings, "num_inference_steps": steps, "output_type": "pt", **more}
+    if type(pipe).__name__ == "SanaSprintPipeline":
+        given["num_inference_steps"] = 2  # what it is made for
+    out = pipe(**given, generator=[torch.Generator().manual_seed(seed + i) for i in range(BATCH)])
+    image = out.frames if hasattr(out, "frames") else out.images
+    if not isinstance(image, torch.Tensor):  # plain DDIM's knows no tensors
+        image = torch.as_tensor(image).movedim(-1, 1)
+    return image.flatten(0, -4).float()
