@@ -106,6 +106,7 @@ def main(
     referee: Annotated[Path, typer.Option(help="The referee's open_clip folder.")] = Path(
         "training/cache/clip/referee"
     ),
+    clip: Annotated[str, typer.Option(help="The guide.")] = "mini",
     prompts: Annotated[int, typer.Option(help="How many of the 200 prompts.")] = 200,
     seeds: Annotated[int, typer.Option(help="Pictures of each.")] = 4,
     ways: Annotated[str, typer.Option(help="Only rows that begin so, by commas.")] = "",
@@ -116,7 +117,7 @@ def main(
     from training.evaluate.drawings import ranks
     from training.evaluate.samples import concept_prompts, things_drawn
 
-    drawings, judge, model = all_drawings(), load_clip(str(referee)), TextToImage()
+    drawings, judge, model = all_drawings(), load_clip(str(referee)), TextToImage(clip=clip)
     every, of = concept_prompts(things_drawn(drawings.concepts))
     chosen = [i * len(every) // prompts for i in range(min(prompts, len(every)))]
     text_KD = judge.encode_text(drawings.concepts)

@@ -426,7 +426,10 @@ def draw(pipe, settings: dict, *, steps: int = 3, seed: int = 3, **more) -> torc
     given = {**settings, "num_inference_steps": steps, "output_type": "pt", **more}
     if type(pipe).__name__ == "SanaSprintPipeline":
         given["num_inference_steps"] = 2  # what it is made for
-    out = pipe(**given, generator=[torch.Generator().manual_seed(seed + i) for i in range(BATCH)])
+    generator = [torch.Generator().manual_seed(seed + i) for i in range(BATCH)]
+    with torch.random.fork_rng():  # some pipelines keep their generators from their scheduler
+        torch.manual_seed(seed)
+        out = pipe(**given, generator=generator)
     image = out.frames if hasattr(out, "frames") else out.images
     if not isinstance(image, torch.Tensor):  # plain DDIM's knows no tensors
         image = torch.as_tensor(image).movedim(-1, 1)

@@ -2,7 +2,7 @@
 
 Three commands, in this order; each skips what is already there::
 
-    python -m training.text corpus     # 226,000 short texts and their MiniLM vectors
+    python -m training.text corpus     # 240,000 short texts and their MiniLM vectors
     python -m training.text tokenizer  # 12,000 lower-case byte-level word pieces (CLIP's BPE)
     python -m training.text distil guide|judge|referee
 

@@ -1,0 +1,216 @@
+"""What can be steered: every family with every scheduler that it runs, tried, as docs/support.md.
+
+    python benchmarks/support_table.py            # write docs/support.md
+    python benchmarks/support_table.py --print    # only print it
+
+A cell works where, on a tiny model of random weights: strength 0 changes no bit, strength 1e-9 next
+to nothing, a run repeats to the bit, and the objective is lower for every sample and seed. Where
+the plain pipeline cannot run, the cell says n/a; where a cell fails, the table says why below it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests")]
+DOCUMENT = ROOT / "docs" / "support.md"
+SEEDS = (3, 11)  # of the first of two samples
+
+# Schedulers by their common names: class, and what differs from the family's own configuration.
+DIFFUSION = {
+    "DDIM": ("DDIMScheduler", {"clip_sample": False}),
+    "DDPM": ("DDPMScheduler", {"clip_sample": False}),
+    "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "LMS": ("LMSDiscreteScheduler", {}),
+    "Euler": ("EulerDiscreteScheduler", {}),
+    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
+    "Heun": ("HeunDiscreteScheduler", {}),
+    "KDPM2": ("KDPM2DiscreteScheduler", {}),
+    "KDPM2 a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "DPM++ SDE": ("DPMSolverSDEScheduler", {"noise_sampler_seed": 0}),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "DPM++ 2S": ("DPMSolverSinglestepScheduler", {}),
+    "DEIS": ("DEISMultistepScheduler", {}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+    "SA": ("SASolverScheduler", {}),
+    "LCM": ("LCMScheduler", {"clip_sample": False}),
+    "TCD": ("TCDScheduler", {"clip_sample": False}),
+    "EDM Euler": ("EDMEulerScheduler", {}),
+}
+_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+FLOWS = {
+    "flow Euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow Heun": ("FlowMatchHeunDiscreteScheduler", {}),
+    "flow LCM": ("FlowMatchLCMScheduler", {}),
+    "flow DPM++ 2M": ("DPMSolverMultistepScheduler", _FLOW),
+    "flow DPM++ 2S": ("DPMSolverSinglestepScheduler", _FLOW),
+    "flow DEIS": ("DEISMultistepScheduler", _FLOW),
+    "flow UniPC": ("UniPCMultistepScheduler", _FLOW),
+    "flow SA": ("SASolverScheduler", _FLOW),
+}
+STRAIGHT = ("SD3", "FLUX", "FLUX.2", "Qwen-Image", "Z-Image", "Sana")
+_LCM = {name: DIFFUSION[name] for name in ("LCM", "TCD")}
+_FEW = {name: DIFFUSION[name] for name in ("DDIM", "Euler a", "DPM++ 2M")}
+OWN = {
+    "Sana Sprint": {"SCM": ("SCMScheduler", {})},
+    "LCM": _LCM,
+    "DDIM": {"DDIM": ("DDIMScheduler", {})},  # its pipeline takes no other
+    # Their denoising is that of SD 1.5 and SDXL: one scheduler of each kind.
+    **dict.fromkeys(("SD image to image", "SD inpainting", "SD ControlNet"), _FEW),
+    **dict.fromkeys(("SDXL with moments", "SDXL image to image", "SDXL inpainting"), _FEW),
+}
+
+
+def schedulers(family: str) -> dict[str, tuple[str, dict]]:
+    """Those that are tried with a family."""
+    return OWN.get(family) or (FLOWS if family in STRAIGHT else DIFFUSION)
+
+
+def prepared(family: str, scheduler: str):
+    """A tiny pipeline under a scheduler of its own betas and prediction, and its settings."""
+    import diffusers
+    from tiny_pipelines import tiny
+
+    pipe, settings = tiny(family)
+    name, config = schedulers(family)[scheduler]
+    kind = getattr(diffusers, name)
+    keep = ("beta_start", "beta_end", "beta_schedule", "prediction_type", "use_dynamic_shifting")
+    takes = inspect.signature(kind.__init__).parameters
+    own = {k: pipe.scheduler.config[k] for k in keep if k in pipe.scheduler.config and k in takes}
+    if name == "EDMEulerScheduler" or family in STRAIGHT:
+        own = {k: v for k, v in own.items() if k == "use_dynamic_shifting"}
+    pipe.scheduler = kind(**{**own, **config})
+    return pipe, settings
+
+
+def cell(family: str, scheduler: str) -> str:
+    """'yes', or why not."""
+    from test_families import Red
+    from tiny_pipelines import BATCH, draw
+
+    from clipguide.errors import ClipguideError
+    from clipguide.guidance import steer
+
+    try:
+        pipe, settings = prepared(family, scheduler)
+        plain = draw(pipe, settings, seed=SEEDS[0])
+    except Exception as error:  # any that diffusers has
+        return f"n/a: {reason(str(error))}"
+    if not plain.isfinite().all():
+        return "n/a: the plain picture is not a number"
+
+    def loss(image_N3HW: torch.Tensor) -> torch.Tensor:
+        return Red()(image_N3HW).view(BATCH, -1).mean(1)
+
+    try:
+        with steer(pipe, Red(), strength=0):
+            if not torch.equal(draw(pipe, settings, seed=SEEDS[0]), plain):
+                return "strength 0 changes bits"
+        with steer(pipe, Red(), strength=1e-9, window=(0, 1)):
+            if (draw(pipe, settings, seed=SEEDS[0]) - plain).abs().max() > 1e-4:
+                return "strength 1e-9 changes the picture"
+        for seed in SEEDS:
+            before = loss(plain if seed == SEEDS[0] else draw(pipe, settings, seed=seed))
+            with steer(pipe, Red(), strength=0.3):
+                steered = draw(pipe, settings, seed=seed)
+                again = draw(pipe, settings, seed=seed) if seed == SEEDS[0] else steered
+                if not torch.equal(again, steered):
+                    return "a run does not repeat"
+            if not (loss(steered) < before).all():
+                return "the objective does not fall"
+    except ClipguideError as error:
+        return f"refused: {error}"
+    return "yes"
+
+
+def reason(error: str) -> str:
+    """Why diffusers itself does not run the two together."""
+    if "does not support custom sigmas" in " ".join(error.split()):
+        return "the pipeline sets the sigmas itself, and the scheduler does not take them"
+    if found := re.search(r"unexpected keyword argument '(\w+)'", error):
+        return f"the pipeline gives the scheduler `{found[1]}`, which it does not take"
+    return " ".join(error.split())[:150]
+
+
+def table(families: list[str]) -> str:
+    """The page."""
+    lines = [
+        "# What can be steered",
+        "",
+        "Made by `python benchmarks/support_table.py` on tiny models of random weights in "
+        "diffusers' own pipelines. "
+        "Yes: strength 0 changes no bit, strength 1e-9 next to nothing, a run "
+        "repeats to the bit, and the objective is lower for every seed tried. n/a: diffusers does "
+        "not run the two together, steered or not.",
+        "",
+    ]
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for family in families:
+        groups.setdefault(tuple(schedulers(family)), []).append(family)
+    notes: list[str] = []
+    for names, members in groups.items():
+        lines.append("| scheduler | " + " | ".join(members) + " |")
+        lines.append("|---" * (len(members) + 1) + "|")
+        for name in names:
+            cells = []
+            for family in members:
+                said = cell(family, name)
+                print(f"{family} × {name}: {said}", file=sys.stderr, flush=True)
+                if said == "yes":
+                    cells.append("yes")
+                    continue
+                word, mark, why = said.partition(": ")
+                if word not in ("n/a", "refused") or not mark:
+                    word, why = "no", said
+                if why not in notes:
+                    notes.append(why)
+                cells.append(f"{word} ({notes.index(why) + 1})")
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += [f"{i}. {note}" for i, note in enumerate(notes, 1)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def parsed(text: str) -> dict[tuple[str, str], str]:
+    """(family, scheduler) -> cell of a page."""
+    found: dict[tuple[str, str], str] = {}
+    members: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("|") or line.startswith("|---"):
+            continue
+        head, *rest = [part.strip() for part in line.strip("|").split("|")]
+        if head == "scheduler":
+            members = rest
+        else:
+            found |= {(family, head): said for family, said in zip(members, rest, strict=True)}
+    return found
+
+
+def main() -> None:
+    from tiny_pipelines import TINY
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--print", action="store_true", help="write nothing")
+    settings = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    text = table(list(TINY))
+    if settings.print:
+        print(text, end="")
+    else:
+        DOCUMENT.parent.mkdir(exist_ok=True)
+        DOCUMENT.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
