@@ -14,8 +14,8 @@ import json
 import os
 import secrets
 import typing
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -24,7 +24,7 @@ from .errors import ClipguideError, UsageError
 
 CHUNK = "clipguide"
 TRACE = "clipguide-trace"
-TRACED = ("step", "noise", "loss", "gradient", "guide", "judge")
+TRACED = ("step", "noise", "sigma", "loss", "gradient", "angle", "guide", "judge")
 FORMAT = 2
 MAX_JSON = 1_000_000  # characters
 MAX_TEXT = 200_000  # characters of one text
@@ -41,7 +41,8 @@ class Recipe:
     was sampled, `batch_position` its place there. `options` are those of the steering method that
     are not as by default, each as JSON. Fingerprints are sha256 digests of weights (and,
     of a CLIP, of its preprocessing). Scores are cosine similarities; without a judge its name and
-    fingerprint are empty. `libraries` maps a package to its version.
+    fingerprint are empty. `libraries` maps a package to its version. `decoder` is what steering saw
+    by, `tiny` the folder of a tiny one; recipes from before there was a choice lack these.
     """
 
     version: int = FORMAT
@@ -73,6 +74,9 @@ class Recipe:
     batch_seeds: tuple[int, ...]
     guide_score: float
     judge_score: float | None
+    decoder: str = "vae"
+    tiny: str = ""
+    tiny_fingerprint: str = ""
 
     def to_json(self) -> str:
         """The recipe as one line of JSON."""
@@ -113,9 +117,10 @@ def from_json(text: str) -> Recipe:
             f"reads format {FORMAT}."
         )
     wanted = typing.get_type_hints(Recipe)
-    if odd := sorted(values.keys() ^ wanted.keys()):
+    needed = {f.name for f in fields(Recipe) if f.default is MISSING}
+    if odd := sorted((needed - values.keys()) | (values.keys() - wanted.keys())):
         raise UsageError(f"The recipe has missing or unknown fields: {', '.join(odd)[:200]}.")
-    recipe = Recipe(**{name: _checked(name, values[name], kind) for name, kind in wanted.items()})
+    recipe = Recipe(**{name: _checked(name, values[name], wanted[name]) for name in values})
     if recipe.seed not in recipe.batch_seeds[recipe.batch_position :][:1]:
         raise UsageError("The recipe's seed is not the one at its place in the batch.")
     return recipe
@@ -154,6 +159,17 @@ def save_png(
     if trace:
         chunks.add_itxt(TRACE, json.dumps(trace), zip=True)
     write_png(picture, path, overwrite=overwrite, chunks=chunks)
+
+
+def write_file(
+    path: str | os.PathLike, write: Callable[[Path], None], *, overwrite: bool = False
+) -> None:
+    """Have `write` fill a temporary file beside `path`, and move it there; as `save_png`
+    otherwise."""
+    path = Path(path)
+    with _temporary(path) as temporary:
+        write(temporary)
+        _move(temporary, path, overwrite=overwrite)
 
 
 def write_png(

@@ -14,46 +14,12 @@ clipguide's strength times 1,000, so that the 100 people give is the default str
 from __future__ import annotations
 
 import torch
+from clipguide.pipelines.community import ClipGuided
 from diffusers import StableDiffusionPipeline
-from transformers import CLIPTokenizer
-
-from clipguide import Cutouts, Similarity, steer
-from clipguide.hf_clip import wrap_hf_clip
-
-SCALE = 1000.0
 
 
-class CLIPGuidedStableDiffusion(StableDiffusionPipeline):
+class CLIPGuidedStableDiffusion(ClipGuided, StableDiffusionPipeline):
     """StableDiffusionPipeline guided by a `clip_model` with its `feature_extractor`."""
-
-    _optional_components = ["safety_checker", "image_encoder", "tokenizer_clip"]
-
-    def __init__(
-        self,
-        vae,
-        text_encoder,
-        clip_model,
-        tokenizer,
-        unet,
-        scheduler,
-        feature_extractor,
-        tokenizer_clip: CLIPTokenizer | None = None,
-        safety_checker=None,
-        image_encoder=None,
-        requires_safety_checker: bool = False,
-    ) -> None:
-        super().__init__(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-            requires_safety_checker=requires_safety_checker,
-        )
-        self.register_modules(clip_model=clip_model, tokenizer_clip=tokenizer_clip)
 
     def __call__(
         self,
@@ -75,19 +41,10 @@ class CLIPGuidedStableDiffusion(StableDiffusionPipeline):
         negative_prompt: str | list[str] | None = None,
     ):
         """As the community pipeline's, with a negative prompt besides."""
-        clip = wrap_hf_clip(
-            self.clip_model,
-            self.feature_extractor,
-            self.tokenizer_clip or self.tokenizer,
-            name="clip_model",
-            device=str(self._execution_device),
-        )
-        objective = Similarity(
-            clip,
-            prompt if clip_prompt is None else clip_prompt,
-            views=Cutouts(number=num_cutouts) if use_cutouts else None,
-        )
-        with steer(self, objective, strength=clip_guidance_scale / SCALE):
+        text = prompt if clip_prompt is None else clip_prompt
+        with self.guided(
+            text, scale=clip_guidance_scale, num_cutouts=num_cutouts, use_cutouts=use_cutouts
+        ):
             return super().__call__(
                 prompt=prompt,
                 height=height,

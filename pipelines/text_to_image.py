@@ -12,19 +12,22 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from PIL import Image
 
-from ..clip import Clip, load_clip
+from ..clip import Clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..guidance import METHODS, BestOf, Particles, Shortcut, Step, steer
+from ..guidance.decoders import Decoder, load_tiny
 from ..guidance.families import default_clip
 from ..guidance.method import Method, configure
 from ..images import to_pil
 from ..objectives import Similarity
 from ..prompts import Prompt, check_text, parse, shorten
 from ..recipe import Recipe
+from .film import Film
 from .loading import load_pipeline, picture_size, pipeline_fingerprint, versions
 
 STEPS = 30
@@ -37,8 +40,9 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, how it was made, its cosines with the guide's text, for guide and judge, and what
-    steering saw at each step, as `Report.rows` has it."""
+    """A picture, how it was made, its cosines with the guide's text, for guide and judge, what
+    steering saw at each step, as `Report.rows` has it, and if they were asked for the `frames`: a
+    picture for each step of what its x0 decodes to, the last of them the finished one."""
 
     image: Image.Image
     recipe: Recipe
@@ -46,6 +50,7 @@ class Picture:
     judge_score: float | None
     seed: int
     trace: list[dict[str, float]]
+    frames: tuple[Image.Image, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,12 @@ class _Settings:
     cfg: float
     width: int
     height: int
+    decoder: str
+    tiny: str
+    tiny_fingerprint: str
+    tiny_decoder: torch.nn.Module | None
+    trace: bool = False
+    frames: bool = False
 
 
 class TextToImage:
@@ -116,8 +127,12 @@ class TextToImage:
         seed: int = 0,
         cfg: float = CFG,
         size: int | tuple[int, int] | None = None,
+        decoder: str = "vae",
+        tiny: str | Path | None = None,
         exact: bool = False,
         batch_size: int | None = None,
+        trace: bool = False,
+        frames: bool = False,
         on_step: Callable[[Step], None] | None = None,
     ) -> list[Picture]:
         """All pictures of `iterate`."""
@@ -134,8 +149,12 @@ class TextToImage:
                 seed=seed,
                 cfg=cfg,
                 size=size,
+                decoder=decoder,
+                tiny=tiny,
                 exact=exact,
                 batch_size=batch_size,
+                trace=trace,
+                frames=frames,
                 on_step=on_step,
             )
         )
@@ -154,8 +173,12 @@ class TextToImage:
         seed: int = 0,
         cfg: float = CFG,
         size: int | tuple[int, int] | None = None,
+        decoder: str = "vae",
+        tiny: str | Path | None = None,
         exact: bool = False,
         batch_size: int | None = None,
+        trace: bool = False,
+        frames: bool = False,
         on_step: Callable[[Step], None] | None = None,
     ) -> Iterator[Picture]:
         """Pictures, prompt by prompt, as soon as the batch that finishes them is done.
@@ -176,9 +199,14 @@ class TextToImage:
             seed: 0 … 2⁶³ − 1.
             cfg: scale of classifier-free guidance; 1 is none.
             size: side in pixels, or width and height.
+            decoder: what steering sees x0 by: "vae", "linear", "tiny" or "auto", as `steer` has it.
+                The finished picture is always the VAE's.
+            tiny: a folder of an AutoencoderTiny, for "tiny" and "auto".
             exact: sample one at a time: a picture's bits do not depend on its neighbours.
             batch_size: most samples at a time; by default 8, and 1 on a CPU, where a batch would
                 save about a tenth of the time, and a picture drawn alone differ from it.
+            trace: score at every step, for `Picture.trace`; by default at every fifth.
+            frames: keep a picture of each step in `Picture.frames`, which costs its decoding.
             on_step: called after each step of each batch.
 
         Raises:
@@ -211,6 +239,9 @@ class TextToImage:
             cfg=cfg,
             width=width,
             height=height,
+            **self._decoding(decoder, "" if tiny is None else str(tiny)),
+            trace=trace,
+            frames=frames,
         )
         jobs = [
             _Job(prompt, text, seed + i + k * CANDIDATE_STRIDE)
@@ -236,6 +267,7 @@ class TextToImage:
             cfg=recipe.cfg,
             width=width,
             height=height,
+            **self._decoding(recipe.decoder, recipe.tiny),
         )
         jobs = [_Job(recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
         return self._sample(jobs, settings, None)[recipe.batch_position]
@@ -256,6 +288,22 @@ class TextToImage:
                     yield max(candidates, key=lambda candidate: candidate.guide_score)
                     candidates = []
 
+    def _decoding(self, decoder: str, tiny: str) -> dict[str, object]:
+        """The settings of what steering sees by. UsageError if there is no such decoder."""
+        if tiny and decoder in ("vae", "linear"):
+            warnings.warn(
+                f"tiny is ignored: the decoder is {decoder}.", ClipguideWarning, stacklevel=3
+            )
+            tiny = ""
+        loaded = load_tiny(tiny) if tiny else None
+        Decoder(self.pipe, kind=decoder, tiny=loaded)
+        return {
+            "decoder": decoder,
+            "tiny": tiny,
+            "tiny_fingerprint": fingerprint({"tiny": loaded}) if loaded else "",
+            "tiny_decoder": loaded,
+        }
+
     def _sample(
         self,
         jobs: Sequence[_Job],
@@ -265,8 +313,16 @@ class TextToImage:
         """One batch."""
         guides = [parse(job.guide) for job in jobs]
         objective = Similarity(self.clip, guides)
+        film = Film(on_step) if settings.frames else None
         with steer(
-            self.pipe, objective, method=settings.method, judge=self.judge, on_step=on_step
+            self.pipe,
+            objective,
+            method=settings.method,
+            judge=self.judge,
+            decoder=settings.decoder,
+            tiny=settings.tiny_decoder,
+            trace=settings.trace,
+            on_step=film or on_step,
         ) as steering:
             image_B3HW = steering(
                 prompt=[_to_draw(job.prompt) for job in jobs],
@@ -291,6 +347,7 @@ class TextToImage:
                 judge_score=judge_scores[i],
                 seed=jobs[i].seed,
                 trace=steering.report.rows(i),
+                frames=film.of(i, pictures[i]) if film else (),
             )
             for i in range(len(jobs))
         ]
@@ -336,6 +393,9 @@ class TextToImage:
             batch_seeds=tuple(job.seed for job in jobs),
             guide_score=guide_score,
             judge_score=0.0 if judge_score is None else judge_score,
+            decoder=settings.decoder,
+            tiny=settings.tiny,
+            tiny_fingerprint=settings.tiny_fingerprint,
         )
 
 

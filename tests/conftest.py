@@ -188,6 +188,21 @@ def generator_folder(tmp_path_factory):
     return write_generator(tmp_path_factory.mktemp("generator"))
 
 
+@pytest.fixture(scope="session")
+def tiny_decoder_folder(tmp_path_factory):
+    """An AutoencoderTiny for the generator's latents."""
+    import diffusers
+
+    folder = tmp_path_factory.mktemp("tiny")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        blocks = {f"num_{side}_blocks": (1, 1, 1) for side in ("encoder", "decoder")}
+        widths = {f"{side}_block_out_channels": (8, 8, 8) for side in ("encoder", "decoder")}
+        tiny = diffusers.AutoencoderTiny(latent_channels=4, **blocks, **widths)
+    tiny.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def pipe(generator_folder):
     """A fresh pipeline: a test may change it."""

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,12 @@ def refused(*arguments, code=2):
         (["fox", "--size", "-32"], "--size"),
         (["fox", "--size", "big"], "--size"),
         (["fox", "--preview", "-1"], "--preview"),
+        (["fox", "--decoder", "lineal"], "Did you mean linear"),
+        (["fox", "--decoder", "tiny"], "--tiny"),
+        (["fox", "--decoder", "tiny", "--tiny", "."], "no config.json"),
+        (["fox", "--animate", "fox.avi"], ".gif, .webp or .mp4"),
+        (["fox", "--animate", "fox"], ".gif, .webp or .mp4"),
+        (["fox", "--animate", "fox.gif", "--count", "65"], "64 pictures"),
         (["fox", "--model", "minni"], "Did you mean mini"),
         (["fox", "--model", "no/such/folder"], "no/such/folder"),
         (["fox", "--model", "."], "no diffusers folder"),
@@ -167,6 +174,27 @@ def test_a_folder_that_is_not_there_is_made(tiny_mini):
 def test_not_writable(tiny_mini, out):
     Path("file").write_text("no folder")
     assert "cannot be written" in refused("generate", "fox", "--out", out, code=1)
+
+
+@pytest.mark.parametrize("name", ["file/a.gif", "/proc/a.webp", "x" * 250 + ".gif"])
+def test_an_animation_that_cannot_be_written(tiny_mini, name):
+    Path("file").write_text("no folder")
+    assert "cannot be written" in refused("generate", "fox", "--animate", name)
+
+
+def test_an_animation_without_what_writes_it(tiny_mini, monkeypatch):
+    for module in ("av", "imageio_ffmpeg"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert "pip install av" in refused("generate", "fox", "--animate", "a.mp4")
+
+
+def test_an_animation_is_not_overwritten(tiny_mini):
+    Path("a.gif").write_text("mine")
+    assert "--force" in refused("generate", "fox", "--out", "a.png", "--animate", "a.gif")
+    assert Path("a.gif").read_text() == "mine"
+    arguments = ["generate", "fox", "--steps", "1", "--animate", "a.gif", "--force"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert Image.open("a.gif").format == "GIF"
 
 
 @pytest.mark.parametrize("taken", ["a.png", "a-grid.png", "a-compare.png", "a-preview.png"])

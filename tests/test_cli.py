@@ -8,14 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from clipguide import recipe as recipes
-from clipguide.cli import naming
+from clipguide.cli import generate, naming, watching
 from clipguide.cli.app import app
 from clipguide.errors import UsageError
 
@@ -171,11 +173,38 @@ def test_trace_and_plot(tiny_mini):
     invoke("generate", "a red fox", "--seed", 1, *FAST, "--trace", "--out", "a.png")
     rows = recipes.read_trace("a.png")
     assert [row["step"] for row in rows] == [0, 1] and rows[0]["noise"] > rows[1]["noise"]
-    assert {"loss", "gradient", "guide", "judge"} <= rows[0].keys()
+    assert {"sigma", "loss", "gradient", "angle", "guide", "judge"} <= rows[0].keys()
+    assert 0 <= rows[0]["angle"] <= 180
     assert "a-trace.png" in invoke("plot", "a.png").stdout
     image = np.asarray(Image.open("a-trace.png").convert("L"))
     assert image.std() > 5
     assert "pixel for pixel" in invoke("replay", "a.png").stdout
+    invoke("generate", "a red fox", "--cfg", 1, *FAST, "--trace", "--out", "b.png")
+    assert all("angle" not in row for row in recipes.read_trace("b.png"))
+    invoke("plot", "b.png")
+    assert Image.open("b-trace.png").height < image.shape[0]  # a panel less
+
+
+def test_plot_of_an_older_trace(tiny_mini):
+    """One without sigma and angle."""
+    pytest.importorskip("matplotlib", reason="pip install 'clipguide[bench]'")
+    invoke("generate", "fox", *FAST, "--out", "a.png")
+    rows = [{"step": k, "noise": 1 - k / 9, "loss": 0.5, "gradient": 0.1} for k in range(9)]
+    save_again("a.png", "old.png", trace=rows)
+    invoke("plot", "old.png")
+    assert np.asarray(Image.open("old-trace.png").convert("L")).std() > 5
+
+
+def save_again(path, other, **chunks):
+    recipes.save_png(Image.open(path), recipes.read_png(path), other, **chunks)
+
+
+def test_a_trace_changes_no_pixel(tiny_mini):
+    for name, flags in (("a.png", []), ("b.png", ["--trace"])):
+        invoke("generate", "fox", "--seed", 7, "--steps", 4, "--out", name, *flags)
+    assert (pixels("a.png") == pixels("b.png")).all()
+    assert all("judge" in row and "guide" in row for row in recipes.read_trace("b.png"))
+    assert recipes.read_png("a.png") == recipes.read_png("b.png")
 
 
 def test_a_new_seed_each_time(tiny_mini):
@@ -197,6 +226,101 @@ def test_grid_compare_and_preview(tiny_mini):
     assert (compare[4 : 4 + side, side + 8 : 2 * side + 8] == pixels("fox-7.png")).all()
     invoke("generate", "fox", "--seed", 7, "--strength", 0, "--count", 3, *FAST, "--out", "plain/")
     assert (compare[4 : 4 + side, 4 : 4 + side] == pixels("plain/fox-7.png")).all()
+
+
+def test_preview_is_one_live_grid(tiny_mini, monkeypatch):
+    """A file that is whole at each look: finished pictures, the one in work, white for the rest."""
+    looks, write = [], generate._Files.add_preview
+
+    def look(self, step):
+        write(self, step)
+        looks.append(pixels("fox-7-preview.png"))
+        assert not [name for name in os.listdir() if name.endswith(".part")]
+
+    monkeypatch.setattr(generate._Files, "add_preview", look)
+    invoke("generate", "fox", "--count", 4, "--seed", 7, "--preview", 2, "--steps", 4)
+    assert len(looks) == 4 * 2 + 1  # two looks a picture, and the end
+    assert len({look.shape for look in looks}) == 1
+    finished = [pixels(f"fox-{7 + i}.png") for i in range(4)]
+    side = len(finished[0])
+
+    def cell(look, i):
+        y, x = 4 + i // 2 * (side + 22), 4 + i % 2 * (side + 4)
+        return look[y : y + side, x : x + side]
+
+    for k, look in enumerate(looks):
+        for i in range(4):
+            if i < k // 2:
+                assert (cell(look, i) == finished[i]).all()
+            elif i == k // 2:
+                assert cell(look, i).std() > 5 and not (cell(look, i) == finished[i]).all()
+            else:
+                assert (cell(look, i) == 255).all()
+
+
+def test_live_grid_of_many(tmp_path):
+    """The latest 64, and no wider than a screen."""
+    recipe = SimpleNamespace(prompt="fox")
+    finished = [
+        SimpleNamespace(seed=k, recipe=recipe, image=Image.new("RGB", (200, 100), (k, 0, 0)))
+        for k in range(90)
+    ]
+    step = SimpleNamespace(index=2, total=9, preview=lambda: torch.zeros(4, 3, 100, 200))
+    grid = watching.live_grid(finished, step, total=1000)
+    assert grid["labels"] == [f"{k} fox" for k in range(30, 90)] + ["step 3 of 9"] * 4
+    assert {picture.size for picture in grid["pictures"]} == {(128, 64)} and grid["columns"] == 8
+    assert len(watching.live_grid([], step, total=6)["pictures"]) == 6
+
+
+@pytest.mark.parametrize("name", ["fox.gif", "new/fox.webp"])
+def test_animate(tiny_mini, name):
+    options = ["--seed", 7, "--steps", 4, "--animate", name, "--out", "pictures/"]
+    result = invoke("generate", "fox", *options)
+    assert result.stdout.splitlines()[-1] == name
+    with Image.open(name) as moving:
+        assert (moving.n_frames, moving.size) == (4, (32, 32))
+        frames = []
+        for k in range(4):
+            moving.seek(k)
+            frames.append(np.asarray(moving.convert("L")).astype(int))  # WebP is lossy in colour
+        assert moving.info["duration"] == 2000
+    finished = np.asarray(Image.open("pictures/fox-7.png").convert("L"))
+    errors = [abs(frame - finished).mean() for frame in frames]
+    assert errors[3] < 6 and errors[3] < min(errors[:3]) / 2
+    assert "pixel for pixel" in invoke("replay", "pictures/fox-7.png").stdout
+
+
+def test_animate_several(tiny_mini):
+    """Side by side; the finished ones at the end, beside a comparison that is not filmed."""
+    options = ["--seed", 7, "--best-of", 2, "--steps", 3, "--compare", "--json", "--out", "p/"]
+    result = invoke("generate", "fox", "owl", "bee", *options, "--animate", "all.gif")
+    facts = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {"path": "all.gif", "sheet": "animation"} in facts
+    with Image.open("all.gif") as moving:
+        assert moving.n_frames == 3 and moving.size == (2 * 36 + 4, 2 * 36 + 4)
+        moving.seek(2)
+        last = np.asarray(moving.convert("RGB")).astype(int)
+    for i, fact in enumerate(facts[:3]):
+        y, x = 4 + i // 2 * 36, 4 + i % 2 * 36
+        assert abs(last[y : y + 32, x : x + 32] - pixels(fact["path"])).mean() < 8
+    assert (last[40:72, 40:72] == 255).all()
+
+
+@pytest.mark.parametrize("decoder", ["vae", "linear", "auto"])
+def test_decoder(tiny_mini, decoder):
+    invoke("generate", "fox", "--seed", 7, *FAST, "--decoder", decoder, "--out", "a.png")
+    assert recipes.read_png("a.png").decoder == decoder
+    assert "pixel for pixel" in invoke("replay", "a.png").stdout
+
+
+def test_tiny_decoder(tiny_mini, tiny_decoder_folder):
+    """A recipe that names one is not replayed unasked."""
+    flags = ["--decoder", "tiny", "--tiny", tiny_decoder_folder]
+    invoke("generate", "fox", "--seed", 7, *FAST, *flags, "--out", "a.png")
+    recipe = recipes.read_png("a.png")
+    assert (recipe.decoder, recipe.tiny) == ("tiny", str(tiny_decoder_folder))
+    assert "--trust" in invoke("replay", "a.png", code=2).stderr
+    assert "pixel for pixel" in invoke("replay", "a.png", "--trust").stdout
 
 
 def test_json(tiny_mini):

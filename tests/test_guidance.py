@@ -117,6 +117,7 @@ def test_batch_equals_single(pipe, clip, name):
 def test_no_trace_is_left(pipe, clip):
     draw(pipe)  # a pipeline keeps the settings of its latest call
     before = dict(pipe.__dict__), dict(pipe.scheduler.__dict__)
+    hooks = dict(pipe.unet._forward_hooks)
     trainable = [parameter.requires_grad for parameter in pipe.vae.parameters()]
     signature = inspect.signature(pipe.scheduler.step)
     with steer(pipe, "a red fox", clip=clip):
@@ -133,6 +134,7 @@ def test_no_trace_is_left(pipe, clip):
     ):
         draw(pipe)
     assert "step" not in pipe.scheduler.__dict__
+    assert pipe.unet._forward_hooks == hooks
     assert pipe.__dict__ == before[0]
     assert pipe.scheduler.__dict__.keys() == before[1].keys()
     assert [parameter.requires_grad for parameter in pipe.vae.parameters()] == trainable

@@ -228,13 +228,13 @@ def test_particles_difference_telescopes():
 def test_the_stochastic_step_has_the_marginals_of_the_plain_one():
     """A Gaussian posterior known exactly: the variance at the next level is σ_s² + α_s² var(x0)."""
     here, there = Level("flow", 0.3, 0.7), Level("flow", 0.6, 0.4)
-    from clipguide.guidance.particles import _posterior
+    from clipguide.guidance.particles import spread_of
 
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randn(200_000, generator=generator, dtype=torch.float64) * 0.0 + 0.5
     epsilon = torch.randn(200_000, generator=generator, dtype=torch.float64)
     fresh = torch.randn(200_000, generator=generator, dtype=torch.float64)
-    spread = _posterior(here, there)
+    spread = spread_of(here, there, 1.0)
     x = there.alpha * x0 + math.sqrt(there.sigma**2 - spread**2) * epsilon + spread * fresh
     assert_close(x.mean().item(), there.alpha * 0.5, atol=5e-3, rtol=0)
     assert_close(x.std().item(), there.sigma, atol=5e-3, rtol=0)
@@ -331,6 +331,27 @@ def test_doubt_is_told_and_acted_on(pipe, clip, judge, monkeypatch):
     assert not any("image 1" in w for w in s.report.warnings)
 
 
+def test_a_trace_scores_every_step_and_changes_no_bit(pipe, clip, judge, monkeypatch):
+    """Nor when the steering stops: the judge is asked no more often for it."""
+    use(pipe, "DDIM")
+
+    def climbing(self, image_B3HW):
+        rising = 0.1 + 0.05 * len(s.report.trace)
+        return torch.tensor([-rising if self.clip is judge else rising, rising])
+
+    monkeypatch.setattr(Similarity, "score", climbing)
+    seen = {}
+    for trace in (False, True):
+        with (
+            pytest.warns(ClipguideWarning, match="image 0 climbs"),
+            steer(pipe, "a red fox", clip=clip, judge=judge, score_every=2, trace=trace) as s,
+        ):
+            seen[trace] = draw(pipe, steps=8), s.report.warnings
+        scored = [step.index for step in s.report.trace if step.judge_score_B is not None]
+        assert scored == (list(range(8)) if trace else [0, 2, 4, 6, 7])
+    assert torch.equal(seen[True][0], seen[False][0]) and seen[True][1] == seen[False][1]
+
+
 def test_attach_and_detach(pipe, clip):
     plain = draw(pipe)
     s = steer(pipe, "a red fox", clip=clip).attach()
@@ -339,7 +360,7 @@ def test_attach_and_detach(pipe, clip):
     assert not torch.equal(steered, plain) and torch.equal(draw(pipe), plain)
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("noise", "best-of")])
+@pytest.mark.parametrize("name", ["shortcut", "backprop", "lookahead", "particles"])
 def test_idle_changes_no_bit(pipe, clip, name):
     zero = {
         "shortcut": {"strength": 0.0},

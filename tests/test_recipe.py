@@ -70,6 +70,16 @@ def test_png_round_trip(tmp_path):
     assert os.listdir(tmp_path / "new" / "folder") == ["a.png"]
 
 
+def test_a_recipe_from_before_there_was_a_choice_of_decoders():
+    values = json.loads(RECIPE.to_json())
+    for name in ("decoder", "tiny", "tiny_fingerprint"):
+        del values[name]
+    assert from_json(json.dumps(values)) == RECIPE and RECIPE.decoder == "vae"
+    tiny = dataclasses.replace(RECIPE, decoder="tiny", tiny="a/b", tiny_fingerprint="01" * 32)
+    assert from_json(tiny.to_json()) == tiny
+    assert "decoder: vae then, tiny now" in recipes.differences(RECIPE, tiny)
+
+
 def test_a_recipe_without_judge():
     unjudged = dataclasses.replace(RECIPE, judge="", judge_fingerprint="", judge_score=None)
     assert from_json(unjudged.to_json()) == unjudged
@@ -224,6 +234,8 @@ def test_unwritable(tmp_path, path):
         altered(libraries={"torch": 2}),
         altered(libraries=[]),
         altered(options={"every": 2}),
+        altered(decoder=1),
+        altered(tiny=None),
         altered(method=3),
         "1" * 10_000,
         " " * 2_000_000,

@@ -14,6 +14,7 @@ from clipguide.pipelines.text_to_image import CANDIDATE_STRIDE, TextToImage
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.guidance import METHODS
+from clipguide.images import to_pil
 
 STEPS = 3
 
@@ -162,6 +163,67 @@ def test_progress(draw):
     )
     two, one = (2, 2, (2, 3, 32, 32)), (1, 1, (1, 3, 32, 32))
     assert seen == [(0, *two), (1, *two), (2, *two), (0, *one), (1, *one), (2, *one)]
+
+
+def test_frames(draw):
+    """What each step of the kept candidate decodes to; the finished picture is the last."""
+    seen = []
+    settings = {"count": 2, "best_of": 2, "steps": STEPS, "seed": 8, "batch_size": 2}
+    pictures = draw(
+        "a fox", frames=True, on_step=lambda step: seen.append(step.preview()), **settings
+    )
+    plain = draw("a fox", **settings)
+    for i, picture in enumerate(pictures):
+        assert same(picture, plain[i]) and plain[i].frames == ()
+        kept = picture.recipe.batch_position
+        wanted = [to_pil(image_B3HW)[kept] for image_B3HW in seen[i * STEPS : (i + 1) * STEPS]]
+        assert len(picture.frames) == STEPS and picture.frames[-1] is picture.image
+        for frame, expected in zip(picture.frames[:-1], wanted):
+            assert np.array_equal(np.asarray(frame), np.asarray(expected))
+
+
+def test_frames_are_of_the_last_run(draw):
+    (picture,) = draw("a fox", method=METHODS["noise"](iterations=1), steps=2, frames=True)
+    assert len(picture.frames) == 2 and len(picture.trace) > 2
+
+
+def test_a_trace_scores_every_step(draw):
+    traced, plain = (draw("a fox", steps=4, seed=2, trace=trace)[0] for trace in (True, False))
+    assert same(traced, plain) and traced.recipe == plain.recipe
+    judged = [[row["step"] for row in p.trace if "judge" in row] for p in (traced, plain)]
+    assert judged == [[0, 1, 2, 3], [0, 3]]
+    assert all(row["sigma"] > 0 and row["guide"] for row in traced.trace)
+
+
+@pytest.mark.parametrize("decoder", ["linear", "tiny", "auto"])
+def test_decoders(draw, decoder, tiny_decoder_folder):
+    """Each steers elsewhere, stands in the recipe, and is the replay's too."""
+    tiny = tiny_decoder_folder if decoder == "tiny" else None
+    settings = {"steps": STEPS, "seed": 4, "strength": 0.3}
+    (picture,) = draw("a fox", decoder=decoder, tiny=tiny, **settings)
+    recipe = picture.recipe
+    assert (recipe.decoder, recipe.tiny) == (decoder, str(tiny or ""))
+    assert len(recipe.tiny_fingerprint) == (64 if tiny else 0)
+    assert decoder == "auto" or not same(picture, draw("a fox", **settings)[0])
+    remade = draw.replay(recipe)
+    assert same(remade, picture) and remade.recipe == recipe
+
+
+def test_decoders_that_are_not(draw, tiny_decoder_folder, tmp_path):
+    with pytest.warns(ClipguideWarning, match="tiny is ignored: the decoder is vae"):
+        (picture,) = draw("a fox", steps=1, tiny=tiny_decoder_folder)
+    assert picture.recipe.tiny == ""
+    (tmp_path / "config.json").write_text("{")
+    for settings, message in [
+        ({"decoder": "lineal"}, "Did you mean linear"),
+        ({"decoder": "tiny"}, "needs `tiny`"),
+        ({"decoder": "tiny", "tiny": "no/such/folder"}, "no config.json"),
+        ({"decoder": "tiny", "tiny": tmp_path}, "cannot be loaded"),
+    ]:
+        with pytest.raises(ClipguideError, match=message):
+            draw.iterate("a fox", **settings)
+    with pytest.raises(UsageError, match="There is no decoder"):
+        draw.replay(dataclasses.replace(picture.recipe, decoder="magic"))
 
 
 def test_replay(draw):

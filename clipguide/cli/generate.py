@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import typer
 
 from ..errors import UsageError
 from ..prompts import shorten
-from . import console, naming, steering
+from . import console, naming, steering, watching
 
 if TYPE_CHECKING:
     from ..pipelines.text_to_image import Picture, Step
@@ -52,6 +51,7 @@ def generate(
     momentum: steering.Momentum = None,
     travel: steering.Travel = None,
     number: steering.Number = None,
+    quota: steering.Quota = None,
     potential: steering.Potential = None,
     sharpness: steering.Sharpness = None,
     threshold: steering.Threshold = None,
@@ -65,6 +65,8 @@ def generate(
     patience: steering.Patience = None,
     rho: steering.Rho = None,
     mu: steering.Mu = None,
+    decoder: steering.Decoder = "vae",
+    tiny: steering.Tiny = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: 30]")] = None,
     seed: Annotated[
         int | None,
@@ -106,13 +108,30 @@ def generate(
     force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
     grid: Annotated[bool, typer.Option("--grid", help="Also write all on one sheet.")] = False,
     preview: Annotated[
-        int, typer.Option(metavar="N", help="Write a preview every N steps; 0: none.")
+        int,
+        typer.Option(
+            metavar="N",
+            help="Every N steps, show how far the pictures are in one sheet, a PNG named as the "
+            "first picture with -preview behind it, written anew each time; 0: never.",
+        ),
     ] = 0,
+    animate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write how the pictures came about, side by side, a frame a step: FILE ends "
+            "in .gif, .webp or .mp4 (which needs PyAV: pip install av).",
+        ),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also write a sheet with the unguided beside each.")
     ] = False,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Keep what steering saw in the PNG: clipguide plot.")
+        bool,
+        typer.Option(
+            "--trace",
+            help="Score every step; keep in the PNG what steering saw: clipguide plot draws it.",
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a line for each file.")
@@ -140,6 +159,9 @@ def generate(
     if preview < 0:
         raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
     seed = secrets.randbelow(2**31) if seed is None else seed
+    reel = None
+    if animate is not None:
+        reel = watching.Reel(animate, count * len(prompts), force=force)
     wanted = {"grid": grid, "compare": compare, "preview": preview > 0}
     files = _Files.plan(out, prompts, count, seed, wanted, force=force)
     files.trace = trace
@@ -153,7 +175,11 @@ def generate(
         "seed": seed,
         "cfg": cfg,
         "size": None if size is None else _pixels(size),
+        "decoder": decoder,
+        "tiny": tiny,
         "exact": exact,
+        "trace": trace,
+        "frames": reel is not None,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     options = {
@@ -164,6 +190,7 @@ def generate(
         "momentum": momentum,
         "travel": travel,
         "number": number,
+        "quota": quota,
         "potential": potential,
         "sharpness": sharpness,
         "threshold": threshold,
@@ -182,7 +209,7 @@ def generate(
         try:
             models["device"] = device or _best_device()
             settings["method"] = steering.configured(method, options)
-            _draw(prompts, models, settings, files, preview=preview, quiet=quiet)
+            _draw(prompts, models, settings, files, reel, preview=preview, quiet=quiet)
         finally:
             files.tell(as_json=as_json, quiet=quiet)
 
@@ -234,6 +261,17 @@ class _Files:
         if not again:
             self.written.append(kind)
 
+    def add_preview(self, step: Step | None) -> None:
+        """Write how far the run is: what is finished, and what `step` made."""
+        sheet = watching.live_grid(self.pictures, step, total=len(self.paths))
+        self.add_sheet("preview", **sheet)
+
+    def add_animation(self, reel: watching.Reel) -> None:
+        """Write the animation, to be told of among the sheets."""
+        reel.write()
+        self.sheets["animation"] = reel.path
+        self.written.append("animation")
+
     def tell(self, *, as_json: bool, quiet: bool) -> None:
         """Print the path and the scores of all that was written."""
         for path, picture in zip(self.paths, self.pictures, strict=False):
@@ -266,11 +304,11 @@ def _draw(
     models: dict[str, Any],
     settings: dict[str, Any],
     files: _Files,
+    reel: watching.Reel | None,
     *,
     preview: int,
     quiet: bool,
 ) -> None:
-    from ..images import to_pil
     from ..pipelines.text_to_image import TextToImage
 
     draw = TextToImage(**models)
@@ -284,16 +322,20 @@ def _draw(
         def watch(step: Step) -> None:
             meter(step)
             if preview and (step.index + 1) % preview == 0:
-                pictures = to_pil(step.preview())
-                labels = [f"step {step.index + 1}"] * len(pictures)
-                files.add_sheet("preview", pictures, labels, _columns(len(pictures)))
+                files.add_preview(step)
 
         for picture in draw.iterate(prompts, **settings, on_step=watch):
             files.add(picture)
+            if reel:
+                reel.add(picture)
+        if preview:
+            files.add_preview(None)
+        if reel:
+            files.add_animation(reel)
         if "grid" in files.sheets:
             _write_grid(files)
         if "compare" in files.sheets:
-            unguided = {**settings, "method": "shortcut", "strength": 0.0}
+            unguided = {**settings, "method": "shortcut", "strength": 0.0, "frames": False}
             plain = draw.iterate(prompts, **unguided, on_step=meter)
             _write_comparison(files, list(plain))
 
@@ -301,7 +343,7 @@ def _draw(
 def _write_grid(files: _Files) -> None:
     pictures = files.pictures
     labels = [f"{p.seed} {shorten(p.recipe.prompt)}" for p in pictures]
-    files.add_sheet("grid", [p.image for p in pictures], labels, _columns(len(pictures)))
+    files.add_sheet("grid", [p.image for p in pictures], labels, watching.columns(len(pictures)))
 
 
 def _write_comparison(files: _Files, plain: list[Picture]) -> None:
@@ -330,7 +372,3 @@ def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _columns(number: int) -> int:
-    return math.ceil(math.sqrt(number))

@@ -15,8 +15,10 @@ TITLES = {
     "guide": "guide and judge, cosine",
     "loss": "loss",
     "gradient": "rms of the gradient",
-    "noise": "noise level",
+    "angle": "degrees from guidance",
+    "noise": "noise level, sigma",
 }
+LINES = {"guide": ("guide", "judge"), "noise": ("noise", "sigma")}
 
 
 def plot(
@@ -26,7 +28,11 @@ def plot(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
-    """Draw the scores, the loss and the gradient of each step of a picture drawn with --trace."""
+    """Draw what steering saw at each step of a picture drawn with --trace.
+
+    Scores, the loss, the gradient, the noise level, and where there is classifier-free guidance the
+    angle between it and the steering: 0 degrees the same way, 180 against each other.
+    """
     from ..recipe import read_trace
 
     rows = read_trace(picture)
@@ -45,17 +51,28 @@ def _write(rows: list[dict[str, float]], out: Path, *, title: str, force: bool) 
 
     from ..recipe import write_png
 
-    figure = Figure(figsize=(8, 8), dpi=100, layout="constrained")
+    titles = {name: label for name, label in TITLES.items() if _seen(rows, name)}
+    figure = Figure(figsize=(8, 2 * len(titles)), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    for axes, (name, label) in zip(figure.subplots(len(TITLES), sharex=True), TITLES.items()):
-        for line in ("guide", "judge") if name == "guide" else (name,):
-            seen = [(k, row[line]) for k, row in enumerate(rows) if line in row]
-            axes.plot(*zip(*seen) if seen else ([], []), marker=".", label=line)
+    panels = figure.subplots(len(titles), sharex=True, squeeze=False)[:, 0]
+    for axes, (name, label) in zip(panels, titles.items()):
+        lines = _seen(rows, name)
+        for line, seen in lines.items():
+            axes.plot(*zip(*seen), marker=".", label=line)
         axes.set_ylabel(label)
-        if name == "guide":
-            axes.legend(loc="lower right")
+        if len(lines) > 1:
+            axes.legend(loc="best")
     axes.set_xlabel("evaluation")
     figure.suptitle(title.replace("$", r"\$"))
     canvas.draw()
     picture = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
     write_png(picture.convert("RGB"), out, overwrite=force)
+
+
+def _seen(rows: list[dict[str, float]], name: str) -> dict[str, list[tuple[int, float]]]:
+    """The lines of one panel: where each has a value, and which."""
+    lines = {
+        line: [(k, row[line]) for k, row in enumerate(rows) if line in row]
+        for line in LINES.get(name, (name,))
+    }
+    return {line: seen for line, seen in lines.items() if seen}

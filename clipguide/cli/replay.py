@@ -62,7 +62,7 @@ def replay(
 
 
 def _refuse_foreign(recipe: Recipe, picture: Path) -> None:
-    if foreign := sorted({recipe.model, recipe.clip, recipe.judge} - EMBEDDED):
+    if foreign := sorted({recipe.model, recipe.clip, recipe.judge, recipe.tiny} - EMBEDDED):
         names = shorten(", ".join(foreign), 200)
         raise UsageError(
             f"The recipe of {picture} names {names}: give --trust to load that, and download what "

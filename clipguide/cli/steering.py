@@ -24,9 +24,10 @@ Name = Annotated[
         metavar="NAME",
         rich_help_panel=PANEL,
         help="shortcut: CLIP's gradient moves each step's picture. best-of: draw several, keep the "
-        "best. particles: several at once, the good ones copied as they go. lookahead: quick "
-        "sketches say where to go. backprop: the gradient through the model, slow. noise: look "
-        "for a better start, for models of 1 to 4 steps.",
+        "best. particles: several at once, the good ones copied as they go. rollover: "
+        "each step is tried again until it is better. lookahead: quick sketches say where to "
+        "go. backprop: the gradient through the model, slow. noise: look for a better start, for "
+        "models of 1 to 4 steps.",
     ),
 ]
 Strength = Annotated[
@@ -50,6 +51,7 @@ Travel = Annotated[
 Number = Annotated[
     int | None, _option("Candidates, particles or sketches of a picture. [default: 4]")
 ]
+Quota = Annotated[int | None, _option("Tries of a step, in the mean. [default: 4]")]
 Potential = Annotated[
     str | None,
     _option(
@@ -84,6 +86,21 @@ Patience = Annotated[
 ]
 Rho = Annotated[float | None, _option("Weight of the gradient through the model. [default: 1]")]
 Mu = Annotated[float | None, _option("Weight of the gradient past the model. [default: 0]")]
+Decoder = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=PANEL,
+        help="What shows CLIP each step's picture. vae: the model's own decoder, the best and "
+        "slowest. linear: a rough map to colours, the fastest. tiny: a small decoder, named by "
+        "--tiny. auto: the fastest of these that steers nearly as well. The finished picture is "
+        "the vae's in any case.",
+    ),
+]
+Tiny = Annotated[
+    str | None,
+    _option("A folder of a small decoder (a diffusers AutoencoderTiny).", "FOLDER"),
+]
 
 
 def configured(method: str, options: dict) -> Method:

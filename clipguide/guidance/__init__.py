@@ -6,6 +6,7 @@ from .lookahead import Lookahead
 from .noise import Noise
 from .particles import Particles
 from .report import Report, Step, Trace
+from .rollover import Rollover
 from .shortcut import Shortcut
 from .steer import METHODS, Steering, steer
 
@@ -17,6 +18,7 @@ __all__ = [
     "Noise",
     "Particles",
     "Report",
+    "Rollover",
     "Shortcut",
     "Steering",
     "Step",

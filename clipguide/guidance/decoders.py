@@ -17,6 +17,7 @@ from torch import nn
 
 from ..errors import ClipguideError, UsageError, close_matches
 from ..objectives import Generators, Objective
+from ..prompts import shorten
 from . import linear
 from .families import family
 
@@ -28,7 +29,7 @@ class Decoder:
     """x0 to image_N3HW, about in [0, 1], in float32.
 
     `freeze` and `thaw` bracket its use; between them pipelines of packed latents tell it their
-    height and width.
+    height and width, where `hear` has not.
 
     Args:
         pipe: a pipeline of the table of families.
@@ -44,14 +45,16 @@ class Decoder:
         if kind not in KINDS:
             raise UsageError(f"There is no decoder {kind!r}.{close_matches(kind, KINDS)}")
         if kind == "tiny" and tiny is None:
-            raise UsageError("decoder='tiny' needs `tiny`: an AutoencoderTiny, or a folder of one.")
+            raise UsageError(
+                "The tiny decoder needs `tiny` (--tiny): an AutoencoderTiny, or a folder of one."
+            )
         self.family, self.kind = family(pipe), kind
         if self.family.decoder is None and kind in ("linear", "tiny"):
             raise UsageError(
                 f"{type(pipe).__name__} draws pixels: there is nothing for decoder={kind!r} to do."
             )
         self._pipe = pipe
-        self._tiny = _loaded(tiny) if isinstance(tiny, (str, Path)) else tiny
+        self._tiny = load_tiny(tiny) if isinstance(tiny, (str, Path)) else tiny
         self._source, self._vae, self._map = None, None, None
         self._size: tuple[int, int] | None = None
         self._undo = None
@@ -63,14 +66,18 @@ class Decoder:
         in the last bit between weights that are and are not, so that the pipeline's own decoding
         would change. A gradient with respect to x0 alone costs no gradients of weights anyway.
         """
-        if self.family.sized:
-            self._undo = _listen(self._pipe, self._heard)
+        if self.family.sized and self._size is None:
+            self._undo = _listen(self._pipe, self.hear)
 
     def thaw(self) -> None:
         """Undo `freeze`."""
         if self._undo is not None:
             self._undo()
         self._undo, self._size = None, None
+
+    def hear(self, height: int, width: int) -> None:
+        """The size in pixels of what packed latents decode to, until `thaw`."""
+        self._size = int(height), int(width)
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
         """image_N3HW of latents as the scheduler sees them."""
@@ -186,9 +193,6 @@ class Decoder:
                 self._vae = _without_hooks(copy.deepcopy(vae)).float().requires_grad_(False)
         return self._vae
 
-    def _heard(self, height: int, width: int) -> None:
-        self._size = int(height), int(width)
-
     def _grid(self, x0: torch.Tensor) -> tuple[int, int] | None:
         """Rows and columns of patches in packed latents; a square if the pipeline did not say."""
         if not self.family.sized:
@@ -208,6 +212,11 @@ class Decoder:
 
 def _listen(pipe: object, hear) -> object:
     """Tell `hear` the height and width that the pipeline prepares its latents for; how to undo."""
+    if not hasattr(pipe, "prepare_latents"):
+        raise ClipguideError(
+            f"{type(pipe).__name__} does not say the height and width of its packed latents: put "
+            "its blocks through clipguide.pipelines.modular.steered."
+        )
     original, own = pipe.prepare_latents, pipe.__dict__.get("prepare_latents")
     signature = inspect.signature(original)
 
@@ -235,12 +244,17 @@ def _without_hooks(vae: nn.Module) -> nn.Module:
     return vae
 
 
-def _loaded(folder: str | Path) -> nn.Module:
+def load_tiny(folder: str | Path) -> nn.Module:
+    """An AutoencoderTiny. UsageError if `folder` holds none, ClipguideError if it is damaged."""
     from diffusers import AutoencoderTiny
 
     if not (Path(folder) / "config.json").is_file():
         raise UsageError(f"{folder} is no folder of a tiny decoder: it has no config.json.")
-    return AutoencoderTiny.from_pretrained(folder, use_safetensors=True).eval()
+    try:
+        return AutoencoderTiny.from_pretrained(folder, use_safetensors=True).eval()
+    except Exception as error:  # diffusers, safetensors and json each raise their own
+        reason = shorten(" ".join(str(error).split()), 200).rstrip(".")
+        raise ClipguideError(f"The tiny decoder {folder} cannot be loaded: {reason}.") from error
 
 
 def _rms(x: torch.Tensor) -> torch.Tensor:

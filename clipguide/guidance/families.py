@@ -135,24 +135,27 @@ _NAMES = {
         *(f"{_XL}PAG{kind}" for kind in _KINDS),
         *(f"{_XL}ControlNet{kind}" for kind in ("", "Img2Img", "Union", "UnionImg2Img")),
         *(f"{_XL}ControlNetPAG{kind}" for kind in ("", "Img2Img")),
+        f"{_XL}Modular",
     ],
     SHIFTED: [
         *(f"StableDiffusion3{kind}" for kind in ("", "Img2Img", "PAG", "PAGImg2Img")),
         *(f"StableDiffusion3ControlNet{kind}" for kind in ("", "Inpainting")),
         *(f"ZImage{kind}" for kind in (*_KINDS, "ControlNet", "ControlNetInpaint")),
-        "Lumina2",
+        *("Lumina2", "StableDiffusion3Modular", "ZImageModular"),
     ],
     FLUX: [
         *(f"Flux{kind}" for kind in (*_KINDS, "Fill", "Kontext", "KontextInpaint")),
         *(f"FluxControl{kind}" for kind in _KINDS),
         *(f"FluxControlNet{kind}" for kind in _KINDS),
         *(f"Chroma{kind}" for kind in _KINDS),
+        "FluxModular",
     ],
-    FLUX_2: ["Flux2", "Flux2Klein", "Flux2KleinInpaint", "Flux2KleinKV"],
+    FLUX_2: ["Flux2", "Flux2Klein", "Flux2KleinInpaint", "Flux2KleinKV", "Flux2Modular"],
     QWEN: [
         *(f"QwenImage{kind}" for kind in _KINDS),
         *(f"QwenImage{kind}" for kind in ("ControlNet", "ControlNetInpaint")),
         *(f"QwenImageEdit{kind}" for kind in ("", "Inpaint", "Plus")),
+        "QwenImageModular",
     ],
     SPRINT: ["SanaSprint", "SanaSprintImg2Img"],
     FRAMES: [
@@ -162,6 +165,8 @@ _NAMES = {
     PIXELS: ["DDPM", "DDIM"],
 }
 FAMILIES = {f"{name}Pipeline": entry for entry, names in _NAMES.items() for name in names}
+
+DENOISERS = ("unet", "transformer")
 
 VIT_B_32 = Guide("ViT-B-32/laion2b_s34b_b79k", 605, "MIT")
 # For what draws 1024 pixels: sees 256 of them, and was trained with the stronger augmentation.
@@ -196,6 +201,11 @@ def family(pipe: object) -> Family:
         "Stable Diffusion (1, 2, XL, 3), FLUX, FLUX.2, Chroma, Qwen-Image, Z-Image, Sana, PixArt, "
         "Kolors, Hunyuan-DiT, AuraFlow, Lumina 2, AnimateDiff and plain DDPM and DDIM pipelines."
     )
+
+
+def denoiser(pipe: object) -> nn.Module | None:
+    """The model that a pipeline samples with."""
+    return next((getattr(pipe, name) for name in DENOISERS if hasattr(pipe, name)), None)
 
 
 def default_clip(pipe: object) -> str:

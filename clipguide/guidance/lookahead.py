@@ -57,7 +57,7 @@ class Lookahead(Method):
             delta = self.scale * self.move(at, x0_KB, score_KB)
             if run.factor_B is not None:
                 delta = along(run.factor_B, delta) * delta
-            return Outcome(at.level.move(at.model_output, delta), at.sample)
+            return Outcome(at.level.move(at.model_output, delta), at.sample, delta=delta)
 
         return act
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from .steer import Steering
+    from .travel import Travel
 
 WINDOW = (0.1, 1.0)
 
@@ -82,6 +83,10 @@ class Method:
     def after(self, run: Run, at: At) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """What takes the scheduler's new sample, at every evaluation, to the one that the pipeline
         gets; None is the sample itself. `at` is as the scheduler sees it."""
+        return None
+
+    def travelling(self, scheduler: object) -> Travel | None:
+        """What repeats the scheduler's steps while the context is open."""
         return None
 
     def call(self, steering: Steering, **settings: object) -> object:

@@ -100,9 +100,8 @@ class Particles(Method):
 
         def part(previous: torch.Tensor) -> torch.Tensor:
             there = next_level(run.scheduler, at.timestep)
-            spread = self.eta * _posterior(here, there)
-            keep = math.sqrt(max(0.0, there.sigma**2 - spread**2)) - there.sigma
-            return previous + (keep * noise + spread * run.noise_like(noise)) / there.scale
+            spread = spread_of(here, there, self.eta)
+            return stochastic_step(previous, noise, there, spread, run.noise_like(noise))
 
         return part
 
@@ -139,8 +138,16 @@ class Particles(Method):
         return index_B if changed else None
 
 
-def _posterior(here: Level, there: Level) -> float:
-    """Standard deviation of x_s given x_t and x0: the most noise that a step can add anew."""
+def spread_of(here: Level, there: Level, eta: float) -> float:
+    """η times the standard deviation of x_s given x_t and x0: the noise that a step adds anew."""
     ratio = here.alpha / there.alpha if there.alpha else 0.0
     forward = max(0.0, here.sigma**2 - (ratio * there.sigma) ** 2)
-    return math.sqrt(forward) * there.sigma / here.sigma
+    return eta * math.sqrt(forward) * there.sigma / here.sigma
+
+
+def stochastic_step(
+    previous: torch.Tensor, noise: torch.Tensor, there: Level, spread: float, z: torch.Tensor
+) -> torch.Tensor:
+    """The deterministic step's sample with `spread` of its noise ε̂ drawn anew as z."""
+    keep = math.sqrt(max(0.0, there.sigma**2 - spread**2)) - there.sigma
+    return previous + (keep * noise + spread * z) / there.scale

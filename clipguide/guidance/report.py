@@ -5,6 +5,7 @@ Shapes: B images, 3 channels, H rows, W columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ import torch
 SEEN = {
     "loss": "loss",
     "gradient": "gradient",
+    "angle": "angle",
     "guide": "guide_score",
     "judge": "judge_score",
 }
@@ -22,14 +24,19 @@ SEEN = {
 class Trace:
     """One step of a sampler. Tensors are on the CPU; None is what was not looked at.
 
-    `noise` is the noise level in [0, 1]; loss and gradient (its rms over x0) are those before the
-    move; scores are cosines of the picture that x0 decodes to.
+    `noise` is the noise level in [0, 1], `sigma` the σ of αx0 + σε; loss and gradient (its rms over
+    x0) are those before the move; `angle_B` lies between the move and the direction of
+    classifier-free guidance, 0 to 180 degrees, None where that cannot be known (`guidance/cfg.py`)
+    and not a number for an image that was not moved; scores are cosines of the picture that x0
+    decodes to.
     """
 
     index: int
     noise: float
+    sigma: float
     loss_B: torch.Tensor | None = None
     gradient_B: torch.Tensor | None = None
+    angle_B: torch.Tensor | None = None
     guide_score_B: torch.Tensor | None = None
     judge_score_B: torch.Tensor | None = None
 
@@ -59,23 +66,22 @@ class Report:
         return self._last("judge_score_B")
 
     def rows(self, i: int) -> list[dict[str, float]]:
-        """The trace of image i: for each step its index, its noise level and what was looked at."""
+        """The trace of image i: for each step its index, its noise level, its sigma, and of what
+        was looked at all that is a number."""
         return [
-            {
-                "step": step.index,
-                "noise": step.noise,
-                **{
-                    name: float(getattr(step, f"{field}_B")[i])
-                    for name, field in SEEN.items()
-                    if getattr(step, f"{field}_B") is not None
-                },
-            }
+            {"step": step.index, "noise": step.noise, "sigma": step.sigma, **_seen(step, i)}
             for step in self.trace
         ]
 
     def _last(self, name: str) -> torch.Tensor | None:
         seen = (getattr(step, name) for step in reversed(self.trace))
         return next((value for value in seen if value is not None), None)
+
+
+def _seen(step: Trace, i: int) -> dict[str, float]:
+    values = {name: getattr(step, f"{field}_B") for name, field in SEEN.items()}
+    seen = {name: float(value_B[i]) for name, value_B in values.items() if value_B is not None}
+    return {name: value for name, value in seen.items() if math.isfinite(value)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..objectives import Objective
 from .parameterisation import Level
+
+if TYPE_CHECKING:
+    from .travel import Travel
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Outcome:
     """What the scheduler is to step from, and what was seen on the way.
 
     image_N3HW is the decoded x0, loss_B and gradient_B (rms over a sample) are those before any
-    move, `finite_B` is False where a gradient was not a number.
+    move, `finite_B` is False where a gradient was not a number, `delta` is the move of x0.
     """
 
     model_output: torch.Tensor
@@ -51,13 +55,14 @@ class Outcome:
     loss_B: torch.Tensor | None = None
     gradient_B: torch.Tensor | None = None
     finite_B: torch.Tensor | None = None
+    delta: torch.Tensor | None = None
 
 
 @dataclass
 class Run:
     """One run of the pipeline. `generators` feed the objective; `streams`, one a sample too, all
     else that a method draws; `warn` takes a sentence to the report and to the user; `memory` is
-    what a call method has for its own `start`."""
+    what a call method has for its own `start`, or what a method keeps; `travel` repeats steps."""
 
     scheduler: object
     decode: Callable[[torch.Tensor], torch.Tensor]
@@ -67,6 +72,7 @@ class Run:
     warn: Callable[[str], None]
     memory: object = None
     factor_B: torch.Tensor | None = None  # of the strength, where trust fell
+    travel: Travel | None = None
 
     def loss(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """image_N3HW and loss_B, without gradients."""

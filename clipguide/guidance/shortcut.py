@@ -26,6 +26,7 @@ from typing import ClassVar
 import torch
 
 from ..errors import UsageError
+from . import travel
 from .method import Method
 from .run import At, Gradient, Outcome, Run, along, rms
 
@@ -56,6 +57,13 @@ class Shortcut(Method):
     @property
     def idle(self) -> bool:
         return not self.strength
+
+    def check(self, pipe: object) -> None:
+        if self.travel > 1:
+            travel.check(pipe)
+
+    def travelling(self, scheduler: object) -> travel.Travel | None:
+        return travel.Travel(scheduler, self.travel) if self.travel > 1 else None
 
     def start(self, run: Run) -> Callable[[At], Outcome]:
         direction = None
@@ -127,4 +135,5 @@ def moved(at: At, pulled: Pulled) -> Outcome:
         loss_B=pulled.seen.loss_B,
         gradient_B=pulled.gradient_B,
         finite_B=pulled.finite_B,
+        delta=pulled.delta,
     )

@@ -24,26 +24,28 @@ from ..clip import Clip, load_clip
 from ..errors import ClipguideError, ClipguideWarning, UsageError
 from ..objectives import Generators, Nothing, Objective, Similarity, fresh_generators
 from ..prompts import Prompt
-from . import parameterisation, travel
+from . import parameterisation
 from .backprop import Backprop
 from .best_of import BestOf, restarted
+from .cfg import Overheard, angle
 from .decoders import Decoder
-from .families import default_clip
+from .families import default_clip, denoiser
 from .lookahead import Lookahead
 from .method import Method, configure
 from .noise import Noise
 from .particles import Particles
 from .report import Report, Step, Trace
+from .rollover import Rollover
 from .run import At, Gradient, Outcome, Run, streams
 from .shortcut import Shortcut
 from .trust import Trust
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (BestOf, Shortcut, Particles, Lookahead, Noise, Backprop)
+    method.name: method
+    for method in (BestOf, Shortcut, Particles, Rollover, Lookahead, Noise, Backprop)
 }
 SCORE_EVERY = 5
 MAX_SKIPPED = 3
-DENOISERS = ("unet", "transformer")
 
 
 def steer(
@@ -60,6 +62,7 @@ def steer(
     decoder: str = "vae",
     tiny: torch.nn.Module | str | Path | None = None,
     score_every: int = SCORE_EVERY,
+    trace: bool = False,
     generators: Generators | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Steering:
@@ -79,7 +82,8 @@ def steer(
             fitted to it in seconds; "tiny", of `tiny`; "auto", the cheapest of these whose gradient
             is worth 70 % of the VAE's, measured at the first step of each run.
         tiny: an AutoencoderTiny for the pipeline's latents, or a local folder of one.
-        score_every: score at every k-th step, and the last.
+        score_every: score at every k-th step, and the last; the judge may stop the steering there.
+        trace: score at every step, for `report.rows`; it changes no bit of a picture.
         generators: one on the CPU for each image, for its views; by default all begin alike.
         on_step: called after each step.
 
@@ -120,6 +124,7 @@ def steer(
         judge=judge,
         decoder=Decoder(pipe, kind=decoder, tiny=tiny),
         score_every=score_every,
+        trace=trace,
         generators=generators,
         on_step=on_step,
         ignored=tuple(ignored),
@@ -140,12 +145,14 @@ class Steering:
         judge: Similarity | None,
         decoder: Decoder,
         score_every: int,
+        trace: bool,
         generators: Generators | None,
         on_step: Callable[[Step], None] | None,
         ignored: tuple[str, ...],
     ) -> None:
         self.pipe, self.objective, self.method = pipe, objective, method
         self.guide, self.judge, self.score_every = guide, judge, score_every
+        self._tracing = trace
         self.generators, self.on_step, self.ignored = generators, on_step, ignored
         self.report = self._new_report()
         self._decoder, self._auto = decoder, decoder.kind == "auto"
@@ -160,10 +167,7 @@ class Steering:
             raise ClipguideError("This pipeline is steered already: leave that context first.")
         parameterisation.home(scheduler)
         self.method.check(self.pipe)
-        times = getattr(self.method, "travel", 1)
-        if times > 1:
-            travel.check(self.pipe)
-            self._travel = travel.Travel(scheduler, times)
+        self._travel = self.method.travelling(scheduler)
         original = scheduler.step
 
         @functools.wraps(original)  # pipelines look at its signature
@@ -174,12 +178,14 @@ class Steering:
         self._instance_step = scheduler.__dict__.get("step")
         scheduler.step = step
         self._scheduler, self._timesteps, self._covered = scheduler, None, 0
-        self._asked = False  # whether a run was to be steered
+        self._asked = self._ever = False  # whether a run was to be steered, and a step of one was
         self._decoder.freeze()
+        self._overheard = Overheard(self.pipe)
         return self
 
     def __exit__(self, exception_type: type | None, *_: object) -> None:
         scheduler, self._scheduler = self._scheduler, None
+        self._overheard.close()
         del scheduler.step
         if self._instance_step is not None:
             scheduler.step = self._instance_step
@@ -190,7 +196,7 @@ class Steering:
             return
         if self.pipe.scheduler is not scheduler:
             self._warn("The pipeline's scheduler was replaced, and its steps were not steered.")
-        elif self._asked and not self.method.idle and not self._covered:
+        elif self._asked and not self._ever:
             window = self.method.window
             self._warn(f"No step was steered: none had a noise level in {window}.")
 
@@ -201,6 +207,11 @@ class Steering:
     def detach(self) -> None:
         """Leave the context."""
         self.__exit__(None)
+
+    def draws(self, height: int, width: int) -> None:
+        """Say, before the context, what size in pixels is drawn in it: of packed latents, where
+        the pipeline has no `prepare_latents` that would."""
+        self._decoder.hear(height, width)
 
     # --------------------------------------------------- the pipeline's runs
     def __call__(self, *args: object, **settings: object) -> object:
@@ -269,13 +280,13 @@ class Steering:
         """Gradients through the denoiser, checkpointed where it can be; none for weights."""
         parts = [m for m in self.pipe.components.values() if isinstance(m, torch.nn.Module)]
         trainable = [p for part in parts for p in part.parameters() if p.requires_grad]
-        denoiser = next((getattr(self.pipe, n) for n in DENOISERS if hasattr(self.pipe, n)), None)
-        checkpoint = getattr(denoiser, "_supports_gradient_checkpointing", False)
-        checkpoint = checkpoint and not denoiser.is_gradient_checkpointing
+        model = denoiser(self.pipe)
+        checkpoint = getattr(model, "_supports_gradient_checkpointing", False)
+        checkpoint = checkpoint and not model.is_gradient_checkpointing
         for parameter in trainable:
             parameter.requires_grad_(False)
         if checkpoint:
-            denoiser.enable_gradient_checkpointing()
+            model.enable_gradient_checkpointing()
         self._differentiable = True
         try:
             with torch.enable_grad():
@@ -284,7 +295,7 @@ class Steering:
             for parameter in trainable:
                 parameter.requires_grad_(True)
             if checkpoint:
-                denoiser.disable_gradient_checkpointing()
+                model.disable_gradient_checkpointing()
 
     # ------------------------------------------------- one step of a scheduler
     def _stepped(self, original: Callable, model_output, timestep, sample, *args, **kwargs):
@@ -348,6 +359,7 @@ class Steering:
             streams=streams(sample),
             warn=self._warn,
             memory=self._memory,
+            travel=self._travel,
         )
 
     def _begin(self, timesteps: torch.Tensor, sample: torch.Tensor) -> None:
@@ -361,8 +373,8 @@ class Steering:
         self._choosing = self._auto
         if not self._calling:
             self.report = self._new_report()
-        self._asked |= self._acting is not None
         if self._acting is not None and not self._acting.idle:
+            self._asked = True
             self._act = self._acting.start(self._running)
 
     def _is_due(self, method: Method, noise: float) -> bool:
@@ -370,7 +382,7 @@ class Steering:
             return False
         if isinstance(self._running.objective, Nothing):
             return False
-        self._covered += 1
+        self._covered, self._ever = self._covered + 1, True
         return (self._covered - 1) % method.every == 0
 
     def _choose(self, x0: torch.Tensor) -> None:
@@ -406,21 +418,22 @@ class Steering:
             with torch.no_grad():
                 return self._decoder(at.x0.detach())
 
+        due = at.index % self.score_every == 0 or at.index == total - 1
+        scored = (due or self._tracing) and self._acting is not None
+
         def score(similarity: Similarity | None) -> torch.Tensor | None:
-            due = at.index % self.score_every == 0 or at.index == total - 1
-            due = due and self._acting is not None
-            return similarity.score(preview()).cpu() if similarity and due else None
+            return similarity.score(preview()).cpu() if similarity and scored else None
 
         trace = Trace(
             index=at.index,
             noise=at.level.noise,
-            loss_B=None if outcome.loss_B is None else outcome.loss_B.cpu(),
-            gradient_B=None if outcome.gradient_B is None else outcome.gradient_B.cpu(),
+            sigma=at.level.sigma,
+            **self._measured(at, outcome),
             guide_score_B=score(self.guide),
             judge_score_B=score(self.judge),
         )
         self.report.trace.append(trace)
-        if trace.judge_score_B is not None:
+        if due and trace.judge_score_B is not None:
             self._doubt(trace)
         if self.on_step:
             self.on_step(
@@ -433,6 +446,18 @@ class Steering:
                     preview=preview,
                 )
             )
+
+    def _measured(self, at: At, outcome: Outcome) -> dict[str, torch.Tensor]:
+        """What an evaluation measured, on the CPU; what is of x0's device is brought in one go."""
+        direction = self._overheard.direction(at.level, at.sample)
+        found = {}
+        if outcome.gradient_B is not None:
+            found["gradient_B"] = outcome.gradient_B
+        if outcome.delta is not None and direction is not None:
+            found["angle_B"] = angle(outcome.delta, direction)
+        if found:
+            found = dict(zip(found, torch.stack([*found.values()]).cpu()))
+        return found if outcome.loss_B is None else {**found, "loss_B": outcome.loss_B.cpu()}
 
     def _doubt(self, trace: Trace) -> None:
         fell_B = self._trust.see(trace.guide_score_B, trace.judge_score_B)

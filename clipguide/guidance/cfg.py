@@ -1,0 +1,65 @@
+"""The direction of classifier-free guidance, overheard at the denoiser.
+
+Ho & Salimans 2022: a pipeline steps from uncond + g·(cond − uncond), and a scheduler sees nothing
+else. But most pipelines evaluate both at once, in one batch of twice the samples, uncond first. A
+forward hook keeps that output until the step. What can be known so is the direction, cond − uncond
+in x0; not where a pipeline runs them one after the other, has no such guidance, or another kind of
+it (three parts, perturbed attention), and not of a module that `compile()` compiled in place, whose
+hooks are compiled too.
+
+Shapes: B samples, ... the rest of a latent's shape.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .families import denoiser
+from .parameterisation import Level
+
+
+class Overheard:
+    """Listens to a pipeline's denoiser until it is closed."""
+
+    def __init__(self, pipe: object) -> None:
+        self._pipe, self._output, self._hook = pipe, None, None
+        source = denoiser(pipe)
+        if isinstance(source, nn.Module) and source._compiled_call_impl is None:
+            self._hook = source.register_forward_hook(self._hear)
+
+    def close(self) -> None:
+        """Undo."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self._output = None
+
+    def direction(self, level: Level, sample: torch.Tensor) -> torch.Tensor | None:
+        """cond − uncond as a move of x0, of sample's shape; None if this evaluation was not of
+        both. What was heard is forgotten."""
+        output, self._output = self._output, None
+        if output is None or len(output) != 2 * len(sample) or output.shape[2:] != sample.shape[2:]:
+            return None
+        if not getattr(self._pipe, "do_classifier_free_guidance", True):
+            return None
+        if getattr(self._pipe, "do_perturbed_attention_guidance", False):
+            return None
+        uncond, cond = output.chunk(2)
+        nothing = torch.zeros_like(sample)  # x0 is linear in the output and the sample
+        return level.x0(cond.to(torch.promote_types(cond.dtype, torch.float32)) - uncond, nothing)
+
+    def _hear(self, _: nn.Module, __: tuple, output: object) -> None:
+        """Keep the widest output since the last step: some pipelines look again at a part of it."""
+        output = output[0]
+        if isinstance(output, torch.Tensor):
+            if self._output is None or len(output) >= len(self._output):
+                self._output = output.detach()
+
+
+def angle(move: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """Angle_B between two moves of x0 in degrees, 0 to 180; not a number where one is nothing.
+
+    Kahan's formula, 2·atan2(‖u − v‖, ‖u + v‖) of unit vectors, which is exact near 0 and 180 too.
+    """
+    u, v = (x.flatten(1) / x.flatten(1).norm(dim=1, keepdim=True) for x in (move, direction))
+    return torch.rad2deg(2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1)))

@@ -1,0 +1,158 @@
+"""Rollover budget forcing: at each step try again until it is better, and hand on what is left.
+
+Kim et al. 2025, "Inference-time scaling for flow models via stochastic generation and rollover
+budget forcing" (RBF, algorithm 1). The sampler's step is made stochastic as that of `particles`
+(for a flow, its SDE form). A step may be proposed `quota` times: the first proposal whose reward
+r = −loss(decode(x0)) beats the best so far is taken, and the proposals that it left unused are the
+next step's; if none does, the best of them is. So every run costs quota · steps evaluations of the
+denoiser, spent where they are needed. The entries of `scheduler.timesteps` that the pipeline reads
+are written as the run goes.
+
+The images of a batch share their timesteps: a step is over when each has found better, or the
+quota is spent, and each takes its own first proposal that was better, or its best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from ..errors import ClipguideError, UsageError
+from . import travel
+from .method import WINDOW, Method
+from .parameterisation import next_level
+from .particles import spread_of, stochastic_step
+from .run import At, Outcome, Run, along
+from .schedulers import stochastic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollover(Method):
+    """`quota` proposals a step in the mean; forward passes of denoiser, decoder and CLIP only."""
+
+    name: ClassVar[str] = "rollover"
+
+    quota: int = 4
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(2, "quota")
+        if not (0 < self.eta <= 1):
+            raise UsageError(f"eta must be above 0 and at most 1, not {self.eta}.")
+        if self.every != 1 or self.window != WINDOW:
+            raise UsageError("rollover looks at every step: leave window and every out.")
+
+    def covers(self, noise: float) -> bool:
+        return True
+
+    def check(self, pipe: object) -> None:
+        travel.check(pipe)
+        if stochastic(pipe.scheduler):
+            raise ClipguideError(
+                f"{type(pipe.scheduler).__name__} draws noise of its own, and rollover adds it: "
+                "use DDIM, Euler or FlowMatchEuler."
+            )
+
+    def travelling(self, scheduler: object) -> travel.Travel:
+        return Rolling(scheduler, self.quota)
+
+    def start(self, run: Run) -> Callable[[At], Outcome]:
+        state = run.memory = _State(quota=self.quota)
+
+        def act(at: At) -> Outcome:
+            image_N3HW, loss_B = run.loss(at.x0)
+            state.see(at, -loss_B.cpu())
+            if state.over(run.travel, at.index):
+                return Outcome(state.model_output, state.sample, image_N3HW, loss_B)
+            return Outcome(at.model_output, at.sample, image_N3HW, loss_B)
+
+        return act
+
+    def after(self, run: Run, at: At) -> Callable[[torch.Tensor], torch.Tensor]:
+        state = run.memory
+
+        def propose(previous: torch.Tensor) -> torch.Tensor:
+            if state.over(run.travel, at.index):
+                here, there = at.level, next_level(run.scheduler, at.timestep)
+                x0 = here.x0(at.model_output, at.sample)
+                noise = (at.sample * here.scale - here.alpha * x0) / here.sigma
+                state.parent = (previous, noise, there, spread_of(here, there, self.eta))
+                state.advance(self.quota)
+            run.travel.go(at.index + 1, state.step)
+            return stochastic_step(*state.parent, run.noise_like(previous))
+
+        return propose
+
+
+class Rolling(travel.Travel):
+    """Room for `times` proposals a step; which step an entry is of is said by `go`."""
+
+    def settle(self) -> None:
+        self._read = self.scheduler.timesteps  # the pipeline's list: `go` writes into it
+        super().settle()
+
+    def returns(self, index: int) -> bool:
+        return False
+
+    @property
+    def steps(self) -> int:
+        return len(self._once)
+
+    def go(self, index: int, step: int) -> None:
+        """The evaluation at `index` is of step `step`."""
+        if index < len(self._read):
+            self._read[index] = self._once[step]
+            self._rewind(step)
+
+    def ends(self, index: int) -> bool:
+        """Whether no evaluation is left after the one at `index`."""
+        return index == len(self._read) - 1
+
+
+@dataclass
+class _State:
+    """One run: the step that is tried, its proposals so far, and the best of each image."""
+
+    quota: int
+    step: int = 0
+    tries: int = 0
+    parent: tuple = ()
+    sample: torch.Tensor | None = None
+    model_output: torch.Tensor | None = None
+    reward_B: torch.Tensor | None = None  # of the best proposals of this step
+    best_B: torch.Tensor | None = None  # of all steps before
+    taken_B: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.bool))
+
+    def see(self, at: At, reward_B: torch.Tensor) -> None:
+        """Keep, of each image, the proposal that counts."""
+        self.tries += 1
+        if self.tries == 1:
+            self.sample, self.model_output, self.reward_B = at.sample, at.model_output, reward_B
+            self.taken_B = torch.zeros(len(reward_B), dtype=torch.bool)
+        else:
+            better_B = (reward_B > self.reward_B) & ~self.taken_B
+            mask = along(better_B, at.sample)
+            self.sample = torch.where(mask, at.sample, self.sample)
+            mask = along(better_B, at.model_output)
+            self.model_output = torch.where(mask, at.model_output, self.model_output)
+            self.reward_B = torch.where(better_B, reward_B, self.reward_B)
+        before = -torch.inf if self.best_B is None else self.best_B  # the first noise is given
+        self.taken_B |= self.reward_B > before
+
+    def over(self, rolling: Rolling, index: int) -> bool:
+        """Whether this evaluation was the last of its step; the last step takes what is left."""
+        if self.step == rolling.steps - 1:
+            return rolling.ends(index)
+        return bool(self.taken_B.all()) or self.tries >= self.quota
+
+    def advance(self, quota: int) -> None:
+        """On to the next step, with the proposals that this one left."""
+        self.quota = quota + self.quota - self.tries
+        self.step, self.tries = self.step + 1, 0
+        if self.best_B is not None:
+            self.reward_B = torch.maximum(self.best_B, self.reward_B)
+        self.best_B = self.reward_B

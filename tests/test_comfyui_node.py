@@ -1,0 +1,309 @@
+"""The ComfyUI node: its hook against `steer`, and in ComfyUI itself where that can be imported.
+
+For the latter, put a checkout of ComfyUI on PYTHONPATH.
+
+Shapes: B images, C channels and h x w of latents, 3 channels of H x W pixels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import importlib.util
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import torch
+from tiny_pipelines import BATCH, BETAS, noise, tiny
+from torch import nn
+from torch.testing import assert_close
+
+from clipguide import Range, Similarity, TotalVariation, UsageError, steer
+from clipguide.errors import ClipguideWarning
+from clipguide.guidance import Shortcut
+
+FILE = Path(__file__).resolve().parents[1] / "pipelines/comfyui_node.py"
+
+
+def load(path: Path):
+    """As ComfyUI loads a file of custom_nodes."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+node = load(FILE)
+
+
+class Autoencoder(nn.Module):
+    """Decodes to a tensor, as ComfyUI's do."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+
+    def decode(self, latents_BChw):
+        return self.vae.decode(latents_BChw, return_dict=False)[0]
+
+
+class Variance:
+    """x = x0 + σε."""
+
+    sigma_data = 1.0
+
+    def noise_scaling(self, sigma, noise, latent_image):
+        return noise * sigma + latent_image
+
+
+class Flow:
+    """x = (1 − σ)x0 + σε."""
+
+    def noise_scaling(self, sigma, noise, latent_image):
+        return sigma * noise + (1 - sigma) * latent_image
+
+
+class Model:
+    """A U-Net that is sampled by Euler's steps, with what the node needs of ComfyUI's patcher."""
+
+    load_device = torch.device("cpu")
+
+    def __init__(self, pipe):
+        self.pipe, self.hooks, self.model_sampling = pipe, [], Variance()
+
+    def clone(self):
+        other = copy.copy(self)
+        other.hooks = list(self.hooks)
+        return other
+
+    def set_model_sampler_post_cfg_function(self, function):
+        self.hooks.append(function)
+
+    def process_latent_out(self, latents):
+        return latents / self.pipe.vae.config.scaling_factor
+
+    def sample(self, latents_BChw, words, steps: int = 4):
+        scheduler = self.pipe.scheduler
+        scheduler.set_timesteps(steps)
+        x = latents_BChw * scheduler.init_noise_sigma
+        sigmas = scheduler.sigmas
+        for t, sigma, after in zip(scheduler.timesteps, sigmas[:-1], sigmas[1:], strict=True):
+            out = self.pipe.unet(x / (sigma**2 + 1).sqrt(), t, words, return_dict=False)[0]
+            x0 = x - sigma * out
+            for hook in self.hooks:
+                x0 = hook(self.arguments(x0, float(sigma)))
+            x = x0 + (x - x0) / sigma * after
+        return x
+
+    def arguments(self, x0_BChw, sigma: float):
+        return {"denoised": x0_BChw, "sigma": torch.full((len(x0_BChw),), sigma), "model": self}
+
+
+@pytest.fixture
+def model():
+    pipe, settings = tiny("SD 1.5")
+    pipe.scheduler = diffusers.EulerDiscreteScheduler(**BETAS)
+    model = Model(pipe)
+    model.words = settings["prompt_embeds"]
+    return model
+
+
+@pytest.fixture
+def vae(model):
+    return SimpleNamespace(first_stage_model=Autoencoder(model.pipe.vae), latent_dim=2)
+
+
+SETTINGS = {"prompt": "a red fox", "strength": 0.2, "window_low": 0.1, "window_high": 1.0}
+
+
+def test_it_is_steer(model, vae):
+    """Euler's steps with the hook end where `steer` around the diffusers pipeline does."""
+    latents = noise(BATCH, 4, 16, 32)
+    settings = {"prompt_embeds": model.words, "guidance_scale": 1.0, "height": 32, "width": 64}
+    settings |= {"num_inference_steps": 4, "output_type": "latent", "latents": latents}
+    with torch.no_grad():
+        plain = model.sample(latents, model.words)
+        assert_close(model.pipe(**settings).images, plain, atol=1e-4, rtol=0)
+        objective = TotalVariation() + Range()
+        with steer(model.pipe, objective, strength=0.2):
+            theirs = model.pipe(**settings).images
+        hook = node._hook(Shortcut(strength=0.2), objective, vae.first_stage_model)
+        model.set_model_sampler_post_cfg_function(hook)
+        mine = model.sample(latents, model.words)
+    assert (mine - plain).abs().max() > 0.05
+    assert_close(mine, theirs, atol=1e-3, rtol=0)
+
+
+def test_patch(model, vae, clip_folder):
+    """A clone is steered, in inference mode, where ComfyUI runs; 0 and the rest of the window
+    change no bit; a run repeats, and an image is steered alone as in its batch."""
+    latents, settings = noise(BATCH, 4, 16, 32), {**SETTINGS, "clip": str(clip_folder)}
+    with torch.inference_mode():
+        vae.first_stage_model = copy.deepcopy(vae.first_stage_model)  # as ComfyUI's loader makes it
+        assert next(vae.first_stage_model.parameters()).is_inference()
+        (patched,) = node.SteerByClip().patch(model, vae, **settings)
+        assert not model.hooks and len(patched.hooks) == 1
+        plain, steered = (m.sample(latents, model.words) for m in (model, patched))
+        assert torch.equal(patched.sample(latents, model.words), steered)
+        alone = patched.sample(latents[:1], model.words[:1])
+        assert_close(alone, steered[:1], atol=1e-4, rtol=0)
+        (off,) = node.SteerByClip().patch(model, vae, **{**settings, "strength": 0.0})
+        assert torch.equal(off.sample(latents, model.words), plain)
+        x0 = noise(BATCH, 4, 16, 32)
+        assert patched.hooks[0](model.arguments(x0, 0.01)) is x0
+    clip = node._clip(str(clip_folder), "cpu")
+    objective = Similarity(clip, "a red fox", views=None)
+    with torch.inference_mode():
+        loss_B = [
+            objective(vae.first_stage_model.decode(model.process_latent_out(x)) / 2 + 0.5)
+            for x in (plain, steered)
+        ]
+    assert (loss_B[1] < loss_B[0]).all()
+
+
+def test_a_move_is_as_long_as_it_says(model, vae):
+    """strength · sin(πn/2) · rms(x0), in the type of x0."""
+    hook = node._hook(Shortcut(strength=0.2), TotalVariation(), vae.first_stage_model)
+    x0 = noise(BATCH, 4, 16, 32).half()
+    moved = hook(model.arguments(x0, 1.0))
+    assert moved.dtype == torch.float16
+    size_B = [t.float().flatten(1).square().mean(1).sqrt() for t in (moved - x0, x0)]
+    expected_B = 0.2 * math.sin(math.pi / 4) * size_B[1]
+    assert_close(size_B[0], expected_B, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize(("sampling", "sigma", "expected"), [
+    (Variance(), 1.0, 0.5), (Variance(), 1e9, 1.0), (Flow(), 1.0, 1.0), (Flow(), 0.5, 0.5),
+    (Flow(), 0.0, 0.0),
+])  # fmt: skip
+def test_noise_level(sampling, sigma, expected):
+    assert node._noise(sampling, torch.full((2,), sigma)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_gradients_that_are_no_numbers(model, vae):
+    """That image stays as it is, and the user hears of it."""
+
+    class Broken(TotalVariation):
+        def __call__(self, image_B3HW, generators=None):
+            loss_B = super().__call__(image_B3HW, generators)
+            return loss_B * torch.tensor([math.nan, 1.0])
+
+    hook = node._hook(Shortcut(), Broken(), vae.first_stage_model)
+    x0 = noise(BATCH, 4, 16, 32)
+    with pytest.warns(ClipguideWarning, match="gradient of image 0 is not a number"):
+        moved = hook(model.arguments(x0, 1.0))
+    assert torch.equal(moved[0], x0[0])
+    assert not torch.equal(moved[1], x0[1])
+
+
+def test_inputs_and_errors(model, vae, clip_folder):
+    inputs = node.SteerByClip.INPUT_TYPES()["required"]
+    assert list(inputs) == ["model", "vae", *SETTINGS, "clip"]
+    settings = {**SETTINGS, "clip": str(clip_folder)}
+    with pytest.raises(UsageError, match="The window lies in"):
+        node.SteerByClip().patch(model, vae, **{**settings, "window_low": 1.0})
+    vae.latent_dim = 3
+    with pytest.raises(UsageError, match="Only models of still pictures are steered"):
+        node.SteerByClip().patch(model, vae, **settings)
+
+
+@pytest.fixture(scope="module")
+def comfy():
+    """ComfyUI's own modules, on the CPU."""
+    cli = pytest.importorskip("comfy.cli_args", reason="ComfyUI is not on PYTHONPATH")
+    cli.args.cpu = True
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.sample
+    import comfy.samplers
+    import comfy.sd
+    import comfy.supported_models
+    import comfy.utils
+
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    return comfy
+
+
+def comfy_model(comfy, flow: bool = False):
+    """A patcher of a tiny U-Net, and its VAE, made in inference mode as ComfyUI's loaders do."""
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    unet = {
+        "image_size": 16, "in_channels": 4, "out_channels": 4, "model_channels": 32,
+        "num_res_blocks": [1, 1], "channel_mult": [1, 2], "num_heads": 2, "context_dim": 16,
+        "transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1],
+        "transformer_depth_middle": 1, "use_spatial_transformer": True, "legacy": False,
+        "dtype": torch.float32,
+    }  # fmt: skip
+    parts = {
+        "double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3,
+        "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+    }  # fmt: skip
+    config = comfy.supported_models.SD15(unet)
+    config.unet_config = unet
+    kind = comfy.model_base.ModelType.FLOW if flow else comfy.model_base.ModelType.EPS
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(0)
+        base = comfy.model_base.BaseModel(config, kind)
+        for parameter in base.parameters():  # some are left empty, some zero
+            nn.init.normal_(parameter, std=0.05)
+        settings = {"ddconfig": parts, "embed_dim": 4}
+        own = AutoencoderKL(**copy.deepcopy(settings))
+        for parameter in own.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        vae = comfy.sd.VAE(sd=own.state_dict(), config={"params": settings})
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu), vae
+
+
+def comfy_draw(comfy, model, sampler: str = "euler"):
+    """Four steps, with classifier-free guidance."""
+    latents = torch.zeros(BATCH, 4, 16, 16)
+    words = [[[noise(1, 5, 16, seed=seed), {}]] for seed in (5, 6)]
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            model, noise(BATCH, 4, 16, 16), 4, 4.0, sampler, "normal", *words, latents, seed=1,
+            disable_pbar=True,
+        )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("flow", [False, True])
+def test_in_comfyui(comfy, clip_folder, flow):
+    """0 changes no bit, a strength lowers the loss, and the unpatched model stays as it was."""
+    model, vae = comfy_model(comfy, flow)
+    settings = {**SETTINGS, "clip": str(clip_folder)}
+    plain = comfy_draw(comfy, model)
+    with torch.inference_mode():
+        (off,) = node.SteerByClip().patch(model, vae, **{**settings, "strength": 0.0})
+        (patched,) = node.SteerByClip().patch(model, vae, **settings)
+    assert torch.equal(comfy_draw(comfy, off), plain)
+    steered = comfy_draw(comfy, patched)
+    assert torch.equal(comfy_draw(comfy, model), plain)
+    clip = node._clip(str(clip_folder), "cpu")
+    objective = Similarity(clip, "a red fox", views=None)
+    with torch.inference_mode():
+        loss_B = [objective(vae.decode(x).movedim(-1, 1)) for x in (plain, steered)]
+    assert (loss_B[1] < loss_B[0]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_sampler_of_comfyui(comfy, clip_folder):
+    model, vae = comfy_model(comfy)
+    with torch.inference_mode():
+        (patched,) = node.SteerByClip().patch(model, vae, **SETTINGS, clip=str(clip_folder))
+    for sampler in comfy.samplers.KSampler.SAMPLERS:
+        plain, steered = (comfy_draw(comfy, m, sampler) for m in (model, patched))
+        assert not torch.equal(plain, steered), sampler
+
+
+def test_comfyuis_loader(comfy):
+    """A file of custom_nodes gives its node."""
+    nodes = pytest.importorskip("nodes", reason="ComfyUI's own packages are not installed")
+    assert asyncio.run(nodes.load_custom_node(str(FILE)))
+    assert nodes.NODE_CLASS_MAPPINGS["ClipguideSteer"].FUNCTION == "patch"
+    assert nodes.NODE_DISPLAY_NAME_MAPPINGS["ClipguideSteer"] == "Steer by CLIP"
