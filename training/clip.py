@@ -4,26 +4,33 @@
     python -m training.clip train guide --robust --minutes 40   # then: trained for its gradients
     python -m training.clip export guide                        # clipguide/mini/guide, fp16
 
-The image tower is an EfficientNet-Lite that ImageNet taught to see; its projection starts as the
-classifier's rows times the text vectors of the 1,000 names, so photographs are known before the
-first step. The text tower (`training/text.py`) stays locked (as in LiT, Zhai et al. 2022, with
-the roles exchanged). The loss has four parts: cross-entropy against the texts of all concepts,
-CLIP's contrastive loss against the captions of the batch, the true colour among eleven, and, so
-that photographs are not forgotten, the backbone's own softmax over the 1,000 names on views of
-mixed drawings (learning without forgetting, Li & Hoiem 2016).
+The image tower is an EfficientNet-Lite that ImageNet taught to see. Its head begins as what it
+already knows, in one of two shapes. `mlp`: one hidden unit for each row of the classifier, which
+opens where the logit is clear, and hands on the text vector of that row's name: what is left of the
+classifier's softmax in a head that open_clip has. `linear`, which is smaller: the whitened rows
+times the names. The head is then fitted alone on features that are computed once, and only then
+does the tower move (first the probe, then all: Kumar et al. 2022); its early stages never do. The
+text tower (`training/text.py`) stays locked (as in LiT, Zhai et al. 2022, with the roles
+exchanged). The loss has four parts: cross-entropy against the texts of all concepts, CLIP's
+contrastive loss against the captions of the batch, the true colour among eleven, and, so that
+photographs are not forgotten, the backbone's own softmax over the 1,000 names on crops of ten
+photographs and on mixed drawings (learning without forgetting, Li & Hoiem 2016; distilling from
+very few pictures, Asano & Saeed 2021). Six tenths of the plain phase see 96 pixels, the rest 128
+(progressive resizing, Tan & Le 2021).
 
 `--robust` goes on from the plain model on pictures moved by a one-step L2 attack on the concepts'
 (TeCoA, Mao et al. 2023; CLIPAG, Ganz & Elad 2024), half of them under Gaussian noise or blur as
 well, as an x0 estimate in mid-sampling is.
 
-Legend: B batch, D 384, K concepts, N 1,000 names.
+Legend: B batch, D 384 (512 with `mlp`), F features of the trunk, K concepts, N 1,000 names.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +46,14 @@ from training.data.compose import Mix, TrainingSet
 
 CACHE = common.CACHE / "clip"
 SIZE = 128
+SMALL, SMALL_SHARE = 96, 0.6  # the plain phase's first pixels, and how long it stays with them
 SCALE = 60.0  # of the logits as training begins: 25 left the softmax over 2,400 texts too flat
-MIX = Mix(pairs=0.08, several=0.06, recolour=0.25)
+MIX = Mix(pairs=0.05, several=0.05, recolour=0.2, full=0.6)
+REMEMBERED, MEMORY = 16, 1.0  # views in each batch of 64 that the backbone teaches; their weight
+CLEAR = 6.0  # the logit at which a name's unit opens: drawings' best is about 13, photographs' 20
 BACKBONES = {"guide": 0, "judge": 1, "referee": 2}
+HEADS = {"guide": "mlp", "judge": "linear", "referee": "mlp"}  # three of mlp would be over 80 MB
+WIDE = 512  # open_clip's mlp is twice as wide as the embedding: room for every name's unit
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -51,13 +63,16 @@ def config(name: str) -> dict:
         timm_model_name=f"tf_efficientnet_lite{BACKBONES[name]}",
         timm_model_pretrained=False,
         timm_pool="avg",
-        timm_proj="linear",
+        timm_proj=HEADS[name],
         timm_proj_bias=True,
         image_size=SIZE,
     )
     return {
         "model_cfg": dict(
-            embed_dim=text.DIM, vision_cfg=vision, text_cfg=text.text_config(name), custom_text=True
+            embed_dim=WIDE if HEADS[name] == "mlp" else text.DIM,
+            vision_cfg=vision,
+            text_cfg=text.text_config(name),
+            custom_text=True,
         ),
         "preprocess_cfg": dict(
             mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize_mode="squash"
@@ -66,46 +81,75 @@ def config(name: str) -> dict:
 
 
 def encode_texts(model: nn.Module, texts: list[str]) -> Tensor:
-    """list[str] -> unit vectors_BD, without gradients."""
-    tokenizer, out = text.load_tokenizer(), []
+    """list[str] -> unit vectors_BD, without gradients. Short texts cost what they are long."""
+    tokenizer, out, causal_LL = text.load_tokenizer(), [], model.text.attn_mask
     with torch.inference_mode():
         for k in range(0, len(texts), 256):
             ids = tokenizer(
                 texts[k : k + 256],
-                padding="max_length",
+                padding=True,
                 max_length=text.CONTEXT,
                 truncation=True,
                 return_tensors="pt",
             ).input_ids
+            width = ids.shape[1]
+            model.text.attn_mask = causal_LL[:width, :width]  # open_clip does not cut it
             out.append(F.normalize(model.encode_text(ids).float(), dim=-1))
+    model.text.attn_mask = causal_LL
     return torch.cat(out).clone()
 
 
 def build(name: str) -> nn.Module:
-    """The open_clip model as training begins: backbone, distilled text tower, names' projection."""
+    """The open_clip model as training begins: backbone, distilled text tower, a head of names."""
     from open_clip.model import CustomTextCLIP
 
     cfg = config(name)["model_cfg"]
     model = CustomTextCLIP(cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"])
-    model.text.load_state_dict(torch.load(text.CACHE / f"{name}.pt", weights_only=True))
+    known = torch.load(text.CACHE / f"{name}.pt", weights_only=True)
+    spare = cfg["embed_dim"] - text.DIM  # text vectors stay what they are, zeros behind them
+    known["text_projection"] = F.pad(known["text_projection"], (0, spare))
+    model.text.load_state_dict(known)
     net = common.backbone(BACKBONES[name])
     model.visual.trunk.load_state_dict(net.state_dict(), strict=False)
     name_ND = encode_texts(model, common.imagenet_names())
-    rows_NF = net.classifier.weight.detach()
+    start = mlp_start if HEADS[name] == "mlp" else linear_start
     with torch.no_grad():
-        start_DF = (name_ND - name_ND.mean(0)).T @ (rows_NF - rows_NF.mean(0))
-        model.visual.head.proj.weight.copy_(start_DF / start_DF.norm() * 10)
-        model.visual.head.proj.bias.zero_()
+        start(model.visual.head, net.classifier, name_ND - name_ND.mean(0))
         model.logit_scale.fill_(np.log(SCALE))
     model.text.requires_grad_(False)
     return model.to(memory_format=torch.channels_last)
 
 
+def mlp_start(head: nn.Module, classifier: nn.Linear, name_ND: Tensor) -> None:
+    """A unit for each name, open where its logit is above CLEAR, hands on the name's text vector;
+    the units that are left start at random, for drawings."""
+    fc1, fc2, n = head.mlp.fc1, head.mlp.fc2, len(name_ND)
+    fc1.weight[:n], fc1.bias[:n] = classifier.weight, classifier.bias - CLEAR
+    fc2.weight *= 0.3
+    fc2.weight[:, :n] = name_ND.T
+    fc2.weight[text.DIM :] = 0  # no text is there
+    fc2.bias.zero_()
+
+
+def linear_start(head: nn.Module, classifier: nn.Linear, name_ND: Tensor) -> None:
+    """The whitened rows of the classifier times the names (ridge regression, rows as features)."""
+    rows_NF = classifier.weight - classifier.weight.mean(0)
+    second_FF = rows_NF.T @ rows_NF
+    ridge_FF = second_FF + second_FF.diagonal().mean() * torch.eye(len(second_FF))
+    start_DF = torch.linalg.solve(ridge_FF, rows_NF.T @ name_ND).T
+    head.proj.weight.copy_(start_DF / start_DF.norm() * 10)
+    head.proj.bias.zero_()
+
+
+def features(model: nn.Module, image_B3HW: Tensor) -> Tensor:
+    """Images in [0, 1] -> what the projection sees_BF. Batch norm keeps its statistics."""
+    x = (image_B3HW * 2 - 1).contiguous(memory_format=torch.channels_last)
+    return model.visual.trunk(x)
+
+
 def encode(model: nn.Module, image_B3HW: Tensor) -> Tensor:
-    """Images in [0, 1] at the model's size -> unit vectors_BD. Batch norm keeps its statistics."""
-    return F.normalize(
-        model.visual((image_B3HW * 2 - 1).contiguous(memory_format=torch.channels_last)), dim=-1
-    )
+    """Images in [0, 1] -> unit vectors_BD."""
+    return F.normalize(model.visual.head(features(model, image_B3HW)), dim=-1)
 
 
 class Recipe:
@@ -132,24 +176,36 @@ class Recipe:
         self.concept_KD, self.name_ND = tables["concepts"], tables["names"]
         self.colour_K11D = tables["colours"].view(len(concepts), len(TERMS), -1)
         self.generator = torch.Generator().manual_seed(0)
+        self.crops = np.load(common.DATA / "crops.npy", mmap_mode="r")
 
     def views(self, image_B3HW: Tensor, count: int) -> Tensor:
-        """Pictures to remember ImageNet on: zooms of two drawings laid over each other, tinted."""
-        g = self.generator
-        a, b = image_B3HW[:count], image_B3HW.flip(0)[:count]
+        """Pictures to remember ImageNet on: photographs' crops, two thirds of them laid over each
+        other; and of every three one laid over a drawing; zoomed, mirrored, tinted, noised."""
+        g, (h, w) = self.generator, image_B3HW.shape[-2:]
+        rows = torch.randint(len(self.crops), (2, count), generator=g).numpy()
+        a, b = (
+            F.interpolate(
+                torch.from_numpy(self.crops[np.sort(r)]).permute(0, 3, 1, 2).float() / 255,
+                (h, w),
+                mode="bilinear",
+                antialias=True,
+            )
+            for r in rows
+        )
+        b = b[torch.randperm(count, generator=g)]
+        b[::3] = image_B3HW[:count][::3]
         mix = torch.rand(count, 1, 1, 1, generator=g)
+        mix[1::3] = 1
         gain = 0.6 + 0.6 * torch.rand(count, 3, 1, 1, generator=g)
-        zoom = 0.4 + 0.6 * torch.rand(count, generator=g)
-        shift = (1 - zoom)[:, None] * (2 * torch.rand(count, 2, generator=g) - 1)
+        zoom = 0.5 + 0.5 * torch.rand(count, generator=g)
         theta = torch.zeros(count, 2, 3)
-        theta[:, 0, 0] = theta[:, 1, 1] = zoom
-        theta[:, :, 2] = shift
+        theta[:, 0, 0] = zoom * (torch.randint(2, (count,), generator=g) * 2 - 1)
+        theta[:, 1, 1] = zoom
+        theta[:, :, 2] = (1 - zoom)[:, None] * (2 * torch.rand(count, 2, generator=g) - 1)
         grid = F.affine_grid(theta, list(a.shape), align_corners=False)
         mixed = F.grid_sample((a * mix + b * (1 - mix)) * gain, grid, align_corners=False)
-        noise = (
-            torch.randn(mixed.shape, generator=g) * 0.1 * torch.rand(count, 1, 1, 1, generator=g)
-        )
-        return (mixed + noise).clamp(0, 1)
+        sigma = 0.1 * torch.rand(count, 1, 1, 1, generator=g)
+        return (mixed + torch.randn(mixed.shape, generator=g) * sigma).clamp(0, 1)
 
     def soften(self, image_B3HW: Tensor) -> Tensor:
         """Half of the pictures noised (sigma up to 0.35) or blurred, as mid-sampling x0 is."""
@@ -167,25 +223,11 @@ class Recipe:
             encode(model, image_B3HW), self.concept_KD, target_BK, model.logit_scale.exp()
         )
 
-    def __call__(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, float]]:
-        image, target, scale = (
-            batch["image"],
-            batch["target"],
-            model.logit_scale.exp().clamp(max=100),
-        )
-        if self.robust:
-            image = self.soften(image)
-            radius = 0.5 + 2.5 * torch.rand(len(image), generator=self.generator)
-            image = l2_attack(
-                lambda x: self.concept_loss(model, x, target),
-                image,
-                radius_B=radius,
-                steps=1,
-                generator=self.generator,
-            )
-        seen = self.views(batch["image"], len(image) // 4)
-        vectors = encode(model, torch.cat([image, seen]))
-        image_BD, seen_BD = vectors[: len(image)], vectors[len(image) :]
+    def parts(
+        self, image_BD: Tensor, seen_BD: Tensor, teacher_BN: Tensor, batch: dict, scale: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of encoded pictures and views, and its parts."""
+        target = batch["target"]
         concept = bank_loss(image_BD, self.concept_KD, target, scale).mean()
         caption = caption_loss(image_BD, batch["text"], scale).mean()
         known = batch["colour"] >= 0
@@ -197,11 +239,11 @@ class Recipe:
             if known.any()
             else concept * 0
         )
-        with torch.no_grad():
-            teacher = self.teacher((seen * 2 - 1).contiguous(memory_format=torch.channels_last))
         student = (scale * seen_BD @ self.name_ND.T).log_softmax(-1)
-        memory = F.kl_div(student, teacher.log_softmax(-1), log_target=True, reduction="batchmean")
-        loss = concept + 0.5 * caption + 0.5 * colour + 1.0 * memory
+        memory = F.kl_div(
+            student, teacher_BN.log_softmax(-1), log_target=True, reduction="batchmean"
+        )
+        loss = concept + 0.5 * caption + 0.5 * colour + MEMORY * memory
         return loss, {
             "concept": concept.item(),
             "caption": caption.item(),
@@ -210,17 +252,43 @@ class Recipe:
             "scale": scale.item(),
         }
 
+    def __call__(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, float]]:
+        image = batch["image"]
+        seen = self.views(image, REMEMBERED * len(image) // 64)
+        if self.robust:
+            target, image = batch["target"], self.soften(image)
+            radius = 0.5 + 2.5 * torch.rand(len(image), generator=self.generator)
+            image = l2_attack(
+                lambda x: self.concept_loss(model, x, target),
+                image,
+                radius_B=radius,
+                steps=1,
+                generator=self.generator,
+            )
+        with torch.no_grad():
+            teacher = self.teacher((seen * 2 - 1).contiguous(memory_format=torch.channels_last))
+        vectors = encode(model, torch.cat([image, seen]))
+        scale = model.logit_scale.exp().clamp(max=100)
+        return self.parts(vectors[: len(image)], vectors[len(image) :], teacher, batch, scale)
+
 
 # ------------------------------------------------------------------ training
 def batches(
-    data: TrainingSet, recipe: Recipe, model: nn.Module, size: int, rng: np.random.Generator
+    data: TrainingSet,
+    recipe: Recipe,
+    model: nn.Module,
+    count: int,
+    rng: np.random.Generator,
+    pixels: Callable[[], int] = lambda: SIZE,
 ) -> Iterator[dict]:
-    """Endless batches: image (B, 3, 128, 128) in [0, 1], target_BK, caption vectors, colour_B
-    (index of the true term, or -1)."""
+    """Endless batches: image (B, 3, pixels, pixels) in [0, 1], target_BK, caption vectors,
+    colour_B (index of the true term, or -1)."""
     while True:
-        samples = [data.sample(rng) for _ in range(size)]
+        samples = [data.sample(rng) for _ in range(count)]
         image = torch.from_numpy(np.stack([s.rgb for s in samples])).permute(0, 3, 1, 2) / 255
-        target = torch.zeros(size, len(recipe.index))
+        if (side := pixels()) != SIZE:
+            image = F.interpolate(image, (side, side), mode="bilinear", antialias=True)
+        target = torch.zeros(count, len(recipe.index))
         for row, sample in zip(target, samples):
             for concept in sample.concepts:
                 row[recipe.index[concept]] = 1 / len(sample.concepts)
@@ -265,26 +333,66 @@ def sheet(path: Path, model: nn.Module, recipe: Recipe, data: TrainingSet) -> No
 
 
 def freeze_start(model: nn.Module) -> None:
-    """The stem and the first two stages stay as ImageNet left them (the plain phase only)."""
+    """The stem and the first three stages stay as ImageNet left them (the plain phase only)."""
     trunk = model.visual.trunk
-    for part in (trunk.conv_stem, trunk.bn1, *trunk.blocks[:2]):
+    for part in (trunk.conv_stem, trunk.bn1, *trunk.blocks[:3]):
         part.requires_grad_(False)
+
+
+def probe(
+    model: nn.Module, recipe: Recipe, source: Iterator[dict], count: int = 160, epochs: int = 12
+) -> None:
+    """Fit the projection and the scale alone, on features of `count` batches computed once."""
+    known = []
+    for batch in islice(source, count):
+        image = batch.pop("image")
+        seen = recipe.views(image, len(image) // 2)
+        with torch.no_grad():
+            both = features(model, torch.cat([image, seen]))
+            teacher = recipe.teacher.classifier(both[len(image) :])  # the trunk is still its own
+        known.append({**batch, "features": both, "teacher": teacher})
+    head = model.visual.head
+
+    def loss(part: nn.Module, batch: dict) -> tuple[Tensor, dict[str, float]]:
+        vectors, n = F.normalize(head(batch["features"]), dim=-1), len(batch["text"])
+        scale = model.logit_scale.exp().clamp(max=100)
+        return recipe.parts(vectors[:n], vectors[n:], batch["teacher"], batch, scale)
+
+    trained = [*head.parameters(), model.logit_scale]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.02)
+    steps = epochs * count
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * 0.5 * (1 + np.cos(np.pi * step / steps))
+        value, parts = loss(head, known[torch.randint(count, ()).item()])
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        if step % 160 == 0:
+            print("probe", step, {k: round(v, 3) for k, v in parts.items()}, flush=True)
 
 
 @app.command()
 def train(name: str, robust: bool = False, minutes: float = 25, batch: int = 64) -> None:
     """Train a plain model, or go on from the plain one for its gradients, within `minutes`."""
     stage = CACHE / f"{name}{'-robust' if robust else ''}"
+    checkpoint = stage.with_suffix(".checkpoint")
     data = TrainingSet(common.DATA, size=SIZE, mix=MIX)
     model = build(name)
+    model.eval()  # batch norm keeps ImageNet's statistics; there is no dropout
     recipe = Recipe(name, model, data.concepts, robust)
+    tests = {"held": data.held_rows(), "openmoji": data.style_rows("openmoji")[:400]}
+    rng = np.random.default_rng(BACKBONES[name])
     if robust:
         model.load_state_dict(torch.load(f"{CACHE / name}.pt", weights_only=True))
         with torch.no_grad():
             model.logit_scale.fill_(np.log(SCALE))
     else:
+        if not checkpoint.exists():
+            probe(model, recipe, batches(data, recipe, model, batch, rng))
+            for test, rows in tests.items():
+                print("probe", test, accuracy(model, recipe, rows, data), flush=True)
         freeze_start(model)
-    model.eval()  # batch norm keeps ImageNet's statistics; there is no dropout
     rate = 2e-4 if robust else 6e-4
     fit = Fit(
         model,
@@ -292,13 +400,15 @@ def train(name: str, robust: bool = False, minutes: float = 25, batch: int = 64)
         FitConfig(minutes=minutes, lr=rate, ema=0.998),
         scale=lambda n: 1.0 if "head" in n or "logit" in n else 0.5,
     )
-    checkpoint = stage.with_suffix(".checkpoint")
     if checkpoint.exists():
         fit.load_state_dict(torch.load(checkpoint, weights_only=True))
+
+    def pixels() -> int:
+        return SMALL if not robust and fit.minutes < SMALL_SHARE * minutes else SIZE
+
     rng = np.random.default_rng([BACKBONES[name], fit.index])
     log = common.Log(stage.with_suffix(".csv"))
-    tests = {"held": data.held_rows(), "openmoji": data.style_rows("openmoji")[:400]}
-    for step in fit.run(batches(data, recipe, model, batch, rng)):
+    for step in fit.run(batches(data, recipe, model, batch, rng, pixels)):
         if step.index % 50 == 0:
             log(step=step.index, minutes=step.minutes, loss=step.loss, **step.parts)
         if step.index % 300 == 0:

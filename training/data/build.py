@@ -2,6 +2,7 @@
 
 pictures.npy    uint8 (N, 192, 192, 4), RGBA not premultiplied; 0 where transparent
 manifest.jsonl  one line a picture, in the same order
+crops.npy       uint8 (2400, 128, 128, 3), of ten photographs (`photographs.py`)
 table.md        sets, packages, versions, licences, counts, and what was left out
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from training.data.captions import banned_words
 from training.data.collect import Collector, Drawing
+from training.data.photographs import PHOTOGRAPHS, crops
 from training.data.render import SIZE, LeftOut, render
 from training.data.sources import SETS, fetch, version
 
@@ -29,9 +31,11 @@ NEAR = 0.08  # RMSE of 32x32 on white, values in [0, 1]: nearer is nearly the sa
 
 def build(out: Path, root: Path, workers: int = 2) -> None:
     """Make the data folder `out` from the sources under `root` (fetched where missing)."""
-    collector = Collector(fetch(root))
+    sources = fetch(root)
+    collector = Collector(sources)
     drawings = collector.all()
     out.mkdir(parents=True, exist_ok=True)
+    np.save(out / "crops.npy", crops(sources.photographs))
     raw, lines, seen = out / "pictures.raw", [], set()
     with raw.open("wb") as file, multiprocessing.Pool(workers) as pool:
         tasks = [(d.source, d.is_path, d.grey_rule) for d in drawings]
@@ -152,6 +156,8 @@ def table(lines: list[dict], dropped: Counter) -> str:
                     + " | ".join(map(str, counts)) + " |")
     rows += ["", "| left out, because | drawings |", "|---|---|"]
     rows += [f"| {why} | {count} |" for why, count in dropped.most_common()]
+    rows += ["", "| photograph, for its crops | licence | author |", "|---|---|---|"]
+    rows += [f"| {name} | {licence} | {who} |" for name, (licence, who) in PHOTOGRAPHS.items()]
     near = sum(bool(line.get("near_train")) for line in lines)
     rows += ["", f"{near} pictures of the test styles are nearly a training picture "
              f"(32x32 RMSE < {NEAR}) and are marked `near_train`."]

@@ -46,6 +46,7 @@ class Mix:
     several: float = 0.12
     recolour: float = 0.35
     ground: float = 0.4
+    full: float = 0.0  # of the single things, those that fill the picture
     symbols: float = 0.4  # of the symbols that turn up, so many stay
 
 
@@ -178,7 +179,7 @@ class TrainingSet:
         grammar = Grammar(rng)
         rgba, colour, painted = self.thing(row, rng, self.mix.recolour)
         canvas, ground = self.ground([row], [rgba], rng)
-        scale = float(rng.uniform(0.4, 1.1))
+        scale = float(rng.uniform(0.85 if rng.random() < self.mix.full else 0.4, 1.1))
         x, y = rng.uniform(0, 1, 2)
         if rng.random() < 0.25 and not row["symbol"]:
             rgba = np.asarray(Image.fromarray(rgba).rotate(rng.uniform(-20, 20), Image.BILINEAR))

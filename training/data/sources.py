@@ -19,7 +19,8 @@ NPM = {
     "emojibase-data": "17.0.0",
 }
 DEBIAN = {"openclipart-svg": "1:0.18+dfsg-19", "tango-icon-theme": "0.8.90-11",
-          "wordnet-base": "1:3.0-37", "wamerican-large": "2020.12.07-2"}
+          "wordnet-base": "1:3.0-37", "wamerican-large": "2020.12.07-2",
+          "lomiri-wallpapers-16.04": "20.04.0-2"}
 PYPI = {"arcade": "3.3.3"}
 
 
@@ -128,6 +129,10 @@ class Sources:
         return self.root / "deb/w/usr/share/dict"
 
     @property
+    def photographs(self) -> Path:
+        return self.root / "deb/p/usr/share/backgrounds"
+
+    @property
     def arcade(self) -> Path:
         return self.root / "pip/x/arcade/resources/assets/images"
 
@@ -148,8 +153,9 @@ def fetch(root: Path) -> Sources:
             raise SystemExit(f"{name} is {found['version']}, not {number}: remove {root / 'npm'}.")
     for (name, number), short, unpacked in zip(
         DEBIAN.items(),
-        "xtww",
-        (sources.openclipart, sources.tango, sources.wordnet, sources.dictionary),
+        "xtwwp",
+        (sources.openclipart, sources.tango, sources.wordnet, sources.dictionary,
+         sources.photographs),
         strict=True,
     ):
         if not unpacked.is_dir():
