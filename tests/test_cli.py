@@ -372,7 +372,7 @@ def test_ctrl_c_keeps_what_is_finished(tiny_mini, tmp_path):
         assert run.poll() is None, run.communicate()
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
-    stdout, stderr = run.communicate(timeout=30)
+    stdout, stderr = run.communicate(timeout=120)
     assert run.returncode == 130 and "Traceback" not in stderr and "stopped" in stderr
     names = sorted(os.listdir(), key=lambda name: int(name[4:-4]))
     assert [line.split("  ")[0] for line in stdout.splitlines()] == names and len(names) >= 2

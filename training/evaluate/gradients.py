@@ -113,7 +113,7 @@ def chosen_concepts(things: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """How often the referee has the concept in the top 5 of all, for both guides."""
+    """How often the referee has the concept in the top 5 of all: the guide, then the plain one."""
     drawings = all_drawings()
     concepts, searched = chosen_concepts(drawings.things())
     concepts, searched = settings.cut(concepts), settings.cut(searched)
@@ -121,7 +121,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
     text_KD = referee.encode_text(drawings.concepts)
     target_B = torch.tensor([drawings.place[concept] for concept in concepts])
     shares = {}
-    for name in ("guide-plain", "guide"):
+    for name in ("guide", "guide-plain"):
         clip = settings.clip(name)
         print(f"{name}: searching on {len(searched)} concepts", flush=True)
         choice = search(clip, judge, searched, max(1, settings.steps // 2))
