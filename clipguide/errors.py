@@ -21,6 +21,14 @@ class ClipguideWarning(UserWarning):
     """Something was done otherwise than asked: a text cut, a setting without effect."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch, on whatever device, says by this that there was no memory left."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = ("can't allocate memory", "not enough memory")  # of the CPU's allocator
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+
+
 def close_matches(name: str, known: Iterable[str]) -> str:
     """' Did you mean a or b?' for the known names nearest to name; all of them if none is near.
 

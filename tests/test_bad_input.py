@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from clipguide.pipelines.text_to_image import TextToImage
 from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
@@ -214,6 +216,12 @@ def test_a_full_disk(tiny_mini):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "free some space" in message
+
+
+def test_no_memory(tiny_mini, monkeypatch):
+    """The allocator's own error, from where pictures are drawn."""
+    monkeypatch.setattr(TextToImage, "iterate", lambda *_, **__: torch.empty(2**50))
+    assert "not enough memory" in refused("generate", "fox", code=1)
 
 
 @pytest.fixture

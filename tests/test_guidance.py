@@ -19,6 +19,7 @@ from clipguide.guidance.decoders import Decoder
 from clipguide.guidance.run import Run
 from clipguide.guidance.shortcut import Shortcut, pull
 from clipguide.objectives import Objective, Similarity, TotalVariation, fresh_generators
+from clipguide.views import Cutouts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
@@ -331,6 +332,34 @@ def test_a_gradient_that_is_not_a_number(pipe):
     assert messages[3] == "Steering stops after 3 gradients that are no numbers."
     assert (s.report.skipped, s.report.steered, broken.calls) == (3, 5, 5)
     assert image.isfinite().all()
+
+
+@pytest.mark.parametrize("room", [2, 0])
+def test_memory_runs_out(pipe, clip, monkeypatch, room):
+    """The same views, fewer at a time, said once; not a crash, nor another picture."""
+    objective = Similarity(clip, "a fox", views=Cutouts(number=4))
+    with steer(pipe, objective):
+        roomy = draw(pipe)
+    encode, asked = clip.encode_image, []
+
+    def cramped(image_B3HW):
+        asked.append(len(image_B3HW))
+        if len(image_B3HW) > room:
+            raise torch.OutOfMemoryError("no memory")
+        return encode(image_B3HW)
+
+    monkeypatch.setattr(clip, "encode_image", cramped)
+    if not room:
+        with pytest.warns(ClipguideWarning), pytest.raises(ClipguideError, match="single view"):
+            with steer(pipe, objective):
+                draw(pipe)
+        return
+    with pytest.warns(ClipguideWarning, match="Memory ran out") as caught:
+        with steer(pipe, objective) as s:
+            image = draw(pipe)
+    assert len(caught) == 1 and s.report.warnings == [str(caught[0].message)]
+    assert sum(number > room for number in asked) == 3  # all at once, 8 at a time, 4 at a time
+    assert_close(image, roomy, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -8,11 +8,16 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import ClipguideError, UsageError
+from ..errors import ClipguideError, UsageError, out_of_memory
 from .generate import generate
 from .models import models
 from .plot import plot
 from .replay import replay
+
+NO_MEMORY = (
+    "clipguide: there is not enough memory; one picture at a time (--exact), a smaller --size or "
+    "--decoder linear needs less."
+)
 
 
 class _Commands(TyperGroup):
@@ -22,6 +27,11 @@ class _Commands(TyperGroup):
         except ClipguideError as error:
             typer.echo(f"clipguide: {error}", err=True)
             raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            typer.echo(NO_MEMORY, err=True)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("clipguide: stopped; the pictures that were finished are kept.", err=True)
             raise typer.Exit(130) from None

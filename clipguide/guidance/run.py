@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..errors import ClipguideError, out_of_memory
 from ..objectives import Objective
+from ..objectives.features import views_at_a_time
 from .parameterisation import Level
 
 if TYPE_CHECKING:
     from .travel import Travel
+
+
+SPARING = 8  # views encoded at a time when memory has run out once; then half as many, and so on
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class Outcome:
 class Run:
     """One run of the pipeline. `generators` feed the objective; `streams`, one a sample too, all
     else that a method draws; `warn` takes a sentence to the report and to the user; `memory` is
-    what a call method has for its own `start`, or what a method keeps; `travel` repeats steps."""
+    what a call method has for its own `start`, or what a method keeps; `travel` repeats steps;
+    `chunk` views are encoded at a time since memory ran out, all of them while it is None."""
 
     scheduler: object
     decode: Callable[[torch.Tensor], torch.Tensor]
@@ -73,6 +79,7 @@ class Run:
     memory: object = None
     factor_B: torch.Tensor | None = None  # of the strength, where trust fell
     travel: Travel | None = None
+    chunk: int | None = None
 
     def loss(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """image_N3HW and loss_B, without gradients."""
@@ -82,8 +89,34 @@ class Run:
 
     def gradient(self, x0: torch.Tensor, of: torch.Tensor | None = None) -> Gradient:
         """The gradient at x0, whatever grad mode the pipeline runs in; by `of`, which x0 was
-        computed from, if it is given."""
-        with torch.inference_mode(False), torch.enable_grad():
+        computed from, if it is given.
+
+        Where memory runs out, the same views are encoded fewer at a time, as for all that follow;
+        ClipguideError if one at a time is too many.
+        """
+        while True:
+            states = [generator.get_state() for generator in self.generators]
+            try:
+                return self._gradient(x0, of)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            for generator, state in zip(self.generators, states, strict=True):
+                generator.set_state(state)
+            self._spare()
+
+    def _spare(self) -> None:
+        if self.chunk == 1:
+            raise ClipguideError(
+                "There is no memory for the gradient of a single view; a cheaper decoder (linear "
+                "or tiny), fewer images at a time or a smaller picture needs less."
+            )
+        if self.chunk is None:
+            self.warn("Memory ran out: fewer views are encoded at a time, which takes longer.")
+        self.chunk = SPARING if self.chunk is None else self.chunk // 2
+
+    def _gradient(self, x0: torch.Tensor, of: torch.Tensor | None) -> Gradient:
+        with torch.inference_mode(False), torch.enable_grad(), views_at_a_time(self.chunk):
             if of is None:
                 of = x0 = x0.clone().requires_grad_()
             image_N3HW = self.decode(x0)

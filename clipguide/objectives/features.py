@@ -6,7 +6,9 @@ embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,19 @@ from ..errors import UsageError
 from ..views import Cutouts
 from .base import Generators, fresh_generators, times_each
 
+_LIMIT: ContextVar[int | None] = ContextVar("views encoded at a time", default=None)
+
 Pictures = Image.Image | torch.Tensor | Sequence[Image.Image | torch.Tensor]
+
+
+@contextmanager
+def views_at_a_time(number: int | None) -> Iterator[None]:
+    """Within it no encoder of this thread encodes more views at once; None is as they like."""
+    token = _LIMIT.set(number)
+    try:
+        yield
+    finally:
+        _LIMIT.reset(token)
 
 
 class Encoder:
@@ -62,9 +76,10 @@ class Encoder:
         return unit_BND, source_BND
 
     def _encode(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        if self.chunk is None:
+        limits = [number for number in (self.chunk, _LIMIT.get()) if number is not None]
+        if not limits:
             return self.clip.encode_image(image_B3HW)
-        parts = image_B3HW.split(self.chunk)
+        parts = image_B3HW.split(min(limits))
         if not torch.is_grad_enabled():
             return torch.cat([self.clip.encode_image(part) for part in parts])
         return torch.cat([self._checkpointed(part) for part in parts])
