@@ -360,6 +360,11 @@ main()
 """
 
 
+def heed_interrupts():
+    """A shell's background job, as the tests may be, hands on that interrupts are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_keeps_what_is_finished(tiny_mini, tmp_path):
     options = ["fox", "--seed", "7", "--count", "1000", "--exact", "--steps", "2"]
     run = subprocess.Popen(
@@ -367,6 +372,7 @@ def test_ctrl_c_keeps_what_is_finished(tiny_mini, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     while not Path("fox-8.png").exists():  # the test's own limit ends this if it never comes
         assert run.poll() is None, run.communicate()
