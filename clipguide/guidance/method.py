@@ -55,6 +55,11 @@ class Method:
         return False
 
     @property
+    def taped(self) -> bool:
+        """Whether a run of it can go on from a tape: it remembers nothing from step to step."""
+        return False
+
+    @property
     def runs(self) -> int:
         """How many runs of the pipeline a picture takes, about."""
         return 1

@@ -58,6 +58,10 @@ class Shortcut(Method):
     def idle(self) -> bool:
         return not self.strength
 
+    @property
+    def taped(self) -> bool:
+        return not (self.momentum or self.called)
+
     def check(self, pipe: object) -> None:
         if self.travel > 1:
             travel.check(pipe)

@@ -38,6 +38,7 @@ from .report import Report, Step, Trace
 from .rollover import Rollover
 from .run import At, Gradient, Outcome, Run, streams
 from .shortcut import Shortcut
+from .tape import Kept, Tape
 from .trust import Trust
 
 METHODS: dict[str, type[Method]] = {
@@ -65,6 +66,7 @@ def steer(
     trace: bool = False,
     generators: Generators | None = None,
     on_step: Callable[[Step], None] | None = None,
+    tape: str | Path | None = None,
 ) -> Steering:
     """A context in which `pipe(…)`, or `s(…)` by any method, is steered.
 
@@ -86,6 +88,10 @@ def steer(
         trace: score at every step, for `report.rows`; it changes no bit of a picture.
         generators: one on the CPU for each image, for its views; by default all begin alike.
         on_step: called after each step.
+        tape: a folder, made if need be, that keeps each step of the first run in the context; where
+            it has steps of that run already, as one that was stopped left them, the run goes on
+            from the last, with the same bits. What a method knows of earlier steps is not on it:
+            methods with such a memory, and decoder="auto", begin anew.
 
     `strength`, `window`, `every` and `inner` are the method's own where they are None.
 
@@ -127,6 +133,7 @@ def steer(
         trace=trace,
         generators=generators,
         on_step=on_step,
+        tape=None if tape is None or decoder == "auto" or not config.taped else Path(tape),
         ignored=tuple(ignored),
     )
 
@@ -148,6 +155,7 @@ class Steering:
         trace: bool,
         generators: Generators | None,
         on_step: Callable[[Step], None] | None,
+        tape: Path | None,
         ignored: tuple[str, ...],
     ) -> None:
         self.pipe, self.objective, self.method = pipe, objective, method
@@ -159,6 +167,7 @@ class Steering:
         self._scheduler = self._travel = self._calling = self._memory = None
         self._acting: Method | None = method
         self._differentiable = False
+        self._folder, self._tape, self._mute = tape, None, None
 
     # ------------------------------------------------------------ the context
     def __enter__(self) -> Steering:
@@ -181,11 +190,15 @@ class Steering:
         self._asked = self._ever = False  # whether a run was to be steered, and a step of one was
         self._decoder.freeze()
         self._overheard = Overheard(self.pipe)
+        if self._folder is not None:
+            self._tape = Tape(self._folder)
+            self._mute = self._tape.listen(self.pipe)
         return self
 
     def __exit__(self, exception_type: type | None, *_: object) -> None:
         scheduler, self._scheduler = self._scheduler, None
         self._overheard.close()
+        self._rewound()
         del scheduler.step
         if self._instance_step is not None:
             scheduler.step = self._instance_step
@@ -312,7 +325,11 @@ class Steering:
         at = At(self._index, timestep, level, sample, model_output, x0)
         outcome = Outcome(model_output, sample)
         self._running.objective = self.objective.at(min(max(1 - level.noise, 0.0), 1.0))
-        if method is not None and self._is_due(method, level.noise):
+        due = method is not None and self._is_due(method, level.noise)
+        kept = self._tape.next() if self._tape and self._tape.replaying else None
+        if kept:
+            outcome = self._replayed(kept, outcome, due)
+        elif due:
             if self._choosing:
                 self._choose(x0)
             outcome = self._act(at)
@@ -321,11 +338,27 @@ class Steering:
         if method is not None:
             seen = replace(at, model_output=outcome.model_output, sample=outcome.sample)
             after = method.after(self._running, seen)
-        self._observe(at, outcome)
+        self._observe(at, outcome, kept)
         stepped = original(outcome.model_output, timestep, outcome.sample, *args, **kwargs)
         self._last_x0 = self._previous(stepped, after, at)
         self._index += 1
         return self._with_previous(stepped, self._last_x0)
+
+    def _replayed(self, kept: Kept, outcome: Outcome, due: bool) -> Outcome:
+        """What the scheduler was given at this step before the run was stopped."""
+        for generator, state in zip(self._running.generators, kept.states, strict=True):
+            generator.set_state(state)
+        outcome.model_output = kept.model_output.to(outcome.model_output)
+        outcome.finite_B = kept.finite_B
+        if due:
+            self._count(outcome)
+        return outcome
+
+    def _rewound(self) -> None:
+        """The run that was taped is over."""
+        if self._mute:
+            self._mute.close()
+        self._tape = self._mute = None
 
     def _previous(self, stepped, after, at: At) -> torch.Tensor:
         """The scheduler's new sample, as the pipeline is to get it."""
@@ -363,6 +396,11 @@ class Steering:
         )
 
     def _begin(self, timesteps: torch.Tensor, sample: torch.Tensor) -> None:
+        if self._tape:
+            if self._tape.position:
+                self._rewound()
+            else:
+                self._tape.begin(sample, timesteps)
         self._total, self._index, self._covered = len(timesteps), 0, 0
         if self._travel:
             self._travel.settle()
@@ -407,8 +445,8 @@ class Steering:
         if bad and self.report.skipped >= MAX_SKIPPED:
             self._warn(f"Steering stops after {self.report.skipped} gradients that are no numbers.")
 
-    def _observe(self, at: At, outcome: Outcome) -> None:
-        """Score, trace, trust, and tell on_step."""
+    def _observe(self, at: At, outcome: Outcome, kept: Kept | None) -> None:
+        """Score, trace, trust, and tell on_step; of a step that was kept, what was seen then."""
         total = self._total
 
         @functools.cache
@@ -416,7 +454,8 @@ class Steering:
             if outcome.image_N3HW is not None:
                 return outcome.image_N3HW
             with torch.no_grad():
-                return self._decoder(at.x0.detach())
+                x0 = at.level.x0(outcome.model_output, at.sample) if kept else at.x0
+                return self._decoder(x0.detach())
 
         due = at.index % self.score_every == 0 or at.index == total - 1
         scored = (due or self._tracing) and self._acting is not None
@@ -424,15 +463,11 @@ class Steering:
         def score(similarity: Similarity | None) -> torch.Tensor | None:
             return similarity.score(preview()).cpu() if similarity and scored else None
 
-        trace = Trace(
-            index=at.index,
-            noise=at.level.noise,
-            sigma=at.level.sigma,
-            **self._measured(at, outcome),
-            guide_score_B=score(self.guide),
-            judge_score_B=score(self.judge),
-        )
+        trace = kept.trace if kept else self._seen(at, outcome, score)
         self.report.trace.append(trace)
+        if self._tape and not kept:
+            states = [generator.get_state() for generator in self._running.generators]
+            self._tape.keep(Kept(outcome.model_output, outcome.finite_B, states, trace))
         if due and trace.judge_score_B is not None:
             self._doubt(trace)
         if self.on_step:
@@ -446,6 +481,16 @@ class Steering:
                     preview=preview,
                 )
             )
+
+    def _seen(self, at: At, outcome: Outcome, score: Callable) -> Trace:
+        return Trace(
+            index=at.index,
+            noise=at.level.noise,
+            sigma=at.level.sigma,
+            **self._measured(at, outcome),
+            guide_score_B=score(self.guide),
+            judge_score_B=score(self.judge),
+        )
 
     def _measured(self, at: At, outcome: Outcome) -> dict[str, torch.Tensor]:
         """What an evaluation measured, on the CPU; what is of x0's device is brought in one go."""

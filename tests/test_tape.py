@@ -1,0 +1,139 @@
+"""Runs that were stopped go on from their last step: the same bits, and nothing is drawn twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_families import draw as draw_tiny
+from test_guidance import PAIRS, STEPS, draw, use
+from tiny_pipelines import TINY, tiny
+
+from clipguide.errors import ClipguideError
+from clipguide.guidance import Particles, Shortcut, steer
+from clipguide.guidance.families import denoiser
+from clipguide.objectives import Similarity, TotalVariation
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+
+
+class Stop(Exception):
+    """Somebody pulled the plug."""
+
+
+def run(pipe, objective, tape, *, stop=None, seeds=(3, 4), **settings):
+    """image_B3HW, its report, and how often the denoiser was asked; stopped after step `stop`."""
+    asked = []
+    hook = denoiser(pipe).register_forward_pre_hook(lambda *_: asked.append(1))
+
+    def on_step(step):
+        if step.index == stop:
+            raise Stop
+
+    try:
+        with steer(pipe, objective, tape=tape, on_step=on_step, **settings) as s:
+            return draw(pipe, seeds), s.report, len(asked)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_every_scheduler(pipe, clip, judge, name, kind, tmp_path):
+    use(pipe, name, kind)
+    settings = {"clip": clip, "judge": judge, "trace": True}
+    whole, report, asked = run(pipe, "a fox", None, **settings)
+    for stop in range(1, len(report.trace)):
+        tape = tmp_path / str(stop)
+        with pytest.raises(Stop):
+            run(pipe, "a fox", tape, stop=stop, **settings)
+        again, resumed, _ = run(pipe, "a fox", tape, **settings)
+        assert torch.equal(again, whole)
+        assert [resumed.rows(i) for i in (0, 1)] == [report.rows(i) for i in (0, 1)]
+        assert (resumed.steered, resumed.warnings) == (report.steered, report.warnings)
+        assert "forward" not in vars(denoiser(pipe))
+
+
+def test_what_was_done_is_not_done_again(pipe, clip, tmp_path):
+    """The CLIP sees no step that is on the tape; stopped again and again, it ends the same."""
+    use(pipe, "DDIM")
+    seen = []
+    whole, report, _ = run(pipe, Similarity(clip, "a fox"), None)
+
+    class Watched(Similarity):
+        def __call__(self, image_B3HW, generators=None):
+            seen.append(len(image_B3HW))
+            return super().__call__(image_B3HW, generators)
+
+    watched = Watched(clip, "a fox")
+    for stop in range(STEPS - 1):
+        with pytest.raises(Stop):
+            run(pipe, watched, tmp_path, stop=stop)
+        assert len(seen) == min(stop + 1, report.steered)
+    assert torch.equal(run(pipe, watched, tmp_path)[0], whole)
+    assert len(seen) == report.steered >= 3
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Shortcut(travel=2), Shortcut(inner=2, every=2), Shortcut(strength=0.0)],
+    ids=["travel", "inner", "plain"],
+)
+def test_ways_of_the_shortcut(pipe, clip, method, tmp_path):
+    use(pipe, "DDIM")
+    whole, *_ = run(pipe, Similarity(clip, "a fox"), None, method=method)
+    for stop in (1, 2):
+        with pytest.raises(Stop):
+            run(pipe, Similarity(clip, "a fox"), tmp_path, stop=stop, method=method)
+    assert torch.equal(run(pipe, Similarity(clip, "a fox"), tmp_path, method=method)[0], whole)
+
+
+@pytest.mark.parametrize("method", [Shortcut(momentum=0.5), Particles(number=2)])
+def test_methods_with_a_memory_begin_anew(pipe, clip, method, tmp_path):
+    use(pipe, "DDIM")
+    whole, *_ = run(pipe, Similarity(clip, "a fox"), None, method=method)
+    with pytest.raises(Stop):
+        run(pipe, Similarity(clip, "a fox"), tmp_path / "t", stop=2, method=method)
+    assert not (tmp_path / "t").exists()
+    assert torch.equal(
+        run(pipe, Similarity(clip, "a fox"), tmp_path / "t", method=method)[0], whole
+    )
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_family(name, tmp_path):
+    pipe, settings = tiny(name)
+
+    def images(tape, stop=None):
+        def on_step(step):
+            if step.index == stop:
+                raise Stop
+
+        with steer(pipe, TotalVariation(), tape=tape, on_step=on_step, strength=0.3):
+            return draw_tiny(pipe, settings)
+
+    whole = images(None)
+    with pytest.raises(Stop):
+        images(tmp_path, stop=1)
+    assert torch.equal(images(tmp_path), whole)
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "foreign", "gone"])
+def test_a_harmed_tape_ends_there(pipe, clip, tmp_path, harm):
+    use(pipe, "DDIM")
+    whole, *_ = run(pipe, "a fox", None, clip=clip)
+    with pytest.raises(Stop):
+        run(pipe, "a fox", tmp_path, stop=3, clip=clip)
+    step = sorted(tmp_path.iterdir())[1]
+    if harm == "gone":
+        step.unlink()
+    else:
+        step.write_bytes({"cut": step.read_bytes()[:200], "empty": b"", "foreign": b"x" * 99}[harm])
+    assert torch.equal(run(pipe, "a fox", tmp_path, clip=clip)[0], whole)
+
+
+def test_the_tape_of_another_run(pipe, clip, tmp_path):
+    use(pipe, "DDIM")
+    with pytest.raises(Stop):
+        run(pipe, "a fox", tmp_path, stop=2, clip=clip)
+    with pytest.raises(ClipguideError, match="another run's steps: delete it"):
+        run(pipe, "a fox", tmp_path, clip=clip, seeds=(5, 6))
+    assert "forward" not in vars(denoiser(pipe))
