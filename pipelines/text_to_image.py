@@ -7,10 +7,11 @@ Shapes: B images, 3 channels, H rows, W columns.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,22 +20,31 @@ from PIL import Image
 
 from ..clip import Clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
-from ..guidance import METHODS, BestOf, Particles, Shortcut, Step, steer
+from ..guidance import METHODS, Step, steer
+from ..guidance.tape import Tape
 from ..guidance.decoders import Decoder, load_tiny
 from ..guidance.families import default_clip
 from ..guidance.method import Method, configure
 from ..images import to_pil
 from ..objectives import Similarity
-from ..prompts import Prompt, check_text, parse, shorten
+from ..prompts import check_text, parse
 from ..recipe import Recipe
 from .film import Film
+from .jobs import (
+    CANDIDATE_STRIDE,
+    Job,
+    Settings,
+    candidates_of,
+    check_numbers,
+    guides_of,
+    method_of,
+    to_draw,
+)
 from .loading import load_pipeline, picture_size, pipeline_fingerprint, versions
 
 STEPS = 30
 CFG = 4.0
 BATCH_SIZE = 8  # on a CPU 1: a batch gains little there, and alone a picture is always the same
-MOST = 1000  # pictures of a prompt, candidates of a picture, steps
-CANDIDATE_STRIDE = 1_000_000  # candidate k of the picture of seed s has the seed s + k·stride
 MAX_SEED = 2**63 - 1
 
 
@@ -51,34 +61,6 @@ class Picture:
     seed: int
     trace: list[dict[str, float]]
     frames: tuple[Image.Image, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One sample to draw."""
-
-    prompt: str
-    guide: str
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """What all samples of a run share."""
-
-    negative: str
-    best_of: int
-    method: Method
-    steps: int
-    cfg: float
-    width: int
-    height: int
-    decoder: str
-    tiny: str
-    tiny_fingerprint: str
-    tiny_decoder: torch.nn.Module | None
-    trace: bool = False
-    frames: bool = False
 
 
 class TextToImage:
@@ -134,6 +116,8 @@ class TextToImage:
         trace: bool = False,
         frames: bool = False,
         on_step: Callable[[Step], None] | None = None,
+        tapes: str | Path | None = None,
+        finished: Callable[[int, Sequence[Recipe]], Picture | None] | None = None,
     ) -> list[Picture]:
         """All pictures of `iterate`."""
         return list(
@@ -156,6 +140,8 @@ class TextToImage:
                 trace=trace,
                 frames=frames,
                 on_step=on_step,
+                tapes=tapes,
+                finished=finished,
             )
         )
 
@@ -180,6 +166,8 @@ class TextToImage:
         trace: bool = False,
         frames: bool = False,
         on_step: Callable[[Step], None] | None = None,
+        tapes: str | Path | None = None,
+        finished: Callable[[int, Sequence[Recipe]], Picture | None] | None = None,
     ) -> Iterator[Picture]:
         """Pictures, prompt by prompt, as soon as the batch that finishes them is done.
 
@@ -208,6 +196,10 @@ class TextToImage:
             trace: score at every step, for `Picture.trace`; by default at every fifth.
             frames: keep a picture of each step in `Picture.frames`, which costs its decoding.
             on_step: called after each step of each batch.
+            tapes: a folder, made if need be, that keeps each step of what is being drawn: where it
+                has steps of this run, left by one that was stopped, they are not taken again.
+            finished: asked for each picture, before any is drawn, by its number and the recipes
+                that it may have, one a candidate, without their scores: what it gives is not drawn.
 
         Raises:
             UsageError: a value is out of range; nothing was sampled.
@@ -215,23 +207,25 @@ class TextToImage:
         if batch_size is None:
             batch_size = 1 if self.pipe.device.type == "cpu" else BATCH_SIZE
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        guides = _guides(guide, prompts)
+        guides = guides_of(guide, prompts)
         check_text(negative)
-        _check_numbers(count=count, best_of=best_of, steps=steps, batch_size=batch_size)
+        check_numbers(count=count, best_of=best_of, steps=steps, batch_size=batch_size)
         if not 0 <= seed <= MAX_SEED - best_of * CANDIDATE_STRIDE - count:
             raise UsageError(f"The seed must be a whole number from 0 to about 2⁶³, not {seed}.")
         if not abs(cfg) < 1000:
             raise UsageError(f"The scale of classifier-free guidance cannot be {cfg}.")
-        method, best_of, group = _candidates(
+        method, best_of, group = candidates_of(
             configure(METHODS, method, {"strength": strength}), best_of
         )
         method.check(self.pipe)
         width, height = picture_size(self.pipe, size, name=self.model)
+        if tapes is not None and frames:
+            raise UsageError("Frames are not kept on tapes: leave tapes or frames out.")
         if negative and cfg <= 1:
             warnings.warn(
                 "negative is ignored: it takes a cfg above 1.", ClipguideWarning, stacklevel=2
             )
-        settings = _Settings(
+        settings = Settings(
             negative=negative,
             best_of=best_of,
             method=method,
@@ -244,49 +238,76 @@ class TextToImage:
             frames=frames,
         )
         jobs = [
-            _Job(prompt, text, seed + i + k * CANDIDATE_STRIDE)
+            Job(prompt, text, seed + i + k * CANDIDATE_STRIDE)
             for prompt, text in zip(prompts, guides, strict=True)
             for i in range(count)
             for k in range(best_of)
         ]
         batch_size = group if exact else max(group, batch_size // group * group)
-        return self._iterate(jobs, settings, batch_size, on_step)
+        batches = [jobs[k : k + batch_size] for k in range(0, len(jobs), batch_size)]
+        return self._iterate(batches, settings, on_step, tapes, finished)
 
     def replay(self, recipe: Recipe) -> Picture:
         """The picture that a recipe made, with the same bits where weights, libraries, device and
         threads are the same. The recipe's models are not looked at: this object's are used."""
-        _check_numbers(steps=recipe.steps, batch_size=len(recipe.batch_seeds))
+        check_numbers(steps=recipe.steps, batch_size=len(recipe.batch_seeds))
         if recipe.batch_position >= len(recipe.batch_seeds):
             raise UsageError("The recipe's batch_position lies outside its batch.")
         width, height = picture_size(self.pipe, (recipe.width, recipe.height), name=self.model)
-        settings = _Settings(
+        settings = Settings(
             negative=recipe.negative,
             best_of=recipe.best_of,
-            method=_method(recipe),
+            method=method_of(recipe),
             steps=recipe.steps,
             cfg=recipe.cfg,
             width=width,
             height=height,
             **self._decoding(recipe.decoder, recipe.tiny),
         )
-        jobs = [_Job(recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
-        return self._sample(jobs, settings, None)[recipe.batch_position]
+        jobs = [Job(recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
+        return self._sample(jobs, settings, None, None)[recipe.batch_position]
 
     def _iterate(
         self,
-        jobs: Sequence[_Job],
-        settings: _Settings,
-        batch_size: int,
+        batches: Sequence[Sequence[Job]],
+        settings: Settings,
         on_step: Callable[[Step], None] | None,
+        tapes: str | Path | None,
+        finished: Callable[[int, Sequence[Recipe]], Picture | None] | None,
     ) -> Iterator[Picture]:
-        """Sample in batches; yield the best candidate of a picture once it has them all."""
-        candidates: list[Picture] = []
-        for start in range(0, len(jobs), batch_size):
-            for picture in self._sample(jobs[start : start + batch_size], settings, on_step):
+        """Yield the best candidate of a picture once it has them all."""
+        number, done = settings.best_of, {}
+        if finished:
+            recipes = [self._recipe(b, i, settings) for b in batches for i in range(len(b))]
+            for k in range(len(recipes) // number):
+                done[k] = finished(k, recipes[k * number : (k + 1) * number])
+        candidates: list[Picture | None] = []
+        place, used = 0, []  # of the next sample; tapes of which a picture is not finished
+        for batch in batches:
+            after = place + len(batch)
+            if all(done.get(j // number) for j in range(place, after)):
+                drawn = [None] * len(batch)
+            else:
+                tape = self._tape(tapes, batch, settings) if tapes else None
+                used += [tape] if tape else []
+                drawn = self._sample(batch, settings, on_step, tape)
+            for picture in drawn:
                 candidates.append(picture)
-                if len(candidates) == settings.best_of:
-                    yield max(candidates, key=lambda candidate: candidate.guide_score)
+                place += 1
+                if len(candidates) == number:
+                    best = done.get((place - 1) // number)
+                    yield best or max(candidates, key=lambda candidate: candidate.guide_score)
                     candidates = []
+            if not candidates:
+                for tape in used:
+                    Tape.erase(tape)
+                used = []
+
+    def _tape(self, tapes: str | Path, batch: Sequence[Job], settings: Settings) -> Path:
+        """Where a batch's steps are kept: a name for all that bears on them."""
+        recipes = [self._recipe(batch, i, settings).to_json() for i in range(len(batch))]
+        text = "\n".join([*recipes, str(settings.trace)])
+        return Path(tapes) / hashlib.sha256(text.encode()).hexdigest()[:20]
 
     def _decoding(self, decoder: str, tiny: str) -> dict[str, object]:
         """The settings of what steering sees by. UsageError if there is no such decoder."""
@@ -306,9 +327,10 @@ class TextToImage:
 
     def _sample(
         self,
-        jobs: Sequence[_Job],
-        settings: _Settings,
+        jobs: Sequence[Job],
+        settings: Settings,
         on_step: Callable[[Step], None] | None,
+        tape: Path | None,
     ) -> list[Picture]:
         """One batch."""
         guides = [parse(job.guide) for job in jobs]
@@ -323,9 +345,10 @@ class TextToImage:
             tiny=settings.tiny_decoder,
             trace=settings.trace,
             on_step=film or on_step,
+            tape=tape,
         ) as steering:
             image_B3HW = steering(
-                prompt=[_to_draw(job.prompt) for job in jobs],
+                prompt=[to_draw(job.prompt) for job in jobs],
                 negative_prompt=[settings.negative] * len(jobs) if settings.cfg > 1 else None,
                 num_inference_steps=settings.steps,
                 guidance_scale=settings.cfg,
@@ -342,7 +365,11 @@ class TextToImage:
         return [
             Picture(
                 image=pictures[i],
-                recipe=self._recipe(jobs, i, settings, guide_scores[i], judge_scores[i]),
+                recipe=replace(
+                    self._recipe(jobs, i, settings),
+                    guide_score=guide_scores[i],
+                    judge_score=judge_scores[i] or 0.0,
+                ),
                 guide_score=guide_scores[i],
                 judge_score=judge_scores[i],
                 seed=jobs[i].seed,
@@ -352,14 +379,8 @@ class TextToImage:
             for i in range(len(jobs))
         ]
 
-    def _recipe(
-        self,
-        jobs: Sequence[_Job],
-        i: int,
-        settings: _Settings,
-        guide_score: float,
-        judge_score: float | None,
-    ) -> Recipe:
+    def _recipe(self, jobs: Sequence[Job], i: int, settings: Settings) -> Recipe:
+        """Of sample i of a batch, without its scores."""
         return Recipe(
             command="generate",
             prompt=jobs[i].prompt,
@@ -391,65 +412,9 @@ class TextToImage:
             libraries=versions(),
             batch_position=i,
             batch_seeds=tuple(job.seed for job in jobs),
-            guide_score=guide_score,
-            judge_score=0.0 if judge_score is None else judge_score,
+            guide_score=0.0,
+            judge_score=0.0,
             decoder=settings.decoder,
             tiny=settings.tiny,
             tiny_fingerprint=settings.tiny_fingerprint,
         )
-
-
-def _candidates(method: Method, best_of: int) -> tuple[Method, int, int]:
-    """The method, how many candidates a picture has, and how many of these are drawn together."""
-    if not isinstance(method, (BestOf, Particles)):
-        return method, best_of, 1
-    if best_of > 1:
-        raise UsageError(f"{method.name} has candidates of its own: leave best_of out.")
-    if isinstance(method, BestOf):
-        return Shortcut(strength=0.0), method.number, 1
-    return method, method.number, method.number
-
-
-def _method(recipe: Recipe) -> Method:
-    """The method of a recipe. UsageError if it names one that there is not."""
-    try:
-        options = {name: json.loads(value) for name, value in recipe.options.items()}
-        if recipe.method in METHODS and issubclass(METHODS[recipe.method], Shortcut):
-            options["strength"] = recipe.strength
-        return configure(METHODS, recipe.method, options)
-    except (TypeError, ValueError):
-        raise UsageError(f"The recipe's options of {shorten(recipe.method)} are wrong.") from None
-
-
-def _guides(guide: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:
-    """One guide text a prompt. UsageError for a prompt or guide that does not parse."""
-    if not prompts:
-        raise UsageError("There is no prompt: say what to draw.")
-    if guide is None:
-        guides = list(prompts)
-    else:
-        guides = [guide] * len(prompts) if isinstance(guide, str) else list(guide)
-    if len(guides) != len(prompts):
-        raise UsageError(
-            f"{len(prompts)} prompts need one guide text or as many, not {len(guides)}."
-        )
-    for prompt, text in zip(prompts, guides, strict=True):
-        _to_draw(prompt)
-        parse(text)
-    return guides
-
-
-def _to_draw(prompt: str) -> str:
-    """What the generator is conditioned on."""
-    parsed: Prompt = parse(prompt)
-    if not parsed.text:
-        raise UsageError(
-            f"Every part of the prompt {shorten(prompt)!r} repels: say what to draw as well."
-        )
-    return parsed.text
-
-
-def _check_numbers(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if not 1 <= value <= MOST:
-            raise UsageError(f"{name} must be from 1 to {MOST}, not {value}.")

@@ -9,7 +9,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from clipguide.pipelines.text_to_image import CANDIDATE_STRIDE, TextToImage
+from clipguide.pipelines.jobs import CANDIDATE_STRIDE
+from clipguide.pipelines.text_to_image import TextToImage
 
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError

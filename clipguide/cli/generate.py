@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +19,7 @@ from . import console, naming, steering, watching
 
 if TYPE_CHECKING:
     from ..pipelines.text_to_image import Picture, Step
+    from ..recipe import Recipe
 
 MAX_PICTURES = 1000
 
@@ -106,6 +109,14 @@ def generate(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Keep each step beside the pictures until they are done; given again after a "
+            "stop, with the same --seed and all else, go on from the last step.",
+        ),
+    ] = False,
     grid: Annotated[bool, typer.Option("--grid", help="Also write all on one sheet.")] = False,
     preview: Annotated[
         int,
@@ -158,12 +169,13 @@ def generate(
         raise UsageError(f"A run draws 1 to {MAX_PICTURES} pictures, not {count * len(prompts)}.")
     if preview < 0:
         raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
+    _check_resume(resume, seed=seed, force=force, animate=animate)
     seed = secrets.randbelow(2**31) if seed is None else seed
     reel = None
     if animate is not None:
         reel = watching.Reel(animate, count * len(prompts), force=force)
     wanted = {"grid": grid, "compare": compare, "preview": preview > 0}
-    files = _Files.plan(out, prompts, count, seed, wanted, force=force)
+    files = _Files.plan(out, prompts, count, seed, wanted, force=force, resume=resume)
     files.trace = trace
     models = {"model": model, "clip": clip, "judge": judge, "dtype": dtype}
     settings = {
@@ -221,8 +233,10 @@ class _Files:
     paths: list[Path]
     sheets: dict[str, Path]
     force: bool
+    resume: bool = False
     trace: bool = False
     pictures: list[Picture] = field(default_factory=list)
+    kept: list[Picture] = field(default_factory=list)  # of a run before
     written: list[str] = field(default_factory=list)
 
     @classmethod
@@ -235,19 +249,56 @@ class _Files:
         wanted: dict[str, bool],
         *,
         force: bool,
+        resume: bool,
     ) -> _Files:
         paths = naming.plan(out, prompts=prompts, count=count, seed=seed)
         sheets = {kind: naming.beside(paths[0], kind) for kind in wanted if wanted[kind]}
-        naming.claim([*paths, *sheets.values()], force=force)
-        return cls(paths, sheets, force)
+        naming.claim([*paths, *sheets.values()], force=force or resume)
+        if resume:
+            naming.sweep(paths)
+        return cls(paths, sheets, force, resume)
+
+    @property
+    def tapes(self) -> Path | None:
+        """The folder of what is being drawn, if the run is to be resumed."""
+        return naming.tapes(self.paths[0]) if self.resume else None
+
+    def finished(self, index: int, recipes: Sequence[Recipe]) -> Picture | None:
+        """The picture of that number if it was written before a stop. UsageError if what is in its
+        place is another."""
+        from ..images import load
+        from ..pipelines.text_to_image import Picture
+        from ..recipe import differences, read_png, read_trace
+
+        path = self.paths[index]
+        if not path.exists():
+            return None
+        recipe = read_png(path)
+        if changes := min((differences(recipe, one) for one in recipes), key=len):
+            raise UsageError(
+                f"{path} is there already, and this run would not make it "
+                f"({shorten('; '.join(changes[:3]), 200)}): repeat the command that made it, or "
+                "choose another --out."
+            )
+        picture = Picture(
+            image=load(path),
+            recipe=recipe,
+            guide_score=recipe.guide_score,
+            judge_score=recipe.judge_score if recipe.judge else None,
+            seed=recipe.seed,
+            trace=read_trace(path) if self.trace else [],
+        )
+        self.kept.append(picture)
+        return picture
 
     def add(self, picture: Picture) -> None:
-        """Write the next picture."""
+        """Write the next picture, if it is not there already."""
         from ..recipe import save_png
 
         path = self.paths[len(self.pictures)]
-        trace = picture.trace if self.trace else None
-        save_png(picture.image, picture.recipe, path, overwrite=self.force, trace=trace)
+        if not any(picture is one for one in self.kept):
+            trace = picture.trace if self.trace else None
+            save_png(picture.image, picture.recipe, path, overwrite=self.force, trace=trace)
         self.pictures.append(picture)
 
     def add_sheet(self, kind: str, pictures: list[Any], labels: list[str], columns: int) -> None:
@@ -257,7 +308,7 @@ class _Files:
 
         sheet = contact_sheet(pictures, labels=labels, columns=columns)
         again = kind in self.written
-        write_png(sheet, self.sheets[kind], overwrite=self.force or again)
+        write_png(sheet, self.sheets[kind], overwrite=self.force or self.resume or again)
         if not again:
             self.written.append(kind)
 
@@ -324,10 +375,13 @@ def _draw(
             if preview and (step.index + 1) % preview == 0:
                 files.add_preview(step)
 
-        for picture in draw.iterate(prompts, **settings, on_step=watch):
+        kept = {"tapes": files.tapes, "finished": files.finished} if files.resume else {}
+        for picture in draw.iterate(prompts, **settings, **kept, on_step=watch):
             files.add(picture)
             if reel:
                 reel.add(picture)
+        if files.tapes:
+            shutil.rmtree(files.tapes, ignore_errors=True)
         if preview:
             files.add_preview(None)
         if reel:
@@ -338,6 +392,16 @@ def _draw(
             unguided = {**settings, "method": "shortcut", "strength": 0.0, "frames": False}
             plain = draw.iterate(prompts, **unguided, on_step=meter)
             _write_comparison(files, list(plain))
+
+
+def _check_resume(resume: bool, *, seed: int | None, force: bool, animate: Path | None) -> None:
+    """UsageError for what does not go with --resume."""
+    if resume and seed is None:
+        raise UsageError("--resume goes on with pictures of a seed: give it, as --seed 1.")
+    if resume and force:
+        raise UsageError("--resume keeps what --force would overwrite: leave one of them out.")
+    if resume and animate:
+        raise UsageError("--animate needs every step of one run: leave --resume out.")
 
 
 def _write_grid(files: _Files) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,9 +52,21 @@ def claim(paths: Sequence[Path], *, force: bool) -> None:
         prepare(path)
 
 
+def sweep(paths: Sequence[Path]) -> None:
+    """Remove what a run that was killed while it wrote these left half written."""
+    for path in paths:
+        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            part.unlink(missing_ok=True)
+
+
 def beside(path: Path, kind: str) -> Path:
     """The file of a sheet or preview that belongs to a picture."""
     return path.with_name(f"{path.stem}-{kind}.png")
+
+
+def tapes(path: Path) -> Path:
+    """The folder of what is being drawn of a run whose first picture is `path`."""
+    return path.with_name(f".{path.stem}-steps")
 
 
 def _pattern(out: str | None) -> str:

@@ -10,6 +10,7 @@ Shapes: B samples.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -112,9 +113,12 @@ class Tape:
             return [like.new_zeros(shape) for shape in self._shapes]
         return like.new_zeros(self._shapes)
 
-    def erase(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    @staticmethod
+    def erase(folder: Path) -> None:
+        """Remove a tape, and the folder that it was in if there is nothing else in that."""
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
 
     def listen(self, pipe: object) -> Mute:
         """What answers for the pipeline's denoiser while the tape is replayed."""

@@ -1,0 +1,103 @@
+"""What a run of text to image is asked for: its samples, their settings, and what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import UsageError
+from ..guidance import METHODS, BestOf, Particles, Shortcut
+from ..guidance.method import Method, configure
+from ..prompts import Prompt, parse, shorten
+from ..recipe import Recipe
+
+MOST = 1000  # pictures of a prompt, candidates of a picture, steps
+CANDIDATE_STRIDE = 1_000_000  # candidate k of the picture of seed s has the seed s + k·stride
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sample to draw."""
+
+    prompt: str
+    guide: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all samples of a run share."""
+
+    negative: str
+    best_of: int
+    method: Method
+    steps: int
+    cfg: float
+    width: int
+    height: int
+    decoder: str
+    tiny: str
+    tiny_fingerprint: str
+    tiny_decoder: torch.nn.Module | None
+    trace: bool = False
+    frames: bool = False
+
+
+def candidates_of(method: Method, best_of: int) -> tuple[Method, int, int]:
+    """The method, how many candidates a picture has, and how many of these are drawn together."""
+    if not isinstance(method, (BestOf, Particles)):
+        return method, best_of, 1
+    if best_of > 1:
+        raise UsageError(f"{method.name} has candidates of its own: leave best_of out.")
+    if isinstance(method, BestOf):
+        return Shortcut(strength=0.0), method.number, 1
+    return method, method.number, method.number
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The method of a recipe. UsageError if it names one that there is not."""
+    try:
+        options = {name: json.loads(value) for name, value in recipe.options.items()}
+        if recipe.method in METHODS and issubclass(METHODS[recipe.method], Shortcut):
+            options["strength"] = recipe.strength
+        return configure(METHODS, recipe.method, options)
+    except (TypeError, ValueError):
+        raise UsageError(f"The recipe's options of {shorten(recipe.method)} are wrong.") from None
+
+
+def guides_of(guide: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:
+    """One guide text a prompt. UsageError for a prompt or guide that does not parse."""
+    if not prompts:
+        raise UsageError("There is no prompt: say what to draw.")
+    if guide is None:
+        guides = list(prompts)
+    else:
+        guides = [guide] * len(prompts) if isinstance(guide, str) else list(guide)
+    if len(guides) != len(prompts):
+        raise UsageError(
+            f"{len(prompts)} prompts need one guide text or as many, not {len(guides)}."
+        )
+    for prompt, text in zip(prompts, guides, strict=True):
+        to_draw(prompt)
+        parse(text)
+    return guides
+
+
+def to_draw(prompt: str) -> str:
+    """What the generator is conditioned on."""
+    parsed: Prompt = parse(prompt)
+    if not parsed.text:
+        raise UsageError(
+            f"Every part of the prompt {shorten(prompt)!r} repels: say what to draw as well."
+        )
+    return parsed.text
+
+
+def check_numbers(**numbers: int) -> None:
+    """UsageError for a number that is not from 1 to MOST."""
+    for name, value in numbers.items():
+        if not 1 <= value <= MOST:
+            raise UsageError(f"{name} must be from 1 to {MOST}, not {value}.")
