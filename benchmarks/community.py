@@ -18,8 +18,6 @@ import torch.nn.functional as F
 from clipguide.clip import Clip
 from clipguide.guidance.parameterisation import level
 
-CUT_POWER = 0.7
-
 
 def cutouts(image_B3HW: torch.Tensor, size: int, number: int) -> torch.Tensor:
     """Squares of random side and place, averaged down to `size`: (N·B, 3, size, size)."""
@@ -27,7 +25,7 @@ def cutouts(image_B3HW: torch.Tensor, size: int, number: int) -> torch.Tensor:
     most, least = min(height, width), min(height, width, size)
     found = []
     for _ in range(number):
-        side = int(torch.rand([]) ** CUT_POWER * (most - least) + least)
+        side = int(torch.rand([]) * (most - least) + least)
         left = torch.randint(0, width - side + 1, ())
         top = torch.randint(0, height - side + 1, ())
         cut = image_B3HW[:, :, top : top + side, left : left + side]
@@ -84,7 +82,7 @@ def _gradient(pipe, vae, clip, here, x, t, embeds, text_BD, scale, number) -> to
         mixed = here.sigma * x0 + (1 - here.sigma) * x  # as the original weighs them
         image = vae.decode(mixed / vae.config.scaling_factor).sample
         image = (image / 2 + 0.5).clamp(0, 1)
-        views = cutouts(image, clip.image_size, number) if number else image
-        distance = spherical(clip.encode_image(views), text_BD.repeat(max(1, number), 1))
-        loss = distance.view(max(1, number), len(x)).sum(1).mul(scale / max(1, number)).mean()
+        views = cutouts(image, clip.image_size, number)
+        distance = spherical(clip.encode_image(views), text_BD.repeat(number, 1))
+        loss = scale * distance.view(number, len(x)).mean(0).sum()
         return -torch.autograd.grad(loss, x)[0]

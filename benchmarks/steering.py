@@ -166,7 +166,7 @@ def command_draw(
     drawings, judge, model = all_drawings(), load_clip(str(referee)), TextToImage(clip=clip)
     every, of = concept_prompts(things_drawn(drawings.concepts))
     order = random.Random(0).sample(range(len(every)), len(every))[:prompts]
-    done = {drawn.prompt for drawn in read(records)} if records.exists() else set()
+    done = {(d.prompt, d.way) for d in read(records)} if records.exists() else set()
     text_KD = judge.encode_text(drawings.concepts)
     wanted = [
         w for w in WAYS if w is PLAIN or not ways or w.name.startswith(tuple(ways.split(",")))
@@ -174,14 +174,15 @@ def command_draw(
     draw(model, PLAIN, every[0], 0)  # warm
     records.parent.mkdir(parents=True, exist_ok=True)
     for i in order:
-        if i in done:
+        missing = [way for way in wanted if (i, way.name) not in done]
+        if not missing:
             continue
         if time.monotonic() > end:
             break
         text_1D, found = judge.encode_text([every[i]]), []
         guide = Similarity(model.clip, every[i], views=None)
         target = torch.tensor([drawings.place[of[i]]])
-        for way in wanted:
+        for way in missing:
             for seed in range(min(seeds, way.seeds)):
                 start = time.perf_counter()
                 image_13HW = draw(model, way, every[i], seed)
