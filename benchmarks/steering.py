@@ -28,6 +28,7 @@ from clipguide.pipelines.text_to_image import CFG, STEPS, TextToImage
 from benchmarks import community
 from clipguide import Cutouts, Similarity, load_clip, steer
 from clipguide.guidance import Backprop, Lookahead, Particles, Shortcut
+from clipguide.guidance.auto import TABLE
 from clipguide.guidance.decoders import Decoder
 from clipguide.guidance.method import Method
 
@@ -99,8 +100,10 @@ class Row:
     error: float
     top5: float
     guide: float
-    method: str = ""
-    options: dict = field(default_factory=dict)
+    method: str = "shortcut"
+    options: dict = field(default_factory=lambda: {"strength": 0.0})  # plain sampling
+    decoder: str = "vae"
+    cutouts: int = 0
 
 
 def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
@@ -226,7 +229,6 @@ def rows(drawn: list[Drawn]) -> list[Row]:
             gains = [mean(d.score for d in kept[p]) - plain[p] for p in kept]
             costs = [d.seconds / second[p] for p in kept for d in table[way.name][p]]
             every = [d for pictures in kept.values() for d in pictures]
-            method = way.method if isinstance(way.method, Method) else None
             found.append(
                 Row(
                     way=way.name,
@@ -237,11 +239,28 @@ def rows(drawn: list[Drawn]) -> list[Row]:
                     error=statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0,
                     top5=mean(d.top5 for d in every),
                     guide=mean(d.guide for d in every),
-                    method=method.name if method else "",
-                    options=method.options() if method else {},
+                    **settings(way),
                 )
             )
     return found
+
+
+def settings(way: Way) -> dict:
+    """What of a row says how it was drawn, for those that are not plain."""
+    if not isinstance(way.method, Method):
+        return {} if way.method is None else {"method": "community", "options": {}}
+    seen = {"decoder": way.decoder, "cutouts": way.views.number}
+    return {"method": way.method.name, "options": way.method.options(), **seen}
+
+
+def frontier(found: list[Row]) -> list[Row]:
+    """The rows of the shortcut, and plain, that none of these beats at their cost or below."""
+    kept: list[Row] = []
+    for row in sorted(found, key=lambda row: row.cost):
+        if row.method == "shortcut" and not (row.best_of > 1 and "travel" in row.options):
+            if not kept or row.gain > kept[-1].gain:
+                kept.append(row)
+    return kept
 
 
 def best(pictures: list[Drawn], number: int) -> list[Drawn]:
@@ -278,6 +297,7 @@ def command_table(
     records: Records = RECORDS,
     out: Annotated[Path, typer.Option(help="A JSON file, and a plot beside it.")] = HERE
     / "steering.json",
+    auto: Annotated[bool, typer.Option(help="Write what the method auto chooses from.")] = False,
 ) -> None:
     """Print the table of what was drawn, as Markdown, and keep it."""
     drawn = read(records)
@@ -296,6 +316,12 @@ def command_table(
     facts = {"prompts": prompts, "threads": torch.get_num_threads(), "paired": share}
     out.write_text(json.dumps({**facts, "rows": [asdict(r) for r in found]}, indent=1) + "\n")
     plot(found, out.with_suffix(".png"))
+    if auto:
+        names = ("method", "options", "best_of", "decoder", "cutouts", "cost", "gain")
+        table = [{name: asdict(row)[name] for name in names} for row in frontier(found)]
+        for row in table:
+            row.update(cost=round(row["cost"], 2), gain=round(row["gain"], 4))
+        TABLE.write_text(json.dumps({"prompts": prompts, "rows": table}, indent=1) + "\n")
 
 
 def markdown(found: list[Row]) -> str:

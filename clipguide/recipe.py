@@ -42,7 +42,8 @@ class Recipe:
     are not as by default, each as JSON. Fingerprints are sha256 digests of weights (and,
     of a CLIP, of its preprocessing). Scores are cosine similarities; without a judge its name and
     fingerprint are empty. `libraries` maps a package to its version. `decoder` is what steering saw
-    by, `tiny` the folder of a tiny one; recipes from before there was a choice lack these.
+    by, `tiny` the folder of a tiny one, `cutouts` how many the guide looked at beside the whole
+    picture; recipes from before there was a choice lack these.
     """
 
     version: int = FORMAT
@@ -77,6 +78,7 @@ class Recipe:
     decoder: str = "vae"
     tiny: str = ""
     tiny_fingerprint: str = ""
+    cutouts: int = 4
 
     def to_json(self) -> str:
         """The recipe as one line of JSON."""

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import UsageError
 from ..guidance import METHODS, BestOf, Particles, Shortcut
+from ..guidance.auto import Choice, choose
 from ..guidance.method import Method, configure
 from ..prompts import Prompt, parse, shorten
 from ..recipe import Recipe
@@ -38,12 +39,22 @@ class Settings:
     cfg: float
     width: int
     height: int
+    cutouts: int
     decoder: str
     tiny: str
     tiny_fingerprint: str
     tiny_decoder: torch.nn.Module | None
     trace: bool = False
     frames: bool = False
+
+
+def auto_of(budget: float | None, given: dict[str, object], best_of: int) -> Choice:
+    """What the method "auto" chooses. UsageError if what it sets is given too."""
+    if names := [name for name, value in given.items() if value is not None]:
+        raise UsageError(f"auto sets {', '.join(names)} itself: leave it out.")
+    if best_of > 1:
+        raise UsageError("auto has candidates of its own: leave best_of out.")
+    return choose(METHODS, budget)
 
 
 def candidates_of(method: Method, best_of: int) -> tuple[Method, int, int]:
@@ -53,7 +64,7 @@ def candidates_of(method: Method, best_of: int) -> tuple[Method, int, int]:
     if best_of > 1:
         raise UsageError(f"{method.name} has candidates of its own: leave best_of out.")
     if isinstance(method, BestOf):
-        return Shortcut(strength=0.0), method.number, 1
+        return method.each or Shortcut(strength=0.0), method.number, 1
     return method, method.number, method.number
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from ..clip import Clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..guidance import METHODS, Step, steer
 from ..guidance.tape import Tape
+from ..guidance.auto import Choice, times_plain
 from ..guidance.decoders import Decoder, load_tiny
 from ..guidance.families import default_clip
 from ..guidance.method import Method, configure
@@ -29,11 +31,13 @@ from ..images import to_pil
 from ..objectives import Similarity
 from ..prompts import check_text, parse
 from ..recipe import Recipe
+from ..views import Cutouts
 from .film import Film
 from .jobs import (
     CANDIDATE_STRIDE,
     Job,
     Settings,
+    auto_of,
     candidates_of,
     check_numbers,
     guides_of,
@@ -44,6 +48,7 @@ from .loading import load_pipeline, picture_size, pipeline_fingerprint, versions
 
 STEPS = 30
 CFG = 4.0
+CUTOUTS = 4
 BATCH_SIZE = 8  # on a CPU 1: a batch gains little there, and alone a picture is always the same
 MAX_SEED = 2**63 - 1
 
@@ -88,6 +93,7 @@ class TextToImage:
         clip = default_clip(self.pipe) if clip is None else clip
         judge = "mini-judge" if judge is None and model == "mini" else judge
         self.clip: Clip = load_clip(clip, device=device)
+        self.choice: Choice | None = None  # of the latest run, by the method "auto"
         self.judge: Clip | None = load_clip(judge, device=device) if judge else None
 
     @cached_property
@@ -109,7 +115,9 @@ class TextToImage:
         seed: int = 0,
         cfg: float = CFG,
         size: int | tuple[int, int] | None = None,
-        decoder: str = "vae",
+        budget: float | str | None = None,
+        cutouts: int | None = None,
+        decoder: str | None = None,
         tiny: str | Path | None = None,
         exact: bool = False,
         batch_size: int | None = None,
@@ -133,6 +141,8 @@ class TextToImage:
                 seed=seed,
                 cfg=cfg,
                 size=size,
+                budget=budget,
+                cutouts=cutouts,
                 decoder=decoder,
                 tiny=tiny,
                 exact=exact,
@@ -159,7 +169,9 @@ class TextToImage:
         seed: int = 0,
         cfg: float = CFG,
         size: int | tuple[int, int] | None = None,
-        decoder: str = "vae",
+        budget: float | str | None = None,
+        cutouts: int | None = None,
+        decoder: str | None = None,
         tiny: str | Path | None = None,
         exact: bool = False,
         batch_size: int | None = None,
@@ -180,15 +192,19 @@ class TextToImage:
             best_of: candidates of each picture, the k-th of the picture's seed + k·1,000,000; the
                 one with the best guide score is kept.
             method: how to steer: a name in `guidance.METHODS`, or a configured one. Particles of a
-                picture are its candidates.
+                picture are its candidates. "auto" is the one that gains most for `budget`.
             strength: of the steering, as a fraction of rms(x0); 0 is plain sampling; the method's
                 own by default.
             steps: of the sampler.
             seed: 0 … 2⁶³ − 1.
             cfg: scale of classifier-free guidance; 1 is none.
             size: side in pixels, or width and height.
-            decoder: what steering sees x0 by: "vae", "linear", "tiny" or "auto", as `steer` has it.
-                The finished picture is always the VAE's.
+            budget: of "auto": × the cost of plain sampling, from 1, or seconds a picture, as
+                "30s", for which plain sampling is timed first; 4 by default.
+            cutouts: crops of a picture that the guide looks at, beside the whole; 0 … 256; 4 by
+                default.
+            decoder: what steering sees x0 by: "vae", the default, "linear", "tiny" or "auto", as
+                `steer` has it. The finished picture is always the VAE's.
             tiny: a folder of an AutoencoderTiny, for "tiny" and "auto".
             exact: sample one at a time: a picture's bits do not depend on its neighbours.
             batch_size: most samples at a time; by default 8, and 1 on a CPU, where a batch would
@@ -214,11 +230,23 @@ class TextToImage:
             raise UsageError(f"The seed must be a whole number from 0 to about 2⁶³, not {seed}.")
         if not abs(cfg) < 1000:
             raise UsageError(f"The scale of classifier-free guidance cannot be {cfg}.")
+        width, height = picture_size(self.pipe, size, name=self.model)
+        self.choice = None
+        if method == "auto":
+            given = {"strength": strength, "cutouts": cutouts, "decoder": decoder}
+            budget = times_plain(budget, lambda: self._plain_seconds(steps, cfg, width, height))
+            self.choice = auto_of(budget, given, best_of)
+            method, best_of = self.choice.each, self.choice.best_of
+            strength, cutouts, decoder = None, self.choice.cutouts, self.choice.decoder
+        elif budget is not None:
+            raise UsageError("A budget is for the method auto, which chooses by it.")
         method, best_of, group = candidates_of(
             configure(METHODS, method, {"strength": strength}), best_of
         )
         method.check(self.pipe)
-        width, height = picture_size(self.pipe, size, name=self.model)
+        cutouts = CUTOUTS if cutouts is None else cutouts
+        if not 0 <= cutouts <= 256:
+            raise UsageError(f"cutouts must be from 0 to 256, not {cutouts}.")
         if tapes is not None and frames:
             raise UsageError("Frames are not kept on tapes: leave tapes or frames out.")
         if negative and cfg <= 1:
@@ -233,7 +261,8 @@ class TextToImage:
             cfg=cfg,
             width=width,
             height=height,
-            **self._decoding(decoder, "" if tiny is None else str(tiny)),
+            cutouts=cutouts,
+            **self._decoding(decoder or "vae", "" if tiny is None else str(tiny)),
             trace=trace,
             frames=frames,
         )
@@ -262,6 +291,7 @@ class TextToImage:
             cfg=recipe.cfg,
             width=width,
             height=height,
+            cutouts=recipe.cutouts,
             **self._decoding(recipe.decoder, recipe.tiny),
         )
         jobs = [Job(recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
@@ -303,6 +333,23 @@ class TextToImage:
                     Tape.erase(tape)
                 used = []
 
+    def _plain_seconds(self, steps: int, cfg: float, width: int, height: int) -> float:
+        """What plain sampling of one picture takes, by runs of one and of three steps."""
+        seconds = {}
+        for some in (1, 1, 3):  # the first warms up
+            start = time.perf_counter()
+            self.pipe(
+                prompt=[""],
+                num_inference_steps=some,
+                guidance_scale=cfg,
+                width=width,
+                height=height,
+                generator=[torch.Generator().manual_seed(0)],
+                output_type="pt",
+            )
+            seconds[some] = time.perf_counter() - start
+        return seconds[1] + (steps - 1) * (seconds[3] - seconds[1]) / 2
+
     def _tape(self, tapes: str | Path, batch: Sequence[Job], settings: Settings) -> Path:
         """Where a batch's steps are kept: a name for all that bears on them."""
         recipes = [self._recipe(batch, i, settings).to_json() for i in range(len(batch))]
@@ -334,7 +381,7 @@ class TextToImage:
     ) -> list[Picture]:
         """One batch."""
         guides = [parse(job.guide) for job in jobs]
-        objective = Similarity(self.clip, guides)
+        objective = Similarity(self.clip, guides, views=Cutouts(number=settings.cutouts))
         film = Film(on_step) if settings.frames else None
         with steer(
             self.pipe,
@@ -417,4 +464,5 @@ class TextToImage:
             decoder=settings.decoder,
             tiny=settings.tiny,
             tiny_fingerprint=settings.tiny_fingerprint,
+            cutouts=settings.cutouts,
         )

@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,7 +68,9 @@ def generate(
     patience: steering.Patience = None,
     rho: steering.Rho = None,
     mu: steering.Mu = None,
-    decoder: steering.Decoder = "vae",
+    budget: steering.Budget = None,
+    cutouts: steering.Cutouts = None,
+    decoder: steering.Decoder = None,
     tiny: steering.Tiny = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: 30]")] = None,
     seed: Annotated[
@@ -187,6 +189,8 @@ def generate(
         "seed": seed,
         "cfg": cfg,
         "size": None if size is None else _pixels(size),
+        "budget": budget,
+        "cutouts": cutouts,
         "decoder": decoder,
         "tiny": tiny,
         "exact": exact,
@@ -363,8 +367,15 @@ def _draw(
     from ..pipelines.text_to_image import TextToImage
 
     draw = TextToImage(**models)
-    method = settings["method"]
-    runs = settings["best_of"] * method.candidates * method.runs
+    kept = {"tapes": files.tapes, "finished": files.finished} if files.resume else {}
+    on_step: list[Callable[[Step], None]] = []
+    drawn = draw.iterate(prompts, **settings, **kept, on_step=lambda step: on_step[0](step))
+    best_of, method = settings["best_of"], settings["method"]
+    if draw.choice:
+        best_of, method = draw.choice.best_of, draw.choice.each
+        if not quiet:
+            typer.echo(f"auto: {draw.choice}", err=True)
+    runs = best_of * method.candidates * method.runs
     if "compare" in files.sheets:
         runs += settings["best_of"]
     samples = len(files.paths) * runs
@@ -375,8 +386,8 @@ def _draw(
             if preview and (step.index + 1) % preview == 0:
                 files.add_preview(step)
 
-        kept = {"tapes": files.tapes, "finished": files.finished} if files.resume else {}
-        for picture in draw.iterate(prompts, **settings, **kept, on_step=watch):
+        on_step.append(watch)
+        for picture in drawn:
             files.add(picture)
             if reel:
                 reel.add(picture)
@@ -390,6 +401,7 @@ def _draw(
             _write_grid(files)
         if "compare" in files.sheets:
             unguided = {**settings, "method": "shortcut", "strength": 0.0, "frames": False}
+            unguided.pop("budget", None)
             plain = draw.iterate(prompts, **unguided, on_step=meter)
             _write_comparison(files, list(plain))
 

@@ -27,8 +27,20 @@ Name = Annotated[
         "best. particles: several at once, the good ones copied as they go. rollover: "
         "each step is tried again until it is better. lookahead: quick sketches say where to "
         "go. backprop: the gradient through the model, slow. noise: look for a better start, for "
-        "models of 1 to 4 steps.",
+        "models of 1 to 4 steps. auto: the one that gains most for --budget.",
     ),
+]
+Budget = Annotated[
+    str | None,
+    _option(
+        "What auto may spend: a number, times the cost of plain sampling, or seconds a picture. "
+        "[default: 4]",
+        "X|SECONDSs",
+    ),
+]
+Cutouts = Annotated[
+    int | None,
+    _option("Crops of each step's picture that CLIP sees, beside the whole. [default: 4]"),
 ]
 Strength = Annotated[
     float | None, _option("How hard CLIP steers; 0 is plain sampling. [default: 0.1]")
@@ -87,14 +99,15 @@ Patience = Annotated[
 Rho = Annotated[float | None, _option("Weight of the gradient through the model. [default: 1]")]
 Mu = Annotated[float | None, _option("Weight of the gradient past the model. [default: 0]")]
 Decoder = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="NAME",
         rich_help_panel=PANEL,
+        show_default=False,
         help="What shows CLIP each step's picture. vae: the model's own decoder, the best and "
         "slowest. linear: a rough map to colours, the fastest. tiny: a small decoder, named by "
         "--tiny. auto: the fastest of these that steers nearly as well. The finished picture is "
-        "the vae's in any case.",
+        "the vae's in any case. [default: vae]",
     ),
 ]
 Tiny = Annotated[
@@ -103,8 +116,12 @@ Tiny = Annotated[
 ]
 
 
-def configured(method: str, options: dict) -> Method:
+def configured(method: str, options: dict) -> Method | str:
     """The method that the flags describe. UsageError names a flag that it does not take."""
+    if method == "auto":
+        if given := [name for name, value in options.items() if value is not None]:
+            raise UsageError(f"auto sets {', '.join(given)} itself: leave it out.")
+        return method
     from ..guidance import METHODS
     from ..guidance.method import configure
 

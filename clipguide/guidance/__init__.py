@@ -8,7 +8,8 @@ from .particles import Particles
 from .report import Report, Step, Trace
 from .rollover import Rollover
 from .shortcut import Shortcut
-from .steer import METHODS, Steering, steer
+from .steer import METHODS, steer
+from .steering import Steering
 
 __all__ = [
     "METHODS",

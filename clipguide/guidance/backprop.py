@@ -70,7 +70,7 @@ class Backprop(Shortcut):
         return act
 
     def call(self, steering, **settings):
-        return steering.sample(**settings, differentiable=True)
+        return steering.sample(by=self, **settings, differentiable=True)
 
 
 def _unit(gradient: torch.Tensor) -> torch.Tensor:

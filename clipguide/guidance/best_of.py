@@ -17,17 +17,25 @@ STRIDE = 1_000_000  # candidate k of the picture of seed s has the seed s + k·s
 
 @dataclass(frozen=True, kw_only=True)
 class BestOf(Method):
-    """`number` unsteered candidates of each picture, ranked by the guide (by the objective where
-    it has no prompts). Each is drawn in the batch that the pipeline is called with."""
+    """`number` candidates of each picture, ranked by the guide (by the objective where it has no
+    prompts). Each is drawn in the batch that the pipeline is called with: unsteered, or by `each`,
+    a step method that repeats no steps."""
 
     name: ClassVar[str] = "best-of"
     called: ClassVar[bool] = True
 
     number: int = 4
+    each: Method | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "number")
+        if self.each is not None and (self.each.called or getattr(self.each, "travel", 1) > 1):
+            raise UsageError(f"{self.each.name}, as it is set, cannot draw each of best-of.")
+
+    def check(self, pipe: object) -> None:
+        if self.each is not None:
+            self.each.check(pipe)
 
     @property
     def candidates(self) -> int:
@@ -41,7 +49,7 @@ class BestOf(Method):
         generator, kept, best_B = settings.get("generator"), None, None
         for k in range(self.number):
             output = steering.sample(
-                **{**settings, "generator": reseeded(generator, k)}, steered=False
+                **{**settings, "generator": reseeded(generator, k)}, by=self.each
             )
             if not hasattr(output, "images"):
                 raise ClipguideError(f"{type(steering.pipe).__name__} makes no pictures to rank.")

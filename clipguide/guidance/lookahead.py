@@ -90,4 +90,4 @@ class Lookahead(Method):
             steering.report.candidates.append(score_B)
         score_KB = torch.stack(scores)
         score_KB = (score_KB - score_KB.mean(0)) / score_KB.std(0).clamp_min(1e-12)
-        return steering.sample(**settings, memory=(torch.stack(x0s), score_KB.to(x0s[0])))
+        return steering.sample(by=self, **settings, memory=(torch.stack(x0s), score_KB.to(x0s[0])))

@@ -96,7 +96,7 @@ class Method:
 
     def call(self, steering: Steering, **settings: object) -> object:
         """Run the pipeline with its own settings; what it returns."""
-        return steering.sample(**settings)
+        return steering.sample(by=self, **settings)
 
 
 def configure(methods: dict[str, type[Method]], method: str | Method, options: dict) -> Method:

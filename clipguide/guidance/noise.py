@@ -71,9 +71,7 @@ class Noise(Method):
             step = self._step(z.detach(), seen.value)
             velocity = self.momentum * velocity + step
             z = z.detach() - self.rate * (step + self.momentum * velocity)
-        return steering.sample(
-            **settings, generator=restarted(generator), latents=best, steered=False
-        )
+        return steering.sample(**settings, generator=restarted(generator), latents=best, by=None)
 
     def _step(self, z: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)

@@ -45,7 +45,8 @@ class Trace:
 class Report:
     """The latest run: its trace, the warnings, how many steps were steered, how many gradients of
     one image were skipped because they were not numbers; of a method that draws candidates, the
-    scores_B of each, higher is better; and which decoder "auto" chose, and why."""
+    scores_B of each, higher is better; which decoder "auto" chose, and why; and which way of
+    steering."""
 
     method: str = "shortcut"
     trace: list[Trace] = field(default_factory=list)
@@ -53,6 +54,7 @@ class Report:
     steered: int = 0
     skipped: int = 0
     decoder: str = ""
+    choice: str = ""
     candidates: list[torch.Tensor] = field(default_factory=list)
 
     @property

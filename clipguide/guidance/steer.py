@@ -1,52 +1,40 @@
 """`with steer(pipe, "a red fox"): pipe("a fox")`: an unmodified diffusers pipeline, steered.
 
-The context wraps `pipe.scheduler.step`. From (model_output, timestep, sample) it computes x0, lets
-the method act on it, maps what came of it back to a model_output and calls the original step. The
-model_output is the one after classifier-free guidance. Methods that run the pipeline their own way
-do so by `s(…)` of `with steer(pipe, …) as s`.
-
-Shapes: B samples, N decoded images, 3 channels of H x W pixels.
+Methods that run the pipeline their own way do so by `s(…)` of `with steer(pipe, …) as s`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from ..clip import Clip, load_clip
 from ..errors import ClipguideError, ClipguideWarning, UsageError
-from ..objectives import Generators, Nothing, Objective, Similarity, fresh_generators
+from ..objectives import Generators, Objective, Similarity
 from ..prompts import Prompt
 from . import parameterisation
+from .auto import choose
 from .backprop import Backprop
-from .best_of import BestOf, restarted
-from .cfg import Overheard, angle
+from .best_of import BestOf
 from .decoders import Decoder
-from .families import default_clip, denoiser
+from .families import default_clip
 from .lookahead import Lookahead
 from .method import Method, configure
 from .noise import Noise
 from .particles import Particles
-from .report import Report, Step, Trace
+from .report import Step
 from .rollover import Rollover
-from .run import At, Gradient, Outcome, Run, streams
 from .shortcut import Shortcut
-from .tape import Kept, Tape
-from .trust import Trust
+from .steering import Steering
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (BestOf, Shortcut, Particles, Rollover, Lookahead, Noise, Backprop)
 }
 SCORE_EVERY = 5
-MAX_SKIPPED = 3
 
 
 def steer(
@@ -67,13 +55,15 @@ def steer(
     generators: Generators | None = None,
     on_step: Callable[[Step], None] | None = None,
     tape: str | Path | None = None,
+    budget: float | None = None,
 ) -> Steering:
     """A context in which `pipe(…)`, or `s(…)` by any method, is steered.
 
     Args:
         pipe: a diffusers pipeline whose class and scheduler are in the tables of this package.
         objective: what to go down, or prompts: one for all images, or a list as the pipeline's.
-        method: one of METHODS by name, or configured, as `Particles(number=8)`.
+        method: one of METHODS by name, or configured, as `Particles(number=8)`; or "auto", the one
+            that gains most for `budget`, with its decoder, and of prompts with its cutouts.
         clip: the CLIP that prompts are read by; by default the one of the pipeline's family.
         judge: a CLIP that only scores, on the prompts of the objective.
         strength: length of a step as a fraction of rms(x0); 0 changes no bit.
@@ -92,6 +82,7 @@ def steer(
             it has steps of that run already, as one that was stopped left them, the run goes on
             from the last, with the same bits. What a method knows of earlier steps is not on it:
             methods with such a memory, and decoder="auto", begin anew.
+        budget: for "auto": × the cost of plain sampling, from 1; 4 by default.
 
     `strength`, `window`, `every` and `inner` are the method's own where they are None.
 
@@ -100,7 +91,15 @@ def steer(
         UsageError: a setting is out of range, or there is no default CLIP.
     """
     options = {"strength": strength, "window": window, "every": every, "inner": inner}
-    config = configure(METHODS, method, options)
+    choice = None
+    if method == "auto":
+        if given := [name for name, value in options.items() if value is not None]:
+            raise UsageError(f"auto sets {', '.join(given)} itself: leave it out.")
+        choice = choose(METHODS, budget)
+        method, decoder = choice.method, choice.decoder
+    elif budget is not None:
+        raise UsageError("A budget is for method 'auto', which chooses by it.")
+    config = configure(METHODS, method, {} if choice else options)
     if getattr(pipe, "scheduler", None) is None:
         raise ClipguideError(f"{type(pipe).__name__} has no scheduler, so nothing to steer by.")
     parameterisation.home(pipe.scheduler)
@@ -112,7 +111,8 @@ def steer(
             ignored.append("clip is ignored: the objective has its own.")
     else:
         clip = default_clip(pipe) if clip is None else clip
-        objective = Similarity(_loaded(clip, pipe), objective)
+        views = {"views": choice.views} if choice else {}
+        objective = Similarity(_loaded(clip, pipe), objective, **views)
     leaves = objective.leaves()
     guide = next((leaf for leaf in leaves if isinstance(leaf, Similarity)), None)
     if judge is not None and guide is None:
@@ -134,392 +134,9 @@ def steer(
         generators=generators,
         on_step=on_step,
         tape=None if tape is None or decoder == "auto" or not config.taped else Path(tape),
+        choice="" if choice is None else str(choice),
         ignored=tuple(ignored),
     )
-
-
-class Steering:
-    """The context of `steer`, and what a method asks of the pipeline. `report` tells of the latest
-    run inside it; `attach` and `detach` are the context's two ends, for servers."""
-
-    def __init__(
-        self,
-        pipe: object,
-        objective: Objective,
-        *,
-        method: Method,
-        guide: Similarity | None,
-        judge: Similarity | None,
-        decoder: Decoder,
-        score_every: int,
-        trace: bool,
-        generators: Generators | None,
-        on_step: Callable[[Step], None] | None,
-        tape: Path | None,
-        ignored: tuple[str, ...],
-    ) -> None:
-        self.pipe, self.objective, self.method = pipe, objective, method
-        self.guide, self.judge, self.score_every = guide, judge, score_every
-        self._tracing = trace
-        self.generators, self.on_step, self.ignored = generators, on_step, ignored
-        self.report = self._new_report()
-        self._decoder, self._auto = decoder, decoder.kind == "auto"
-        self._scheduler = self._travel = self._calling = self._memory = None
-        self._acting: Method | None = method
-        self._differentiable = False
-        self._folder, self._tape, self._mute = tape, None, None
-
-    # ------------------------------------------------------------ the context
-    def __enter__(self) -> Steering:
-        scheduler = self.pipe.scheduler
-        if hasattr(scheduler.step, "_steering"):
-            raise ClipguideError("This pipeline is steered already: leave that context first.")
-        parameterisation.home(scheduler)
-        self.method.check(self.pipe)
-        self._travel = self.method.travelling(scheduler)
-        original = scheduler.step
-
-        @functools.wraps(original)  # pipelines look at its signature
-        def step(model_output, timestep, sample, *args, **kwargs):
-            return self._stepped(original, model_output, timestep, sample, *args, **kwargs)
-
-        step._steering = self
-        self._instance_step = scheduler.__dict__.get("step")
-        scheduler.step = step
-        self._scheduler, self._timesteps, self._covered = scheduler, None, 0
-        self._asked = self._ever = False  # whether a run was to be steered, and a step of one was
-        self._decoder.freeze()
-        self._overheard = Overheard(self.pipe)
-        if self._folder is not None:
-            self._tape = Tape(self._folder)
-            self._mute = self._tape.listen(self.pipe)
-        return self
-
-    def __exit__(self, exception_type: type | None, *_: object) -> None:
-        scheduler, self._scheduler = self._scheduler, None
-        self._overheard.close()
-        self._rewound()
-        del scheduler.step
-        if self._instance_step is not None:
-            scheduler.step = self._instance_step
-        if self._travel:
-            self._travel = self._travel.close()
-        self._decoder.thaw()
-        if exception_type is not None:
-            return
-        if self.pipe.scheduler is not scheduler:
-            self._warn("The pipeline's scheduler was replaced, and its steps were not steered.")
-        elif self._asked and not self._ever:
-            window = self.method.window
-            self._warn(f"No step was steered: none had a noise level in {window}.")
-
-    def attach(self) -> Steering:
-        """Enter the context."""
-        return self.__enter__()
-
-    def detach(self) -> None:
-        """Leave the context."""
-        self.__exit__(None)
-
-    def draws(self, height: int, width: int) -> None:
-        """Say, before the context, what size in pixels is drawn in it: of packed latents, where
-        the pipeline has no `prepare_latents` that would."""
-        self._decoder.hear(height, width)
-
-    # --------------------------------------------------- the pipeline's runs
-    def __call__(self, *args: object, **settings: object) -> object:
-        """Run the pipeline by the method: its own arguments, what it returns."""
-        if self._scheduler is None:
-            raise ClipguideError("Enter the context first: with steer(…) as s: s(…).")
-        bound = inspect.signature(self.pipe.__call__).bind(*args, **settings)
-        self.report, self._calling = self._new_report(), True
-        try:
-            return self.method.call(self, **bound.arguments)
-        finally:
-            self._calling = False
-
-    def sample(
-        self,
-        *,
-        steered: bool = True,
-        differentiable: bool = False,
-        memory: object = None,
-        **settings: object,
-    ) -> object:
-        """One run of the pipeline, steered or not, with gradients or without; what it returns.
-        `memory` is handed to the method's `start`."""
-        self._acting = self.method if steered else None
-        self._timesteps, self._memory = None, memory
-        try:
-            if not differentiable:
-                return self.pipe(**settings)
-            with self._gradients():
-                return type(self.pipe).__call__.__wrapped__(self.pipe, **settings)
-        finally:
-            self._acting, self._differentiable = self.method, False
-
-    def initial_noise(self, **settings: object) -> torch.Tensor:
-        """The latents that the pipeline begins with, as its `latents` argument takes them."""
-        settings = {**settings, "num_inference_steps": 1, "output_type": "latent"}
-        settings["generator"] = restarted(settings.get("generator"))
-        for name in ("timesteps", "sigmas"):
-            settings.pop(name, None)
-        self.sample(**settings, steered=False)
-        return self._first_sample / float(getattr(self._scheduler, "init_noise_sigma", 1.0))
-
-    def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unsteered: the final latents, and score_B = −loss_B of what they decode to."""
-        self.sample(**{**settings, "output_type": "latent"}, steered=False)
-        _, loss_B = self._run(self._last_x0).loss(self._last_x0)
-        return self._last_x0, -loss_B
-
-    def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
-        """The objective at the end of an unsteered run, and its gradient by the latents."""
-        settings = {**settings, "latents": latents, "output_type": "latent"}
-        with self._gradients():  # what is checkpointed runs again as the gradient is taken
-            self.sample(**settings, steered=False, differentiable=True)
-            return self._run(latents).gradient(self._last_x0, of=latents)
-
-    def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Score_B by the guide; by the objective, negative, where it has no prompts."""
-        image_B3HW = image_B3HW.to(self.pipe.device)
-        if self.guide is not None:
-            return self.guide.score(image_B3HW).cpu()
-        with torch.no_grad():
-            return -self.objective(image_B3HW, fresh_generators(len(image_B3HW))).cpu()
-
-    @contextlib.contextmanager
-    def _gradients(self) -> Iterator[None]:
-        """Gradients through the denoiser, checkpointed where it can be; none for weights."""
-        parts = [m for m in self.pipe.components.values() if isinstance(m, torch.nn.Module)]
-        trainable = [p for part in parts for p in part.parameters() if p.requires_grad]
-        model = denoiser(self.pipe)
-        checkpoint = getattr(model, "_supports_gradient_checkpointing", False)
-        checkpoint = checkpoint and not model.is_gradient_checkpointing
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        if checkpoint:
-            model.enable_gradient_checkpointing()
-        self._differentiable = True
-        try:
-            with torch.enable_grad():
-                yield
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)
-            if checkpoint:
-                model.disable_gradient_checkpointing()
-
-    # ------------------------------------------------- one step of a scheduler
-    def _stepped(self, original: Callable, model_output, timestep, sample, *args, **kwargs):
-        """The scheduler's step from what the method makes of this evaluation."""
-        if self.method.called and not self._calling:
-            raise ClipguideError(
-                f"{self.method.name} runs the pipeline itself: call s(…) of `with steer(…) as s`."
-            )
-        scheduler, method = self._scheduler, self._acting
-        if scheduler.timesteps is not self._timesteps:  # set anew by each call of the pipeline
-            self._begin(scheduler.timesteps, sample)
-        level = parameterisation.level(scheduler, timestep)
-        x0 = level.x0(model_output, sample)
-        at = At(self._index, timestep, level, sample, model_output, x0)
-        outcome = Outcome(model_output, sample)
-        self._running.objective = self.objective.at(min(max(1 - level.noise, 0.0), 1.0))
-        due = method is not None and self._is_due(method, level.noise)
-        kept = self._tape.next() if self._tape and self._tape.replaying else None
-        if kept:
-            outcome = self._replayed(kept, outcome, due)
-        elif due:
-            if self._choosing:
-                self._choose(x0)
-            outcome = self._act(at)
-            self._count(outcome)
-        after = None
-        if method is not None:
-            seen = replace(at, model_output=outcome.model_output, sample=outcome.sample)
-            after = method.after(self._running, seen)
-        self._observe(at, outcome, kept)
-        stepped = original(outcome.model_output, timestep, outcome.sample, *args, **kwargs)
-        self._last_x0 = self._previous(stepped, after, at)
-        self._index += 1
-        return self._with_previous(stepped, self._last_x0)
-
-    def _replayed(self, kept: Kept, outcome: Outcome, due: bool) -> Outcome:
-        """What the scheduler was given at this step before the run was stopped."""
-        for generator, state in zip(self._running.generators, kept.states, strict=True):
-            generator.set_state(state)
-        outcome.model_output = kept.model_output.to(outcome.model_output)
-        outcome.finite_B = kept.finite_B
-        if due:
-            self._count(outcome)
-        return outcome
-
-    def _rewound(self) -> None:
-        """The run that was taped is over."""
-        if self._mute:
-            self._mute.close()
-        self._tape = self._mute = None
-
-    def _previous(self, stepped, after, at: At) -> torch.Tensor:
-        """The scheduler's new sample, as the pipeline is to get it."""
-        previous = stepped[0] if isinstance(stepped, tuple) else stepped.prev_sample
-        previous = after(previous) if after else previous
-        if self._travel and self._travel.returns(at.index):
-            noise = self._running.noise_like(previous)
-            previous = self._travel.back(at.index, at.timestep, at.level, previous, noise)
-        if self._differentiable and self._acting is not None:  # each step's gradient is its own
-            previous = previous.detach().requires_grad_(self._index < self._total - 1)
-        return previous
-
-    def _with_previous(self, stepped, previous: torch.Tensor):
-        if isinstance(stepped, tuple):
-            return (previous, *stepped[1:])
-        stepped.prev_sample = previous
-        return stepped
-
-    def _run(self, sample: torch.Tensor) -> Run:
-        batch = len(sample)
-        generators = self.generators or fresh_generators(batch)
-        if len(generators) != batch:
-            raise ClipguideError(
-                f"The pipeline samples {batch} images, and there are {len(generators)} generators."
-            )
-        return Run(
-            scheduler=self._scheduler,
-            decode=self._decoder,
-            objective=self.objective,
-            generators=generators,
-            streams=streams(sample),
-            warn=self._warn,
-            memory=self._memory,
-            travel=self._travel,
-        )
-
-    def _begin(self, timesteps: torch.Tensor, sample: torch.Tensor) -> None:
-        if self._tape:
-            if self._tape.position:
-                self._rewound()
-            else:
-                self._tape.begin(sample, timesteps)
-        self._total, self._index, self._covered = len(timesteps), 0, 0
-        if self._travel:
-            self._travel.settle()
-        self._timesteps = self._scheduler.timesteps
-        self._first_sample = sample.detach()
-        self._running = self._run(sample)
-        self._trust = Trust(len(sample))
-        self._choosing = self._auto
-        if not self._calling:
-            self.report = self._new_report()
-        if self._acting is not None and not self._acting.idle:
-            self._asked = True
-            self._act = self._acting.start(self._running)
-
-    def _is_due(self, method: Method, noise: float) -> bool:
-        if method.idle or not method.covers(noise) or self.report.skipped >= MAX_SKIPPED:
-            return False
-        if isinstance(self._running.objective, Nothing):
-            return False
-        self._covered, self._ever = self._covered + 1, True
-        return (self._covered - 1) % method.every == 0
-
-    def _choose(self, x0: torch.Tensor) -> None:
-        """Which decoder this run takes from here on."""
-        size = getattr(self._acting, "strength", 0.1) or 0.1
-        run = self._running
-        self.report.decoder = self._decoder.choose(x0.detach(), run.objective, run.generators, size)
-        self._choosing = False
-
-    def _count(self, outcome: Outcome) -> None:
-        if outcome.finite_B is None:
-            self.report.steered += 1
-            return
-        bad = (~outcome.finite_B).nonzero().flatten().tolist()
-        for i in bad:
-            self._warn(
-                f"The gradient of image {i} is not a number at step {self._index}: it is not "
-                "steered there."
-            )
-        self.report.skipped += len(bad)
-        self.report.steered += len(bad) < len(outcome.finite_B)
-        if bad and self.report.skipped >= MAX_SKIPPED:
-            self._warn(f"Steering stops after {self.report.skipped} gradients that are no numbers.")
-
-    def _observe(self, at: At, outcome: Outcome, kept: Kept | None) -> None:
-        """Score, trace, trust, and tell on_step; of a step that was kept, what was seen then."""
-        total = self._total
-
-        @functools.cache
-        def preview() -> torch.Tensor:
-            if outcome.image_N3HW is not None:
-                return outcome.image_N3HW
-            with torch.no_grad():
-                x0 = at.level.x0(outcome.model_output, at.sample) if kept else at.x0
-                return self._decoder(x0.detach())
-
-        due = at.index % self.score_every == 0 or at.index == total - 1
-        scored = (due or self._tracing) and self._acting is not None
-
-        def score(similarity: Similarity | None) -> torch.Tensor | None:
-            return similarity.score(preview()).cpu() if similarity and scored else None
-
-        trace = kept.trace if kept else self._seen(at, outcome, score)
-        self.report.trace.append(trace)
-        if self._tape and not kept:
-            states = [generator.get_state() for generator in self._running.generators]
-            self._tape.keep(Kept(outcome.model_output, outcome.finite_B, states, trace))
-        if due and trace.judge_score_B is not None:
-            self._doubt(trace)
-        if self.on_step:
-            self.on_step(
-                Step(
-                    index=at.index,
-                    total=total,
-                    samples=len(at.sample),
-                    guide_score_B=self.report.guide_score_B,
-                    judge_score_B=self.report.judge_score_B,
-                    preview=preview,
-                )
-            )
-
-    def _seen(self, at: At, outcome: Outcome, score: Callable) -> Trace:
-        return Trace(
-            index=at.index,
-            noise=at.level.noise,
-            sigma=at.level.sigma,
-            **self._measured(at, outcome),
-            guide_score_B=score(self.guide),
-            judge_score_B=score(self.judge),
-        )
-
-    def _measured(self, at: At, outcome: Outcome) -> dict[str, torch.Tensor]:
-        """What an evaluation measured, on the CPU; what is of x0's device is brought in one go."""
-        direction = self._overheard.direction(at.level, at.sample)
-        found = {}
-        if outcome.gradient_B is not None:
-            found["gradient_B"] = outcome.gradient_B
-        if outcome.delta is not None and direction is not None:
-            found["angle_B"] = angle(outcome.delta, direction)
-        if found:
-            found = dict(zip(found, torch.stack([*found.values()]).cpu()))
-        return found if outcome.loss_B is None else {**found, "loss_B": outcome.loss_B.cpu()}
-
-    def _doubt(self, trace: Trace) -> None:
-        fell_B = self._trust.see(trace.guide_score_B, trace.judge_score_B)
-        self._running.factor_B = self._trust.factor_B
-        for i in fell_B.nonzero().flatten().tolist():
-            what = "is halved" if self._trust.factor_B[i] else "stops"
-            self._warn(
-                f"The guide's score of image {i} climbs while the judge's falls: its steering "
-                f"{what} at step {trace.index}."
-            )
-
-    def _new_report(self) -> Report:
-        return Report(method=self.method.name, warnings=list(self.ignored))
-
-    def _warn(self, message: str) -> None:
-        self.report.warnings.append(message)
-        warnings.warn(message, ClipguideWarning, stacklevel=2)
 
 
 def _loaded(clip: Clip | str, pipe: object) -> Clip:

@@ -1,0 +1,99 @@
+"""`method="auto"`: the way of steering that gains most for a budget, as it was measured.
+
+`auto.json` is a table of ways that no other beats at their cost or below it: the gain in the score
+of a CLIP that had no part in them, and the cost ÷ that of plain sampling, both measured on the
+embedded generator (`python -m benchmarks.steering table --auto`). Its denoiser is small, so that
+steering weighs more there than on any larger model: a budget is kept to, and seldom used up.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UsageError
+from ..views import Cutouts
+from .best_of import BestOf
+from .method import Method, configure
+
+TABLE = Path(__file__).with_name("auto.json")
+BUDGET = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A way of steering: `best_of` samples of a picture, each drawn by `each`, which sees by
+    `decoder` and so many `cutouts` beside the whole picture. `cost` is × plain sampling."""
+
+    each: Method
+    best_of: int
+    decoder: str
+    cutouts: int
+    cost: float
+
+    @property
+    def method(self) -> Method:
+        """What draws it all."""
+        return self.each if self.best_of == 1 else BestOf(number=self.best_of, each=self.each)
+
+    @property
+    def views(self) -> Cutouts:
+        """What the objective looks at."""
+        return Cutouts(number=self.cutouts)
+
+    def __str__(self) -> str:
+        options = "".join(f", {name} {value}" for name, value in self.each.options().items())
+        best = f", best of {self.best_of}" if self.best_of > 1 else ""
+        return (
+            f"{self.each.name}{options}{best}; decoder {self.decoder}, {self.cutouts} cutouts: "
+            f"{self.cost:.1f} × the cost of plain sampling on the embedded generator"
+        )
+
+
+def choose(methods: Mapping[str, type[Method]], budget: float | None) -> Choice:
+    """The best way for `budget` × the cost of plain sampling; UsageError below 1."""
+    budget = BUDGET if budget is None else budget
+    if not (math.isfinite(budget) and budget >= 1):
+        raise UsageError(
+            f"The budget is × the cost of plain sampling, so at least 1, not {budget}."
+        )
+    row = max((row for row in _rows() if row["cost"] <= budget), key=lambda row: row["gain"])
+    return Choice(
+        each=configure(methods, row["method"], row["options"]),
+        best_of=row["best_of"],
+        decoder=row["decoder"],
+        cutouts=row["cutouts"],
+        cost=row["cost"],
+    )
+
+
+def times_plain(budget: str | float | None, plain_seconds) -> float | None:
+    """A budget as × plain sampling: a number, or seconds a picture, as "30s", divided by what
+    `plain_seconds()` measures. UsageError for anything else, or for less than plain sampling."""
+    if not isinstance(budget, str):
+        return budget
+    text = budget.strip()
+    try:
+        value = float(text.removesuffix("s"))
+    except ValueError:
+        raise UsageError(
+            f"A budget is a number, × plain sampling, or seconds a picture, as 30s, not {budget!r}."
+        ) from None
+    if not text.endswith("s"):
+        return value
+    plain = plain_seconds()
+    if not value >= plain:
+        raise UsageError(
+            f"A picture takes {plain:.1f} s here without any steering, so a budget of {text} is "
+            "too small: give more seconds, or fewer steps."
+        )
+    return value / plain
+
+
+@functools.cache
+def _rows() -> list[dict]:
+    return json.loads(TABLE.read_text())["rows"]
