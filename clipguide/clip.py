@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from . import mini
-from .errors import ClipguideError, ClipguideWarning, UsageError, close_matches
+from .errors import ClipguideError, ClipguideWarning, UsageError, close_matches, reason
 from .prompts import shorten
 
 MINI = {"mini": "guide", "mini-judge": "judge"}
@@ -180,8 +180,7 @@ def load_clip(name: str = "mini", *, device: str = "cpu", dtype: str = "float32"
     except ClipguideError:
         raise
     except Exception as error:  # open_clip, safetensors and json each raise their own
-        reason = shorten(" ".join(str(error).split()), 200)
-        raise ClipguideError(f"The CLIP {name} cannot be loaded: {reason.rstrip('.')}.") from error
+        raise ClipguideError(f"The CLIP {name} cannot be loaded: {reason(error)}.") from error
 
 
 def to_dtype(name: str) -> torch.dtype:

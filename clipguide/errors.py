@@ -29,6 +29,32 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
+HUB = {  # errors of the hub's library, by name: it need not be imported for this
+    "GatedRepoError": "its owners ask for consent: give it on the model's page on the hub, then "
+    "log in with `hf auth login`",
+    "RepositoryNotFoundError": "the hub has no model of that name, or it is private: correct the "
+    "name, or log in with `hf auth login`",
+    "OfflineModeIsEnabled": "it is not in the cache, and HF_HUB_OFFLINE keeps it from being "
+    "downloaded: unset that, or name a folder",
+    "ConnectError": "it is not in the cache, and the hub cannot be reached: connect, or name a "
+    "folder",
+    "ConnectTimeout": "it is not in the cache, and the hub does not answer: try again later, or "
+    "name a folder",
+}
+
+
+def reason(error: BaseException) -> str:
+    """Why a model does not load, without a full stop: what the hub said, or else the error's own
+    words, cut."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if said := HUB.get(type(cause).__name__):
+            return said
+        cause = cause.__cause__ or cause.__context__
+    words = " ".join(str(error).split())
+    return (words if len(words) <= 200 else words[:200] + "…").rstrip(".")
+
+
 def close_matches(name: str, known: Iterable[str]) -> str:
     """' Did you mean a or b?' for the known names nearest to name; all of them if none is near.
 

@@ -16,8 +16,7 @@ from PIL import Image
 from torch import nn
 
 from .clip import Clip, to_device, to_dtype
-from .errors import ClipguideError, UsageError
-from .prompts import shorten
+from .errors import ClipguideError, UsageError, reason
 
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the processor's are
 
@@ -45,8 +44,7 @@ def load_hf_clip(
         processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers, safetensors and json each raise their own
-        reason = shorten(" ".join(str(error).split()), 200).rstrip(".")
-        raise ClipguideError(f"The CLIP {folder} cannot be loaded: {reason}.") from error
+        raise ClipguideError(f"The CLIP {folder} cannot be loaded: {reason(error)}.") from error
     return wrap_hf_clip(model, processor, tokenizer, name=str(folder), device=device, dtype=dtype)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import __version__, mini
 from ..clip import fingerprint, to_device, to_dtype
-from ..errors import ClipguideError, UsageError, close_matches
+from ..errors import ClipguideError, UsageError, close_matches, reason
 from ..guidance.families import family
 from ..prompts import shorten
 
@@ -47,8 +47,7 @@ def load_pipeline(model: str, *, device: str, dtype: str) -> DiffusionPipeline:
     except ClipguideError:
         raise
     except Exception as error:  # diffusers, transformers, safetensors and json each raise their own
-        reason = shorten(" ".join(str(error).split()), 200).rstrip(".")
-        raise ClipguideError(f"The model {model} cannot be loaded: {reason}.") from error
+        raise ClipguideError(f"The model {model} cannot be loaded: {reason(error)}.") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

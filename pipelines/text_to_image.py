@@ -22,11 +22,11 @@ from PIL import Image
 from ..clip import Clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..guidance import METHODS, Step, steer
-from ..guidance.tape import Tape
 from ..guidance.auto import Choice, times_plain
 from ..guidance.decoders import Decoder, load_tiny
 from ..guidance.families import default_clip
 from ..guidance.method import Method, configure
+from ..guidance.tape import Tape
 from ..images import to_pil
 from ..objectives import Similarity
 from ..prompts import check_text, parse

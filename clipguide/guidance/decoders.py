@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import ClipguideError, UsageError, close_matches
+from ..errors import ClipguideError, UsageError, close_matches, reason
 from ..objectives import Generators, Objective
-from ..prompts import shorten
 from . import linear
 from .families import family
 
@@ -253,8 +252,8 @@ def load_tiny(folder: str | Path) -> nn.Module:
     try:
         return AutoencoderTiny.from_pretrained(folder, use_safetensors=True).eval()
     except Exception as error:  # diffusers, safetensors and json each raise their own
-        reason = shorten(" ".join(str(error).split()), 200).rstrip(".")
-        raise ClipguideError(f"The tiny decoder {folder} cannot be loaded: {reason}.") from error
+        why = reason(error)
+        raise ClipguideError(f"The tiny decoder {folder} cannot be loaded: {why}.") from error
 
 
 def _rms(x: torch.Tensor) -> torch.Tensor:
