@@ -1,11 +1,10 @@
 """What a CLIP's gradient draws: concepts on a Fourier canvas, under one guide alone.
 
-The canvas is a spectrum scaled by 1/f, in decorrelated colours, through a sigmoid (Olah et al.
-2017, "Feature Visualization", as in Lucid). The plain and the robust guide each get their own
+The plain and the robust guide each get their own
 best learning rate, number of views and total variation from the same search; the judge chooses
 there, on concepts that are not measured, and the referee measures.
 
-Legend: B canvases, 3 channels, H rows, W columns, F = W/2 + 1 frequencies, K concepts, D width.
+Legend: B pictures, 3 channels, H rows, W columns, K concepts, D width.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from clipguide import Clip, Cutouts, Similarity, TotalVariation
+from clipguide.canvases import Fourier
 from clipguide.images import contact_sheet, to_pil
 from clipguide.prompts import Part, Prompt
 from training.evaluate.clips import all_drawings
@@ -27,8 +27,6 @@ SIZE = 128
 BATCH = 10
 CONCEPTS = 100
 SEARCHED = 8
-# Square root of the covariance of colours over ImageNet, by Lucid; rows are RGB.
-COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
 
 @dataclass(frozen=True)
@@ -43,41 +41,20 @@ class Choice:
 SEARCH = {"lr": (0.02, 0.05, 0.12), "smooth": (0.0, 2.0), "crops": (1, 3)}
 
 
-class FourierCanvas:
-    """B pictures of one size as spectra: `image()` is image_B3HW in [0, 1]."""
-
-    def __init__(self, batch: int, size: int = SIZE, seed: int = 0) -> None:
-        y_H1 = torch.fft.fftfreq(size)[:, None]
-        x_F = torch.fft.rfftfreq(size)
-        frequency_HF = (y_H1.square() + x_F.square()).sqrt()
-        self.scale_HF = size / frequency_HF.clamp_min(1 / size) / 4
-        colours = torch.tensor(COLOURS)
-        self.mix_33 = colours / colours.norm(dim=0).max()
-        generator = torch.Generator().manual_seed(seed)
-        start = torch.randn(3, size, size // 2 + 1, 2, generator=generator)
-        self.spectrum_B3HF2 = (0.01 * start).repeat(batch, 1, 1, 1, 1).requires_grad_()
-
-    def image(self) -> torch.Tensor:
-        spectrum_B3HF = torch.view_as_complex(self.spectrum_B3HF2) * self.scale_HF
-        size = self.scale_HF.shape[0]
-        plain_B3HW = torch.fft.irfft2(spectrum_B3HF, s=(size, size))
-        return torch.einsum("rc,bchw->brhw", self.mix_33, plain_B3HW).sigmoid()
-
-
 def draw(clip: Clip, concepts: Sequence[str], choice: Choice, steps: int) -> torch.Tensor:
     """Pictures_B3HW of the concepts, each descending its own loss: Adam knows no neighbours."""
     prompts = [Prompt((Part(concept, 1.0),)) for concept in concepts]
     objective = Similarity(clip, prompts, views=Cutouts(number=choice.crops))
     if choice.smooth:
         objective = objective + choice.smooth * TotalVariation()
-    canvas = FourierCanvas(len(concepts))
-    optimizer = torch.optim.Adam([canvas.spectrum_B3HF2], lr=choice.lr)
     generators = [torch.Generator().manual_seed(0) for _ in concepts]
+    canvas = Fourier(SIZE, SIZE, generators)
+    optimizer = torch.optim.Adam(canvas.parameters(), lr=choice.lr)
     for _ in range(steps):
         optimizer.zero_grad()
-        objective(canvas.image(), generators).sum().backward()
+        objective(canvas.decode(), generators).sum().backward()
         optimizer.step()
-    return canvas.image().detach()
+    return canvas.decode().detach()
 
 
 def draw_all(clip: Clip, concepts: Sequence[str], choice: Choice, steps: int) -> torch.Tensor:

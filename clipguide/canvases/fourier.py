@@ -1,0 +1,51 @@
+"""The Fourier canvas: a spectrum scaled by 1/f, in colours that do not correlate.
+
+Olah et al. 2017, "Feature Visualization", section "Preconditioning and parameterization", with the
+colour matrix of their library Lucid. Natural pictures have amplitudes of about 1/f (Field 1987), so
+that a step of one length in this space changes all scales of a picture alike.
+
+Shapes: B pictures, 3 channels, H rows, W columns, F = W // 2 + 1 frequencies, 2 = real, imaginary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .base import Canvas, normal
+
+# Square root of the covariance of colours over ImageNet, by Lucid; rows are RGB.
+COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
+START = 0.01  # standard deviation of the spectrum at the beginning
+INSIDE = 1e-3  # how near to 0 and 1 a picture may come that is encoded: the sigmoid ends there
+
+
+class Fourier(Canvas):
+    """image = sigmoid(colours · irfft2(spectrum / f)); it tiles without a seam."""
+
+    def __init__(self, height: int, width: int, generators: Sequence[torch.Generator]) -> None:
+        super().__init__(height, width, generators)
+        y_H1 = torch.fft.fftfreq(height)[:, None]
+        x_F = torch.fft.rfftfreq(width)
+        frequency_HF = (y_H1.square() + x_F.square()).sqrt()
+        longer = max(height, width)
+        scale_HF = (height * width) ** 0.5 / 4 / frequency_HF.clamp_min(1 / longer)
+        colours_33 = torch.tensor(COLOURS)
+        self.register_buffer("scale_HF", scale_HF, persistent=False)
+        mix_33 = colours_33 / colours_33.norm(dim=0).max()
+        self.register_buffer("mix_33", mix_33, persistent=False)
+        start = START * normal((3, *scale_HF.shape, 2), generators)
+        self.spectrum_B3HF2 = nn.Parameter(start)
+
+    def decode(self) -> torch.Tensor:
+        spectrum_B3HF = torch.view_as_complex(self.spectrum_B3HF2) * self.scale_HF
+        plain_B3HW = torch.fft.irfft2(spectrum_B3HF, s=(self.height, self.width))
+        return torch.einsum("rc,bchw->brhw", self.mix_33, plain_B3HW).sigmoid()
+
+    def _encode(self, image_B3HW: torch.Tensor) -> None:
+        logit_B3HW = image_B3HW.to(self.mix_33).logit(eps=INSIDE)
+        plain_B3HW = torch.einsum("cr,brhw->bchw", torch.linalg.inv(self.mix_33), logit_B3HW)
+        spectrum_B3HF = torch.fft.rfft2(plain_B3HW) / self.scale_HF
+        self.spectrum_B3HF2.copy_(torch.view_as_real(spectrum_B3HF))

@@ -1,0 +1,63 @@
+"""The pixel canvas: pictures as the sum of a pyramid of ever coarser ones (Burt & Adelson 1983).
+
+A step moves each level, so that a whole region changes its colour as easily as one pixel does.
+
+Shapes: B pictures, 3 channels, H rows, W columns, h x w of a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..clip import clamp_with_gradient
+from .base import Canvas, normal
+
+COARSEST = 4  # pixels of the shorter side of the coarsest level, at least
+START = 0.01  # standard deviation of each level at the beginning, about mid grey
+
+
+class Pixels(Canvas):
+    """image = 0.5 + Σ levels, each half the size of the one before and enlarged; clamped."""
+
+    def __init__(self, height: int, width: int, generators: Sequence[torch.Generator]) -> None:
+        super().__init__(height, width, generators)
+        self.sizes = [(height, width)]
+        while min(self.sizes[-1]) >= 2 * COARSEST:
+            self.sizes.append(tuple((side + 1) // 2 for side in self.sizes[-1]))
+        levels = [START * normal((3, *size), generators) for size in self.sizes]
+        self.levels = nn.ParameterList(levels)
+
+    def decode(self) -> torch.Tensor:
+        return clamp_with_gradient(self._sum())
+
+    def project_(self) -> None:
+        """What lies outside [0, 1] goes back from the finest level."""
+        with torch.no_grad():
+            image_B3HW = self._sum()
+            self.levels[0] += image_B3HW.clamp(0, 1) - image_B3HW
+
+    def _sum(self) -> torch.Tensor:
+        image_B3hw = 0.5
+        for level, size in zip(reversed(self.levels), reversed(self.sizes), strict=True):
+            if not isinstance(image_B3hw, float):
+                image_B3hw = _resize(image_B3hw, size)
+            image_B3hw = image_B3hw + level
+        return image_B3hw
+
+    def _encode(self, image_B3HW: torch.Tensor) -> None:
+        image_B3hw = image_B3HW.to(self.levels[0]) - 0.5
+        for i, level in enumerate(self.levels):
+            if i + 1 < len(self.levels):
+                coarser = _resize(image_B3hw, self.sizes[i + 1])
+                level.copy_(image_B3hw - _resize(coarser, self.sizes[i]))
+                image_B3hw = coarser
+            else:
+                level.copy_(image_B3hw)
+
+
+def _resize(image_B3hw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(image_B3hw, size, mode="bilinear", antialias=True)

@@ -1,0 +1,96 @@
+"""The VQGAN canvas: latents that are rounded to the codes of a codebook, and decoded.
+
+Crowson et al. 2022, "VQGAN-CLIP": the latents z are optimised, decoded as their nearest code, and
+the gradient passes the rounding as if it were not there (van den Oord et al. 2017, straight
+through). With a `temperature` τ the code is soft instead, Σ softmax(−‖z − e‖² / τ) e.
+
+Shapes: B pictures, 3 channels, H x W pixels, D channels of h x w latents, K codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..errors import UsageError
+from .base import Canvas
+from .latent import check_sides, factor_of
+
+
+class VQGAN(Canvas):
+    """image = decoder(code(z)) / 2 + 0.5; begins as codes drawn at random.
+
+    `model` is a VQModel of diffusers; it stands in neither `parameters()` nor `state_dict()`.
+    UsageError if a side is no multiple of its factor.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        height: int,
+        width: int,
+        generators: Sequence[torch.Generator],
+        *,
+        temperature: float = 0.0,
+    ) -> None:
+        super().__init__(height, width, generators)
+        if not temperature >= 0:
+            raise UsageError(f"The temperature of soft codes is at least 0, not {temperature}.")
+        factor = factor_of(model)
+        check_sides(height, width, factor)
+        self._whole, self.temperature = [model], temperature
+        sides = (height // factor, width // factor)
+        codes = len(self.codes_KD)
+        index_Bhw = [torch.randint(codes, sides, generator=g) for g in generators]
+        start_BhwD = self.codes_KD[torch.stack(index_Bhw).to(self.codes_KD.device)]
+        self.latents_BDhw = nn.Parameter(start_BhwD.permute(0, 3, 1, 2).contiguous().float())
+
+    @property
+    def model(self) -> nn.Module:
+        """What decodes."""
+        return self._whole[0]
+
+    @property
+    def codes_KD(self) -> torch.Tensor:
+        """The codebook."""
+        return self.model.quantize.embedding.weight.detach()
+
+    def decode(self) -> torch.Tensor:
+        code_BDhw = self._code(self.latents_BDhw).to(self.codes_KD.dtype)
+        decoded = self.model.decode(code_BDhw, force_not_quantize=True).sample
+        return (decoded / 2 + 0.5).float()
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Latents stay within the range of the codebook, channel by channel."""
+        low_D, high_D = self.codes_KD.float().aminmax(dim=0)
+        low, high = (bound.view(1, -1, 1, 1) for bound in (low_D, high_D))
+        self.latents_BDhw.copy_(self.latents_BDhw.clamp(low, high))
+
+    @torch.no_grad()
+    def indices(self) -> torch.Tensor:
+        """Which code each latent is nearest to: (B, h, w)."""
+        return self._distances(self.latents_BDhw).argmin(-1)
+
+    def _code(self, latents_BDhw: torch.Tensor) -> torch.Tensor:
+        codes_KD = self.codes_KD.float()
+        if self.temperature:
+            share_BhwK = (-self._distances(latents_BDhw) / self.temperature).softmax(-1)
+            return (share_BhwK @ codes_KD).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            nearest_BhwD = codes_KD[self._distances(latents_BDhw).argmin(-1)]
+            step_BDhw = nearest_BhwD.permute(0, 3, 1, 2) - latents_BDhw
+        return latents_BDhw + step_BDhw
+
+    def _distances(self, latents_BDhw: torch.Tensor) -> torch.Tensor:
+        """‖z − e‖² as (B, h, w, K)."""
+        latents_BhwD = latents_BDhw.permute(0, 2, 3, 1)
+        codes_KD = self.codes_KD.float()
+        square = latents_BhwD.square().sum(-1, keepdim=True) + codes_KD.square().sum(-1)
+        return square - 2 * latents_BhwD @ codes_KD.T
+
+    def _encode(self, image_B3HW: torch.Tensor) -> None:
+        weight = next(self.model.parameters())
+        self.latents_BDhw.copy_(self.model.encode(image_B3HW.to(weight) * 2 - 1).latents)
