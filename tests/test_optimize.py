@@ -38,11 +38,11 @@ class Judge:
         return -(image_B3HW.flatten(1).mean(1) - self.wanted).abs()
 
 
-@pytest.mark.parametrize("canvas", [Fourier, Pixels])
-def test_a_picture_becomes_what_is_asked(canvas):
-    steps = list(optimize(canvas(16, 16, generators(0, 1)), Red(), steps=100, lr=0.3))
+@pytest.mark.parametrize(("canvas", "lr"), [(Fourier, 1.0), (Pixels, 0.3)])
+def test_a_picture_becomes_what_is_asked(canvas, lr):
+    steps = list(optimize(canvas(16, 16, generators(0, 1)), Red(), steps=100, lr=lr))
     assert [step.index for step in steps] == list(range(100))
-    assert (steps[-1].loss_B < 0.1 * steps[0].loss_B).all()
+    assert (steps[-1].loss_B < 0.15 * steps[0].loss_B).all()
     mean_B3 = steps[-1].image().mean((2, 3))
     assert (mean_B3[:, 0] > 0.75).all() and (mean_B3[:, 1:] < 0.25).all()
 
