@@ -90,7 +90,8 @@ class Drawn:
 @dataclass
 class Row:
     """One way, `best_of` so many: what it costs (plain is 1), the referee's mean score, its gain
-    over plain with its standard error over prompts, its top-5, the guide's mean score."""
+    over plain of the same seeds with its standard error over prompts, its top-5, the guide's mean
+    score."""
 
     way: str
     best_of: int
@@ -217,7 +218,7 @@ def rows(drawn: list[Drawn]) -> list[Row]:
     table: dict[str, dict[int, list[Drawn]]] = {}
     for one in drawn:
         table.setdefault(one.way, {}).setdefault(one.prompt, []).append(one)
-    plain = {p: mean(d.score for d in found) for p, found in table[PLAIN.name].items()}
+    plain = {(d.prompt, d.seed): d.score for d in drawn if d.way == PLAIN.name}
     second = {p: mean(d.seconds for d in found) for p, found in table[PLAIN.name].items()}
     found = []
     for way in WAYS:
@@ -226,7 +227,10 @@ def rows(drawn: list[Drawn]) -> list[Row]:
             kept = {p: pictures for p, pictures in kept.items() if pictures}
             if not kept:
                 continue
-            gains = [mean(d.score for d in kept[p]) - plain[p] for p in kept]
+            gains = [
+                mean(d.score for d in kept[p]) - mean(plain[p, d.seed] for d in table[way.name][p])
+                for p in kept
+            ]
             costs = [d.seconds / second[p] for p in kept for d in table[way.name][p]]
             every = [d for pictures in kept.values() for d in pictures]
             found.append(

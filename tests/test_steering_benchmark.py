@@ -46,7 +46,7 @@ def test_rows(ways):
     assert (best.way, best.best_of, best.cost) == ("plain", 2, 2.0)
     assert best.gain == pytest.approx(((0.0 + 0.2) / 2 - 0.15 + 0) / 2)
     assert a.cost == pytest.approx(4.0)  # the median of 3, 3, 5, 5
-    gains = (0.35 - 0.15, 0.095 - 0.2)
+    gains = (0.35 - (0.0 + 0.1) / 2, 0.095 - 0.2)  # of the same seeds
     assert a.gain == pytest.approx(sum(gains) / 2)
     assert a.error == pytest.approx(abs(gains[0] - gains[1]) / 2)  # of two: half their distance
     assert (a.method, a.options, a.top5) == ("shortcut", {"strength": 0.3}, 0.5)
@@ -91,11 +91,11 @@ def test_table(tmp_path, ways, monkeypatch):
     command = ["table", "--records", records, "--out", tmp_path / "out.json", "--auto"]
     result = CliRunner().invoke(steering.app, [str(part) for part in command])
     assert result.exit_code == 0, result.output
-    assert "| a | 4.00 | +47.5 ± 152.5 | 50.0% |" in result.output
+    assert "| a | 4.00 | +97.5 ± 202.5 | 50.0% |" in result.output
     assert "worse on 50.0% of the 2 prompts" not in result.output  # of the default strength alone
     assert json.loads((tmp_path / "out.json").read_text())["prompts"] == 2
     rows = json.loads((tmp_path / "auto.json").read_text())["rows"]
-    assert [row["gain"] for row in rows] == [0.0, 0.0475]
+    assert [row["gain"] for row in rows] == [0.0, 0.0975]
     assert (tmp_path / "out.png").stat().st_size > 1000
 
 
