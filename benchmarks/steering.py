@@ -317,7 +317,7 @@ def command_table(
                 f"{name}, paired over {seeds} seeds: worse on {below:.1%} of the {prompts} prompts,"
                 f" by more than two standard errors on {far:.1%}."
             )
-    facts = {"prompts": prompts, "threads": torch.get_num_threads(), "paired": share}
+    facts = {"prompts": prompts, "paired": share}
     out.write_text(json.dumps({**facts, "rows": [asdict(r) for r in found]}, indent=1) + "\n")
     plot(found, out.with_suffix(".png"))
     if auto:

@@ -119,6 +119,21 @@ def test_the_judge_keeps_the_best_of_each():
         assert torch.equal(loop.best()[i], scored[k][1][i])
 
 
+def test_a_score_that_recovers_is_not_the_best():
+    """Scores fall from the best and rise again below it: the first is kept."""
+
+    class Scripted:
+        scores = [0.5, 0.2, 0.4]
+
+        def score(self, image_B3HW):
+            return torch.tensor([self.scores.pop(0)])
+
+    loop = Loop(Pixels(8, 8, generators(0)), Red(), steps=3, judge=Scripted(), score_every=1)
+    first = loop.step().image()
+    list(loop)
+    assert torch.equal(loop.best(), first) and loop._best_B.item() == 0.5
+
+
 def test_patience():
     loop = Loop(
         Pixels(8, 8, generators(0)), Red(), steps=500, judge=Judge(0.45), score_every=1, patience=3

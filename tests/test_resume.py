@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_cli
 from clipguide.pipelines.text_to_image import TextToImage
 from PIL import Image
 from typer.testing import CliRunner
@@ -31,9 +32,7 @@ def in_a_folder(tmp_path, monkeypatch):
 
 
 def invoke(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
+    return test_cli.invoke(*arguments, code=code).output
 
 
 def made(folder) -> dict[str, tuple[bytes, dict]]:
