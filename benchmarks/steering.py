@@ -36,6 +36,7 @@ HERE = Path(__file__).parent
 RECORDS = Path("training/cache/steering.jsonl")
 VIEWS = Cutouts()
 WHOLE = Cutouts(number=0)  # the picture alone
+EARLY, LATE = (0.5, 1.0), (0.0, 0.5)  # halves of the noise levels
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Way:
     best_of: tuple[int, ...] = (1,)
     views: Cutouts = VIEWS
     decoder: str = "vae"
+    judged: bool = False  # mini's judge may weaken the steering, and stop it
 
 
 PLAIN = Way("plain", None, 8, (1, 2, 4, 8))
@@ -65,6 +67,25 @@ WAYS = (
     Way("sparing 0.6, every 3", Shortcut(strength=0.6, every=3), 2, (1, 2), WHOLE, "linear"),
     Way("whole 0.2, every 3", Shortcut(strength=0.2, every=3), 2, (1, 2), WHOLE),
     Way("whole 0.4, every 3", Shortcut(strength=0.4, every=3), 2, (1, 2), WHOLE),
+    Way(
+        "sparing 0.6, every 3, early",
+        Shortcut(strength=0.6, every=3, window=EARLY),
+        1,
+        (1,),
+        WHOLE,
+        "linear",
+    ),
+    Way(
+        "sparing 0.6, every 3, late",
+        Shortcut(strength=0.6, every=3, window=LATE),
+        1,
+        (1,),
+        WHOLE,
+        "linear",
+    ),
+    Way("shortcut 0.2, early", Shortcut(strength=0.2, window=EARLY)),
+    Way("shortcut 0.2, late", Shortcut(strength=0.2, window=LATE)),
+    Way("shortcut 0.5, judged", Shortcut(strength=0.5), judged=True),
     Way("particles 4", Particles(number=4)),
     Way("lookahead 4", Lookahead(), 2, (1, 2)),
     Way("backprop 0.1", Backprop()),
@@ -134,7 +155,8 @@ def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
     if way.method is None:
         return model.pipe(**settings).images.clamp(0, 1)
     objective = Similarity(model.clip, prompt, views=way.views)
-    with steer(model.pipe, objective, method=way.method, decoder=way.decoder) as s:
+    judge = model.judge if way.judged else None
+    with steer(model.pipe, objective, method=way.method, decoder=way.decoder, judge=judge) as s:
         if isinstance(way.method, Particles):
             number = way.method.number
             settings["prompt"] = [prompt] * number
@@ -309,7 +331,7 @@ def command_table(
     prompts = len({d.prompt for d in drawn})
     typer.echo(markdown(found))
     share = {}
-    for name in ("shortcut 0.1", "shortcut 0.5"):
+    for name in ("shortcut 0.1", "shortcut 0.5", "shortcut 0.5, judged"):
         if any(d.way == name for d in drawn):
             below, far, seeds = worse(drawn, name)
             share[name] = {"worse": below, "worse by two standard errors": far, "seeds": seeds}

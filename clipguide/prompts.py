@@ -47,7 +47,8 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The parts of one prompt, at least one, at least one weight not 0. Else UsageError."""
+    """The parts of one prompt, at least one, whose weights are not all 0 and do not cancel each
+    other out, as those of "a fox | a fox:-1" do. Else UsageError."""
 
     parts: tuple[Part | ImagePart, ...]
 
@@ -58,6 +59,19 @@ class Prompt:
                 raise UsageError(f"The weight of {name} must be a finite number.")
         if not any(part.weight for part in self.parts):
             raise UsageError("A prompt needs a part whose weight is not 0.")
+        if not any(self._sums().values()):
+            raise UsageError(
+                "The weights of the prompt cancel each other out: every part attracts as much as "
+                "it repels."
+            )
+
+    def _sums(self) -> dict[object, float]:
+        """The weight of each text and picture in all."""
+        sums: dict[object, float] = {}
+        for part in self.parts:
+            key = part.text or id(part.image)
+            sums[key] = sums.get(key, 0.0) + part.weight
+        return sums
 
     @property
     def text(self) -> str:

@@ -40,7 +40,9 @@ def write_tokenizer(folder) -> int:
     return len(tokens)
 
 
-def write_clip(folder, *, seed: int, preprocess: dict | None = None):
+def write_clip(
+    folder, *, seed: int, preprocess: dict | None = None, image_size: int = IMAGE_SIZE
+):
     """An open_clip folder: CustomTextCLIP of a timm image tower and its own tokenizer."""
     import open_clip
     from safetensors.torch import save_file
@@ -54,7 +56,7 @@ def write_clip(folder, *, seed: int, preprocess: dict | None = None):
                 "timm_model_name": "test_efficientnet",
                 "timm_pool": "avg",
                 "timm_proj": "linear",
-                "image_size": IMAGE_SIZE,
+                "image_size": image_size,
             },
             "text_cfg": {
                 "context_length": CONTEXT_LENGTH,
@@ -83,7 +85,7 @@ def write_clip(folder, *, seed: int, preprocess: dict | None = None):
         model.train()
         with torch.no_grad():  # batch norms that pass on what they see
             for _ in range(20):
-                model.encode_image(torch.rand(16, 3, IMAGE_SIZE, IMAGE_SIZE) * 2 - 1)
+                model.encode_image(torch.rand(16, 3, image_size, image_size) * 2 - 1)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return folder
 

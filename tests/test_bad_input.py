@@ -46,6 +46,7 @@ def refused(*arguments, code=2):
         (["fox |"], "empty part"),
         (["fox:nan"], "finite"),
         (["fox:0"], "weight 0"),
+        (["fox | fox:-1"], "cancel each other out"),
         (["blur:-1"], "say what to draw"),
         (["fox \udcff"], "UTF-8"),
         (["fox", "--guide", ""], "empty"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 import warnings
 
 import diffusers
 import pytest
 import torch
-from conftest import write_generator
+from conftest import write_clip, write_generator
 from torch.testing import assert_close
 
 from clipguide.clip import load_clip
@@ -488,3 +489,40 @@ def test_the_fixture_is_what_the_embedded_generator_is(tmp_path):
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
     assert type(pipe).__name__ == "StableDiffusionPipeline"
     assert pipe.scheduler.config.prediction_type == "epsilon"
+
+
+def test_a_clip_of_more_pixels_than_the_picture_is_told_of(pipe, tmp_path):
+    clip64 = load_clip(str(write_clip(tmp_path, seed=4, image_size=64)))
+    with pytest.warns(ClipguideWarning, match="32x32 and is enlarged .* 64x64") as caught:
+        with steer(pipe, "a red fox", clip=clip64) as s:
+            draw(pipe)
+    assert len(s.report.warnings) == len(caught) == 1
+    with steer(pipe, "a red fox", clip=clip64, decoder="linear") as s:  # small on purpose
+        draw(pipe)
+    assert s.report.warnings == []
+
+
+@pytest.mark.bench
+def test_the_judge_takes_little_of_the_time(monkeypatch):
+    from clipguide.pipelines.text_to_image import TextToImage
+
+    model = TextToImage()
+    spent = 0.0
+    encode = model.judge.encode_image
+
+    def timed(*args):
+        nonlocal spent
+        start = time.perf_counter()
+        try:
+            return encode(*args)
+        finally:
+            spent += time.perf_counter() - start
+
+    model("a red fox")  # warm
+    monkeypatch.setattr(model.judge, "encode_image", timed)
+    start = time.perf_counter()
+    for seed in range(4):
+        model("a red fox", seed=seed)
+    share = spent / (time.perf_counter() - start)
+    print(f"the judge takes {share:.1%} of the time of default steering on mini")
+    assert 0 < share <= 0.03

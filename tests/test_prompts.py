@@ -103,3 +103,13 @@ def test_a_prompt_made_by_hand_has_a_weight(parts):
 def test_a_prompt_made_by_hand_has_finite_weights(part):
     with pytest.raises(UsageError, match="finite number"):
         Prompt((Part("owl"), part))
+
+
+@pytest.mark.parametrize("prompt", ["a fox | a fox:-1", "a fox:0.5 | a dog:0 | a fox:-0.5"])
+def test_weights_that_cancel_are_refused(prompt):
+    with pytest.raises(UsageError, match="cancel each other out"):
+        parse(prompt)
+
+
+def test_weights_that_sum_to_zero_over_other_texts_are_a_direction():
+    assert parse("a fox | a dog:-1").text == "a fox"

@@ -79,7 +79,8 @@ def test_every_way_draws(tiny_mini, monkeypatch):
         facts = steering.settings(way)
         if facts.get("method") in METHODS:
             assert configure(METHODS, facts["method"], facts["options"]) == way.method
-    for one, other in itertools.combinations(found, 2):
+    unjudged = [way.name for way in WAYS if not way.judged]  # a judge need not step in
+    for one, other in itertools.combinations(unjudged, 2):
         assert not torch.equal(found[one], found[other]), (one, other)
 
 

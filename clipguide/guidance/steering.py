@@ -233,6 +233,7 @@ class Steering:
                 self._choose(x0)
             outcome = self._act(at)
             self._count(outcome)
+            self._measure(outcome.image_N3HW)
         after = None
         if method is not None:
             seen = replace(at, model_output=outcome.model_output, sample=outcome.sample)
@@ -242,6 +243,18 @@ class Steering:
         self._last_x0 = self._previous(stepped, after, at)
         self._index += 1
         return self._with_previous(stepped, self._last_x0)
+
+    def _measure(self, image_N3HW: torch.Tensor | None) -> None:
+        """Warn, once a run, of a CLIP that looks at more pixels than there are."""
+        if self._measured or image_N3HW is None or self._decoder.kind == "linear":
+            return
+        self._measured, (height, width) = True, image_N3HW.shape[-2:]
+        side = self.guide.clip.image_size if self.guide else 0
+        if side > min(height, width):
+            self._warn(
+                f"The picture is {width}x{height} and is enlarged for {self.guide.clip.name}, "
+                f"which looks at {side}x{side}: draw larger, or take a CLIP of fewer pixels."
+            )
 
     def _replayed(self, kept: Kept, outcome: Outcome, due: bool) -> Outcome:
         """What the scheduler was given at this step before the run was stopped."""
@@ -307,7 +320,7 @@ class Steering:
         self._first_sample = sample.detach()
         self._running = self._run(sample)
         self._trust = Trust(len(sample))
-        self._choosing = self._auto
+        self._choosing, self._measured = self._auto, False
         if not self._calling:
             self.report = self._new_report()
         if self._acting is not None and not self._acting.idle:
@@ -386,12 +399,12 @@ class Steering:
             index=at.index,
             noise=at.level.noise,
             sigma=at.level.sigma,
-            **self._measured(at, outcome),
+            **self._facts(at, outcome),
             guide_score_B=score(self.guide),
             judge_score_B=score(self.judge),
         )
 
-    def _measured(self, at: At, outcome: Outcome) -> dict[str, torch.Tensor]:
+    def _facts(self, at: At, outcome: Outcome) -> dict[str, torch.Tensor]:
         """What an evaluation measured, on the CPU; what is of x0's device is brought in one go."""
         direction = self._overheard.direction(at.level, at.sample)
         found = {}
