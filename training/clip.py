@@ -10,13 +10,13 @@ opens where the logit is clear, and hands on the text vector of that row's name:
 classifier's softmax in a head that open_clip has. `linear`, which is smaller: the whitened rows
 times the names. The head is then fitted alone on features that are computed once, and only then
 does the tower move (first the probe, then all: Kumar et al. 2022); its early stages never do. The
-text tower (`training/text.py`) stays locked (as in LiT, Zhai et al. 2022, with the roles
-exchanged). The loss has four parts: cross-entropy against the texts of all concepts, CLIP's
-contrastive loss against the captions of the batch, the true colour among eleven, and, so that
-photographs are not forgotten, the backbone's own softmax over the 1,000 names on crops of ten
-photographs and on mixed drawings (learning without forgetting, Li & Hoiem 2016; distilling from
-very few pictures, Asano & Saeed 2021). Six tenths of the plain phase see 96 pixels, the rest 128
-(progressive resizing, Tan & Le 2021).
+text tower (`training/text.py`; the referee's is MiniLM itself) stays locked (as in LiT, Zhai et al.
+2022, with the roles exchanged). The loss has four parts: cross-entropy against the texts of all
+concepts, CLIP's contrastive loss against the captions of the batch, the true colour among eleven,
+and, so that photographs are not forgotten, the backbone's own softmax over the 1,000 names on crops
+of ten photographs and on mixed drawings (learning without forgetting, Li & Hoiem 2016; distilling
+from very few pictures, Asano & Saeed 2021). Six tenths of the plain phase see 96 pixels, the rest
+128 (progressive resizing, Tan & Le 2021).
 
 `--robust` goes on from the plain model on pictures moved by a one-step L2 attack on the concepts'
 (TeCoA, Mao et al. 2023; CLIPAG, Ganz & Elad 2024), half of them under Gaussian noise or blur as
@@ -30,6 +30,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -37,6 +38,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from clipguide.finetune import Fit, FitConfig, bank_loss, caption_loss, l2_attack
@@ -82,6 +84,9 @@ def config(name: str) -> dict:
 
 def encode_texts(model: nn.Module, texts: list[str]) -> Tensor:
     """list[str] -> unit vectors_BD, without gradients. Short texts cost what they are long."""
+    if not isinstance(model.text, TextTransformer):
+        vectors_BD = torch.cat([minilm()(texts[k : k + 256]) for k in range(0, len(texts), 256)])
+        return F.pad(vectors_BD, (0, model.visual.head.mlp.fc2.out_features - text.DIM)).clone()
     tokenizer, out, causal_LL = text.load_tokenizer(), [], model.text.attn_mask
     with torch.inference_mode():
         for k in range(0, len(texts), 256):
@@ -99,16 +104,31 @@ def encode_texts(model: nn.Module, texts: list[str]) -> Tensor:
     return torch.cat(out).clone()
 
 
+@cache
+def minilm() -> text.MiniLM:
+    """MiniLM, loaded once."""
+    return text.MiniLM()
+
+
+def load_text(tower: nn.Module, name: str, width: int) -> None:
+    """The distilled tower, or MiniLM; text vectors stay what they are, zeros behind them."""
+    if isinstance(tower, TextTransformer):
+        known = torch.load(text.CACHE / f"{name}.pt", weights_only=True)
+        known["text_projection"] = F.pad(known["text_projection"], (0, width - text.DIM))
+        tower.load_state_dict(known)
+        return
+    tower.transformer.load_state_dict(minilm().model.state_dict(), strict=False)  # no pooler
+    with torch.no_grad():
+        tower.proj.weight.copy_(torch.eye(width, text.DIM))
+
+
 def build(name: str) -> nn.Module:
-    """The open_clip model as training begins: backbone, distilled text tower, a head of names."""
+    """The open_clip model as training begins: backbone, text tower, a head of names."""
     from open_clip.model import CustomTextCLIP
 
     cfg = config(name)["model_cfg"]
     model = CustomTextCLIP(cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"])
-    known = torch.load(text.CACHE / f"{name}.pt", weights_only=True)
-    spare = cfg["embed_dim"] - text.DIM  # text vectors stay what they are, zeros behind them
-    known["text_projection"] = F.pad(known["text_projection"], (0, spare))
-    model.text.load_state_dict(known)
+    load_text(model.text, name, cfg["embed_dim"])
     net = common.backbone(BACKBONES[name])
     model.visual.trunk.load_state_dict(net.state_dict(), strict=False)
     name_ND = encode_texts(model, common.imagenet_names())
@@ -437,7 +457,7 @@ def export(name: str, stage: str = "", folder: Path | None = None) -> None:
         folder / "open_clip_model.safetensors",
     )
     (folder / "open_clip_config.json").write_text(json.dumps(config(name), indent=2) + "\n")
-    for file in (text.CACHE / "tokenizer").iterdir():
+    for file in text.tokenizer_files(name):
         shutil.copy(file, folder)
     common.write_sums()
     print(f"{stage} -> {folder}")

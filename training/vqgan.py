@@ -1,7 +1,9 @@
 """The mini VQGAN: 128 px -> 16x16 codes of 1,024, a diffusers ``VQModel`` (Esser et al. 2021).
 
-    python -m training.vqgan train --minutes 25   # processor minutes; starts from the VAE's weights
+    python -m training.vqgan train --minutes 25   # processor minutes; goes on from the last weights
     python -m training.vqgan export               # clipguide/mini/vqgan, fp16
+
+The weights begin as the checkpoint's, else the shipped ones, else (`--fresh`) the VAE's.
 
 Loss: absolute error, Lite0 features, the commitment of VQ-VAE, and after a third of the run a
 hinge adversarial loss of a small patch discriminator, its weight set by the ratio of gradients at
@@ -43,6 +45,14 @@ def build():
         num_vq_embeddings=CODES,
         sample_size=128,
     )
+
+
+def shipped() -> dict[str, Tensor]:
+    """The weights of the package."""
+    from safetensors.torch import load_file
+
+    state = load_file(common.MINI / "vqgan" / "diffusion_pytorch_model.safetensors")
+    return {name: value.float() for name, value in state.items()}
 
 
 def start_from_vae(model) -> None:
@@ -95,18 +105,19 @@ def measure(model, image_N3HW: Tensor) -> tuple[float, float]:
 
 
 @app.command()
-def train(minutes: float = 25, lr: float = 8e-4, batch: int = 8) -> None:
+def train(minutes: float = 25, lr: float = 8e-4, batch: int = 8, fresh: bool = False) -> None:
     """Train for so many minutes of processor time more; the rate falls within this call."""
     pictures, rng = Pictures(), np.random.default_rng()
     model, critic = build().to(memory_format=torch.channels_last), discriminator()
     path, log = CACHE / "checkpoint.pt", common.Log(CACHE / "log.csv")
-    fresh = not path.exists()
     if fresh:
         start_from_vae(model)
-    else:
+    elif path.exists():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
         critic.load_state_dict(state["critic"])
+    else:
+        model.load_state_dict(shipped())
     perceptual, average = vae.Perceptual(), Ema(model, 0.998)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=lr / 2, betas=(0.5, 0.9))
