@@ -16,27 +16,33 @@ _HOMES = {
     "Clip": "clip",
     "ClipguideError": "errors",
     "Cutouts": "views",
+    "Drawing": "pipelines.text_to_canvas",
     "HPSv2": "objectives",
     "ImagePart": "prompts",
     "ImageReward": "objectives",
+    "InTurn": "objectives",
     "InitSimilarity": "objectives",
+    "Near": "objectives",
     "Objective": "objectives",
     "Palette": "objectives",
     "PickScore": "objectives",
-    "Picture": "pipelines.text_to_image",
+    "Picture": "pipelines.picture",
     "Preference": "objectives",
     "Prompt": "prompts",
     "Range": "objectives",
     "Recipe": "recipe",
     "Region": "objectives",
+    "Rolled": "objectives",
     "Saturation": "objectives",
     "Schedule": "schedules",
     "Scheduled": "objectives",
     "Similarity": "objectives",
     "Symmetry": "objectives",
+    "TextToCanvas": "pipelines.text_to_canvas",
     "TextToImage": "pipelines.text_to_image",
     "TotalVariation": "objectives",
     "UsageError": "errors",
+    "Warped": "views",
     "compose": "prompts",
     "load_clip": "clip",
     "load_hf_clip": "hf_clip",
@@ -58,12 +64,15 @@ if TYPE_CHECKING:
         HPSv2,
         ImageReward,
         InitSimilarity,
+        InTurn,
+        Near,
         Objective,
         Palette,
         PickScore,
         Preference,
         Range,
         Region,
+        Rolled,
         Saturation,
         Scheduled,
         Similarity,
@@ -71,11 +80,13 @@ if TYPE_CHECKING:
         TotalVariation,
         regions,
     )
-    from .pipelines.text_to_image import Picture, TextToImage
+    from .pipelines.picture import Picture
+    from .pipelines.text_to_canvas import Drawing, TextToCanvas
+    from .pipelines.text_to_image import TextToImage
     from .prompts import ImagePart, Prompt, compose
     from .recipe import Recipe
     from .schedules import Schedule, schedule
-    from .views import Cutouts
+    from .views import Cutouts, Warped
 
 
 def __getattr__(name: str) -> object:

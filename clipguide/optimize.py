@@ -33,16 +33,27 @@ MAX_SKIPPED = 3
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """After step `index` (from 0) of `total`: loss_B before it; every `score_every` steps, and at
-    the last, the judge's cosine_B of the picture after it, else None. `image()` is that picture,
-    image_B3HW in [0, 1]; `best()` the one that the judge liked best so far, without a judge the
-    latest."""
+    the last, the guide's and the judge's cosine_B of the picture after it, else None. `image()` is
+    that picture, image_B3HW in [0, 1]; `best()` the one that the judge liked best so far, without a
+    judge the latest."""
 
     index: int
     total: int
     loss_B: torch.Tensor
+    guide_score_B: torch.Tensor | None
     judge_score_B: torch.Tensor | None
     image: Callable[[], torch.Tensor]
     best: Callable[[], torch.Tensor]
+
+    @property
+    def samples(self) -> int:
+        """How many pictures."""
+        return len(self.loss_B)
+
+    @property
+    def preview(self) -> Callable[[], torch.Tensor]:
+        """`image`, by the name that a sampler's step has for it."""
+        return self.image
 
 
 class Loop:
@@ -57,7 +68,10 @@ class Loop:
         accumulate: calls of the objective a step, each with new views.
         ema: of the parameters, for the pictures that are shown, judged and kept; 0 is none.
         judge: scores, and by its scores the best picture is kept.
+        judge_from: the first step that it scores; earlier pictures are not kept.
+        guide: scores beside it, and picks nothing.
         score_every: steps from one score to the next.
+        span: the progress of the first and of the last step, for a loop that is a part of another.
         patience: stop after so many scores in which no picture got better; never if None.
         generators: one a picture, on the CPU, for its views; by default all begin alike.
 
@@ -77,12 +91,15 @@ class Loop:
         accumulate: int = 1,
         ema: float = 0.9,
         judge: Similarity | None = None,
+        judge_from: int = 0,
+        guide: Similarity | None = None,
         score_every: int = 10,
         patience: int | None = None,
+        span: tuple[float, float] = (0.0, 1.0),
         generators: Generators | None = None,
     ) -> None:
         counts = {"steps": steps, "accumulate": accumulate, "score_every": score_every}
-        for name, value in {**counts, "patience": patience or 1}.items():
+        for name, value in {**counts, "patience": 1 if patience is None else patience}.items():
             if value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}.")
         if not (math.isfinite(lr) and lr > 0):
@@ -93,7 +110,10 @@ class Loop:
             raise UsageError(f"The ema is at least 0 and less than 1, not {ema}.")
         if patience is not None and judge is None:
             raise UsageError("patience waits for a judge: give one.")
-        self.canvas, self.objective, self.judge = canvas, objective, judge
+        if not 0 <= span[0] <= span[1] <= 1:
+            raise UsageError(f"The span lies in [0, 1], the lower first, not {span}.")
+        self.canvas, self.objective = canvas, objective
+        self.judge, self.judge_from, self.guide, self.span = judge, judge_from, guide, span
         self.steps, self.lr, self.decay = steps, lr, decay
         self.accumulate, self.ema = accumulate, ema
         self.score_every, self.patience = score_every, patience
@@ -104,10 +124,19 @@ class Loop:
             )
         self.index, self._stale = 0, 0
         self._skipped = [0] * canvas.batch
-        self._adam = torch.optim.Adam(canvas.parameters(), lr=lr)
-        self._mean = [p.detach().clone() for p in canvas.parameters()] if ema else []
+        self._begin()
         self._best: torch.Tensor | None = None
         self._best_B = torch.full((canvas.batch,), -math.inf)
+
+    def _begin(self) -> None:
+        """Adam and the average, from where the canvas is."""
+        self._adam = torch.optim.Adam(self.canvas.parameters(), lr=self.lr)
+        self._mean = [p.detach().clone() for p in self.canvas.parameters()] if self.ema else []
+
+    def set_image(self, image_B3HW: torch.Tensor) -> None:
+        """Go on from these pictures in [0, 1]: what Adam and the average remember is forgotten."""
+        self.canvas.encode(image_B3HW)
+        self._begin()
 
     @property
     def done(self) -> bool:
@@ -124,7 +153,8 @@ class Loop:
         """One step."""
         for group in self._adam.param_groups:
             group["lr"] = self._rate()
-        progress = self.index / max(1, self.steps - 1)
+        low, high = self.span
+        progress = low + (high - low) * self.index / max(1, self.steps - 1)
         image_B3HW = self.canvas.decode()
         loss_B, gradient = self._gradient(image_B3HW.detach(), self.objective.at(progress))
         self._adam.zero_grad()
@@ -133,10 +163,7 @@ class Loop:
         self.canvas.project_()
         self._average()
         index, self.index = self.index, self.index + 1
-        judged = None
-        if self.judge and (self.index % self.score_every == 0 or self.index == self.steps):
-            judged = self._judge()
-        image_B3HW = None
+        image_B3HW, guided, judged = None, None, None
 
         def image() -> torch.Tensor:
             nonlocal image_B3HW
@@ -146,10 +173,16 @@ class Loop:
                 image_B3HW = self.image()
             return image_B3HW
 
+        if self.index % self.score_every == 0 or self.index == self.steps:
+            if self.guide:
+                guided = self.guide.score(image()).cpu()
+            if self.judge and index >= self.judge_from:
+                judged = self._judge(image())
         return Step(
             index=index,
             total=self.steps,
             loss_B=loss_B,
+            guide_score_B=guided,
             judge_score_B=judged,
             image=image,
             best=self.best,
@@ -244,8 +277,7 @@ class Loop:
         for parameter, value in zip(self.canvas.parameters(), values, strict=True):
             parameter.copy_(value)
 
-    def _judge(self) -> torch.Tensor:
-        image_B3HW = self.image()
+    def _judge(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         score_B = self.judge.score(image_B3HW).cpu()
         better_B = score_B > self._best_B
         self._stale = 0 if better_B.any() else self._stale + 1

@@ -84,6 +84,15 @@ class Recipe:
         """The recipe as one line of JSON."""
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The picture files that it began with."""
+        try:
+            digests = json.loads(self.options.get("digests", "{}"))
+        except ValueError:
+            return ()
+        return tuple(map(str, digests)) if isinstance(digests, dict) else ()
+
     def parameters(self) -> str:
         """The recipe in the layout of the AUTOMATIC1111 web UI."""
         lines = [self.prompt]

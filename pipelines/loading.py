@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from .. import __version__, mini
@@ -50,6 +52,52 @@ def load_pipeline(model: str, *, device: str, dtype: str) -> DiffusionPipeline:
         raise ClipguideError(f"The model {model} cannot be loaded: {reason(error)}.") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def load_canvas_model(canvas: str, model: str, *, device: str, dtype: str) -> nn.Module:
+    """What the canvas "vqgan" or "latent" decodes by: of "mini", a diffusers folder (of a pipeline
+    or of its autoencoder alone), or a taming checkpoint in safetensors; frozen.
+
+    UsageError for a name that is none of these, ClipguideError for one that does not load.
+    """
+    import diffusers
+
+    kind = diffusers.VQModel if canvas == "vqgan" else diffusers.AutoencoderKL
+    if model == "mini":
+        part = "vqgan" if canvas == "vqgan" else "generator"
+        mini.check(part)
+        folder = mini.path(part)
+    else:
+        folder = Path(model)
+        if not folder.exists():
+            raise UsageError(f"There is no folder {shorten(model)!r}; the canvas's own is mini.")
+    if folder.is_file() and canvas == "vqgan":
+        from ..canvases.taming import load_taming
+
+        net = load_taming(folder).to(to_dtype(dtype))
+    else:
+        folder = folder / "vae" if (folder / "vae").is_dir() else folder
+        net = _autoencoder(kind, folder, to_dtype(dtype))
+    return net.to(to_device(device)).eval().requires_grad_(False)
+
+
+def _autoencoder(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """UsageError if the folder holds another class."""
+    import diffusers
+
+    file = folder / "config.json"
+    try:
+        name = json.loads(file.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{folder} is no diffusers folder of an autoencoder.") from None
+    if kind is diffusers.AutoencoderKL and name == "AutoencoderTiny":
+        kind = diffusers.AutoencoderTiny
+    if name != kind.__name__:
+        raise UsageError(f"{folder} holds a {name}: this canvas takes a {kind.__name__}.")
+    try:
+        return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    except Exception as error:  # diffusers, safetensors and json each raise their own
+        raise ClipguideError(f"The model {folder} cannot be loaded: {reason(error)}.") from error
 
 
 def picture_size(

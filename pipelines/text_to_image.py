@@ -12,12 +12,11 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from ..clip import Clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
@@ -45,27 +44,13 @@ from .jobs import (
     to_draw,
 )
 from .loading import load_pipeline, picture_size, pipeline_fingerprint, versions
+from .picture import Picture
 
 STEPS = 30
 CFG = 4.0
 CUTOUTS = 4
 BATCH_SIZE = 8  # on a CPU 1: a batch gains little there, and alone a picture is always the same
 MAX_SEED = 2**63 - 1
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture, how it was made, its cosines with the guide's text, for guide and judge, what
-    steering saw at each step, as `Report.rows` has it, and if they were asked for the `frames`: a
-    picture for each step of what its x0 decodes to, the last of them the finished one."""
-
-    image: Image.Image
-    recipe: Recipe
-    guide_score: float
-    judge_score: float | None
-    seed: int
-    trace: list[dict[str, float]]
-    frames: tuple[Image.Image, ...] = ()
 
 
 class TextToImage:

@@ -216,12 +216,38 @@ def pipe(generator_folder):
 
 
 @pytest.fixture(scope="session")
-def mini_folder(clip_folder, judge_folder, generator_folder, tmp_path_factory):
+def vqgan_folder(tmp_path_factory):
+    """A VQModel of factor 4 with 16 codes of 4."""
+    import diffusers
+
+    folder = tmp_path_factory.mktemp("vqgan")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = diffusers.VQModel(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16),
+            latent_channels=4,
+            norm_num_groups=4,
+            num_vq_embeddings=16,
+        )
+        torch.nn.init.normal_(model.quantize.embedding.weight)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mini_folder(clip_folder, judge_folder, generator_folder, vqgan_folder, tmp_path_factory):
     """A folder like clipguide/mini, of tiny models."""
     from clipguide import mini
 
     home = tmp_path_factory.mktemp("mini")
-    folders = {"guide": clip_folder, "judge": judge_folder, "generator": generator_folder}
+    folders = {
+        "guide": clip_folder,
+        "judge": judge_folder,
+        "generator": generator_folder,
+        "vqgan": vqgan_folder,
+    }
     for name, folder in folders.items():
         shutil.copytree(folder, home / name)
         card = {"name": name, "licence": "Apache-2.0", "task": "test", "data": "none"}
@@ -239,5 +265,5 @@ def tiny_mini(mini_folder, monkeypatch):
     from clipguide import mini
 
     monkeypatch.setattr(mini, "FOLDER", mini_folder)
-    monkeypatch.setattr(mini, "MODELS", ("guide", "judge", "generator"))
+    monkeypatch.setattr(mini, "MODELS", ("guide", "judge", "generator", "vqgan"))
     return mini_folder

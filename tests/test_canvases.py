@@ -73,7 +73,7 @@ def test_contract(make, kind):
     image_B3HW = canvas.decode()
     assert image_B3HW.shape == (2, 3, HEIGHT, WIDTH) and image_B3HW.dtype == torch.float32
     alone_B3HW = torch.cat([make(kind, seed).decode() for seed in (1, 2)])
-    assert_close(alone_B3HW, image_B3HW, atol=1e-6, rtol=0)
+    assert_close(alone_B3HW, image_B3HW, atol=1e-5, rtol=0)
     assert torch.equal(make(kind, 1, 2).decode(), image_B3HW)
     assert not torch.equal(image_B3HW[0], image_B3HW[1])
     other = make(kind, 3, 4)
@@ -139,7 +139,7 @@ def test_gradient_by_finite_differences(make, kind):
     gradients = torch.autograd.grad(value(), parameters)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
-        step = 2e-3 / direction.norm()
+        step = 8e-3 / direction.norm()
         with torch.no_grad():
             parameter += step * direction
             above = value()

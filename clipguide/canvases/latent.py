@@ -5,6 +5,7 @@ Shapes: B pictures, 3 channels, H x W pixels, C channels of h x w latents.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -50,6 +51,16 @@ class Latent(Canvas):
         encoded = self.autoencoder.encode(image_B3HW.to(weight) * 2 - 1)
         tiny = not hasattr(encoded, "latent_dist")
         self.latents_BChw.copy_(encoded.latents if tiny else encoded.latent_dist.mode())
+
+
+def tiling(autoencoder: nn.Module) -> nn.Module:
+    """A copy whose convolutions see, beyond an edge, the other edge: its pictures tile, as near as
+    attention and group norms, which see all of a picture, have it anyway."""
+    copied = copy.deepcopy(autoencoder)
+    for module in copied.modules():
+        if type(module) is nn.Conv2d and any(module.padding):
+            module.padding_mode = "circular"
+    return copied
 
 
 def factor_of(autoencoder: nn.Module) -> int:

@@ -21,12 +21,23 @@ START = 0.01  # standard deviation of each level at the beginning, about mid gre
 
 
 class Pixels(Canvas):
-    """image = 0.5 + Σ levels, each half the size of the one before and enlarged; clamped."""
+    """image = 0.5 + Σ levels, each half the size of the one before and enlarged; clamped.
 
-    def __init__(self, height: int, width: int, generators: Sequence[torch.Generator]) -> None:
+    With `tile` each level is enlarged as if copies of it lay around it; levels end where a side is
+    odd.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        generators: Sequence[torch.Generator],
+        *,
+        tile: bool = False,
+    ) -> None:
         super().__init__(height, width, generators)
-        self.sizes = [(height, width)]
-        while min(self.sizes[-1]) >= 2 * COARSEST:
+        self.sizes, self.tile = [(height, width)], tile
+        while min(self.sizes[-1]) >= 2 * COARSEST and not (tile and _is_odd(self.sizes[-1])):
             self.sizes.append(tuple((side + 1) // 2 for side in self.sizes[-1]))
         levels = [START * normal((3, *size), generators) for size in self.sizes]
         self.levels = nn.ParameterList(levels)
@@ -44,19 +55,29 @@ class Pixels(Canvas):
         image_B3hw = 0.5
         for level, size in zip(reversed(self.levels), reversed(self.sizes), strict=True):
             if not isinstance(image_B3hw, float):
-                image_B3hw = _resize(image_B3hw, size)
+                image_B3hw = self._enlarge(image_B3hw, size)
             image_B3hw = image_B3hw + level
         return image_B3hw
+
+    def _enlarge(self, image_B3hw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        if not self.tile:
+            return _resize(image_B3hw, size)
+        padded_B3hw = F.pad(image_B3hw, (1, 1, 1, 1), "circular")
+        return _resize(padded_B3hw, (size[0] + 4, size[1] + 4))[..., 2:-2, 2:-2]
 
     def _encode(self, image_B3HW: torch.Tensor) -> None:
         image_B3hw = image_B3HW.to(self.levels[0]) - 0.5
         for i, level in enumerate(self.levels):
             if i + 1 < len(self.levels):
                 coarser = _resize(image_B3hw, self.sizes[i + 1])
-                level.copy_(image_B3hw - _resize(coarser, self.sizes[i]))
+                level.copy_(image_B3hw - self._enlarge(coarser, self.sizes[i]))
                 image_B3hw = coarser
             else:
                 level.copy_(image_B3hw)
+
+
+def _is_odd(size: tuple[int, int]) -> bool:
+    return any(side % 2 for side in size)
 
 
 def _resize(image_B3hw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -92,5 +92,10 @@ class VQGAN(Canvas):
         return square - 2 * latents_BhwD @ codes_KD.T
 
     def _encode(self, image_B3HW: torch.Tensor) -> None:
+        if self.model.config.get("_quantizer") == "gumbel":  # from `taming.convert`
+            raise UsageError(
+                "A Gumbel VQGAN cannot begin with a picture: its encoder does not tell codes by "
+                "their distance. Begin without one, or take a VQGAN with nearest codes."
+            )
         weight = next(self.model.parameters())
         self.latents_BDhw.copy_(self.model.encode(image_B3HW.to(weight) * 2 - 1).latents)

@@ -11,6 +11,7 @@ from .. import __version__
 from ..errors import ClipguideError, UsageError, out_of_memory
 from .generate import generate
 from .models import models
+from .optimize import optimize
 from .plot import plot
 from .replay import replay
 
@@ -48,6 +49,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command()(generate)
+app.command()(optimize)
 app.command()(replay)
 app.command()(plot)
 app.command()(models)

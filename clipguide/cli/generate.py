@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +13,12 @@ import typer
 
 from ..errors import UsageError
 from ..prompts import shorten
-from . import console, naming, steering, watching
+from . import console, steering, watching
+from .files import Files
 
 if TYPE_CHECKING:
-    from ..pipelines.text_to_image import Picture, Step
-    from ..recipe import Recipe
+    from ..pipelines.picture import Picture
+    from ..pipelines.text_to_image import Step
 
 MAX_PICTURES = 1000
 
@@ -177,7 +176,7 @@ def generate(
     if animate is not None:
         reel = watching.Reel(animate, count * len(prompts), force=force)
     wanted = {"grid": grid, "compare": compare, "preview": preview > 0}
-    files = _Files.plan(out, prompts, count, seed, wanted, force=force, resume=resume)
+    files = Files.plan(out, prompts, count, seed, wanted, force=force, resume=resume)
     files.trace = trace
     models = {"model": model, "clip": clip, "judge": judge, "dtype": dtype}
     settings = {
@@ -188,7 +187,7 @@ def generate(
         "steps": steps,
         "seed": seed,
         "cfg": cfg,
-        "size": None if size is None else _pixels(size),
+        "size": pixels(size),
         "budget": budget,
         "cutouts": cutouts,
         "decoder": decoder,
@@ -223,142 +222,18 @@ def generate(
     }
     with console.plain_speech():
         try:
-            models["device"] = device or _best_device()
+            models["device"] = device or best_device()
             settings["method"] = steering.configured(method, options)
             _draw(prompts, models, settings, files, reel, preview=preview, quiet=quiet)
         finally:
             files.tell(as_json=as_json, quiet=quiet)
 
 
-@dataclass
-class _Files:
-    """The files of a run: claimed before it, and told of after it, however it ends."""
-
-    paths: list[Path]
-    sheets: dict[str, Path]
-    force: bool
-    resume: bool = False
-    trace: bool = False
-    pictures: list[Picture] = field(default_factory=list)
-    kept: list[Picture] = field(default_factory=list)  # of a run before
-    written: list[str] = field(default_factory=list)
-
-    @classmethod
-    def plan(
-        cls,
-        out: str | None,
-        prompts: list[str],
-        count: int,
-        seed: int,
-        wanted: dict[str, bool],
-        *,
-        force: bool,
-        resume: bool,
-    ) -> _Files:
-        paths = naming.plan(out, prompts=prompts, count=count, seed=seed)
-        sheets = {kind: naming.beside(paths[0], kind) for kind in wanted if wanted[kind]}
-        naming.claim([*paths, *sheets.values()], force=force or resume)
-        if resume:
-            naming.sweep(paths)
-        return cls(paths, sheets, force, resume)
-
-    @property
-    def tapes(self) -> Path | None:
-        """The folder of what is being drawn, if the run is to be resumed."""
-        return naming.tapes(self.paths[0]) if self.resume else None
-
-    def finished(self, index: int, recipes: Sequence[Recipe]) -> Picture | None:
-        """The picture of that number if it was written before a stop. UsageError if what is in its
-        place is another."""
-        from ..images import load
-        from ..pipelines.text_to_image import Picture
-        from ..recipe import differences, read_png, read_trace
-
-        path = self.paths[index]
-        if not path.exists():
-            return None
-        recipe = read_png(path)
-        if changes := min((differences(recipe, one) for one in recipes), key=len):
-            raise UsageError(
-                f"{path} is there already, and this run would not make it "
-                f"({shorten('; '.join(changes[:3]), 200)}): repeat the command that made it, or "
-                "choose another --out."
-            )
-        picture = Picture(
-            image=load(path),
-            recipe=recipe,
-            guide_score=recipe.guide_score,
-            judge_score=recipe.judge_score if recipe.judge else None,
-            seed=recipe.seed,
-            trace=read_trace(path) if self.trace else [],
-        )
-        self.kept.append(picture)
-        return picture
-
-    def add(self, picture: Picture) -> None:
-        """Write the next picture, if it is not there already."""
-        from ..recipe import save_png
-
-        path = self.paths[len(self.pictures)]
-        if not any(picture is one for one in self.kept):
-            trace = picture.trace if self.trace else None
-            save_png(picture.image, picture.recipe, path, overwrite=self.force, trace=trace)
-        self.pictures.append(picture)
-
-    def add_sheet(self, kind: str, pictures: list[Any], labels: list[str], columns: int) -> None:
-        """Write a sheet of PIL pictures; the preview again and again."""
-        from ..images import contact_sheet
-        from ..recipe import write_png
-
-        sheet = contact_sheet(pictures, labels=labels, columns=columns)
-        again = kind in self.written
-        write_png(sheet, self.sheets[kind], overwrite=self.force or self.resume or again)
-        if not again:
-            self.written.append(kind)
-
-    def add_preview(self, step: Step | None) -> None:
-        """Write how far the run is: what is finished, and what `step` made."""
-        sheet = watching.live_grid(self.pictures, step, total=len(self.paths))
-        self.add_sheet("preview", **sheet)
-
-    def add_animation(self, reel: watching.Reel) -> None:
-        """Write the animation, to be told of among the sheets."""
-        reel.write()
-        self.sheets["animation"] = reel.path
-        self.written.append("animation")
-
-    def tell(self, *, as_json: bool, quiet: bool) -> None:
-        """Print the path and the scores of all that was written."""
-        for path, picture in zip(self.paths, self.pictures, strict=False):
-            if as_json:
-                _print_json(
-                    path, prompt=picture.recipe.prompt, seed=picture.seed, **_scores(picture)
-                )
-            elif quiet:
-                console.tell(path)
-            else:
-                console.tell(f"{path}  {console.score_line(_scores(picture))}")
-        for kind in self.written:
-            if as_json:
-                _print_json(self.sheets[kind], sheet=kind)
-            else:
-                console.tell(self.sheets[kind])
-
-
-def _scores(picture: Picture) -> dict[str, float]:
-    scores = {"guide": picture.guide_score, "judge": picture.judge_score}
-    return {name: score for name, score in scores.items() if score is not None}
-
-
-def _print_json(path: Path, **facts: object) -> None:
-    typer.echo(json.dumps({"path": str(path), **facts}))
-
-
 def _draw(
     prompts: list[str],
     models: dict[str, Any],
     settings: dict[str, Any],
-    files: _Files,
+    files: Files,
     reel: watching.Reel | None,
     *,
     preview: int,
@@ -416,13 +291,13 @@ def _check_resume(resume: bool, *, seed: int | None, force: bool, animate: Path 
         raise UsageError("--animate needs every step of one run: leave --resume out.")
 
 
-def _write_grid(files: _Files) -> None:
+def _write_grid(files: Files) -> None:
     pictures = files.pictures
     labels = [f"{p.seed} {shorten(p.recipe.prompt)}" for p in pictures]
     files.add_sheet("grid", [p.image for p in pictures], labels, watching.columns(len(pictures)))
 
 
-def _write_comparison(files: _Files, plain: list[Picture]) -> None:
+def _write_comparison(files: Files, plain: list[Picture]) -> None:
     """Each picture as it comes without steering, and beside it as it was drawn; with the judge's
     scores, or without a judge the guide's."""
     pairs = [pair for both in zip(plain, files.pictures, strict=True) for pair in both]
@@ -432,8 +307,10 @@ def _write_comparison(files: _Files, plain: list[Picture]) -> None:
     files.add_sheet("compare", [p.image for p in pairs], labels, columns=2)
 
 
-def _pixels(size: str) -> int | tuple[int, int]:
-    """'128' or '128x96'."""
+def pixels(size: str | None) -> int | tuple[int, int] | None:
+    """'128' or '128x96', or None. UsageError if it is neither."""
+    if size is None:
+        return None
     sides = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", size)
     if not sides:
         raise UsageError(
@@ -442,7 +319,8 @@ def _pixels(size: str) -> int | tuple[int, int]:
     return int(sides[1]) if sides[2] is None else (int(sides[1]), int(sides[2]))
 
 
-def _best_device() -> str:
+def best_device() -> str:
+    """Where torch is fastest here."""
     import torch
 
     if torch.cuda.is_available():

@@ -13,7 +13,7 @@ from ..prompts import shorten
 from . import console, naming
 
 if TYPE_CHECKING:
-    from ..pipelines.text_to_image import Picture
+    from ..pipelines.picture import Picture
     from ..recipe import Recipe
 
 EMBEDDED = {"mini", "mini-judge", ""}
@@ -62,7 +62,9 @@ def replay(
 
 
 def _refuse_foreign(recipe: Recipe, picture: Path) -> None:
-    if foreign := sorted({recipe.model, recipe.clip, recipe.judge, recipe.tiny} - EMBEDDED):
+    foreign = sorted({recipe.model, recipe.clip, recipe.judge, recipe.tiny} - EMBEDDED)
+    foreign += sorted(recipe.files)
+    if foreign:
         names = shorten(", ".join(foreign), 200)
         raise UsageError(
             f"The recipe of {picture} names {names}: give --trust to load that, and download what "
@@ -71,6 +73,18 @@ def _refuse_foreign(recipe: Recipe, picture: Path) -> None:
 
 
 def _remake(recipe: Recipe, device: str) -> Picture:
+    if recipe.command == "optimize":
+        from ..pipelines.text_to_canvas import TextToCanvas
+
+        canvas = TextToCanvas(
+            recipe.method,
+            model=recipe.model or None,
+            clip=recipe.clip,
+            judge=recipe.judge or None,
+            device=device,
+            dtype=recipe.dtype,
+        )
+        return canvas.replay(recipe)
     from ..pipelines.text_to_image import TextToImage
 
     pipeline = TextToImage(

@@ -14,7 +14,8 @@ from . import naming
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..pipelines.text_to_image import Picture, Step
+    from ..pipelines.picture import Picture
+    from ..pipelines.text_to_image import Step
 
 MOST = 64  # pictures in one grid
 SIDE = 1024  # pixels to a side of a grid, or a little more
@@ -68,7 +69,10 @@ class Reel:
 
     def add(self, picture: Picture) -> None:
         """The next picture, with its frames; it stands still without."""
-        frames = picture.frames or (picture.image,)
+        self.add_frames(picture.frames or (picture.image,))
+
+    def add_frames(self, frames: Sequence[Image.Image]) -> None:
+        """The next picture as it came about."""
         self._rolls.append([_within(frame, SIDE // self._columns) for frame in frames])
 
     def write(self) -> None:

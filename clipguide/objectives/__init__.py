@@ -7,8 +7,8 @@ averages over the batch; only the driver that takes the gradient does.
 from .aesthetic import Aesthetic
 from .areas import Region, regions
 from .balanced import Balanced
-from .base import Generators, Nothing, Objective, Scheduled, fresh_generators
-from .pixels import Palette, Range, Saturation, Symmetry, TotalVariation
+from .base import Generators, InTurn, Nothing, Objective, Rolled, Scheduled, fresh_generators
+from .pixels import Near, Palette, Range, Saturation, Symmetry, TotalVariation
 from .preference import HPSv2, ImageReward, PickScore, Preference
 from .similarity import KINDS, InitSimilarity, Similarity, _dot, _spherical
 
@@ -19,7 +19,9 @@ __all__ = [
     "Generators",
     "HPSv2",
     "ImageReward",
+    "InTurn",
     "InitSimilarity",
+    "Near",
     "Nothing",
     "Objective",
     "Palette",
@@ -27,6 +29,7 @@ __all__ = [
     "Preference",
     "Range",
     "Region",
+    "Rolled",
     "Saturation",
     "Scheduled",
     "Similarity",

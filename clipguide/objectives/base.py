@@ -14,6 +14,7 @@ from ..errors import ClipguideError, UsageError
 from ..schedules import Spec, schedule
 
 Generators = Sequence[torch.Generator]
+_ROUNDING = 1e-9
 
 
 class Objective:
@@ -125,6 +126,51 @@ class Scheduled(Objective):
     def at(self, progress):
         weight = self.schedule(progress)
         return weight * self.objective.at(progress) if weight else Nothing()
+
+    def leaves(self):
+        yield from self.objective.leaves()
+
+
+class InTurn(Objective):
+    """One objective after another: pairs of the progress from which one holds, and the objective.
+    The first holds from 0. UsageError unless progress grows from pair to pair."""
+
+    def __init__(self, *turns: tuple[float, Objective]) -> None:
+        starts = [start for start, _ in turns]
+        if not starts or starts[0] != 0 or any(b <= a for a, b in zip(starts, starts[1:])):
+            raise UsageError(f"Turns begin at 0, each later than the one before, not at {starts}.")
+        self.turns = turns
+
+    def __call__(self, image_B3HW, generators=None):
+        raise ClipguideError("Objectives in turn have a value only at a progress: objective.at(…).")
+
+    def at(self, progress):
+        *_, current = (o for start, o in self.turns if start <= progress + _ROUNDING)
+        return current.at(progress)
+
+    def leaves(self):
+        for _, objective in self.turns:
+            yield from objective.leaves()
+
+
+class Rolled(Objective):
+    """An objective of pictures that tile: each is moved around by a distance of its generator's, so
+    that no place is an edge."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+
+    def __call__(self, image_B3HW, generators=None):
+        generators = generators or fresh_generators(len(image_B3HW))
+        rolled = []
+        for image_3HW, generator in zip(image_B3HW, generators, strict=True):
+            share_2 = torch.rand(2, generator=generator).tolist()
+            by = [int(side * share) for side, share in zip(image_3HW.shape[-2:], share_2)]
+            rolled.append(image_3HW.roll(by, (-2, -1)))
+        return self.objective(torch.stack(rolled), generators)
+
+    def at(self, progress):
+        return Rolled(self.objective.at(progress))
 
     def leaves(self):
         yield from self.objective.leaves()

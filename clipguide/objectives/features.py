@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import images
 from ..clip import Clip
 from ..errors import UsageError
-from ..views import Cutouts
+from ..views import Views
 from .base import Generators, fresh_generators, times_each
 
 _LIMIT: ContextVar[int | None] = ContextVar("views encoded at a time", default=None)
@@ -43,7 +43,7 @@ class Encoder:
     (checkpoints: Chen et al. 2016): the memory of one chunk for a third more time.
     """
 
-    def __init__(self, clip: Clip, views: Cutouts | None, chunk: int | None) -> None:
+    def __init__(self, clip: Clip, views: Views | None, chunk: int | None) -> None:
         if chunk is not None and chunk < 1:
             raise UsageError(f"A chunk is at least one view, not {chunk}.")
         self.clip, self.views, self.chunk = clip, views, chunk

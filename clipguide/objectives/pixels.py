@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from ..errors import UsageError, close_matches
 from .base import Objective
@@ -57,6 +58,20 @@ class Symmetry(Objective):
     def __call__(self, image_B3HW, generators=None):
         mirrored_B3HW = image_B3HW.flip(AXES[self.axis])
         return (image_B3HW - mirrored_B3HW).square().flatten(1).mean(1)
+
+
+class Near(Objective):
+    """Mean squared difference from one picture, image_3HW in [0, 1], resized if need be."""
+
+    def __init__(self, image_3HW: torch.Tensor) -> None:
+        self.image_3HW = image_3HW
+
+    def __call__(self, image_B3HW, generators=None):
+        size = tuple(image_B3HW.shape[-2:])
+        target_13HW = self.image_3HW[None].to(image_B3HW)
+        if size != tuple(target_13HW.shape[-2:]):
+            target_13HW = F.interpolate(target_13HW, size, mode="bilinear", antialias=True)
+        return (image_B3HW - target_13HW).square().flatten(1).mean(1)
 
 
 class Palette(Objective):

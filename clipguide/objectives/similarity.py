@@ -15,7 +15,7 @@ from .. import images
 from ..clip import Clip
 from ..errors import ClipguideError, UsageError, close_matches
 from ..prompts import ImagePart, Part, Prompt, compose
-from ..views import Cutouts
+from ..views import Cutouts, Views
 from .base import Generators, Objective, times_each
 from .features import Encoder, Pictures, Sources, to_image
 
@@ -44,7 +44,7 @@ class Similarity(Objective):
         clip: Clip,
         prompts: Prompts,
         *,
-        views: Cutouts | None = Cutouts(),  # noqa: B008 (frozen)
+        views: Views | None = Cutouts(),  # noqa: B008 (frozen)
         kind: str = "spherical",
         source: OnePrompt | None = None,
         source_image: Pictures | None = None,
@@ -131,7 +131,7 @@ class InitSimilarity(Objective):
         clip: Clip,
         init: Pictures,
         *,
-        views: Cutouts | None = None,
+        views: Views | None = None,
         chunk: int | None = None,
     ) -> None:
         self.clip, self.views = clip, views

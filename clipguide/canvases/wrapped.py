@@ -1,0 +1,68 @@
+"""Canvases around a canvas: a mask over it, a mirror in it.
+
+Shapes: B pictures, 3 channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..errors import UsageError, close_matches
+from ..objectives.pixels import AXES
+from .base import Canvas
+
+
+class Wrapped(Canvas):
+    """A canvas that shows another one in its own way; the parameters are the other's."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        nn.Module.__init__(self)
+        self.canvas = canvas
+        self.height, self.width, self.batch = canvas.height, canvas.width, canvas.batch
+
+    def project_(self) -> None:
+        self.canvas.project_()
+
+    def _encode(self, image_B3HW: torch.Tensor) -> None:
+        self.canvas.encode(image_B3HW)
+
+
+class Masked(Wrapped):
+    """The canvas where mask_HW is 1, image_B3HW (in [0, 1]) where it is 0, a mixture between.
+
+    UsageError if the mask has another size, or is 0 or 1 all over.
+    """
+
+    def __init__(self, canvas: Canvas, image_B3HW: torch.Tensor, mask_HW: torch.Tensor) -> None:
+        super().__init__(canvas)
+        if tuple(mask_HW.shape) != (canvas.height, canvas.width):
+            height, width = mask_HW.shape
+            raise UsageError(
+                f"The mask is {width}x{height} and the picture {canvas.width}x{canvas.height}: they"
+                " must be of one size."
+            )
+        if not (mask_HW > 0).any():
+            raise UsageError("The mask is black all over: white is where to draw.")
+        if not (mask_HW < 1).any():
+            raise UsageError("The mask is white all over, so nothing is kept: leave it out.")
+        self.register_buffer("image_B3HW", image_B3HW, persistent=False)
+        self.register_buffer("mask_HW", mask_HW, persistent=False)
+
+    def decode(self) -> torch.Tensor:
+        return self.image_B3HW.lerp(self.canvas.decode(), self.mask_HW)
+
+
+class Mirrored(Wrapped):
+    """The mean of the canvas and its mirror image: "horizontal" swaps left and right, "vertical"
+    top and bottom."""
+
+    def __init__(self, canvas: Canvas, axis: str) -> None:
+        if axis not in AXES:
+            raise UsageError(f"There is no symmetry {axis!r}.{close_matches(str(axis), AXES)}")
+        super().__init__(canvas)
+        self.axis = AXES[axis]
+
+    def decode(self) -> torch.Tensor:
+        image_B3HW = self.canvas.decode()
+        return (image_B3HW + image_B3HW.flip(self.axis)) / 2

@@ -1,0 +1,148 @@
+"""The files of a run: claimed before it, and told of after it, however it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..errors import UsageError
+from ..prompts import shorten
+from . import console, naming, watching
+
+if TYPE_CHECKING:
+    from ..pipelines.picture import Picture
+    from ..pipelines.text_to_image import Step
+    from ..recipe import Recipe
+
+
+@dataclass
+class Files:
+    """The files of a run: claimed before it, and told of after it, however it ends."""
+
+    paths: list[Path]
+    sheets: dict[str, Path]
+    force: bool
+    resume: bool = False
+    trace: bool = False
+    pictures: list[Picture] = field(default_factory=list)
+    kept: list[Picture] = field(default_factory=list)  # of a run before
+    written: list[str] = field(default_factory=list)
+
+    @classmethod
+    def plan(
+        cls,
+        out: str | None,
+        prompts: list[str],
+        count: int,
+        seed: int,
+        wanted: dict[str, bool],
+        *,
+        force: bool,
+        resume: bool,
+    ) -> Files:
+        paths = naming.plan(out, prompts=prompts, count=count, seed=seed)
+        sheets = {kind: naming.beside(paths[0], kind) for kind in wanted if wanted[kind]}
+        naming.claim([*paths, *sheets.values()], force=force or resume)
+        if resume:
+            naming.sweep(paths)
+        return cls(paths, sheets, force, resume)
+
+    @property
+    def tapes(self) -> Path | None:
+        """The folder of what is being drawn, if the run is to be resumed."""
+        return naming.tapes(self.paths[0]) if self.resume else None
+
+    def folder(self, index: int) -> Path:
+        """Where a picture's state is until it is done, if the run is to be resumed."""
+        return naming.tapes(self.paths[index])
+
+    def finished(self, index: int, recipes: Sequence[Recipe]) -> Picture | None:
+        """The picture of that number if it was written before a stop. UsageError if what is in its
+        place is another."""
+        from ..images import load
+        from ..pipelines.picture import Picture
+        from ..recipe import differences, read_png, read_trace
+
+        path = self.paths[index]
+        if not path.exists():
+            return None
+        recipe = read_png(path)
+        if changes := min((differences(recipe, one) for one in recipes), key=len):
+            raise UsageError(
+                f"{path} is there already, and this run would not make it "
+                f"({shorten('; '.join(changes[:3]), 200)}): repeat the command that made it, or "
+                "choose another --out."
+            )
+        picture = Picture(
+            image=load(path),
+            recipe=recipe,
+            guide_score=recipe.guide_score,
+            judge_score=recipe.judge_score if recipe.judge else None,
+            seed=recipe.seed,
+            trace=read_trace(path) if self.trace else [],
+        )
+        self.kept.append(picture)
+        return picture
+
+    def add(self, picture: Picture) -> None:
+        """Write the next picture, if it is not there already."""
+        from ..recipe import save_png
+
+        path = self.paths[len(self.pictures)]
+        if not any(picture is one for one in self.kept):
+            trace = picture.trace if self.trace else None
+            save_png(picture.image, picture.recipe, path, overwrite=self.force, trace=trace)
+        self.pictures.append(picture)
+
+    def add_sheet(self, kind: str, pictures: list[Any], labels: list[str], columns: int) -> None:
+        """Write a sheet of PIL pictures; the preview again and again."""
+        from ..images import contact_sheet
+        from ..recipe import write_png
+
+        sheet = contact_sheet(pictures, labels=labels, columns=columns)
+        again = kind in self.written
+        write_png(sheet, self.sheets[kind], overwrite=self.force or self.resume or again)
+        if not again:
+            self.written.append(kind)
+
+    def add_preview(self, step: Step | None) -> None:
+        """Write how far the run is: what is finished, and what `step` made."""
+        sheet = watching.live_grid(self.pictures, step, total=len(self.paths))
+        self.add_sheet("preview", **sheet)
+
+    def add_animation(self, reel: watching.Reel) -> None:
+        """Write the animation, to be told of among the sheets."""
+        reel.write()
+        self.sheets["animation"] = reel.path
+        self.written.append("animation")
+
+    def tell(self, *, as_json: bool, quiet: bool) -> None:
+        """Print the path and the scores of all that was written."""
+        for path, picture in zip(self.paths, self.pictures, strict=False):
+            if as_json:
+                _print_json(
+                    path, prompt=picture.recipe.prompt, seed=picture.seed, **_scores(picture)
+                )
+            elif quiet:
+                console.tell(path)
+            else:
+                console.tell(f"{path}  {console.score_line(_scores(picture))}")
+        for kind in self.written:
+            if as_json:
+                _print_json(self.sheets[kind], sheet=kind)
+            else:
+                console.tell(self.sheets[kind])
+
+
+def _scores(picture: Picture) -> dict[str, float]:
+    scores = {"guide": picture.guide_score, "judge": picture.judge_score}
+    return {name: score for name, score in scores.items() if score is not None}
+
+
+def _print_json(path: Path, **facts: object) -> None:
+    typer.echo(json.dumps({"path": str(path), **facts}))

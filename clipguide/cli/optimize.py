@@ -1,0 +1,349 @@
+"""clipguide optimize: draw a picture of each prompt on a canvas, by CLIP's gradient alone."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from . import console, watching
+from .files import Files
+from .generate import best_device, pixels
+from .unfinished import Unfinished
+
+if TYPE_CHECKING:
+    from ..optimize import Step
+    from ..pipelines.drawing import Drawing
+    from ..pipelines.text_to_canvas import Run
+
+MAX_PICTURES = 1000
+
+
+def optimize(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PROMPT]...",
+            help="What to draw, one picture a PROMPT, spelt as for generate.",
+            show_default=False,
+        ),
+    ] = None,
+    canvas: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="vqgan: the codes of a VQGAN. latent: the latents of an autoencoder. fourier: a "
+            "spectrum. pixels: pixels, coarse and fine.",
+        ),
+    ] = "vqgan",
+    steps: Annotated[int | None, typer.Option(help="Steps of the loop. [default: 200]")] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Instead of --steps: as many as take so long, by a few that are timed."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="SIDE|WxH", help="Pixels. [default: 128]")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="How far a step moves. [default: the canvas's own]")
+    ] = None,
+    cutouts: Annotated[
+        int | None, typer.Option(help="Crops that CLIP sees in each step. [default: 32]")
+    ] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="How slowly the shown mean follows. [default: 0.9]")
+    ] = None,
+    grow: Annotated[
+        int | None,
+        typer.Option(help="Begin small and double the size so many times less one. [default: 1]"),
+    ] = None,
+    smooth: Annotated[
+        float | None, typer.Option(help="Weight of smoothness (total variation). [default: 0]")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Softness of a VQGAN's codes. [default: 0]")
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Begin as this picture.")
+    ] = None,
+    init_weight: Annotated[
+        float | None, typer.Option(help="How firmly to stay near --init. [default: 0]")
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="White where to draw; the rest stays as --init."),
+    ] = None,
+    image_prompt: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Be like this picture too.")
+    ] = None,
+    prompt_at: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STEP:TEXT", help="Another prompt from that step on; may be given again."
+        ),
+    ] = None,
+    tile: Annotated[bool, typer.Option("--tile", help="Make opposite edges fit.")] = False,
+    symmetry: Annotated[
+        str | None, typer.Option(metavar="AXIS", help="horizontal or vertical.")
+    ] = None,
+    palette: Annotated[
+        str | None, typer.Option(metavar="COLOURS", help="Keep to these: '#102030,#ffffff'.")
+    ] = None,
+    zoom: Annotated[
+        float | None, typer.Option(help="After every --every steps, enlarge by this. [default: 1]")
+    ] = None,
+    rotate: Annotated[
+        float | None, typer.Option(help="And turn by these degrees. [default: 0]")
+    ] = None,
+    shift: Annotated[
+        str | None, typer.Option(metavar="X,Y", help="And move by these pixels. [default: 0,0]")
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option(help="Steps from one frame to the next. [default: 10]")
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after so many scores, one every ten steps, in which the judge liked no "
+            "picture better. [default: never]"
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Pictures a prompt.")] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of the first picture; the next ones count up. [default: a new one]"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of vqgan and latent: mini, a diffusers folder, or a taming checkpoint in "
+            "safetensors. [default: mini]",
+        ),
+    ] = None,
+    clip: Annotated[str, typer.Option(metavar="NAME", help="The CLIP that guides.")] = "mini",
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The CLIP that keeps the best. [default: mini-judge for mini]"
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="A PNG, a folder, or a pattern with {prompt}, {seed}, {index}. "
+            "[default: {prompt}-{seed}.png]",
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Overwrite files; with --resume, go on with changed settings."
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Keep the loop's state beside the picture until it is done; given again after a "
+            "stop, with the same --seed and all else, go on from there.",
+        ),
+    ] = False,
+    preview: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Every N steps, show how far it is in a PNG named as the first picture with "
+            "-preview behind it; 0: never.",
+        ),
+    ] = 0,
+    video: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write how it came about, a frame every --every steps: FILE ends in .gif, "
+            ".webp or .mp4 (which needs PyAV: pip install av).",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line for each file.")
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps. [default: the best there is]"),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", help="Of the canvas's model: float32 or bfloat16.")
+    ] = "float32",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bar; print the paths alone.")
+    ] = False,
+) -> None:
+    """Draw a picture of each PROMPT on a canvas, step by step, by CLIP's gradient alone.
+
+    The judge keeps the best step. Each PNG carries the recipe that made it.
+    """
+    turns = _turns(prompt_at or [])
+    if not prompts and turns and turns[0][0] == 0:
+        prompts = [turns[0][1]]
+    if not prompts:
+        raise UsageError("There is no prompt: say what to draw.")
+    if not 1 <= count * len(prompts) <= MAX_PICTURES:
+        raise UsageError(f"A run draws 1 to {MAX_PICTURES} pictures, not {count * len(prompts)}.")
+    if preview < 0:
+        raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
+    _check(resume=resume, seed=seed, steps=steps, seconds=seconds)
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    settings = {
+        "steps": steps,
+        "size": _both(pixels(size)),
+        "lr": lr,
+        "cutouts": cutouts,
+        "ema": ema,
+        "grow": grow,
+        "smooth": smooth,
+        "temperature": temperature,
+        "init": init and str(init),
+        "init_weight": init_weight,
+        "mask": mask and str(mask),
+        "pictures": tuple(map(str, image_prompt or ())) or None,
+        "tile": tile,
+        "symmetry": symmetry,
+        "palette": palette and tuple(part.strip() for part in palette.split(",")),
+        "prompts_at": turns or None,
+        "zoom": zoom,
+        "rotate": rotate,
+        "shift": _shift(shift),
+        "every": every,
+        "patience": patience,
+    }
+    reel = None
+    if video is not None:
+        reel = watching.Reel(video, count * len(prompts), force=force or resume)
+    sheets = {"preview": preview > 0}
+    files = Files.plan(out, prompts, count, seed, sheets, force=force, resume=resume)
+    with console.plain_speech():
+        from ..pipelines.drawing import Drawing
+        from ..pipelines.text_to_canvas import TextToCanvas
+
+        try:
+            drawing = Drawing(**{k: v for k, v in settings.items() if v is not None})
+            drawing.check(canvas)
+            owner = TextToCanvas(
+                canvas,
+                model=model,
+                clip=clip,
+                judge=judge,
+                device=device or best_device(),
+                dtype=dtype,
+            )
+            if seconds is not None:
+                drawing = _timed(owner, prompts[0], drawing, seconds, quiet=quiet)
+            runs = [
+                owner.start(prompt, drawing, seed=seed + i)
+                for prompt in prompts
+                for i in range(count)
+            ]
+            _draw(runs, files, reel, preview=preview, force=force, quiet=quiet)
+        finally:
+            files.tell(as_json=as_json, quiet=quiet)
+
+
+def _draw(
+    runs: list[Run],
+    files: Files,
+    reel: watching.Reel | None,
+    *,
+    preview: int,
+    force: bool,
+    quiet: bool,
+) -> None:
+    every_left = []
+    with console.Meter(len(runs), quiet=quiet) as meter:
+        for k, run in enumerate(runs):
+            left = Unfinished(files.folder(k), run, force=force) if files.resume else None
+            finished = files.finished(k, [run.recipe()]) if files.resume else None
+            if left:
+                left.load()
+                every_left.append(left)
+            frames: list[Any] = left.frames if left else []
+            for step in () if finished else run:
+                meter(step)
+                if reel and (step.index % run.drawing.every == 0 or run.done):
+                    _keep(step, frames, left)
+                if preview and (step.index + 1) % preview == 0:
+                    files.add_preview(step)
+                if left:
+                    left.save()
+            picture = finished or run.picture()
+            files.add(picture)
+            if reel:
+                reel.add_frames([*frames, picture.image])
+        if preview:
+            files.add_preview(None)
+        if reel:
+            files.add_animation(reel)
+    for left in every_left:
+        left.erase()
+
+
+def _keep(step: Step, frames: list[Any], left: Unfinished | None) -> None:
+    """The step's picture, for the video; on the disk too if the run is to be resumed."""
+    from ..images import to_pil
+
+    frames.append(to_pil(step.image())[0])
+    if left:
+        left.keep_frame()
+
+
+def _timed(owner: Any, prompt: str, drawing: Drawing, seconds: float, *, quiet: bool) -> Drawing:
+    """The drawing with as many steps as take so many seconds."""
+    from dataclasses import replace
+
+    steps = max(drawing.grow, int(seconds / owner.seconds_a_step(prompt, drawing)))
+    if not quiet:
+        typer.echo(f"{seconds:g} seconds are about {steps} steps.", err=True)
+    return replace(drawing, steps=steps)
+
+
+def _check(*, resume: bool, seed: int | None, steps: int | None, seconds: float | None) -> None:
+    """UsageError for what does not go together."""
+    if resume and seed is None:
+        raise UsageError("--resume goes on with pictures of a seed: give it, as --seed 1.")
+    if seconds is not None:
+        if steps is not None:
+            raise UsageError("--seconds says how many steps: leave --steps out.")
+        if resume:
+            raise UsageError("--resume needs a number of steps: give --steps, not --seconds.")
+        if not 0 < seconds < 1e6:
+            raise UsageError(f"--seconds must be above 0, not {seconds:g}.")
+
+
+def _turns(texts: list[str]) -> tuple[tuple[int, str], ...]:
+    """The steps and prompts of --prompt-at."""
+    found = []
+    for text in texts:
+        parts = re.fullmatch(r"\s*(\d{1,9})\s*:(.+)", text, re.DOTALL)
+        if not parts:
+            raise UsageError(f"--prompt-at is a step and a prompt, as 200:'a tree', not {text!r}.")
+        found.append((int(parts[1]), parts[2].strip()))
+    return tuple(found)
+
+
+def _both(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _shift(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        right, down = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--shift takes pixels right and down, as 2,-1, not {text!r}.") from None
+    return right, down

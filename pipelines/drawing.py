@@ -1,0 +1,260 @@
+"""What a run on a canvas is asked for: its settings, what is wrong with them, and its pictures.
+
+Shapes: 3 channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import ImageOps
+
+from .. import images
+from ..errors import ClipguideWarning, UsageError
+from ..objectives.pixels import AXES
+from ..prompts import ImagePart, parse, shorten
+from ..recipe import Recipe
+from ..views import Cutouts
+
+MOST_STEPS = 100_000
+MICRO = 32  # views encoded at a time: memory does not grow beyond
+SMALLEST = 32  # pixels of the shorter side that a growing canvas begins with, at least
+FILES = ("init", "mask", "pictures")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A canvas: Adam's rate that suits it, and whether it decodes by a model."""
+
+    lr: float
+    model: bool
+
+
+CANVASES = {
+    "vqgan": Kind(0.1, True),
+    "latent": Kind(0.05, True),
+    "fourier": Kind(0.05, False),
+    "pixels": Kind(0.02, False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How a picture is drawn on a canvas. UsageError for values out of range.
+
+    Args:
+        steps: of the loop.
+        size: width and height in pixels; 128 each by default.
+        lr: Adam's rate at the first step, the canvas's own by default; `decay` times that at the
+            last.
+        cutouts: views a step, 32 at a time at most, their gradients added up.
+        ema: of the parameters that are shown, judged and kept.
+        grow: how many sizes, each twice the one before, the last of them `size`.
+        smooth: weight of the total variation.
+        temperature: of soft codes (VQGAN); 0 rounds.
+        init: a picture file to begin as; `init_weight` keeps it near that (mean squared error).
+        mask: a picture file, white where to draw; the rest stays as `init`.
+        pictures: files to be like, beside the prompt, each of weight 1.
+        tile: make opposite edges fit.
+        symmetry: "horizontal" or "vertical".
+        palette: colours, "#rrggbb", to keep to.
+        prompts_at: pairs of a step and the prompt from there on.
+        zoom, rotate, shift: after every `every` steps the picture is enlarged so many times, turned
+            by degrees against the clock, and moved by pixels to the right and down.
+        score_every: steps from one score of guide and judge to the next.
+        patience: stop after so many scores in which the judge liked no picture better.
+    """
+
+    steps: int = 200
+    size: tuple[int, int] | None = None
+    lr: float | None = None
+    decay: float = 0.1
+    cutouts: int = 32
+    ema: float = 0.9
+    grow: int = 1
+    smooth: float = 0.0
+    temperature: float = 0.0
+    init: str = ""
+    init_weight: float = 0.0
+    mask: str = ""
+    pictures: tuple[str, ...] = ()
+    tile: bool = False
+    symmetry: str = ""
+    palette: tuple[str, ...] = ()
+    prompts_at: tuple[tuple[int, str], ...] = ()
+    zoom: float = 1.0
+    rotate: float = 0.0
+    shift: tuple[float, float] = (0.0, 0.0)
+    every: int = 10
+    score_every: int = 10
+    patience: int | None = None
+
+    def check(self, canvas: str) -> None:
+        """UsageError for a setting that is out of range, or of another canvas than this."""
+        for name, most in (("steps", MOST_STEPS), ("cutouts", 4096), ("grow", 8), ("every", None)):
+            value = getattr(self, name)
+            if value < 1 or (most and value > most):
+                upper = f" to {most}" if most else ""
+                raise UsageError(f"{name} must be from 1{upper}, not {value}.")
+        for name in ("smooth", "init_weight", "temperature"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise UsageError(f"{name} must be a number from 0, not {getattr(self, name)}.")
+        if not (math.isfinite(self.zoom) and 0.1 <= self.zoom <= 10):
+            raise UsageError(f"zoom must be from 0.1 to 10, not {self.zoom}; 1 is none.")
+        if not all(map(math.isfinite, (self.rotate, *self.shift))):
+            raise UsageError("rotate and shift must be finite numbers.")
+        if self.symmetry and self.symmetry not in AXES:
+            raise UsageError(f"symmetry is horizontal or vertical, not {self.symmetry!r}.")
+        if self.mask and not self.init:
+            raise UsageError("A mask keeps what init shows outside of it: give an init picture.")
+        if self.init_weight and not self.init:
+            raise UsageError("init_weight keeps the picture near init: give an init picture.")
+        if self.temperature and canvas != "vqgan":
+            raise UsageError("temperature softens a VQGAN's codes: leave it out.")
+        if self.steps < self.grow:
+            raise UsageError(f"{self.grow} sizes need as many steps, not {self.steps}.")
+        if self.moving and (self.mask or self.grow > 1):
+            raise UsageError("A picture that moves has no mask and does not grow: leave these out.")
+        starts = [start for start, _ in self.prompts_at]
+        if any(b <= a for a, b in zip(starts, starts[1:])):
+            raise UsageError(f"The prompts' steps must go up: {starts} do not.")
+        if starts and not (starts[0] >= 0 and starts[-1] < self.steps):
+            raise UsageError(
+                f"A prompt begins at a step from 0 to {self.steps - 1}, not at {starts}."
+            )
+        for _, prompt in self.prompts_at:
+            parse(prompt)
+
+    @property
+    def moving(self) -> bool:
+        """Whether the picture is moved as it is drawn."""
+        return self.zoom != 1 or self.rotate != 0 or any(self.shift)
+
+    @property
+    def accumulate(self) -> int:
+        """Calls of the objective a step, with `MICRO` views or fewer each."""
+        return -(-self.cutouts // MICRO)
+
+    @property
+    def judge_from(self) -> int:
+        """The first step whose picture may be kept: all that was asked for is in force by then,
+        and a picture that moves is kept as it ends."""
+        if self.moving:
+            return self.steps - 1
+        return self.prompts_at[-1][0] if self.prompts_at else 0
+
+    def views(self) -> Cutouts:
+        """The views of one call."""
+        number = -(-self.cutouts // self.accumulate)
+        return Cutouts(number=number, whole=False, size_range=(0.4, 1.0))
+
+    def stages(self, factor: int) -> list[tuple[int, int, int, int]]:
+        """Height, width, first step and the one after the last of each size: sides are multiples of
+        `factor`, and sizes too small to be drawn are left out."""
+        width, height = self.size
+        sizes = []
+        for k in reversed(range(self.grow)):
+            small = tuple(side // 2**k // factor * factor for side in (height, width))
+            if k == 0 or min(small) >= max(factor, SMALLEST):
+                sizes.append((height, width) if k == 0 else small)
+        share = self.steps // len(sizes)
+        firsts = [k * share for k in range(len(sizes))]
+        return [
+            (*size, first, after)
+            for size, first, after in zip(sizes, firsts, [*firsts[1:], self.steps], strict=True)
+        ]
+
+    def image_parts(self) -> list[ImagePart]:
+        """The pictures to be like."""
+        return [ImagePart(images.load(file)) for file in self.pictures]
+
+    def options(self) -> dict[str, str]:
+        """What is not as by default, each as JSON, with the digests of files: for a recipe, which
+        has the steps, the size and the cutouts itself."""
+        found = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("steps", "size", "cutouts") and value != field.default:
+                found[field.name] = json.dumps(value)
+        digests = {file: digest(file) for name in FILES for file in _listed(getattr(self, name))}
+        return {**found, "digests": json.dumps(digests)} if digests else found
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Drawing:
+        """The settings of a recipe. UsageError if they are none, or if a file has changed."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        try:
+            options = {name: json.loads(value) for name, value in recipe.options.items()}
+            digests = dict(options.pop("digests", {}))
+            if odd := options.keys() - known:
+                raise ValueError(odd)
+            for name in ("pictures", "palette", "shift"):
+                if name in options:
+                    options[name] = tuple(options[name])
+            if "prompts_at" in options:
+                options["prompts_at"] = tuple((int(k), str(v)) for k, v in options["prompts_at"])
+            drawing = cls(
+                **options,
+                steps=recipe.steps,
+                cutouts=recipe.cutouts,
+                size=(recipe.width, recipe.height),
+            )
+            drawing.check(recipe.method)
+        except (TypeError, ValueError, AttributeError):
+            method = shorten(recipe.method)
+            raise UsageError(f"The recipe's options of {method} are wrong.") from None
+        for name in FILES:
+            for file in _listed(getattr(drawing, name)):
+                if digest(file) != digests.get(file):
+                    raise UsageError(f"{file} is not the picture that the recipe began with.")
+        return drawing
+
+
+def _listed(files: str | tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(files, str):
+        return (files,) if files else ()
+    return files
+
+
+def digest(file: str) -> str:
+    """sha256 of a picture's pixels. UsageError if it cannot be read."""
+    picture = images.load(Path(file))
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+
+
+def fitted(file: str, width: int, height: int) -> torch.Tensor:
+    """A picture file as image_3HW in [0, 1], cut to the shape at its middle and resized; said once
+    if anything is lost by that. UsageError if it cannot be read."""
+    picture = images.load(Path(file))
+    if abs(picture.width * height - picture.height * width) > max(picture.size):
+        warnings.warn(
+            f"{file} is {picture.width}x{picture.height}: it is cut to the shape of "
+            f"{width}x{height}.",
+            ClipguideWarning,
+            stacklevel=3,
+        )
+    return images.to_tensor([ImageOps.fit(picture, (width, height))])[0]
+
+
+def move(image_13HW: torch.Tensor, drawing: Drawing) -> torch.Tensor:
+    """The picture enlarged about its middle, turned against the clock, then shifted right and down;
+    what comes in at an edge mirrors what is there."""
+    height, width = image_13HW.shape[-2:]
+    angle = math.radians(drawing.rotate)
+    cos, sin = math.cos(angle) / drawing.zoom, math.sin(angle) / drawing.zoom
+    right, down = (2 * s / side for s, side in zip(drawing.shift, (width, height), strict=True))
+    aspect = height / width
+    turn_22 = torch.tensor([[cos, -sin * aspect], [sin / aspect, cos]])
+    offset_2 = -turn_22 @ torch.tensor([right, down])
+    theta_123 = torch.cat([turn_22, offset_2[:, None]], 1)[None].to(image_13HW)
+    grid = F.affine_grid(theta_123, list(image_13HW.shape), align_corners=False)
+    moved = F.grid_sample(image_13HW, grid, padding_mode="reflection", align_corners=False)
+    return moved.clamp(0, 1)

@@ -1,0 +1,296 @@
+"""Text to canvas: a loop draws a picture of a prompt with nothing but a CLIP's gradient.
+
+`TextToCanvas("vqgan")("a red fox", seed=1)[0].image.save("fox.png")`
+
+Shapes: B = 1 picture, 3 channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from ..canvases import VQGAN, Canvas, Fourier, Latent, Masked, Mirrored, Pixels
+from ..canvases.latent import factor_of, tiling
+from ..clip import Clip, fingerprint, load_clip
+from ..errors import UsageError, close_matches
+from ..images import to_pil
+from ..objectives import InTurn, Near, Objective, Palette, Rolled, Similarity, TotalVariation
+from ..optimize import Loop, Step
+from ..prompts import Prompt, compose
+from ..recipe import Recipe
+from .drawing import CANVASES, Drawing, fitted, move
+from .jobs import to_draw
+from .loading import load_canvas_model, versions
+from .picture import Picture
+
+NATIVE = 128  # pixels a side of the embedded models
+
+
+class TextToCanvas:
+    """A canvas's model with its guide and its judge, loaded once.
+
+    Args:
+        canvas: "vqgan", "latent", "fourier" or "pixels".
+        model: of "vqgan" and "latent": "mini", or a diffusers folder (or, of "vqgan", a taming
+            checkpoint); the others have none.
+        clip: the guide, as `load_clip` names it.
+        judge: a CLIP that only scores, and keeps the best picture; mini-judge for mini, else none.
+        device, dtype: where all run, and of the canvas's model. The CLIPs are float32.
+    """
+
+    def __init__(
+        self,
+        canvas: str = "vqgan",
+        *,
+        model: str | None = None,
+        clip: str = "mini",
+        judge: str | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
+        if canvas not in CANVASES:
+            raise UsageError(f"There is no canvas {canvas!r}.{close_matches(canvas, CANVASES)}")
+        if model is not None and not CANVASES[canvas].model:
+            raise UsageError(f"The canvas {canvas} has no model: leave it out.")
+        self.canvas, self.device, self.dtype = canvas, device, dtype
+        self.model = model or ("mini" if CANVASES[canvas].model else "")
+        self.net: nn.Module | None = None
+        if self.model:
+            self.net = load_canvas_model(canvas, self.model, device=device, dtype=dtype)
+        self.clip: Clip = load_clip(clip, device=device)
+        judge = "mini-judge" if judge is None and clip == "mini" else judge
+        self.judge: Clip | None = load_clip(judge, device=device) if judge else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the model's weights; empty without a model."""
+        return fingerprint({"canvas": self.net}) if self.net else ""
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        drawing: Drawing = Drawing(),  # noqa: B008 (frozen)
+        *,
+        count: int = 1,
+        seed: int = 0,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> list[Picture]:
+        """`count` pictures of each prompt, seeded `seed`, `seed` + 1, …, one after the other: a
+        picture's bits depend on no other. UsageError if a setting is out of range."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        runs = [self.start(p, drawing, seed=seed + i) for p in prompts for i in range(count)]
+        return [run.finish(on_step) for run in runs]
+
+    def start(self, prompt: str, drawing: Drawing, *, seed: int = 0) -> Run:
+        """The run of one picture, to be iterated; it loads and saves its state."""
+        return Run(self, prompt, drawing, seed)
+
+    def seconds_a_step(self, prompt: str, drawing: Drawing) -> float:
+        """Of a run like that: the mean of a few steps at full size, after two that warm up."""
+        run = self.start(prompt, replace(drawing, steps=8, grow=1, prompts_at=()))
+        began = 0.0
+        for step in run:
+            if step.index == 1:
+                began = time.perf_counter()
+        return (time.perf_counter() - began) / 6
+
+    def replay(self, recipe: Recipe) -> Picture:
+        """The picture that a recipe made, with the same bits where weights, libraries, device and
+        threads are the same. UsageError if a picture that it began with is not as it was."""
+        drawing = Drawing.of(recipe)
+        return self.start(recipe.prompt, drawing, seed=recipe.seed).finish()
+
+
+class Run:
+    """One picture on its way: iterate it for its steps, then ask for `picture()`.
+
+    Its canvas grows, if it is to, from a fraction of its size to all of it.
+    """
+
+    def __init__(self, owner: TextToCanvas, prompt: str, drawing: Drawing, seed: int) -> None:
+        to_draw(prompt)
+        self.owner, self.prompt, self.seed = owner, prompt, seed
+        width, height = drawing.size or (NATIVE, NATIVE)
+        self.drawing = drawing = replace(drawing, size=(width, height))
+        drawing.check(owner.canvas)
+        self.lr = drawing.lr or CANVASES[owner.canvas].lr
+        self._net = tiling(owner.net) if owner.net and drawing.tile else owner.net
+        self._parts = [(0, prompt), *drawing.prompts_at]
+        if drawing.prompts_at and drawing.prompts_at[0][0] == 0:
+            self._parts = list(drawing.prompts_at)
+        prompts = [self._prompt(text) for _, text in self._parts]
+        self.guide = Similarity(owner.clip, prompts[-1], views=None)
+        self.judge = Similarity(owner.judge, prompts[-1], views=None) if owner.judge else None
+        self._init = fitted(drawing.init, width, height) if drawing.init else None
+        self._mask = fitted(drawing.mask, width, height).mean(0) if drawing.mask else None
+        self._objective = self._composed(prompts)
+        self._stages = drawing.stages(factor_of(self._net) if self._net else 2)
+        self._generator = torch.Generator().manual_seed(seed)
+        self.index, self._stage = 0, 0
+        self.loop = self._enter(0, None)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no step left, or patience has run out."""
+        return self.loop.done and self._stage == len(self._stages) - 1
+
+    def __iter__(self) -> Iterator[Step]:
+        while not self.done:
+            yield self.step()
+
+    def step(self) -> Step:
+        """One step."""
+        if self.loop.done:
+            self._stage += 1
+            self.loop = self._enter(self._stage, self.loop.image())
+        step = self.loop.step()
+        step = replace(step, index=self.index, total=self.drawing.steps)
+        self.index += 1
+        moving = self.drawing.moving and self.index % self.drawing.every == 0
+        if moving and not self.done:
+            self.loop.set_image(move(step.image(), self.drawing))
+        return step
+
+    def finish(self, on_step: Callable[[Step], None] | None = None) -> Picture:
+        """All steps that are left, and the picture."""
+        for step in self:
+            if on_step:
+                on_step(step)
+        return self.picture()
+
+    def picture(self) -> Picture:
+        """What the judge liked best so far, with its scores and its recipe."""
+        (image,) = to_pil(self.loop.best())
+        guide = self.guide.score_pictures([image]).item()
+        judge = self.judge.score_pictures([image]).item() if self.judge else None
+        recipe = replace(self.recipe(), guide_score=guide, judge_score=judge or 0.0)
+        return Picture(image, recipe, guide, judge, self.seed, [])
+
+    def state_dict(self) -> dict:
+        """All that the steps to come depend on."""
+        return {"index": self.index, "stage": self._stage, "loop": self.loop.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from there; the run must have been made alike."""
+        if state["stage"] != self._stage:
+            self._stage = state["stage"]
+            self.loop = self._enter(self._stage, None)
+        self.index = state["index"]
+        self.loop.load_state_dict(state["loop"])
+
+    def recipe(self) -> Recipe:
+        """How the picture is made, without its scores."""
+        owner, drawing = self.owner, self.drawing
+        return Recipe(
+            command="optimize",
+            prompt=self.prompt,
+            guide=self.prompt,
+            negative="",
+            seed=self.seed,
+            steps=drawing.steps,
+            method=owner.canvas,
+            options=drawing.options(),
+            strength=0.0,
+            cfg=1.0,
+            width=drawing.size[0],
+            height=drawing.size[1],
+            scheduler="Adam",
+            best_of=1,
+            model=owner.model,
+            model_fingerprint=owner.fingerprint,
+            clip=owner.clip.name,
+            clip_fingerprint=owner.clip.fingerprint,
+            judge=owner.judge.name if owner.judge else "",
+            judge_fingerprint=owner.judge.fingerprint if owner.judge else "",
+            device=owner.device,
+            dtype=owner.dtype,
+            threads=torch.get_num_threads(),
+            libraries=versions(),
+            batch_position=0,
+            batch_seeds=(self.seed,),
+            guide_score=0.0,
+            judge_score=0.0,
+            decoder="",
+            cutouts=drawing.cutouts,
+        )
+
+    # ------------------------------------------------------------ what is made of the settings
+    def _prompt(self, text: str) -> Prompt:
+        return compose(text, *self.drawing.image_parts())
+
+    def _composed(self, prompts: Sequence[Prompt]) -> Objective:
+        """What the loop goes down."""
+        drawing, last = self.drawing, max(1, self.drawing.steps - 1)
+        turns = [
+            (start / last, Similarity(self.owner.clip, prompt, views=drawing.views()))
+            for (start, _), prompt in zip(self._parts, prompts, strict=True)
+        ]
+        objective: Objective = turns[0][1] if len(turns) == 1 else InTurn(*turns)
+        if drawing.tile:
+            objective = Rolled(objective)
+        if drawing.smooth:
+            objective = objective + drawing.smooth * TotalVariation()
+        if drawing.palette:
+            objective = objective + Palette(drawing.palette)
+        if self._init is not None and drawing.init_weight:
+            objective = objective + drawing.init_weight * Near(self._init)
+        return objective
+
+    def _enter(self, stage: int, image_13HW: torch.Tensor | None) -> Loop:
+        """The loop of a stage; its canvas begins as that picture, or as the settings say."""
+        drawing, (height, width, first, last) = self.drawing, self._stages[stage]
+        canvas = self._canvas(height, width).to(self.owner.device)
+        init_13HW = None
+        if self._init is not None:
+            init_13HW = _resized(self._init[None], height, width).to(self.owner.device)
+        if self._mask is not None:
+            mask_HW = _resized(self._mask[None, None], height, width)[0, 0]
+            canvas = Masked(canvas, init_13HW, mask_HW.to(self.owner.device))
+        if image_13HW is not None:
+            canvas.encode(_resized(image_13HW, height, width))
+        elif init_13HW is not None:
+            canvas.encode(init_13HW)
+        whole, final = max(1, drawing.steps - 1), stage == len(self._stages) - 1
+        return Loop(
+            canvas,
+            self._objective,
+            steps=last - first,
+            lr=self.lr,
+            decay=drawing.decay if final else 1.0,
+            accumulate=drawing.accumulate,
+            ema=drawing.ema,
+            judge=self.judge if final else None,
+            judge_from=max(0, drawing.judge_from - first),
+            guide=self.guide,
+            score_every=drawing.score_every,
+            patience=drawing.patience if final and self.judge else None,
+            span=(first / whole, (last - 1) / whole),
+            generators=[self._generator],
+        )
+
+    def _canvas(self, height: int, width: int) -> Canvas:
+        drawing, generators = self.drawing, [self._generator]
+        canvas: Canvas
+        if self.owner.canvas == "vqgan":
+            soft = drawing.temperature
+            canvas = VQGAN(self._net, height, width, generators, temperature=soft)
+        elif self.owner.canvas == "latent":
+            canvas = Latent(self._net, height, width, generators)
+        elif self.owner.canvas == "pixels":
+            canvas = Pixels(height, width, generators, tile=drawing.tile)
+        else:
+            canvas = Fourier(height, width, generators)
+        return Mirrored(canvas, drawing.symmetry) if drawing.symmetry else canvas
+
+
+def _resized(image_BCHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    if tuple(image_BCHW.shape[-2:]) == (height, width):
+        return image_BCHW
+    size = (height, width)
+    return nn.functional.interpolate(image_BCHW, size, mode="bilinear", antialias=True).clamp(0, 1)

@@ -1,0 +1,238 @@
+"""`clipguide optimize`: pictures, recipes, videos, nonsense, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_cli
+from clipguide.pipelines.text_to_canvas import Run
+from PIL import Image
+from typer.testing import CliRunner
+
+from clipguide.cli import unfinished
+from clipguide.cli.app import app
+from clipguide.recipe import read_png
+
+FAST = ["--steps", "4", "--size", "32", "--cutouts", "2", "--lr", "0.1"]
+RUN = ["optimize", "a fox", *FAST, "--seed", "7"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch, tiny_mini):
+    monkeypatch.chdir(tmp_path)
+
+
+def invoke(*arguments, code=0):
+    return test_cli.invoke(*arguments, code=code).output
+
+
+def names():
+    return sorted(path.name for path in Path().iterdir())
+
+
+def bits(path):
+    return np.asarray(Image.open(path)).tobytes()
+
+
+def test_a_picture_that_can_be_made_again():
+    told = invoke(*RUN)
+    assert names() == ["a-fox-7.png"] and told.startswith("a-fox-7.png  guide ")
+    recipe = read_png("a-fox-7.png")
+    assert (recipe.command, recipe.method, recipe.steps) == ("optimize", "vqgan", 4)
+    assert recipe.options == {"lr": "0.1"}
+    assert "pixel for pixel" in invoke("replay", "a-fox-7.png")
+
+
+def test_several_pictures_with_all_that_there_is_to_see():
+    Image.new("RGB", (40, 40), "red").save("in.png")
+    told = invoke(
+        *RUN, "an owl", "-n", "2", "--canvas", "pixels", "--video", "film.gif", "--every", "2",
+        "--preview", "2", "--init", "in.png", "--image-prompt", "in.png", "--out", "o/", "--json",
+    )  # fmt: skip
+    rows = [json.loads(line) for line in told.splitlines()]
+    assert [row.get("seed") for row in rows[:4]] == [7, 8, 7, 8]
+    assert [row.get("sheet") for row in rows[4:]] == ["preview", "animation"]
+    assert Image.open("film.gif").n_frames in (3, 4)  # of steps 0, 2, 3, and what is kept
+    assert "give --trust" in invoke("replay", "o/a-fox-8.png", code=2)
+    assert "pixel for pixel" in invoke("replay", "o/a-fox-8.png", "--trust")
+    Image.new("RGB", (40, 40), "blue").save("in.png")
+    assert "is not the picture" in invoke("replay", "o/a-fox-8.png", "--trust", code=2)
+
+
+def test_prompts_over_time():
+    turns = ["--prompt-at", "0:a seed", "--prompt-at", "2:a tree: with leaves"]
+    invoke("optimize", *turns, *FAST, "--seed", "1")
+    assert names() == ["a-seed-1.png"]
+    assert json.loads(read_png("a-seed-1.png").options["prompts_at"])[1] == [
+        2,
+        "a tree: with leaves",
+    ]
+    assert "pixel for pixel" in invoke("replay", "a-seed-1.png")
+
+
+def test_seconds():
+    invoke("optimize", "a fox", "--seconds", "2", "--size", "32", "--cutouts", "1", "--seed", "1")
+    assert read_png("a-fox-1.png").steps > 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["optimize"], "There is no prompt"),
+        (["optimize", ""], "empty"),
+        (["optimize", "blur:-1"], "say what to draw"),
+        ([*RUN, "--steps", "0"], "steps must be from 1"),
+        ([*RUN, "--canvas", "vqgann"], "Did you mean vqgan?"),
+        ([*RUN, "--size", "33"], "multiple of 4"),
+        ([*RUN, "--size", "big"], "--size is a side"),
+        ([*RUN, "--seconds", "5"], "leave --steps out"),
+        (["optimize", "fox", "--seconds", "0"], "above 0"),
+        (["optimize", "fox", "--resume", "--seed", "1", "--seconds", "3"], "give --steps"),
+        (["optimize", "fox", "--resume"], "as --seed 1"),
+        ([*RUN, "--prompt-at", "tree"], "as 200:'a tree'"),
+        ([*RUN, "--prompt-at", "3:a", "--prompt-at", "2:b"], "must go up"),
+        ([*RUN, "--prompt-at", "4:a"], "from 0 to 3"),
+        ([*RUN, "--shift", "1"], "as 2,-1"),
+        ([*RUN, "--init", "no.png"], "There is no picture no.png"),
+        ([*RUN, "--init", "text.png"], "not a picture"),
+        ([*RUN, "--init", "cut.png"], "cannot be read"),
+        ([*RUN, "--mask", "no.png"], "give an init picture"),
+        ([*RUN, "--palette", "red,blue"], "no colour"),
+        ([*RUN, "--symmetry", "round"], "horizontal or vertical"),
+        ([*RUN, "--video", "film.avi"], ".gif, .webp or .mp4"),
+        ([*RUN, "--model", "none"], "no folder"),
+        ([*RUN, "--canvas", "fourier", "--model", "mini"], "has no model"),
+        ([*RUN, "--preview", "-1"], "--preview takes"),
+        ([*RUN, "--out", "a.jpg"], "end 'a.jpg' in .png"),
+        ([*RUN, "--count", "0"], "1 to 1000"),
+    ],
+    ids=str,
+)
+def test_nonsense(arguments, words):
+    Path("text.png").write_text("no picture")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save("a.png")
+    Path("cut.png").write_bytes(Path("a.png").read_bytes()[:3000])
+    Path("a.png").unlink()
+    told = " ".join(invoke(*arguments, code=2).split())
+    assert words in told and told.count("clipguide:") == 1
+    assert names() == ["cut.png", "text.png"]  # nothing was left behind
+
+
+def test_nothing_is_overwritten():
+    invoke(*RUN)
+    assert "is there already" in invoke(*RUN, code=2)
+    invoke(*RUN, "--force")
+
+
+def test_a_full_disk_while_the_video_is_written():
+    code = "from clipguide.cli.app import app; app()"
+    models = tiny_models()
+    command = [sys.executable, "-c", code, *RUN, *models, "--video", "film.gif", "--every", "1"]
+    command += ["--steps", "30"]
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    run = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
+    assert run.returncode == 1 and "film.gif cannot be written" in run.stderr, run.stderr
+    assert "Traceback" not in run.stderr and names() == ["a-fox-7.png"]
+
+
+def tiny_models():
+    from clipguide import mini
+
+    names = {"--model": "vqgan", "--clip": "guide", "--judge": "judge"}
+    return [part for flag, name in names.items() for part in (flag, str(mini.path(name)))]
+
+
+# Going on
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    """A state after each step."""
+    monkeypatch.setattr(unfinished, "SECONDS", 0.0)
+
+
+def stopped(monkeypatch, steps, *arguments):
+    """Run until so many steps are done, then as if ctrl-C were pressed."""
+    step, done = Run.step, []
+
+    def stopping(self):
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(step(self))
+        return done[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", stopping)
+        result = CliRunner().invoke(app, [str(part) for part in arguments])
+    assert result.exit_code == 130, result.output
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 5])
+def test_it_goes_on(monkeypatch, every_step, steps):
+    more = ["-n", "2", "--video", "film.gif", "--every", "1"]
+    invoke(*RUN, *more, "--out", "whole/")
+    whole_film = Path("film.gif").read_bytes()
+    Path("film.gif").unlink()
+    run = [*RUN, *more, "--out", "parts/", "--resume"]
+    stopped(monkeypatch, steps, *run)
+    invoke(*run)
+    for name in ("a-fox-7.png", "a-fox-8.png"):
+        assert bits(f"parts/{name}") == bits(f"whole/{name}")
+        assert read_png(f"parts/{name}") == read_png(f"whole/{name}")
+    assert Path("film.gif").read_bytes() == whole_film
+    assert sorted(p.name for p in Path("parts").iterdir()) == ["a-fox-7.png", "a-fox-8.png"]
+
+
+def test_other_settings_are_refused(monkeypatch, every_step):
+    stopped(monkeypatch, 2, *RUN, "--resume")
+    told = " ".join(invoke(*RUN, "--resume", "--steps", "8", code=2).split())
+    assert "steps: 4 then, 8 now" in told and "--force" in told
+    invoke(*RUN, "--resume", "--steps", "8", "--force")
+    assert read_png("a-fox-7.png").steps == 8
+
+
+def test_a_state_that_does_not_fit_or_is_broken(monkeypatch, every_step):
+    stopped(monkeypatch, 2, *RUN, "--resume")
+    (folder,) = Path().glob(".*-steps")
+    assert "delete" in invoke(*RUN, "--resume", "--size", "64", "--force", code=2)
+    (folder / "state.pt").write_bytes(b"no state")
+    assert "cannot be read" in invoke(*RUN, "--resume", code=1)
+    shutil.rmtree(folder)
+    invoke(*RUN, "--resume")
+
+
+@pytest.mark.slow
+def test_kill():
+    """kill -9 at 20 random moments; the same pixels in the end."""
+    code = "from clipguide.cli import unfinished; unfinished.SECONDS = 0.05\n"
+    code += "from clipguide.cli.app import app; app()"
+    command = [sys.executable, "-c", code, *RUN, *tiny_models(), "--steps", "200"]
+    start = time.monotonic()
+    subprocess.run([*command, "--out", "whole.png"], check=True, timeout=300)
+    whole = time.monotonic() - start
+    draw, kills = random.Random(0), 0
+    while kills < 20:
+        process = subprocess.Popen([*command, "--out", "parts.png", "--resume"])
+        time.sleep(draw.uniform(0.4 * whole, whole))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        if process.returncode == 0:
+            assert bits("parts.png") == bits("whole.png")
+            Path("parts.png").unlink()
+    subprocess.run([*command, "--out", "parts.png", "--resume"], check=True, timeout=300)
+    assert bits("parts.png") == bits("whole.png")
+    assert names() == ["parts.png", "whole.png"]

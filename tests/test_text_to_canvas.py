@@ -1,0 +1,285 @@
+"""Text to canvas: every canvas draws, repeats, goes on after a stop, does as its settings say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from clipguide.pipelines.drawing import CANVASES, Drawing, fitted, move
+from clipguide.pipelines.text_to_canvas import TextToCanvas
+from PIL import Image
+from torch.testing import assert_close
+
+from clipguide.errors import ClipguideWarning, UsageError
+from clipguide.images import to_pil, to_tensor
+
+FAST = Drawing(steps=4, size=(32, 32), lr=0.1, cutouts=2, score_every=2)
+
+
+def fast(**settings):
+    return dataclasses.replace(FAST, **settings)
+
+
+@pytest.fixture
+def vqgan(tiny_mini):
+    return TextToCanvas("vqgan")
+
+
+def bits(picture):
+    return picture.image.tobytes()
+
+
+@pytest.fixture
+def red(tmp_path):
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(tmp_path / "red.png")
+    return str(tmp_path / "red.png")
+
+
+@pytest.mark.parametrize("canvas", CANVASES)
+def test_every_canvas_draws_and_repeats(tiny_mini, canvas):
+    owner = TextToCanvas(canvas)
+    first, second = owner("a fox", FAST, count=2, seed=3)
+    assert first.image.size == (32, 32) and bits(first) != bits(second)
+    assert bits(owner("a fox", FAST, seed=4)[0]) == bits(second)
+    assert bits(owner.replay(first.recipe)) == bits(first)
+    assert first.recipe.command == "optimize" and first.recipe.method == canvas
+    assert math.isfinite(first.guide_score) and math.isfinite(first.judge_score)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": 0.3},
+        {"ema": 0.0},
+        {"cutouts": 40},
+        {"smooth": 0.5},
+        {"temperature": 2.0},
+        {"tile": True},
+        {"symmetry": "vertical"},
+        {"palette": ("#ff0000", "#ffffff")},
+        {"zoom": 1.2, "every": 2},
+        {"rotate": 10.0, "shift": (1.0, 2.0), "every": 2},
+        {"prompts_at": ((2, "an owl"),)},
+        {"grow": 2, "size": (64, 64)},
+    ],
+    ids=str,
+)
+def test_every_setting_acts_and_is_kept(tiny_mini, settings):
+    owner = TextToCanvas("vqgan" if "temperature" in settings else "pixels", judge="")
+    drawing = fast(**settings)
+    (picture,) = owner("a fox", drawing, seed=1)
+    plain = owner("a fox", fast(size=drawing.size), seed=1)[0]
+    assert bits(picture) != bits(plain)
+    assert bits(owner.replay(picture.recipe)) == bits(picture)
+
+
+@pytest.mark.parametrize("stop", range(6))
+def test_a_state_goes_on_with_the_same_bits(vqgan, stop):
+    drawing = fast(steps=6, grow=2, size=(64, 64), prompts_at=((3, "an owl"),))
+    whole = vqgan("a fox", drawing, seed=2)[0]
+    first = vqgan.start("a fox", drawing, seed=2)
+    for _ in range(stop):
+        first.step()
+    again = vqgan.start("a fox", drawing, seed=99)
+    again.load_state_dict(first.state_dict())
+    again.seed = 2
+    assert bits(again.finish()) == bits(whole)
+
+
+def test_steps_count_up_over_the_sizes(vqgan):
+    run = vqgan.start("a fox", fast(steps=5, grow=2, size=(64, 64)))
+    seen = [(step.index, step.total, step.image().shape[-1]) for step in run]
+    assert seen == [(0, 5, 32), (1, 5, 32), (2, 5, 64), (3, 5, 64), (4, 5, 64)]
+
+
+def test_sizes_too_small_to_draw_are_left_out():
+    assert fast(steps=8, grow=8, size=(128, 64)).stages(4) == [(32, 64, 0, 4), (64, 128, 4, 8)]
+    assert fast(steps=9, grow=2, size=(100, 100)).stages(4) == [(48, 48, 0, 4), (100, 100, 4, 9)]
+
+
+def test_a_mask_keeps_what_is_outside(tiny_mini, red, tmp_path):
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (0, 0, 16, 32))
+    mask.save(tmp_path / "mask.png")
+    owner = TextToCanvas("pixels")
+    (picture,) = owner("a fox", fast(init=red, mask=str(tmp_path / "mask.png"), lr=0.2))
+    then, now = to_tensor([Image.open(red)])[0], to_tensor([picture.image])[0]
+    assert torch.equal(then[..., 16:], now[..., 16:])
+    assert (then - now)[..., :16].abs().max() > 0.05
+
+
+def test_init_weight_keeps_it_near(tiny_mini, red):
+    owner = TextToCanvas("pixels", judge="")
+    then = to_tensor([Image.open(red)])
+    far, near = (
+        (to_tensor([owner("a fox", fast(init=red, init_weight=w, lr=0.2))[0].image]) - then)
+        .square()
+        .mean()
+        for w in (0.0, 1e4)
+    )
+    assert near < 0.5 * far
+
+
+@pytest.mark.parametrize(("axis", "dimension"), [("horizontal", -1), ("vertical", -2)])
+def test_symmetry(tiny_mini, axis, dimension):
+    (picture,) = TextToCanvas("fourier")("a fox", fast(symmetry=axis))
+    image = to_tensor([picture.image])
+    assert_close(image, image.flip(dimension), atol=1 / 255 + 1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("canvas", CANVASES)
+def test_tiles_have_no_seam(tiny_mini, canvas):
+    """What is between opposite edges is within 5 % of what is between neighbours inside."""
+    owner = TextToCanvas(canvas, judge="")
+    found = [
+        to_tensor([owner("a fox", fast(steps=3, size=(64, 64), tile=True), seed=s)[0].image])
+        for s in range(12)
+    ]
+    image = torch.cat(found)
+    across = (image - image.roll(1, -1)).abs().mean((0, 1, 2))
+    seam, inside = across[0], across[1:]
+    spread = inside.std() / inside.mean()
+    assert seam <= inside.mean() * (1.05 + 2 * spread)
+
+
+def test_prompts_in_turn(vqgan):
+    """The judge and the guide score by the last prompt, and what is kept is drawn by it."""
+    run = vqgan.start("a fox", fast(steps=6, prompts_at=((3, "an owl"),), score_every=1))
+    assert [p.text for p in run.guide.prompts] == ["an owl"]
+    steps = list(run)
+    assert [step.judge_score_B is None for step in steps] == [True] * 3 + [False] * 3
+    other = vqgan.start("an owl", fast(steps=6, prompts_at=((0, "a fox"), (3, "an owl"))))
+    assert torch.equal(other.step().loss_B, vqgan.start("a fox", fast(steps=6)).step().loss_B)
+
+
+def test_move():
+    """A quarter turn against the clock, a shift, a zoom about the middle."""
+    image = torch.rand(1, 3, 16, 16)
+    assert_close(move(image, Drawing(rotate=90)), image.rot90(1, (-2, -1)), atol=1e-4, rtol=0)
+    shifted = move(image, Drawing(shift=(2.0, 1.0)))
+    assert_close(shifted[..., 1:, 2:], image[..., :-1, :-2], atol=1e-4, rtol=0)
+    ramp = torch.linspace(0, 1, 16).expand(1, 3, 16, 16)
+    slope = move(ramp, Drawing(zoom=2.0)).diff()[..., 4:12]
+    assert_close(slope, torch.full_like(slope, 1 / 30), atol=1e-4, rtol=0)
+
+
+def test_move_turns_circles_to_circles_in_wide_pictures():
+    image = torch.zeros(1, 3, 16, 32)
+    image[..., 4:12, 12:20] = 1
+    turned = move(image, Drawing(rotate=90))
+    assert_close(turned[..., 8:24], image[..., 8:24], atol=1e-3, rtol=0)
+
+
+def test_a_picture_of_another_shape_is_told_of(tmp_path):
+    Image.new("RGB", (64, 32)).save(tmp_path / "wide.png")
+    with pytest.warns(ClipguideWarning, match="64x32: it is cut"):
+        assert fitted(str(tmp_path / "wide.png"), 32, 32).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "LA", "RGBA", "CMYK", "I;16", "1"])
+def test_any_mode_begins(tiny_mini, tmp_path, mode):
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "I;16") else "a.png")
+    Image.new("RGB" if mode == "I;16" else "RGBA", (32, 32), "red").convert(
+        "L" if mode == "I;16" else mode
+    ).convert(mode).save(path)
+    (picture,) = TextToCanvas("pixels")("a fox", fast(steps=1, lr=1e-6, init=str(path)))
+    assert_close(to_tensor([picture.image]), fitted(str(path), 32, 32)[None], atol=2 / 255, rtol=0)
+
+
+def test_a_changed_file_is_not_replayed(tiny_mini, red):
+    owner = TextToCanvas("pixels")
+    (picture,) = owner("a fox", fast(init=red))
+    assert picture.recipe.files == (red,)
+    Image.new("RGB", (32, 32), "blue").save(red)
+    with pytest.raises(UsageError, match="is not the picture that the recipe began with"):
+        owner.replay(picture.recipe)
+
+
+@pytest.mark.parametrize(
+    "options", [{"zoom": "2"}, {"what": "1"}, {"prompts_at": "[[1]]"}, {"lr": "x"}]
+)
+def test_recipes_that_are_wrong(vqgan, options):
+    (picture,) = vqgan("a fox", FAST)
+    wrong = dataclasses.replace(picture.recipe, options=options)
+    if options == {"zoom": "2"}:
+        assert Drawing.of(wrong).zoom == 2
+        return
+    with pytest.raises(UsageError, match="options of vqgan are wrong"):
+        Drawing.of(wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"steps": 0}, "steps must be from 1"),
+        ({"cutouts": 0}, "cutouts must be from 1"),
+        ({"grow": 9}, "grow must be from 1 to 8"),
+        ({"steps": 1, "grow": 2}, "2 sizes need as many steps"),
+        ({"smooth": -1.0}, "smooth must be a number from 0"),
+        ({"zoom": 0.0}, "zoom must be from 0.1"),
+        ({"rotate": math.inf}, "finite"),
+        ({"symmetry": "round"}, "horizontal or vertical"),
+        ({"mask": "m.png"}, "give an init picture"),
+        ({"init_weight": 1.0}, "give an init picture"),
+        ({"prompts_at": ((3, "a"), (2, "b"))}, "must go up"),
+        ({"prompts_at": ((9, "a"),)}, "from 0 to 3"),
+        ({"prompts_at": ((1, ""),)}, "empty"),
+        ({"zoom": 2.0, "grow": 2}, "leave these out"),
+        ({"size": (30, 32)}, "multiple of 4"),
+        ({"size": (4, 4)}, "pixels, not 4"),
+        ({"lr": -1.0}, "above 0"),
+        ({"ema": 1.0}, "less than 1"),
+        ({"patience": 0}, "patience must be at least 1"),
+        ({"init": "nothing.png"}, "There is no picture"),
+        ({"pictures": ("nothing.png",)}, "There is no picture"),
+        ({"palette": ("red",)}, "no colour"),
+    ],
+    ids=str,
+)
+def test_bad_settings(vqgan, settings, words):
+    with pytest.raises(UsageError, match=words):
+        vqgan("a fox", fast(**settings))
+
+
+@pytest.mark.parametrize(("colour", "words"), [(0, "black all over"), (255, "white all over")])
+def test_masks_that_say_nothing(tiny_mini, red, tmp_path, colour, words):
+    Image.new("L", (32, 32), colour).save(tmp_path / "m.png")
+    with pytest.raises(UsageError, match=words):
+        TextToCanvas("pixels")("a fox", fast(init=red, mask=str(tmp_path / "m.png")))
+
+
+def test_models_that_are_none(tiny_mini, generator_folder, vqgan_folder, tmp_path):
+    for canvas, model, words in (
+        ("oil", None, "no canvas 'oil'"),
+        ("pixels", "mini", "has no model"),
+        ("vqgan", str(tmp_path / "no"), "no folder"),
+        ("vqgan", str(tmp_path), "no diffusers folder"),
+        ("latent", str(vqgan_folder), "holds a VQModel"),
+        ("vqgan", str(generator_folder), "holds a AutoencoderKL"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            TextToCanvas(canvas, model=model)
+
+
+def test_a_tiny_autoencoder_and_a_pipeline_are_canvases(
+    tiny_mini, tiny_decoder_folder, generator_folder
+):
+    for folder in (tiny_decoder_folder, generator_folder):
+        owner = TextToCanvas("latent", model=str(folder))
+        (picture,) = owner("a fox", FAST)
+        assert picture.recipe.model == str(folder)
+        assert json.loads(picture.recipe.to_json())["model_fingerprint"] == owner.fingerprint
+
+
+def test_seconds_a_step(vqgan):
+    assert 0 < vqgan.seconds_a_step("a fox", FAST) < 30
+
+
+def test_the_best_is_the_judges(vqgan):
+    run = vqgan.start("a fox", fast(steps=12, lr=1.0, score_every=1))
+    seen = [(step.judge_score_B.item(), step.image()) for step in run]
+    best = max(seen, key=lambda pair: pair[0])[1]
+    assert run.picture().image.tobytes() == to_pil(best)[0].tobytes()
