@@ -43,7 +43,8 @@ class Recipe:
     of a CLIP, of its preprocessing). Scores are cosine similarities; without a judge its name and
     fingerprint are empty. `libraries` maps a package to its version. `decoder` is what steering saw
     by, `tiny` the folder of a tiny one, `cutouts` how many the guide looked at beside the whole
-    picture; recipes from before there was a choice lack these.
+    picture, `refine` how many steps of the loop came after it; recipes from before there was a
+    choice lack these.
     """
 
     version: int = FORMAT
@@ -79,6 +80,7 @@ class Recipe:
     tiny: str = ""
     tiny_fingerprint: str = ""
     cutouts: int = 4
+    refine: int = 0
 
     def to_json(self) -> str:
         """The recipe as one line of JSON."""

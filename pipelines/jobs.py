@@ -44,6 +44,7 @@ class Settings:
     tiny: str
     tiny_fingerprint: str
     tiny_decoder: torch.nn.Module | None
+    refine: int = 0
     trace: bool = False
     frames: bool = False
 

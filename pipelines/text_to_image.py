@@ -34,6 +34,7 @@ from ..views import Cutouts
 from .film import Film
 from .jobs import (
     CANDIDATE_STRIDE,
+    MOST,
     Job,
     Settings,
     auto_of,
@@ -45,6 +46,7 @@ from .jobs import (
 )
 from .loading import load_pipeline, picture_size, pipeline_fingerprint, versions
 from .picture import Picture
+from .refine import refine as refine_picture
 
 STEPS = 30
 CFG = 4.0
@@ -104,6 +106,7 @@ class TextToImage:
         cutouts: int | None = None,
         decoder: str | None = None,
         tiny: str | Path | None = None,
+        refine: int = 0,
         exact: bool = False,
         batch_size: int | None = None,
         trace: bool = False,
@@ -130,6 +133,7 @@ class TextToImage:
                 cutouts=cutouts,
                 decoder=decoder,
                 tiny=tiny,
+                refine=refine,
                 exact=exact,
                 batch_size=batch_size,
                 trace=trace,
@@ -158,6 +162,7 @@ class TextToImage:
         cutouts: int | None = None,
         decoder: str | None = None,
         tiny: str | Path | None = None,
+        refine: int = 0,
         exact: bool = False,
         batch_size: int | None = None,
         trace: bool = False,
@@ -191,6 +196,8 @@ class TextToImage:
             decoder: what steering sees x0 by: "vae", the default, "linear", "tiny" or "auto", as
                 `steer` has it. The finished picture is always the VAE's.
             tiny: a folder of an AutoencoderTiny, for "tiny" and "auto".
+            refine: steps of the loop on each finished picture's latents; the judge decides whether
+                the picture is better for them.
             exact: sample one at a time: a picture's bits do not depend on its neighbours.
             batch_size: most samples at a time; by default 8, and 1 on a CPU, where a batch would
                 save about a tenth of the time, and a picture drawn alone differ from it.
@@ -232,6 +239,8 @@ class TextToImage:
         cutouts = CUTOUTS if cutouts is None else cutouts
         if not 0 <= cutouts <= 256:
             raise UsageError(f"cutouts must be from 0 to 256, not {cutouts}.")
+        if not 0 <= refine <= MOST:
+            raise UsageError(f"refine must be from 0 to {MOST}, not {refine}.")
         if tapes is not None and frames:
             raise UsageError("Frames are not kept on tapes: leave tapes or frames out.")
         if negative and cfg <= 1:
@@ -248,6 +257,7 @@ class TextToImage:
             height=height,
             cutouts=cutouts,
             **self._decoding(decoder or "vae", "" if tiny is None else str(tiny)),
+            refine=refine,
             trace=trace,
             frames=frames,
         )
@@ -277,6 +287,7 @@ class TextToImage:
             width=width,
             height=height,
             cutouts=recipe.cutouts,
+            refine=recipe.refine,
             **self._decoding(recipe.decoder, recipe.tiny),
         )
         jobs = [Job(recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
@@ -389,6 +400,8 @@ class TextToImage:
                 generator=[torch.Generator().manual_seed(job.seed) for job in jobs],
                 output_type="pt",
             ).images
+        if settings.refine:
+            image_B3HW = self._refined(image_B3HW, jobs, settings)
         pictures = to_pil(image_B3HW)
         guide_scores = objective.score_pictures(pictures).tolist()
         judge_scores: list[float | None] = [None] * len(jobs)
@@ -410,6 +423,24 @@ class TextToImage:
             )
             for i in range(len(jobs))
         ]
+
+    def _refined(
+        self, image_B3HW: torch.Tensor, jobs: Sequence[Job], settings: Settings
+    ) -> torch.Tensor:
+        """Each picture by itself, so that its bits depend on no other."""
+        views, found = Cutouts(number=settings.cutouts), []
+        for image_3HW, job in zip(image_B3HW, jobs, strict=True):
+            guide = parse(job.guide)
+            refined_13HW = refine_picture(
+                image_3HW[None].clamp(0, 1),
+                self.pipe.vae,
+                Similarity(self.clip, guide, views=views),
+                judge=Similarity(self.judge, guide, views=None) if self.judge else None,
+                steps=settings.refine,
+                generator=torch.Generator().manual_seed(job.seed),
+            )
+            found.append(refined_13HW)
+        return torch.cat(found)
 
     def _recipe(self, jobs: Sequence[Job], i: int, settings: Settings) -> Recipe:
         """Of sample i of a batch, without its scores."""
@@ -450,4 +481,5 @@ class TextToImage:
             tiny=settings.tiny,
             tiny_fingerprint=settings.tiny_fingerprint,
             cutouts=settings.cutouts,
+            refine=settings.refine,
         )

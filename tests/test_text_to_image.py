@@ -333,3 +333,19 @@ def test_models_that_do_not_load(tmp_path, generator_folder, tiny_mini):
         TextToImage(model=str(tmp_path))
     with pytest.raises(UsageError, match="There is no dtype"):
         TextToImage(dtype="float23")
+
+
+def test_refined(tiny_mini):
+    """A picture of its own, which replays; alone as in a batch; never worse to the judge."""
+    draw = TextToImage()
+    plain = draw("a fox", steps=2, count=2, cutouts=1)
+    refined = draw("a fox", steps=2, count=2, cutouts=1, refine=12)
+    for before, after in zip(plain, refined, strict=True):
+        assert after.recipe.refine == 12 and before.recipe.refine == 0
+        assert after.judge_score >= before.judge_score - 1e-3  # to the rounding of 8 bits
+        assert draw.replay(after.recipe).image.tobytes() == after.image.tobytes()
+    assert any(a.image.tobytes() != b.image.tobytes() for a, b in zip(plain, refined, strict=True))
+    together = draw("a fox", steps=2, count=2, cutouts=1, refine=12, batch_size=2)
+    assert together[0].recipe.batch_seeds == (0, 1)
+    with pytest.raises(UsageError, match="refine must be from 0"):
+        draw("a fox", refine=-1)

@@ -71,6 +71,13 @@ def generate(
     cutouts: steering.Cutouts = None,
     decoder: steering.Decoder = None,
     tiny: steering.Tiny = None,
+    refine: Annotated[
+        int,
+        typer.Option(
+            help="Steps of the loop of `optimize` on each finished picture's latents, kept where "
+            "the judge likes the picture better."
+        ),
+    ] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: 30]")] = None,
     seed: Annotated[
         int | None,
@@ -192,6 +199,7 @@ def generate(
         "cutouts": cutouts,
         "decoder": decoder,
         "tiny": tiny,
+        "refine": refine,
         "exact": exact,
         "trace": trace,
         "frames": reel is not None,
@@ -276,6 +284,7 @@ def _draw(
             _write_grid(files)
         if "compare" in files.sheets:
             unguided = {**settings, "method": "shortcut", "strength": 0.0, "frames": False}
+            unguided["refine"] = 0
             unguided.pop("budget", None)
             plain = draw.iterate(prompts, **unguided, on_step=meter)
             _write_comparison(files, list(plain))
