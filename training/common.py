@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import importlib
@@ -45,6 +46,14 @@ def backbone(size: int) -> torch.nn.Module:
     assert len(names) == len(given), (len(names), len(given))
     model.load_state_dict(dict(zip(names, given)), strict=False)
     return model.eval()
+
+
+def autocast() -> contextlib.AbstractContextManager:
+    """bfloat16 where the processor computes in it; elsewhere it is emulated, ten times slower than
+    float32."""
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.autocast("cpu", torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 def before_and_after(path: Path, before_N3HW: torch.Tensor, after_N3HW: torch.Tensor) -> None:

@@ -226,7 +226,7 @@ def train(minutes: float = 60, lr: float = 8e-4, batch: int = 48, drop: float = 
         a2 = alpha_bar_T[t].view(-1, 1, 1, 1)
         alpha, sigma, noise = a2.sqrt(), (1 - a2).sqrt(), torch.randn_like(x0)
         noisy = (alpha * x0 + sigma * noise).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             v = model(noisy, t, encode(words)).sample.float()
         snr = a2.flatten() / (1 - a2.flatten())
         error_B = (v - (alpha * noise - sigma * x0)).square().flatten(1).mean(1)

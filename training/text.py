@@ -158,7 +158,7 @@ class MiniLM:
         batch = self.tokenizer(
             texts, padding=True, truncation=True, max_length=48, return_tensors="pt"
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             hidden_BLD = self.model(**batch).last_hidden_state.float()
         mask_BL1 = batch["attention_mask"][..., None].float()
         return F.normalize((hidden_BLD * mask_BL1).sum(1) / mask_BL1.sum(1), dim=-1)
@@ -365,7 +365,7 @@ def distil(name: str, minutes: float = 8.0, batch: int = 512, lr: float = 1e-3) 
         for k, i in enumerate(rows):
             batch_BL[k, : len(ids[i])] = torch.tensor(ids[i])
         tower.attn_mask = causal_LL[:width, :width]  # open_clip does not cut it to the batch
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             return F.normalize(tower(batch_BL).float(), dim=-1)
 
     start, step = time.process_time(), 0

@@ -101,7 +101,7 @@ def train(
         whole = rng.random() < 0.5
         x = pictures.batch(rng, batch // 2 if whole else 2 * batch, 128 if whole else 64)
         x_B3HW = (x * 2 - 1).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             posterior = vae.encode(x_B3HW).latent_dist
             y_B3HW = vae.decode(posterior.sample()).sample
         y_B3HW = y_B3HW.float()

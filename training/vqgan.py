@@ -134,7 +134,7 @@ def train(minutes: float = 25, lr: float = 8e-4, batch: int = 8, fresh: bool = F
         whole = rng.random() < 0.5
         x = pictures.batch(rng, batch // 2 if whole else 2 * batch, 128 if whole else 64) * 2 - 1
         x = x.to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             z = model.quant_conv(model.encoder(x))
         z = z.float()
         if (fresh and step == 0) or (step % 100 == 99 and done < 0.8):
@@ -142,7 +142,7 @@ def train(minutes: float = 25, lr: float = 8e-4, batch: int = 8, fresh: bool = F
             used.zero_()
         code_z, commit, codes = quantize(model, z)
         used += torch.bincount(codes, minlength=CODES)
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast():
             y = model.decoder(model.post_quant_conv(code_z)).float()
         plain = (y - x).abs().mean() + (y - x).square().mean() + 0.15 * perceptual(y, x)
         loss = plain + commit
