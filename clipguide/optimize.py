@@ -1,7 +1,7 @@
 """The loop over a canvas: an objective's gradient, step by step, makes the picture better.
 
     canvas = Fourier(128, 128, [torch.Generator().manual_seed(0)])
-    for step in optimize(canvas, Similarity(clip, "a red fox"), steps=200):
+    for step in Loop(canvas, Similarity(clip, "a red fox"), steps=200):
         print(step.index, step.loss_B)
     picture = step.best()
 
@@ -16,6 +16,7 @@ Shapes: B pictures, 3 channels, H rows, W columns.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -159,7 +160,7 @@ class Loop:
         loss_B, gradient = self._gradient(image_B3HW.detach(), self.objective.at(progress))
         self._adam.zero_grad()
         image_B3HW.backward(gradient)
-        self._adam.step()
+        self._move(gradient)
         self.canvas.project_()
         self._average()
         index, self.index = self.index, self.index + 1
@@ -206,7 +207,7 @@ class Loop:
             "stale": self._stale,
             "skipped": list(self._skipped),
             "canvas": {k: v.clone() for k, v in self.canvas.state_dict().items()},
-            "adam": self._adam.state_dict(),
+            "adam": copy.deepcopy(self._adam.state_dict()),
             "mean": [value.clone() for value in self._mean],
             "best": self._best,
             "best_score_B": self._best_B.clone(),
@@ -219,8 +220,10 @@ class Loop:
         self._skipped = list(state["skipped"])
         self.canvas.load_state_dict(state["canvas"])
         self._adam.load_state_dict(state["adam"])
-        self._mean = [value.clone() for value in state["mean"]]
-        self._best, self._best_B = state["best"], state["best_score_B"].clone()
+        device = next(self.canvas.parameters()).device
+        self._mean = [value.to(device, copy=True) for value in state["mean"]]
+        self._best = None if state["best"] is None else state["best"].to(device)
+        self._best_B = state["best_score_B"].to("cpu", copy=True)
         for generator, kept in zip(self.generators, state["generators"], strict=True):
             generator.set_state(kept)
 
@@ -244,6 +247,17 @@ class Loop:
             self._skip(i)
             leaf.grad[i] = rms_B[i] = 0.0
         return total_B.cpu(), leaf.grad / rms_B.clamp_min(1e-30).view(-1, 1, 1, 1)
+
+    @torch.no_grad()
+    def _move(self, gradient: torch.Tensor) -> None:
+        """Adam's step, of the pictures that have a gradient: momentum would move the others too."""
+        still = (gradient.flatten(1) == 0).all(1).nonzero().flatten()
+        kept = [parameter[still].clone() for parameter in self._adam.param_groups[0]["params"]]
+        for parameter in self._adam.param_groups[0]["params"]:
+            parameter.grad[still] = 0.0
+        self._adam.step()
+        for parameter, before in zip(self._adam.param_groups[0]["params"], kept, strict=True):
+            parameter[still] = before
 
     def _skip(self, i: int) -> None:
         self._skipped[i] += 1
@@ -288,8 +302,3 @@ class Loop:
             mask = better_B.view(-1, 1, 1, 1).to(image_B3HW.device)
             self._best = torch.where(mask, image_B3HW, self._best)
         return score_B
-
-
-def optimize(canvas: Canvas, objective: Objective, **settings) -> Iterator[Step]:
-    """The steps of `Loop(canvas, objective, **settings)`."""
-    return iter(Loop(canvas, objective, **settings))

@@ -88,12 +88,15 @@ class Recipe:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The picture files that it began with."""
-        try:
-            digests = json.loads(self.options.get("digests", "{}"))
-        except ValueError:
-            return ()
-        return tuple(map(str, digests)) if isinstance(digests, dict) else ()
+        """The picture files that it began with, or says that it did."""
+        found = []
+        for name in ("digests", "init", "mask", "pictures"):
+            try:
+                value = json.loads(self.options.get(name, '""'))
+            except (ValueError, RecursionError):
+                value = self.options[name][:200]
+            found += [*value] if isinstance(value, (dict, list)) else [value]
+        return tuple(dict.fromkeys(str(file) for file in found if file))
 
     def parameters(self) -> str:
         """The recipe in the layout of the AUTOMATIC1111 web UI."""

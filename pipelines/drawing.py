@@ -18,16 +18,38 @@ import torch.nn.functional as F
 from PIL import ImageOps
 
 from .. import images
-from ..errors import ClipguideWarning, UsageError
+from ..canvases.base import LEAST, MOST
+from ..errors import ClipguideWarning, UsageError, close_matches
 from ..objectives.pixels import AXES
 from ..prompts import ImagePart, parse, shorten
 from ..recipe import Recipe
-from ..views import Cutouts
+from ..views import Cutouts, Views, Warped
 
-MOST_STEPS = 100_000
 MICRO = 32  # views encoded at a time: memory does not grow beyond
 SMALLEST = 32  # pixels of the shorter side that a growing canvas begins with, at least
 FILES = ("init", "mask", "pictures")
+LIMITS = {  # the least and the most of each number
+    "steps": (1, 100_000),
+    "cutouts": (1, 4096),
+    "grow": (1, 8),
+    "every": (1, 100_000),
+    "score_every": (1, 100_000),
+    "patience": (1, 100_000),
+    "lr": (0, 1000),
+    "decay": (0, 1),
+    "ema": (0, 0.99999),
+    "smooth": (0, 1e6),
+    "init_weight": (0, 1e6),
+    "temperature": (0, 1e6),
+    "zoom": (0.1, 10),
+    "rotate": (-360, 360),
+}
+VIEWS = {  # of so many views a call
+    "plain": lambda n: Cutouts(number=n, whole=False, size_range=(0.4, 1.0)),
+    "warped": lambda n: Warped(overview=min(n, 1 + n // 8), inner=n - min(n, 1 + n // 8)),
+    "vqgan-clip": lambda n: Warped.vqgan_clip(number=n),
+    "disco": lambda n: Warped.disco(overview=-(-3 * n // 4), inner=n - -(-3 * n // 4)),
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +77,10 @@ class Drawing:
         size: width and height in pixels; 128 each by default.
         lr: Adam's rate at the first step, the canvas's own by default; `decay` times that at the
             last.
-        cutouts: views a step, 32 at a time at most, their gradients added up.
+        cutouts: views a step, 32 at a time at most, their gradients added up; as many each time,
+            so that there may be a few more.
+        views: "plain" crops; "warped", which are turned and recoloured besides; those of the
+            notebooks, "vqgan-clip" and "disco".
         ema: of the parameters that are shown, judged and kept.
         grow: how many sizes, each twice the one before, the last of them `size`.
         smooth: weight of the total variation.
@@ -78,6 +103,7 @@ class Drawing:
     lr: float | None = None
     decay: float = 0.1
     cutouts: int = 32
+    views: str = "warped"
     ema: float = 0.9
     grow: int = 1
     smooth: float = 0.0
@@ -99,20 +125,25 @@ class Drawing:
 
     def check(self, canvas: str) -> None:
         """UsageError for a setting that is out of range, or of another canvas than this."""
-        for name, most in (("steps", MOST_STEPS), ("cutouts", 4096), ("grow", 8), ("every", None)):
+        for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
-            if value < 1 or (most and value > most):
-                upper = f" to {most}" if most else ""
-                raise UsageError(f"{name} must be from 1{upper}, not {value}.")
-        for name in ("smooth", "init_weight", "temperature"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise UsageError(f"{name} must be a number from 0, not {getattr(self, name)}.")
-        if not (math.isfinite(self.zoom) and 0.1 <= self.zoom <= 10):
-            raise UsageError(f"zoom must be from 0.1 to 10, not {self.zoom}; 1 is none.")
-        if not all(map(math.isfinite, (self.rotate, *self.shift))):
-            raise UsageError("rotate and shift must be finite numbers.")
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"{name} must be from {low:g} to {high:g}, not {value:g}.")
+        for side in self.size or ():
+            if not LEAST <= side <= MOST:
+                raise UsageError(f"A side of a picture has {LEAST} to {MOST} pixels, not {side}.")
+        if not all(abs(pixels) <= MOST for pixels in self.shift):
+            raise UsageError(f"shift is at most {MOST} pixels, not {self.shift}.")
+        if self.lr is not None and not self.lr > 0:
+            raise UsageError(f"The rate lr must be above 0, not {self.lr:g}.")
+        if self.temperature and self.temperature < 1e-6:
+            raise UsageError(f"temperature is 0, or at least 1e-06, not {self.temperature:g}.")
         if self.symmetry and self.symmetry not in AXES:
             raise UsageError(f"symmetry is horizontal or vertical, not {self.symmetry!r}.")
+        if self.views not in VIEWS:
+            raise UsageError(
+                f"There are no views {self.views!r}.{close_matches(self.views, VIEWS)}"
+            )
         if self.mask and not self.init:
             raise UsageError("A mask keeps what init shows outside of it: give an init picture.")
         if self.init_weight and not self.init:
@@ -123,12 +154,17 @@ class Drawing:
             raise UsageError(f"{self.grow} sizes need as many steps, not {self.steps}.")
         if self.moving and (self.mask or self.grow > 1):
             raise UsageError("A picture that moves has no mask and does not grow: leave these out.")
+        if self.moving and self.patience is not None:
+            raise UsageError("A picture that moves is kept as it ends: leave patience out.")
+        self._check_prompts()
+
+    def _check_prompts(self) -> None:
         starts = [start for start, _ in self.prompts_at]
         if any(b <= a for a, b in zip(starts, starts[1:])):
             raise UsageError(f"The prompts' steps must go up: {starts} do not.")
         if starts and not (starts[0] >= 0 and starts[-1] < self.steps):
             raise UsageError(
-                f"A prompt begins at a step from 0 to {self.steps - 1}, not at {starts}."
+                f"A prompt begins at a step from 0 to {self.steps - 1}, not at {starts[-1]}."
             )
         for _, prompt in self.prompts_at:
             parse(prompt)
@@ -151,10 +187,9 @@ class Drawing:
             return self.steps - 1
         return self.prompts_at[-1][0] if self.prompts_at else 0
 
-    def views(self) -> Cutouts:
+    def seen(self) -> Views:
         """The views of one call."""
-        number = -(-self.cutouts // self.accumulate)
-        return Cutouts(number=number, whole=False, size_range=(0.4, 1.0))
+        return VIEWS[self.views](-(-self.cutouts // self.accumulate))
 
     def stages(self, factor: int) -> list[tuple[int, int, int, int]]:
         """Height, width, first step and the one after the last of each size: sides are multiples of
@@ -190,32 +225,67 @@ class Drawing:
     @classmethod
     def of(cls, recipe: Recipe) -> Drawing:
         """The settings of a recipe. UsageError if they are none, or if a file has changed."""
-        known = {field.name for field in dataclasses.fields(cls)}
         try:
             options = {name: json.loads(value) for name, value in recipe.options.items()}
-            digests = dict(options.pop("digests", {}))
-            if odd := options.keys() - known:
-                raise ValueError(odd)
-            for name in ("pictures", "palette", "shift"):
-                if name in options:
-                    options[name] = tuple(options[name])
-            if "prompts_at" in options:
-                options["prompts_at"] = tuple((int(k), str(v)) for k, v in options["prompts_at"])
+            digests = options.pop("digests", {})
+            if not isinstance(digests, dict):
+                raise ValueError(digests)
+            settings = {name: _typed(name, value) for name, value in options.items()}
             drawing = cls(
-                **options,
+                **settings,
                 steps=recipe.steps,
                 cutouts=recipe.cutouts,
                 size=(recipe.width, recipe.height),
             )
-            drawing.check(recipe.method)
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, KeyError, OverflowError, RecursionError):
             method = shorten(recipe.method)
             raise UsageError(f"The recipe's options of {method} are wrong.") from None
+        drawing.check(recipe.method)
         for name in FILES:
             for file in _listed(getattr(drawing, name)):
-                if digest(file) != digests.get(file):
+                if file not in digests or digest(file) != digests[file]:
                     raise UsageError(f"{file} is not the picture that the recipe began with.")
         return drawing
+
+
+def _typed(name: str, value: object) -> object:
+    """A setting as it came from JSON. ValueError if it is of another kind, KeyError if there is
+    none of that name."""
+    default = {field.name: field.default for field in dataclasses.fields(Drawing)}[name]
+    if name == "prompts_at":
+        return tuple((_whole(step), _text(prompt)) for step, prompt in value)
+    if name in ("pictures", "palette"):
+        return tuple(map(_text, value))
+    if name == "shift":
+        right, down = map(_number, value)
+        return right, down
+    if name == "lr":
+        return _number(value)
+    if name == "patience" or type(default) is int:
+        return _whole(value)
+    if type(default) is float:
+        return _number(value)
+    if type(value) is not type(default):
+        raise ValueError(name)
+    return value
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise ValueError(value)
+    return value
+
+
+def _number(value: object) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(value)
+    return float(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(value)
+    return value
 
 
 def _listed(files: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -246,7 +316,7 @@ def fitted(file: str, width: int, height: int) -> torch.Tensor:
 
 def move(image_13HW: torch.Tensor, drawing: Drawing) -> torch.Tensor:
     """The picture enlarged about its middle, turned against the clock, then shifted right and down;
-    what comes in at an edge mirrors what is there."""
+    what comes in at an edge mirrors what is there, or of tiles is the next one's."""
     height, width = image_13HW.shape[-2:]
     angle = math.radians(drawing.rotate)
     cos, sin = math.cos(angle) / drawing.zoom, math.sin(angle) / drawing.zoom
@@ -256,5 +326,15 @@ def move(image_13HW: torch.Tensor, drawing: Drawing) -> torch.Tensor:
     offset_2 = -turn_22 @ torch.tensor([right, down])
     theta_123 = torch.cat([turn_22, offset_2[:, None]], 1)[None].to(image_13HW)
     grid = F.affine_grid(theta_123, list(image_13HW.shape), align_corners=False)
+    if drawing.tile:
+        image_13HW, grid = _around(image_13HW, grid)
     moved = F.grid_sample(image_13HW, grid, padding_mode="reflection", align_corners=False)
     return moved.clamp(0, 1)
+
+
+def _around(image_13HW: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tile with a pixel of its neighbours on each side, and the places of `grid` in that."""
+    height, width = image_13HW.shape[-2:]
+    wrapped = (grid + 1).remainder(2) - 1
+    sides = torch.tensor([width / (width + 2), height / (height + 2)]).to(grid)
+    return F.pad(image_13HW, (1, 1, 1, 1), "circular"), wrapped * sides

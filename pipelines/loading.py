@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,9 +70,15 @@ def load_canvas_model(canvas: str, model: str, *, device: str, dtype: str) -> nn
         folder = mini.path(part)
     else:
         folder = Path(model)
-        if not folder.exists():
+        if not os.path.exists(folder):
             raise UsageError(f"There is no folder {shorten(model)!r}; the canvas's own is mini.")
     if folder.is_file() and canvas == "vqgan":
+        if folder.suffix != ".safetensors":
+            raise UsageError(
+                f"{folder} may be a pickle, which can run code: load it by "
+                "clipguide.canvases.load_taming(path, trust_pickle=True), if you trust who made "
+                "it, and give the folder that its save_pretrained writes."
+            )
         from ..canvases.taming import load_taming
 
         net = load_taming(folder).to(to_dtype(dtype))

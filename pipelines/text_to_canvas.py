@@ -8,6 +8,7 @@ Shapes: B = 1 picture, 3 channels, H rows, W columns.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,13 +17,14 @@ import torch
 from torch import nn
 
 from ..canvases import VQGAN, Canvas, Fourier, Latent, Masked, Mirrored, Pixels
-from ..canvases.latent import factor_of, tiling
-from ..clip import Clip, fingerprint, load_clip
-from ..errors import UsageError, close_matches
+from ..canvases.latent import check_sides, factor_of, tiling
+from ..canvases.wrapped import check_mask
+from ..clip import Clip, fingerprint, load_clip, to_dtype
+from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
 from ..images import to_pil
 from ..objectives import InTurn, Near, Objective, Palette, Rolled, Similarity, TotalVariation
 from ..optimize import Loop, Step
-from ..prompts import Prompt, compose
+from ..prompts import Prompt, compose, shorten
 from ..recipe import Recipe
 from .drawing import CANVASES, Drawing, fitted, move
 from .jobs import to_draw
@@ -30,6 +32,7 @@ from .loading import load_canvas_model, versions
 from .picture import Picture
 
 NATIVE = 128  # pixels a side of the embedded models
+MAX_SEED = 2**63 - 1
 
 
 class TextToCanvas:
@@ -55,7 +58,9 @@ class TextToCanvas:
         dtype: str = "float32",
     ) -> None:
         if canvas not in CANVASES:
-            raise UsageError(f"There is no canvas {canvas!r}.{close_matches(canvas, CANVASES)}")
+            near = close_matches(canvas, CANVASES)
+            raise UsageError(f"There is no canvas {shorten(canvas)!r}.{near}")
+        to_dtype(dtype)
         if model is not None and not CANVASES[canvas].model:
             raise UsageError(f"The canvas {canvas} has no model: leave it out.")
         self.canvas, self.device, self.dtype = canvas, device, dtype
@@ -84,16 +89,27 @@ class TextToCanvas:
         """`count` pictures of each prompt, seeded `seed`, `seed` + 1, …, one after the other: a
         picture's bits depend on no other. UsageError if a setting is out of range."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        runs = [self.start(p, drawing, seed=seed + i) for p in prompts for i in range(count)]
-        return [run.finish(on_step) for run in runs]
+        for prompt in prompts:
+            to_draw(prompt)
+        return [
+            self.start(prompt, drawing, seed=seed + i).finish(on_step)
+            for prompt in prompts
+            for i in range(count)
+        ]
 
     def start(self, prompt: str, drawing: Drawing, *, seed: int = 0) -> Run:
         """The run of one picture, to be iterated; it loads and saves its state."""
         return Run(self, prompt, drawing, seed)
 
+    @cached_property
+    def tiling_net(self) -> nn.Module | None:
+        """The model for pictures that tile."""
+        return tiling(self.net) if self.net else None
+
     def seconds_a_step(self, prompt: str, drawing: Drawing) -> float:
         """Of a run like that: the mean of a few steps at full size, after two that warm up."""
-        run = self.start(prompt, replace(drawing, steps=8, grow=1, prompts_at=()))
+        few = replace(drawing, steps=8, grow=1, prompts_at=(), patience=None)
+        run = self.start(prompt, few)
         began = 0.0
         for step in run:
             if step.index == 1:
@@ -101,7 +117,7 @@ class TextToCanvas:
         return (time.perf_counter() - began) / 6
 
     def replay(self, recipe: Recipe) -> Picture:
-        """The picture that a recipe made, with the same bits where weights, libraries, device and
+        """The picture that a recipe made, on a CPU with the same bits where weights, libraries and
         threads are the same. UsageError if a picture that it began with is not as it was."""
         drawing = Drawing.of(recipe)
         return self.start(recipe.prompt, drawing, seed=recipe.seed).finish()
@@ -115,12 +131,18 @@ class Run:
 
     def __init__(self, owner: TextToCanvas, prompt: str, drawing: Drawing, seed: int) -> None:
         to_draw(prompt)
+        if not 0 <= seed <= MAX_SEED:
+            raise UsageError(f"The seed must be a whole number from 0 to 2⁶³ − 1, not {seed}.")
         self.owner, self.prompt, self.seed = owner, prompt, seed
         width, height = drawing.size or (NATIVE, NATIVE)
         self.drawing = drawing = replace(drawing, size=(width, height))
         drawing.check(owner.canvas)
-        self.lr = drawing.lr or CANVASES[owner.canvas].lr
-        self._net = tiling(owner.net) if owner.net and drawing.tile else owner.net
+        self._net = owner.tiling_net if drawing.tile else owner.net
+        if self._net is not None:
+            self._check_model(height, width)
+        if drawing.patience is not None and not owner.judge:
+            warnings.warn("patience is ignored: there is no judge.", ClipguideWarning, stacklevel=3)
+        self.lr = CANVASES[owner.canvas].lr if drawing.lr is None else drawing.lr
         self._parts = [(0, prompt), *drawing.prompts_at]
         if drawing.prompts_at and drawing.prompts_at[0][0] == 0:
             self._parts = list(drawing.prompts_at)
@@ -129,6 +151,9 @@ class Run:
         self.judge = Similarity(owner.judge, prompts[-1], views=None) if owner.judge else None
         self._init = fitted(drawing.init, width, height) if drawing.init else None
         self._mask = fitted(drawing.mask, width, height).mean(0) if drawing.mask else None
+        if self._mask is not None:
+            check_mask(self._mask, height, width)
+        self._options = drawing.options()
         self._objective = self._composed(prompts)
         self._stages = drawing.stages(factor_of(self._net) if self._net else 2)
         self._generator = torch.Generator().manual_seed(seed)
@@ -145,7 +170,9 @@ class Run:
             yield self.step()
 
     def step(self) -> Step:
-        """One step."""
+        """One step. ClipguideError if there is none left."""
+        if self.done:
+            raise ClipguideError("The run is done: start another.")
         if self.loop.done:
             self._stage += 1
             self.loop = self._enter(self._stage, self.loop.image())
@@ -195,7 +222,7 @@ class Run:
             seed=self.seed,
             steps=drawing.steps,
             method=owner.canvas,
-            options=drawing.options(),
+            options=self._options,
             strength=0.0,
             cfg=1.0,
             width=drawing.size[0],
@@ -221,6 +248,17 @@ class Run:
         )
 
     # ------------------------------------------------------------ what is made of the settings
+    def _check_model(self, height: int, width: int) -> None:
+        """UsageError for what the canvas's model cannot do."""
+        drawing = self.drawing
+        check_sides(height, width, factor_of(self._net))
+        encodes = drawing.init or drawing.grow > 1 or drawing.moving
+        if encodes and self._net.config.get("_quantizer") == "gumbel":
+            raise UsageError(
+                "A Gumbel VQGAN cannot begin with a picture, so it has no init, does not grow and "
+                "does not move: leave these out."
+            )
+
     def _prompt(self, text: str) -> Prompt:
         return compose(text, *self.drawing.image_parts())
 
@@ -228,14 +266,14 @@ class Run:
         """What the loop goes down."""
         drawing, last = self.drawing, max(1, self.drawing.steps - 1)
         turns = [
-            (start / last, Similarity(self.owner.clip, prompt, views=drawing.views()))
+            (start / last, Similarity(self.owner.clip, prompt, views=drawing.seen()))
             for (start, _), prompt in zip(self._parts, prompts, strict=True)
         ]
         objective: Objective = turns[0][1] if len(turns) == 1 else InTurn(*turns)
-        if drawing.tile:
-            objective = Rolled(objective)
         if drawing.smooth:
             objective = objective + drawing.smooth * TotalVariation()
+        if drawing.tile:
+            objective = Rolled(objective)
         if drawing.palette:
             objective = objective + Palette(drawing.palette)
         if self._init is not None and drawing.init_weight:

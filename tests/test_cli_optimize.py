@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import random
 import resource
 import shutil
@@ -51,6 +53,8 @@ def test_a_picture_that_can_be_made_again():
     assert (recipe.command, recipe.method, recipe.steps) == ("optimize", "vqgan", 4)
     assert recipe.options == {"lr": "0.1"}
     assert "pixel for pixel" in invoke("replay", "a-fox-7.png")
+    invoke(*RUN, "--judge", "", "--out", "unjudged.png")
+    assert "pixel for pixel" in invoke("replay", "unjudged.png")
 
 
 def test_several_pictures_with_all_that_there_is_to_see():
@@ -115,6 +119,27 @@ def test_seconds():
         ([*RUN, "--preview", "-1"], "--preview takes"),
         ([*RUN, "--out", "a.jpg"], "end 'a.jpg' in .png"),
         ([*RUN, "--count", "0"], "1 to 1000"),
+        (["optimize", "b", "--prompt-at", "0:a"], "leave one of them out"),
+        ([*RUN, "--every", "3"], "--every is for"),
+        ([*RUN, "--every", "0", "--zoom", "2"], "every must be from 1"),
+        ([*RUN, "--seed", "-1"], "seed must be"),
+        ([*RUN, "--seed", "1" + "0" * 30], "seed must be"),
+        ([*RUN, "--lr", "nan"], "lr must be from 0 to 1000"),
+        ([*RUN, "--lr", "0"], "above 0"),
+        ([*RUN, "--lr", "1e38"], "lr must be from 0 to 1000"),
+        ([*RUN, "--ema", "1"], "ema must be"),
+        ([*RUN, "--cutouts", "0"], "cutouts must be from 1"),
+        ([*RUN, "--size", "9000", "--init", "pixel.png"], "8 to 8192"),
+        ([*RUN, "--size", "70", "--grow", "2"], "multiple of 4"),
+        ([*RUN, "--temperature", "1e-45"], "at least 1e-06"),
+        ([*RUN, "--patience", "0"], "patience must be from 1"),
+        ([*RUN, "--zoom", "2", "--patience", "3"], "leave patience out"),
+        ([*RUN, "--views", "wraped"], "Did you mean warped?"),
+        ([*RUN, "--dtype", "float23"], "no dtype"),
+        ([*RUN, "--model", "a" * 5000], "no folder"),
+        ([*RUN, "--model", "weights.ckpt"], "may be a pickle"),
+        ([*RUN, "--init", "."], "cannot be read"),
+        ([*RUN, "--init", "pixel.png", "--mask", "pixel.png", "--grow", "2"], "white all over"),
     ],
     ids=str,
 )
@@ -123,9 +148,12 @@ def test_nonsense(arguments, words):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save("a.png")
     Path("cut.png").write_bytes(Path("a.png").read_bytes()[:3000])
     Path("a.png").unlink()
+    Path("weights.ckpt").write_bytes(b"?")
+    Image.new("L", (1, 1), 255).save("pixel.png")
     told = " ".join(invoke(*arguments, code=2).split())
     assert words in told and told.count("clipguide:") == 1
-    assert names() == ["cut.png", "text.png"]  # nothing was left behind
+    left = ["cut.png", "pixel.png", "text.png", "weights.ckpt"]
+    assert names() == left  # and nothing else
 
 
 def test_nothing_is_overwritten():
@@ -199,9 +227,11 @@ def test_it_goes_on(monkeypatch, every_step, steps):
 
 def test_other_settings_are_refused(monkeypatch, every_step):
     stopped(monkeypatch, 2, *RUN, "--resume")
+    assert "has no --video" in invoke(*RUN, "--resume", "--video", "a.gif", code=2)
     told = " ".join(invoke(*RUN, "--resume", "--steps", "8", code=2).split())
     assert "steps: 4 then, 8 now" in told and "--force" in told
-    invoke(*RUN, "--resume", "--steps", "8", "--force")
+    told = invoke(*RUN, "--resume", "--steps", "8", "--force")
+    assert "will not make it again" in " ".join(told.split())
     assert read_png("a-fox-7.png").steps == 8
 
 
@@ -213,6 +243,25 @@ def test_a_state_that_does_not_fit_or_is_broken(monkeypatch, every_step):
     assert "cannot be read" in invoke(*RUN, "--resume", code=1)
     shutil.rmtree(folder)
     invoke(*RUN, "--resume")
+
+
+def test_a_full_disk_while_the_state_is_written(monkeypatch, every_step):
+    def limit(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", limit)
+    assert "free some space" in invoke(*RUN, "--resume", code=1)
+
+
+def test_a_gradient_that_is_no_number(monkeypatch):
+    from clipguide.objectives import Similarity
+
+    call = Similarity.__call__
+    monkeypatch.setattr(
+        Similarity, "__call__", lambda *args, **settings: call(*args, **settings) * math.nan
+    )
+    told = " ".join(invoke(*RUN, code=1).split())
+    assert "lower the rate" in told and names() == []
 
 
 @pytest.mark.slow

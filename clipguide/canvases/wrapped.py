@@ -36,16 +36,7 @@ class Masked(Wrapped):
 
     def __init__(self, canvas: Canvas, image_B3HW: torch.Tensor, mask_HW: torch.Tensor) -> None:
         super().__init__(canvas)
-        if tuple(mask_HW.shape) != (canvas.height, canvas.width):
-            height, width = mask_HW.shape
-            raise UsageError(
-                f"The mask is {width}x{height} and the picture {canvas.width}x{canvas.height}: they"
-                " must be of one size."
-            )
-        if not (mask_HW > 0).any():
-            raise UsageError("The mask is black all over: white is where to draw.")
-        if not (mask_HW < 1).any():
-            raise UsageError("The mask is white all over, so nothing is kept: leave it out.")
+        check_mask(mask_HW, canvas.height, canvas.width)
         self.register_buffer("image_B3HW", image_B3HW, persistent=False)
         self.register_buffer("mask_HW", mask_HW, persistent=False)
 
@@ -66,3 +57,17 @@ class Mirrored(Wrapped):
     def decode(self) -> torch.Tensor:
         image_B3HW = self.canvas.decode()
         return (image_B3HW + image_B3HW.flip(self.axis)) / 2
+
+
+def check_mask(mask_HW: torch.Tensor, height: int, width: int) -> None:
+    """UsageError unless the mask has that size, and something in it is drawn and something kept."""
+    if tuple(mask_HW.shape) != (height, width):
+        rows, columns = mask_HW.shape
+        raise UsageError(
+            f"The mask is {columns}x{rows} and the picture {width}x{height}: they must be of one "
+            "size."
+        )
+    if not (mask_HW > 0).any():
+        raise UsageError("The mask is black all over: white is where to draw.")
+    if not (mask_HW < 1).any():
+        raise UsageError("The mask is white all over, so nothing is kept: leave it out.")

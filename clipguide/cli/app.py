@@ -16,8 +16,8 @@ from .plot import plot
 from .replay import replay
 
 NO_MEMORY = (
-    "clipguide: there is not enough memory; one picture at a time (--exact), a smaller --size or "
-    "--decoder linear needs less."
+    "clipguide: there is not enough memory; a smaller --size needs less, or for generate one "
+    "picture at a time (--exact) or --decoder linear."
 )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +18,6 @@ from .generate import best_device, pixels
 from .unfinished import Unfinished
 
 if TYPE_CHECKING:
-    from ..optimize import Step
     from ..pipelines.drawing import Drawing
     from ..pipelines.text_to_canvas import Run
 
@@ -43,7 +44,9 @@ def optimize(
     steps: Annotated[int | None, typer.Option(help="Steps of the loop. [default: 200]")] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(help="Instead of --steps: as many as take so long, by a few that are timed."),
+        typer.Option(
+            help="Instead of --steps: as many as take a picture so long, by a few that are timed."
+        ),
     ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="SIDE|WxH", help="Pixels. [default: 128]")
@@ -53,6 +56,13 @@ def optimize(
     ] = None,
     cutouts: Annotated[
         int | None, typer.Option(help="Crops that CLIP sees in each step. [default: 32]")
+    ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How the crops are seen: plain, warped, vqgan-clip or disco. [default: warped]",
+        ),
     ] = None,
     ema: Annotated[
         float | None, typer.Option(help="How slowly the shown mean follows. [default: 0.9]")
@@ -189,7 +199,11 @@ def optimize(
     The judge keeps the best step. Each PNG carries the recipe that made it.
     """
     turns = _turns(prompt_at or [])
-    if not prompts and turns and turns[0][0] == 0:
+    if turns and turns[0][0] == 0:
+        if prompts:
+            raise UsageError(
+                "A PROMPT and --prompt-at 0 both say what to begin with: leave one of them out."
+            )
         prompts = [turns[0][1]]
     if not prompts:
         raise UsageError("There is no prompt: say what to draw.")
@@ -197,6 +211,8 @@ def optimize(
         raise UsageError(f"A run draws 1 to {MAX_PICTURES} pictures, not {count * len(prompts)}.")
     if preview < 0:
         raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
+    if every is not None and video is None and not (zoom or rotate or shift):
+        raise UsageError("--every is for --video, --zoom, --rotate and --shift: give one of these.")
     _check(resume=resume, seed=seed, steps=steps, seconds=seconds)
     seed = secrets.randbelow(2**31) if seed is None else seed
     settings = {
@@ -204,6 +220,7 @@ def optimize(
         "size": _both(pixels(size)),
         "lr": lr,
         "cutouts": cutouts,
+        "views": views,
         "ema": ema,
         "grow": grow,
         "smooth": smooth,
@@ -233,7 +250,8 @@ def optimize(
 
         try:
             drawing = Drawing(**{k: v for k, v in settings.items() if v is not None})
-            drawing.check(canvas)
+            if seconds is None:
+                drawing.check(canvas)
             owner = TextToCanvas(
                 canvas,
                 model=model,
@@ -244,18 +262,16 @@ def optimize(
             )
             if seconds is not None:
                 drawing = _timed(owner, prompts[0], drawing, seconds, quiet=quiet)
-            runs = [
-                owner.start(prompt, drawing, seed=seed + i)
-                for prompt in prompts
-                for i in range(count)
-            ]
-            _draw(runs, files, reel, preview=preview, force=force, quiet=quiet)
+            every_seed = [(prompt, seed + i) for prompt in prompts for i in range(count)]
+            runs = (owner.start(prompt, drawing, seed=one) for prompt, one in every_seed)
+            _draw(runs, len(every_seed), files, reel, preview=preview, force=force, quiet=quiet)
         finally:
             files.tell(as_json=as_json, quiet=quiet)
 
 
 def _draw(
-    runs: list[Run],
+    runs: Iterator[Run],
+    number: int,
     files: Files,
     reel: watching.Reel | None,
     *,
@@ -263,19 +279,25 @@ def _draw(
     force: bool,
     quiet: bool,
 ) -> None:
-    every_left = []
-    with console.Meter(len(runs), quiet=quiet) as meter:
+    from ..images import to_pil
+
+    folders = []
+    with console.Meter(number, quiet=quiet) as meter:
         for k, run in enumerate(runs):
-            left = Unfinished(files.folder(k), run, force=force) if files.resume else None
+            left = None
+            if files.resume:
+                left = Unfinished(files.folder(k), run, force=force, video=reel is not None)
             finished = files.finished(k, [run.recipe()]) if files.resume else None
             if left:
                 left.load()
-                every_left.append(left)
+                folders.append(left.folder)
             frames: list[Any] = left.frames if left else []
             for step in () if finished else run:
                 meter(step)
                 if reel and (step.index % run.drawing.every == 0 or run.done):
-                    _keep(step, frames, left)
+                    frames.append(reel.shrunk(to_pil(step.image())[0]))
+                    if left:
+                        left.keep_frame()
                 if preview and (step.index + 1) % preview == 0:
                     files.add_preview(step)
                 if left:
@@ -288,24 +310,18 @@ def _draw(
             files.add_preview(None)
         if reel:
             files.add_animation(reel)
-    for left in every_left:
-        left.erase()
-
-
-def _keep(step: Step, frames: list[Any], left: Unfinished | None) -> None:
-    """The step's picture, for the video; on the disk too if the run is to be resumed."""
-    from ..images import to_pil
-
-    frames.append(to_pil(step.image())[0])
-    if left:
-        left.keep_frame()
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _timed(owner: Any, prompt: str, drawing: Drawing, seconds: float, *, quiet: bool) -> Drawing:
     """The drawing with as many steps as take so many seconds."""
     from dataclasses import replace
 
-    steps = max(drawing.grow, int(seconds / owner.seconds_a_step(prompt, drawing)))
+    from ..pipelines.drawing import LIMITS
+
+    steps = int(seconds / owner.seconds_a_step(prompt, drawing))
+    steps = min(max(steps, drawing.grow), LIMITS["steps"][1])
     if not quiet:
         typer.echo(f"{seconds:g} seconds are about {steps} steps.", err=True)
     return replace(drawing, steps=steps)
@@ -321,7 +337,7 @@ def _check(*, resume: bool, seed: int | None, steps: int | None, seconds: float 
         if resume:
             raise UsageError("--resume needs a number of steps: give --steps, not --seconds.")
         if not 0 < seconds < 1e6:
-            raise UsageError(f"--seconds must be above 0, not {seconds:g}.")
+            raise UsageError(f"--seconds is from above 0 to below 1000000, not {seconds:g}.")
 
 
 def _turns(texts: list[str]) -> tuple[tuple[int, str], ...]:

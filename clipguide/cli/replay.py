@@ -80,7 +80,7 @@ def _remake(recipe: Recipe, device: str) -> Picture:
             recipe.method,
             model=recipe.model or None,
             clip=recipe.clip,
-            judge=recipe.judge or None,
+            judge=recipe.judge,
             device=device,
             dtype=recipe.dtype,
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import io
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ClipguideError, UsageError
+from ..errors import ClipguideError, ClipguideWarning, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,8 +27,8 @@ class Unfinished:
     other settings.
     """
 
-    def __init__(self, folder: Path, run: Run, *, force: bool) -> None:
-        self.folder, self._run, self._force = folder, run, force
+    def __init__(self, folder: Path, run: Run, *, force: bool, video: bool) -> None:
+        self.folder, self._run, self._force, self._video = folder, run, force, video
         self.frames: list[Image.Image] = []
         self._written, self._last = 0, time.monotonic()
 
@@ -43,15 +44,17 @@ class Unfinished:
             return
         try:
             kept = torch.load(path, map_location="cpu", weights_only=True)
-            then = from_json(kept["recipe"])
+            then, number, video = from_json(kept["recipe"]), int(kept["frames"]), kept["video"]
+            frames = [load(self._frame(k)) for k in range(number)]
         except Exception as error:  # torch, pickle and zipfile each raise their own
             raise ClipguideError(f"{path} cannot be read: delete {self.folder}.") from error
-        changes = differences(then, self._run.recipe())
-        if changes and not self._force:
+        if video != self._video:
             raise UsageError(
-                f"What was begun in {self.folder} has other settings ({'; '.join(changes[:3])}): "
-                "repeat the command that began it, or give --force to go on with these."
+                f"What was begun in {self.folder} {'has' if video else 'has no'} --video: repeat "
+                "the command that began it, or delete it to begin anew."
             )
+        if changes := differences(then, self._run.recipe()):
+            self._changed(changes)
         try:
             self._run.load_state_dict(kept["run"])
         except (KeyError, RuntimeError, ValueError, IndexError, TypeError):
@@ -59,8 +62,22 @@ class Unfinished:
                 f"What was begun in {self.folder} does not fit these settings: delete it to begin "
                 "anew."
             ) from None
-        self._written = kept["frames"]
-        self.frames += [load(self._frame(k)) for k in range(self._written)]
+        self._written = number
+        self.frames += frames
+
+    def _changed(self, changes: list[str]) -> None:
+        """The run goes on with other settings, if it is forced to."""
+        if not self._force:
+            raise UsageError(
+                f"What was begun in {self.folder} has other settings ({'; '.join(changes[:3])}): "
+                "repeat the command that began it, or give --force to go on with these."
+            )
+        warnings.warn(
+            "The picture goes on with other settings than it began with: its recipe, which has "
+            "only these, will not make it again.",
+            ClipguideWarning,
+            stacklevel=3,
+        )
 
     def save(self) -> None:
         """Write the state, if it is time, or the run is done."""
@@ -71,9 +88,12 @@ class Unfinished:
         from ..recipe import write_file
 
         recipe = dataclasses.replace(self._run.recipe(), guide_score=0.0, judge_score=0.0)
-        kept = {"recipe": recipe.to_json(), "frames": self._written}
+        kept = {"recipe": recipe.to_json(), "frames": self._written, "video": self._video}
         kept["run"] = self._run.state_dict()
-        write_file(self.folder / STATE, lambda path: torch.save(kept, path), overwrite=True)
+        buffer = io.BytesIO()
+        torch.save(kept, buffer)
+        data = buffer.getbuffer()
+        write_file(self.folder / STATE, lambda path: path.write_bytes(data), overwrite=True)
         self._last = time.monotonic()
 
     def keep_frame(self) -> None:
@@ -82,10 +102,6 @@ class Unfinished:
 
         write_png(self.frames[-1], self._frame(self._written), overwrite=True)
         self._written += 1
-
-    def erase(self) -> None:
-        """The run is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _frame(self, k: int) -> Path:
         return self.folder / f"frame-{k:06d}.png"

@@ -59,7 +59,9 @@ class Reel:
 
         check(path)
         if pictures > MOST:
-            raise UsageError(f"--animate shows up to {MOST} pictures, not {pictures}: draw fewer.")
+            raise UsageError(
+                f"An animation shows up to {MOST} pictures, not {pictures}: draw fewer."
+            )
         try:
             naming.claim([path], force=force)
         except ClipguideError as error:
@@ -71,9 +73,13 @@ class Reel:
         """The next picture, with its frames; it stands still without."""
         self.add_frames(picture.frames or (picture.image,))
 
+    def shrunk(self, frame: Image.Image) -> Image.Image:
+        """A frame as it is shown."""
+        return _within(frame, SIDE // self._columns)
+
     def add_frames(self, frames: Sequence[Image.Image]) -> None:
         """The next picture as it came about."""
-        self._rolls.append([_within(frame, SIDE // self._columns) for frame in frames])
+        self._rolls.append([self.shrunk(frame) for frame in frames])
 
     def write(self) -> None:
         """Write the animation of the pictures that were added."""
