@@ -85,7 +85,7 @@ WAYS = (
     ),
     Way("shortcut 0.2, early", Shortcut(strength=0.2, window=EARLY)),
     Way("shortcut 0.2, late", Shortcut(strength=0.2, window=LATE)),
-    Way("shortcut 0.5, judged", Shortcut(strength=0.5), judged=True),
+    Way("shortcut 0.5, judged", Shortcut(strength=0.5), 4, judged=True),
     Way("particles 4", Particles(number=4)),
     Way("lookahead 4", Lookahead(), 2, (1, 2)),
     Way("backprop 0.1", Backprop()),

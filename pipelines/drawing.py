@@ -25,6 +25,8 @@ from ..prompts import ImagePart, parse, shorten
 from ..recipe import Recipe
 from ..views import Cutouts, Views, Warped
 
+STARTS = ("light", "own")
+LIGHT, BLUR, BLOBS = 0.85, 0.08, 8  # mean and deviation of the pale blur, and how many along a side
 MICRO = 32  # views encoded at a time: memory does not grow beyond
 SMALLEST = 32  # pixels of the shorter side that a growing canvas begins with, at least
 FILES = ("init", "mask", "pictures")
@@ -61,10 +63,10 @@ class Kind:
 
 
 CANVASES = {
-    "vqgan": Kind(0.1, True),
-    "latent": Kind(0.05, True),
-    "fourier": Kind(0.05, False),
-    "pixels": Kind(0.02, False),
+    "vqgan": Kind(0.5, True),
+    "latent": Kind(0.6, True),
+    "fourier": Kind(0.15, False),
+    "pixels": Kind(0.15, False),
 }
 
 
@@ -85,7 +87,9 @@ class Drawing:
         grow: how many sizes, each twice the one before, the last of them `size`.
         smooth: weight of the total variation.
         temperature: of soft codes (VQGAN); 0 rounds.
-        init: a picture file to begin as; `init_weight` keeps it near that (mean squared error).
+        start: "light" begins as a pale blur that the seed draws, "own" as the canvas itself does.
+        init: a picture file to begin as instead; `init_weight` keeps it near that, by the mean
+            squared error.
         mask: a picture file, white where to draw; the rest stays as `init`.
         pictures: files to be like, beside the prompt, each of weight 1.
         tile: make opposite edges fit.
@@ -102,12 +106,13 @@ class Drawing:
     size: tuple[int, int] | None = None
     lr: float | None = None
     decay: float = 0.1
-    cutouts: int = 32
+    cutouts: int = 16
     views: str = "warped"
     ema: float = 0.9
     grow: int = 1
     smooth: float = 0.0
     temperature: float = 0.0
+    start: str = "light"
     init: str = ""
     init_weight: float = 0.0
     mask: str = ""
@@ -144,6 +149,9 @@ class Drawing:
             raise UsageError(
                 f"There are no views {self.views!r}.{close_matches(self.views, VIEWS)}"
             )
+        if self.start not in STARTS:
+            near = close_matches(self.start, STARTS)
+            raise UsageError(f"There is no start {self.start!r}.{near}")
         if self.mask and not self.init:
             raise UsageError("A mask keeps what init shows outside of it: give an init picture.")
         if self.init_weight and not self.init:
@@ -312,6 +320,13 @@ def fitted(file: str, width: int, height: int) -> torch.Tensor:
             stacklevel=3,
         )
     return images.to_tensor([ImageOps.fit(picture, (width, height))])[0]
+
+
+def pale(height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """A pale blur, image_13HW in [0, 1]: what drawings stand on, with something to begin from."""
+    small_13hw = LIGHT + BLUR * torch.randn(1, 3, BLOBS, BLOBS, generator=generator)
+    blurred = F.interpolate(small_13hw, (height, width), mode="bicubic", align_corners=False)
+    return blurred.clamp(0, 1)
 
 
 def move(image_13HW: torch.Tensor, drawing: Drawing) -> torch.Tensor:

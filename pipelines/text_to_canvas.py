@@ -26,7 +26,7 @@ from ..objectives import InTurn, Near, Objective, Palette, Rolled, Similarity, T
 from ..optimize import Loop, Step
 from ..prompts import Prompt, compose, shorten
 from ..recipe import Recipe
-from .drawing import CANVASES, Drawing, fitted, move
+from .drawing import CANVASES, Drawing, fitted, move, pale
 from .jobs import to_draw
 from .loading import load_canvas_model, versions
 from .picture import Picture
@@ -248,12 +248,17 @@ class Run:
         )
 
     # ------------------------------------------------------------ what is made of the settings
+    @property
+    def _encodes(self) -> bool:
+        """Whether the canvas can begin as a picture."""
+        return self._net is None or self._net.config.get("_quantizer") != "gumbel"
+
     def _check_model(self, height: int, width: int) -> None:
         """UsageError for what the canvas's model cannot do."""
         drawing = self.drawing
         check_sides(height, width, factor_of(self._net))
         encodes = drawing.init or drawing.grow > 1 or drawing.moving
-        if encodes and self._net.config.get("_quantizer") == "gumbel":
+        if encodes and not self._encodes:
             raise UsageError(
                 "A Gumbel VQGAN cannot begin with a picture, so it has no init, does not grow and "
                 "does not move: leave these out."
@@ -294,6 +299,8 @@ class Run:
             canvas.encode(_resized(image_13HW, height, width))
         elif init_13HW is not None:
             canvas.encode(init_13HW)
+        elif drawing.start == "light" and stage == 0 and self._encodes:
+            canvas.encode(pale(height, width, self._generator).to(self.owner.device))
         whole, final = max(1, drawing.steps - 1), stage == len(self._stages) - 1
         return Loop(
             canvas,

@@ -135,6 +135,7 @@ def test_seconds():
         ([*RUN, "--patience", "0"], "patience must be from 1"),
         ([*RUN, "--zoom", "2", "--patience", "3"], "leave patience out"),
         ([*RUN, "--views", "wraped"], "Did you mean warped?"),
+        ([*RUN, "--start", "dark"], "no start"),
         ([*RUN, "--dtype", "float23"], "no dtype"),
         ([*RUN, "--model", "a" * 5000], "no folder"),
         ([*RUN, "--model", "weights.ckpt"], "may be a pickle"),

@@ -55,6 +55,7 @@ def test_every_canvas_draws_and_repeats(tiny_mini, canvas):
         {"lr": 0.3},
         {"ema": 0.0},
         {"cutouts": 40},
+        {"start": "own"},
         {"views": "plain"},
         {"views": "vqgan-clip"},
         {"views": "disco"},

@@ -55,7 +55,7 @@ def optimize(
         float | None, typer.Option(help="How far a step moves. [default: the canvas's own]")
     ] = None,
     cutouts: Annotated[
-        int | None, typer.Option(help="Crops that CLIP sees in each step. [default: 32]")
+        int | None, typer.Option(help="Crops that CLIP sees in each step. [default: 16]")
     ] = None,
     views: Annotated[
         str | None,
@@ -76,6 +76,14 @@ def optimize(
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Softness of a VQGAN's codes. [default: 0]")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="light: begin as a pale blur. own: as the canvas does (random codes, grey). "
+            "[default: light]",
+        ),
     ] = None,
     init: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Begin as this picture.")
@@ -225,6 +233,7 @@ def optimize(
         "grow": grow,
         "smooth": smooth,
         "temperature": temperature,
+        "start": start,
         "init": init and str(init),
         "init_weight": init_weight,
         "mask": mask and str(mask),
