@@ -61,7 +61,8 @@ class Clip:
         if height != width:
             raise ClipguideError(f"The CLIP {name} sees {width}x{height}; it must see squares.")
         self.image_size = int(height)
-        self.context_length = int(model.context_length)
+        read = getattr(tokenizer, "context_length", None)  # less than a Hugging Face tower could
+        self.context_length = int(min(model.context_length, read or model.context_length))
         self.logit_scale = float(model.logit_scale.detach().exp())
         bias = getattr(model, "logit_bias", None)
         self.logit_bias = 0.0 if bias is None else float(bias.detach())

@@ -223,3 +223,42 @@ def test_random_picture_scores_near_chance(clip):
     """Guards the fixtures: the tiny CLIP tells pictures and texts apart."""
     image_BD = clip.encode_image(torch.rand(2, 3, 32, 32))
     assert not math.isclose(float(image_BD[0] @ image_BD[1]), 1, abs_tol=1e-4)
+
+
+def test_a_text_tower_of_transformers(tmp_path):
+    """It could read 512 tokens; the checkpoint's window of 8 counts, and what it cuts is told."""
+    import open_clip
+    from safetensors.torch import save_file
+    from transformers import BertConfig, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "fox", "owl"]
+    folder, bert = tmp_path / "clip", tmp_path / "bert"
+    folder.mkdir()
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertConfig(vocab_size=len(words), intermediate_size=16, **sizes).save_pretrained(bert)
+    write_clip(tmp_path / "other", seed=0)
+    config = json.loads((tmp_path / "other" / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] = {
+        "hf_model_name": str(bert),
+        "hf_model_pretrained": False,
+        "hf_tokenizer_name": "tokenizer",
+        "hf_pooler_type": "mean_pooler",
+        "hf_proj_type": "linear",
+        "context_length": 8,
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    source = f"local-dir:{folder}"
+    model = open_clip.create_model(source, load_weights=False, pretrained_hf=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    clip = load_clip(str(folder))
+    assert clip.context_length == 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        short = clip.encode_text(["a red fox"])
+    tokens = torch.tensor([[2, 4, 5, 6, 3]])
+    expected = model.eval().encode_text(tokens, normalize=True)
+    assert_close(short, expected, atol=1e-5, rtol=0)
+    with pytest.warns(ClipguideWarning, match="reads 8 tokens"):
+        clip.encode_text(["a red fox a red fox a red owl"])
