@@ -3,6 +3,7 @@
     python -m benchmarks.canvases draw      # prompts x canvases: the referee's top-5, and a sheet
     python -m benchmarks.canvases race      # time to the classic loop's final score, ours ÷ its
     python -m benchmarks.canvases longer    # what is kept of 2,000 steps at 3 x the rate
+    python -m benchmarks.canvases tile      # across a tile's seam ÷ inside
     python -m benchmarks.canvases memory    # peaks: 512 cutouts ÷ 32, and 1024 x 1024 pixels
 
 The referee is `python -m training.clip export referee`. Pictures are kept in the cache, and those
@@ -113,7 +114,7 @@ def command_draw(
 def command_race(
     referee: Referee = REFEREE,
     prompts: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
-    steps: Annotated[int, typer.Option(min=1, help="Of the classic loop.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Of the classic loop.")] = 100,
     cutouts: Annotated[int, typer.Option(min=1, help="A step, of both.")] = 32,
 ) -> None:
     """Seconds until our picture has the referee's score of the classic loop's last one, ÷ the
@@ -165,6 +166,28 @@ def command_longer(
         better.append(late >= early)
         typer.echo(f"{prompt}: {early:.3f} at step 200, {late:.3f} kept of {run.index}")
     keep("longer", {"at least as good": statistics.fmean(better), "prompts": len(better)})
+
+
+@app.command("tile")
+def command_tile(
+    prompts: Annotated[int, typer.Option(min=1, help="How many.")] = 6,
+    steps: Annotated[int, typer.Option(min=1, help="Of each.")] = 30,
+) -> None:
+    """The mean difference of pixels across the wrapped seams ÷ that across the same places of the
+    codes inside, of a VQGAN's tiles, and of pictures that are none."""
+    owner, facts = TextToCanvas("vqgan", judge=""), {}
+    for tile in (True, False):
+        drawing, seams, inside = Drawing(steps=steps, tile=tile), [], []
+        for seed in range(prompts):
+            (picture,) = owner("a red fox", drawing, seed=seed)
+            image_13HW = images.to_tensor([picture.image])
+            for axis in (-1, -2):
+                change = (image_13HW - image_13HW.roll(1, axis)).abs().mean((0, 1, -3 - axis))
+                each = change[:: image_13HW.shape[axis] // 16]
+                seams.append(each[0].item())
+                inside.append(each[1:].mean().item())
+        facts["tile" if tile else "none"] = statistics.fmean(seams) / statistics.fmean(inside)
+    keep("tile", {**facts, "pictures": prompts})
 
 
 @app.command("memory")

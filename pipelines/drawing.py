@@ -102,7 +102,7 @@ class Drawing:
         patience: stop after so many scores in which the judge liked no picture better.
     """
 
-    steps: int = 200
+    steps: int = 100
     size: tuple[int, int] | None = None
     lr: float | None = None
     decay: float = 0.1

@@ -8,7 +8,8 @@ import torch
 from tiny_pipelines import kl
 from torch.testing import assert_close
 
-from clipguide.canvases import VQGAN, Canvas, Fourier, Latent, Pixels
+from clipguide.canvases import VQGAN, Canvas, Fourier, Latent, Masked, Mirrored, Pixels
+from clipguide.canvases.latent import tiling
 from clipguide.errors import UsageError
 
 HEIGHT, WIDTH = 24, 32
@@ -253,3 +254,75 @@ def test_what_does_not_fit(make, vq):
         make("fourier")
     with pytest.raises(UsageError, match="temperature"):
         VQGAN(vq, HEIGHT, WIDTH, generators(1), temperature=-1)
+
+
+# Tiles: a picture that is moved around its edges is the picture of what is moved so
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny", "vqgan"])
+def test_a_tiling_decoder_has_no_edges(vq, autoencoders, kind):
+    model = vq if kind == "vqgan" else autoencoders[kind]
+    tiled = tiling(model)
+    channels = model.config.latent_channels
+    latents = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def seam(model):
+        """How much it matters where the edges are."""
+        given = {"force_not_quantize": True} if kind == "vqgan" else {}
+        one = model.decode(latents, **given).sample
+        other = model.decode(latents.roll((3, 2), (-2, -1)), **given).sample
+        factor = one.shape[-1] // 8
+        return (one.roll((3 * factor, 2 * factor), (-2, -1)) - other).abs().max()
+
+    assert seam(tiled) < 1e-4 < 0.01 < seam(model)
+    assert all(m.padding_mode == "zeros" for m in model.modules() if hasattr(m, "padding_mode"))
+
+
+def test_tiling_pixels_have_no_edges():
+    """Moved by the size of the coarsest pixel."""
+
+    def seam(**settings):
+        canvas, moved = (Pixels(32, 32, generators(0), **settings) for _ in range(2))
+        coarsest = 32 // canvas.sizes[-1][0]
+        for level in (*canvas.levels, *moved.levels):
+            level.data = torch.randn(level.shape, generator=torch.Generator().manual_seed(1)) * 0.05
+        for level, (height, _) in zip(moved.levels, moved.sizes, strict=True):
+            by = coarsest * height // 32
+            level.data = level.data.roll((by, by), (-2, -1))
+        there = canvas.decode().roll((coarsest, coarsest), (-2, -1))
+        return (there - moved.decode()).abs().max()
+
+    assert seam(tile=True) < 1e-5 < 0.01 < seam()
+
+
+def test_tiling_pixels_of_any_size():
+    for size in ((24, 40), (18, 30), (33, 32)):
+        canvas = Pixels(*size, generators(0), tile=True)
+        assert canvas.decode().shape[-2:] == size
+        image = smooth(1, *size)
+        canvas.encode(image)
+        assert_close(canvas.decode(), image, atol=1e-5, rtol=0)
+
+
+# Wrapped
+
+
+def test_masked_and_mirrored_are_canvases():
+    mask = torch.zeros(16, 16)
+    mask[:, :8] = 1
+    image = torch.rand(1, 3, 16, 16)
+    canvas = Masked(Pixels(16, 16, generators(0)), image, mask)
+    assert torch.equal(canvas.decode()[..., 8:], image[..., 8:])
+    assert not torch.equal(canvas.decode()[..., :8], image[..., :8])
+    canvas.decode().sum().backward()
+    assert canvas.canvas.levels[0].grad[..., :8].abs().min() > 0
+    assert canvas.canvas.levels[0].grad[..., 8:].abs().max() == 0
+    mirrored = Mirrored(Pixels(16, 16, generators(0)), "vertical")
+    assert torch.equal(mirrored.decode(), mirrored.decode().flip(-2))
+    mirrored.encode(image)
+    assert_close(mirrored.decode(), (image + image.flip(-2)) / 2, atol=1e-5, rtol=0)
+    assert set(mirrored.state_dict()) == {f"canvas.{k}" for k in mirrored.canvas.state_dict()}
+    with pytest.raises(UsageError, match="of one size"):
+        Masked(Pixels(16, 16, generators(0)), image, mask[:8])
+    with pytest.raises(UsageError, match="no symmetry"):
+        Mirrored(Pixels(16, 16, generators(0)), "round")

@@ -148,7 +148,8 @@ def test_symmetry(tiny_mini, axis, dimension):
 
 @pytest.mark.parametrize("canvas", CANVASES)
 def test_tiles_have_no_seam(tiny_mini, canvas):
-    """What is between opposite edges is within 5 % of what is between neighbours inside."""
+    """Opposite edges differ as neighbours inside do, to the spread of those: a smoke test of all;
+    tests/test_canvases.py proves it of the decoders, benchmarks/canvases.py measures it."""
     owner = TextToCanvas(canvas, judge="")
     found = [
         to_tensor([owner("a fox", fast(steps=3, size=(64, 64), tile=True), seed=s)[0].image])

@@ -41,7 +41,7 @@ def optimize(
             "spectrum. pixels: pixels, coarse and fine.",
         ),
     ] = "vqgan",
-    steps: Annotated[int | None, typer.Option(help="Steps of the loop. [default: 200]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the loop. [default: 100]")] = None,
     seconds: Annotated[
         float | None,
         typer.Option(

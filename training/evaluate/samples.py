@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
-import torch
 from PIL import Image
 
 from clipguide import TextToImage
-from clipguide.errors import ClipguideError
 from training import common
 from training.data.captions import article, number_of
+from training.data.compose import TrainingSet
 from training.evaluate.ledger import Settings
+from training.generator import things
 
 PROMPTS = 200
 SEEDS = 4
@@ -66,11 +66,8 @@ class Samples:
 
 def things_drawn(concepts: Sequence[str]) -> list[str]:
     """What the generator was trained to draw, of these concepts."""
-    path = common.CACHE / "generator/latents.pt"
-    if not path.exists():
-        raise ClipguideError(f"There is no {path}: python -m training.generator latents.")
-    things = torch.load(path, mmap=True, weights_only=True)["things"]
-    return [thing for thing in things if thing in set(concepts)]
+    drawn = things(TrainingSet(common.DATA))
+    return [thing for thing in drawn if thing in set(concepts)]
 
 
 def phrase(thing: str, name: str | None = None) -> str:
