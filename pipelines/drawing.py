@@ -323,10 +323,13 @@ def fitted(file: str, width: int, height: int) -> torch.Tensor:
 
 
 def pale(height: int, width: int, generator: torch.Generator) -> torch.Tensor:
-    """A pale blur, image_13HW in [0, 1]: what drawings stand on, with something to begin from."""
+    """A pale blur that tiles, image_13HW in [0, 1]: what drawings stand on, with something to begin
+    from."""
     small_13hw = LIGHT + BLUR * torch.randn(1, 3, BLOBS, BLOBS, generator=generator)
-    blurred = F.interpolate(small_13hw, (height, width), mode="bicubic", align_corners=False)
-    return blurred.clamp(0, 1)
+    around_13hw = small_13hw.repeat(1, 1, 3, 3)
+    size = (3 * height, 3 * width)
+    blurred = F.interpolate(around_13hw, size, mode="bicubic", align_corners=False).clamp(0, 1)
+    return blurred[..., height : 2 * height, width : 2 * width].contiguous()
 
 
 def move(image_13HW: torch.Tensor, drawing: Drawing) -> torch.Tensor:

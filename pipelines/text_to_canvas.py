@@ -324,9 +324,11 @@ class Run:
         canvas: Canvas
         if self.owner.canvas == "vqgan":
             soft = drawing.temperature
-            canvas = VQGAN(self._net, height, width, generators, temperature=soft)
+            canvas = VQGAN(
+                self._net, height, width, generators, temperature=soft, tile=drawing.tile
+            )
         elif self.owner.canvas == "latent":
-            canvas = Latent(self._net, height, width, generators)
+            canvas = Latent(self._net, height, width, generators, tile=drawing.tile)
         elif self.owner.canvas == "pixels":
             canvas = Pixels(height, width, generators, tile=drawing.tile)
         else:

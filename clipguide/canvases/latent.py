@@ -6,20 +6,24 @@ Shapes: B pictures, 3 channels, H x W pixels, C channels of h x w latents.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UsageError
 from .base import Canvas, normal
+
+RIM = 8  # latents of a tile's neighbours that its encoder sees on each side
 
 
 class Latent(Canvas):
     """image = decoder(latents) / 2 + 0.5, in the autoencoder's own units; begins as noise.
 
     `autoencoder` stands in neither `parameters()` nor `state_dict()`; it is used as it is, on its
-    device and in its dtype. UsageError if a side is no multiple of its factor.
+    device and in its dtype. With `tile` it encodes a picture as if copies of it lay around it; give
+    it an autoencoder from `tiling`. UsageError if a side is no multiple of its factor.
     """
 
     def __init__(
@@ -28,9 +32,11 @@ class Latent(Canvas):
         height: int,
         width: int,
         generators: Sequence[torch.Generator],
+        *,
+        tile: bool = False,
     ) -> None:
         super().__init__(height, width, generators)
-        self._whole = [autoencoder]  # in a list, it is no part of this module
+        self._whole, self.tile = [autoencoder], tile  # in a list, it is no part of this module
         weight = next(autoencoder.parameters())
         channels, factor = autoencoder.config.latent_channels, factor_of(autoencoder)
         check_sides(height, width, factor)
@@ -47,10 +53,14 @@ class Latent(Canvas):
         return (self.autoencoder.decode(latents_BChw).sample / 2 + 0.5).float()
 
     def _encode(self, image_B3HW: torch.Tensor) -> None:
-        weight = next(self.autoencoder.parameters())
-        encoded = self.autoencoder.encode(image_B3HW.to(weight) * 2 - 1)
-        tiny = not hasattr(encoded, "latent_dist")
-        self.latents_BChw.copy_(encoded.latents if tiny else encoded.latent_dist.mode())
+        def encode(image_B3HW: torch.Tensor) -> torch.Tensor:
+            encoded = self.autoencoder.encode(image_B3HW)
+            tiny = not hasattr(encoded, "latent_dist")
+            return encoded.latents if tiny else encoded.latent_dist.mode()
+
+        image_B3HW = image_B3HW.to(next(self.autoencoder.parameters())) * 2 - 1
+        factor = factor_of(self.autoencoder)
+        self.latents_BChw.copy_(around(encode, image_B3HW, factor if self.tile else 0))
 
 
 def tiling(autoencoder: nn.Module) -> nn.Module:
@@ -61,6 +71,17 @@ def tiling(autoencoder: nn.Module) -> nn.Module:
         if type(module) is nn.Conv2d and any(module.padding):
             module.padding_mode = "circular"
     return copied
+
+
+def around(
+    encode: Callable[[torch.Tensor], torch.Tensor], image_B3HW: torch.Tensor, factor: int
+) -> torch.Tensor:
+    """What `encode` makes of pictures among copies of themselves; alone if factor is 0."""
+    if not factor:
+        return encode(image_B3HW)
+    rim = min(RIM, *(side // factor for side in image_B3HW.shape[-2:]))
+    wide_B3HW = F.pad(image_B3HW, (rim * factor,) * 4, "circular")
+    return encode(wide_B3HW)[..., rim:-rim, rim:-rim]
 
 
 def factor_of(autoencoder: nn.Module) -> int:

@@ -16,13 +16,14 @@ from torch import nn
 
 from ..errors import UsageError
 from .base import Canvas
-from .latent import check_sides, factor_of
+from .latent import around, check_sides, factor_of
 
 
 class VQGAN(Canvas):
     """image = decoder(code(z)) / 2 + 0.5; begins as codes drawn at random.
 
     `model` is a VQModel of diffusers; it stands in neither `parameters()` nor `state_dict()`.
+    `tile` as of `Latent`.
     UsageError if a side is no multiple of its factor.
     """
 
@@ -34,10 +35,12 @@ class VQGAN(Canvas):
         generators: Sequence[torch.Generator],
         *,
         temperature: float = 0.0,
+        tile: bool = False,
     ) -> None:
         super().__init__(height, width, generators)
         if not temperature >= 0:
             raise UsageError(f"The temperature of soft codes is at least 0, not {temperature}.")
+        self.tile = tile
         factor = factor_of(model)
         check_sides(height, width, factor)
         self._whole, self.temperature = [model], temperature
@@ -97,5 +100,7 @@ class VQGAN(Canvas):
                 "A Gumbel VQGAN cannot begin with a picture: its encoder does not tell codes by "
                 "their distance. Begin without one, or take a VQGAN with nearest codes."
             )
-        weight = next(self.model.parameters())
-        self.latents_BDhw.copy_(self.model.encode(image_B3HW.to(weight) * 2 - 1).latents)
+        image_B3HW = image_B3HW.to(next(self.model.parameters())) * 2 - 1
+        factor = factor_of(self.model) if self.tile else 0
+        latents_BDhw = around(lambda x: self.model.encode(x).latents, image_B3HW, factor)
+        self.latents_BDhw.copy_(latents_BDhw)
