@@ -68,10 +68,7 @@ class Cutouts:
 
         `generators` are on the CPU, one an image: ClipguideError if they are not as many.
         """
-        if len(generators) != len(image_B3HW):
-            raise ClipguideError(
-                f"{len(image_B3HW)} images need as many generators, not {len(generators)}."
-            )
+        _check_number(generators, image_B3HW)
         views = [
             view
             for image_3HW, generator in zip(image_B3HW, generators, strict=True)
@@ -268,10 +265,7 @@ class Warped:
 
         `generators` are on the CPU, one an image: ClipguideError if they are not as many.
         """
-        if len(generators) != len(image_B3HW):
-            raise ClipguideError(
-                f"{len(image_B3HW)} images need as many generators, not {len(generators)}."
-            )
+        _check_number(generators, image_B3HW)
         wide_B3HW = image_B3HW.to(torch.promote_types(image_B3HW.dtype, torch.float32))
         pairs = zip(wide_B3HW, generators, strict=True)
         return torch.cat([self._views(*pair, size) for pair in pairs]).to(image_B3HW)
@@ -351,6 +345,13 @@ class Warped:
         width_N = (area_N.sqrt() / root_N).clamp_max(1)
         top_N, left_N = u["erase top"] * (1 - height_N), u["erase left"] * (1 - width_N)
         return torch.stack([top_N, left_N, height_N * (u["erase"] < self.erase), width_N], 1)
+
+
+def _check_number(generators: Sequence[torch.Generator], image_B3HW: torch.Tensor) -> None:
+    if len(generators) != len(image_B3HW):
+        raise ClipguideError(
+            f"{len(image_B3HW)} images need as many generators, not {len(generators)}."
+        )
 
 
 def _about(u_N: torch.Tensor, most: float) -> torch.Tensor:

@@ -13,7 +13,7 @@ import typer
 
 from ..errors import UsageError
 from ..prompts import shorten
-from . import console, steering, watching
+from . import console, options, steering, watching
 from .files import Files
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def generate(
     negative: Annotated[
         str, typer.Option(metavar="TEXT", help="What to keep away from.", show_default=False)
     ] = "",
-    count: Annotated[int, typer.Option("--count", "-n", help="Pictures a prompt.")] = 1,
+    count: options.Count = 1,
     best_of: Annotated[
         int, typer.Option(help="Draw this many for each picture, keep the guide's favourite.")
     ] = 1,
@@ -79,12 +79,7 @@ def generate(
         ),
     ] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: 30]")] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help="Seed of the first picture; the next ones count up. [default: a new one]",
-        ),
-    ] = None,
+    seed: options.Seed = None,
     cfg: Annotated[
         float | None,
         typer.Option(help="Scale of classifier-free guidance; 1 is none. [default: 4.0]"),
@@ -108,14 +103,7 @@ def generate(
         str | None,
         typer.Option(metavar="NAME", help="The CLIP that judges. [default: mini-judge]"),
     ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="A PNG, a folder, or a pattern with {prompt}, {seed}, {index}. "
-            "[default: {prompt}-{seed}.png]",
-        ),
-    ] = None,
+    out: options.Out = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
     resume: Annotated[
         bool,
@@ -152,22 +140,15 @@ def generate(
             help="Score every step; keep in the PNG what steering saw: clipguide plot draws it.",
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a line for each file.")
-    ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps. [default: the best there is]"),
-    ] = None,
+    as_json: options.AsJson = False,
+    device: options.Device = None,
     dtype: Annotated[
         str, typer.Option(metavar="NAME", help="float32, float16 or bfloat16.")
     ] = "float32",
     exact: Annotated[
         bool, typer.Option("--exact", help="Draw one at a time: the same bits however many.")
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress bar; print the paths alone.")
-    ] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Draw a picture of each PROMPT, steered by CLIP.
 
@@ -205,7 +186,7 @@ def generate(
         "frames": reel is not None,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    options = {
+    asked = {
         "strength": strength,
         "window": window,
         "every": every,
@@ -231,7 +212,7 @@ def generate(
     with console.plain_speech():
         try:
             models["device"] = device or best_device()
-            settings["method"] = steering.configured(method, options)
+            settings["method"] = steering.configured(method, asked)
             _draw(prompts, models, settings, files, reel, preview=preview, quiet=quiet)
         finally:
             files.tell(as_json=as_json, quiet=quiet)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from . import console, watching
+from . import console, options, watching
 from .files import Files
 from .generate import best_device, pixels
 from .unfinished import Unfinished
@@ -130,11 +130,8 @@ def optimize(
             "picture better. [default: never]"
         ),
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="Pictures a prompt.")] = 1,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Of the first picture; the next ones count up. [default: a new one]"),
-    ] = None,
+    count: options.Count = 1,
+    seed: options.Seed = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -150,14 +147,7 @@ def optimize(
             metavar="NAME", help="The CLIP that keeps the best. [default: mini-judge for mini]"
         ),
     ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="A PNG, a folder, or a pattern with {prompt}, {seed}, {index}. "
-            "[default: {prompt}-{seed}.png]",
-        ),
-    ] = None,
+    out: options.Out = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -188,19 +178,12 @@ def optimize(
             ".webp or .mp4 (which needs PyAV: pip install av).",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a line for each file.")
-    ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps. [default: the best there is]"),
-    ] = None,
+    as_json: options.AsJson = False,
+    device: options.Device = None,
     dtype: Annotated[
         str, typer.Option(metavar="NAME", help="Of the canvas's model: float32 or bfloat16.")
     ] = "float32",
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress bar; print the paths alone.")
-    ] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Draw a picture of each PROMPT on a canvas, step by step, by CLIP's gradient alone.
 
