@@ -156,8 +156,9 @@ def load_clip(name: str = "mini", *, device: str = "cpu", dtype: str = "float32"
     """A CLIP by name, on a device.
 
     `name` is "mini" (the embedded guide), "mini-judge", a folder with an open_clip_config.json and
-    safetensors, or an open_clip model and tag such as "ViT-B-32/laion2b_s34b_b79k", which open_clip
-    downloads where it is not cached. UsageError for a name that is none of these, ClipguideError
+    safetensors, an open_clip model and tag such as "ViT-B-32/laion2b_s34b_b79k", or "hf-hub:" and
+    the name of an open_clip model on the hub; these open_clip downloads where they are not cached.
+    UsageError for a name that is none of these, ClipguideError
     for one that does not load.
     """
     to_dtype(dtype)
@@ -168,6 +169,8 @@ def load_clip(name: str = "mini", *, device: str = "cpu", dtype: str = "float32"
     elif Path(name).is_dir():
         _check_folder(Path(name))
         source, tag = f"local-dir:{name}", None
+    elif name.startswith("hf-hub:"):
+        source, tag = name, None
     else:
         source, tag = _known_tag(name)
     import open_clip

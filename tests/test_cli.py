@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clipguide import recipe as recipes
-from clipguide.cli import generate, naming, watching
+from clipguide.cli import files, naming, watching
 from clipguide.cli.app import app
 from clipguide.errors import UsageError
 
@@ -231,14 +231,14 @@ def test_grid_compare_and_preview(tiny_mini):
 
 def test_preview_is_one_live_grid(tiny_mini, monkeypatch):
     """A file that is whole at each look: finished pictures, the one in work, white for the rest."""
-    looks, write = [], generate._Files.add_preview
+    looks, write = [], files.Files.add_preview
 
     def look(self, step):
         write(self, step)
         looks.append(pixels("fox-7-preview.png"))
         assert not [name for name in os.listdir() if name.endswith(".part")]
 
-    monkeypatch.setattr(generate._Files, "add_preview", look)
+    monkeypatch.setattr(files.Files, "add_preview", look)
     invoke("generate", "fox", "--count", 4, "--seed", 7, "--preview", 2, "--steps", 4)
     assert len(looks) == 4 * 2 + 1  # two looks a picture, and the end
     assert len({look.shape for look in looks}) == 1
