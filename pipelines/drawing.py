@@ -56,15 +56,16 @@ VIEWS = {  # of so many views a call
 
 @dataclass(frozen=True)
 class Kind:
-    """A canvas: Adam's rate that suits it, and whether it decodes by a model."""
+    """A canvas: Adam's rate that suits it, as a fraction of its unit (the rms of a codebook, the
+    deviation of latents, 1), and whether it decodes by a model."""
 
     lr: float
     model: bool
 
 
 CANVASES = {
-    "vqgan": Kind(0.5, True),
-    "latent": Kind(0.6, True),
+    "vqgan": Kind(0.2, True),
+    "latent": Kind(0.3, True),
     "fourier": Kind(0.15, False),
     "pixels": Kind(0.15, False),
 }
@@ -77,8 +78,8 @@ class Drawing:
     Args:
         steps: of the loop.
         size: width and height in pixels; 128 each by default.
-        lr: Adam's rate at the first step, the canvas's own by default; `decay` times that at the
-            last.
+        lr: Adam's rate at the first step, as a fraction of the rms of the VQGAN's codes or of the
+            deviation of the latents; the canvas's own by default; `decay` times that at the last.
         cutouts: views a step, 32 at a time at most, their gradients added up; as many each time,
             so that there may be a few more.
         views: "plain" crops; "warped", which are turned and recoloured besides; those of the
@@ -107,7 +108,7 @@ class Drawing:
     lr: float | None = None
     decay: float = 0.1
     cutouts: int = 16
-    views: str = "warped"
+    views: str = "plain"
     ema: float = 0.9
     grow: int = 1
     smooth: float = 0.0

@@ -142,7 +142,8 @@ class Run:
             self._check_model(height, width)
         if drawing.patience is not None and not owner.judge:
             warnings.warn("patience is ignored: there is no judge.", ClipguideWarning, stacklevel=3)
-        self.lr = CANVASES[owner.canvas].lr if drawing.lr is None else drawing.lr
+        rate = CANVASES[owner.canvas].lr if drawing.lr is None else drawing.lr
+        self.lr = rate * self._unit()
         self._parts = [(0, prompt), *drawing.prompts_at]
         if drawing.prompts_at and drawing.prompts_at[0][0] == 0:
             self._parts = list(drawing.prompts_at)
@@ -248,6 +249,14 @@ class Run:
         )
 
     # ------------------------------------------------------------ what is made of the settings
+    def _unit(self) -> float:
+        """The rms of a codebook, the deviation of latents: what a rate is a fraction of."""
+        if self.owner.canvas == "vqgan":
+            return self._net.quantize.embedding.weight.float().square().mean().sqrt().item()
+        if self.owner.canvas == "latent":
+            return 1 / (self._net.config.get("scaling_factor") or 1.0)
+        return 1.0
+
     @property
     def _encodes(self) -> bool:
         """Whether the canvas can begin as a picture."""

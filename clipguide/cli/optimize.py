@@ -52,7 +52,10 @@ def optimize(
         str | None, typer.Option(metavar="SIDE|WxH", help="Pixels. [default: 128]")
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="How far a step moves. [default: the canvas's own]")
+        float | None,
+        typer.Option(
+            help="How far a step moves, of the size of codes or latents. [default: as suits it]"
+        ),
     ] = None,
     cutouts: Annotated[
         int | None, typer.Option(help="Crops that CLIP sees in each step. [default: 16]")
@@ -61,7 +64,7 @@ def optimize(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How the crops are seen: plain, warped, vqgan-clip or disco. [default: warped]",
+            help="How the crops are seen: plain, warped, vqgan-clip or disco. [default: plain]",
         ),
     ] = None,
     ema: Annotated[
