@@ -449,7 +449,7 @@ def test_models(tiny_mini):
     result = invoke("models")
     assert "guide: test" in result.stdout and "top-1: 0.5" in result.stdout
     found = json.loads(invoke("models", "--json").stdout)
-    assert [model["name"] for model in found] == ["guide", "judge", "generator"]
+    assert [model["name"] for model in found] == ["guide", "judge", "generator", "vqgan"]
     assert all(model["licence"] and model["bytes"] > 0 for model in found)
 
 
