@@ -64,7 +64,7 @@ class Kind:
 
 
 CANVASES = {
-    "vqgan": Kind(0.2, True),
+    "vqgan": Kind(0.06, True),
     "latent": Kind(0.3, True),
     "fourier": Kind(0.15, False),
     "pixels": Kind(0.15, False),
@@ -108,7 +108,7 @@ class Drawing:
     lr: float | None = None
     decay: float = 0.1
     cutouts: int = 16
-    views: str = "plain"
+    views: str = "warped"
     ema: float = 0.9
     grow: int = 1
     smooth: float = 0.0

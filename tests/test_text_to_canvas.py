@@ -56,7 +56,7 @@ def test_every_canvas_draws_and_repeats(tiny_mini, canvas):
         {"ema": 0.0},
         {"cutouts": 40},
         {"start": "own"},
-        {"views": "warped"},
+        {"views": "plain"},
         {"views": "vqgan-clip"},
         {"views": "disco"},
         {"smooth": 0.5},

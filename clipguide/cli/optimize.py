@@ -64,7 +64,7 @@ def optimize(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How the crops are seen: plain, warped, vqgan-clip or disco. [default: plain]",
+            help="How the crops are seen: plain, warped, vqgan-clip or disco. [default: warped]",
         ),
     ] = None,
     ema: Annotated[
