@@ -42,6 +42,7 @@ LIMITS = {  # the least and the most of each number
     "ema": (0, 0.99999),
     "smooth": (0, 1e6),
     "init_weight": (0, 1e6),
+    "palette_weight": (0, 1e6),
     "temperature": (0, 1e6),
     "zoom": (0.1, 10),
     "rotate": (-360, 360),
@@ -95,7 +96,7 @@ class Drawing:
         pictures: files to be like, beside the prompt, each of weight 1.
         tile: make opposite edges fit.
         symmetry: "horizontal" or "vertical".
-        palette: colours, "#rrggbb", to keep to.
+        palette: colours, "#rrggbb", to keep to; `palette_weight` says how firmly.
         prompts_at: pairs of a step and the prompt from there on.
         zoom, rotate, shift: after every `every` steps the picture is enlarged so many times, turned
             by degrees against the clock, and moved by pixels to the right and down.
@@ -121,6 +122,7 @@ class Drawing:
     tile: bool = False
     symmetry: str = ""
     palette: tuple[str, ...] = ()
+    palette_weight: float = 1.0
     prompts_at: tuple[tuple[int, str], ...] = ()
     zoom: float = 1.0
     rotate: float = 0.0

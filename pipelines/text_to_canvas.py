@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..canvases import VQGAN, Canvas, Fourier, Latent, Masked, Mirrored, Pixels
-from ..canvases.latent import check_sides, factor_of, tiling
+from ..canvases.latent import check_sides, factor_of, recompute, tiling
 from ..canvases.wrapped import check_mask
 from ..clip import Clip, fingerprint, load_clip, to_dtype
 from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
@@ -32,6 +32,7 @@ from .loading import load_canvas_model, versions
 from .picture import Picture
 
 NATIVE = 128  # pixels a side of the embedded models
+LARGE = 512 * 512  # pixels from which a decoder's activations are not kept
 MAX_SEED = 2**63 - 1
 
 
@@ -107,14 +108,16 @@ class TextToCanvas:
         return tiling(self.net) if self.net else None
 
     def seconds_a_step(self, prompt: str, drawing: Drawing) -> float:
-        """Of a run like that: the mean of a few steps at full size, after two that warm up."""
-        few = replace(drawing, steps=8, grow=1, prompts_at=(), patience=None)
-        run = self.start(prompt, few)
-        began = 0.0
-        for step in run:
-            if step.index == 1:
-                began = time.perf_counter()
-        return (time.perf_counter() - began) / 6
+        """Of a run like that: the mean over its sizes of a few steps each, after two that warm
+        up."""
+        few = replace(drawing, steps=8 * drawing.grow, prompts_at=(), patience=None)
+        run, ends = self.start(prompt, few), []
+        for _ in run:
+            ends.append(time.perf_counter())
+        return sum(
+            (ends[after - 1] - ends[first + 1]) / (after - first - 2)
+            for _, _, first, after in run.stages
+        ) / len(run.stages)
 
     def replay(self, recipe: Recipe) -> Picture:
         """The picture that a recipe made, on a CPU with the same bits where weights, libraries and
@@ -156,7 +159,7 @@ class Run:
             check_mask(self._mask, height, width)
         self._options = drawing.options()
         self._objective = self._composed(prompts)
-        self._stages = drawing.stages(factor_of(self._net) if self._net else 2)
+        self.stages = drawing.stages(factor_of(self._net) if self._net else 2)
         self._generator = torch.Generator().manual_seed(seed)
         self.index, self._stage = 0, 0
         self.loop = self._enter(0, None)
@@ -164,7 +167,7 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether there is no step left, or patience has run out."""
-        return self.loop.done and self._stage == len(self._stages) - 1
+        return self.loop.done and self._stage == len(self.stages) - 1
 
     def __iter__(self) -> Iterator[Step]:
         while not self.done:
@@ -289,14 +292,14 @@ class Run:
         if drawing.tile:
             objective = Rolled(objective)
         if drawing.palette:
-            objective = objective + Palette(drawing.palette)
+            objective = objective + drawing.palette_weight * Palette(drawing.palette)
         if self._init is not None and drawing.init_weight:
             objective = objective + drawing.init_weight * Near(self._init)
         return objective
 
     def _enter(self, stage: int, image_13HW: torch.Tensor | None) -> Loop:
         """The loop of a stage; its canvas begins as that picture, or as the settings say."""
-        drawing, (height, width, first, last) = self.drawing, self._stages[stage]
+        drawing, (height, width, first, last) = self.drawing, self.stages[stage]
         canvas = self._canvas(height, width).to(self.owner.device)
         init_13HW = None
         if self._init is not None:
@@ -310,7 +313,7 @@ class Run:
             canvas.encode(init_13HW)
         elif drawing.start == "light" and stage == 0 and self._encodes:
             canvas.encode(pale(height, width, self._generator).to(self.owner.device))
-        whole, final = max(1, drawing.steps - 1), stage == len(self._stages) - 1
+        whole, final = max(1, drawing.steps - 1), stage == len(self.stages) - 1
         return Loop(
             canvas,
             self._objective,
@@ -330,6 +333,8 @@ class Run:
 
     def _canvas(self, height: int, width: int) -> Canvas:
         drawing, generators = self.drawing, [self._generator]
+        if self._net is not None:
+            recompute(self._net, height * width >= LARGE)
         canvas: Canvas
         if self.owner.canvas == "vqgan":
             soft = drawing.temperature

@@ -64,6 +64,7 @@ def test_every_canvas_draws_and_repeats(tiny_mini, canvas):
         {"tile": True},
         {"symmetry": "vertical"},
         {"palette": ("#ff0000", "#ffffff")},
+        {"palette": ("#ff0000", "#ffffff"), "palette_weight": 9.0},
         {"zoom": 1.2, "every": 2},
         {"rotate": 10.0, "shift": (1.0, 2.0), "every": 2},
         {"prompts_at": ((2, "an owl"),)},

@@ -56,6 +56,7 @@ CLEAR = 6.0  # the logit at which a name's unit opens: drawings' best is about 1
 BACKBONES = {"guide": 0, "judge": 1, "referee": 2}
 HEADS = {"guide": "mlp", "judge": "linear", "referee": "mlp"}  # three of mlp would be over 80 MB
 WIDE = 512  # open_clip's mlp is twice as wide as the embedding: room for every name's unit
+TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -136,6 +137,7 @@ def build(name: str) -> nn.Module:
     with torch.no_grad():
         start(model.visual.head, net.classifier, name_ND - name_ND.mean(0))
         model.logit_scale.fill_(np.log(SCALE))
+    common.skip_norms(model.visual.trunk)
     model.text.requires_grad_(False)
     return model.to(memory_format=torch.channels_last)
 
@@ -178,6 +180,7 @@ class Recipe:
     def __init__(self, name: str, model: nn.Module, concepts: list[str], robust: bool) -> None:
         self.robust = robust
         self.teacher = common.backbone(BACKBONES[name]).to(memory_format=torch.channels_last)
+        common.skip_norms(self.teacher)
         self.teacher.requires_grad_(False)
         self.index = {c: k for k, c in enumerate(concepts)}
         table = CACHE / f"{name}-texts.pt"
@@ -277,7 +280,7 @@ class Recipe:
         seen = self.views(image, REMEMBERED * len(image) // 64)
         if self.robust:
             target, image = batch["target"], self.soften(image)
-            radius = 0.5 + 2.5 * torch.rand(len(image), generator=self.generator)
+            radius = 0.5 + 4.0 * torch.rand(len(image), generator=self.generator)
             image = l2_attack(
                 lambda x: self.concept_loss(model, x, target),
                 image,
@@ -441,6 +444,25 @@ def train(name: str, robust: bool = False, minutes: float = 25, batch: int = 64)
         print(test, accuracy(fit.average.model, recipe, rows, data), flush=True)
     log.plot()
     sheet(stage.with_suffix(".sheet.png"), fit.average.model, recipe, data)
+
+
+@app.command()
+def recover(name: str) -> None:
+    """Fill the cache from a shipped folder, tokenizer and text tower too: `train --robust` then
+    goes on from what is shipped where nothing else is left."""
+    from safetensors.torch import load_file
+
+    folder = common.MINI / name
+    state = {k: v.float() for k, v in load_file(folder / "open_clip_model.safetensors").items()}
+    tower = {k.removeprefix("text."): v for k, v in state.items() if k.startswith("text.")}
+    tower["text_projection"] = tower["text_projection"][:, : text.DIM]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    torch.save(state, CACHE / f"{name}.pt")
+    (text.CACHE / "tokenizer").mkdir(parents=True, exist_ok=True)
+    torch.save(tower, text.CACHE / f"{name}.pt")
+    for file in folder.iterdir():
+        if file.name in TOKENIZER:
+            shutil.copy(file, text.CACHE / "tokenizer")
 
 
 @app.command()

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import UsageError
 from .base import Canvas, normal
@@ -82,6 +84,16 @@ def around(
     rim = min(RIM, *(side // factor for side in image_B3HW.shape[-2:]))
     wide_B3HW = F.pad(image_B3HW, (rim * factor,) * 4, "circular")
     return encode(wide_B3HW)[..., rim:-rim, rim:-rim]
+
+
+def recompute(autoencoder: nn.Module, on: bool) -> None:
+    """Whether a decoder's activations are computed again for the gradient, block by block, instead
+    of kept (Chen et al. 2016): the memory of one block for a third more time, and the same bits.
+    Decoders of diffusers that have no such switch keep them."""
+    decoder = autoencoder.decoder
+    if hasattr(decoder, "gradient_checkpointing"):
+        decoder.gradient_checkpointing = on
+        decoder._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
 def factor_of(autoencoder: nn.Module) -> int:

@@ -114,6 +114,9 @@ def optimize(
     palette: Annotated[
         str | None, typer.Option(metavar="COLOURS", help="Keep to these: '#102030,#ffffff'.")
     ] = None,
+    palette_weight: Annotated[
+        float | None, typer.Option(help="How firmly to keep to --palette. [default: 1]")
+    ] = None,
     zoom: Annotated[
         float | None, typer.Option(help="After every --every steps, enlarge by this. [default: 1]")
     ] = None,
@@ -227,6 +230,7 @@ def optimize(
         "tile": tile,
         "symmetry": symmetry,
         "palette": palette and tuple(part.strip() for part in palette.split(",")),
+        "palette_weight": palette_weight,
         "prompts_at": turns or None,
         "zoom": zoom,
         "rotate": rotate,

@@ -51,8 +51,8 @@ def replay(
         remade = _remake(recipe, device or recipe.device)
     if out:
         save_png(remade.image, remade.recipe, out, overwrite=force)
-    unequal, most = _compare(picture, remade)
-    changes = differences(recipe, remade.recipe)
+    unequal, most, sizes = _compare(picture, remade)
+    changes = sizes + differences(recipe, remade.recipe)
     if as_json:
         facts = {"equal": not unequal, "unequal_values": unequal, "largest_difference": most}
         typer.echo(json.dumps({**facts, "differences": changes}))
@@ -97,16 +97,19 @@ def _remake(recipe: Recipe, device: str) -> Picture:
     return pipeline.replay(recipe)
 
 
-def _compare(picture: Path, remade: Picture) -> tuple[int, int]:
-    """How many of the 8-bit values differ, and by how much at most."""
+def _compare(picture: Path, remade: Picture) -> tuple[int, int, list[str]]:
+    """How many of the 8-bit values differ, by how much at most, and what of the sizes does."""
     import numpy as np
 
     from ..images import load
 
-    then, now = (np.asarray(image).astype(int) for image in (load(picture), remade.image))
-    if then.shape != now.shape:
-        return now.size, 255
-    return int((then != now).sum()), int(abs(then - now).max())
+    then, now = load(picture), remade.image
+    if then.size != now.size:
+        (width, height), (wide, high) = then.size, now.size
+        sizes = f"size: the file is {width}x{height}, what its recipe makes {wide}x{high}"
+        return 3 * wide * high, 255, [sizes]
+    apart = np.abs(np.asarray(then).astype(int) - np.asarray(now))
+    return int((apart > 0).sum()), int(apart.max()), []
 
 
 def _tell(unequal: int, most: int, changes: list[str]) -> None:
