@@ -51,7 +51,8 @@ def fold(tower: nn.Module, see: Callable[[], torch.Tensor]) -> bool:
         for conv, _ in found:
             conv.requires_grad_(False)
         return True
-    for (conv, norm), (conv.weight, conv.bias) in zip(found, kept, strict=True):
+    for (conv, norm), (weight, bias) in zip(found, kept, strict=True):
+        conv.weight, conv.bias = weight, bias
         del norm.forward
     return False
 
