@@ -49,7 +49,13 @@ LIMITS = {  # the least and the most of each number
 }
 VIEWS = {  # of so many views a call
     "plain": lambda n: Cutouts(number=n, whole=False, size_range=(0.4, 1.0)),
-    "warped": lambda n: Warped(overview=min(n, 1 + n // 8), inner=n - min(n, 1 + n // 8)),
+    "warped": lambda n: Warped(  # large: a small crop would have the thing again in every corner
+        overview=n // 2,
+        inner=n - n // 2,
+        size_range=(0.75, 1.0),
+        perspective=0.15,
+        padding="border",
+    ),
     "vqgan-clip": lambda n: Warped.vqgan_clip(number=n),
     "disco": lambda n: Warped.disco(overview=-(-3 * n // 4), inner=n - -(-3 * n // 4)),
 }
@@ -104,11 +110,11 @@ class Drawing:
         patience: stop after so many scores in which the judge liked no picture better.
     """
 
-    steps: int = 100
+    steps: int = 200
     size: tuple[int, int] | None = None
     lr: float | None = None
     decay: float = 0.1
-    cutouts: int = 16
+    cutouts: int = 8
     views: str = "warped"
     ema: float = 0.9
     grow: int = 1

@@ -11,7 +11,7 @@ from clipguide.images import contact_sheet
 def main(quick: bool = False, out: Path = Path("optimize.png")) -> None:
     """A red fox, as codes, latents, a spectrum and pixels."""
     names = ("vqgan", "latent", "fourier", "pixels")
-    drawing = clipguide.Drawing(steps=2 if quick else 100, cutouts=2 if quick else 16)
+    drawing = clipguide.Drawing(steps=2, cutouts=2) if quick else clipguide.Drawing()
     pictures = []
     for name in names:
         draw = clipguide.TextToCanvas(name)

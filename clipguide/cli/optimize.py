@@ -41,7 +41,7 @@ def optimize(
             "spectrum. pixels: pixels, coarse and fine.",
         ),
     ] = "vqgan",
-    steps: Annotated[int | None, typer.Option(help="Steps of the loop. [default: 100]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the loop. [default: 200]")] = None,
     seconds: Annotated[
         float | None,
         typer.Option(
@@ -58,7 +58,7 @@ def optimize(
         ),
     ] = None,
     cutouts: Annotated[
-        int | None, typer.Option(help="Crops that CLIP sees in each step. [default: 16]")
+        int | None, typer.Option(help="Crops that CLIP sees in each step. [default: 8]")
     ] = None,
     views: Annotated[
         str | None,
