@@ -2,6 +2,7 @@
 
     python -m benchmarks.loops speed                       # iterations a second, and where they go
     python -m benchmarks.loops speed --steps 3 --threads 1
+    python -m benchmarks.loops folded                      # the embedded guide's gradient
 
 `speed` has models of real classes and sizes with random weights, which cost the same: the VQGAN of
 taming-transformers with a factor of 16, and open_clip's ViT-B-32. The classic loop and ours, in
@@ -15,6 +16,8 @@ Shapes: S steps, 2 readings of a moment: seconds by the clock, and of the proces
 from __future__ import annotations
 
 import json
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,7 @@ import typer
 
 from benchmarks import classic
 from benchmarks.overhead import now
+from clipguide import Clip
 
 PROMPT = "a red fox"
 BAR = 1.5  # of our fastest loop's iterations a second, the classic loop's being 1
@@ -233,6 +237,34 @@ def command_speed(
     if out:
         facts = {"torch": torch.__version__, "threads": threads, "side": side, "views": views}
         out.write_text(json.dumps({**facts, "device": device, "rows": found}, indent=1) + "\n")
+
+
+@app.command("folded")
+def command_folded(
+    times: Annotated[int, typer.Option(min=1, help="Of each, in turn.")] = 15,
+    views: Annotated[int, typer.Option(min=1, help="Encoded at a time.")] = 16,
+    threads: Annotated[int, typer.Option(min=1, help="Of the processor.")] = 1,
+) -> None:
+    """Processor time of the gradient of views through the embedded guide, whose batch norms are
+    folded into its convolutions, ÷ as it was trained: the median of pairs."""
+    from unittest.mock import patch
+
+    from clipguide import folding, load_clip
+
+    torch.set_num_threads(threads)
+    folded = load_clip("mini")
+    with patch.object(folding, "fold", lambda tower, see: False):
+        plain = load_clip("mini")
+    image_B3HW = torch.rand(views, 3, folded.image_size, folded.image_size)
+
+    def spent(clip: Clip) -> float:
+        leaf, begin = image_B3HW.clone().requires_grad_(), time.process_time()
+        clip.encode_image(leaf).sum().backward()
+        return time.process_time() - begin
+
+    spent(folded), spent(plain)  # warm
+    ratio = statistics.median(spent(folded) / spent(plain) for _ in range(times))
+    typer.echo(f"folded ÷ plain: {ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -212,6 +212,11 @@ def test_speed_runs(tiny_mini, tmp_path):
     assert CliRunner().invoke(loops.app, ["speed", "--ways", "faster"]).exit_code == 2
 
 
+def test_folded_compares_the_same_guide(tiny_mini):
+    told = CliRunner().invoke(loops.app, ["folded", "--times", "1", "--views", "2"])
+    assert told.exit_code == 0 and float(told.output.split(":")[1]) > 0
+
+
 def test_speed_compares_the_same_work(vq, clip):
     """As many views in both, of the same size, and a gradient that reaches the latents."""
     for way in loops.WAYS[:2]:
