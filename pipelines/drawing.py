@@ -165,6 +165,8 @@ class Drawing:
             raise UsageError("A mask keeps what init shows outside of it: give an init picture.")
         if self.init_weight and not self.init:
             raise UsageError("init_weight keeps the picture near init: give an init picture.")
+        if self.palette_weight != 1 and not self.palette:
+            raise UsageError("palette_weight keeps to a palette: give one.")
         if self.temperature and canvas != "vqgan":
             raise UsageError("temperature softens a VQGAN's codes: leave it out.")
         if self.steps < self.grow:

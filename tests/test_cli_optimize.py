@@ -19,6 +19,7 @@ import pytest
 import test_cli
 from clipguide.pipelines.text_to_canvas import Run
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from clipguide.cli import unfinished
@@ -55,6 +56,12 @@ def test_a_picture_that_can_be_made_again():
     assert "pixel for pixel" in invoke("replay", "a-fox-7.png")
     invoke(*RUN, "--judge", "", "--out", "unjudged.png")
     assert "pixel for pixel" in invoke("replay", "unjudged.png")
+    with Image.open("unjudged.png") as picture:
+        text = PngInfo()
+        for key, value in picture.text.items():
+            text.add_text(key, value)
+        picture.resize((16, 8)).save("small.png", pnginfo=text)
+    assert "the file is 16x8, what its recipe makes 32x32" in invoke("replay", "small.png", code=1)
 
 
 def test_several_pictures_with_all_that_there_is_to_see():

@@ -273,6 +273,7 @@ def test_what_a_recipe_names_is_a_file(vqgan, options):
         ({"symmetry": "round"}, "horizontal or vertical"),
         ({"mask": "m.png"}, "give an init picture"),
         ({"init_weight": 1.0}, "give an init picture"),
+        ({"palette_weight": 2.0}, "keeps to a palette"),
         ({"prompts_at": ((3, "a"), (2, "b"))}, "must go up"),
         ({"prompts_at": ((9, "a"),)}, "from 0 to 3"),
         ({"prompts_at": ((1, ""),)}, "empty"),
