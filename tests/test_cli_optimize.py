@@ -62,6 +62,8 @@ def test_a_picture_that_can_be_made_again():
             text.add_text(key, value)
         picture.resize((16, 8)).save("small.png", pnginfo=text)
     assert "the file is 16x8, what its recipe makes 32x32" in invoke("replay", "small.png", code=1)
+    told = invoke("replay", "small.png", "--out", "small.png", "--force", code=1)
+    assert "the file is 16x8" in told and Image.open("small.png").size == (32, 32)
 
 
 def test_several_pictures_with_all_that_there_is_to_see():

@@ -49,9 +49,9 @@ def replay(
         naming.claim([out], force=force)
     with console.plain_speech():
         remade = _remake(recipe, device or recipe.device)
+    unequal, most, sizes = _compare(picture, remade)  # before `out` may take its place
     if out:
         save_png(remade.image, remade.recipe, out, overwrite=force)
-    unequal, most, sizes = _compare(picture, remade)
     changes = sizes + differences(recipe, remade.recipe)
     if as_json:
         facts = {"equal": not unequal, "unequal_values": unequal, "largest_difference": most}
