@@ -75,18 +75,17 @@ class Clip:
             for key in ("mean", "std")
         )
         self.embed_dim = self.encode_text(["a"]).shape[1]
-        self._weights = ""
         if self.dtype == self._wide and any(folding.pairs(self._model.visual)):
             self._fold()
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the weights (as float32) and of the preprocessing."""
-        return self._weights or fingerprint({"clip": self._model}, extra=self.preprocess)
+        return fingerprint({"clip": self._model}, extra=self.preprocess)
 
     def _fold(self) -> None:
         """Batch norms become a part of the convolutions; the fingerprint stays the checkpoint's."""
-        self._weights = self.fingerprint
+        _ = self.fingerprint  # cached before the weights change
         random = torch.Generator().manual_seed(0)
         image_13HW = torch.rand(1, 3, self.image_size, self.image_size, generator=random)
         image_13HW = image_13HW.to(self.device, self.dtype, memory_format=torch.channels_last)

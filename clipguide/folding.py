@@ -2,7 +2,7 @@
 
 In evaluation a batch norm is a scale and a shift of each channel, so that it can be a part of the
 convolution's weight and bias (Jacob et al. 2018, §3.2): the same function, with one pass over
-memory less. On a processor that is close to half of the time of a small tower's gradient.
+memory less (`python -m benchmarks.loops folded` times it).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def fold(tower: nn.Module, see: Callable[[], torch.Tensor]) -> bool:
             norm.weight,
             norm.bias,
         )
-        norm.forward = getattr(norm, "act", _same).__call__  # timm's norms activate too
+        norm.forward = norm.act.forward if hasattr(norm, "act") else _same  # timm's activate too
     if (see() - before).abs().max() <= CLOSE * before.abs().max():
         for conv, _ in found:
             conv.requires_grad_(False)

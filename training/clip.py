@@ -3,6 +3,7 @@
     python -m training.clip train guide --minutes 40            # processor minutes; resumes
     python -m training.clip train guide --robust --minutes 40   # then: trained for its gradients
     python -m training.clip export guide                        # clipguide/mini/guide, fp16
+    python -m training.clip recover guide                       # an empty cache, from what ships
 
 The image tower is an EfficientNet-Lite that ImageNet taught to see. Its head begins as what it
 already knows, in one of two shapes. `mlp`: one hidden unit for each row of the classifier, which
