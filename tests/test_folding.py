@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from clipguide import load_clip
 from clipguide.folding import fold, pairs
+from training.common import skip_norms
 
 
 def randomise(tower):
@@ -82,3 +83,25 @@ def test_a_clip_is_folded_and_keeps_its_fingerprint(tiny_mini, monkeypatch):
     assert folded.fingerprint == plain.fingerprint
     image = torch.rand(2, 3, 50, 40, generator=torch.Generator().manual_seed(2))
     assert_close(folded.encode_image(image), plain.encode_image(image), atol=1e-5, rtol=0)
+    monkeypatch.setattr(torch.nn.functional, "batch_norm", None)
+    folded.encode_image(image)
+    with pytest.raises(TypeError):
+        plain.encode_image(image)
+
+
+def test_training_skips_norms_and_trains_alike(image):
+    tower = randomise(timm.create_model("tf_efficientnet_lite0", num_classes=8))
+    tower.requires_grad_(True)
+    skipping = copy.deepcopy(tower)
+    skip_norms(skipping)
+    copied = copy.deepcopy(skipping)  # as the average of weights is
+    for each in (tower, skipping):
+        each(image).square().mean().backward()
+    for mine, theirs in zip(skipping.parameters(), tower.parameters(), strict=True):
+        size = theirs.grad.abs().max().item()
+        assert_close(mine.grad, theirs.grad, rtol=1e-7, atol=1e-7 * size)
+    assert skipping.state_dict().keys() == tower.state_dict().keys()
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+        assert not copied(image).any() and skipping(image).any()

@@ -9,9 +9,10 @@ import math
 import pytest
 import torch
 from clipguide.pipelines.drawing import CANVASES, Drawing, fitted, move
-from clipguide.pipelines.text_to_canvas import TextToCanvas
+from clipguide.pipelines.text_to_canvas import Run, TextToCanvas
 from PIL import Image
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from clipguide.errors import ClipguideWarning, UsageError
 from clipguide.images import to_pil, to_tensor
@@ -326,6 +327,32 @@ def test_a_tiny_autoencoder_and_a_pipeline_are_canvases(
 
 def test_seconds_a_step(vqgan):
     assert 0 < vqgan.seconds_a_step("a fox", FAST) < 30
+
+
+def test_seconds_a_step_are_the_mean_over_the_sizes(vqgan, monkeypatch):
+    clock, step = [0.0], Run.step
+
+    def slow(run):
+        clock[0] += run.stages[run._stage][0] / 32  # a second at 32 pixels, two at 64
+        return step(run)
+
+    monkeypatch.setattr(Run, "step", slow)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    drawing = fast(size=(64, 64), grow=2)
+    assert vqgan.seconds_a_step("a fox", drawing) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("canvas", ["vqgan", "latent"])
+def test_large_pictures_keep_fewer_activations_and_the_same_bits(tiny_mini, canvas, monkeypatch):
+    owner, calls = TextToCanvas(canvas), []
+    (kept,) = owner("a fox", FAST)
+    monkeypatch.setattr(
+        "clipguide.canvases.latent.checkpoint",
+        lambda block, *a, **k: calls.append(block) or checkpoint(block, *a, **k),
+    )
+    assert bits(owner("a fox", FAST)[0]) == bits(kept) and not calls
+    monkeypatch.setattr("clipguide.pipelines.text_to_canvas.LARGE", 32 * 32)
+    assert bits(owner("a fox", FAST)[0]) == bits(kept) and calls
 
 
 def test_the_best_is_the_judges(vqgan):
