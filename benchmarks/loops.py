@@ -249,7 +249,8 @@ def command_folded(
     folded into its convolutions, ÷ as it was trained: the median of pairs."""
     from unittest.mock import patch
 
-    from clipguide import folding, load_clip
+    from clipguide import load_clip
+    from clipguide.clip import folding
 
     torch.set_num_threads(threads)
     folded = load_clip("mini")

@@ -45,7 +45,7 @@ _HOMES = {
     "Warped": "views",
     "compose": "prompts",
     "load_clip": "clip",
-    "load_hf_clip": "hf_clip",
+    "load_hf_clip": "clip.hf",
     "regions": "objectives",
     "schedule": "schedules",
     "steer": "guidance",
@@ -55,9 +55,9 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from .clip import Clip, load_clip
+    from .clip.hf import load_hf_clip
     from .errors import ClipguideError, UsageError
     from .guidance import steer
-    from .hf_clip import load_hf_clip
     from .objectives import (
         Aesthetic,
         Balanced,

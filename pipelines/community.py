@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from transformers import CLIPTokenizer
 
+from ..clip.hf import wrap_hf_clip
 from ..guidance import Steering, steer
-from ..hf_clip import wrap_hf_clip
 from ..objectives import Similarity
 from ..views import Cutouts
 

@@ -14,7 +14,7 @@ from conftest import CONTEXT_LENGTH, IMAGE_SIZE, write_clip
 from PIL import Image
 from torch.testing import assert_close
 
-from clipguide.clip import _resize, clamp_with_gradient, fingerprint, load_clip
+from clipguide.clip import clamp_with_gradient, fingerprint, load_clip, resize
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.images import to_tensor
 
@@ -53,7 +53,7 @@ def test_resize_is_that_of_open_clip(mode, interpolation):
     config = {"resize_mode": mode, "interpolation": interpolation, "fill_color": 128}
     for size in SIZES:
         picture = landscape(*size).point(lambda value: 64 + value // 2)
-        ours = _resize(to_tensor([picture]), config, IMAGE_SIZE)
+        ours = resize(to_tensor([picture]), config, IMAGE_SIZE)
         assert_close(ours[0], transform(picture), atol=1.6 / 255, rtol=0)
 
 

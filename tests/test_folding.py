@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from clipguide import load_clip
-from clipguide.folding import fold, pairs
+from clipguide.clip.folding import fold, pairs
 from training.common import skip_norms
 
 
@@ -78,7 +78,7 @@ def test_towers_without_norms_are_left(image):
 
 def test_a_clip_is_folded_and_keeps_its_fingerprint(tiny_mini, monkeypatch):
     folded = load_clip("mini")
-    monkeypatch.setattr("clipguide.folding.fold", lambda tower, see: False)
+    monkeypatch.setattr("clipguide.clip.folding.fold", lambda tower, see: False)
     plain = load_clip("mini")
     assert folded.fingerprint == plain.fingerprint
     image = torch.rand(2, 3, 50, 40, generator=torch.Generator().manual_seed(2))

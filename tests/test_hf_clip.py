@@ -12,8 +12,8 @@ from conftest import CONTEXT_LENGTH
 from hf_folder import write_hf_clip
 from torch.testing import assert_close
 
+from clipguide.clip.hf import load_hf_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
-from clipguide.hf_clip import load_hf_clip
 from clipguide.images import to_pil, to_tensor
 
 TEXTS = ["a red fox", "an owl", "a"]

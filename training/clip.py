@@ -4,6 +4,7 @@
     python -m training.clip train guide --robust --minutes 40   # then: trained for its gradients
     python -m training.clip export guide                        # clipguide/mini/guide, fp16
     python -m training.clip recover guide                       # an empty cache, from what ships
+    python -m training.clip train judge --again --minutes 90    # on from those, plain
 
 The image tower is an EfficientNet-Lite that ImageNet taught to see. Its head begins as what it
 already knows, in one of two shapes. `mlp`: one hidden unit for each row of the classifier, which
@@ -397,8 +398,11 @@ def probe(
 
 
 @app.command()
-def train(name: str, robust: bool = False, minutes: float = 25, batch: int = 64) -> None:
-    """Train a plain model, or go on from the plain one for its gradients, within `minutes`."""
+def train(
+    name: str, robust: bool = False, again: bool = False, minutes: float = 25, batch: int = 64
+) -> None:
+    """Train a plain model within `minutes`, or go on from the plain one: `again`, or for its
+    gradients."""
     stage = CACHE / f"{name}{'-robust' if robust else ''}"
     checkpoint = stage.with_suffix(".checkpoint")
     data = TrainingSet(common.DATA, size=SIZE, mix=MIX)
@@ -407,12 +411,13 @@ def train(name: str, robust: bool = False, minutes: float = 25, batch: int = 64)
     recipe = Recipe(name, model, data.concepts, robust)
     tests = {"held": data.held_rows(), "openmoji": data.style_rows("openmoji")[:400]}
     rng = np.random.default_rng(BACKBONES[name])
-    if robust:
+    if robust or again:
         model.load_state_dict(torch.load(f"{CACHE / name}.pt", weights_only=True))
+    if robust:
         with torch.no_grad():
             model.logit_scale.fill_(np.log(SCALE))
     else:
-        if not checkpoint.exists():
+        if not checkpoint.exists() and not again:
             probe(model, recipe, batches(data, recipe, model, batch, rng))
             for test, rows in tests.items():
                 print("probe", test, accuracy(model, recipe, rows, data), flush=True)

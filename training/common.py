@@ -14,7 +14,7 @@ from types import MethodType
 import torch
 from timm.layers import Conv2dSame, pad_same
 
-from clipguide.folding import pairs
+from clipguide.clip.folding import pairs
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("CLIPGUIDE_TRAINING_CACHE", HERE / "cache"))

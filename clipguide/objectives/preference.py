@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from ..clip import Clip, _resize, to_device, to_dtype
+from ..clip import Clip, resize, to_device, to_dtype
+from ..clip.hf import load_hf_clip
 from ..errors import ClipguideError, UsageError, close_matches
-from ..hf_clip import load_hf_clip
 from ..images import load, to_tensor
 from ..prompts import check_text, shorten
 from ..views import Cutouts
@@ -145,7 +145,7 @@ class ImageReward(Objective):
     def _prepare(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Images at the size that it sees, normalised, as its own transform does."""
         config = {"resize_mode": "shortest", "interpolation": "bicubic"}
-        image_B3HW = _resize(image_B3HW.to(self.device).float(), config, _BLIP_SIZE)
+        image_B3HW = resize(image_B3HW.to(self.device).float(), config, _BLIP_SIZE)
         mean_3, std_3 = (image_B3HW.new_tensor(values) for values in (_BLIP_MEAN, _BLIP_STD))
         return (image_B3HW - mean_3[:, None, None]) / std_3[:, None, None]
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .clip import Clip, to_device, to_dtype
-from .errors import ClipguideError, UsageError, reason
+from ..errors import ClipguideError, UsageError, reason
+from .base import Clip, to_device, to_dtype
 
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the processor's are
 

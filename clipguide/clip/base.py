@@ -6,32 +6,29 @@ Images are RGB in [0, 1]; embeddings are float32 (float64 of a float64 model) an
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from . import folding, mini
-from .errors import ClipguideError, ClipguideWarning, UsageError, close_matches, reason
-from .prompts import shorten
+from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
+from ..prompts import shorten
+from . import folding
+from .resize import resize
 
-MINI = {"mini": "guide", "mini-judge": "judge"}
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
-CONFIG = "open_clip_config.json"
-OPENAI_IDS = 49408  # of the tokenizer that open_clip takes by default
 CHUNK = 64  # texts or pictures encoded at a time
 
 
@@ -68,7 +65,8 @@ class Clip:
         self.logit_bias = 0.0 if bias is None else float(bias.detach())
         model = model.eval().requires_grad_(False).to(self.device, self.dtype)
         self._model = model.to(memory_format=torch.channels_last)  # a third faster on a CPU
-        self._transform, self._tokenizer = transform, tokenizer
+        self._tokenizer = tokenizer
+        self._transform, self._to_pixels = transform, _pixel_steps(transform)
         self._wide = torch.promote_types(self.dtype, torch.float32)
         self._mean_3, self._std_3 = (
             torch.tensor(self.preprocess[key], dtype=self._wide, device=self.device)
@@ -98,30 +96,49 @@ class Clip:
         8 bits. Values outside [0, 1] are clamped, and keep a gradient that leads back inside.
         """
         image_B3HW = image_B3HW.to(self.device, self._wide)
-        image_B3HW = _resize(image_B3HW, self.preprocess, self.image_size)
+        image_B3HW = resize(image_B3HW, self.preprocess, self.image_size)
         image_B3HW = (image_B3HW - self._mean_3[:, None, None]) / self._std_3[:, None, None]
         image_B3HW = image_B3HW.to(self.dtype, memory_format=torch.channels_last)
         return self._unit(self._model.encode_image(image_B3HW))
 
-    @torch.no_grad()
-    def encode_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Unit vectors_BD of RGB pictures, through the checkpoint's own transform."""
-        chunks = [
-            self._model.encode_image(
-                torch.stack([self._transform(picture) for picture in chunk]).to(
-                    self.device, self.dtype
-                )
-            )
-            for chunk in _chunks(pictures)
-        ]
-        return self._unit(torch.cat(chunks))
+    def prepare(self, picture: Image.Image) -> torch.Tensor:
+        """What the tower sees of a picture, by the checkpoint's own transform: bytes_HW3 where it
+        ends as torchvision's do, else image_3HW, normalised. Threads may call it."""
+        if self._to_pixels is None:
+            return self._transform(picture)
+        for step in self._to_pixels:
+            picture = step(picture)
+        return torch.from_numpy(np.array(picture))
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
-        """Unit vectors_BD of texts. One that is too long is cut, its end token kept, and warned of.
+    def encode_prepared(self, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Unit vectors_BD of what `prepare` made of each picture."""
+        image = torch.stack(list(prepared)).to(self.device)
+        if self._to_pixels is not None:
+            image = image.permute(0, 3, 1, 2).to(self._wide).div_(255)
+            image = image.sub_(self._mean_3[:, None, None]).div_(self._std_3[:, None, None])
+        image_B3HW = image.to(self.dtype, memory_format=torch.channels_last)
+        return self._unit(self._model.encode_image(image_B3HW))
+
+    def encode_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """Unit vectors_BD of RGB pictures, through the checkpoint's own transform."""
+        chunks = ([self.prepare(picture) for picture in chunk] for chunk in _chunks(pictures))
+        return torch.cat([self.encode_prepared(chunk) for chunk in chunks])
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str], *, long: str = "cut") -> torch.Tensor:
+        """Unit vectors_BD of texts. One that is too long is cut, its end token kept, and warned of;
+        with long="chunk" it is read in windows of whole words, whose vectors are averaged.
 
         Emoji, other scripts and blanks are whatever the tokenizer makes of them.
         """
+        if long not in ("cut", "chunk"):
+            raise UsageError(f"long is cut or chunk, not {long!r}.")
+        if long == "chunk":
+            windows = [self._windows(text) for text in texts]
+            unit_WD = self.encode_text([window for parts in windows for window in parts])
+            parts = unit_WD.split([len(parts) for parts in windows])
+            return self._unit(torch.stack([part_WD.mean(0) for part_WD in parts]))
         return self._unit(torch.cat([self._encode_texts(list(chunk)) for chunk in _chunks(texts)]))
 
     def similarity(self, image_BD: torch.Tensor, text_ND: torch.Tensor) -> torch.Tensor:
@@ -151,7 +168,11 @@ class Clip:
     def _lost(self, text: str) -> str:
         """The last words of a text that is too long: those that do not fit."""
         words = text.split()
-        low, high = 0, len(words)  # the first `low` words fit, the first `high` do not
+        return " ".join(words[self._fitting(words) :])
+
+    def _fitting(self, words: list[str]) -> int:
+        """How many of the words fit into the context, from the first on; perhaps not even one."""
+        low, high = 0, len(words) + 1  # the first `low` words fit, the first `high` do not
         while high - low > 1:
             middle = (low + high) // 2
             head = [" ".join(words[:middle])]
@@ -159,42 +180,18 @@ class Clip:
                 high = middle
             else:
                 low = middle
-        return " ".join(words[low:])
+        return low
 
-
-def load_clip(name: str = "mini", *, device: str = "cpu", dtype: str = "float32") -> Clip:
-    """A CLIP by name, on a device.
-
-    `name` is "mini" (the embedded guide), "mini-judge", a folder with an open_clip_config.json and
-    safetensors, an open_clip model and tag such as "ViT-B-32/laion2b_s34b_b79k", or "hf-hub:" and
-    the name of an open_clip model on the hub; these open_clip downloads where they are not cached.
-    UsageError for a name that is none of these, ClipguideError
-    for one that does not load.
-    """
-    to_dtype(dtype)
-    to_device(device)
-    if name in MINI:
-        mini.check(MINI[name])
-        source, tag = f"local-dir:{mini.path(MINI[name])}", None
-    elif Path(name).is_dir():
-        _check_folder(Path(name))
-        source, tag = f"local-dir:{name}", None
-    elif name.startswith("hf-hub:"):
-        source, tag = name, None
-    else:
-        source, tag = _known_tag(name)
-    import open_clip
-
-    try:
-        model, transform = open_clip.create_model_from_pretrained(source, tag)
-        tokenizer = open_clip.get_tokenizer(source)
-        return Clip(
-            model, transform=transform, tokenizer=tokenizer, name=name, device=device, dtype=dtype
-        )
-    except ClipguideError:
-        raise
-    except Exception as error:  # open_clip, safetensors and json each raise their own
-        raise ClipguideError(f"The CLIP {name} cannot be loaded: {reason(error)}.") from error
+    def _windows(self, text: str) -> list[str]:
+        """The text in pieces of whole words that fit; a word that does not fit alone is cut."""
+        if not self._too_long([text], self._tokenizer([text])):
+            return [text]
+        words, windows = text.split(), []
+        while words:
+            count = max(1, self._fitting(words[: self.context_length]))
+            windows.append(" ".join(words[:count]))
+            words = words[count:]
+        return windows
 
 
 def to_dtype(name: str) -> torch.dtype:
@@ -227,81 +224,13 @@ def fingerprint(modules: dict[str, nn.Module], *, extra: object = None) -> str:
     return digest.hexdigest()
 
 
-def clamp_with_gradient(x: torch.Tensor, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-    """x clamped; a gradient passes where it leads back inside (Crowson's ClampWithGrad)."""
-    return _Clamp.apply(x, low, high)
-
-
-class _Clamp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, low, high):
-        ctx.save_for_backward(x)
-        ctx.bounds = low, high
-        return x.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        low, high = ctx.bounds
-        return gradient * (gradient * (x - x.clamp(low, high)) >= 0), None, None
-
-
-def _resize(image_B3HW: torch.Tensor, config: dict, size: int) -> torch.Tensor:
-    """Images at size x size, clamped to [0, 1], as open_clip's transform of the same config."""
-    height, width = image_B3HW.shape[-2:]
-    mode = config["resize_mode"]
-    if mode == "squash":
-        target = (size, size)
-    elif mode == "shortest":  # torchvision truncates the longer side
-        target = tuple(int(size * side / min(height, width)) for side in (height, width))
-    else:
-        target = tuple(round(side * size / max(height, width)) for side in (height, width))
-    if target != (height, width):
-        filter_ = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
-        image_B3HW = F.interpolate(image_B3HW, target, mode=filter_, antialias=True)
-    image_B3HW = clamp_with_gradient(image_B3HW)
-    height, width = image_B3HW.shape[-2:]
-    if height < size or width < size:
-        down, across = size - height, size - width
-        padding = (across // 2, (across + 1) // 2, down // 2, (down + 1) // 2)
-        return F.pad(image_B3HW, padding, value=config.get("fill_color", 0) / 255)
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return image_B3HW[..., top : top + size, left : left + size]
-
-
-def _check_folder(folder: Path) -> None:
-    """UsageError if open_clip would not load this folder, or only with the wrong tokenizer."""
-    try:
-        text = json.loads((folder / CONFIG).read_text())["model_cfg"]["text_cfg"]
-    except FileNotFoundError:
-        raise UsageError(f"{folder} is no CLIP folder: it has no {CONFIG}.") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{folder / CONFIG} is not the configuration of a CLIP.") from None
-    if not any(folder.glob("*.safetensors")):
-        raise UsageError(f"{folder} has no weights in a .safetensors file, which clipguide reads.")
-    if not text.get("hf_tokenizer_name") and text.get("vocab_size", OPENAI_IDS) != OPENAI_IDS:
-        raise UsageError(
-            f"{folder / CONFIG} names no tokenizer, so open_clip would take its own of "
-            f"{OPENAI_IDS} ids: set text_cfg.hf_tokenizer_name."
-        )
-
-
-def _known_tag(name: str) -> tuple[str, str]:
-    """The open_clip model and tag of "model/tag". UsageError if open_clip has no such pair."""
-    import open_clip
-
-    known = {f"{model}/{tag}" for model, tag in open_clip.list_pretrained()}
-    if name not in known:
-        near = difflib.get_close_matches(name, [*known, *MINI], n=3)
-        advice = (
-            f"Did you mean {' or '.join(near)}?"
-            if near
-            else (f"Give {' or '.join(MINI)}, a folder, or an open_clip model and tag.")
-        )
-        raise UsageError(f"There is no CLIP {shorten(name)!r}. {advice}")
-    model, tag = name.split("/", 1)
-    return model, tag
-
-
 def _chunks(items: Sequence) -> list[Sequence]:
     return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+
+
+def _pixel_steps(transform: object) -> list[Callable] | None:
+    """The steps of a torchvision transform that end in the 8-bit picture that the tower sees, if
+    to scale and normalise it is all that follows; else None."""
+    steps = getattr(transform, "transforms", [])
+    ends = [type(step).__name__.removeprefix("Maybe") for step in steps[-2:]]
+    return list(steps[:-2]) if ends == ["ToTensor", "Normalize"] else None

@@ -1,0 +1,15 @@
+"""CLIP, any of them, under one contract: `load_clip` makes a `Clip`."""
+
+from .base import Clip, fingerprint, to_device, to_dtype
+from .load import load_clip
+from .resize import clamp_with_gradient, resize
+
+__all__ = [
+    "Clip",
+    "clamp_with_gradient",
+    "fingerprint",
+    "load_clip",
+    "resize",
+    "to_device",
+    "to_dtype",
+]

@@ -1,0 +1,51 @@
+"""The differentiable resize of image tensors, as the checkpoints' own transforms resize pictures.
+
+Shapes: B images, 3 channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def clamp_with_gradient(x: torch.Tensor, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+    """x clamped; a gradient passes where it leads back inside (Crowson's ClampWithGrad)."""
+    return _Clamp.apply(x, low, high)
+
+
+class _Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, low, high):
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        low, high = ctx.bounds
+        return gradient * (gradient * (x - x.clamp(low, high)) >= 0), None, None
+
+
+def resize(image_B3HW: torch.Tensor, config: dict, size: int) -> torch.Tensor:
+    """Images at size x size, clamped to [0, 1], as open_clip's transform of the same config."""
+    height, width = image_B3HW.shape[-2:]
+    mode = config["resize_mode"]
+    if mode == "squash":
+        target = (size, size)
+    elif mode == "shortest":  # torchvision truncates the longer side
+        target = tuple(int(size * side / min(height, width)) for side in (height, width))
+    else:
+        target = tuple(round(side * size / max(height, width)) for side in (height, width))
+    if target != (height, width):
+        filter_ = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
+        image_B3HW = F.interpolate(image_B3HW, target, mode=filter_, antialias=True)
+    image_B3HW = clamp_with_gradient(image_B3HW)
+    height, width = image_B3HW.shape[-2:]
+    if height < size or width < size:
+        down, across = size - height, size - width
+        padding = (across // 2, (across + 1) // 2, down // 2, (down + 1) // 2)
+        return F.pad(image_B3HW, padding, value=config.get("fill_color", 0) / 255)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return image_B3HW[..., top : top + size, left : left + size]
