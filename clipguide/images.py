@@ -6,8 +6,10 @@ Shapes: B images, 3 channels, H rows, W columns. Tensors are float32 in [0, 1], 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -19,25 +21,55 @@ LABEL_HEIGHT = 18  # pixels under each picture of a contact sheet
 GAP = 4  # pixels between the pictures of a contact sheet
 
 
-def load(source: str | os.PathLike | Image.Image) -> Image.Image:
+def load(
+    source: str | os.PathLike | BinaryIO | Image.Image,
+    *,
+    alpha: str = "white",
+    side: int | None = None,
+) -> Image.Image:
     """A picture file, or a PIL image of any mode, as 8-bit RGB.
 
-    Turned as its EXIF says, laid on white where transparent, the first frame if it moves; 16-bit
-    values are scaled, and floating-point ones are taken to be in [0, 1]. UsageError if it cannot
+    Turned as its EXIF says, laid on white where transparent (with alpha="drop" left transparent,
+    for a transform that drops it), the first frame if it moves; 16-bit values are scaled, and
+    floating-point ones are taken to be in [0, 1]. With `side`, a JPEG may be decoded at a half, a
+    quarter or an eighth of its size if no side becomes shorter than that. UsageError if it cannot
     be read.
     """
+    return load_frames(source, count=1, alpha=alpha, side=side)[0]
+
+
+def load_frames(
+    source: str | os.PathLike | BinaryIO | Image.Image,
+    *,
+    count: int,
+    alpha: str = "white",
+    side: int | None = None,
+) -> list[Image.Image]:
+    """As `load`, but `count` frames of a picture that moves, spread evenly, the first among them;
+    fewer if it has fewer."""
+    if alpha not in ("white", "drop"):
+        raise UsageError(f"alpha is white or drop, not {alpha!r}.")
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
-    path = Path(source)
+        return _frames(source, count, alpha)
+    name = getattr(source, "name", "the picture") if hasattr(source, "read") else Path(source)
     try:
-        with Image.open(path) as image:
-            return _to_rgb(image)
+        if isinstance(name, Path) and not stat.S_ISREG(os.stat(name).st_mode):
+            raise UsageError(f"{name} is not a file.")
+        with Image.open(source) as image:
+            if side:
+                image.draft("RGB", (side, side))
+            return _frames(image, count, alpha)
+    except UsageError:
+        raise
     except FileNotFoundError:
-        raise UsageError(f"There is no picture {path}.") from None
+        raise UsageError(f"There is no picture {name}.") from None
     except UnidentifiedImageError:
-        raise UsageError(f"{path} is not a picture in a format that Pillow reads.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"The picture {path} cannot be read: {error}.") from None
+        empty = isinstance(name, Path) and not name.stat().st_size
+        what = "is empty" if empty else "is not a picture in a format that Pillow reads"
+        raise UsageError(f"{name} {what}.") from None
+    except Exception as error:  # Pillow's plugins raise each their own on a damaged file
+        words = str(getattr(error, "strerror", None) or error or type(error).__name__)
+        raise UsageError(f"The picture {name} cannot be read: {words.rstrip('.')}.") from None
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -82,13 +114,23 @@ def contact_sheet(
     return sheet
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image.seek(0)
+def _frames(image: Image.Image, count: int, alpha: str) -> list[Image.Image]:
+    total = getattr(image, "n_frames", 1) if count > 1 else 1
+    frames = []
+    for i in range(min(count, total)):
+        image.seek(i * total // min(count, total))
+        frames.append(_to_rgb(image, alpha))
+    return frames
+
+
+def _to_rgb(image: Image.Image, alpha: str) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return _from_wide_grey(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        if alpha == "drop":
+            return image
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")

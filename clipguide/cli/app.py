@@ -9,6 +9,8 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import ClipguideError, UsageError, out_of_memory
+from .cache import cache
+from .embed import embed
 from .generate import generate
 from .models import models
 from .optimize import optimize
@@ -52,6 +54,8 @@ app.command()(generate)
 app.command()(optimize)
 app.command()(replay)
 app.command()(plot)
+app.command()(embed)
+app.add_typer(cache, name="cache")
 app.command()(models)
 
 

@@ -48,6 +48,14 @@ def tell(line: str | os.PathLike) -> None:
     typer.echo(os.fsencode(line))
 
 
+def complain(message: str) -> None:
+    """Print a message on stderr, in one line, whatever the names of files in it are made of."""
+    line = "".join(
+        c if c.isprintable() or "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in message
+    )
+    typer.echo(os.fsencode(f"clipguide: {line}"), err=True)
+
+
 class Meter:
     """A progress bar over `samples` samples, with the guide's and the judge's mean score in it.
 

@@ -6,11 +6,12 @@ Images are RGB in [0, 1]; embeddings are float32 (float64 of a float64 model) an
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
 from ..prompts import shorten
 from . import folding
-from .resize import resize
+from .resize import resize, tame
 
 DTYPES = {
     "float32": torch.float32,
@@ -29,6 +30,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
+SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 CHUNK = 64  # texts or pictures encoded at a time
 
 
@@ -59,13 +61,19 @@ class Clip:
             raise ClipguideError(f"The CLIP {name} sees {width}x{height}; it must see squares.")
         self.image_size = int(height)
         read = getattr(tokenizer, "context_length", None)  # less than a Hugging Face tower could
-        self.context_length = int(min(model.context_length, read or model.context_length))
+        most = getattr(model, "text", model).context_length  # a CoCa's own is its decoder's
+        self.context_length = int(min(most, read or most))
         self.logit_scale = float(model.logit_scale.detach().exp())
         bias = getattr(model, "logit_bias", None)
         self.logit_bias = 0.0 if bias is None else float(bias.detach())
         model = model.eval().requires_grad_(False).to(self.device, self.dtype)
         self._model = model.to(memory_format=torch.channels_last)  # a third faster on a CPU
-        self._tokenizer = tokenizer
+        self._tokenizer = partial(tokenizer, context_length=self.context_length)
+        if torch.equal(*self._tokenizer(["", "a"])):  # transformers makes one of no words, silently
+            raise ClipguideError(
+                f"The tokenizer of the CLIP {name} reads every text alike: the files of its "
+                "vocabulary are missing."
+            )
         self._transform, self._to_pixels = transform, _pixel_steps(transform)
         self._wide = torch.promote_types(self.dtype, torch.float32)
         self._mean_3, self._std_3 = (
@@ -89,6 +97,20 @@ class Clip:
         image_13HW = image_13HW.to(self.device, self.dtype, memory_format=torch.channels_last)
         folding.fold(self._model.visual, lambda: self._model.encode_image(image_13HW))
 
+    def astype(self, dtype: str) -> Clip:
+        """A copy that computes in another dtype; its fingerprint is the same, the checkpoint's."""
+        _ = self.fingerprint
+        other = copy.copy(self)
+        other.dtype = to_dtype(dtype)
+        other._wide = torch.promote_types(other.dtype, torch.float32)
+        other._mean_3, other._std_3 = self._mean_3.to(other._wide), self._std_3.to(other._wide)
+        other._model = copy.deepcopy(self._model).to(other.dtype)
+        return other
+
+    def compile(self) -> None:
+        """Compile the image tower by torch.compile, at the first batch of each size."""
+        self._model.encode_image = torch.compile(self._model.encode_image)
+
     def encode_image(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Unit vectors_BD of images in [0, 1] of any size, differentiable.
 
@@ -104,6 +126,7 @@ class Clip:
     def prepare(self, picture: Image.Image) -> torch.Tensor:
         """What the tower sees of a picture, by the checkpoint's own transform: bytes_HW3 where it
         ends as torchvision's do, else image_3HW, normalised. Threads may call it."""
+        picture = tame(picture, self.preprocess, self.image_size)
         if self._to_pixels is None:
             return self._transform(picture)
         for step in self._to_pixels:
@@ -195,7 +218,8 @@ class Clip:
 
 
 def to_dtype(name: str) -> torch.dtype:
-    """The torch type of a name. UsageError if there is none."""
+    """The torch type of a name, such as bfloat16 or bf16. UsageError if there is none."""
+    name = SHORT.get(name, name)
     if name not in DTYPES:
         raise UsageError(f"There is no dtype {name!r}.{close_matches(name, DTYPES)}")
     return DTYPES[name]

@@ -7,11 +7,36 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
+
+LONG = 16  # times its other side: of such a strip no more is resized than is seen
 
 
 def clamp_with_gradient(x: torch.Tensor, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
     """x clamped; a gradient passes where it leads back inside (Crowson's ClampWithGrad)."""
     return _Clamp.apply(x, low, high)
+
+
+def tame(picture: Image.Image, config: dict, size: int) -> Image.Image:
+    """A picture that a transform can resize: one that is no strip as it is.
+
+    Of a strip, "shortest" would make a picture of up to gigabytes, to keep its middle: the same
+    middle is resized alone. "longest" would make one of no width: it gets one pixel.
+    """
+    short, long = sorted(picture.size)
+    mode = config["resize_mode"]
+    if long < LONG * short or mode == "squash":
+        return picture
+    filter_ = Image.Resampling[config["interpolation"].upper()]
+    if mode == "longest":
+        width, height = (max(1, round(side * size / long)) for side in picture.size)
+        return picture.resize((width, height), filter_)
+    resized = int(size * long / short)
+    start = round((resized - size) / 2) * long / resized
+    end = min(start + size * long / resized, long)
+    wide = picture.width > picture.height
+    box = (start, 0, end, short) if wide else (0, start, short, end)
+    return picture.resize((size, size), filter_, box=box)
 
 
 class _Clamp(torch.autograd.Function):

@@ -1,0 +1,48 @@
+"""clipguide cache: what the cache of embeddings holds, and how to forget it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console
+
+cache = typer.Typer(help="The cache of embeddings: what it holds; forget it.", no_args_is_help=True)
+File = Annotated[
+    Path | None, typer.Option("--cache", metavar="FILE", help="Another than the user's.")
+]
+
+
+@cache.command()
+def info(
+    path: File = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say where the cache is, how large, and what it holds of each model."""
+    from ..engine import Cache, default_path
+
+    if not (path or default_path()).exists():
+        facts = {"path": str(path or default_path()), "bytes": 0, "files": 0, "models": []}
+    else:
+        facts = Cache(path).info()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    console.tell(f"{facts['path']}  {facts['bytes'] / 1e6:.1f} MB, {facts['files']} files")
+    for model in facts["models"]:
+        digest, *settings = model["key"].split()
+        console.tell(f"  {model['name']}  {digest[:12]} {' '.join(settings)}: {model['vectors']}")
+
+
+@cache.command()
+def clear(path: File = None) -> None:
+    """Forget all vectors. The pictures are not touched."""
+    from ..engine import Cache, default_path
+
+    place = path or default_path()
+    if place.exists():
+        Cache(path).clear()
+    console.tell(f"{place} is empty.")

@@ -1,0 +1,39 @@
+"""clipguide embed: pictures to a file of vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console
+from .embedding import Images, Options, open_pictures, with_options
+
+
+@with_options
+def embed(
+    images: Images,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE", help="The .npz or .parquet to write."),
+    ],
+    options: Options,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Embed pictures: their vectors, of length 1, with their paths, in one file.
+
+    An .npz holds paths, vectors, key (the model's fingerprint and the settings) and model; a
+    .parquet the columns path and vector. Other verbs take the file in place of the pictures.
+    """
+    from ..engine import table
+
+    with console.plain_speech():
+        table.check(out, overwrite=force)
+        pictures = open_pictures(images, options)
+        engine = pictures.engine
+        count = table.write(
+            out, pictures, key=lambda: engine.key, model=engine.clip.name, overwrite=force
+        )
+        console.tell(f"{out}  {count} vectors of {engine.clip.embed_dim}")
+        pictures.finish()

@@ -1,0 +1,240 @@
+"""What the verbs that embed pictures share: their options, and how they tell of bad files."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from ..errors import ClipguideError, UsageError
+from . import console
+
+if TYPE_CHECKING:
+    from ..clip import Clip
+    from ..engine import Embedded, Engine
+
+PANEL = "How pictures are read and embedded"
+
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGES...",
+        help="Pictures: files, folders, patterns in quotes, - for names on stdin, or an .npz or "
+        ".parquet that embed wrote.",
+        show_default=False,
+    ),
+]
+
+
+def _option(*names: str, text: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=PANEL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How pictures are found, read and embedded."""
+
+    clip: Annotated[
+        str,
+        _option(
+            text="mini, mini-judge, a folder or file, an open_clip model/tag; a+b for several at "
+            "once; name@cuda:bfloat16 for a device and a dtype.",
+            metavar="NAME",
+        ),
+    ] = "mini"
+    device: Annotated[
+        str | None,
+        _option(text="cpu, cuda, cuda:1, mps. [default: the best there is]", metavar="NAME"),
+    ] = None
+    recursive: Annotated[
+        bool, _option("--recursive/--flat", text="Look into the folders of a folder.")
+    ] = True
+    alpha: Annotated[
+        str,
+        _option(
+            text="white: lay transparent pictures on white. drop: ignore it, as open_clip does.",
+            metavar="white|drop",
+        ),
+    ] = "white"
+    frames: Annotated[int, _option(text="Frames of a moving picture to average.", metavar="N")] = 1
+    fast: Annotated[
+        bool, _option("--fast", text="Decode JPEGs no larger than needed: quicker, less exact.")
+    ] = False
+    bf16: Annotated[
+        bool, _option("--bf16", text="bfloat16, if cosines change by no more than 0.001.")
+    ] = False
+    batch: Annotated[
+        int | None,
+        _option(text="Pictures at a time. [default: 32 on a CPU, else 256]", metavar="N"),
+    ] = None
+    workers: Annotated[
+        int | None,
+        _option(text="Threads that decode. [default: one a processor]", metavar="N"),
+    ] = None
+    compile: Annotated[bool, _option("--compile", text="Run torch.compile on the tower.")] = False
+    urls: Annotated[bool, _option("--urls", text="Download IMAGES that are URLs.")] = False
+    trust_pickle: Annotated[
+        bool, _option("--trust-pickle", text="Read a pickle or JIT archive of --clip.")
+    ] = False
+    cache: Annotated[
+        Path | None,
+        _option(
+            text="Where vectors are kept between runs. [default: the user's cache]",
+            metavar="FILE",
+        ),
+    ] = None
+    no_cache: Annotated[bool, _option("--no-cache", text="Neither use nor fill the cache.")] = False
+    verify: Annotated[
+        bool, _option("--verify", text="Digest each file again before its cached vector is used.")
+    ] = False
+    strict: Annotated[bool, _option("--strict", text="Exit 1 if a picture could not be read.")] = (
+        False
+    )
+
+
+def with_options(command: Callable) -> Callable:
+    """A command whose parameter `options` becomes one option for each field of Options."""
+    hints = get_type_hints(command, include_extras=True)
+    mine = get_type_hints(Options, include_extras=True)
+    own = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    given = [p.replace(annotation=hints[p.name]) for p in own]
+    given += [
+        inspect.Parameter(f.name, keyword, default=f.default, annotation=mine[f.name])
+        for f in fields(Options)
+    ]
+
+    @wraps(command)
+    def wrapped(**values: Any) -> None:
+        options = Options(**{f.name: values.pop(f.name) for f in fields(Options)})
+        command(options=options, **values)
+
+    wrapped.__signature__ = inspect.Signature(
+        [p.replace(kind=keyword) for p in given], return_annotation=None
+    )
+    wrapped.__annotations__ = {p.name: p.annotation for p in given}
+    return wrapped
+
+
+@dataclass
+class Pictures:
+    """The pictures of a command: an engine, and what could not be read so far."""
+
+    engine: Engine
+    sources: list[str]
+    options: Options
+    bad: int = 0
+    good: int = 0
+    passed: list[str] = field(default_factory=list)
+
+    @property
+    def clip(self) -> Clip:
+        return self.engine.clip
+
+    def __iter__(self) -> Iterator[Embedded]:
+        """Each picture that could be read, with its vector; each that could not is told of.
+
+        UsageError if there is none at all.
+        """
+        for embedded in self._all():
+            if embedded.error is None:
+                self.good += 1
+                yield embedded
+            else:
+                self.bad += 1
+                console.complain(embedded.error)
+        if not self.good and not self.bad:
+            passed = f" ({len(self.passed)} other files are there)" if self.passed else ""
+            raise UsageError(f"There are no pictures in {', '.join(self.sources)}{passed}.")
+
+    def finish(self) -> None:
+        """Tell how many could not be read. Exit 1 if that is all, or any where --strict is."""
+        if self.bad:
+            many = self.bad + self.good
+            console.complain(
+                f"{self.bad} of {many} {'picture' if many == 1 else 'pictures'} could not be read."
+            )
+            if self.options.strict or not self.good:
+                raise typer.Exit(1)
+
+    def _all(self) -> Iterator[Embedded]:
+        from ..engine import find, shared, table
+
+        options = self.options
+        tables = [source for source in self.sources if table.is_table(source)]
+        for source in tables:
+            yield from table.read(source, key=self.engine.key)
+        if others := [source for source in self.sources if source not in tables]:
+            found = find(others, recursive=options.recursive, urls=options.urls, passed=self.passed)
+            yield from shared(self.engine, found)
+
+
+def open_pictures(sources: Sequence[str], options: Options) -> Pictures:
+    """The engine of the options over the named pictures; "-" is replaced by the names on stdin.
+
+    UsageError if no picture is named at all.
+    """
+    from accelerate import PartialState
+
+    from .. import load_clip
+    from ..engine import Cache, Engine
+    from .generate import best_device
+
+    named: list[str] = []
+    for source in sources:
+        named.extend(_from_stdin() if source == "-" else [source])
+    if not named:
+        raise UsageError("No pictures are named: give files, folders, patterns, or names on stdin.")
+    state = PartialState()  # of `accelerate launch`, where that started us
+    device = options.device or (str(state.device) if state.num_processes > 1 else best_device())
+    clip = load_clip(options.clip, device=device, trust_pickle=options.trust_pickle)
+    names = ("alpha", "frames", "fast", "bf16", "batch", "workers", "compile", "urls", "verify")
+    engine = Engine(
+        clip,
+        cache=None if options.no_cache else _open_cache(Cache, options.cache),
+        **{name: getattr(options, name) for name in names},
+    )
+    return Pictures(engine, named, options)
+
+
+def _open_cache(cache: type, path: Path | None) -> Any:
+    """The cache; of a default one that cannot be used, it is said, and the command goes on."""
+    try:
+        return cache(path)
+    except ClipguideError as error:
+        if path is not None:
+            raise
+        console.complain(str(error))
+        return None
+
+
+def _from_stdin() -> list[str]:
+    """Names on stdin, one a line, or with zero bytes between them (find -print0)."""
+    import os
+
+    content = sys.stdin.buffer.read()
+    names = content.split(b"\0") if b"\0" in content else content.splitlines()
+    return [os.fsdecode(name) for name in names if name]
+
+
+def read_lines(path: str | Path, what: str) -> list[str]:
+    """The lines of a text file that are not blank. UsageError if it is not there, not UTF-8, or
+    has none; `what` says what it should hold, in the plural."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"{path} is not UTF-8 text: save it as UTF-8 (iconv -f latin1 -t utf-8)."
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"There are no {what} in {path}.")
+    return lines

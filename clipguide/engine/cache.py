@@ -1,0 +1,154 @@
+"""The cache of embeddings: one SQLite file for all models and verbs.
+
+A file is known by its path, size, time of change and inode, and where these differ by the digest of
+its content; a vector by that digest and the model's key. Several programs may read and write at
+once (write-ahead log), and what one had committed when it was killed is there.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ClipguideError
+
+VERSION = 1
+SETTLED = 2e9  # ns: a file changed later than this before it was read may change unseen
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS models (
+    id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, name TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS files (
+    path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, inode INTEGER, device INTEGER,
+    read INTEGER, digest BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS vectors (
+    digest BLOB, model INTEGER, vector BLOB NOT NULL, PRIMARY KEY (digest, model)) WITHOUT ROWID;
+"""
+
+
+def default_path() -> Path:
+    """$CLIPGUIDE_CACHE, or clipguide in the user's cache folder; the file need not exist."""
+    if folder := os.environ.get("CLIPGUIDE_CACHE"):
+        return Path(folder) / "embeddings.sqlite"
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "clipguide" / "embeddings.sqlite"
+
+
+class Cache:
+    """An open cache, made if it is not there. Threads may share it.
+
+    ClipguideError if the file is none of ours, or of a newer version.
+    """
+
+    def __init__(self, path: str | os.PathLike | None = None) -> None:
+        self.path = Path(path) if path is not None else default_path()
+        self._lock = threading.Lock()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version > VERSION:
+                raise ClipguideError(
+                    f"The cache {self.path} is of a newer clipguide: update clipguide, or give "
+                    "--cache another file."
+                )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(SCHEMA)
+            if version < VERSION:
+                self._db.execute(f"PRAGMA user_version={VERSION}")
+        except (OSError, sqlite3.Error) as error:
+            raise ClipguideError(
+                f"The cache {self.path} cannot be used ({error}): remove it, give --cache another "
+                "file, or --no-cache."
+            ) from None
+
+    def model(self, key: str, name: str) -> int:
+        """The number of a model in this file, by its key (a fingerprint and settings)."""
+        with self._lock, self._db:
+            self._db.execute(
+                "INSERT INTO models (key, name) VALUES (?, ?) ON CONFLICT DO NOTHING", (key, name)
+            )
+            (number,) = self._db.execute("SELECT id FROM models WHERE key = ?", (key,)).fetchone()
+        return number
+
+    def by_file(self, path: str, about: os.stat_result, model: int) -> np.ndarray | None:
+        """The vector_D of a file that has not changed, or None."""
+        return self._vector(
+            "SELECT vector FROM files JOIN vectors USING (digest) WHERE path = ? AND size = ? AND "
+            "changed = ? AND inode = ? AND device = ? AND read - changed > ? AND model = ?",
+            (_key(path), *_about(about), SETTLED, model),
+        )
+
+    def by_digest(self, digest: bytes, model: int) -> np.ndarray | None:
+        """The vector_D of a content, or None."""
+        return self._vector(
+            "SELECT vector FROM vectors WHERE digest = ? AND model = ?", (digest, model)
+        )
+
+    def add(
+        self, rows: Sequence[tuple[str, os.stat_result, bytes, np.ndarray]], model: int
+    ) -> None:
+        """Keep (path, stat before it was read, digest, vector_D), all or none."""
+        now = time.time_ns()
+        with self._lock, self._db:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(_key(path), *_about(about), now, digest) for path, about, digest, _ in rows],
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)",
+                [(digest, model, vector.tobytes()) for _, _, digest, vector in rows],
+            )
+
+    def info(self) -> dict:
+        """Its path, bytes, files, and for each model its name, key and number of vectors."""
+        with self._lock:
+            (files,) = self._db.execute("SELECT count(*) FROM files").fetchone()
+            models = self._db.execute(
+                "SELECT name, key, count(digest) FROM models LEFT JOIN vectors ON model = id "
+                "GROUP BY id ORDER BY id"
+            ).fetchall()
+        return {
+            "path": str(self.path),
+            "bytes": sum(f.stat().st_size for f in self._parts() if f.exists()),
+            "files": files,
+            "models": [{"name": n, "key": k, "vectors": v} for n, k, v in models],
+        }
+
+    def clear(self) -> None:
+        """Forget all, and give the space back."""
+        with self._lock:
+            with self._db:
+                for table in ("files", "vectors", "models"):
+                    self._db.execute(f"DELETE FROM {table}")
+            self._db.execute("VACUUM")
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _parts(self) -> list[Path]:
+        return [self.path, *(Path(f"{self.path}{end}") for end in ("-wal", "-shm"))]
+
+    def _vector(self, query: str, values: tuple) -> np.ndarray | None:
+        with self._lock:
+            row = self._db.execute(query, values).fetchone()
+        return np.frombuffer(row[0], np.float32) if row else None
+
+
+def _key(path: str) -> bytes:
+    return os.fsencode(os.path.abspath(path))
+
+
+def _about(about: os.stat_result) -> tuple[int, int, int, int]:
+    # SQLite's integers are signed, some file systems' inodes are not
+    return about.st_size, about.st_mtime_ns, _signed(about.st_ino), _signed(about.st_dev)
+
+
+def _signed(number: int) -> int:
+    return (number + 2**63) % 2**64 - 2**63

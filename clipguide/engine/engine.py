@@ -1,0 +1,329 @@
+"""Pictures' files to unit vectors: threads decode while the model runs, in batches that fit.
+
+Shapes: B pictures, F frames, D the width of the embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sqlite3
+import stat
+import urllib.request
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import torch
+
+from .. import images
+from ..clip import Clip
+from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
+from ..prompts import shorten
+from .cache import Cache
+from .files import URLS
+
+BATCH = {"cpu": 32}  # pictures; larger is no faster there
+OTHER = 256
+AHEAD = 3  # batches that are decoded ahead of the model
+WAITING = 2048  # files, so that one that is new does not hold up all that are in the cache
+HOLDS = 1e-3  # the change of a cosine that bfloat16 may cost
+CHECKED = 8  # pictures that it is tried on
+WORDS = ("a photo", "a drawing", "an animal", "a person", "a house", "food", "a car", "text")
+LARGEST = 64 << 20  # bytes of a download
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A file's path and its unit vector_D (float32, on the CPU), or why it has none."""
+
+    path: str
+    unit_D: torch.Tensor | None
+    error: str | None = None
+
+
+@dataclass
+class _Slot:
+    """A file on its way: its vector is known, or its pixels are being read."""
+
+    path: str
+    about: os.stat_result | None = None
+    reading: Future | None = None
+    done: Embedded | None = None
+
+
+@dataclass
+class _Read:
+    """What a thread made of a file: a vector that was in the cache, or prepared frames."""
+
+    digest: bytes = b""
+    known_D: np.ndarray | None = None
+    frames: list = field(default_factory=list)
+
+
+class Engine:
+    """Embeds files of pictures by one Clip.
+
+    `batch` pictures at a time (32 on a CPU, 256 elsewhere; halved when memory runs out), decoded by
+    `workers` threads (as many as there are processors). `cache` keeps vectors between runs; with
+    `verify` unchanged files are digested again, not only looked at. `alpha` is "white", on which
+    transparent pictures are laid, or "drop", as open_clip does. `frames` of a moving picture,
+    spread evenly, are averaged. With `fast`, JPEGs are decoded at an eighth, a quarter or half of
+    their size where that is enough. `bf16` computes in bfloat16 if the cosines of the first
+    pictures change by no more than 1e-3, and warns if they do. `compile` runs torch.compile on the
+    tower. `urls` are downloaded. UsageError for settings that make no sense.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        *,
+        cache: Cache | None = None,
+        batch: int | None = None,
+        workers: int | None = None,
+        fast: bool = False,
+        alpha: str = "white",
+        frames: int = 1,
+        verify: bool = False,
+        bf16: bool = False,
+        compile: bool = False,
+        urls: bool = False,
+    ) -> None:
+        for name, value in {"batch": batch, "workers": workers, "frames": frames}.items():
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}.")
+        self.clip, self.cache = clip, cache
+        self.batch = batch or BATCH.get(clip.device.type, OTHER)
+        self.workers = workers or os.cpu_count() or 1
+        self.fast, self.alpha, self.frames = fast, alpha, frames
+        self.verify, self.urls = verify, urls
+        self._half: Clip | None = None
+        self._to_check = bf16 and clip.dtype == torch.float32
+        self._to_compile = compile
+        self._halved = False
+
+    @property
+    def key(self) -> str:
+        """What the cache keeps vectors by: the model's fingerprint and what else changes them."""
+        half = self._half is not None or self._to_check  # nothing is kept before it is checked
+        dtype = "bfloat16" if half else str(self.clip.dtype).removeprefix("torch.")
+        fast = f" fast {self.clip.image_size}" if self.fast else ""
+        return f"{self.clip.fingerprint} {dtype} alpha {self.alpha} frames {self.frames}{fast}"
+
+    def embed(self, paths: Iterable[str | os.PathLike]) -> Iterator[Embedded]:
+        """Each file's vector, or why it has none, in the order of `paths`, as they are done.
+
+        Memory does not grow with their number. ClipguideError if one picture alone is too much for
+        the memory.
+        """
+        waiting: deque[_Slot] = deque()
+        unread = 0
+        self._model = self._number()
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                for path in paths:
+                    slot = self._start(os.fspath(path), pool)
+                    waiting.append(slot)
+                    unread += slot.done is None
+                    if unread >= AHEAD * self.batch or len(waiting) >= WAITING:
+                        unread -= self._run(waiting)
+                    while waiting and waiting[0].done:
+                        yield waiting.popleft().done
+                while waiting:
+                    self._run(waiting)
+                    while waiting and waiting[0].done:
+                        yield waiting.popleft().done
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _number(self) -> int | None:
+        return None if self.cache is None else self.cache.model(self.key, self.clip.name)
+
+    def _start(self, path: str, pool: ThreadPoolExecutor) -> _Slot:
+        """A slot whose vector is in the cache, or which a thread is to read."""
+        if path.lower().startswith(URLS):
+            if not self.urls:
+                return _failed(path, "is a URL, which is read only where that is allowed")
+            return _Slot(path, None, pool.submit(self._read, path, None))
+        try:
+            about = os.stat(path)
+        except FileNotFoundError:
+            return _Slot(path, done=Embedded(path, None, f"There is no file {path}."))
+        except (OSError, ValueError) as error:
+            return _failed(path, f"cannot be read: {_why(error)}")
+        if not stat.S_ISREG(about.st_mode):
+            return _failed(
+                path, "is not a file" if not stat.S_ISDIR(about.st_mode) else "is a folder"
+            )
+        if self.cache is not None and not self.verify:
+            known_D = self.cache.by_file(path, about, self._model)
+            if known_D is not None:
+                return _Slot(path, about, done=Embedded(path, torch.from_numpy(known_D.copy())))
+        return _Slot(path, about, pool.submit(self._read, path, about))
+
+    def _read(self, path: str, about: os.stat_result | None) -> _Read:
+        """In a thread: the file's digest and its frames as the tower sees them."""
+        read = _Read()
+        source = _download(path) if about is None else path
+        if self.cache is not None and about is not None:
+            read.digest = _digest(path)
+            read.known_D = self.cache.by_digest(read.digest, self._model)
+        if read.known_D is None:
+            side = self.clip.image_size if self.fast else None
+            pictures = images.load_frames(source, count=self.frames, alpha=self.alpha, side=side)
+            read.frames = [self.clip.prepare(picture) for picture in pictures]
+        return read
+
+    def _run(self, waiting: deque[_Slot]) -> int:
+        """Finish the first batch of what waits; how many files that were."""
+        slots = [slot for slot in waiting if slot.done is None][: self.batch]
+        reads = []
+        for slot in slots:
+            try:
+                read = slot.reading.result()
+            except ClipguideError as error:
+                slot.done = Embedded(slot.path, None, str(error))
+                continue
+            except Exception as error:  # of a transform, of the memory: one file, not the run
+                slot.done = _failed(slot.path, f"cannot be read: {_why(error)}").done
+                continue
+            if read.known_D is not None:
+                slot.done = Embedded(slot.path, torch.from_numpy(read.known_D.copy()))
+            reads.append((slot, read))
+        new = [(slot, read) for slot, read in reads if read.known_D is None]
+        if new:
+            unit_BD = self._encode([read.frames for _, read in new]).float().cpu()
+            for (slot, _), unit_D in zip(new, unit_BD):
+                slot.done = Embedded(slot.path, unit_D.clone())
+        self._keep(reads)
+        for slot in slots:
+            slot.reading = None
+        return len(slots)
+
+    def _keep(self, reads: list[tuple[_Slot, _Read]]) -> None:
+        rows = [
+            (slot.path, slot.about, read.digest, slot.done.unit_D.numpy())
+            for slot, read in reads
+            if slot.about is not None
+        ]
+        if self.cache is None or not rows:
+            return
+        try:
+            self.cache.add(rows, self._model)
+        except sqlite3.Error as error:  # a full or read-only disk costs the cache, not the run
+            warnings.warn(
+                f"The cache {self.cache.path} cannot be written ({error}), so nothing new is kept.",
+                ClipguideWarning,
+                stacklevel=2,
+            )
+            self.cache = None
+
+    def _encode(self, frames: Sequence[list]) -> torch.Tensor:
+        """Unit vectors_BD of pictures' frames, averaged over each picture's."""
+        flat = [frame for picture in frames for frame in picture]
+        if self._to_check:
+            self._check(flat[:CHECKED])
+        clip, parts, start = self._half or self.clip, [], 0
+        if self._to_compile:
+            clip.compile()
+            self._to_compile = False
+        while start < len(flat):
+            try:
+                parts.append(clip.encode_prepared(flat[start : start + self.batch]))
+                start += self.batch
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                self._halve()
+        unit_FD = torch.cat(parts)
+        if len(flat) == len(frames):
+            return unit_FD
+        mean_BD = torch.stack([u.mean(0) for u in unit_FD.split([len(f) for f in frames])])
+        return torch.nn.functional.normalize(mean_BD, dim=-1)
+
+    def _halve(self) -> None:
+        if self.batch == 1:
+            raise ClipguideError(
+                f"There is not enough memory for one picture of the CLIP {self.clip.name}: take a "
+                "smaller one, or free some."
+            ) from None
+        if not self._halved:
+            warnings.warn(
+                f"{self.batch} pictures at a time do not fit into the memory; clipguide goes on "
+                "with fewer.",
+                ClipguideWarning,
+                stacklevel=2,
+            )
+        self._halved, self.batch = True, self.batch // 2
+        if self.clip.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _check(self, prepared: list) -> None:
+        """Go over to bfloat16 if it holds: where it does not, warn, and stay in float32."""
+        half = self.clip.astype("bfloat16")
+        text_ND = self.clip.encode_text(WORDS)
+        full_BN, half_BN = (c.encode_prepared(prepared) @ text_ND.T for c in (self.clip, half))
+        change = (full_BN - half_BN).abs().max().item()
+        if change <= HOLDS:
+            self._half = half
+        else:
+            warnings.warn(
+                f"bfloat16 would change cosines of the CLIP {self.clip.name} by {change:.4f}, more "
+                f"than {HOLDS}: it goes on in float32.",
+                ClipguideWarning,
+                stacklevel=2,
+            )
+        self._to_check = False
+        self._model = self._number()
+
+
+def _failed(path: str, what: str) -> _Slot:
+    return _Slot(path, done=Embedded(path, None, f"{path} {what}."))
+
+
+def _why(error: BaseException) -> str:
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return shorten(" ".join(words.split()), 200).rstrip(".")
+
+
+def _digest(path: str) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
+
+
+def _download(url: str) -> io.BytesIO:
+    """The bytes behind a URL. UsageError if there are none, or more than 64 MiB."""
+    try:
+        with urllib.request.urlopen(url, timeout=30) as stream:
+            content = stream.read(LARGEST + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{shorten(url)} cannot be downloaded: {_why(error)}.") from None
+    if len(content) > LARGEST:
+        raise UsageError(f"{shorten(url)} is larger than {LARGEST >> 20} MiB: download it first.")
+    return io.BytesIO(content)
+
+
+def shared(engine: Engine, paths: Iterable[str | os.PathLike]) -> Iterator[Embedded]:
+    """As `engine.embed`, by all processes that `accelerate launch` started, each of which gets all
+    of the vectors; as `engine.embed` itself in a process alone."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState()
+    if state.num_processes == 1:
+        yield from engine.embed(paths)
+        return
+    paths = iter(paths)
+    while chunk := list(islice(paths, AHEAD * engine.batch * state.num_processes)):
+        mine = list(engine.embed(chunk[state.process_index :: state.num_processes]))
+        by_rank = gather_object([mine])
+        for i in range(len(chunk)):
+            yield by_rank[i % state.num_processes][i // state.num_processes]
