@@ -17,6 +17,7 @@ _HOMES = {
     "ClipguideError": "errors",
     "Cutouts": "views",
     "Drawing": "pipelines.text_to_canvas",
+    "Ensemble": "clip",
     "HPSv2": "objectives",
     "ImagePart": "prompts",
     "ImageReward": "objectives",
@@ -45,7 +46,6 @@ _HOMES = {
     "Warped": "views",
     "compose": "prompts",
     "load_clip": "clip",
-    "load_hf_clip": "clip.hf",
     "regions": "objectives",
     "schedule": "schedules",
     "steer": "guidance",
@@ -54,8 +54,7 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from .clip import Clip, load_clip
-    from .clip.hf import load_hf_clip
+    from .clip import Clip, Ensemble, load_clip
     from .errors import ClipguideError, UsageError
     from .guidance import steer
     from .objectives import (

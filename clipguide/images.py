@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from .errors import ClipguideError, UsageError
 
 LABEL_HEIGHT = 18  # pixels under each picture of a contact sheet
+ALPHA = ("white", "drop")  # what becomes of transparency
 GAP = 4  # pixels between the pictures of a contact sheet
 
 
@@ -47,8 +48,8 @@ def load_frames(
 ) -> list[Image.Image]:
     """As `load`, but `count` frames of a picture that moves, spread evenly, the first among them;
     fewer if it has fewer."""
-    if alpha not in ("white", "drop"):
-        raise UsageError(f"alpha is white or drop, not {alpha!r}.")
+    if alpha not in ALPHA:
+        raise UsageError(f"alpha is {' or '.join(ALPHA)}, not {alpha!r}.")
     if isinstance(source, Image.Image):
         return _frames(source, count, alpha)
     name = getattr(source, "name", "the picture") if hasattr(source, "read") else Path(source)

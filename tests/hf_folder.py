@@ -1,4 +1,4 @@
-"""A tiny CLIP of random weights in the format of transformers."""
+"""A tiny CLIP and a tiny SigLIP of random weights in the format of transformers."""
 
 from __future__ import annotations
 
@@ -35,13 +35,50 @@ def write_hf_clip(folder, *, seed: int = 0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CLIPModel(config)
-    with torch.no_grad():  # weights so small would see all pictures alike
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(3)
-    model.save_pretrained(folder)
+    _save(model, folder)
     CLIPImageProcessor(
         size={"shortest_edge": IMAGE_SIZE},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
     ).save_pretrained(folder)
     return folder
+
+
+def write_hf_siglip(folder, *, seed: int = 0):
+    """A folder that SiglipModel and SiglipProcessor's parts load: squashed, unmasked, with a bias.
+
+    The tokenizer pads with an id of its own, which the model sees, as a SigLIP does.
+    """
+    from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
+
+    size = write_tokenizer(folder)
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = SiglipConfig(
+        text_config={
+            **tower,
+            "vocab_size": size,
+            "hidden_size": 32,
+            "max_position_embeddings": CONTEXT_LENGTH,
+            "bos_token_id": size - 2,
+            "eos_token_id": size - 1,
+            "pad_token_id": size - 1,
+        },
+        vision_config={**tower, "hidden_size": 32, "image_size": IMAGE_SIZE, "patch_size": 8},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = SiglipModel(config)
+    with torch.no_grad():
+        model.logit_scale.fill_(2.5)
+        model.logit_bias.fill_(-7.5)
+    _save(model, folder)
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    SiglipImageProcessor(size=side).save_pretrained(folder)
+    return folder
+
+
+def _save(model, folder) -> None:
+    with torch.no_grad():  # weights so small would see all pictures alike
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+    model.save_pretrained(folder)

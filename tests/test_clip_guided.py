@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline
 from hf_folder import write_hf_clip
 from PIL import Image
 
-from clipguide import Cutouts, Similarity, UsageError, load_hf_clip, steer
+from clipguide import Cutouts, Similarity, UsageError, load_clip, steer
 from clipguide.errors import ClipguideWarning
 
 FOLDER = Path(__file__).resolve().parents[1] / "pipelines"
@@ -56,7 +56,7 @@ def test_it_is_steer(guided, pipe, hf_folder):
     """The same bits as `steer` around the plain pipeline, two prompts at once; 0 is plain."""
     prompts = ["a red fox", "a zebra"]
     mine = guided(prompts, generator=generators(1, 2), num_cutouts=3, **ARGUMENTS).images
-    objective = Similarity(load_hf_clip(hf_folder), prompts, views=Cutouts(number=3))
+    objective = Similarity(load_clip(hf_folder), prompts, views=Cutouts(number=3))
     with steer(pipe, objective, strength=0.1):
         theirs = pipe(prompts, generator=generators(1, 2), **ARGUMENTS).images
     assert torch.equal(mine, theirs)
@@ -98,7 +98,7 @@ def test_img2img_is_steer(redrawn, pipe, hf_folder):
     mine = redrawn(prompts, generator=generators(1, 2), num_cutouts=3, **settings).images
     plain_pipe = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
     plain_pipe.set_progress_bar_config(disable=True)
-    objective = Similarity(load_hf_clip(hf_folder), prompts, views=Cutouts(number=3))
+    objective = Similarity(load_clip(hf_folder), prompts, views=Cutouts(number=3))
     with steer(plain_pipe, objective, strength=0.1):
         theirs = plain_pipe(prompts, generator=generators(1, 2), **settings).images
     assert torch.equal(mine, theirs)

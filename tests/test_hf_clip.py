@@ -12,7 +12,7 @@ from conftest import CONTEXT_LENGTH
 from hf_folder import write_hf_clip
 from torch.testing import assert_close
 
-from clipguide.clip.hf import load_hf_clip
+from clipguide import load_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.images import to_pil, to_tensor
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip(folder):
-    return load_hf_clip(folder)
+    return load_clip(folder)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_tensors_are_seen_as_pictures(clip):
 
 
 def test_loading_is_quiet(folder, capfd):
-    load_hf_clip(folder)
+    load_clip(folder)
     assert capfd.readouterr() == ("", "")
 
 
@@ -80,13 +80,13 @@ def test_contract(clip, reference, folder):
     assert clip.image_size == 32 and clip.embed_dim == 16 and clip.context_length == CONTEXT_LENGTH
     assert clip.logit_scale == pytest.approx(reference.logit_scale.exp().item())
     assert clip.logit_bias == 0
-    assert clip.fingerprint == load_hf_clip(folder).fingerprint
+    assert clip.fingerprint == load_clip(folder).fingerprint
     unit_BD = clip.encode_image(torch.rand(2, 3, 32, 32))
     assert_close(unit_BD.norm(dim=1), torch.ones(2))
 
 
 def test_gradient_by_finite_differences(folder):
-    clip = load_hf_clip(folder, dtype="float64")
+    clip = load_clip(folder, dtype="float64")
     generator = torch.Generator().manual_seed(3)
     image = 0.3 + 0.4 * torch.rand(1, 3, 40, 36, generator=generator, dtype=torch.float64)
     image.requires_grad_()
@@ -116,7 +116,7 @@ def test_squashed(folder, tmp_path, reference):
     )
     from transformers import CLIPImageProcessor
 
-    clip = load_hf_clip(tmp_path / "squash")
+    clip = load_clip(tmp_path / "squash")
     pixels = CLIPImageProcessor.from_pretrained(tmp_path / "squash")(
         images=pictures(), return_tensors="pt"
     )
@@ -144,39 +144,41 @@ def test_processors_that_are_refused(folder, tmp_path, settings, message):
     shutil.copytree(folder, tmp_path / "other")
     change(tmp_path / "other" / "preprocessor_config.json", **settings)
     with pytest.raises(UsageError, match=message):
-        load_hf_clip(tmp_path / "other")
+        load_clip(tmp_path / "other")
 
 
 def test_folders_that_are_refused(folder, tmp_path):
-    with pytest.raises(UsageError, match="no folder"):
-        load_hf_clip(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="has no config.json"):
-        load_hf_clip(tmp_path)
+    with pytest.raises(UsageError, match="There is no CLIP"):
+        load_clip(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="and no config.json"):
+        load_clip(tmp_path)
     shutil.copytree(folder, tmp_path / "clip")
     (tmp_path / "clip" / "model.safetensors").rename(tmp_path / "away")
-    with pytest.raises(UsageError, match="no weights in a .safetensors file: give trust=True"):
-        load_hf_clip(tmp_path / "clip")
+    with pytest.raises(
+        UsageError, match="no weights in a .safetensors file: give trust_pickle=True"
+    ):
+        load_clip(tmp_path / "clip")
     with pytest.raises(ClipguideError, match="cannot be loaded"):
-        load_hf_clip(tmp_path / "clip", trust=True)
+        load_clip(tmp_path / "clip", trust_pickle=True)
     (tmp_path / "clip" / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ClipguideError, match="cannot be loaded"):
-        load_hf_clip(tmp_path / "clip")
-    change(tmp_path / "clip" / "config.json", model_type="siglip")
-    with pytest.raises(UsageError, match="of type 'siglip', not a CLIP"):
-        load_hf_clip(tmp_path / "clip")
+        load_clip(tmp_path / "clip")
+    change(tmp_path / "clip" / "config.json", model_type="blip")
+    with pytest.raises(UsageError, match="of type 'blip', neither a CLIP nor a SigLIP"):
+        load_clip(tmp_path / "clip")
     for text in ("[]", "{"):
         (tmp_path / "clip" / "config.json").write_text(text)
         with pytest.raises(UsageError, match="not the configuration"):
-            load_hf_clip(tmp_path / "clip")
+            load_clip(tmp_path / "clip")
     with pytest.raises(UsageError, match="no dtype 'float23'"):
-        load_hf_clip(folder, dtype="float23")
+        load_clip(folder, dtype="float23")
 
 
 def test_a_pickle_only_where_it_is_trusted(folder, tmp_path, clip, reference):
     shutil.copytree(folder, tmp_path / "pickled")
     (tmp_path / "pickled" / "model.safetensors").unlink()
     torch.save(reference.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
-    with pytest.raises(UsageError, match="trust=True"):
-        load_hf_clip(tmp_path / "pickled")
-    trusted = load_hf_clip(tmp_path / "pickled", trust=True)
+    with pytest.raises(UsageError, match="trust_pickle=True"):
+        load_clip(tmp_path / "pickled")
+    trusted = load_clip(tmp_path / "pickled", trust_pickle=True)
     assert trusted.fingerprint == clip.fingerprint

@@ -80,7 +80,7 @@ def test_aesthetic(clip64, heads, layout):
     with torch.no_grad():
         expected = modules[layout].double()(clip64.encode_image(image))[:, 0]
     for file, trust in ((f"{layout}.safetensors", False), (f"{layout}.pth", True)):
-        aesthetic = Aesthetic(clip64, folder / file, trust=trust)
+        aesthetic = Aesthetic(clip64, folder / file, trust_pickle=trust)
         assert_close(aesthetic(image), -expected)
         assert_close(aesthetic.score(image), expected)
     pictures = to_pil(image)
@@ -95,20 +95,20 @@ def test_aesthetic(clip64, heads, layout):
 
 def test_heads_that_are_refused(clip64, judge, heads, tmp_path):
     folder, _ = heads
-    with pytest.raises(UsageError, match="a pickle, not safetensors: give trust=True"):
+    with pytest.raises(UsageError, match="a pickle, not safetensors: give trust_pickle=True"):
         Aesthetic(clip64, folder / "linear.pth")
     with pytest.raises(UsageError, match="no weights"):
-        Aesthetic(clip64, tmp_path / "none.pth", trust=True)
+        Aesthetic(clip64, tmp_path / "none.pth", trust_pickle=True)
     for name in ("bad.safetensors", "bad.pth"):
         (tmp_path / name).write_bytes(b"nonsense")
         with pytest.raises(ClipguideError, match="cannot be read"):
-            Aesthetic(clip64, tmp_path / name, trust=True)
+            Aesthetic(clip64, tmp_path / name, trust_pickle=True)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ClipguideError, match="no state dict"):
-        Aesthetic(clip64, tmp_path / "list.pth", trust=True)
+        Aesthetic(clip64, tmp_path / "list.pth", trust_pickle=True)
     torch.save({"weight": Unsafe()}, tmp_path / "unsafe.pth")
     with pytest.raises(ClipguideError, match="cannot be read"):
-        Aesthetic(clip64, tmp_path / "unsafe.pth", trust=True)
+        Aesthetic(clip64, tmp_path / "unsafe.pth", trust_pickle=True)
     for tensors, message in (
         ({"weight": torch.ones(1, 768), "bias": torch.ones(1)}, "reads 768 numbers, and the CLIP"),
         ({"weight": torch.ones(2, 24), "bias": torch.ones(2)}, "do not fit each other"),
@@ -164,7 +164,7 @@ def test_hpsv2(hps):
         image_BD = model.encode_image(torch.stack(list(map(transform, pictures))), normalize=True)
         text_BD = model.encode_text(tokenizer(["a red fox"]), normalize=True)
     for file, trust in (("hps.safetensors", False), ("hps.pt", True)):
-        objective = HPSv2(folder / file, "a red fox", model=TINY, trust=trust)
+        objective = HPSv2(folder / file, "a red fox", model=TINY, trust_pickle=trust)
         assert_close(objective.score_pictures(pictures), (image_BD @ text_BD.T)[:, 0])
     check_gradient(
         HPSv2(folder / "hps.safetensors", PROMPTS, model=TINY, dtype="float64"), images()
@@ -173,7 +173,7 @@ def test_hpsv2(hps):
 
 def test_hpsv2_refuses(hps, heads):
     folder, *_ = hps
-    with pytest.raises(UsageError, match="give trust=True"):
+    with pytest.raises(UsageError, match="give trust_pickle=True"):
         HPSv2(folder / "hps.pt", "a", model=TINY)
     with pytest.raises(UsageError, match="no model 'ViT-H-15'. Did you mean .*ViT-H-14"):
         HPSv2(folder / "hps.safetensors", "a", model="ViT-H-15")
@@ -193,14 +193,14 @@ def test_image_reward_says_what_to_install(reward_files, monkeypatch):
     path, config = reward_files
     monkeypatch.setitem(sys.modules, "ImageReward", None)  # as where it is not installed
     with pytest.raises(ClipguideError, match="pip install image-reward"):
-        ImageReward(path, "a", config=config, trust=True)
-    with pytest.raises(UsageError, match="trust=True"):
+        ImageReward(path, "a", config=config, trust_pickle=True)
+    with pytest.raises(UsageError, match="trust_pickle=True"):
         ImageReward(path, "a", config=config)
     with pytest.raises(UsageError, match="no file"):
-        ImageReward(path.with_name("none.pt"), "a", config=config, trust=True)
+        ImageReward(path.with_name("none.pt"), "a", config=config, trust_pickle=True)
     for prompts in ([], [None], PROMPTS[:1] + [3]):
         with pytest.raises(UsageError, match="one text, or a list"):
-            ImageReward(path, prompts, config=config, trust=True)
+            ImageReward(path, prompts, config=config, trust_pickle=True)
 
 
 class Reward(nn.Module):
@@ -231,12 +231,12 @@ def test_image_reward_by_a_stand_in(reward_files, monkeypatch):
     package = types.SimpleNamespace(load=lambda name, *, device, med_config: model)
     monkeypatch.setitem(sys.modules, "ImageReward", package)
     image = images(2, low=0.3, high=0.7).float().requires_grad_()
-    objective = ImageReward(path, ["fox", "an owl"], config=config, trust=True)
+    objective = ImageReward(path, ["fox", "an owl"], config=config, trust_pickle=True)
     loss_B = objective(image)
     assert_close(loss_B, -objective.score(image))
     assert all(not parameter.requires_grad for parameter in model.parameters())
     for i, text in enumerate(("fox", "an owl")):
-        alone = ImageReward(path, text, config=config, trust=True)
+        alone = ImageReward(path, text, config=config, trust_pickle=True)
         assert_close(alone(image[i : i + 1])[0], loss_B[i])
     (gradient,) = torch.autograd.grad(loss_B[0], image)
     assert gradient[0].count_nonzero() and not gradient[1].count_nonzero()

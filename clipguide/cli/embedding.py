@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
@@ -155,6 +156,10 @@ class Pictures:
 
     def finish(self) -> None:
         """Tell how many could not be read. Exit 1 if that is all, or any where --strict is."""
+        if self.passed:
+            console.complain(
+                f"{len(self.passed)} files are passed over: their names do not end as pictures' do."
+            )
         if self.bad:
             many = self.bad + self.good
             console.complain(
@@ -164,7 +169,7 @@ class Pictures:
                 raise typer.Exit(1)
 
     def _all(self) -> Iterator[Embedded]:
-        from ..engine import find, shared, table
+        from ..engine import find, processes, shared, table
 
         options = self.options
         tables = [source for source in self.sources if table.is_table(source)]
@@ -172,7 +177,11 @@ class Pictures:
             yield from table.read(source, key=self.engine.key)
         if others := [source for source in self.sources if source not in tables]:
             found = find(others, recursive=options.recursive, urls=options.urls, passed=self.passed)
-            yield from shared(self.engine, found)
+            rows = shared(self.engine, found)
+            if not processes().is_main_process:  # which is the one that writes and prints
+                deque(rows, maxlen=0)
+                raise typer.Exit()
+            yield from rows
 
 
 def open_pictures(sources: Sequence[str], options: Options) -> Pictures:
@@ -180,10 +189,8 @@ def open_pictures(sources: Sequence[str], options: Options) -> Pictures:
 
     UsageError if no picture is named at all.
     """
-    from accelerate import PartialState
-
     from .. import load_clip
-    from ..engine import Cache, Engine
+    from ..engine import Cache, Engine, processes
     from .generate import best_device
 
     named: list[str] = []
@@ -191,7 +198,7 @@ def open_pictures(sources: Sequence[str], options: Options) -> Pictures:
         named.extend(_from_stdin() if source == "-" else [source])
     if not named:
         raise UsageError("No pictures are named: give files, folders, patterns, or names on stdin.")
-    state = PartialState()  # of `accelerate launch`, where that started us
+    state = processes()
     device = options.device or (str(state.device) if state.num_processes > 1 else best_device())
     clip = load_clip(options.clip, device=device, trust_pickle=options.trust_pickle)
     names = ("alpha", "frames", "fast", "bf16", "batch", "workers", "compile", "urls", "verify")

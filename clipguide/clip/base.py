@@ -161,7 +161,9 @@ class Clip:
             windows = [self._windows(text) for text in texts]
             unit_WD = self.encode_text([window for parts in windows for window in parts])
             parts = unit_WD.split([len(parts) for parts in windows])
-            return self._unit(torch.stack([part_WD.mean(0) for part_WD in parts]))
+            return torch.stack(
+                [p_WD[0] if len(p_WD) == 1 else self._unit(p_WD.mean(0)) for p_WD in parts]
+            )
         return self._unit(torch.cat([self._encode_texts(list(chunk)) for chunk in _chunks(texts)]))
 
     def similarity(self, image_BD: torch.Tensor, text_ND: torch.Tensor) -> torch.Tensor:

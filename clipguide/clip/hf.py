@@ -1,4 +1,4 @@
-"""A CLIP from a folder of Hugging Face transformers, under the contract of `Clip`.
+"""A CLIP or SigLIP of Hugging Face transformers, under the contract of `Clip`.
 
 Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, D the width of the embedding.
 """
@@ -6,7 +6,6 @@ Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, D the width 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,36 +15,40 @@ from PIL import Image
 from torch import nn
 
 from ..errors import ClipguideError, UsageError, reason
-from .base import Clip, to_device, to_dtype
+from .base import Clip
 
+MODELS = {"clip": "CLIPModel", "siglip": "SiglipModel"}  # by model_type
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the processor's are
 
 
-def load_hf_clip(
-    path: str | os.PathLike, *, device: str = "cpu", dtype: str = "float32", trust: bool = False
-) -> Clip:
-    """A Clip of a local folder that `CLIPModel.save_pretrained` wrote, with its processor's files.
+def from_folder(folder: Path, *, name: str, device: str, dtype: str, trust_pickle: bool) -> Clip:
+    """A Clip of a local folder that `save_pretrained` of a CLIPModel or SiglipModel wrote, with its
+    processor's files.
 
     Pictures go through the folder's own image processor; tensors are resized in float32 as it
-    resizes. Weights are read from safetensors, from a pickle only with `trust`. UsageError for a
-    folder that is none of a CLIP, ClipguideError for one that does not load.
+    resizes. Weights are read from safetensors, from a pickle only with `trust_pickle`. UsageError
+    for a folder of something else, ClipguideError for one that does not load.
     """
-    to_dtype(dtype)
-    to_device(device)
-    folder = Path(path)
-    _check_folder(folder, trust=trust)
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+    kind = _kind(folder, trust_pickle=trust_pickle)
+    import transformers
 
+    load = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with _no_progress_bar():
-            model = CLIPModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=None if trust else True
+        with _quiet():
+            model, found = getattr(transformers, MODELS[kind]).from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=None if trust_pickle else True,
+                output_loading_info=True,
             )
-        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            _check_weights(found, folder)
+            processor = transformers.AutoImageProcessor.from_pretrained(folder, **load)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **load)
+    except ClipguideError:
+        raise
     except Exception as error:  # transformers, safetensors and json each raise their own
         raise ClipguideError(f"The CLIP {folder} cannot be loaded: {reason(error)}.") from error
-    return wrap_hf_clip(model, processor, tokenizer, name=str(folder), device=device, dtype=dtype)
+    return wrap_hf_clip(model, processor, tokenizer, name=name, device=device, dtype=dtype)
 
 
 def wrap_hf_clip(
@@ -57,7 +60,8 @@ def wrap_hf_clip(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Clip:
-    """A Clip of a transformers CLIPModel, its image processor and its tokenizer, already loaded.
+    """A Clip of a transformers CLIPModel or SiglipModel, its image processor and its tokenizer,
+    already loaded.
 
     UsageError if the processor does more than to resize, crop to a square and normalise.
     """
@@ -81,7 +85,7 @@ def wrap_hf_clip(
 
 
 class _Towers(nn.Module):
-    """A transformers CLIPModel with the names of an open_clip model."""
+    """A transformers CLIPModel or SiglipModel with the names of an open_clip model."""
 
     def __init__(self, model: nn.Module, preprocess: dict) -> None:
         super().__init__()
@@ -93,48 +97,76 @@ class _Towers(nn.Module):
     def logit_scale(self) -> torch.Tensor:
         return self.model.logit_scale
 
+    @property
+    def logit_bias(self) -> torch.Tensor | None:
+        return getattr(self.model, "logit_bias", None)
+
     def encode_image(self, pixel_B3HW: torch.Tensor) -> torch.Tensor:
         """Embedding_BD, not of unit length."""
         pooled_BD = self.model.vision_model(pixel_values=pixel_B3HW).pooler_output
-        return self.model.visual_projection(pooled_BD)
+        return self._project("visual_projection", pooled_BD)
 
     def encode_text(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """The same of texts. The padding needs no mask: attention is causal, and the embedding is
-        the end token's."""
+        """The same of texts. The padding needs no mask: a CLIP's attention is causal, and its
+        embedding is the end token's; a SigLIP was trained to see the padding."""
         pooled_BD = self.model.text_model(input_ids=tokens_BL).pooler_output
-        return self.model.text_projection(pooled_BD)
+        return self._project("text_projection", pooled_BD)
+
+    def _project(self, name: str, pooled_BD: torch.Tensor) -> torch.Tensor:
+        """By the layer of that name; a SigLIP's towers end in theirs."""
+        layer = getattr(self.model, name, None)
+        return pooled_BD if layer is None else layer(pooled_BD)
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws one for each model that it loads."""
+def _quiet() -> Iterator[None]:
+    """transformers draws a bar for each model that it loads, and warns of weights that do not fit,
+    which is an error here."""
     from transformers.utils import logging
 
-    enabled = logging.is_progress_bar_enabled()
+    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if enabled:
             logging.enable_progress_bar()
 
 
-def _check_folder(folder: Path, *, trust: bool) -> None:
-    """UsageError if transformers would not load this folder, or not from safetensors."""
-    if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}.")
+def _kind(folder: Path, *, trust_pickle: bool) -> str:
+    """The model_type of a folder. UsageError if it is none of MODELS, or not in safetensors."""
     try:
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    except FileNotFoundError:
-        raise UsageError(f"{folder} is no CLIP of transformers: it has no config.json.") from None
     except (OSError, ValueError, AttributeError):
         raise UsageError(f"{folder / 'config.json'} is not the configuration of a model.") from None
-    if kind != "clip":
-        raise UsageError(f"{folder} holds a model of type {kind!r}, not a CLIP.")
-    if not any(folder.glob("*.safetensors")) and not trust:
+    if kind == "siglip2":
         raise UsageError(
-            f"{folder} has no weights in a .safetensors file: give trust=True to read a pickle "
-            "from where you trust."
+            f"{folder} holds a SigLIP 2 of flexible resolution (NaFlex), which clipguide does not "
+            "read: take one of fixed resolution."
+        )
+    if kind not in MODELS:
+        raise UsageError(f"{folder} holds a model of type {kind!r}, neither a CLIP nor a SigLIP.")
+    if not any(folder.glob("*.safetensors")) and not trust_pickle:
+        raise UsageError(
+            f"{folder} has no weights in a .safetensors file: give trust_pickle=True "
+            "(--trust-pickle) to read a pickle from where you trust."
+        )
+    return kind
+
+
+def _check_weights(found: dict, folder: Path) -> None:
+    """ClipguideError if weights were missing, which transformers would make at random, or over."""
+    missing, over = (
+        sorted(key for key in found[keys] if not key.endswith("position_ids"))  # of older versions
+        for keys in ("missing_keys", "unexpected_keys")
+    )
+    if missing or over:
+        some = f"{missing[0]} is missing" if missing else f"there is no place for {over[0]}"
+        raise ClipguideError(
+            f"The weights in {folder} are not those of the model that its config.json describes: "
+            f"{some}, one of {len(missing) + len(over)} that do not fit."
         )
 
 
@@ -143,10 +175,11 @@ def _preprocess(processor: object, name: str) -> dict:
 
     UsageError if it does something else, such as a crop of another size than it resizes to.
     """
-    size, crop = dict(processor.size), dict(processor.crop_size or {})
-    squash = not processor.do_center_crop and size.get("height") == size.get("width")
+    crops = getattr(processor, "do_center_crop", None)  # a SigLIP's knows no crop
+    size, crop = dict(processor.size), dict(getattr(processor, "crop_size", None) or {})
+    squash = not crops and size.get("height") == size.get("width")
     side = size.get("height") if squash else size.get("shortest_edge")
-    fits = squash or (processor.do_center_crop and crop.get("height") == crop.get("width") == side)
+    fits = squash or (crops and crop.get("height") == crop.get("width") == side)
     steps = processor.do_resize and processor.do_rescale and processor.do_normalize
     scale = abs(processor.rescale_factor * 255 - 1) < 1e-6
     if not (side and fits and steps and scale and int(processor.resample) in RESAMPLING):

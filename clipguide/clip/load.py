@@ -1,42 +1,94 @@
-"""`load_clip`: a CLIP by its name, its folder or its file."""
+"""`load_clip`: a CLIP by its name, its folder or its file, or several as an ensemble."""
 
 from __future__ import annotations
 
 import difflib
 import json
+import os
 from pathlib import Path
 
 from .. import mini
 from ..errors import ClipguideError, UsageError, reason
 from ..prompts import shorten
+from . import hf, openai
 from .base import Clip, to_device, to_dtype
+from .ensemble import Ensemble
 
 MINI = {"mini": "guide", "mini-judge": "judge"}
 CONFIG = "open_clip_config.json"
 OPENAI_IDS = 49408  # of the tokenizer that open_clip takes by default
+KINDS = (".safetensors", ".bin", ".pth")
+FIRST = (  # the file of weights that open_clip takes of several, if it has one of these names
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
 
 
-def load_clip(name: str = "mini", *, device: str = "cpu", dtype: str = "float32") -> Clip:
+def load_clip(
+    name: str | os.PathLike = "mini",
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    trust_pickle: bool = False,
+) -> Clip:
     """A CLIP by name, on a device.
 
-    `name` is "mini" (the embedded guide), "mini-judge", a folder with an open_clip_config.json and
-    safetensors, an open_clip model and tag such as "ViT-B-32/laion2b_s34b_b79k", or "hf-hub:" and
-    the name of an open_clip model on the hub; these open_clip downloads where they are not cached.
-    UsageError for a name that is none of these, ClipguideError
-    for one that does not load.
+    `name` is one of
+
+    - "mini" (the embedded guide) or "mini-judge";
+    - a folder of open_clip (an open_clip_config.json and safetensors) or of transformers (the
+      config.json of a CLIP or SigLIP, safetensors, and its processor's files);
+    - a file of OpenAI's: a state dict, or with `trust_pickle` a JIT archive;
+    - an open_clip model and tag such as "ViT-B-32/laion2b_s34b_b79k", or "hf-hub:" and the name of
+      an open_clip model on the hub, which open_clip downloads where they are not cached;
+    - one of these and "@device:dtype", which go before the arguments, as in "mini@cuda:0:bfloat16",
+      "mini@cpu" or "mini@:float16";
+    - several of these with a + between them, each after its weight and a * where they do not weigh
+      alike: the `Ensemble` "0.7*mini+0.3*mini-judge@:bfloat16".
+
+    A path that exists is taken as it is, whatever signs are in it. UsageError for a name that is
+    none of these, or weights in a pickle without `trust_pickle`; ClipguideError for a CLIP that
+    does not load.
     """
     to_dtype(dtype)
     to_device(device)
-    if name in MINI:
-        mini.check(MINI[name])
-        source, tag = f"local-dir:{mini.path(MINI[name])}", None
-    elif Path(name).is_dir():
-        _check_folder(Path(name))
-        source, tag = f"local-dir:{name}", None
-    elif name.startswith("hf-hub:"):
-        source, tag = name, None
-    else:
-        source, tag = _known_tag(name)
+    name = os.fspath(name)
+    settings = {"device": device, "dtype": dtype, "trust_pickle": trust_pickle}
+    if _is_one(name):
+        return _load(name, **settings)
+    weights, names = zip(*map(_weighed, name.split("+")), strict=True)
+    if len(names) == 1:
+        raise UsageError(f"{shorten(name)!r} gives a weight to one CLIP alone: leave it out.")
+    return Ensemble([_load(one, **settings) for one in names], weights=weights, name=name)
+
+
+def _load(name: str, *, device: str, dtype: str, trust_pickle: bool) -> Clip:
+    """A CLIP by a name that is no ensemble's."""
+    source, device, dtype = _placed(name, device, dtype)
+    settings = {"name": name, "device": device, "dtype": dtype}
+    path = Path(source)
+    if source in MINI:
+        mini.check(MINI[source])
+        return _open_clip(f"local-dir:{mini.path(MINI[source])}", **settings)
+    if os.path.isfile(source):
+        return openai.from_file(path, trust_pickle=trust_pickle, **settings)
+    if os.path.isdir(source):
+        if not (path / CONFIG).exists() and (path / "config.json").exists():
+            return hf.from_folder(path, trust_pickle=trust_pickle, **settings)
+        _check_folder(path, trust_pickle=trust_pickle)
+        return _open_clip(f"local-dir:{source}", **settings)
+    if source.startswith("hf-hub:"):
+        return _open_clip(source, **settings)
+    return _open_clip(*_known_tag(source), **settings)
+
+
+def _open_clip(source: str, tag: str | None = None, *, name: str, device: str, dtype: str) -> Clip:
     import open_clip
 
     try:
@@ -48,19 +100,76 @@ def load_clip(name: str = "mini", *, device: str = "cpu", dtype: str = "float32"
     except ClipguideError:
         raise
     except Exception as error:  # open_clip, safetensors and json each raise their own
+        if "loading state_dict" in str(error) or isinstance(error, AttributeError):
+            raise ClipguideError(
+                f"The weights of {name} are not those of the model that its configuration "
+                f"describes: {reason(error)}."
+            ) from error
         raise ClipguideError(f"The CLIP {name} cannot be loaded: {reason(error)}.") from error
 
 
-def _check_folder(folder: Path) -> None:
+def _is_one(name: str) -> bool:
+    """Whether a name is no ensemble's: it has no + or *, or it is a path, on a device or not."""
+    source, _, suffix = name.rpartition("@")
+    plain = not set("+*") & set(suffix)
+    return os.path.exists(name) or plain and (not set("+*") & set(source) or os.path.exists(source))
+
+
+def _weighed(member: str) -> tuple[float, str]:
+    """The weight and name of "0.7*mini"; the weight is 1 if there is none."""
+    weight, star, name = member.rpartition("*")
+    try:
+        value = float(weight) if star else 1.0
+    except ValueError:
+        raise UsageError(
+            f"{shorten(weight)!r} is no weight: give a number, as in 0.7*mini+0.3*mini-judge."
+        ) from None
+    if not name.strip():
+        raise UsageError("An ensemble names a CLIP before and after each +, as in mini+mini-judge.")
+    return value, name.strip()
+
+
+def _placed(name: str, device: str, dtype: str) -> tuple[str, str, str]:
+    """What "name@device:dtype" names, with its device and dtype in the place of those given."""
+    if "@" not in name or os.path.exists(name):
+        return name, device, dtype
+    source, _, suffix = name.rpartition("@")
+    where, colon, kind = suffix.rpartition(":")
+    if not colon or kind.isdecimal():  # cpu, cuda:0
+        where, colon, kind = suffix, "", ""
+    try:
+        if where or not colon:
+            to_device(where)
+        if colon:
+            to_dtype(kind)
+    except UsageError as error:
+        raise UsageError(
+            f"After the @ of {shorten(name)!r} there must be a device, a dtype after a colon, or "
+            f"both, as in mini@cpu, mini@:float16 or mini@cuda:0:bfloat16. {error}"
+        ) from None
+    return source, where or device, kind or dtype
+
+
+def _check_folder(folder: Path, *, trust_pickle: bool) -> None:
     """UsageError if open_clip would not load this folder, or only with the wrong tokenizer."""
     try:
         text = json.loads((folder / CONFIG).read_text())["model_cfg"]["text_cfg"]
     except FileNotFoundError:
-        raise UsageError(f"{folder} is no CLIP folder: it has no {CONFIG}.") from None
+        raise UsageError(
+            f"{folder} is no folder of a CLIP: it has no {CONFIG}, and no config.json of "
+            "transformers."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{folder / CONFIG} is not the configuration of a CLIP.") from None
-    if not any(folder.glob("*.safetensors")):
+    found = [file.name for kind in KINDS for file in sorted(folder.glob(f"*{kind}"))]
+    taken = next((file for file in (*FIRST, *found) if file in found), None)
+    if taken is None:
         raise UsageError(f"{folder} has no weights in a .safetensors file, which clipguide reads.")
+    if not taken.endswith(".safetensors") and not trust_pickle:
+        raise UsageError(
+            f"Of the weights in {folder}, open_clip reads {taken}, which is a pickle: give "
+            "trust_pickle=True (--trust-pickle) if you trust where it is from."
+        )
     if not text.get("hf_tokenizer_name") and text.get("vocab_size", OPENAI_IDS) != OPENAI_IDS:
         raise UsageError(
             f"{folder / CONFIG} names no tokenizer, so open_clip would take its own of "
@@ -78,7 +187,10 @@ def _known_tag(name: str) -> tuple[str, str]:
         advice = (
             f"Did you mean {' or '.join(near)}?"
             if near
-            else (f"Give {' or '.join(MINI)}, a folder, or an open_clip model and tag.")
+            else (
+                f"Give {' or '.join(MINI)}, a folder, a file of OpenAI's, or an open_clip model "
+                "and tag."
+            )
         )
         raise UsageError(f"There is no CLIP {shorten(name)!r}. {advice}")
     model, tag = name.split("/", 1)

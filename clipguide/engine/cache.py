@@ -70,12 +70,14 @@ class Cache:
 
     def model(self, key: str, name: str) -> int:
         """The number of a model in this file, by its key (a fingerprint and settings)."""
+        select = "SELECT id FROM models WHERE key = ?"
         with self._lock, self._db:
-            self._db.execute(
-                "INSERT INTO models (key, name) VALUES (?, ?) ON CONFLICT DO NOTHING", (key, name)
-            )
-            (number,) = self._db.execute("SELECT id FROM models WHERE key = ?", (key,)).fetchone()
-        return number
+            row = self._db.execute(select, (key,)).fetchone()
+            if row is None:
+                insert = "INSERT INTO models (key, name) VALUES (?, ?) ON CONFLICT DO NOTHING"
+                self._db.execute(insert, (key, name))
+                row = self._db.execute(select, (key,)).fetchone()
+        return row[0]
 
     def by_file(self, path: str, about: os.stat_result, model: int) -> np.ndarray | None:
         """The vector_D of a file that has not changed, or None."""

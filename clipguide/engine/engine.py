@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
 from ..prompts import shorten
 from .cache import Cache
 from .files import URLS
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 BATCH = {"cpu": 32}  # pictures; larger is no faster there
 OTHER = 256
@@ -97,6 +101,8 @@ class Engine:
         for name, value in {"batch": batch, "workers": workers, "frames": frames}.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}.")
+        if alpha not in images.ALPHA:
+            raise UsageError(f"alpha is {' or '.join(images.ALPHA)}, not {alpha!r}.")
         self.clip, self.cache = clip, cache
         self.batch = batch or BATCH.get(clip.device.type, OTHER)
         self.workers = workers or os.cpu_count() or 1
@@ -142,7 +148,24 @@ class Engine:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _number(self) -> int | None:
-        return None if self.cache is None else self.cache.model(self.key, self.clip.name)
+        return self._ask("model", self.key, self.clip.name)
+
+    def _ask(self, what: str, *values: object) -> Any:
+        """The cache's answer; None without one. A disk that is full, read-only or damaged costs the
+        cache, and not the run."""
+        if self.cache is None:
+            return None
+        try:
+            return getattr(self.cache, what)(*values)
+        except sqlite3.Error as error:
+            warnings.warn(
+                f"The cache {self.cache.path} cannot be used any more ({error}), so clipguide goes "
+                "on without.",
+                ClipguideWarning,
+                stacklevel=2,
+            )
+            self.cache = None
+            return None
 
     def _start(self, path: str, pool: ThreadPoolExecutor) -> _Slot:
         """A slot whose vector is in the cache, or which a thread is to read."""
@@ -160,8 +183,8 @@ class Engine:
             return _failed(
                 path, "is not a file" if not stat.S_ISDIR(about.st_mode) else "is a folder"
             )
-        if self.cache is not None and not self.verify:
-            known_D = self.cache.by_file(path, about, self._model)
+        if not self.verify:
+            known_D = self._ask("by_file", path, about, self._model)
             if known_D is not None:
                 return _Slot(path, about, done=Embedded(path, torch.from_numpy(known_D.copy())))
         return _Slot(path, about, pool.submit(self._read, path, about))
@@ -172,7 +195,7 @@ class Engine:
         source = _download(path) if about is None else path
         if self.cache is not None and about is not None:
             read.digest = _digest(path)
-            read.known_D = self.cache.by_digest(read.digest, self._model)
+            read.known_D = self._ask("by_digest", read.digest, self._model)
         if read.known_D is None:
             side = self.clip.image_size if self.fast else None
             pictures = images.load_frames(source, count=self.frames, alpha=self.alpha, side=side)
@@ -211,17 +234,8 @@ class Engine:
             for slot, read in reads
             if slot.about is not None
         ]
-        if self.cache is None or not rows:
-            return
-        try:
-            self.cache.add(rows, self._model)
-        except sqlite3.Error as error:  # a full or read-only disk costs the cache, not the run
-            warnings.warn(
-                f"The cache {self.cache.path} cannot be written ({error}), so nothing new is kept.",
-                ClipguideWarning,
-                stacklevel=2,
-            )
-            self.cache = None
+        if rows:
+            self._ask("add", rows, self._model)
 
     def _encode(self, frames: Sequence[list]) -> torch.Tensor:
         """Unit vectors_BD of pictures' frames, averaged over each picture's."""
@@ -311,13 +325,20 @@ def _download(url: str) -> io.BytesIO:
     return io.BytesIO(content)
 
 
+def processes() -> PartialState:
+    """accelerate's account of the processes that `accelerate launch` started: one, if none did."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def shared(engine: Engine, paths: Iterable[str | os.PathLike]) -> Iterator[Embedded]:
     """As `engine.embed`, by all processes that `accelerate launch` started, each of which gets all
     of the vectors; as `engine.embed` itself in a process alone."""
-    from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    state = PartialState()
+    state = processes()
     if state.num_processes == 1:
         yield from engine.embed(paths)
         return

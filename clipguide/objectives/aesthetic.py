@@ -29,7 +29,7 @@ class Aesthetic(Objective):
     """Minus the score of an aesthetic head, averaged over `views` (the whole image if None).
 
     `path` is a head trained on the unit vectors of the same CLIP as `clip`, in safetensors or,
-    with `trust`, in a pickle: `weight` (1 x D) and `bias`, as LAION's sa_0_4_*_linear.pth
+    with `trust_pickle`, in a pickle: `weight` (1 x D) and `bias`, as LAION's sa_0_4_*_linear.pth
     (aesthetic-predictor, Schuhmann 2022), or linear layers `layers.0`, `.2`, `.4`, `.6` and `.7`
     without activations, as improved-aesthetic-predictor's *_linearMSE.pth. UsageError for another
     layout, or another width than the CLIP's.
@@ -41,12 +41,12 @@ class Aesthetic(Objective):
         path: str | os.PathLike,
         *,
         views: Cutouts | None = None,
-        trust: bool = False,
+        trust_pickle: bool = False,
         chunk: int | None = None,
     ) -> None:
         self.clip, self.views = clip, views
         self._encoder = Encoder(clip, views, chunk)
-        self._layers = _read(load_weights(path, trust=trust), str(path))
+        self._layers = _read(load_weights(path, trust_pickle=trust_pickle), str(path))
         width = self._layers[0][0].shape[1]
         if width != clip.embed_dim:
             raise UsageError(

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from ..clip import Clip, resize, to_device, to_dtype
-from ..clip.hf import load_hf_clip
+from ..clip import Clip, load_clip, resize, to_device, to_dtype
 from ..errors import ClipguideError, UsageError, close_matches
 from ..images import load, to_tensor
 from ..prompts import check_text, shorten
@@ -55,7 +54,7 @@ class PickScore(Preference):
     """Minus PickScore (Kirstain et al. 2023, eq. 1): the logit scale times the cosine, about 20.
 
     `path` is the folder of its CLIP (PickScore_v1 with its processor's files), which transformers
-    reads; weights in a pickle need `trust`.
+    reads; weights in a pickle need `trust_pickle`.
     """
 
     def __init__(
@@ -66,18 +65,18 @@ class PickScore(Preference):
         views: Cutouts | None = None,
         device: str = "cpu",
         dtype: str = "float32",
-        trust: bool = False,
+        trust_pickle: bool = False,
         chunk: int | None = None,
     ) -> None:
-        clip = load_hf_clip(path, device=device, dtype=dtype, trust=trust)
+        clip = load_clip(path, device=device, dtype=dtype, trust_pickle=trust_pickle)
         super().__init__(clip, prompts, scale=clip.logit_scale, views=views, chunk=chunk)
 
 
 class HPSv2(Preference):
     """Minus HPSv2 (Wu et al. 2023): the cosine, about 0.2 to 0.3.
 
-    `path` is the state dict of an open_clip `model`, in safetensors or, with `trust`, in a pickle
-    such as HPS_v2.1_compressed.pt.
+    `path` is the state dict of an open_clip `model`, in safetensors or, with `trust_pickle`, in a
+    pickle such as HPS_v2.1_compressed.pt.
     """
 
     def __init__(
@@ -89,10 +88,10 @@ class HPSv2(Preference):
         views: Cutouts | None = None,
         device: str = "cpu",
         dtype: str = "float32",
-        trust: bool = False,
+        trust_pickle: bool = False,
         chunk: int | None = None,
     ) -> None:
-        clip = _open_clip(path, model, device=device, dtype=dtype, trust=trust)
+        clip = _open_clip(path, model, device=device, dtype=dtype, trust_pickle=trust_pickle)
         super().__init__(clip, prompts, scale=1.0, views=views, chunk=chunk)
 
 
@@ -100,8 +99,8 @@ class ImageReward(Objective):
     """Minus ImageReward (Xu et al. 2023) of whole images, about −2 to 2 each.
 
     `path` is its checkpoint ImageReward.pt and `config` the med_config.json beside it, both read
-    by its own package, which loads a pickle: so `trust` must be on. `prompts` are texts, one for
-    all images or a list as of `Similarity`.
+    by its own package, which loads a pickle: so `trust_pickle` must be on. `prompts` are texts, one
+    for all images or a list as of `Similarity`.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class ImageReward(Objective):
         *,
         config: str | os.PathLike,
         device: str = "cpu",
-        trust: bool = False,
+        trust_pickle: bool = False,
     ) -> None:
         self.prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         if not self.prompts or not all(isinstance(text, str) for text in self.prompts):
@@ -119,7 +118,7 @@ class ImageReward(Objective):
         for text in self.prompts:
             check_text(text)
         self.device = to_device(device)
-        self._model = _image_reward(path, config, device=device, trust=trust)
+        self._model = _image_reward(path, config, device=device, trust_pickle=trust_pickle)
         self._tokens = self._model.blip.tokenizer(
             list(self.prompts),
             padding="max_length",
@@ -159,12 +158,12 @@ class ImageReward(Objective):
 
 
 def _open_clip(
-    path: str | os.PathLike, model: str, *, device: str, dtype: str, trust: bool
+    path: str | os.PathLike, model: str, *, device: str, dtype: str, trust_pickle: bool
 ) -> Clip:
     """A Clip of an open_clip architecture with the weights of a file."""
     to_dtype(dtype)
     to_device(device)
-    weights = load_weights(path, trust=trust)
+    weights = load_weights(path, trust_pickle=trust_pickle)
     import open_clip
 
     known = open_clip.list_models()
@@ -187,14 +186,16 @@ def _open_clip(
 
 
 def _image_reward(
-    path: str | os.PathLike, config: str | os.PathLike, *, device: str, trust: bool
+    path: str | os.PathLike, config: str | os.PathLike, *, device: str, trust_pickle: bool
 ) -> torch.nn.Module:
     """The model of ImageReward's own package, frozen."""
     for file in (path, config):
         if not os.path.isfile(file):
             raise UsageError(f"There is no file {file} for ImageReward.")
-    if not trust:
-        raise UsageError(f"{path} is a pickle: give trust=True if you trust where it is from.")
+    if not trust_pickle:
+        raise UsageError(
+            f"{path} is a pickle: give trust_pickle=True if you trust where it is from."
+        )
     try:
         import ImageReward as package
     except ImportError as error:

@@ -11,18 +11,19 @@ from ..errors import ClipguideError, UsageError
 from ..prompts import shorten
 
 
-def load_weights(path: str | os.PathLike, *, trust: bool) -> dict[str, torch.Tensor]:
+def load_weights(path: str | os.PathLike, *, trust_pickle: bool) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors file, or of a pickled state dict (or a dict with one under
-    "state_dict"), which is read with `weights_only` and only if `trust` is on.
+    "state_dict"), which is read with `weights_only` and only if `trust_pickle` is on.
 
     UsageError if there is no such file or it needs trust, ClipguideError if it cannot be read.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"There are no weights {path}.")
-    if path.suffix != ".safetensors" and not trust:
+    if path.suffix != ".safetensors" and not trust_pickle:
         raise UsageError(
-            f"{path} is a pickle, not safetensors: give trust=True if you trust where it is from."
+            f"{path} is a pickle, not safetensors: give trust_pickle=True if you trust where it is "
+            "from."
         )
     try:
         if path.suffix == ".safetensors":

@@ -1,0 +1,120 @@
+"""Several CLIPs as one: `load_clip("0.7*mini+0.3*mini-judge")` makes an `Ensemble`.
+
+Shapes: B images or texts, N texts, 3 channels, H rows, W columns, D the width of the embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property, reduce
+
+import torch
+from PIL import Image
+
+from ..errors import UsageError
+from .base import Clip, to_dtype
+
+
+class Ensemble(Clip):
+    """CLIPs whose cosines are averaged: wherever a Clip is taken, an Ensemble is.
+
+    Its unit vectors are √w·v of each member, one behind the other, with Σ w = 1, so that a cosine
+    is exactly the weighted mean of the members' cosines. `weights` are ≥ 0, all alike if None.
+    `image_size` is the largest member's, `context_length` the shortest; `dtype` is what theirs
+    promote to, and results are on the first member's device. `preprocess` is a tuple of theirs.
+
+    `logit_scale` and `logit_bias` are the weighted means of the members': where their scales are
+    alike, logits are exactly the weighted mean of their logits.
+
+    UsageError for fewer than two members, or weights that are negative, not finite or all 0.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Clip],
+        *,
+        weights: Sequence[float] | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.members = tuple(members)
+        self.weights = _normalised(weights, len(self.members))
+        self.name = name or "+".join(
+            f"{weight:g}*{member.name}"
+            for weight, member in zip(self.weights, self.members, strict=True)
+        )
+        self.device = self.members[0].device
+        self.dtype = reduce(torch.promote_types, (member.dtype for member in self.members))
+        self._wide = torch.promote_types(self.dtype, torch.float32)
+        self.embed_dim = sum(member.embed_dim for member in self.members)
+        self.image_size = max(member.image_size for member in self.members)
+        self.context_length = min(member.context_length for member in self.members)
+        self.logit_scale = self._mean(member.logit_scale for member in self.members)
+        self.logit_bias = self._mean(member.logit_bias for member in self.members)
+        self.preprocess = tuple(member.preprocess for member in self.members)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the members' fingerprints and weights, in order."""
+        parts = [[member.fingerprint for member in self.members], self.weights]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def astype(self, dtype: str) -> Ensemble:
+        """A copy that computes in another dtype; its fingerprint is the same, the checkpoints'."""
+        _ = self.fingerprint
+        other = copy.copy(self)
+        other.members = tuple(member.astype(dtype) for member in self.members)
+        other.dtype = to_dtype(dtype)
+        other._wide = torch.promote_types(other.dtype, torch.float32)
+        return other
+
+    def compile(self) -> None:
+        """Compile the image towers by torch.compile, at the first batch of each size."""
+        for member in self.members:
+            member.compile()
+
+    def encode_image(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        """Unit vectors_BD of images in [0, 1] of any size, differentiable."""
+        return self._join(lambda member: member.encode_image(image_B3HW))
+
+    def prepare(self, picture: Image.Image) -> tuple:
+        """What each member prepares of a picture."""
+        return tuple(member.prepare(picture) for member in self.members)
+
+    def encode_prepared(self, prepared: Sequence[tuple]) -> torch.Tensor:
+        """Unit vectors_BD of what `prepare` made of each picture."""
+        by_member = iter(zip(*prepared, strict=True))
+        return self._join(lambda member: member.encode_prepared(next(by_member)))
+
+    def encode_text(self, texts: Sequence[str], *, long: str = "cut") -> torch.Tensor:
+        """Unit vectors_BD of texts; each member cuts, or reads in windows, by its own context."""
+        return self._join(lambda member: member.encode_text(texts, long=long))
+
+    def _join(self, encode: Callable[[Clip], torch.Tensor]) -> torch.Tensor:
+        parts = [
+            math.sqrt(weight) * encode(member).to(self.device, self._wide)
+            for weight, member in zip(self.weights, self.members, strict=True)
+        ]
+        return torch.cat(parts, dim=-1)
+
+    def _mean(self, values) -> float:
+        return math.fsum(w * value for w, value in zip(self.weights, values, strict=True))
+
+
+def _normalised(weights: Sequence[float] | None, number: int) -> tuple[float, ...]:
+    """Weights of the sum 1 for so many members."""
+    if number < 2:
+        raise UsageError("An ensemble needs at least two CLIPs, as in 0.7*mini+0.3*mini-judge.")
+    weights = [1.0] * number if weights is None else [float(weight) for weight in weights]
+    if len(weights) != number:
+        raise UsageError(f"There are {len(weights)} weights for an ensemble of {number} CLIPs.")
+    total = math.fsum(weights)
+    if min(weights) < 0 or not 0 < total < math.inf:
+        raise UsageError(
+            "The weights of an ensemble must be finite numbers from 0 on, and not all 0, not "
+            f"{' and '.join(f'{weight:g}' for weight in weights)}."
+        )
+    return tuple(weight / total for weight in weights)

@@ -1,0 +1,114 @@
+"""OpenAI's original CLIP files: a state dict, or the JIT archive that they were published as."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import ClipguideError, ClipguideWarning, UsageError, reason
+from .base import Clip
+
+NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # of an archive
+PUBLISHED = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
+PUBLISHED += ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336px")
+NEEDED = (
+    "token_embedding.weight",
+    "positional_embedding",
+    "ln_final.weight",
+    "text_projection",
+    "logit_scale",
+    "visual.conv1.weight",
+)
+
+
+def from_file(path: Path, *, name: str, device: str, dtype: str, trust_pickle: bool) -> Clip:
+    """A Clip of the weights in a file; they tell its sizes, and the rest is as OpenAI trained:
+    QuickGELU, open_clip's tokenizer and preprocessing by default.
+
+    A file of another name than OpenAI's is warned of, for weights do not tell which activation
+    they were trained with. A state dict is read with `weights_only`. A JIT archive holds code: UsageError without
+    `trust_pickle`, and for a file that is neither; ClipguideError for other weights.
+    """
+    state = _read(path, trust_pickle=trust_pickle)
+    model = _build(state, path)
+    if path.stem not in PUBLISHED:
+        warnings.warn(
+            f"{path} is taken for a CLIP of OpenAI's, with QuickGELU: for weights of others, name "
+            "a folder with an open_clip_config.json.",
+            ClipguideWarning,
+            stacklevel=4,
+        )
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    preprocess = PreprocessCfg(size=model.visual.image_size)
+    open_clip.model.set_model_preprocess_cfg(model, asdict(preprocess))
+    tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
+    if model.vocab_size != tokenizer.vocab_size:
+        raise ClipguideError(
+            f"The CLIP {path} was trained with another tokenizer than OpenAI's: it knows "
+            f"{model.vocab_size} tokens, not {tokenizer.vocab_size}."
+        )
+    return Clip(
+        model,
+        transform=image_transform_v2(preprocess, is_train=False),
+        tokenizer=tokenizer,
+        name=name,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _read(path: Path, *, trust_pickle: bool) -> dict[str, torch.Tensor]:
+    archive = _is_archive(path)
+    if archive and not trust_pickle:
+        raise UsageError(
+            f"{path} is a JIT archive, which holds code: give trust_pickle=True (--trust-pickle) "
+            "if you trust where it is from."
+        )
+    try:
+        if archive:
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and zipfile each raise their own
+        raise UsageError(
+            f"{path} is no CLIP: it is neither a whole state dict, of tensors and nothing else, "
+            "nor a JIT archive, as OpenAI's files are. Other CLIPs are named by their folder."
+        ) from error
+    missing = [key for key in NEEDED if key not in state] if isinstance(state, dict) else NEEDED
+    if missing:
+        raise ClipguideError(
+            f"{path} does not hold the weights of a CLIP of OpenAI's: there is no {missing[0]} "
+            "among them. Other CLIPs are named by their folder."
+        )
+    return {key: value for key, value in state.items() if key not in NO_WEIGHTS}
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is of TorchScript: a zip with code in it."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return any("/code/" in name for name in file.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _build(state: dict[str, torch.Tensor], path: Path) -> nn.Module:
+    """The open_clip model of a state dict, in float32. open_clip builds it in float16, as OpenAI's
+    is, which would round weights that were trained further: so they are loaded once more."""
+    from open_clip.model import build_model_from_openai_state_dict
+
+    try:
+        model = build_model_from_openai_state_dict(dict(state), cast_dtype=torch.float32).float()
+        model.load_state_dict(state)
+    except Exception as error:  # whatever a size that cannot be told raises
+        raise ClipguideError(
+            f"The weights in {path} are not those of a CLIP of OpenAI's: {reason(error)}."
+        ) from error
+    return model

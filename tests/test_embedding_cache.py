@@ -1,0 +1,193 @@
+"""The cache of embeddings: what is found again, what is not, and what no accident breaks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_clip import landscape
+
+from clipguide.engine import Cache, Engine, default_path
+from clipguide.errors import ClipguideError
+
+OLD = 1_700_000_000
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache.sqlite")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    return write(tmp_path / "a.png", seed=0)
+
+
+def write(path, *, seed):
+    landscape(40, 40, seed=seed).save(path, "bmp")  # the same size, whatever it shows
+    os.utime(path, (OLD, OLD))
+    return path
+
+
+def embed(clip, cache, path, **settings):
+    (row,) = Engine(clip, cache=cache, **settings).embed([path])
+    assert row.error is None, row.error
+    return row.unit_D
+
+
+@pytest.fixture
+def runs(clip, monkeypatch):
+    """How many pictures the model saw."""
+    seen, encode = [], clip.encode_prepared
+
+    def counted(prepared):
+        seen.extend(prepared)
+        return encode(prepared)
+
+    monkeypatch.setattr(clip, "encode_prepared", counted)
+    return seen
+
+
+def test_found_again(clip, cache, picture, runs):
+    first = embed(clip, cache, picture)
+    assert torch.equal(embed(clip, cache, picture), first)
+    assert torch.equal(embed(clip, Cache(cache.path), picture), first)
+    assert len(runs) == 1
+
+
+def test_a_moved_or_copied_file_is_known_by_its_content(clip, cache, picture, runs):
+    first = embed(clip, cache, picture)
+    moved = picture.rename(picture.with_name("b.png"))
+    assert torch.equal(embed(clip, cache, moved), first)
+    assert len(runs) == 1
+
+
+def test_a_changed_file_is_read_anew(clip, cache, picture, runs):
+    first = embed(clip, cache, picture)
+    write(picture, seed=5)
+    os.utime(picture, (OLD + 9, OLD + 9))
+    assert not torch.equal(embed(clip, cache, picture), first)
+    assert len(runs) == 2
+
+
+def test_verify_sees_a_change_that_size_and_time_hide(clip, cache, picture, runs):
+    first = embed(clip, cache, picture)
+    content = landscape(40, 40, seed=5)
+    with picture.open("r+b") as stream:  # the same inode
+        content.save(stream, "bmp")
+    os.utime(picture, (OLD, OLD))
+    assert torch.equal(embed(clip, cache, picture), first), "the premise: it looks unchanged"
+    assert not torch.equal(embed(clip, cache, picture, verify=True), first)
+    assert len(runs) == 2
+    embed(clip, cache, picture, verify=True)
+    assert len(runs) == 2
+
+
+def test_a_file_that_was_just_written_is_digested_again(clip, cache, picture, runs):
+    """It may change once more within the clock's tick, with the same size."""
+    os.utime(picture)
+    first = embed(clip, cache, picture)
+    now = picture.stat()
+    with picture.open("r+b") as stream:
+        landscape(40, 40, seed=5).save(stream, "bmp")
+    os.utime(picture, ns=(now.st_atime_ns, now.st_mtime_ns))
+    assert not torch.equal(embed(clip, cache, picture), first)
+    assert len(runs) == 2
+
+
+def test_models_and_settings_are_kept_apart(clip, judge, cache, picture):
+    a, b = embed(clip, cache, picture), embed(judge, cache, picture)
+    embed(clip, cache, picture, alpha="drop")
+    embed(clip, cache, picture, fast=True)
+    assert torch.equal(embed(clip, cache, picture), a)
+    assert torch.equal(embed(judge, cache, picture), b)
+    facts = cache.info()
+    assert facts["files"] == 1 and facts["path"] == str(cache.path) and facts["bytes"] > 0
+    assert [model["vectors"] for model in facts["models"]] == [1, 1, 1, 1]
+    assert len({model["key"] for model in facts["models"]}) == 4
+    cache.clear()
+    assert cache.info()["files"] == 0 and cache.info()["models"] == []
+
+
+def test_a_full_disk_costs_the_cache_only(clip, cache, picture):
+    embed(clip, cache, picture)
+    cache._db.execute("PRAGMA query_only=1")
+    with pytest.warns(UserWarning, match="cannot be used any more .* goes on without"):
+        embed(clip, cache, write(picture.with_name("b.png"), seed=3))
+
+
+def test_files_that_are_no_cache(tmp_path):
+    (tmp_path / "text").write_text("no database " * 100)
+    with pytest.raises(ClipguideError, match="cannot be used .*--no-cache"):
+        Cache(tmp_path / "text")
+    assert (tmp_path / "text").read_text().startswith("no database"), "it is not touched"
+    with pytest.raises(ClipguideError, match="cannot be used"):
+        Cache(tmp_path / "text" / "below")
+    newer = Cache(tmp_path / "newer")
+    newer._db.execute("PRAGMA user_version=99")
+    newer.close()
+    with pytest.raises(ClipguideError, match="of a newer clipguide"):
+        Cache(tmp_path / "newer")
+
+
+def test_where_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("CLIPGUIDE_CACHE", str(tmp_path))
+    assert default_path() == tmp_path / "embeddings.sqlite"
+    monkeypatch.delenv("CLIPGUIDE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_path() == tmp_path / "xdg" / "clipguide" / "embeddings.sqlite"
+
+
+WRITER = """
+import os, sys
+import numpy as np
+from clipguide.engine import Cache
+cache = Cache(sys.argv[1])
+model = cache.model("key", "name")
+about = os.stat(sys.argv[1])
+for i in range(int(sys.argv[3])):
+    name = f"{sys.argv[2]}-{i}"
+    cache.add([(name, about, name.encode(), np.full(64, i, np.float32))], model)
+    print(name, flush=True)
+"""
+
+
+def start_writer(path, name, count):
+    root = str(Path(__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), name, str(count)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+        text=True,
+    )
+
+
+def check(path, names):
+    db = sqlite3.connect(path)
+    assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    cache = Cache(path)
+    model = cache.model("key", "name")
+    for name in names:
+        expected = np.full(64, int(name.rsplit("-")[-1]), np.float32)
+        assert np.array_equal(cache.by_digest(name.encode(), model), expected), name
+
+
+def test_two_writers_and_one_killed(tmp_path):
+    """Both write at once, one is killed with signal 9: all that they had acknowledged is there."""
+    path = tmp_path / "cache.sqlite"
+    Cache(path).close()
+    endless, short = start_writer(path, "endless", 10**6), start_writer(path, "short", 200)
+    acknowledged = [endless.stdout.readline().strip() for _ in range(150)]
+    endless.send_signal(signal.SIGKILL)
+    acknowledged += endless.stdout.read().split("\n")[:-1]  # the last may be cut
+    finished = short.communicate()[0].split()
+    endless.wait()
+    assert short.returncode == 0 and len(finished) == 200
+    check(path, [*acknowledged, *finished])
