@@ -3,6 +3,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hf_folder import write_hf_clip
 from PIL import Image
 from typer.testing import CliRunner
 
+from clipguide import load_clip
 from clipguide import recipe as recipes
 from clipguide.cli import files, naming, watching
 from clipguide.cli.app import app
@@ -451,6 +454,32 @@ def test_models(tiny_mini):
     found = json.loads(invoke("models", "--json").stdout)
     assert [model["name"] for model in found] == ["guide", "judge", "generator", "vqgan"]
     assert all(model["licence"] and model["bytes"] > 0 for model in found)
+    guide = found[0]
+    assert (guide["clip"], guide["resolution"], guide["context"]) == ("mini", 32, 16)
+    assert guide["fingerprint"] == load_clip("mini").fingerprint
+    assert f"fingerprint {guide['fingerprint']}" in result.stdout
+    assert found[2]["fingerprint"] is None and found[2]["resolution"] is None
+
+
+def test_cached_clips(clip_folder, tmp_path):
+    """Snapshots of the hub: of open_clip, of transformers, and of what is no CLIP."""
+    from clipguide.cli.models import cached
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text("{")
+    for name, folder in {"a": clip_folder, "b": write_hf_clip(tmp_path / "hf"), "c": other}.items():
+        snapshot = tmp_path / "hub" / f"models--me--{name}" / "snapshots" / ("0" * 40)
+        shutil.copytree(folder, snapshot)
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    found = cached(tmp_path / "hub")
+    assert [(m["name"], m["resolution"], m["context"]) for m in found] == [
+        ("me/a", 32, 16),
+        ("me/b", 32, 16),
+    ]
+    assert all(m["bytes"] > 0 and load_clip(m["clip"]).image_size == 32 for m in found)
+    assert cached(tmp_path / "none") == []
 
 
 def test_version():

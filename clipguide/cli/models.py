@@ -1,39 +1,111 @@
-"""clipguide models: list the embedded models."""
+"""clipguide models: what is embedded, and which CLIPs the hub's cache holds."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+
+from . import console
+
+CONFIGS = ("open_clip_config.json", "config.json")
 
 
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the embedded models: sizes, licences, figures."""
+    """List the models that are here: the embedded ones, and CLIPs in the hub's cache.
+
+    Sizes, licences, what a CLIP sees and reads, fingerprints, figures.
+    """
     from .. import mini
 
-    found = [describe(name) for name in mini.MODELS]
+    with console.plain_speech():
+        found = [embedded(name) for name in mini.MODELS]
+        found += cached()
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
         return
     for model in found:
         typer.echo(f"{model['name']}: {model['task']}")
         typer.echo(f"  {model['bytes'] / 1e6:.1f} MB, {model['licence']}, {model['path']}")
-        typer.echo(f"  trained on {model['data']}")
+        if model["resolution"]:
+            typer.echo(f"  sees {model['resolution']} px, reads {model['context']} tokens")
+        if model["fingerprint"]:
+            typer.echo(f"  fingerprint {model['fingerprint']}")
+        if model["data"]:
+            typer.echo(f"  trained on {model['data']}")
         for figure, value in model["figures"].items():
             typer.echo(f"  {figure}: {value}")
 
 
-def describe(name: str) -> dict:
-    """What `models --json` says of one embedded model; the words are its card's."""
-    from .. import mini
+def embedded(name: str) -> dict:
+    """What is said of an embedded model; the words are its card's."""
+    from .. import load_clip, mini
+    from ..clip.load import MINI
 
-    card = mini.card(name)
+    card, folder = mini.card(name), mini.path(name)
+    names = {model: called for called, model in MINI.items()}
     return {
         "name": name,
-        "path": str(mini.path(name)),
-        "bytes": sum(file.stat().st_size for file in mini.path(name).rglob("*") if file.is_file()),
+        "clip": names.get(name),
+        "path": str(folder),
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         **{field: card[field] for field in ("licence", "task", "data", "figures")},
+        **_window(folder),
+        "fingerprint": load_clip(names[name]).fingerprint if name in names else None,
     }
+
+
+def cached(folder: Path | None = None) -> list[dict]:
+    """The CLIPs in the hub's cache, or in `folder`, each to be named by its path."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir(folder).repos
+    except CacheNotFound:
+        return []
+    found = []
+    for repository in sorted(repositories, key=lambda one: one.repo_id):
+        for revision in repository.revisions:
+            window = _window(revision.snapshot_path)
+            if window["resolution"]:
+                found.append(
+                    {
+                        "name": repository.repo_id,
+                        "clip": str(revision.snapshot_path),
+                        "path": str(revision.snapshot_path),
+                        "bytes": revision.size_on_disk,
+                        "licence": "see its page",
+                        "task": "a CLIP in the hub's cache",
+                        "data": "",
+                        "figures": {},
+                        **window,
+                        "fingerprint": None,  # which would take loading it
+                    }
+                )
+    return found
+
+
+def _window(folder: Path) -> dict[str, int | None]:
+    """What a CLIP's folder says of the side in pixels and the tokens that it takes."""
+    config: dict[str, Any] = {}
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            with suppress(ValueError):
+                config = json.loads((folder / name).read_text())
+            break
+    if "model_cfg" in config:  # open_clip's
+        vision, text = (config["model_cfg"][f"{tower}_cfg"] for tower in ("vision", "text"))
+        size = config.get("preprocess_cfg", {}).get("size") or vision.get("image_size", 224)
+        side = size if isinstance(size, int) else size[0]
+        return {"resolution": side, "context": text.get("context_length", 77)}
+    if config.get("model_type") in ("clip", "siglip"):
+        vision, text = config.get("vision_config", {}), config.get("text_config", {})
+        context = text.get("max_position_embeddings", 77)
+        return {"resolution": vision.get("image_size", 224), "context": context}
+    return {"resolution": None, "context": None}

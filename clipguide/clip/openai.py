@@ -31,8 +31,9 @@ def from_file(path: Path, *, name: str, device: str, dtype: str, trust_pickle: b
     QuickGELU, open_clip's tokenizer and preprocessing by default.
 
     A file of another name than OpenAI's is warned of, for weights do not tell which activation
-    they were trained with. A state dict is read with `weights_only`. A JIT archive holds code: UsageError without
-    `trust_pickle`, and for a file that is neither; ClipguideError for other weights.
+    they were trained with. A state dict is read with `weights_only`. A JIT archive holds code:
+    UsageError without `trust_pickle`, and for a file that is neither; ClipguideError for other
+    weights.
     """
     state = _read(path, trust_pickle=trust_pickle)
     model = _build(state, path)
