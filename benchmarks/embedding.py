@@ -230,7 +230,7 @@ def embed_many(folder: Path, pictures: int, settled: int) -> None:
         assert row.error is None, row.error
         if i == settled:
             base = _resident()
-        elif i > settled and i % 500 == 0:
+        elif i > settled and i % 100 == 0:
             highest = max(highest, _resident())
     facts = {"pictures": pictures, "settled MB": base >> 20, "highest MB": highest >> 20}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
