@@ -9,9 +9,11 @@ can be parts as well, alone or beside text: `compose("oil painting:0.5", ImagePa
 from __future__ import annotations
 
 import math
+import os
 import re
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from .errors import UsageError
@@ -108,6 +110,31 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise UsageError(f"{text!r} is not valid text: give it in UTF-8.") from None
+
+
+def read_lines(path: str | os.PathLike, *, what: str, comments: bool = False) -> list[str]:
+    """The lines of a UTF-8 file that say something; with `comments` those behind a # do not.
+
+    UsageError if it is not there, not UTF-8, or has none; `what` is what it should hold, in the
+    plural.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UsageError(
+            f"{path} is not UTF-8 text (line {line}), perhaps latin-1: save it as UTF-8 "
+            "(iconv -f latin1 -t utf-8)."
+        ) from None
+    except FileNotFoundError:
+        raise UsageError(f"There is no file of {what} {path}.") from None
+    except OSError as error:
+        raise UsageError(f"The file of {what} {path} cannot be read: {error.strerror}.") from None
+    lines = (line.strip() for line in text.splitlines())
+    found = [line for line in lines if line and not (comments and line.startswith("#"))]
+    if not found:
+        raise UsageError(f"There are no {what} in {path}.")
+    return found
 
 
 def shorten(text: str, limit: int = 60) -> str:

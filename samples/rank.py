@@ -1,4 +1,4 @@
-"""Rank pictures by what they show: the cosine of each with a text, the best first."""
+"""The best of many pictures: like a text, unlike another, and unlike each other."""
 
 from pathlib import Path
 
@@ -6,21 +6,28 @@ import typer
 
 import clipguide
 from clipguide.images import contact_sheet, load
+from clipguide.rerank import Criterion, combine, rank
 
 PICTURES = Path(__file__).with_name("pictures")
-TEXT = "fruit"
+TEXT, NEGATIVE = "fruit", "an animal"
 
 
 def main(quick: bool = False, out: Path = Path("rank.png")) -> None:
-    """Find the eight pictures that are most like the text."""
+    """Find the eight pictures that are most like the text; below them, eight that are diverse."""
     clip = clipguide.load_clip()
     paths = sorted(PICTURES.glob("*.png"))[: 8 if quick else None]
     pictures = [load(path) for path in paths]
-    scores = clip.similarity(clip.encode_pictures(pictures), clip.encode_text([TEXT]))[:, 0]
-    best = scores.argsort(descending=True)[:8].tolist()
-    labels = [f"{paths[i].stem} {scores[i]:.3f}" for i in best]
-    print(f"{TEXT}: {', '.join(labels)}")
-    contact_sheet([pictures[i] for i in best], labels=labels, columns=4).save(out)
+    image_BD = clip.encode_pictures(pictures)
+    text_BN = clip.similarity(image_BD, clip.encode_text([TEXT, NEGATIVE]))
+    criteria = Criterion("text", text_BN[:, 0]), Criterion("negative", text_BN[:, 1], weight=-0.5)
+    relevance_B = combine(criteria)
+    shown, labels = [], []
+    for diversity in (0.0, 0.5):
+        best = rank(relevance_B, image_BD, keep=8, diversity=diversity).best
+        labels += [f"{paths[i].stem} {relevance_B[i]:.3f}" for i in best]
+        shown += [pictures[i] for i in best]
+        print(f"{TEXT}, diversity {diversity}: {', '.join(paths[i].stem for i in best)}")
+    contact_sheet(shown, labels=labels, columns=8).save(out)
 
 
 if __name__ == "__main__":

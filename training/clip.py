@@ -80,7 +80,7 @@ def config(name: str) -> dict:
             custom_text=True,
         ),
         "preprocess_cfg": dict(
-            mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize_mode="squash"
+            mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize_mode="shortest"
         ),
     }
 

@@ -10,12 +10,15 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import ClipguideError, UsageError, out_of_memory
 from .cache import cache
+from .classify import classify
 from .embed import embed
 from .generate import generate
 from .models import models
 from .optimize import optimize
 from .plot import plot
 from .replay import replay
+from .rerank import rerank
+from .score import score
 
 NO_MEMORY = (
     "clipguide: there is not enough memory; a smaller --size needs less, or for generate one "
@@ -42,7 +45,8 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     name="clipguide",
-    help="Steers image generators with CLIP. Works offline on the models that it ships.",
+    help="Steers image generators with CLIP, and scores, ranks and names pictures. Works offline "
+    "on the models that it ships.",
     cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
@@ -54,6 +58,9 @@ app.command()(generate)
 app.command()(optimize)
 app.command()(replay)
 app.command()(plot)
+app.command()(score)
+app.command()(rerank)
+app.command()(classify)
 app.command()(embed)
 app.add_typer(cache, name="cache")
 app.command()(models)

@@ -228,20 +228,3 @@ def _from_stdin() -> list[str]:
     content = sys.stdin.buffer.read()
     names = content.split(b"\0") if b"\0" in content else content.splitlines()
     return [os.fsdecode(name) for name in names if name]
-
-
-def read_lines(path: str | Path, what: str) -> list[str]:
-    """The lines of a text file that are not blank. UsageError if it is not there, not UTF-8, or
-    has none; `what` says what it should hold, in the plural."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(
-            f"{path} is not UTF-8 text: save it as UTF-8 (iconv -f latin1 -t utf-8)."
-        ) from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise UsageError(f"There are no {what} in {path}.")
-    return lines

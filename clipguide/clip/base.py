@@ -89,6 +89,11 @@ class Clip:
         """sha256 of the weights (as float32) and of the preprocessing."""
         return fingerprint({"clip": self._model}, extra=self.preprocess)
 
+    @property
+    def resize_mode(self) -> str:
+        """How pictures become squares: "squash", "shortest" (and cropped) or "longest" (padded)."""
+        return self.preprocess["resize_mode"]
+
     def _fold(self) -> None:
         """Batch norms become a part of the convolutions; the fingerprint stays the checkpoint's."""
         _ = self.fingerprint  # cached before the weights change

@@ -62,6 +62,11 @@ class Ensemble(Clip):
         parts = [[member.fingerprint for member in self.members], self.weights]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+    @property
+    def resize_mode(self) -> str:
+        """The first member's."""
+        return self.members[0].resize_mode
+
     def astype(self, dtype: str) -> Ensemble:
         """A copy that computes in another dtype; its fingerprint is the same, the checkpoints'."""
         _ = self.fingerprint

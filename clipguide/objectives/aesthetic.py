@@ -55,18 +55,19 @@ class Aesthetic(Objective):
             )
 
     def __call__(self, image_B3HW, generators=None):
-        return -self._head(self._encoder(image_B3HW, generators)).mean(1)
+        return -self.score_vectors(self._encoder(image_B3HW, generators)).mean(1)
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Score_B of whole images, about 1 to 10: higher is better."""
         with torch.no_grad():
-            return self._head(self.clip.encode_image(image_B3HW))
+            return self.score_vectors(self.clip.encode_image(image_B3HW))
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """The same of RGB pictures, through the checkpoint's own transform."""
-        return self._head(self.clip.encode_pictures(pictures))
+        return self.score_vectors(self.clip.encode_pictures(pictures))
 
-    def _head(self, unit: torch.Tensor) -> torch.Tensor:
+    def score_vectors(self, unit: torch.Tensor) -> torch.Tensor:
+        """The same of unit vectors_...D, differentiable."""
         for weight, bias in self._layers:
             unit = F.linear(unit, weight.to(unit), bias.to(unit))
         return unit[..., 0]

@@ -1,0 +1,650 @@
+"""Our figures beside those of the programs that people publish with, and what mistakes cost.
+
+    python -m venv peers
+    peers/bin/pip install clip_benchmark "numpy<2.4" typer pyyaml
+    PYTHONPATH=. peers/bin/python -m benchmarks.peers clip-benchmark
+
+    python -m venv peers-old
+    peers-old/bin/pip install torchmetrics "transformers<5" typer
+    python -m benchmarks.peers torchmetrics --python peers-old/bin/python
+
+    python -m benchmarks.peers mistakes                       # on samples/pictures
+    python -m benchmarks.peers mistakes --photos FOLDER       # "tench.jpg" shows a tench
+
+Peers have environments of their own. `clip-benchmark` runs in the peer's, which holds what ours
+needs as well; torchmetrics needs an older transformers than ours, so that `torchmetrics` runs in
+ours and starts the peer's half, `torchmetrics-half`, by the other environment's Python: both read
+the same PNG files, texts and weights. Each command prints a table and writes it to
+benchmarks/peers.json and docs/peers.md. The held-out drawings join in where they have been built
+(`python -m training.data build`).
+
+Shapes: B pictures, K names, N texts, D of an embedding; 3 channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from PIL import Image, ImageDraw, ImageOps
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = ROOT / "samples" / "pictures"
+BUILT = ROOT / "training" / "cache" / "data" / "pictures.npy"
+OUT = ROOT / "benchmarks" / "peers.json"
+DOCUMENT = ROOT / "docs" / "peers.md"
+TEMPLATES = {
+    "plain": ("{}",),
+    "seven": (
+        "{}",
+        "a picture of a {}",
+        "a drawing of a {}",
+        "a bad photo of a {}",
+        "a {} in a video game",
+        "art of the {}",
+        "the small {}",
+    ),
+}
+TASKS = {**TEMPLATES, "retrieval": None}
+CAPTIONS = ("a {}", "a drawing of a {}", "somebody drew a {} here")  # of a picture in retrieval
+RECALLS = (1, 5, 10)
+BATCH = 64
+VIT_SIZE = 64
+CLIP = "openai-clip"  # torchmetrics loads a path only with such a word in it
+TURNED = 6  # the EXIF orientation of a picture to be turned clockwise
+LONG = (
+    "somebody sat down on an ordinary afternoon in the middle of the week with paper, pencils, "
+    "a little water and plenty of time, and made, for no reason other than the joy of it, "
+    "a picture of a {}"
+)
+app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pictures, RGB; all names that they may have; and which of them each has."""
+
+    name: str
+    pictures: list[Image.Image]
+    names: list[str]
+    target: list[int]
+
+
+def folder_data(folder: Path, name: str) -> Data:
+    """Every picture of a folder; each is named as its file is, without an ImageNet id."""
+    from clipguide.images import load
+
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    said = [
+        re.sub(r"^n\d{8}_", "", path.stem).replace("_", " ").replace("-", " ") for path in paths
+    ]
+    names = sorted(set(said))
+    return Data(name, [load(path) for path in paths], names, [names.index(n) for n in said])
+
+
+def held_out_data() -> Data:
+    """The drawings that no embedded model was trained on, among all concepts."""
+    from training.evaluate.drawings import Drawings
+
+    drawings = Drawings()
+    held = drawings.held_out
+    pictures = [drawings.picture(d.index) for d in held]
+    return Data("held-out drawings", pictures, drawings.concepts, drawings.targets(held).tolist())
+
+
+def without_twins(data: Data) -> Data:
+    """The first picture of each name: captions that repeat would tie, and ties fall as they may."""
+    first = {k: i for i, k in reversed(list(enumerate(data.target)))}
+    places = sorted(first.values())
+    names = [data.names[data.target[i]] for i in places]
+    return Data(data.name, [data.pictures[i] for i in places], names, list(range(len(names))))
+
+
+# ---------------------------------------------------------------------------- our own figures
+
+
+def accuracies(score_BK: torch.Tensor, target_B: torch.Tensor) -> dict[str, float]:
+    """Top-1, top-5 and the mean of the classes' recalls, those of classes that have a picture.
+
+    A name is among the first k if fewer than k others score as high: ties count against it. With
+    fewer than 5 names top-5 is not a number.
+    """
+    higher_B = (score_BK >= score_BK.gather(1, target_B[:, None])).sum(1) - 1
+    recalls = [(higher_B[target_B == k] < 1).double().mean() for k in target_B.unique()]
+    top5 = int((higher_B < 5).sum()) / len(target_B) if score_BK.shape[1] >= 5 else float("nan")
+    return {
+        "acc1": int((higher_B < 1).sum()) / len(target_B),
+        "acc5": top5,
+        "mean_per_class_recall": float(np.mean(recalls)),
+    }
+
+
+def recalls(score_NB: torch.Tensor, image_N: torch.Tensor) -> dict[str, float]:
+    """Recall@k of images by texts and of texts by images, where text n is of image_N[n]: the share
+    of the queries that find at least one of theirs among the first k."""
+    right_NB = image_N[:, None] == torch.arange(score_NB.shape[1])
+    found = {}
+    for query, score, right in (
+        ("image", score_NB, right_NB),
+        ("text", score_NB.T, right_NB.T),
+    ):
+        best = score.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        higher = ((score >= best) & ~right).sum(1)
+        for k in RECALLS:
+            found[f"{query}_retrieval_recall@{k}"] = (higher < k).float().mean().item()
+    return found
+
+
+# ---------------------------------------------------------------------------- clip_benchmark
+
+
+class _Loaded(torch.utils.data.Dataset):
+    """What clip_benchmark reads: transformed pictures, each with its class or its captions."""
+
+    def __init__(self, data: Data, transform: Callable, answers: list) -> None:
+        self.classes, self._pictures, self._transform = data.names, data.pictures, transform
+        self._answers = answers
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, i: int) -> tuple:
+        return self._transform(self._pictures[i]), self._answers[i]
+
+
+def _collate(batch: list) -> tuple[torch.Tensor, list]:
+    images, captions = zip(*batch)
+    return torch.stack(images), list(captions)
+
+
+def write_vit(folder: Path, *, seed: int = 0) -> Path:
+    """An open_clip folder of a tiny ViT with random weights, crop and open_clip's own tokenizer."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    config = {
+        "embed_dim": 48,
+        "vision_cfg": {
+            "image_size": VIT_SIZE,
+            "layers": 2,
+            "width": 64,
+            "head_width": 32,
+            "patch_size": 16,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 48,
+            "heads": 2,
+            "layers": 2,
+        },
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(**config)
+    preprocess = {
+        "mean": open_clip.OPENAI_DATASET_MEAN,
+        "std": open_clip.OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
+    (folder / "open_clip_config.json").write_text(text)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+def theirs(
+    folder: Path, data: Data, templates: Sequence[str] | None, *, amp: bool
+) -> dict[str, float]:
+    """clip_benchmark's figures of an open_clip folder: of naming, or without templates those of
+    retrieval."""
+    from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+    from clip_benchmark.models import load_clip
+
+    model, transform, tokenizer = load_clip("open_clip", f"local-dir:{folder}", None, None, "cpu")
+    model.eval()
+    if templates:
+        loader = torch.utils.data.DataLoader(_Loaded(data, transform, data.target), BATCH)
+        said = [template.replace("{}", "{c}") for template in templates]
+        return zeroshot_classification.evaluate(
+            model, loader, tokenizer, data.names, said, "cpu", amp=amp
+        )
+    captions = [[c.format(data.names[k]) for c in CAPTIONS] for k in data.target]
+    loader = torch.utils.data.DataLoader(
+        _Loaded(data, transform, captions), BATCH, collate_fn=_collate
+    )
+    return zeroshot_retrieval.evaluate(
+        model, loader, tokenizer, "cpu", amp=amp, recall_k_list=list(RECALLS)
+    )
+
+
+def ours(folder: Path, data: Data, templates: Sequence[str] | None) -> dict[str, float]:
+    """The same figures by clipguide."""
+    from clipguide import load_clip
+    from clipguide.zero_shot import Classifier
+
+    clip = load_clip(str(folder))
+    image_BD = clip.encode_pictures(data.pictures)
+    if templates:
+        classifier = Classifier(clip, data.names, templates=templates)
+        return accuracies(classifier.cosines(image_BD), torch.tensor(data.target))
+    captions = [c.format(data.names[k]) for k in data.target for c in CAPTIONS]
+    score_NB = clip.similarity(clip.encode_text(captions), image_BD)
+    return recalls(score_NB, torch.arange(len(image_BD)).repeat_interleave(len(CAPTIONS)))
+
+
+@app.command("clip-benchmark")
+def clip_benchmark() -> None:
+    """Zero-shot and retrieval figures of clip_benchmark and ours, by the same weights."""
+    from clipguide import mini
+
+    sets = [folder_data(PICTURES, "samples/pictures")]
+    sets += [held_out_data()] if BUILT.exists() else []
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {"mini": mini.path("guide"), "random ViT": write_vit(Path(scratch) / "vit")}
+        for every in sets:
+            for model, folder in folders.items():
+                for task, templates in TASKS.items():
+                    data = every if templates else without_twins(every)
+                    peer = theirs(folder, data, templates, amp=False)
+                    own = ours(folder, data, templates)
+                    row = {"data": data.name, "pictures": len(data.pictures)}
+                    row |= {"names": len(data.names), "model": model, "task": task}
+                    row |= {"clip_benchmark": peer, "clipguide": own, "equal": peer == own}
+                    rows.append(row | {"mixed": theirs(folder, data, templates, amp=True)})
+    packages = ("clip_benchmark", "open_clip_torch", "torch", "timm", "transformers", "numpy")
+    publish("clip-benchmark", {"versions": versions(*packages), "rows": rows})
+
+
+def table_of_clip_benchmark(found: dict) -> list[str]:
+    """Lines of markdown: both figures, and what clip_benchmark gives in mixed precision."""
+    lines = []
+    for naming in (True, False):
+        rows = [row for row in found["rows"] if ("acc1" in row["clipguide"]) == naming]
+        keys = list(rows[0]["clip_benchmark"])
+        heads = [_brief(key) for key in keys]
+        lines += [f"| data | model | {'templates' if naming else 'task'} | program |"]
+        lines[-1] += f" {' | '.join(heads)} |"
+        lines.append("|---" * (len(keys) + 4) + "|")
+        for row in rows:
+            label = f"{row['data']}: {row['pictures']} of {row['names']} names"
+            for program in ("clip_benchmark", "clipguide", "mixed"):
+                cells = [f"{row[program][key]:.6f}" for key in keys]
+                shown = {"clipguide": "clipguide: " + ("equal" if row["equal"] else "**differs**")}
+                shown["mixed"] = "clip_benchmark, mixed precision"
+                head = f"| {label} | {row['model']} | {row['task']} |"
+                lines.append(f"{head} {shown.get(program, program)} | {' | '.join(cells)} |")
+        lines += [""] if naming else []
+    return lines
+
+
+def _brief(key: str) -> str:
+    for long, short in (("acc", "top-"), ("mean_per_class", "mean class"), ("_retrieval", "")):
+        key = key.replace(long, short)
+    return key.replace("_", " ")
+
+
+# ---------------------------------------------------------------------------- torchmetrics
+
+
+def write_pairs(folder: Path, side: int) -> dict[str, list[tuple[str, str]]]:
+    """PNG files and texts, as groups of (file, text): pictures at the model's own size, larger,
+    oblong, and one of them with texts that differ and are all too long."""
+    data = folder_data(PICTURES, "samples/pictures")
+    names = [data.names[k] for k in data.target]
+    shapes: dict[str, Callable[[Image.Image], Image.Image]] = {
+        "own size": lambda p: p.resize((side, side), Image.Resampling.BICUBIC),
+        "larger": lambda p: p,
+        "oblong": _on_sheet,
+    }
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for i, picture in enumerate(data.pictures):
+        for shape, change in shapes.items():
+            file = f"{shape}-{i}.png"
+            change(picture).save(folder / file)
+            said = (names[i], names[i - 1])
+            groups.setdefault(shape, []).extend((file, text) for text in said)
+        long = f"{names[i]} {LONG.format(names[i])}"
+        groups.setdefault("one picture, too long texts", []).append(("own size-0.png", long))
+    (folder / "pairs.json").write_text(json.dumps(groups))
+    return groups
+
+
+@app.command("torchmetrics-half", hidden=True)
+def torchmetrics_half(folder: Path) -> None:
+    """In the peer's environment: CLIPScore of each pair and of each group, to scores.json."""
+    from torchmetrics.functional.multimodal import clip_score
+    from torchmetrics.multimodal.clip_score import CLIPScore
+
+    name = str(folder / CLIP)
+    metric, found = CLIPScore(model_name_or_path=name), {}
+    for group, pairs in json.loads((folder / "pairs.json").read_text()).items():
+        files, texts = zip(*pairs)
+        arrays = [np.array(Image.open(folder / file)) for file in files]
+        images = [torch.from_numpy(array).permute(2, 0, 1) for array in arrays]
+        each = [metric(image, text).item() for image, text in zip(images, texts)]
+        whole = clip_score(images, list(texts), model_name_or_path=name)
+        found[group] = {"each": each, "whole": whole.item()}
+    packages = ("torchmetrics", "transformers", "torch", "torchvision", "pillow")
+    found = {"versions": versions(*packages), "groups": found}
+    (folder / "scores.json").write_text(json.dumps(found))
+
+
+@app.command()
+def torchmetrics(
+    python: Annotated[Path, typer.Option(help="The Python of torchmetrics' environment.")],
+) -> None:
+    """CLIPScore of torchmetrics ÷ 100 beside max(cosine, 0) of ours, pair by pair."""
+    sys.path.append(str(ROOT / "tests"))
+    from conftest import IMAGE_SIZE
+    from hf_folder import write_hf_clip
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    from clipguide import load_clip
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_hf_clip(folder / CLIP)
+        groups = write_pairs(folder, IMAGE_SIZE)
+        half = [python.absolute(), Path(__file__), "torchmetrics-half", folder]
+        subprocess.run([str(word) for word in half], check=True)
+        peer = json.loads((folder / "scores.json").read_text())
+        clip = load_clip(str(folder / CLIP))
+        by_pillow = CLIPImageProcessorPil.from_pretrained(folder / CLIP)
+        rows = []
+        for group, pairs in groups.items():
+            theirs_B = torch.tensor(peer["groups"][group]["each"]) / 100
+            whole = peer["groups"][group]["whole"] / 100
+            rows.append(
+                {"group": group, **compare(clip, by_pillow, folder, pairs, theirs_B, whole)}
+            )
+    packages = ("transformers", "torch", "torchvision", "pillow")
+    facts = {"versions": peer["versions"], "ours": versions(*packages), "rows": rows}
+    publish("torchmetrics", facts)
+
+
+def compare(
+    clip,
+    by_pillow: Callable,
+    folder: Path,
+    pairs: Sequence[tuple[str, str]],
+    theirs_B: torch.Tensor,
+    whole: float,
+) -> dict[str, float]:
+    """How far max(cosine, 0) of ours is from the peer's, through the checkpoint's transform and
+    through Pillow's processor; and the group's figure in both orders of clamping and averaging."""
+    pictures = [Image.open(folder / file).convert("RGB") for file, _ in pairs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of texts that are too long
+        text_BD = clip.encode_text([text for _, text in pairs])
+    cosine_B = (clip.encode_pictures(pictures) * text_BD).sum(1)
+    pixel_B3HW = by_pillow(images=pictures, return_tensors="pt")["pixel_values"]
+    own_B3HW = torch.stack([clip.prepare(picture) for picture in pictures])
+    std_3 = torch.tensor(clip.preprocess["std"])[:, None, None]
+    pillow_B = (clip.encode_prepared(list(pixel_B3HW)) * text_BD).sum(1)
+    return {
+        "pairs": len(pairs),
+        "positive": int((cosine_B > 0).sum()),
+        "distinct": len({round(value, 5) for value in theirs_B.tolist()}),
+        "distinct of ours": len({round(value, 5) for value in cosine_B.tolist()}),
+        "levels": round(((own_B3HW - pixel_B3HW) * std_3).abs().max().item() * 255),
+        "difference": (cosine_B.clamp(min=0) - theirs_B).abs().max().item(),
+        "difference by Pillow": (pillow_B.clamp(min=0) - theirs_B).abs().max().item(),
+        "whole": whole,
+        "mean, then clamp": cosine_B.mean().clamp(min=0).item(),
+        "clamp, then mean": cosine_B.clamp(min=0).mean().item(),
+    }
+
+
+def table_of_torchmetrics(found: dict) -> list[str]:
+    """Lines of markdown, one a group."""
+    heads = ("pairs", "above 0", "different cosines, its / ours", "largest difference")
+    heads += ("in levels of a pixel", "largest difference by Pillow's processor")
+    heads += ("its figure of all", "ours: mean, then clamp", "ours: clamp, then mean")
+    lines = [f"| pictures | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for row in found["rows"]:
+        cells = [row["group"], row["pairs"], row["positive"]]
+        cells += [f"{row['distinct']} / {row['distinct of ours']}", f"{row['difference']:.1e}"]
+        cells += [row["levels"], f"{row['difference by Pillow']:.1e}"]
+        cells += [f"{row[key]:.4f}" for key in ("whole", "mean, then clamp", "clamp, then mean")]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+# ---------------------------------------------------------------------------- mistakes
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """Two ways of encoding pictures or names, the right one and the one that is measured."""
+
+    name: str
+    right: Callable[[Sequence], torch.Tensor]
+    wrong: Callable[[Sequence], torch.Tensor]
+    of_text: bool = False
+    drawings_only: bool = False
+
+
+def mistakes_of(clip, others: dict[str, object]) -> list[Mistake]:
+    """All of them. `others` are the same CLIP in other types, by their names."""
+    side = clip.image_size
+    squash = (side, side)
+
+    def encode(change: Callable[[Image.Image], Image.Image]) -> Callable:
+        return lambda pictures: clip.encode_pictures([change(p) for p in pictures])
+
+    def tensors(**how) -> Callable:
+        def resized(picture: Image.Image) -> torch.Tensor:
+            image_13HW = _tensor(picture)
+            return F.interpolate(image_13HW, squash, **how).clamp(0, 1)
+
+        return lambda pictures: clip.encode_image(torch.cat([resized(p) for p in pictures]))
+
+    def said(template: str, long: str = "cut") -> Callable:
+        return lambda names: clip.encode_text([template.format(n) for n in names], long=long)
+
+    right = encode(lambda p: p)
+    wrong = {
+        "none: a tensor, bicubic, antialiased": tensors(mode="bicubic", antialias=True),
+        "a tensor, bicubic, not antialiased": tensors(mode="bicubic"),
+        "a tensor, bilinear, not antialiased": tensors(mode="bilinear"),
+        "Pillow's bilinear": encode(lambda p: p.resize(squash, Image.Resampling.BILINEAR)),
+        "Pillow's nearest": encode(lambda p: p.resize(squash, Image.Resampling.NEAREST)),
+    }
+    found = [Mistake(name, right, way) for name, way in wrong.items()]
+    crop = encode(lambda p: ImageOps.fit(_oblong(p), squash, Image.Resampling.BICUBIC))
+    found.append(Mistake("cropped instead of squashed", encode(_oblong), crop))
+    found += [Mistake(name, right, other.encode_pictures) for name, other in others.items()]
+    found.append(
+        Mistake(
+            "transparency dropped, black instead of white",
+            encode(lambda p: _loaded(_cut_out(p))),
+            encode(lambda p: _cut_out(p).convert("RGB")),
+            drawings_only=True,
+        )
+    )
+    found.append(
+        Mistake(
+            "EXIF rotation ignored",
+            encode(lambda p: _loaded(_turned(p))),
+            encode(lambda p: _turned(p).convert("RGB")),
+        )
+    )
+    long = Mistake("a long text cut before its end", said(LONG, "chunk"), said(LONG), of_text=True)
+    return [*found, long]
+
+
+def measure(
+    mistake: Mistake, clip, data: Data, seen: dict[Callable, torch.Tensor]
+) -> dict[str, float]:
+    """|change of the cosine| of each picture with its own name, in the mean and at most; how often
+    another name comes first; and how often the right one does, before and after. `seen` keeps what
+    the right ways gave."""
+    items = data.names if mistake.of_text else data.pictures
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the long texts
+        if mistake.right not in seen:
+            seen[mistake.right] = _in_batches(mistake.right, items)
+        right_D, wrong_D = seen[mistake.right], _in_batches(mistake.wrong, items)
+    if mistake.of_text:
+        image_BD = clip.encode_pictures(data.pictures)
+        right_BK, wrong_BK = image_BD @ right_D.T, image_BD @ wrong_D.T
+    else:
+        name_KD = clip.encode_text(data.names)
+        right_BK, wrong_BK = right_D @ name_KD.T, wrong_D @ name_KD.T
+    target_B = torch.tensor(data.target)
+    change_B = (right_BK - wrong_BK).gather(1, target_B[:, None]).abs()
+    return {
+        "mean": change_B.mean().item(),
+        "max": change_B.max().item(),
+        "renamed": (right_BK.argmax(1) != wrong_BK.argmax(1)).float().mean().item(),
+        "top-1 before": accuracies(right_BK, target_B)["acc1"],
+        "top-1 after": accuracies(wrong_BK, target_B)["acc1"],
+    }
+
+
+@app.command()
+def mistakes(
+    photos: Annotated[Path | None, typer.Option(help="A folder of photographs.")] = None,
+) -> None:
+    """What common mistakes change, by mini: cosines, and the names that come first."""
+    from clipguide import load_clip
+
+    clip = load_clip("mini")
+    others = {dtype: load_clip("mini", dtype=dtype) for dtype in ("float16", "bfloat16")}
+    sets = [folder_data(PICTURES, "samples/pictures")]
+    sets += [folder_data(photos, "photographs")] if photos else []
+    found, scale = [], []
+    for data in sets:
+        cosine_BK = clip.encode_pictures(data.pictures) @ clip.encode_text(data.names).T
+        own_B = cosine_BK.gather(1, torch.tensor(data.target)[:, None])
+        scale.append({"data": data.name, "pictures": len(data.pictures), "names": len(data.names)})
+        scale[-1] |= {"own": own_B.mean().item(), "all": cosine_BK.mean().item()}
+        seen: dict[Callable, torch.Tensor] = {}
+        for mistake in mistakes_of(clip, others):
+            if not (mistake.drawings_only and data.name == "photographs"):
+                row = {"mistake": mistake.name, "data": data.name}
+                found.append(row | measure(mistake, clip, data, seen))
+    facts = {"versions": versions("torch", "torchvision", "pillow"), "scale": scale, "rows": found}
+    publish("mistakes", facts)
+
+
+def table_of_mistakes(found: dict) -> list[str]:
+    """Lines of markdown, a mistake a line, with the columns of each set of pictures."""
+    sets = [scale["data"] for scale in found["scale"]]
+    heads = [f"{name}: {what}" for name in sets for what in ("mean", "max", "renamed", "top-1")]
+    lines = [f"| mistake | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    rows = {(row["mistake"], row["data"]): row for row in found["rows"]}
+    for name in dict.fromkeys(row["mistake"] for row in found["rows"]):
+        cells = []
+        for data in sets:
+            if row := rows.get((name, data)):
+                cells += [f"{row['mean']:.4f}", f"{row['max']:.4f}", f"{row['renamed']:.1%}"]
+                cells.append(f"{row['top-1 before']:.1%} → {row['top-1 after']:.1%}")
+            else:
+                cells += ["–"] * 4
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _in_batches(encode: Callable, items: Sequence) -> torch.Tensor:
+    return torch.cat([encode(items[i : i + BATCH]) for i in range(0, len(items), BATCH)])
+
+
+def _tensor(picture: Image.Image) -> torch.Tensor:
+    from clipguide.images import to_tensor
+
+    return to_tensor([picture])
+
+
+def _loaded(picture: Image.Image) -> Image.Image:
+    from clipguide.images import load
+
+    return load(picture)
+
+
+def _on_sheet(picture: Image.Image) -> Image.Image:
+    """The picture in the middle of a white sheet of 4 to 3."""
+    sheet = Image.new("RGB", (picture.height * 4 // 3, picture.height), "white")
+    sheet.paste(picture, ((sheet.width - picture.width) // 2, 0))
+    return sheet
+
+
+def _oblong(picture: Image.Image) -> Image.Image:
+    """A picture that a crop loses a part of: a square one lies on a sheet."""
+    return _on_sheet(picture) if picture.width == picture.height else picture
+
+
+def _cut_out(picture: Image.Image) -> Image.Image:
+    """RGBA: the white around a drawing transparent, and black below, as many programs write it."""
+    filled = picture.copy()
+    corners = [(x, y) for x in (0, picture.width - 1) for y in (0, picture.height - 1)]
+    for corner in corners:
+        ImageDraw.floodfill(filled, corner, (255, 0, 255), thresh=8)
+    clear_HW = (np.asarray(filled) == (255, 0, 255)).all(-1)
+    rgba_HW4 = np.dstack([np.asarray(picture), np.full(clear_HW.shape, 255, np.uint8)])
+    rgba_HW4[clear_HW] = 0
+    return Image.fromarray(rgba_HW4)
+
+
+def _turned(picture: Image.Image) -> Image.Image:
+    """The picture as a camera held sideways writes it: a PNG of rows and columns exchanged, with
+    the EXIF orientation that turns it upright."""
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[0x0112] = TURNED
+    picture.transpose(Image.Transpose.ROTATE_90).save(stream, "png", exif=exif)
+    return Image.open(stream)
+
+
+# ---------------------------------------------------------------------------- the tables
+
+
+TABLES = {
+    "clip-benchmark": table_of_clip_benchmark,
+    "torchmetrics": table_of_torchmetrics,
+    "mistakes": table_of_mistakes,
+}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of installed packages."""
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+def publish(command: str, found: dict) -> None:
+    """Print a command's table; write its facts to OUT, and its table to DOCUMENT."""
+    facts = json.loads(OUT.read_text()) if OUT.exists() else {}
+    OUT.write_text(json.dumps(facts | {command: found}, indent=1) + "\n")
+    table = "\n".join(TABLES[command](found))
+    print(table)
+    if DOCUMENT.exists():
+        DOCUMENT.write_text(insert(DOCUMENT.read_text(), command, table))
+
+
+def insert(document: str, command: str, table: str) -> str:
+    """The document with this table between the marks of the command; as it is without marks."""
+    start, end = f"<!-- {command} -->\n", f"<!-- end of {command} -->"
+    head, begun, rest = document.partition(start)
+    _, ended, tail = rest.partition(end)
+    return f"{head}{start}{table}\n{end}{tail}" if begun and ended else document
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,292 @@
+"""clipguide classify: which of some labels each picture shows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from ..prompts import shorten
+from . import console
+from .embedding import Images, Options, open_pictures, with_options
+from .rows import Format, Rows, one_line
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..zero_shot import Classifier, LinearProbe, Named, TipAdapter
+    from .embedding import Pictures
+
+
+class Method(str, Enum):
+    probe = "probe"
+    tip = "tip"
+
+
+@with_options
+def classify(
+    images: Images,
+    options: Options,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            "-l",
+            metavar="A,B,C|FILE",
+            help="The labels, or a UTF-8 file of one a line, each perhaps with its synonyms, as "
+            "cat: kitten, tabby. [default: the folders of --few-shot]",
+        ),
+    ] = None,
+    templates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="plain, default or seven (the authors' of CLIP), or a file of one a line with {} "
+            "where the label goes. [default: plain for mini, else default]",
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, metavar="K", help="How many labels to give.")] = 1,
+    none: Annotated[
+        bool, typer.Option("--none", help="A picture may show none of the labels.")
+    ] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Pictures that do show a label: of such, at most 5 % are turned away by --none.",
+        ),
+    ] = None,
+    few_shot: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Examples, in a folder for each label, named like it."),
+    ] = None,
+    method: Annotated[
+        Method, typer.Option(help="How to learn from them: a linear probe, or Tip-Adapter.")
+    ] = Method.probe,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A PNG of what was taken for what; the folders that pictures are in name them.",
+        ),
+    ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Heat maps of the labels found, a PNG for each."),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="How the names are printed.")] = Format.table,
+) -> None:
+    """Name pictures: the likeliest of the labels, with its probability among them.
+
+    Where the folders that pictures are in are named like labels, the share of right names goes to
+    stderr. --none is calibrated for the embedded models and for drawings; for others give
+    --calibrate.
+    """
+    if calibrate is not None and not none:
+        raise UsageError("--calibrate is for --none: give that as well.")
+    _check_outputs(confusion, explain)
+    with console.plain_speech():
+        from ..zero_shot import Classifier, read_labels
+
+        texts = _texts(labels, few_shot) if labels is None else read_labels(labels)
+        pictures = open_pictures(images, options)
+        classifier = Classifier(pictures.clip, texts, templates=templates, none=none)
+        if calibrate is not None:
+            classifier.none.calibrate(_stack(_others(pictures, calibrate))[0])
+        model = None if few_shot is None else _learn(classifier, pictures, few_shot, method)
+        _classify(classifier, model, pictures, top, confusion, explain, format)
+
+
+def _classify(
+    classifier: Classifier,
+    model: LinearProbe | TipAdapter | None,
+    pictures: Pictures,
+    top: int,
+    confusion: Path | None,
+    explain: Path | None,
+    format: Format,
+) -> None:
+    rows = Rows(format, ["path", "rank", "label", "probability", "cosine"])
+    truth = Truth(classifier.labels)
+    drawn = 0
+    for embedded in pictures:
+        unit_1D = embedded.unit_D[None]
+        (found,) = classifier.name(unit_1D, top=top, model=model)
+        _add(rows, format, embedded.path, found)
+        truth.add(embedded.path, found[0].label, (model or classifier).logits(unit_1D))
+        if explain is not None:
+            drawn += _explain(classifier, embedded.path, found, explain, drawn)
+    rows.close()
+    truth.tell()
+    if confusion is not None:
+        truth.draw(confusion)
+    pictures.finish()
+
+
+def _add(rows: Rows, format: Format, path: str, found: list[Named]) -> None:
+    """One row of a picture, or in a CSV one for each of its labels."""
+    shown = "  ".join(f"{one.label} {one.probability:.1%}" for one in found)
+    named = [
+        {"label": one.label, "probability": one.probability,
+         "cosine": one.cosine if one.cosine == one.cosine else None}
+        for one in found
+    ]  # fmt: skip
+    for rank, one in enumerate(named if format is Format.csv else named[:1], start=1):
+        rows.add(
+            cells=[path, rank, *("" if value is None else value for value in one.values())],
+            line=f"{shown}  {path}",
+            record={"path": path, "labels": named},
+        )
+
+
+@dataclass
+class Truth:
+    """What the folders that pictures are in say they show, and what was found."""
+
+    labels: Sequence[str]
+    target: list[int] = field(default_factory=list)
+    found: list[int] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, path: str, label: str, logit_1N: torch.Tensor) -> None:
+        """Count a picture, if its folder is named like a label."""
+        folder = _plain(os.path.basename(os.path.dirname(os.path.abspath(path))))
+        place = {_plain(known): n for n, known in enumerate(self.labels)}
+        if folder in place:
+            self.target.append(place[folder])
+            self.found.append(place.get(_plain(label), len(self.labels)))
+            self.logits.append(logit_1N.float().cpu())
+
+    def tell(self) -> None:
+        """top-1 and so on, on stderr, where the folders name the classes."""
+        if self.target:
+            import torch
+
+            from ..zero_shot import figures
+
+            turned_B = torch.tensor(self.found) == len(self.labels)
+            shares = figures(torch.cat(self.logits), torch.tensor(self.target), none_B=turned_B)
+            shown = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+            typer.echo(f"{len(self.target)} pictures whose folders name them: {shown}", err=True)
+
+    def draw(self, path: Path) -> None:
+        """The table of confusions, as a PNG."""
+        import torch
+
+        from ..recipe import write_png
+        from ..zero_shot import NONE, confusion, draw
+
+        if not self.target:
+            raise UsageError(
+                "There is no table of confusions: no picture is in a folder named like a label."
+            )
+        columns = [*self.labels, NONE] if len(self.labels) in self.found else [*self.labels]
+        target_B, found_B = torch.tensor(self.target), torch.tensor(self.found)
+        table = confusion(target_B, found_B, rows=len(self.labels), columns=len(columns))
+        write_png(draw(table, self.labels, columns), path)
+
+
+def _texts(labels: None, few_shot: Path | None) -> list[str]:
+    """The labels that the folders of the examples name."""
+    if few_shot is None:
+        raise UsageError("There are no labels: give --labels, as in --labels cat,dog.")
+    return [_spoken(folder.name) for folder in _folders(few_shot)]
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        found = sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise UsageError(f"The folder {parent} cannot be read: {error.strerror}.") from None
+    if len(found) < 2:
+        raise UsageError(f"{parent} needs a folder of pictures for each of two labels or more.")
+    return found
+
+
+def _learn(
+    classifier: Classifier, pictures: Pictures, parent: Path, method: Method
+) -> LinearProbe | TipAdapter:
+    """The few-shot model of the examples. UsageError if a label has none, or a folder no label."""
+    import torch
+
+    from ..zero_shot import fit_probe, fit_tip
+
+    folders = {_plain(folder.name): folder for folder in _folders(parent)}
+    wanted = {_plain(label): label for label in classifier.labels}
+    missing = [wanted[name] for name in wanted if name not in folders]
+    over = [folders[name].name for name in folders if name not in wanted]
+    if missing or over:
+        what = f"no folder for the label {missing[0]!r}" if missing else f"a folder {over[0]!r}"
+        raise UsageError(
+            f"{parent} has {what}{'' if missing else ' that is no label'}: its folders are to be "
+            "named like the labels."
+        )
+    parts = [_stack(_others(pictures, folders[name]))[0] for name in wanted]
+    shot_SD = torch.cat(parts)
+    target_S = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
+    text_ND = classifier.text_ND
+    if method is Method.probe:
+        return fit_probe(shot_SD, target_S, text_ND=text_ND)
+    return fit_tip(shot_SD, target_S, text_ND, logit_scale=classifier.clip.logit_scale)
+
+
+def _others(pictures: Pictures, folder: Path) -> Pictures:
+    """Pictures of another folder, by the same engine."""
+    return type(pictures)(pictures.engine, [os.fspath(folder)], pictures.options)
+
+
+def _stack(pictures: Pictures) -> tuple[torch.Tensor, list[str]]:
+    """Unit vectors_BD and paths of all that can be read. UsageError if there is none."""
+    import torch
+
+    found = list(pictures)
+    if not found:
+        raise UsageError(f"No picture in {pictures.sources[0]} can be read.")
+    return torch.stack([one.unit_D for one in found]), [one.path for one in found]
+
+
+def _explain(
+    classifier: Classifier, path: str, found: list[Named], folder: Path, number: int
+) -> int:
+    """A PNG for each label that was found, with its heat over the picture; 1."""
+    from ..explain import heat_maps, overlay
+    from ..images import load
+    from ..recipe import write_png
+
+    picture, mode = load(path), classifier.clip.resize_mode
+    map_NHW = heat_maps(classifier.clip, [picture], classifier.text_ND)[0]
+    for one in found:
+        if one.label in classifier.labels:
+            heat_HW = map_NHW[classifier.labels.index(one.label)]
+            stem = f"{number + 1:04}-{Path(path).stem[:60]}-{_plain(one.label)[:40]}"
+            name = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_png(overlay(picture, heat_HW, resize_mode=mode), folder / f"{name}.png")
+    return 1
+
+
+def _check_outputs(sheet: Path | None, folder: Path | None) -> None:
+    """UsageError if they could not be written; nothing is made yet."""
+    if sheet is not None:
+        if sheet.suffix.lower() != ".png":
+            raise UsageError(f"The picture of confusions is a PNG: end {str(sheet)!r} in .png.")
+        if os.path.lexists(sheet):
+            raise UsageError(f"{sheet} is there already: choose another name.")
+    if folder is not None and os.path.lexists(folder):
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise UsageError(f"{folder} is there already: choose a new or an empty folder.")
+
+
+def _spoken(name: str) -> str:
+    """A folder's name as a label: red_fox and red-fox are a red fox."""
+    return " ".join(name.replace("_", " ").replace("-", " ").split()) or shorten(one_line(name))
+
+
+def _plain(name: str) -> str:
+    return _spoken(name).casefold()

@@ -1,0 +1,246 @@
+"""clipguide rerank: the best of many pictures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ClipguideError, UsageError, close_matches
+from . import console
+from .embedding import Images, Options, open_pictures, with_options
+from .rows import Format, Rows, one_line
+from .score import checked
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..clip import Clip
+    from ..rerank import Criterion, Order
+    from .embedding import Pictures
+
+CRITERIA = ("text", "negative", "aesthetic")
+COLUMNS = 6  # of the contact sheet
+SIDE = 256  # pixels of its pictures, at most
+
+
+@with_options
+def rerank(
+    images: Images,
+    options: Options,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", "-t", metavar="TEXT", help="What they should show; repeatable."),
+    ] = None,
+    negative: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="What they should not show; repeatable."),
+    ] = None,
+    aesthetic: Annotated[
+        Path | None,
+        typer.Option(metavar="HEAD", help="An aesthetic head for this CLIP, in safetensors."),
+    ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=X",
+            help="How much text, negative or aesthetic counts; repeatable. [default: 1 each]",
+        ),
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="How many to keep. [default: all]")
+    ] = None,
+    diversity: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, metavar="X", help="From 0, only the score, to 1, as unlike as can be."
+        ),
+    ] = 0.0,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="Drop copies of a better one.")
+    ] = False,
+    duplicate: Annotated[
+        float,
+        typer.Option(
+            min=-1,
+            max=1,
+            metavar="COSINE",
+            help="From where on --drop-duplicates calls two copies.",
+        ),
+    ] = 0.98,
+    contact_sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A PNG to draw those kept on.")
+    ] = None,
+    copy_to: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Copy those kept there, as 01-name.png and so on."),
+    ] = None,
+    link_to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The same with symbolic links.")
+    ] = None,
+    format: Annotated[Format, typer.Option(help="How the order is printed.")] = Format.table,
+) -> None:
+    """Put pictures in order, the best first.
+
+    The score is the mean cosine with --text less that with --negative. With --aesthetic, both that
+    difference and the head's score are first brought to one scale over these pictures.
+    """
+    texts, negatives = ([checked(one) for one in given or []] for given in (text, negative))
+    if not (texts or negatives or aesthetic):
+        raise UsageError("There is nothing to rank by: give --text, --negative or --aesthetic.")
+    weights = _weights(weight)
+    if copy_to and link_to:
+        raise UsageError("Give --copy-to or --link-to, not both.")
+    _check_outputs(copy_to or link_to, contact_sheet)
+    with console.plain_speech():
+        from ..rerank import combine, rank
+
+        pictures = open_pictures(images, options)
+        judges = _judges(pictures.clip, texts, negatives, aesthetic, options.trust_pickle)
+        paths, unit_BD = _embed(pictures)
+        if paths:
+            criteria = _criteria(judges, unit_BD, weights)
+            order = rank(
+                combine(criteria),
+                unit_BD,
+                keep=keep,
+                diversity=diversity,
+                duplicate=duplicate if drop_duplicates else None,
+            )
+            _print(format, order, paths, criteria)
+            best = [paths[place] for place in order.best]
+            if contact_sheet:
+                _draw(contact_sheet, best, [order.relevance[place] for place in order.best])
+            if copy_to or link_to:
+                _place(best, copy_to or link_to, link=link_to is not None)
+        pictures.finish()
+
+
+def _weights(given: list[str] | None) -> dict[str, float]:
+    """The weight of each criterion, of "name=x"; 1 where it is not given."""
+    weights = dict.fromkeys(CRITERIA, 1.0)
+    for one in given or []:
+        name, _, number = one.partition("=")
+        if name not in weights:
+            raise UsageError(f"There is no criterion {name!r}.{close_matches(name, CRITERIA)}")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise UsageError(f"--weight is NAME=NUMBER, as in {name}=0.5, not {one!r}.") from None
+    return weights
+
+
+def _check_outputs(folder: Path | None, sheet: Path | None) -> None:
+    """UsageError if the pictures would not fit there; nothing is made yet."""
+    if folder is not None and os.path.lexists(folder) and not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder: choose another for the pictures.")
+    if sheet is not None:
+        if sheet.suffix.lower() != ".png":
+            raise UsageError(f"The contact sheet is a PNG: end {str(sheet)!r} in .png.")
+        if os.path.lexists(sheet):
+            raise UsageError(f"{sheet} is there already: choose another name.")
+
+
+def _judges(
+    clip: Clip, texts: list[str], negatives: list[str], head: Path | None, trust: bool
+) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """What gives score_B of unit vectors_BD, by the names of the criteria."""
+    judges: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+    for name, group in {"text": texts, "negative": negatives}.items():
+        if group:
+            text_ND = clip.encode_text(group).float().cpu()
+            judges[name] = lambda unit_BD, text_ND=text_ND: (unit_BD @ text_ND.T).mean(1)
+    if head is not None:
+        from .. import Aesthetic
+
+        judges["aesthetic"] = Aesthetic(clip, head, trust_pickle=trust).score_vectors
+    return judges
+
+
+def _criteria(
+    judges: dict[str, Callable[[torch.Tensor], torch.Tensor]],
+    unit_BD: torch.Tensor,
+    weights: dict[str, float],
+) -> list[Criterion]:
+    from ..rerank import Criterion
+
+    signs, units = {"negative": -1}, {"aesthetic": "aesthetic"}
+    return [
+        Criterion(
+            name, judge(unit_BD), weights[name] * signs.get(name, 1), units.get(name, "cosine")
+        )
+        for name, judge in judges.items()
+    ]
+
+
+def _embed(pictures: Pictures) -> tuple[list[str], torch.Tensor]:
+    """The paths and unit vectors_BD of all that can be read, each path once."""
+    import torch
+
+    vectors = {embedded.path: embedded.unit_D for embedded in pictures}
+    return list(vectors), torch.stack(list(vectors.values())) if vectors else torch.empty(0, 0)
+
+
+def _print(format: Format, order: Order, paths: list[str], criteria: list[Criterion]) -> None:
+    """A row for each picture that is kept; on stderr a line for each copy that is dropped."""
+    names = [criterion.name for criterion in criteria]
+    columns = ["rank", "path", "score", *names]
+    head = "  ".join(["rank", "  score", *(name.rjust(9) for name in names), "path"])
+    rows = Rows(format, columns, head=head)
+    for number, place in enumerate(order.best, start=1):
+        scores = [float(criterion.score_B[place]) for criterion in criteria]
+        score = order.relevance[place]
+        cells = [number, paths[place], score, *scores]
+        shown = "  ".join(f"{value:9.4f}" for value in scores)
+        rows.add(
+            cells=cells,
+            line=f"{number:4}  {score:7.4f}  {shown}  {paths[place]}",
+            record=dict(zip(columns, cells, strict=True)),
+        )
+    rows.close()
+    for copy, original in order.duplicate_of.items():
+        console.complain(f"{paths[copy]} is dropped: it is a copy of {paths[original]}.")
+
+
+def _draw(sheet: Path, best: list[str], scores: list[float]) -> None:
+    from ..images import contact_sheet, load
+    from ..recipe import write_png
+
+    pictures = []
+    for path in best:
+        pictures.append(load(path))
+        pictures[-1].thumbnail((SIDE, SIDE))
+    labels = [
+        one_line(f"{number} {score:.3f} {os.path.basename(path)}")
+        for number, (path, score) in enumerate(zip(best, scores, strict=True), start=1)
+    ]
+    write_png(contact_sheet(pictures, labels=labels, columns=COLUMNS), sheet)
+
+
+def _place(best: list[str], folder: Path, *, link: bool) -> None:
+    """Copies of the pictures, or links to them, in a folder, numbered from 01 on. Nothing is
+    overwritten: UsageError, before the first, if a name is taken."""
+    digits = max(2, len(str(len(best))))
+    targets = [
+        folder / f"{number:0{digits}}-{os.path.basename(path)}"
+        for number, path in enumerate(best, start=1)
+    ]
+    if taken := next(filter(os.path.lexists, targets), None):
+        raise UsageError(f"{taken} is there already: choose another folder, or an empty one.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, target in zip(best, targets, strict=True):
+            if link:
+                os.symlink(os.path.abspath(path), target)
+            else:
+                with open(path, "rb") as source, open(target, "xb") as copy:
+                    shutil.copyfileobj(source, copy)
+                shutil.copystat(path, target)
+    except OSError as error:
+        raise ClipguideError(
+            f"{error.filename or folder} cannot be placed in {folder}: {error.strerror or error}."
+        ) from None

@@ -1,0 +1,241 @@
+"""clipguide score: how well pictures fit texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from ..prompts import check_text, read_lines, shorten
+from . import console, pairs
+from .embedding import Options, open_pictures, with_options
+from .rows import WIDTH, Format, Rows
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..clip import Clip
+
+
+class Metric(str, Enum):
+    cosine = "cosine"
+    clipscore = "clipscore"
+    refclipscore = "refclipscore"
+    probability = "probability"
+
+
+@with_options
+def score(
+    options: Options,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGES...",
+            help="Pictures: files, folders, patterns in quotes, - for names on stdin, or an .npz "
+            "or .parquet that embed wrote.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", "-t", metavar="TEXT", help="A text to compare with; repeatable."),
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file of texts, one a line.")
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="A reference for refclipscore; repeatable."),
+    ] = None,
+    pairs_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--pairs",
+            metavar="FILE",
+            help="A .csv, .tsv or .jsonl of columns image, text and perhaps reference, in place of "
+            "IMAGES and --text. Its images are relative to its folder.",
+        ),
+    ] = None,
+    metric: Annotated[
+        Metric,
+        typer.Option(
+            help="cosine; clipscore: 2.5 max(cos, 0); refclipscore: its harmonic mean with the "
+            "nearest reference; probability: softmax over the texts, or of a SigLIP sigmoids."
+        ),
+    ] = Metric.cosine,
+    prefix: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Put before every text; the authors of CLIPScore put 'A photo depicts '.",
+        ),
+    ] = "",
+    long: Annotated[
+        str,
+        typer.Option(
+            metavar="cut|chunk",
+            help="What becomes of texts too long for the CLIP: cut, or read "
+            "in windows that are averaged.",
+        ),
+    ] = "cut",
+    format: Annotated[Format, typer.Option(help="How the scores are printed.")] = Format.table,
+) -> None:
+    """Score pictures against texts, each as soon as it is read; the mean goes to stderr."""
+    if long not in ("cut", "chunk"):
+        raise UsageError(f"--long is cut or chunk, not {shorten(long)!r}.")
+    with console.plain_speech():
+        if pairs_file is not None:
+            if images or text or texts or reference:
+                raise UsageError("--pairs names pictures and texts: give no others.")
+            _score_pairs(pairs_file, metric, prefix, long, format, options)
+            return
+        captions = _texts(text, texts)
+        references = [checked(one) for one in reference or []]
+        _check(metric, captions, references)
+        _score(images or [], captions, references, metric, prefix, long, format, options)
+
+
+def _score(
+    images: Sequence[str],
+    captions: list[str],
+    references: list[str],
+    metric: Metric,
+    prefix: str,
+    long: str,
+    format: Format,
+    options: Options,
+) -> None:
+    """Every picture with every text."""
+    from .. import scores
+
+    pictures = open_pictures(images, options)
+    clip = pictures.clip
+    if metric is Metric.probability and len(captions) == 1 and not clip.logit_bias:
+        raise UsageError("The probability of one text alone is always 1: give two --text.")
+    caption_ND = _encode(clip, captions, prefix, long)
+    reference_RD = _encode(clip, references, prefix, long) if references else None
+    measure = _measure(metric, clip, caption_ND, reference_RD)
+    many = len(captions) > 1
+    names = [shorten(caption, WIDTH).rjust(WIDTH) for caption in captions]
+    head = "  ".join([*names, "path"]) if many else None
+    printer, means = Rows(format, ["path", *captions], head=head), Means(metric.value, captions)
+    for embedded in pictures:
+        row = measure(scores.cosine(embedded.unit_D[None], caption_ND))[0].tolist()
+        shown = [f"{value:.4f}".rjust(WIDTH if many else 0) for value in row]
+        printer.add(
+            cells=[embedded.path, *row],
+            line="  ".join([*shown, embedded.path]),
+            record={"path": embedded.path, "scores": dict(zip(captions, row, strict=True))},
+        )
+        means.add(row)
+    printer.close()
+    means.tell()
+    pictures.finish()
+
+
+def _score_pairs(
+    file: Path, metric: Metric, prefix: str, long: str, format: Format, options: Options
+) -> None:
+    """Every picture with the text of its own row."""
+    rows = pairs.read(file, references=metric is Metric.refclipscore)
+    first = next(rows, None)
+    if first is None:
+        raise UsageError(f"There are no rows in {file}.")
+    pictures = open_pictures([str(file)], options)
+    clip = pictures.clip
+    if metric is Metric.probability and not clip.logit_bias:
+        raise UsageError(
+            f"The CLIP {clip.name} gives probabilities among several texts, and a pair has one: "
+            "take --metric clipscore, or a SigLIP."
+        )
+    printer, means = Rows(format, ["path", "text", "score"]), Means(metric.value, [""])
+    for part, unit_BD in pairs.embed(chain([first], rows), pictures):
+        caption_BD = _encode(clip, [row.text for row in part], prefix, long)
+        cosine_B1 = (unit_BD * caption_BD).sum(1, keepdim=True).clamp(-1, 1)
+        for row, caption_D, cosine_1 in zip(part, caption_BD, cosine_B1):
+            reference_RD = None
+            if metric is Metric.refclipscore:
+                reference_RD = _encode(clip, row.references, prefix, long)
+            measure = _measure(metric, clip, caption_D[None], reference_RD)
+            value = measure(cosine_1[None])[0].tolist()
+            printer.add(
+                cells=[row.image, row.text, *value],
+                line=f"{value[0]:.4f}  {row.image}  {row.text}",
+                record={"path": row.image, "text": row.text, "score": value[0]},
+            )
+            means.add(value)
+    printer.close()
+    means.tell()
+    pictures.finish()
+
+
+def _measure(
+    metric: Metric, clip: Clip, caption_ND: torch.Tensor, reference_RD: torch.Tensor | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Scores_BN of cosines_BN by a metric."""
+    from .. import scores
+
+    if metric is Metric.clipscore:
+        return scores.clip_score
+    if metric is Metric.refclipscore:
+        return lambda cosine_BN: scores.ref_clip_score(
+            scores.clip_score(cosine_BN), caption_ND, reference_RD
+        )
+    if metric is Metric.probability:
+        logits: dict[str, Any] = {"logit_scale": clip.logit_scale, "logit_bias": clip.logit_bias}
+        return lambda cosine_BN: scores.probability(cosine_BN, **logits)
+    return lambda cosine_BN: cosine_BN
+
+
+def _check(metric: Metric, captions: list[str], references: list[str]) -> None:
+    if not captions:
+        raise UsageError("There is no text to compare with: give --text, --texts or --pairs.")
+    if metric is Metric.refclipscore and not references:
+        raise UsageError("refclipscore compares with references: give --reference.")
+    if metric is not Metric.refclipscore and references:
+        raise UsageError(f"{metric.value} has no use for --reference: take --metric refclipscore.")
+
+
+def _texts(given: list[str] | None, file: Path | None) -> list[str]:
+    """The texts to compare with, each once."""
+    lines = read_lines(file, what="texts") if file is not None else []
+    return list(dict.fromkeys([checked(text) for text in [*(given or []), *lines]]))
+
+
+def checked(text: str) -> str:
+    """A text to compare with, as it is. UsageError if it is empty, or no text."""
+    check_text(text)
+    if not text.strip():
+        raise UsageError("A text is empty: say what the pictures are compared with.")
+    return text
+
+
+def _encode(clip: Clip, texts: Sequence[str], prefix: str, long: str) -> torch.Tensor:
+    return clip.encode_text([prefix + text for text in texts], long=long).float().cpu()
+
+
+class Means:
+    """The mean score of each text, without keeping the scores."""
+
+    def __init__(self, metric: str, texts: list[str]) -> None:
+        self._metric, self._texts = metric, texts
+        self._sums, self._count = [0.0] * len(texts), 0
+
+    def add(self, scores: Sequence[float]) -> None:
+        """One picture's scores."""
+        self._sums = [total + score for total, score in zip(self._sums, scores, strict=True)]
+        self._count += 1
+
+    def tell(self) -> None:
+        """Print them on stderr."""
+        if not self._count:
+            return
+        of = f"of {self._count} {'picture' if self._count == 1 else 'pictures'}"
+        for text, total in zip(self._texts, self._sums, strict=True):
+            name = f" with {shorten(text)!r}" if len(self._texts) > 1 else ""
+            typer.echo(f"mean {self._metric} {of}{name}: {total / self._count:.4f}", err=True)

@@ -1,0 +1,192 @@
+"""The best of many pictures: by several criteria, without near-duplicates, and diverse.
+
+Everything works on scores and unit vectors, so that one pass over the pictures is enough, and ties
+go to what came first.
+
+Shapes: B pictures, D the width of the embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .errors import UsageError
+
+DUPLICATE = 0.98  # cosine of two pictures; see `duplicates`
+
+
+@dataclass(frozen=True, eq=False)
+class Criterion:
+    """What pictures are judged by: score_B, higher is better unless `weight` is negative.
+
+    `unit` says which criteria can be added as they are: cosines with texts, say.
+    """
+
+    name: str
+    score_B: torch.Tensor
+    weight: float = 1.0
+    unit: str = "cosine"
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise UsageError(f"The weight of {self.name} must be a finite number.")
+        if not torch.isfinite(self.score_B).all():
+            raise UsageError(f"The scores by {self.name} are not all finite numbers.")
+
+
+@dataclass(frozen=True)
+class Order:
+    """Places in the input, the best first; those dropped, each with the one that it resembles;
+    and the relevance of every picture, by which they were sorted."""
+
+    best: list[int]
+    duplicate_of: dict[int, int] = field(default_factory=dict)
+    relevance: list[float] = field(default_factory=list)
+
+
+def combine(criteria: Sequence[Criterion]) -> torch.Tensor:
+    """Relevance_B (float64): the sum of all scores, each times its weight.
+
+    Criteria of one unit are added as they are: a prompt's cosine less a negative's. Where units
+    differ (an aesthetic head gives 1 to 10), the scores of each are first divided by one scale, the
+    root mean square of its criteria's standard deviations over these pictures, and centred; a unit
+    in which the pictures do not differ then counts for nothing. UsageError if there is no
+    criterion, or their lengths differ.
+    """
+    if not criteria:
+        raise UsageError("There is nothing to rank by: give a text, a negative or an aesthetic.")
+    lengths = {len(criterion.score_B) for criterion in criteria}
+    if len(lengths) > 1:
+        raise UsageError(f"Every criterion scores all pictures, not {sorted(lengths)} of them.")
+    units = {criterion.unit for criterion in criteria}
+    total_B = torch.zeros(lengths.pop(), dtype=torch.float64)
+    for unit in sorted(units):
+        same = [criterion for criterion in criteria if criterion.unit == unit]
+        score_CB = torch.stack([criterion.score_B.double().cpu() for criterion in same])
+        if len(units) > 1:
+            score_CB = _standardise(score_CB)
+        total_B += torch.tensor([one.weight for one in same], dtype=torch.float64) @ score_CB
+    return total_B
+
+
+def rank(
+    relevance_B: torch.Tensor,
+    unit_BD: torch.Tensor,
+    *,
+    keep: int | None = None,
+    diversity: float = 0.0,
+    duplicate: float | None = None,
+) -> Order:
+    """The order of pictures of a relevance and unit vectors, the best first; at most `keep`.
+
+    Pictures whose cosine with a better one is at least `duplicate` are dropped first. `diversity`
+    in [0, 1] chooses by `mmr`, with relevance and the cosines with the most relevant picture each
+    stretched to [0, 1] over the pictures left, so that it means the same for every CLIP; 0 is the
+    plain order.
+    UsageError for a number out of its range.
+    """
+    if keep is not None and keep < 1:
+        raise UsageError(f"At least one picture is kept, not {keep}.")
+    if not 0 <= diversity <= 1:
+        raise UsageError(f"The diversity is between 0 and 1, not {diversity}.")
+    if duplicate is not None and not -1 < duplicate <= 1:
+        raise UsageError(f"The cosine of duplicates is above -1 and at most 1, not {duplicate}.")
+    relevance_B, unit_BD = relevance_B.double().cpu(), unit_BD.cpu()
+    best = plain_order(relevance_B)
+    copies = {} if duplicate is None else duplicates(unit_BD, best, duplicate)
+    best = [place for place in best if place not in copies]
+    if diversity and len(best) > 1:
+        best = _diverse(relevance_B, unit_BD, best, diversity, keep)
+    return Order(best[:keep], copies, relevance_B.tolist())
+
+
+def plain_order(relevance_B: torch.Tensor) -> list[int]:
+    """The places of pictures, the most relevant first; of equals, the first first."""
+    return relevance_B.argsort(descending=True, stable=True).tolist()
+
+
+def mmr(
+    relevance_B: torch.Tensor,
+    similarity: Callable[[int], torch.Tensor],
+    *,
+    diversity: float,
+    keep: int | None = None,
+) -> list[int]:
+    """Places by maximal marginal relevance: next is always the one of the greatest λ · relevance -
+    (1 - λ) · its greatest similarity with one chosen (Carbonell & Goldstein 1998, §2), where λ is 1
+    - `diversity`. The first is the most relevant; of equals, the first in the input.
+
+    `similarity(place)` is similarity_B of the picture at that place with all.
+    """
+    nearest_B = torch.full_like(relevance_B, -math.inf)
+    left_B = torch.ones_like(relevance_B, dtype=torch.bool)
+    chosen: list[int] = []
+    while len(chosen) < min(keep or len(relevance_B), len(relevance_B)):
+        marginal_B = relevance_B
+        if chosen:
+            marginal_B = (1 - diversity) * relevance_B - diversity * nearest_B
+        place = int(marginal_B.masked_fill(~left_B, -math.inf).argmax())
+        chosen.append(place)
+        left_B[place] = False
+        nearest_B = nearest_B.maximum(similarity(place))
+    return chosen
+
+
+def duplicates(
+    unit_BD: torch.Tensor, best: Sequence[int], threshold: float = DUPLICATE
+) -> dict[int, int]:
+    """Each picture that has a cosine of at least `threshold` with one that comes before it in
+    `best` and is kept, and the nearest of those.
+
+    0.98 suits mini: of the samples' 40 drawings, any two are at 0.909 and less, and copies (JPEG of
+    quality 50, half or twice the size, 2 % cut off each side) at 0.989 and more; at JPEG 20 or 5 %
+    cut off some are at 0.957. Photographs lie closer together: of 148 of them 4 pairs in 10,878 are
+    above 0.98, and 594 above 0.95. Other CLIPs differ.
+    """
+    kept: list[int] = []
+    copies: dict[int, int] = {}
+    kept_KD = torch.empty_like(unit_BD)
+    for place in best:
+        if kept:
+            nearest, index = (kept_KD[: len(kept)] @ unit_BD[place]).max(0)
+            if nearest >= threshold:
+                copies[place] = kept[int(index)]
+                continue
+        kept_KD[len(kept)] = unit_BD[place]
+        kept.append(place)
+    return copies
+
+
+def _diverse(
+    relevance_B: torch.Tensor,
+    unit_BD: torch.Tensor,
+    best: list[int],
+    diversity: float,
+    keep: int | None,
+) -> list[int]:
+    """The places `best`, which are in plain order, by `mmr`."""
+    unit_KD = unit_BD[best].double()
+    low = (unit_KD @ unit_KD[0]).min()
+
+    def similarity(place: int) -> torch.Tensor:
+        return (unit_KD @ unit_KD[place] - low) / (1 - low).clamp(min=1e-9)
+
+    chosen = mmr(_stretch(relevance_B[best]), similarity, diversity=diversity, keep=keep)
+    return [best[place] for place in chosen]
+
+
+def _standardise(score_CB: torch.Tensor) -> torch.Tensor:
+    """Scores centred, and divided by the root mean square of their standard deviations."""
+    centred_CB = score_CB - score_CB.mean(1, keepdim=True)
+    scale = centred_CB.square().mean().sqrt()
+    return centred_CB / scale if scale > 1e-9 * score_CB.abs().max() else centred_CB * 0
+
+
+def _stretch(values: torch.Tensor) -> torch.Tensor:
+    """From the least at 0 to the greatest at 1; all 0 if they are the same."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else values * 0

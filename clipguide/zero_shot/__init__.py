@@ -1,0 +1,25 @@
+"""Naming pictures: zero-shot by templates, calibrated "none of these", few-shot, confusions."""
+
+from .classifier import NONE, Classifier, Named, class_vectors
+from .confusion import confusion, draw, figures
+from .few_shot import LinearProbe, TipAdapter, fit_probe, fit_tip
+from .none import NoneOfThese
+from .templates import default_templates, read_labels, templates
+
+__all__ = [
+    "NONE",
+    "Classifier",
+    "LinearProbe",
+    "Named",
+    "NoneOfThese",
+    "TipAdapter",
+    "class_vectors",
+    "confusion",
+    "default_templates",
+    "draw",
+    "figures",
+    "fit_probe",
+    "fit_tip",
+    "read_labels",
+    "templates",
+]

@@ -1,0 +1,128 @@
+"""Zero-shot classification: the label whose text is nearest to a picture.
+
+Shapes: B pictures, N labels, T texts, D the width of the embedding. Vectors are of length 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..clip import Clip
+from ..errors import UsageError
+from .few_shot import LinearProbe, TipAdapter
+from .none import NoneOfThese
+from .templates import as_labels, default_templates, templates
+
+NONE = "none of these"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A label of a picture, its probability in [0, 1] and its cosine in [-1, 1].
+
+    Of "none of these" the probability is what the best label would have had, and the cosine is not
+    a number.
+    """
+
+    label: str
+    probability: float
+    cosine: float
+
+
+class Classifier:
+    """Labels as vectors_ND of a CLIP's space, and pictures' vectors named by them.
+
+    `labels` are names, or names with the texts that mean the same. `templates` are those of
+    `clip` by default: see `default_templates`. With `none`, a picture may show none of them:
+    `self.none` decides. Long texts are cut with a warning, as `Clip.encode_text` does.
+
+    UsageError without labels, for an empty one, for one that repeats, and for a single one
+    without `none`.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        labels: Sequence[str] | Mapping[str, Sequence[str]],
+        *,
+        templates: str | os.PathLike | Sequence[str] | None = None,
+        none: bool = False,
+    ) -> None:
+        texts = as_labels(labels)
+        if len(texts) < 2 and not none:
+            raise UsageError(
+                f"With {next(iter(texts))!r} as the only label there is nothing to choose: give "
+                "another, or allow none of these (none=True, --none)."
+            )
+        self.clip = clip
+        self.labels = tuple(texts)
+        self.templates = _templates(clip, templates)
+        self.text_ND = class_vectors(clip, texts.values(), self.templates)
+        self.none = (
+            NoneOfThese(clip, list(texts.values()), template=self.templates[0]) if none else None
+        )
+
+    def cosines(self, image_BD: torch.Tensor) -> torch.Tensor:
+        """cosine_BN of pictures' vectors and labels."""
+        return self.clip.similarity(image_BD.to(self.text_ND), self.text_ND)
+
+    def logits(self, image_BD: torch.Tensor) -> torch.Tensor:
+        """logit_BN: the cosines times the model's scale, plus its bias where it has one."""
+        return self.clip.logit_scale * self.cosines(image_BD) + self.clip.logit_bias
+
+    def probabilities(self, image_BD: torch.Tensor) -> torch.Tensor:
+        """probability_BN: the labels' softmax (Radford et al. 2021, §3.1.2); each label's own
+        sigmoid, which does not add up to 1, for a model with a bias (SigLIP, Zhai et al. 2023)."""
+        logit_BN = self.logits(image_BD)
+        return logit_BN.sigmoid() if self.clip.logit_bias else logit_BN.softmax(1)
+
+    def name(
+        self,
+        image_BD: torch.Tensor,
+        *,
+        top: int = 1,
+        model: LinearProbe | TipAdapter | None = None,
+    ) -> list[list[Named]]:
+        """The `top` labels of each picture, best first, or all if there are fewer; by `model`, of
+        few shots of the same labels, if one is given. Of a picture that shows none of them, only
+        "none of these"."""
+        if top < 1:
+            raise UsageError(f"top is how many labels to give, at least 1, not {top}.")
+        by = model or self
+        logit_BN, share_BN = by.logits(image_BD), by.probabilities(image_BD)
+        if logit_BN.shape[1] != len(self.labels):
+            raise UsageError(
+                f"The few-shot model tells {logit_BN.shape[1]} classes apart; there are "
+                f"{len(self.labels)} labels."
+            )
+        place_BK = logit_BN.topk(min(top, len(self.labels)), dim=1).indices
+        cosine_BN = self.cosines(image_BD)
+        none_B = self.none.decide(image_BD) if self.none else torch.zeros(len(image_BD)).bool()
+        return [
+            [Named(NONE, float(share_BN[b].max()), float("nan"))]
+            if none_B[b]
+            else [Named(self.labels[n], float(share_BN[b, n]), float(cosine_BN[b, n])) for n in row]
+            for b, row in enumerate(place_BK.tolist())
+        ]
+
+
+def class_vectors(
+    clip: Clip, texts: Sequence[Sequence[str]], templates: Sequence[str]
+) -> torch.Tensor:
+    """vector_ND of N labels: the mean of the unit vectors of each of its texts in each template,
+    made of length 1 again, as clip_benchmark's `zero_shot_classifier` does."""
+    filled = [
+        [template.replace("{}", text) for text in of for template in templates] for of in texts
+    ]
+    unit_TD = clip.encode_text([text for of in filled for text in of])
+    parts = unit_TD.split([len(of) for of in filled])
+    return F.normalize(torch.stack([part_TD.mean(0) for part_TD in parts]), dim=-1)
+
+
+def _templates(clip: Clip, source: str | os.PathLike | Sequence[str] | None) -> tuple[str, ...]:
+    return templates(default_templates(clip.name) if source is None else source)

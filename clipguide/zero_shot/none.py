@@ -1,0 +1,155 @@
+"""Whether a picture shows none of the labels: they compete with a vocabulary of other words.
+
+Shapes: B pictures, N labels, W words of the background, D the width of the embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from ..clip import Clip
+from ..errors import ClipguideWarning, UsageError
+from ..prompts import read_lines
+from .templates import HERE
+
+SHARPNESS = 1.0  # times the model's scale; others are no better (benchmarks/none_of_these.py)
+KIN = 0.9  # words mean the same that are nearer than so many words are to their nearest one
+FALSE = 0.05  # of the pictures that do show a label, how many may be turned away
+
+
+class NoneOfThese:
+    """Evidence that a picture shows one of the labels, against a background of some 1,700 nouns.
+
+    The score is the log odds of the labels in one softmax with the background, as NegLabel's (Jiang
+    et al. 2024, with words far from the labels as negatives; here all, but for those that mean what
+    a label means): see `evidence`.
+
+    `texts` are those of each label. Below `threshold` a picture shows none of them. It comes from
+    `none.json` for the embedded models (drawings, 5 % false), from `calibrate` for your own
+    pictures, and is 0 and `calibrated` False for any other model.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        texts: Sequence[Sequence[str]],
+        *,
+        template: str = "{}",
+        background: Sequence[str] | None = None,
+        sharpness: float = SHARPNESS,
+    ) -> None:
+        words = list(background or read_lines(HERE / "background.txt", what="words", comments=True))
+        own = [text for of in texts for text in of]
+        self.clip, self.sharpness = clip, sharpness
+        self.label_ND = clip.encode_text([template.replace("{}", text) for text in own])
+        with warnings.catch_warnings():  # a CLIP of few tokens cuts words that nobody asked for
+            warnings.simplefilter("ignore", ClipguideWarning)
+            word_WD = clip.encode_text([template.replace("{}", word) for word in words])
+        kept_W = unlike_each(word_WD, self.label_ND, words, own).all(0)
+        if not kept_W.any():
+            raise UsageError("The labels leave no word of the background to compare with.")
+        self.background = tuple(words[w] for w in kept_W.nonzero()[:, 0].tolist())
+        self.background_WD = word_WD[kept_W]
+        known = None if background else shipped(clip.fingerprint, template, len(texts))
+        self.threshold = 0.0 if known is None else known
+        self.calibrated = known is not None
+
+    def score(self, image_BD: torch.Tensor) -> torch.Tensor:
+        """score_B, higher where a label is shown."""
+        scale = self.clip.logit_scale
+        image_BD = image_BD.to(self.label_ND)
+        return evidence(
+            scale * self.clip.similarity(image_BD, self.label_ND),
+            scale * self.clip.similarity(image_BD, self.background_WD),
+            sharpness=self.sharpness,
+        )
+
+    def decide(self, image_BD: torch.Tensor) -> torch.Tensor:
+        """none_B: whether each picture shows none of the labels. Warns if not calibrated."""
+        if not self.calibrated:
+            warnings.warn(
+                f"None of these is not calibrated for the CLIP {self.clip.name}: labels must be "
+                "likelier than all other words together. Calibrate it with pictures that do show "
+                "the labels (calibrate, --calibrate FOLDER).",
+                ClipguideWarning,
+                stacklevel=2,
+            )
+        return self.score(image_BD) < self.threshold
+
+    def calibrate(self, inside_BD: torch.Tensor, *, false: float = FALSE) -> float:
+        """The threshold from pictures that do show a label, so that at most the share `false` of
+        such pictures is turned away: split conformal, the floor(false·(B+1))-th lowest score
+        (Vovk et al. 2005). From fewer than 1/false - 1 pictures it is the lowest, with a warning.
+        """
+        if not len(inside_BD) or not 0 < false < 1:
+            raise UsageError(
+                "To calibrate takes pictures that show the labels, and a share in (0, 1)."
+            )
+        place = math.floor(false * (len(inside_BD) + 1) + 1e-9)
+        if place < 1:
+            warnings.warn(
+                f"{len(inside_BD)} pictures are few to calibrate by: {math.ceil(1 / false) - 1} "
+                f"promise that at most {false:.0%} of pictures of the labels are turned away.",
+                ClipguideWarning,
+                stacklevel=2,
+            )
+        lowest_B = self.score(inside_BD).sort().values
+        self.threshold, self.calibrated = float(lowest_B[max(place, 1) - 1]), True
+        return self.threshold
+
+
+def evidence(
+    label_BN: torch.Tensor, background_BW: torch.Tensor, *, sharpness: float = SHARPNESS
+) -> torch.Tensor:
+    """score_B of logits: (logsumexp(k·labels) - logsumexp(k·background)) / k; for a high k the
+    margin between the best of each."""
+    mine_B = (sharpness * label_BN).logsumexp(1)
+    return (mine_B - (sharpness * background_BW).logsumexp(1)) / sharpness
+
+
+def unlike_each(
+    word_WD: torch.Tensor, label_ND: torch.Tensor, words: Sequence[str], labels: Sequence[str]
+) -> torch.Tensor:
+    """other_NW: whether a word means something else than a label: neither is a part of the other,
+    and they are no nearer than the share KIN of all words are to their nearest word."""
+    nearest_W = (word_WD @ word_WD.T).fill_diagonal_(-1).max(1).values
+    other_NW = label_ND @ word_WD.T <= nearest_W.quantile(KIN)
+    bags = [_bag(word) for word in words]
+    for n, label in enumerate(labels):
+        mine = _bag(label)
+        other = [not (bag <= mine or mine <= bag) for bag in bags]
+        other_NW[n] &= torch.tensor(other, device=other_NW.device)
+    return other_NW
+
+
+def shipped(fingerprint: str, template: str, count: int) -> float | None:
+    """The threshold that clipguide ships for a CLIP, a template and so many labels: between those
+    measured by the logarithm of the count. None if it has none."""
+    tables = json.loads((HERE / "none.json").read_text(encoding="utf-8"))
+    table = tables.get(fingerprint, {}).get("thresholds")
+    if not table or tables[fingerprint]["template"] != template:
+        return None
+    return interpolate({int(size): value for size, value in table.items()}, count)
+
+
+def interpolate(table: dict[int, float], count: int) -> float:
+    """A value of the table at `count`, linear in its logarithm, and that of the nearest end."""
+    sizes = sorted(table)
+    count = min(max(count, sizes[0]), sizes[-1])
+    above = next(size for size in sizes if size >= count)
+    below = max(size for size in sizes if size <= count)
+    if above == below:
+        return table[count]
+    share = math.log(count / below) / math.log(above / below)
+    return (1 - share) * table[below] + share * table[above]
+
+
+def _bag(text: str) -> frozenset[str]:
+    """The words of a text, without articles and the plural's s."""
+    words = text.lower().replace("-", " ").split()
+    return frozenset(word.removesuffix("s") or word for word in words) - {"a", "an", "the"}
