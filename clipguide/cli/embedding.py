@@ -72,7 +72,7 @@ class Options:
     ] = False
     batch: Annotated[
         int | None,
-        _option(text="Pictures at a time. [default: 32 on a CPU, else 256]", metavar="N"),
+        _option(text="Pictures at a time. [default: 16 on a CPU, else 256]", metavar="N"),
     ] = None
     workers: Annotated[
         int | None,

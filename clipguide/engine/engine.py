@@ -32,9 +32,9 @@ from .files import URLS
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-BATCH = {"cpu": 32}  # pictures; larger is no faster there
+BATCH = {"cpu": 16}  # pictures; with more of them the embedded CLIPs leave the cache
 OTHER = 256
-AHEAD = 3  # batches that are decoded ahead of the model
+AHEAD = 4  # batches that are decoded ahead of the model
 WAITING = 2048  # files, so that one that is new does not hold up all that are in the cache
 HOLDS = 1e-3  # the change of a cosine that bfloat16 may cost
 CHECKED = 8  # pictures that it is tried on
@@ -73,7 +73,7 @@ class _Read:
 class Engine:
     """Embeds files of pictures by one Clip.
 
-    `batch` pictures at a time (32 on a CPU, 256 elsewhere; halved when memory runs out), decoded by
+    `batch` pictures at a time (16 on a CPU, 256 elsewhere; halved when memory runs out), decoded by
     `workers` threads (as many as there are processors). `cache` keeps vectors between runs; with
     `verify` unchanged files are digested again, not only looked at. `alpha` is "white", on which
     transparent pictures are laid, or "drop", as open_clip does. `frames` of a moving picture,
