@@ -161,6 +161,12 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test reads or fills the user's cache of embeddings."""
+    os.environ["CLIPGUIDE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory):
     return write_clip(tmp_path_factory.mktemp("clip"), seed=0)

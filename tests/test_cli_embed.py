@@ -99,7 +99,7 @@ def test_what_is_refused(run, pictures, tmp_path):
         ((pictures, "--out", "a.txt"), "must end in .npz or .parquet"),
         ((pictures, "--out", "none/a.npz"), "There is no folder none"),
         (("empty", "--out", "b.npz"), "There are no pictures in empty."),
-        (("notes", "--out", "b.npz"), "There are no pictures in notes (1 other files are there)."),
+        (("notes", "--out", "b.npz"), "There are no pictures in notes (other files there: 1)."),
         (("*.bmp", "--out", "b.npz"), "No file matches *.bmp"),
         (("http://a/b.png", "--out", "b.npz"), "is a URL"),
         ((pictures, "--out", "b.npz", "--batch", 0), "batch must be at least 1"),

@@ -31,14 +31,19 @@ def test_the_first_example_is_under_six_lines():
     assert len([line for line in PYTHON[0].splitlines() if line]) < 6
 
 
-@pytest.mark.parametrize("code", PYTHON)
-def test_python(code, tmp_path, monkeypatch):
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder with the samples in it, as a clone's."""
+    (tmp_path / "samples").symlink_to(README.parent / "samples")
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python(code, clone):
     exec(compile(code, str(README), "exec"), {})
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_command(line, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_command(line, clone):
     result = CliRunner().invoke(app, shlex.split(line)[1:])
     assert result.exit_code == 0, result.output

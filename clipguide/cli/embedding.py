@@ -151,14 +151,16 @@ class Pictures:
                 self.bad += 1
                 console.complain(embedded.error)
         if not self.good and not self.bad:
-            passed = f" ({len(self.passed)} other files are there)" if self.passed else ""
+            passed = f" (other files there: {len(self.passed)})" if self.passed else ""
             raise UsageError(f"There are no pictures in {', '.join(self.sources)}{passed}.")
 
     def finish(self) -> None:
         """Tell how many could not be read. Exit 1 if that is all, or any where --strict is."""
         if self.passed:
+            many = len(self.passed)
             console.complain(
-                f"{len(self.passed)} files are passed over: their names do not end as pictures' do."
+                f"{many} {'file is' if many == 1 else 'files are'} passed over, not being named as "
+                "pictures are."
             )
         if self.bad:
             many = self.bad + self.good
