@@ -37,6 +37,7 @@ from benchmarks.odd_files import make
 from clipguide import load_clip
 from clipguide.clip import Clip
 from clipguide.engine import Cache, Engine, find
+from clipguide.engine import engine as engine_module
 
 OUT = Path(__file__).with_suffix(".json")
 BATCH, WORKERS = 32, 2
@@ -122,11 +123,19 @@ def speed(
     clip: Annotated[str, typer.Option(help="vit-b-32 (random weights), or mini.")] = "vit-b-32",
     pictures: Annotated[int, typer.Option(min=8)] = 128,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
+    holds: Annotated[
+        float,
+        typer.Option(
+            help="The change of a cosine up to which bf16 is kept: random weights need "
+            "more than the engine's 0.001, at the same speed."
+        ),
+    ] = 1e-3,
     keep: bool = True,
 ) -> dict:
     """Pictures a second, file to vector, ÷ the peer's; and of a second pass, from the cache."""
     import open_clip
 
+    engine_module.HOLDS = holds
     ours = vit_b_32() if clip == "vit-b-32" else load_clip(clip)
     if clip == "vit-b-32":
         model, transform = ours._model, ours._transform
@@ -167,7 +176,15 @@ def speed(
     for name, row in table.items():
         typer.echo(f"{name:14} {row['pictures a second']:8.1f} a second   {row['ratio']:5.2f}")
     typer.echo(f"second pass ÷ first: {second:.0f}   largest change of a cosine: {change}")
-    facts = {"rows": table, "second pass": second, "change of a cosine": change}
+    held = {name: e._half is not None for name, e in engines.items()}
+    typer.echo(f"in bfloat16: {[name for name, half in held.items() if half]}")
+    facts = {
+        "rows": table,
+        "holds": holds,
+        "bfloat16": held,
+        "second pass": second,
+        "change of a cosine": change,
+    }
     if keep:
         save(f"speed {clip}", {"pictures": pictures, "rounds": rounds, **facts})
     return facts

@@ -1,0 +1,344 @@
+"""How fast the search is, what indexing costs beside embedding, and what is refused.
+
+    python -m benchmarks.search vectors                    # a million vectors; about an hour
+    python -m benchmarks.search vectors --count 60000 --clusters 600
+    python -m benchmarks.search overhead --clip mini       # indexing ÷ embedding alone
+    python -m benchmarks.search unchanged                  # 100,000 files that have not changed
+    python -m benchmarks.search refusal                    # needs python -m training.data build
+
+Each adds its figures to benchmarks/search.json. Vectors: clusters at random, and around them as
+much variance within as between; queries are new draws of the same. The peers, faiss's HNSW and
+usearch, search the same vectors in the same run, each by the least effort of those tried that
+reaches the recall. Ours is the whole way: a question to an answer with its columns and thumbnails
+from disk, while the peers' vectors are in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks.embedding import photographs, vit_b_32  # noqa: E402
+from clipguide import load_clip  # noqa: E402
+from clipguide.engine import Engine, find  # noqa: E402
+from clipguide.retrieval import Index, Query, refusal, search, settle, update  # noqa: E402
+from clipguide.retrieval.store import Store  # noqa: E402
+
+OUT = Path(__file__).with_suffix(".json")
+WIDTH, TOP, RECALL = 512, 10, 0.95
+CHUNK = 20_000
+EFFORTS = (16, 32, 64, 128, 256, 512, 1024)
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+def save(key: str, facts: dict) -> None:
+    """Put a section into search.json."""
+    known = json.loads(OUT.read_text()) if OUT.exists() else {}
+    about = {"torch": torch.__version__, "processors": os.cpu_count()}
+    OUT.write_text(json.dumps({**known, key: {**about, **facts}}, indent=1) + "\n")
+
+
+def clustered(count: int, clusters: int, random: np.random.Generator, centre_CD: np.ndarray):
+    """Unit vectors_BD: a centre of length 1, and noise of length 1 in the mean."""
+    place_B = random.integers(0, clusters, count)
+    noise_BD = random.normal(0, WIDTH**-0.5, (count, WIDTH)).astype(np.float32)
+    unit_BD = centre_CD[place_B] + noise_BD
+    return unit_BD / np.linalg.norm(unit_BD, axis=1, keepdims=True)
+
+
+def exact(unit_BD: np.ndarray, query_QD: np.ndarray) -> np.ndarray:
+    """The places_QK of the nearest."""
+    best = [np.empty((len(query_QD), 0)), np.empty((len(query_QD), 0), np.int64)]
+    for start in range(0, len(unit_BD), CHUNK):
+        score_QB = query_QD @ unit_BD[start : start + CHUNK].T
+        place_QK = np.argpartition(-score_QB, TOP, axis=1)[:, :TOP]
+        scores = np.concatenate([best[0], np.take_along_axis(score_QB, place_QK, 1)], 1)
+        places = np.concatenate([best[1], place_QK + start], 1)
+        order = np.argsort(-scores, axis=1)[:, :TOP]
+        best = [np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1)]
+    return best[1]
+
+
+def timed(ask: Callable[[np.ndarray], list[int]], query_QD: np.ndarray, truth_QK: np.ndarray):
+    """Milliseconds of each query, and recall@10."""
+    milliseconds, hits = [], 0
+    for query_D, truth_K in zip(query_QD, truth_QK, strict=True):
+        begin = time.perf_counter()
+        found = ask(query_D)
+        milliseconds.append(1000 * (time.perf_counter() - begin))
+        hits += len(set(found) & set(truth_K.tolist()))
+    return milliseconds, hits / truth_QK.size
+
+
+def row(name: str, effort: object, milliseconds: list[float], recall: float) -> dict:
+    p50, p99 = np.percentile(milliseconds, (50, 99))
+    facts = {"effort": effort, "p50 ms": round(p50, 2), "p99 ms": round(p99, 2)}
+    facts["recall@10"] = round(recall, 4)
+    typer.echo(f"{name:22} {facts}")
+    return facts
+
+
+def peer(name: str, ask_at: Callable, query_QD: np.ndarray, truth_QK: np.ndarray) -> dict:
+    """The first effort that reaches the recall, else the last."""
+    for effort in EFFORTS:
+        milliseconds, recall = timed(ask_at(effort), query_QD, truth_QK)
+        if recall >= RECALL:
+            break
+    return row(name, effort, milliseconds, recall)
+
+
+def fill(path: Path, unit_BD: np.ndarray, thumbnail: bytes) -> Index:
+    """An index of vectors, each with a path and a thumbnail."""
+    import pyarrow as pa
+
+    store = Store(path, make=True)
+    store.create(WIDTH, key="0 float32 alpha white frames 1", model="made")
+    schema = store.table.schema
+    for start in range(0, len(unit_BD), CHUNK):
+        part = unit_BD[start : start + CHUNK]
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), WIDTH)
+        names = [f"{i}" for i in range(start, start + len(part))]
+        known = {"path": names, "vector": flat, "thumbnail": [thumbnail] * len(part)}
+        columns = [known.get(field.name, pa.nulls(len(part), field.type)) for field in schema]
+        store.table.add(pa.table(columns, schema=schema))
+    store.table.optimize()
+    return Index(path)
+
+
+def forget(folder: Path) -> None:
+    """Ask the system to drop the files of a folder from memory."""
+    os.sync()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@app.command()
+def vectors(
+    count: Annotated[int, typer.Option(min=1000)] = 1_000_000,
+    clusters: Annotated[int, typer.Option(min=10)] = 10_000,
+    queries: Annotated[int, typer.Option(min=10)] = 500,
+    peers: bool = True,
+    keep: bool = True,
+    seed: int = 0,
+) -> dict:
+    """Time and recall of the ten nearest; faiss and usearch beside."""
+    random = np.random.default_rng(seed)
+    centre_CD = random.normal(0, WIDTH**-0.5, (clusters, WIDTH)).astype(np.float32)
+    unit_BD = clustered(count, clusters, random, centre_CD)
+    query_QD = clustered(queries, clusters, random, centre_CD)
+    truth_QK = exact(unit_BD, query_QD)
+    within = 1 - float(np.square(unit_BD.mean(0)).sum())
+    facts: dict = {"count": count, "clusters": clusters, "total variance": round(within, 4)}
+    facts["within, share"] = round(_within(unit_BD, random, centre_CD), 3)
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        index = fill(Path(folder), unit_BD, random.bytes(4000))
+        facts["written in s"] = round(time.perf_counter() - begin, 1)
+        begin = time.perf_counter()
+        if count >= settle.EXACT:
+            settle.index_vectors(index.store.table)
+        facts["indexed in s"] = round(time.perf_counter() - begin, 1)
+
+        def ask(query_D: np.ndarray, index: Index | None = None) -> list[int]:
+            answer = index.search(Query(torch.from_numpy(query_D)), k=TOP, tell_absent=False)
+            return [int(hit.path) for hit in answer.hits]
+
+        forget(Path(folder))
+        fresh = Index(folder)
+        cold, recall = timed(lambda q: ask(q, fresh), query_QD[:100], truth_QK[:100])
+        facts["clipguide, cold"] = row("clipguide, cold", search.CELLS, cold, recall)
+        times, recall = timed(lambda q: ask(q, fresh), query_QD, truth_QK)
+        facts["clipguide"] = row("clipguide", search.CELLS, times, recall)
+    if peers:
+        facts["faiss HNSW"] = peer("faiss HNSW", _faiss(unit_BD), query_QD, truth_QK)
+        facts["usearch"] = peer("usearch", _usearch(unit_BD), query_QD, truth_QK)
+    if keep:
+        save(f"vectors {count}", facts)
+    return facts
+
+
+def _within(unit_BD: np.ndarray, random: np.random.Generator, centre_CD: np.ndarray) -> float:
+    """The share of the variance that is within clusters, of a sample of 10 of them."""
+    found = []
+    for centre_D in centre_CD[:10]:
+        part = clustered(500, 1, random, centre_D[None])
+        found.append(1 - float(np.square(part.mean(0)).sum()))
+    return statistics.mean(found) / (1 - float(np.square(unit_BD.mean(0)).sum()))
+
+
+def _faiss(unit_BD: np.ndarray) -> Callable:
+    import faiss
+
+    index = faiss.IndexHNSWFlat(WIDTH, 32, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = 200
+    index.add(unit_BD)
+
+    def at(effort: int) -> Callable:
+        index.hnsw.efSearch = effort
+        return lambda query_D: index.search(query_D[None], TOP)[1][0].tolist()
+
+    return at
+
+
+def _usearch(unit_BD: np.ndarray) -> Callable:
+    import usearch.index
+
+    index = usearch.index.Index(ndim=WIDTH, metric="ip", dtype="f32", connectivity=32,
+                                expansion_add=200)  # fmt: skip
+    index.add(np.arange(len(unit_BD)), unit_BD)
+
+    def at(effort: int) -> Callable:
+        index.expansion_search = effort
+        return lambda query_D: index.search(query_D, TOP).keys.tolist()
+
+    return at
+
+
+@app.command()
+def overhead(
+    clip: Annotated[str, typer.Option(help="vit-b-32 (random weights), or mini.")] = "vit-b-32",
+    pictures: Annotated[int, typer.Option(min=8)] = 256,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    keep: bool = True,
+) -> dict:
+    """Seconds of indexing ÷ embedding alone, in turn; JPEGs of 512 pixels, no cache.
+
+    The index has one picture already, so that the background's nouns, which are encoded once, are
+    not counted.
+    """
+    model = vit_b_32() if clip == "vit-b-32" else load_clip(clip)
+    engine = Engine(model)
+    ratios, seconds = [], []
+    with photographs(pictures + 1) as paths, tempfile.TemporaryDirectory() as folder:
+        for number in range(rounds + 1):
+            db = Path(folder) / f"{number}"
+            list(update(db, paths[:1], engine=engine))
+            begin = time.perf_counter()
+            assert all(row.error is None for row in engine.embed(find([paths[0].parent])))
+            alone = time.perf_counter() - begin
+            begin = time.perf_counter()
+            assert list(update(db, [paths[0].parent], engine=engine))[-1].new == pictures
+            if number:
+                seconds.append(alone)
+                ratios.append((time.perf_counter() - begin) / alone)
+    facts = {"pictures": pictures, "rounds": rounds, "ratio": round(statistics.median(ratios), 3),
+             "ratios": [round(ratio, 3) for ratio in ratios],
+             "embedding alone, s": round(statistics.median(seconds), 2)}  # fmt: skip
+    typer.echo(json.dumps(facts))
+    if keep:
+        save(f"overhead {clip}", facts)
+    return facts
+
+
+@app.command()
+def unchanged(files: int = 100_000, keep: bool = True) -> dict:
+    """Seconds of a second run over files that have not changed."""
+    from PIL import Image
+
+    engine = Engine(load_clip("mini"))
+    with tempfile.TemporaryDirectory() as folder:
+        home, db = Path(folder) / "pictures", Path(folder) / "db"
+        home.mkdir()
+        Image.new("RGB", (16, 16)).save(home / "0.png")
+        list(update(db, [home], engine=engine))
+        content, then = (home / "0.png").read_bytes(), time.time() - 60
+        for i in range(files):  # of one content, so that none is embedded
+            path = home / f"{i // 1000:03}" / f"{i:06}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            os.utime(path, (then, then))
+        begin = time.perf_counter()
+        list(update(db, [home], engine=engine))
+        first = time.perf_counter() - begin
+        begin = time.perf_counter()
+        last = list(update(db, [home], engine=engine))[-1]
+        second = time.perf_counter() - begin
+    assert last.same >= files and not (last.new or last.changed or last.gone)
+    facts = {"files": files, "first s": round(first, 2), "unchanged s": round(second, 2)}
+    typer.echo(json.dumps(facts))
+    if keep:
+        save("unchanged", facts)
+    return facts
+
+
+@app.command("refusal")
+def refuse(clip: str = "mini", sets: int = 5, queries: int = 100, keep: bool = True) -> list[dict]:
+    """The share that is refused of names that are absent from a collection of held-out drawings,
+    and of those that are there; by half of all names at random, several times."""
+    from clipguide.zero_shot.none import unlike_each
+    from training.evaluate.drawings import Drawings
+
+    model, drawings = load_clip(clip), Drawings()
+    text_ND = model.encode_text(drawings.concepts)
+    word_WD = model.encode_text(refusal.words())
+    rows = []
+    for what, found in drawings.tests().items():
+        unit_BD, target_B = drawings.encode(model, found), drawings.targets(found)
+        figures = []
+        for seed in range(sets):
+            names = target_B.unique()
+            names = names[torch.randperm(len(names), generator=_generator(seed))]
+            half = len(names) // 2
+            keep_B = torch.isin(target_B, names[:half])
+            here_BD, here_B = unit_BD[keep_B], target_B[keep_B]
+            cal = refusal.calibrate(here_BD.split(settle.CHUNK), word_WD)
+            least = refusal.threshold(cal, len(here_BD))
+            label = [drawings.concepts[n] for n in names.tolist()]
+            other = unlike_each(text_ND[names], text_ND[names], label, label)
+            absent = [n for n in range(half, len(names)) if other[n, :half].all()][:queries]
+            scores = {}
+            for kind, asked in (("there", range(min(half, queries))), ("absent", absent)):
+                evidence, first = [], []
+                for n in asked:
+                    cosine_B = here_BD @ text_ND[names[n]]
+                    best = cosine_B.topk(min(refusal.CANDIDATES, len(cosine_B))).indices
+                    evidence.append(
+                        refusal.of_text(label[n], text_ND[names[n]], here_BD[best], word_WD)
+                    )
+                    first.append(float(here_B[best[0]] == names[n]))
+                scores[kind] = (torch.tensor(evidence, dtype=torch.float64), first)
+            there_N, absent_N = scores["there"][0], scores["absent"][0]
+            figures.append(
+                {
+                    "pictures": len(here_BD),
+                    "absent": len(absent_N),
+                    "refused": (absent_N < least).double().mean().item(),
+                    "false": (there_N < least).double().mean().item(),
+                    "refused at 5 % false": (absent_N < there_N.quantile(0.05))
+                    .double()
+                    .mean()
+                    .item(),  # fmt: skip
+                    "AUC": (there_N[:, None] > absent_N).double().mean().item(),
+                    "recall@1 of those there": statistics.mean(scores["there"][1]),
+                }
+            )
+        mean = {k: round(statistics.mean(f[k] for f in figures), 3) for k in figures[0]}
+        rows.append({"drawings": what, **mean})
+        typer.echo(json.dumps(rows[-1], ensure_ascii=False))
+    if keep:
+        save(f"refusal {clip}", {"sets": sets, "rows": rows})
+    return rows
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+if __name__ == "__main__":
+    app()
