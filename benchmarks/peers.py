@@ -1,4 +1,4 @@
-"""Our figures beside those of the programs that people publish with, and what mistakes cost.
+"""Our figures beside those of the programs that people publish with.
 
     python -m venv peers
     peers/bin/pip install clip_benchmark "numpy<2.4" typer pyyaml
@@ -7,9 +7,6 @@
     python -m venv peers-old
     peers-old/bin/pip install torchmetrics "transformers<5" typer
     python -m benchmarks.peers torchmetrics --python peers-old/bin/python
-
-    python -m benchmarks.peers mistakes                       # on samples/pictures
-    python -m benchmarks.peers mistakes --photos FOLDER       # "tench.jpg" shows a tench
 
 Peers have environments of their own. `clip-benchmark` runs in the peer's, which holds what ours
 needs as well; torchmetrics needs an older transformers than ours, so that `torchmetrics` runs in
@@ -24,7 +21,6 @@ Shapes: B pictures, K names, N texts, D of an embedding; 3 channels, H rows, W c
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import json
 import re
 import subprocess
@@ -38,9 +34,8 @@ from typing import Annotated
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import typer
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "samples" / "pictures"
@@ -65,7 +60,6 @@ RECALLS = (1, 5, 10)
 BATCH = 64
 VIT_SIZE = 64
 CLIP = "openai-clip"  # torchmetrics loads a path only with such a word in it
-TURNED = 6  # the EXIF orientation of a picture to be turned clockwise
 LONG = (
     "somebody sat down on an ordinary afternoon in the middle of the week with paper, pencils, "
     "a little water and plenty of time, and made, for no reason other than the joy of it, "
@@ -312,7 +306,7 @@ def write_pairs(folder: Path, side: int) -> dict[str, list[tuple[str, str]]]:
     shapes: dict[str, Callable[[Image.Image], Image.Image]] = {
         "own size": lambda p: p.resize((side, side), Image.Resampling.BICUBIC),
         "larger": lambda p: p,
-        "oblong": _on_sheet,
+        "oblong": on_sheet,
     }
     groups: dict[str, list[tuple[str, str]]] = {}
     for i, picture in enumerate(data.pictures):
@@ -377,7 +371,7 @@ def torchmetrics(
             )
     packages = ("transformers", "torch", "torchvision", "pillow")
     facts = {"versions": peer["versions"], "ours": versions(*packages), "rows": rows}
-    publish("torchmetrics", facts)
+    publish("torchmetrics", facts, table_of_torchmetrics)
 
 
 def compare(
@@ -428,199 +422,14 @@ def table_of_torchmetrics(found: dict) -> list[str]:
     return lines
 
 
-# ---------------------------------------------------------------------------- mistakes
+# ---------------------------------------------------------------------------- the tables
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """Two ways of encoding pictures or names, the right one and the one that is measured."""
-
-    name: str
-    right: Callable[[Sequence], torch.Tensor]
-    wrong: Callable[[Sequence], torch.Tensor]
-    of_text: bool = False
-    drawings_only: bool = False
-
-
-def mistakes_of(clip, others: dict[str, object]) -> list[Mistake]:
-    """All of them. `others` are the same CLIP in other types, by their names."""
-    side = clip.image_size
-    squash = (side, side)
-
-    def encode(change: Callable[[Image.Image], Image.Image]) -> Callable:
-        return lambda pictures: clip.encode_pictures([change(p) for p in pictures])
-
-    def tensors(**how) -> Callable:
-        def resized(picture: Image.Image) -> torch.Tensor:
-            image_13HW = _tensor(picture)
-            return F.interpolate(image_13HW, squash, **how).clamp(0, 1)
-
-        return lambda pictures: clip.encode_image(torch.cat([resized(p) for p in pictures]))
-
-    def said(template: str, long: str = "cut") -> Callable:
-        return lambda names: clip.encode_text([template.format(n) for n in names], long=long)
-
-    right = encode(lambda p: p)
-    wrong = {
-        "none: a tensor, bicubic, antialiased": tensors(mode="bicubic", antialias=True),
-        "a tensor, bicubic, not antialiased": tensors(mode="bicubic"),
-        "a tensor, bilinear, not antialiased": tensors(mode="bilinear"),
-        "Pillow's bilinear": encode(lambda p: p.resize(squash, Image.Resampling.BILINEAR)),
-        "Pillow's nearest": encode(lambda p: p.resize(squash, Image.Resampling.NEAREST)),
-    }
-    found = [Mistake(name, right, way) for name, way in wrong.items()]
-    crop = encode(lambda p: ImageOps.fit(_oblong(p), squash, Image.Resampling.BICUBIC))
-    found.append(Mistake("cropped instead of squashed", encode(_oblong), crop))
-    found += [Mistake(name, right, other.encode_pictures) for name, other in others.items()]
-    found.append(
-        Mistake(
-            "transparency dropped, black instead of white",
-            encode(lambda p: _loaded(_cut_out(p))),
-            encode(lambda p: _cut_out(p).convert("RGB")),
-            drawings_only=True,
-        )
-    )
-    found.append(
-        Mistake(
-            "EXIF rotation ignored",
-            encode(lambda p: _loaded(_turned(p))),
-            encode(lambda p: _turned(p).convert("RGB")),
-        )
-    )
-    long = Mistake("a long text cut before its end", said(LONG, "chunk"), said(LONG), of_text=True)
-    return [*found, long]
-
-
-def measure(
-    mistake: Mistake, clip, data: Data, seen: dict[Callable, torch.Tensor]
-) -> dict[str, float]:
-    """|change of the cosine| of each picture with its own name, in the mean and at most; how often
-    another name comes first; and how often the right one does, before and after. `seen` keeps what
-    the right ways gave."""
-    items = data.names if mistake.of_text else data.pictures
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the long texts
-        if mistake.right not in seen:
-            seen[mistake.right] = _in_batches(mistake.right, items)
-        right_D, wrong_D = seen[mistake.right], _in_batches(mistake.wrong, items)
-    if mistake.of_text:
-        image_BD = clip.encode_pictures(data.pictures)
-        right_BK, wrong_BK = image_BD @ right_D.T, image_BD @ wrong_D.T
-    else:
-        name_KD = clip.encode_text(data.names)
-        right_BK, wrong_BK = right_D @ name_KD.T, wrong_D @ name_KD.T
-    target_B = torch.tensor(data.target)
-    change_B = (right_BK - wrong_BK).gather(1, target_B[:, None]).abs()
-    return {
-        "mean": change_B.mean().item(),
-        "max": change_B.max().item(),
-        "renamed": (right_BK.argmax(1) != wrong_BK.argmax(1)).float().mean().item(),
-        "top-1 before": accuracies(right_BK, target_B)["acc1"],
-        "top-1 after": accuracies(wrong_BK, target_B)["acc1"],
-    }
-
-
-@app.command()
-def mistakes(
-    photos: Annotated[Path | None, typer.Option(help="A folder of photographs.")] = None,
-) -> None:
-    """What common mistakes change, by mini: cosines, and the names that come first."""
-    from clipguide import load_clip
-
-    clip = load_clip("mini")
-    others = {dtype: load_clip("mini", dtype=dtype) for dtype in ("float16", "bfloat16")}
-    sets = [folder_data(PICTURES, "samples/pictures")]
-    sets += [folder_data(photos, "photographs")] if photos else []
-    found, scale = [], []
-    for data in sets:
-        cosine_BK = clip.encode_pictures(data.pictures) @ clip.encode_text(data.names).T
-        own_B = cosine_BK.gather(1, torch.tensor(data.target)[:, None])
-        scale.append({"data": data.name, "pictures": len(data.pictures), "names": len(data.names)})
-        scale[-1] |= {"own": own_B.mean().item(), "all": cosine_BK.mean().item()}
-        seen: dict[Callable, torch.Tensor] = {}
-        for mistake in mistakes_of(clip, others):
-            if not (mistake.drawings_only and data.name == "photographs"):
-                row = {"mistake": mistake.name, "data": data.name}
-                found.append(row | measure(mistake, clip, data, seen))
-    facts = {"versions": versions("torch", "torchvision", "pillow"), "scale": scale, "rows": found}
-    publish("mistakes", facts)
-
-
-def table_of_mistakes(found: dict) -> list[str]:
-    """Lines of markdown, a mistake a line, with the columns of each set of pictures."""
-    sets = [scale["data"] for scale in found["scale"]]
-    heads = [f"{name}: {what}" for name in sets for what in ("mean", "max", "renamed", "top-1")]
-    lines = [f"| mistake | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    rows = {(row["mistake"], row["data"]): row for row in found["rows"]}
-    for name in dict.fromkeys(row["mistake"] for row in found["rows"]):
-        cells = []
-        for data in sets:
-            if row := rows.get((name, data)):
-                cells += [f"{row['mean']:.4f}", f"{row['max']:.4f}", f"{row['renamed']:.1%}"]
-                cells.append(f"{row['top-1 before']:.1%} → {row['top-1 after']:.1%}")
-            else:
-                cells += ["–"] * 4
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
-
-
-def _in_batches(encode: Callable, items: Sequence) -> torch.Tensor:
-    return torch.cat([encode(items[i : i + BATCH]) for i in range(0, len(items), BATCH)])
-
-
-def _tensor(picture: Image.Image) -> torch.Tensor:
-    from clipguide.images import to_tensor
-
-    return to_tensor([picture])
-
-
-def _loaded(picture: Image.Image) -> Image.Image:
-    from clipguide.images import load
-
-    return load(picture)
-
-
-def _on_sheet(picture: Image.Image) -> Image.Image:
+def on_sheet(picture: Image.Image) -> Image.Image:
     """The picture in the middle of a white sheet of 4 to 3."""
     sheet = Image.new("RGB", (picture.height * 4 // 3, picture.height), "white")
     sheet.paste(picture, ((sheet.width - picture.width) // 2, 0))
     return sheet
-
-
-def _oblong(picture: Image.Image) -> Image.Image:
-    """A picture that a crop loses a part of: a square one lies on a sheet."""
-    return _on_sheet(picture) if picture.width == picture.height else picture
-
-
-def _cut_out(picture: Image.Image) -> Image.Image:
-    """RGBA: the white around a drawing transparent, and black below, as many programs write it."""
-    filled = picture.copy()
-    corners = [(x, y) for x in (0, picture.width - 1) for y in (0, picture.height - 1)]
-    for corner in corners:
-        ImageDraw.floodfill(filled, corner, (255, 0, 255), thresh=8)
-    clear_HW = (np.asarray(filled) == (255, 0, 255)).all(-1)
-    rgba_HW4 = np.dstack([np.asarray(picture), np.full(clear_HW.shape, 255, np.uint8)])
-    rgba_HW4[clear_HW] = 0
-    return Image.fromarray(rgba_HW4)
-
-
-def _turned(picture: Image.Image) -> Image.Image:
-    """The picture as a camera held sideways writes it: a PNG of rows and columns exchanged, with
-    the EXIF orientation that turns it upright."""
-    exif, stream = Image.Exif(), io.BytesIO()
-    exif[0x0112] = TURNED
-    picture.transpose(Image.Transpose.ROTATE_90).save(stream, "png", exif=exif)
-    return Image.open(stream)
-
-
-# ---------------------------------------------------------------------------- the tables
-
-
-TABLES = {
-    "clip-benchmark": table_of_clip_benchmark,
-    "torchmetrics": table_of_torchmetrics,
-    "mistakes": table_of_mistakes,
-}
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -628,11 +437,11 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in packages}
 
 
-def publish(command: str, found: dict) -> None:
+def publish(command: str, found: dict, table_of: Callable[[dict], list[str]]) -> None:
     """Print a command's table; write its facts to OUT, and its table to DOCUMENT."""
     facts = json.loads(OUT.read_text()) if OUT.exists() else {}
     OUT.write_text(json.dumps(facts | {command: found}, indent=1) + "\n")
-    table = "\n".join(TABLES[command](found))
+    table = "\n".join(table_of(found))
     print(table)
     if DOCUMENT.exists():
         DOCUMENT.write_text(insert(DOCUMENT.read_text(), command, table))

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
-from benchmarks import peers
+from benchmarks import mistakes, peers
 from clipguide import load_clip
 from clipguide.zero_shot import Classifier
 
@@ -139,24 +139,24 @@ def test_clip_score_as_torchmetrics_spells_it(tmp_path):
 
 def test_mistakes_do_what_they_say():
     picture = drawing(size=(48, 40))
-    assert peers._turned(picture).size == (40, 48)
-    assert peers._loaded(peers._turned(picture)).tobytes() == picture.tobytes()
-    cut_out = peers._cut_out(picture)
-    assert peers._loaded(cut_out).tobytes() == picture.tobytes()
+    assert mistakes._turned(picture).size == (40, 48)
+    assert mistakes._loaded(mistakes._turned(picture)).tobytes() == picture.tobytes()
+    cut_out = mistakes._cut_out(picture)
+    assert mistakes._loaded(cut_out).tobytes() == picture.tobytes()
     assert cut_out.convert("RGB").getpixel((0, 0)) == (0, 0, 0)
     assert cut_out.convert("RGB").getpixel((20, 20)) == picture.getpixel((20, 20))
-    assert peers._oblong(drawing()).size == (53, 40)
-    assert peers._oblong(picture) is picture
+    assert mistakes._oblong(drawing()).size == (53, 40)
+    assert mistakes._oblong(picture) is picture
 
 
 def test_mistakes_are_measured(clip, data):
     """No change measures as none, another picture's vectors as another's."""
     right = clip.encode_pictures
-    none = peers.measure(peers.Mistake("none", right, right), clip, data, {})
+    none = mistakes.measure(mistakes.Mistake("none", right, right), clip, data, {})
     assert none["mean"] == none["max"] == none["renamed"] == 0
     assert none["top-1 before"] == none["top-1 after"]
-    rolled = peers.Mistake("rolled", right, lambda p: right(p).roll(1, 0))
-    found = peers.measure(rolled, clip, data, {})
+    rolled = mistakes.Mistake("rolled", right, lambda p: right(p).roll(1, 0))
+    found = mistakes.measure(rolled, clip, data, {})
     cosine_BK = right(data.pictures) @ clip.encode_text(data.names).T
     change = [abs(cosine_BK[b, k] - cosine_BK[b - 1, k]) for b, k in enumerate(data.target)]
     assert found["mean"] == pytest.approx(float(sum(change) / 6), abs=1e-6)
@@ -167,12 +167,12 @@ def test_every_mistake_runs(tiny_mini, monkeypatch, tmp_path):
     for i, name in enumerate(["fox", "owl", "n02119022_red_fox"]):
         (tmp_path / "pictures").mkdir(exist_ok=True)
         drawing(i).save(tmp_path / "pictures" / f"{name}.png")
-    monkeypatch.setattr(peers, "PICTURES", tmp_path / "pictures")
+    monkeypatch.setattr(mistakes, "PICTURES", tmp_path / "pictures")
     monkeypatch.setattr(peers, "OUT", tmp_path / "peers.json")
     monkeypatch.setattr(peers, "DOCUMENT", tmp_path / "peers.md")
     marks = "a\n<!-- mistakes -->\nold\n<!-- end of mistakes -->\nb\n"
     (tmp_path / "peers.md").write_text(marks)
-    result = CliRunner().invoke(peers.app, ["mistakes", "--photos", str(tmp_path / "pictures")])
+    result = CliRunner().invoke(mistakes.app, ["--photos", str(tmp_path / "pictures")])
     assert result.exit_code == 0, result.output
     facts = json.loads((tmp_path / "peers.json").read_text())["mistakes"]
     assert facts["scale"][0]["names"] == 3
@@ -195,7 +195,12 @@ def test_the_document_has_the_figures():
     """docs/peers.md holds the tables of peers.json, and they say what it promises."""
     facts = json.loads(peers.OUT.read_text())
     document = peers.DOCUMENT.read_text()
-    for command, table in peers.TABLES.items():
+    tables = {
+        "clip-benchmark": peers.table_of_clip_benchmark,
+        "torchmetrics": peers.table_of_torchmetrics,
+        "mistakes": mistakes.table_of_mistakes,
+    }
+    for command, table in tables.items():
         assert "\n".join(table(facts[command])) in document
     assert all(row["equal"] for row in facts["clip-benchmark"]["rows"])
     for row in facts["torchmetrics"]["rows"]:
