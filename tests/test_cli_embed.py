@@ -75,7 +75,11 @@ def test_bad_pictures(run, pictures, tmp_path):
     ]
     assert run("embed", pictures, "--out", "b.npz", "--strict").exit_code == 1
     assert (tmp_path / "b.npz").exists(), "what could be read is not lost"
-    assert run("embed", "nowhere.png", "--out", "c.npz").exit_code == 1
+    for end in ("npz", "parquet"):
+        result = run("embed", "nowhere.png", "--out", f"c.{end}")
+        assert result.exit_code == 1
+        assert f"No picture could be read, so c.{end} is not written." in result.stderr
+        assert not (tmp_path / f"c.{end}").exists()
 
 
 def test_names_on_stdin(run, pictures, tmp_path):

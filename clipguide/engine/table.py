@@ -47,7 +47,8 @@ def write(
     a .parquet (columns path and vector; key and model in the schema's metadata); how many.
 
     `key` is asked when the first vector is there: bfloat16 that does not hold changes an engine's.
-    The file appears when it is whole. UsageError for another ending, or a file that is there.
+    The file appears when it is whole. UsageError for another ending, or a file that is there,
+    ClipguideError if there is no row, or it cannot be written.
     """
     check(path, overwrite=overwrite)
     path = Path(path)
@@ -55,6 +56,8 @@ def write(
     save = _write_npz if path.suffix.lower() == ".npz" else _write_parquet
     try:
         count = save(part, (row for row in rows if row.unit_D is not None), key, model)
+        if not count:
+            raise ClipguideError(f"No picture could be read, so {path} is not written.")
         os.replace(part, path)
     except OSError as error:
         raise ClipguideError(f"{path} cannot be written: {error.strerror or error}.") from None
@@ -78,9 +81,10 @@ def _write_npz(path: Path, rows: Iterable[Embedded], key: Callable[[], str], mod
     for row in rows:
         paths.append(row.path)
         units.append(row.unit_D.numpy())
-    vectors_ND = np.stack(units) if units else np.zeros((0, 0), np.float32)
-    with path.open("wb") as stream:
-        np.savez(stream, paths=np.array(paths, str), vectors=vectors_ND, key=key(), model=model)
+    if paths:
+        facts = {"paths": np.array(paths, str), "key": key(), "model": model}
+        with path.open("wb") as stream:
+            np.savez(stream, vectors=np.stack(units), **facts)
     return len(paths)
 
 
@@ -110,9 +114,8 @@ def _write_parquet(path: Path, rows: Iterable[Embedded], key: Callable[[], str],
             flush()
     if chunk:
         flush()
-    if writer is None:
-        raise UsageError(f"No picture could be read, so {path.name[1:-5]} is not written.")
-    writer.close()
+    if writer is not None:
+        writer.close()
     return count
 
 
