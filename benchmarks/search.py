@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -85,7 +86,7 @@ def timed(ask: Callable[[np.ndarray], list[int]], query_QD: np.ndarray, truth_QK
 
 
 def row(name: str, effort: object, milliseconds: list[float], recall: float) -> dict:
-    p50, p99 = np.percentile(milliseconds, (50, 99))
+    p50, p99 = np.percentile(milliseconds, (50, 99)).tolist()
     facts = {"effort": effort, "p50 ms": round(p50, 2), "p99 ms": round(p99, 2)}
     facts["recall@10"] = round(recall, 4)
     typer.echo(f"{name:22} {facts}")
@@ -226,9 +227,10 @@ def overhead(
     engine = Engine(model)
     ratios, seconds = [], []
     with photographs(pictures + 1) as paths, tempfile.TemporaryDirectory() as folder:
+        first = Path(folder) / "first"
+        list(update(first, paths[:1], engine=engine))
         for number in range(rounds + 1):
-            db = Path(folder) / f"{number}"
-            list(update(db, paths[:1], engine=engine))
+            db = shutil.copytree(first, Path(folder) / f"{number}")
             begin = time.perf_counter()
             assert all(row.error is None for row in engine.embed(find([paths[0].parent])))
             alone = time.perf_counter() - begin

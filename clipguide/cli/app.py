@@ -11,14 +11,17 @@ from .. import __version__
 from ..errors import ClipguideError, UsageError, out_of_memory
 from .cache import cache
 from .classify import classify
+from .duplicates import duplicates
 from .embed import embed
 from .generate import generate
+from .index import index
 from .models import models
 from .optimize import optimize
 from .plot import plot
 from .replay import replay
 from .rerank import rerank
 from .score import score
+from .search import search
 
 NO_MEMORY = (
     "clipguide: there is not enough memory; a smaller --size needs less, or for generate one "
@@ -39,7 +42,7 @@ class _Commands(TyperGroup):
             typer.echo(NO_MEMORY, err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            typer.echo("clipguide: stopped; the pictures that were finished are kept.", err=True)
+            typer.echo("clipguide: stopped; what was finished is kept.", err=True)
             raise typer.Exit(130) from None
 
 
@@ -62,6 +65,9 @@ app.command()(score)
 app.command()(rerank)
 app.command()(classify)
 app.command()(embed)
+app.command()(index)
+app.command()(search)
+app.command()(duplicates)
 app.add_typer(cache, name="cache")
 app.command()(models)
 

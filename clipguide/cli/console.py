@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def plain_speech() -> Iterator[None]:
-    """Show clipguide's own warnings on stderr, each once, and keep other libraries quiet."""
+def plain_speech(*, drawing: bool = False) -> Iterator[None]:
+    """Show clipguide's own warnings on stderr, each once, and keep other libraries quiet: diffusers
+    only where something is `drawing`, for it takes seconds to import."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    if drawing:
+        from diffusers.utils import logging as diffusers_logging
+
+        diffusers_logging.disable_progress_bar()
 
     shown: set[str] = set()
 

@@ -156,12 +156,7 @@ class Pictures:
 
     def finish(self) -> None:
         """Tell how many could not be read. Exit 1 if that is all, or any where --strict is."""
-        if self.passed:
-            many = len(self.passed)
-            console.complain(
-                f"{many} {'file is' if many == 1 else 'files are'} passed over, not being named as "
-                "pictures are."
-            )
+        tell_passed(self.passed)
         if self.bad:
             many = self.bad + self.good
             console.complain(
@@ -179,8 +174,8 @@ class Pictures:
             yield from table.read(source, key=self.engine.key)
         if others := [source for source in self.sources if source not in tables]:
             found = find(others, recursive=options.recursive, urls=options.urls, passed=self.passed)
-            rows = shared(self.engine, found)
-            if not processes().is_main_process:  # which is the one that writes and prints
+            rows, state = shared(self.engine, found), processes()
+            if state is not None and not state.is_main_process:  # which alone writes and prints
                 deque(rows, maxlen=0)
                 raise typer.Exit()
             yield from rows
@@ -201,7 +196,7 @@ def open_pictures(sources: Sequence[str], options: Options) -> Pictures:
     if not named:
         raise UsageError("No pictures are named: give files, folders, patterns, or names on stdin.")
     state = processes()
-    device = options.device or (str(state.device) if state.num_processes > 1 else best_device())
+    device = options.device or (best_device() if state is None else str(state.device))
     clip = load_clip(options.clip, device=device, trust_pickle=options.trust_pickle)
     names = ("alpha", "frames", "fast", "bf16", "batch", "workers", "compile", "urls", "verify")
     engine = Engine(
@@ -210,6 +205,13 @@ def open_pictures(sources: Sequence[str], options: Options) -> Pictures:
         **{name: getattr(options, name) for name in names},
     )
     return Pictures(engine, named, options)
+
+
+def tell_passed(passed: Sequence[str]) -> None:
+    """Tell how many files in folders were passed over."""
+    if passed:
+        what = "1 file is" if len(passed) == 1 else f"{len(passed)} files are"
+        console.complain(f"{what} passed over, not being named as pictures are.")
 
 
 def _open_cache(cache: type, path: Path | None) -> Any:

@@ -209,7 +209,7 @@ def generate(
         "rho": rho,
         "mu": mu,
     }
-    with console.plain_speech():
+    with console.plain_speech(drawing=True):
         try:
             models["device"] = device or best_device()
             settings["method"] = steering.configured(method, asked)

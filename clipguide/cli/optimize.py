@@ -243,7 +243,7 @@ def optimize(
         reel = watching.Reel(video, count * len(prompts), force=force or resume)
     sheets = {"preview": preview > 0}
     files = Files.plan(out, prompts, count, seed, sheets, force=force, resume=resume)
-    with console.plain_speech():
+    with console.plain_speech(drawing=True):
         from ..pipelines.drawing import Drawing
         from ..pipelines.text_to_canvas import TextToCanvas
 

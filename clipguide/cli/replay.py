@@ -47,7 +47,7 @@ def replay(
         _refuse_foreign(recipe, picture)
     if out:
         naming.claim([out], force=force)
-    with console.plain_speech():
+    with console.plain_speech(drawing=True):
         remade = _remake(recipe, device or recipe.device)
     unequal, most, sizes = _compare(picture, remade)  # before `out` may take its place
     if out:

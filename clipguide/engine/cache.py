@@ -149,8 +149,8 @@ def _key(path: str) -> bytes:
 
 def _about(about: os.stat_result) -> tuple[int, int, int, int]:
     # SQLite's integers are signed, some file systems' inodes are not
-    return about.st_size, about.st_mtime_ns, _signed(about.st_ino), _signed(about.st_dev)
+    return about.st_size, about.st_mtime_ns, signed(about.st_ino), signed(about.st_dev)
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
     return (number + 2**63) % 2**64 - 2**63

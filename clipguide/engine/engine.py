@@ -62,7 +62,7 @@ class _Slot:
 
 
 @dataclass
-class _Read:
+class Read:
     """What a thread made of a file: a vector that was in the cache, or prepared frames."""
 
     digest: bytes = b""
@@ -189,9 +189,9 @@ class Engine:
                 return _Slot(path, about, done=Embedded(path, torch.from_numpy(known_D.copy())))
         return _Slot(path, about, pool.submit(self._read, path, about))
 
-    def _read(self, path: str, about: os.stat_result | None) -> _Read:
+    def _read(self, path: str, about: os.stat_result | None) -> Read:
         """In a thread: the file's digest and its frames as the tower sees them."""
-        read = _Read()
+        read = Read()
         source = _download(path) if about is None else path
         if self.cache is not None and about is not None:
             read.digest = _digest(path)
@@ -228,7 +228,7 @@ class Engine:
             slot.reading = None
         return len(slots)
 
-    def _keep(self, reads: list[tuple[_Slot, _Read]]) -> None:
+    def _keep(self, reads: list[tuple[_Slot, Read]]) -> None:
         rows = [
             (slot.path, slot.about, read.digest, slot.done.unit_D.numpy())
             for slot, read in reads
@@ -325,23 +325,26 @@ def _download(url: str) -> io.BytesIO:
     return io.BytesIO(content)
 
 
-def processes() -> PartialState:
-    """accelerate's account of the processes that `accelerate launch` started: one, if none did."""
+def processes() -> PartialState | None:
+    """accelerate's account of the processes that `accelerate launch` started; None in one alone."""
+    if "LOCAL_RANK" not in os.environ:
+        return None
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return state if state.num_processes > 1 else None
 
 
 def shared(engine: Engine, paths: Iterable[str | os.PathLike]) -> Iterator[Embedded]:
     """As `engine.embed`, by all processes that `accelerate launch` started, each of which gets all
     of the vectors; as `engine.embed` itself in a process alone."""
-    from accelerate.utils import gather_object
-
     state = processes()
-    if state.num_processes == 1:
+    if state is None:
         yield from engine.embed(paths)
         return
+    from accelerate.utils import gather_object
+
     paths = iter(paths)
     while chunk := list(islice(paths, AHEAD * engine.batch * state.num_processes)):
         mine = list(engine.embed(chunk[state.process_index :: state.num_processes]))

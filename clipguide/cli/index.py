@@ -1,0 +1,130 @@
+"""clipguide index: folders of pictures into an index that can be searched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from . import console
+from .embedding import Options, open_pictures, tell_passed, with_options
+from .rows import one_line
+
+if TYPE_CHECKING:
+    from ..retrieval import Progress
+
+Db = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH", help="The index. [default: $CLIPGUIDE_DB, or one in the user's data folder]"
+    ),
+]
+
+
+@with_options
+def index(
+    folders: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FOLDER...",
+            help="Folders of pictures; files, patterns in quotes and - for names on stdin as well.",
+            show_default=False,
+        ),
+    ],
+    options: Options,
+    db: Db = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A .parquet or .csv of columns path and caption. A .txt beside a picture, of its "
+            "name, is read without.",
+        ),
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Forget the pictures of folders that are empty now.")
+    ] = False,
+) -> None:
+    """Index pictures, so that clipguide search finds them; only what has changed is read again.
+
+    Pictures that are gone from the folders are forgotten. It may be stopped at any time: what was
+    indexed is kept, and the next run goes on from there.
+    """
+    if options.urls:
+        raise UsageError("An index is of files: download the pictures first, without --urls.")
+    with console.plain_speech():
+        from ..retrieval import default_path, update
+
+        pictures = open_pictures(folders, options)
+        place = default_path() if db is None else db
+        passed: list[str] = []
+        runs = update(
+            place,
+            pictures.sources,
+            engine=pictures.engine,
+            recursive=options.recursive,
+            captions=captions,
+            verify=options.verify,
+            prune=prune,
+            passed=passed,
+        )
+        with _Meter() as meter:
+            for progress in runs:
+                meter(progress)
+                for error in progress.errors:
+                    console.complain(error)
+        if not progress.total and not progress.gone:
+            raise UsageError(f"There are no pictures in {', '.join(pictures.sources)}.")
+        console.tell(one_line(f"{place}  {_sum(progress)}"))
+        tell_passed(passed)
+        if progress.failed:
+            console.complain(f"{progress.failed} of {progress.total} could not be read.")
+            if options.strict or progress.failed == progress.total:
+                raise typer.Exit(1)
+
+
+def _sum(progress: Progress) -> str:
+    """'3 new, 1 gone, 40 unchanged'."""
+    counts = {
+        "new": progress.new,
+        "changed": progress.changed,
+        "moved": progress.moved,
+        "gone": progress.gone,
+        "unchanged": progress.same,
+    }
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "0 new"
+
+
+class _Meter:
+    """A bar on stderr with rate and time left, where that is a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        terminal = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("indexing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+            console=terminal,
+            disable=not terminal.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task("indexing", total=None, pace="")
+
+    def __enter__(self) -> _Meter:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        minutes, seconds = divmod(round(progress.left), 60)
+        pace = f"{progress.rate:.0f} a second, {minutes}:{seconds:02} left"
+        self._bar.update(self._task, total=progress.total, completed=progress.done, pace=pace)

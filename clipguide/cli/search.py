@@ -1,0 +1,218 @@
+"""clipguide search: pictures of an index that show what is asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from . import console
+from .index import Db
+from .options import Device
+from .rows import one_line
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..clip import Clip
+    from ..retrieval import Answer, Index, Query
+
+
+def search(
+    text: Annotated[
+        str | None,
+        typer.Argument(metavar="TEXT", help="What the pictures show.", show_default=False),
+    ] = None,
+    db: Db = None,
+    k: Annotated[int, typer.Option("-k", metavar="K", help="How many.")] = 10,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="FILE", help="A picture that they are like; repeatable."),
+    ] = None,
+    plus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="Added to the query, 'at night:0.5' by half; repeatable."
+        ),
+    ] = None,
+    minus: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Taken from the query; repeatable."),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SQL",
+            help="A condition: \"date > '2024-01-01' and width > 512\". Columns: path, folder, "
+            "size, mtime, width, height, format, date, camera, prompt, caption, indexed_at.",
+        ),
+    ] = None,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="Search in captions and prompts as well.")
+    ] = False,
+    diversity: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, metavar="X", help="From 0, only the score, to 1, as unlike as can be."
+        ),
+    ] = 0.0,
+    page: Annotated[int, typer.Option(metavar="N", help="The N-th K pictures.")] = 1,
+    texts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --image: which of these lines it shows; no index."),
+    ] = None,
+    contact_sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .png or .html to show them on.")
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show them in the browser.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    clip: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The CLIP. [default: the one that the index is of]"),
+    ] = None,
+    device: Device = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
+    ] = False,
+) -> None:
+    """Search an index that clipguide index made: by text, by picture, by both.
+
+    --plus and --minus add texts to the query and take them from it: the sum of unit vectors, each
+    times its weight, is what is searched for. The score is the cosine with it.
+    """
+    if k < 1 or page < 1:
+        raise UsageError(f"-k and --page count from 1, not {min(k, page)}.")
+    for one in [text] if text is not None else []:
+        if not one.strip():
+            raise UsageError("The text is empty: say what to search for.")
+    with console.plain_speech():
+        from ..retrieval import page as pages
+
+        if contact_sheet is not None:
+            pages.check(contact_sheet)
+        if texts is not None:
+            if not image or text is not None or plus or minus:
+                raise UsageError("--texts says which lines a picture shows: give it --image alone.")
+            _print_texts(image, texts, k, clip or "mini", device, trust_pickle, as_json)
+            return
+        if text is None and not image and not plus:
+            raise UsageError("There is nothing to search for: give a text or --image.")
+        from ..retrieval import Index
+
+        index = Index(db)
+        model = _load(clip or index.model, device, trust_pickle)
+        index.check(model)
+        query = _query(index, model, text, image or [], plus or [], minus or [])
+        answer = index.search(
+            query,
+            k=k,
+            offset=(page - 1) * k,
+            where=where,
+            hybrid=hybrid,
+            diversity=diversity,
+        )
+        _print(answer, as_json, page)
+        _show(answer, text or "search", contact_sheet, open_)
+
+
+def _load(name: str, device: str | None, trust_pickle: bool) -> Clip:
+    from .. import load_clip
+    from .generate import best_device
+
+    return load_clip(name, device=device or best_device(), trust_pickle=trust_pickle)
+
+
+def _query(
+    index: Index,
+    clip: Clip,
+    text: str | None,
+    images: list[Path],
+    plus: list[str],
+    minus: list[str],
+) -> Query:
+    """The sum of all that is asked for; a text alone is searched in words as well."""
+    from ..prompts import parse
+    from ..retrieval import compose, encode_texts
+
+    weighed = [(text, 1.0)] if text is not None else []
+    for sign, given in ((1, plus), (-1, minus)):
+        weighed += [(p.text, sign * p.weight) for one in given for p in parse(one).parts]
+    terms = [(unit_D, 1.0) for unit_D in _embed(clip, images, **index.settings)]
+    if weighed:
+        names, weights = zip(*weighed, strict=True)
+        terms += zip(encode_texts(clip, names), weights, strict=True)
+    return compose(terms, text=text if len(terms) == 1 else None)
+
+
+def _embed(clip: Clip, images: list[Path], **settings: object) -> list[torch.Tensor]:
+    """Vectors of pictures. UsageError if one cannot be read."""
+    from ..engine import Engine
+
+    units = []
+    for embedded in Engine(clip, **settings).embed(images):
+        if embedded.error is not None:
+            raise UsageError(embedded.error)
+        units.append(embedded.unit_D)
+    return units
+
+
+def _print(answer: Answer, as_json: bool, page: int) -> None:
+    if as_json:
+        found = {"total": answer.total, "absent": answer.absent}
+        found["hits"] = [hit.record() for hit in answer.hits]
+        typer.echo(json.dumps(found, indent=2))
+        return
+    if answer.absent:
+        console.complain(
+            f"Nothing like that is among the {answer.total} pictures; these come nearest."
+        )
+    for hit in answer.hits:
+        console.tell(one_line(f"{hit.score:.4f}  {hit.path}"))
+    if not answer.hits:
+        console.complain("No picture is left." if page == 1 else "There are no more pictures.")
+
+
+def _show(answer: Answer, title: str, sheet: Path | None, open_: bool) -> None:
+    """The answer on a page, if that is asked for and there is any."""
+    import tempfile
+
+    from ..retrieval import page
+
+    if not answer.hits or not (sheet or open_):
+        return
+    if sheet is None:
+        sheet = Path(tempfile.mkdtemp(prefix="clipguide-")) / "search.html"
+    cells = [(hit.path, f"{hit.score:.3f}", hit.thumbnail) for hit in answer.hits]
+    page.write(sheet, title, [("", cells)])
+    console.complain(f"{sheet} is written.")
+    if open_:
+        typer.launch(str(sheet))
+
+
+def _print_texts(
+    images: list[Path],
+    file: Path,
+    k: int,
+    name: str,
+    device: str | None,
+    trust_pickle: bool,
+    as_json: bool,
+) -> None:
+    """The lines of a file that a picture shows, the best first."""
+    from ..prompts import read_lines
+    from ..retrieval import compose, encode_texts
+
+    lines = list(dict.fromkeys(read_lines(file, what="texts")))
+    clip = _load(name, device, trust_pickle)
+    query = compose([(unit_D, 1.0) for unit_D in _embed(clip, images)])
+    cosine_N = encode_texts(clip, lines) @ query.unit_D
+    best = cosine_N.argsort(descending=True, stable=True)[:k].tolist()
+    rows = [{"text": lines[n], "score": float(cosine_N[n])} for n in best]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        console.tell(one_line(f"{row['score']:.4f}  {row['text']}"))

@@ -1,0 +1,213 @@
+"""What an index knows of a picture beside its vector, read while it is embedded."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Container
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from .. import images, recipe
+from ..engine import Engine
+from ..engine.engine import Read
+from ..errors import UsageError
+
+SIDE = 192  # pixels of a thumbnail, at most
+QUALITY = 80
+GIVEN = -1  # the stamp of a caption from a table
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap the sides
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A file's own facts. `known`: it has the content of a picture in the index already, from
+    where all else is to be taken."""
+
+    about: os.stat_result
+    digest: bytes
+    known: bool = False
+    width: int = 0
+    height: int = 0
+    format: str = ""
+    date: datetime | None = None
+    camera: str | None = None
+    prompt: str | None = None
+    thumbnail: bytes | None = None
+
+
+class _File(io.BytesIO):
+    """A file's bytes, by whose name errors are told."""
+
+    name: Path
+
+
+class Reader(Engine):
+    """An engine that reads each file once, and leaves its facts in `facts` by path.
+
+    A picture whose digest is in `known` is not decoded: its vector is one of zeros, to be replaced.
+    """
+
+    def __init__(self, *args, known: Container[bytes] = (), **settings) -> None:
+        super().__init__(*args, **{**settings, "verify": True})
+        self.known = known
+        self.facts: dict[str, Facts] = {}
+
+    @classmethod
+    def like(cls, engine: Engine, known: Container[bytes]) -> Reader:
+        """A reader with the settings of an engine."""
+        names = ("cache", "batch", "workers", "fast", "alpha", "frames")
+        settings = {name: getattr(engine, name) for name in names}
+        half = engine._to_check or engine._half is not None
+        return cls(engine.clip, known=known, bf16=half, compile=engine._to_compile, **settings)
+
+    def _read(self, path: str, about: os.stat_result) -> Read:
+        content = _File(Path(path).read_bytes())
+        content.name = Path(path)
+        read = Read(hashlib.sha256(content.getbuffer()).digest())
+        if read.digest in self.known:
+            read.known_D = np.zeros(self.clip.embed_dim, np.float32)
+            self.facts[path] = Facts(about, read.digest, known=True)
+            return read
+        if self.cache is not None:
+            read.known_D = self._ask("by_digest", read.digest, self._model)
+        side = SIDE if read.known_D is not None else self.clip.image_size if self.fast else None
+        count = self.frames if read.known_D is None else 1
+        frames = images.load_frames(content, count=count, alpha=self.alpha, side=side)
+        self.facts[path] = Facts(about, read.digest, **_head(content), thumbnail=_small(frames[0]))
+        if read.known_D is None:
+            read.frames = [self.clip.prepare(frame) for frame in frames]
+        return read
+
+    def _keep(self, reads: list) -> None:
+        super()._keep([(slot, read) for slot, read in reads if not self.facts[slot.path].known])
+
+
+def _head(content: io.BytesIO) -> dict:
+    """What a picture's head says: nothing is decoded, and nothing that is odd is an error."""
+    content.seek(0)
+    with Image.open(content) as image:
+        width, height = image.size
+        found = {"format": image.format or "", "prompt": _prompt(image)}
+        try:
+            # a PNG would be decoded to see whether EXIF follows the pixels
+            exif = Image.Exif() if image.format == "PNG" and "exif" not in image.info else None
+            exif = image.getexif() if exif is None else exif
+            if exif.get(ExifTags.Base.Orientation) in TURNED:
+                width, height = height, width
+            found |= {"date": _date(exif), "camera": _camera(exif)}
+        except Exception:  # Pillow raises what it likes at damaged EXIF
+            pass
+    return {**found, "width": width, "height": height}
+
+
+def _date(exif: Image.Exif) -> datetime | None:
+    """DateTimeOriginal, else DateTime; None if it is no date, as 0000:00:00 is none."""
+    inner = exif.get_ifd(ExifTags.IFD.Exif)
+    text = inner.get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
+    try:
+        return datetime.strptime(str(text).strip("\0 ")[:19], "%Y:%m:%d %H:%M:%S")
+    except ValueError:
+        return None
+
+
+def _camera(exif: Image.Exif) -> str | None:
+    """Make and model, the make once."""
+    make, model = (
+        " ".join(str(exif.get(tag, "")).replace("\0", " ").split())
+        for tag in (ExifTags.Base.Make, ExifTags.Base.Model)
+    )
+    name = model if model.lower().startswith(make.lower()) else f"{make} {model}"
+    return _encodable(name.strip()) or None
+
+
+def _prompt(image: Image.Image) -> str | None:
+    """The prompt of clipguide's recipe in a PNG."""
+    text = image.info.get(recipe.CHUNK) if image.format == "PNG" else None
+    try:
+        return recipe.from_json(text).prompt if isinstance(text, str) else None
+    except UsageError:
+        return None
+
+
+def _small(picture: Image.Image) -> bytes:
+    """A JPEG of at most SIDE pixels a side."""
+    factor = -(-max(picture.size) // SIDE)
+    if factor > 2:  # means of whole pixels: three times as quick as to resize
+        picture = picture.reduce(factor)
+    elif factor > 1:
+        picture = picture.copy()
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
+    stream = io.BytesIO()
+    picture.convert("RGB").save(stream, "JPEG", quality=QUALITY)
+    return stream.getvalue()
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+class Captions:
+    """What is said of pictures: in a parquet or CSV of columns path (or image) and caption (or
+    text), relative to its folder; or else in a .txt beside a picture, of its name.
+
+    UsageError if the table cannot be read.
+    """
+
+    def __init__(self, table: str | os.PathLike | None = None) -> None:
+        self.has_table = table is not None
+        self._given = _read_table(Path(table)) if self.has_table else {}
+
+    def stamp(self, path: str) -> int | None:
+        """What tells whether a picture's caption has changed: GIVEN from the table, the time of a
+        sidecar in ns, None without one."""
+        if path in self._given:
+            return GIVEN
+        try:
+            return os.stat(os.path.splitext(path)[0] + ".txt").st_mtime_ns
+        except (OSError, ValueError):
+            return None
+
+    def text(self, path: str) -> str | None:
+        """A picture's caption."""
+        if path in self._given:
+            return self._given[path]
+        try:
+            content = Path(os.path.splitext(path)[0] + ".txt").read_bytes()[:20_000]
+        except OSError:
+            return None
+        return " ".join(content.decode("utf-8-sig", "replace").replace("\0", " ").split()) or None
+
+
+def _read_table(path: Path) -> dict[str, str]:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pa.parquet.read_table(path)
+        else:
+            between = pa.csv.ParseOptions(newlines_in_values=True)
+            table = pa.csv.read_csv(path, parse_options=between)
+    except FileNotFoundError:
+        raise UsageError(f"There is no file of captions {path}.") from None
+    except (OSError, pa.ArrowException) as error:
+        words = " ".join(str(error).split())[:200].rstrip(".")
+        raise UsageError(f"The captions in {path} cannot be read: {words}.") from None
+    names = [next((n for n in pair if n in table.column_names), None)
+             for pair in (("path", "image"), ("caption", "text"))]  # fmt: skip
+    if None in names:
+        raise UsageError(f"The captions in {path} need the columns path and caption.")
+    paths, texts = (table[name].to_pylist() for name in names)
+    home = os.path.abspath(path.parent)
+    return {
+        os.path.normpath(os.path.join(home, str(p))): " ".join(str(t).split())
+        for p, t in zip(paths, texts, strict=True)
+        if p and t
+    }

@@ -1,0 +1,259 @@
+"""Questions to an index: texts, pictures and their sums; filtered, mixed with full text, diverse.
+
+Shapes: B pictures, D the width of the embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import ClipguideWarning, UsageError
+from ..prompts import check_text
+from ..rerank import rank
+from . import filters, refusal, settle
+from .store import COLUMNS, Store, default_path, reason
+
+if TYPE_CHECKING:
+    import os
+
+    from ..clip import Clip
+
+RRF = 60  # of Cormack et al. 2009
+POOL = 5  # times as many as are asked for, to choose from when they are mixed or made diverse
+FEWEST = 100  # of these
+REFINE = 10  # times as many are compared by their full vectors
+CELLS = 32  # of the index of vectors that are looked into, at least
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture of an answer: its cosine with the query, and its columns."""
+
+    path: str
+    score: float
+    facts: dict[str, Any]
+    thumbnail: bytes | None = field(default=None, repr=False)
+
+    def record(self) -> dict[str, Any]:
+        """What is printed as JSON."""
+        return {"path": self.path, "score": self.score, **{
+            name: value.isoformat(" ") if isinstance(value, datetime) else value
+            for name, value in self.facts.items() if name != "path"}}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The hits, the best first, of an index of `total` pictures.
+
+    `absent`: by the threshold that was calibrated on the collection, nothing like that is in it;
+    None where that cannot be told (a picture in the query, a filter).
+    """
+
+    hits: list[Hit]
+    absent: bool | None
+    total: int
+
+
+@dataclass(frozen=True)
+class Query:
+    """A unit vector_D, and the text that is searched in words, where it is one text alone."""
+
+    unit_D: torch.Tensor
+    text: str | None = None
+
+
+def compose(terms: Sequence[tuple[torch.Tensor, float]], *, text: str | None = None) -> Query:
+    """The query of unit vectors_D and their weights: the sum of weight times vector, of length 1,
+    as word vectors are added (Mikolov et al. 2013). UsageError if there is none, or they cancel
+    each other out.
+
+    A text's vector lies nearer to other texts than to pictures. Beside a picture a text therefore
+    counts for less than its weight says; raise it where it is to count for more.
+    """
+    if not terms:
+        raise UsageError("There is nothing to search for: give a text or --image.")
+    if not all(math.isfinite(weight) for _, weight in terms):
+        raise UsageError("The weights of a query must be finite numbers.")
+    sum_D = torch.stack([weight * unit_D.double() for unit_D, weight in terms]).sum(0)
+    if sum_D.norm() < 1e-6:
+        raise UsageError("The parts of the query cancel each other out.")
+    return Query((sum_D / sum_D.norm()).float(), text)
+
+
+def encode_texts(clip: Clip, texts: Sequence[str]) -> torch.Tensor:
+    """Unit vectors_BD of texts, long ones in windows. UsageError if one is empty."""
+    for text in texts:
+        check_text(text)
+        if not text.strip():
+            raise UsageError("The text is empty: say what to search for.")
+    return clip.encode_text(list(texts), long="chunk").float().cpu()
+
+
+class Index:
+    """An index that is searched; `path` is by default the user's.
+
+    UsageError if there is none; ClipguideError if it cannot be used.
+    """
+
+    def __init__(self, path: str | os.PathLike | None = None) -> None:
+        self.store = Store(default_path() if path is None else path)
+
+    @property
+    def model(self) -> str:
+        """The name of the CLIP that it was made by."""
+        return self.store.model
+
+    def check(self, clip: Clip) -> None:
+        """UsageError if it was made by another CLIP."""
+        self.store.same_model(clip.fingerprint, clip.name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How an Engine has to read a picture that is compared with those of the index."""
+        found = re.search(r" alpha (\S+) frames (\d+)", self.store.key)
+        return {"alpha": found[1], "frames": int(found[2])} if found else {}
+
+    def search(
+        self,
+        query: Query,
+        *,
+        k: int = 10,
+        offset: int = 0,
+        where: str | None = None,
+        hybrid: bool = False,
+        diversity: float = 0.0,
+        tell_absent: bool = True,
+    ) -> Answer:
+        """The `k` nearest pictures after the first `offset`.
+
+        `where` is a condition in SQL. `hybrid` mixes the order by vectors with that by the words of
+        captions and prompts, by reciprocal ranks. `diversity` in [0, 1] is that of `rerank.rank`.
+        With `tell_absent` it is said whether a text is absent. UsageError for what makes no sense.
+        """
+        if k < 1 or offset < 0:
+            raise UsageError(f"At least one picture is asked for, not {k} after {offset}.")
+        if len(query.unit_D) != self._width:
+            raise UsageError(
+                f"The query has {len(query.unit_D)} numbers, and the vectors of {self.store.path} "
+                f"have {self._width}."
+            )
+        if hybrid and query.text is None:
+            raise UsageError("--hybrid searches in words: give a text, and no picture.")
+        condition = None if where is None else filters.checked(where)
+        last = offset + k
+        mixed = hybrid or diversity > 0
+        pool = max(FEWEST, POOL * last) if mixed else last
+        rows = self._nearest(query, pool, condition, vectors=diversity > 0)
+        if hybrid:
+            rows = self._mixed(rows, query, pool, condition, vectors=diversity > 0)
+        if diversity:
+            rows = self._diverse(rows, last, diversity)
+        hits = [self._hit(row) for row in rows[offset:last]]
+        absent = None
+        if tell_absent and query.text is not None and condition is None:
+            absent = self._absent(query)
+        return Answer(hits, absent, self.store.count())
+
+    @property
+    def _width(self) -> int:
+        return self.store.table.schema.field("vector").type.list_size
+
+    def _nearest(
+        self, query: Query, count: int, condition: str | None, *, vectors: bool = False
+    ) -> list[dict]:
+        """Rows by their vectors, the nearest first."""
+        search = self.store.table.search(query.unit_D.numpy(), vector_column_name="vector")
+        search = search.distance_type("l2").minimum_nprobes(CELLS).maximum_nprobes(0)
+        search = search.refine_factor(REFINE).limit(count)
+        if condition is not None:
+            search = search.where(condition, prefilter=True)
+        columns = [*COLUMNS, "thumbnail", *(["vector"] if vectors else [])]
+        rows = self._rows(search.select([*columns, "_distance"]), condition)
+        for row in rows:
+            row["score"] = 1 - row.pop("_distance") / 2  # of unit vectors
+        return rows
+
+    def _mixed(
+        self, rows: list[dict], query: Query, count: int, condition: str | None, *, vectors: bool
+    ) -> list[dict]:
+        """Rows by the sum of 1 / (60 + rank) over both orders (Cormack et al. 2009)."""
+        from lancedb.query import MultiMatchQuery
+
+        indexed = [c for i in self.store.table.list_indices() for c in i.columns if c != "vector"]
+        if not indexed:
+            warnings.warn(
+                "No picture of the index has a caption or a prompt, so --hybrid is as without it.",
+                ClipguideWarning,
+                stacklevel=3,
+            )
+            return rows
+        search = self.store.table.search(MultiMatchQuery(query.text, indexed)).limit(count)
+        if condition is not None:
+            search = search.where(condition, prefilter=True)
+        worded = self._rows(search.select([*COLUMNS, "thumbnail", "vector", "_score"]), condition)
+        for row in worded:
+            del row["_score"]
+            row["score"] = float(torch.tensor(row["vector"]) @ query.unit_D)
+            if not vectors:
+                del row["vector"]
+        return fuse([rows, worded])
+
+    def _diverse(self, rows: list[dict], last: int, diversity: float) -> list[dict]:
+        if not rows:
+            return rows
+        unit_BD = torch.tensor([row["vector"] for row in rows])
+        score_B = torch.tensor([row.get("rrf", row["score"]) for row in rows])
+        return [rows[i] for i in rank(score_B, unit_BD, keep=last, diversity=diversity).best]
+
+    def _rows(self, search: Any, condition: str | None) -> list[dict]:
+        if condition is None:
+            with self.store.told():
+                return search.to_arrow().to_pylist()
+        try:
+            return search.to_arrow().to_pylist()
+        except ValueError as error:
+            raise filters.misunderstood(reason(error)) from None
+        except Exception:
+            with self.store.told():
+                raise
+
+    def _absent(self, query: Query) -> bool | None:
+        """Whether the collection does not have what a text asks for."""
+        notes = self.store.notes()
+        if "evidence" not in notes:
+            return None
+        rows = self._nearest(query, refusal.CANDIDATES, None, vectors=True)
+        unit_BD = torch.tensor([row["vector"] for row in rows])
+        with self.store.told():
+            word_WD = settle.known_background(self.store)
+        if word_WD is None:
+            return None
+        found = refusal.of_text(query.text, query.unit_D, unit_BD, word_WD)
+        count = int(notes["calibrated"])
+        return found < refusal.threshold(json.loads(notes["evidence"]), count)
+
+    @staticmethod
+    def _hit(row: dict) -> Hit:
+        facts = {name: row[name] for name in COLUMNS}
+        return Hit(row["path"], row["score"], facts, row["thumbnail"])
+
+
+def fuse(orders: Sequence[Sequence[dict]]) -> list[dict]:
+    """Rows of several orders by the sum of 1 / (60 + rank), which is kept as `rrf`; of equals, the
+    first of the first order first."""
+    sums: dict[str, float] = {}
+    first: dict[str, dict] = {}
+    for order in orders:
+        for number, row in enumerate(order, start=1):
+            first.setdefault(row["path"], row)
+            sums[row["path"]] = sums.get(row["path"], 0.0) + 1 / (RRF + number)
+    return [{**first[path], "rrf": sums[path]} for path in sorted(sums, key=lambda p: -sums[p])]

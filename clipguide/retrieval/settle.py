@@ -1,0 +1,115 @@
+"""After pictures have been written: compaction, the indexes of vectors and words, the threshold."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..errors import ClipguideWarning
+from . import refusal
+from .store import WORDS, Store, tables
+
+if TYPE_CHECKING:
+    from ..clip import Clip
+
+EXACT = 50_000  # rows below which every vector is compared
+GROWN = 2.0  # times as many rows as the index of vectors was trained on: it is trained again
+DRIFT = 1.1  # times as many or few rows as the threshold is of
+CHUNK = 4096
+TEXTS = ("caption", "prompt")
+OLD = timedelta(hours=1)  # versions of the table older than this are deleted
+
+
+def settle(store: Store, clip: Clip, *, changed: bool) -> None:
+    """Do what is due. Killed in it, the next run does it."""
+    count = store.count()
+    notes = store.notes()
+    if not changed and notes.get("settled") == str(count):
+        return
+    store.table.optimize(cleanup_older_than=OLD)
+    _index_texts(store.table)
+    if count >= EXACT and count >= GROWN * int(notes.get("trained", 0)):
+        index_vectors(store.table)
+        store.note(trained=str(count))
+    known = int(notes.get("calibrated", 0))
+    if not known / DRIFT <= count <= known * DRIFT or not known:
+        calibrate(store, clip, count)
+    store.note(settled=str(count))
+
+
+def index_vectors(table: Any) -> None:
+    """The index for many vectors: cells, and in them a bit a number (RaBitQ, Gao & Long 2024) to
+    choose those that are then compared in full. Product quantisation is no better there, and slow
+    to train: benchmarks/search.py."""
+    from lancedb.index import IvfRq
+
+    table.create_index("vector", config=IvfRq(distance_type="l2"), replace=True)
+
+
+def calibrate(store: Store, clip: Clip, count: int) -> None:
+    """Keep the background's vectors, and what the collection says to its words."""
+    if not count:
+        return
+    word_WD = background(store, clip)
+    found = refusal.calibrate(vectors(store), word_WD)
+    store.note(evidence=json.dumps([round(value, 4) for value in found]), calibrated=str(count))
+
+
+def background(store: Store, clip: Clip) -> torch.Tensor:
+    """The unit vectors_WD of the background's words, made once."""
+    import pyarrow as pa
+
+    if (known_WD := known_background(store)) is not None:
+        return known_WD
+    names = refusal.words()
+    with warnings.catch_warnings():  # a name that is cut will do
+        warnings.simplefilter("ignore", ClipguideWarning)
+        unit_WD = clip.encode_text(names).float().cpu()
+    kind = pa.list_(pa.float32(), unit_WD.shape[1])
+    rows = pa.table({"word": names, "vector": pa.array(list(unit_WD.numpy()), kind)})
+    there = WORDS in tables(store.db)
+    store.db.create_table(WORDS, rows, mode="overwrite" if there else "create")
+    return unit_WD
+
+
+def known_background(store: Store) -> torch.Tensor | None:
+    """The background's unit vectors_WD, if they are kept, and whole."""
+    try:
+        known = store.db.open_table(WORDS).to_arrow()
+    except (OSError, RuntimeError, ValueError):  # not there, or half of it: it is made again
+        return None
+    return _stack(known["vector"]) if known["word"].to_pylist() == refusal.words() else None
+
+
+def vectors(store: Store) -> Iterator[torch.Tensor]:
+    """All vectors, in chunks unit_BD."""
+    query = store.table.search().select(["vector"]).limit(None)
+    for batch in query.to_batches(CHUNK):
+        if len(batch):
+            yield _stack(batch["vector"])
+
+
+def _stack(column: Any) -> torch.Tensor:
+    """A column of vectors as unit_BD."""
+    import pyarrow as pa
+
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return torch.from_numpy(np.array(flat, np.float32).reshape(len(column), -1))
+
+
+def _index_texts(table: Any) -> None:
+    """Full-text indexes of the columns that say something; optimize keeps them up to date."""
+    from lancedb.index import FTS
+
+    there = {column for index in table.list_indices() for column in index.columns}
+    for name in TEXTS:
+        if name not in there and table.count_rows(f"{name} IS NOT NULL"):
+            table.create_index(name, config=FTS())

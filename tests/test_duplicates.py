@@ -1,0 +1,137 @@
+"""Pictures that are there more than once: found, shown, and never touched."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_clip import landscape
+
+pytest.importorskip("lancedb")
+from test_search import made, units
+
+from clipguide.engine import Engine
+from clipguide.errors import UsageError
+from clipguide.retrieval import duplicates, page, settle, update
+
+MODULE = "clipguide.retrieval.duplicates"
+
+
+def test_same_content(clip, tmp_path):
+    home = tmp_path / "home"
+    (home / "b").mkdir(parents=True)
+    for i in range(4):
+        landscape(30, 30, seed=i).save(home / f"{i}.png")
+    shutil.copy(home / "0.png", home / "b" / "copy.png")
+    os.utime(home / "0.png", (time.time() + 50,) * 2)  # the copy is older: it comes first
+    before = sorted(home.rglob("*"))
+    list(update(tmp_path / "db", [home], engine=Engine(clip)))
+    (group,) = duplicates(tmp_path / "db", near=False)
+    assert group.paths == [str(home / "b" / "copy.png"), str(home / "0.png")] and group.exact
+    assert group.scores == pytest.approx([1, 1]) and len(set(group.sizes)) == 1
+    assert sorted(home.rglob("*")) == before, "nothing is deleted"
+
+
+def reference(unit_BD, threshold):
+    """The sets of what hangs together, by growing them."""
+    alike_BB = unit_BD @ unit_BD.T >= threshold
+    left, groups = set(range(len(unit_BD))), []
+    while left:
+        group, edge = set(), {left.pop()}
+        while edge:
+            group |= edge
+            edge = {j for i in edge for j in np.flatnonzero(alike_BB[i])} - group
+        left -= group
+        if len(group) > 1:
+            groups.append(frozenset(f"{i:03}" for i in group))
+    return set(groups)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("block", [7, 1024])
+def test_nearly_the_same(tmp_path, monkeypatch, threshold, block):
+    monkeypatch.setattr(sys.modules[MODULE], "ROWS", block)
+    unit_BD = units(60, seed=3)
+    size = list(range(60))
+    made(tmp_path / "db", unit_BD, digest=[bytes([i]) * 32 for i in range(60)], width=size,
+         height=[1] * 60, size=size)  # fmt: skip
+    groups = duplicates(tmp_path / "db", threshold=threshold)
+    assert {frozenset(group.paths) for group in groups} == reference(unit_BD, threshold)
+    assert [len(g.paths) for g in groups] == sorted((len(g.paths) for g in groups), reverse=True)
+    for group in groups:
+        assert group.paths == sorted(group.paths, reverse=True), "the largest first"
+        first = unit_BD[int(group.paths[0])]
+        expected = [first @ unit_BD[int(path)] for path in group.paths]
+        np.testing.assert_allclose(group.scores, expected, atol=1e-6)
+        assert not group.exact
+    assert duplicates(tmp_path / "db", threshold=threshold, near=False) == []
+
+
+def test_by_an_index_of_vectors(tmp_path, monkeypatch):
+    """Copies are found where not all pairs are compared."""
+    monkeypatch.setattr(sys.modules[MODULE], "EXACT", 100)
+    unit_BD = units(600, width=32, seed=3)
+    copies = unit_BD[:20] + 0.03 * units(20, width=32, seed=4)
+    copies /= np.linalg.norm(copies, axis=1, keepdims=True)
+    unit_BD = np.concatenate([unit_BD, copies])
+    digests = [i.to_bytes(32, "big") for i in range(620)]
+    ones = [1] * 620
+    index = made(
+        tmp_path / "db", unit_BD, digest=digests, width=ones, height=ones, size=ones, mtime=ones
+    )
+    settle.index_vectors(index.store.table)
+    groups = duplicates(tmp_path / "db", threshold=0.98)
+    found = {tuple(sorted(group.paths)) for group in groups}
+    expected = {(f"{i:03}", f"{600 + i:03}") for i in range(20)}
+    assert found <= expected and len(found) >= 19
+
+
+def test_a_threshold_that_is_none(tmp_path):
+    for threshold in (0, -0.5, 1.01, float("nan")):
+        with pytest.raises(UsageError, match="cosine of duplicates is above 0"):
+            duplicates(tmp_path / "db", threshold=threshold)
+
+
+def jpeg(colour):
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 10), colour).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def test_a_page_stands_alone(tmp_path):
+    """It names no other file but the pictures, is escaped, and broken thumbnails do no harm."""
+    cells = [
+        ("/a/<b>&\"'.png", "1.00", jpeg("red")),
+        ("/a/broken.png", "0.99", b"no JPEG"),
+        ("/a/none.png", "0.98", None),
+    ]
+    page.write(tmp_path / "a.html", "<Title>", [("<Heading>", cells)])
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "<b>" not in text and "<Heading>" not in text and "&lt;b&gt;&amp;" in text
+    assert "http" not in text and text.count("data:image/jpeg;base64,") == 1
+    assert text.count("no preview") == 2 and 'href="file:///a/%3Cb%3E' in text
+    page.write(tmp_path / "a.png", "Title", [("Heading", cells)])
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert sheet.width > 100
+    for name, message in (("a.html", "is there already"), ("b.txt", "must end in .png or .html")):
+        with pytest.raises(UsageError, match=message):
+            page.write(tmp_path / name, "Title", [])
+
+
+def test_a_broken_thumbnail_is_a_square():
+    for broken in (b"", None, b"\xff\xd8\xff", jpeg("red")[:100]):
+        assert page.opened(broken).mode == "RGB"
+    assert (
+        torch.tensor(list(page.opened(jpeg("red")).getpixel((3, 3))))
+        .sub(torch.tensor([255, 0, 0]))
+        .abs()
+        .max()
+        < 5
+    )
