@@ -87,7 +87,7 @@ def refused(*arguments, code=2):
         (["fox", "--model", "."], "no diffusers folder"),
         (["fox", "--clip", "minni"], "Did you mean mini"),
         (["fox", "--clip", "ViT-B-23/openai"], "Did you mean ViT-B-"),
-        (["fox", "--clip", "."], "no CLIP folder"),
+        (["fox", "--clip", "."], "is no folder of a CLIP"),
         (["fox", "--judge", "mini-jugde"], "Did you mean mini-judge"),
         (["fox", "--device", "tpu9"], "tpu9"),
         (["fox", "--device", "meta"], "meta"),

@@ -148,7 +148,7 @@ def test_seconds():
         ([*RUN, "--dtype", "float23"], "no dtype"),
         ([*RUN, "--model", "a" * 5000], "no folder"),
         ([*RUN, "--model", "weights.ckpt"], "may be a pickle"),
-        ([*RUN, "--init", "."], "cannot be read"),
+        ([*RUN, "--init", "."], "is not a file"),
         ([*RUN, "--init", "pixel.png", "--mask", "pixel.png", "--grow", "2"], "white all over"),
     ],
     ids=str,

@@ -76,7 +76,7 @@ def load_taming(path: str | os.PathLike, *, trust_pickle: bool = False) -> VQMod
             "from."
         )
     with torch.serialization.safe_globals([(_Nothing, name) for name in LIGHTNING]):
-        state = load_weights(path, trust=trust_pickle)
+        state = load_weights(path, trust_pickle=trust_pickle)
     return convert(state)
 
 
