@@ -64,6 +64,7 @@ def test_speed():
     assert "speed mini" in embedding.OUT.read_text()
 
 
+@pytest.mark.slow
 def test_memory():
     facts = embedding.memory(pictures=400)
     assert facts["pictures"] == 400 and 50 < facts["settled MB"] <= facts["peak MB"]
