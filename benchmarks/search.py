@@ -5,6 +5,7 @@
     python -m benchmarks.search overhead --clip mini       # indexing ÷ embedding alone
     python -m benchmarks.search unchanged                  # 100,000 files that have not changed
     python -m benchmarks.search refusal                    # needs python -m training.data build
+    python -m benchmarks.search photographs                # 30 that packages hold, ten queries
 
 Each adds its figures to benchmarks/search.json. Vectors: clusters at random, and around them as
 much variance within as between; queries are new draws of the same. The peers, faiss's HNSW and
@@ -42,6 +43,7 @@ from clipguide.retrieval.store import Store  # noqa: E402
 OUT = Path(__file__).with_suffix(".json")
 WIDTH, TOP, RECALL = 512, 10, 0.95
 CHUNK = 20_000
+SHEET = Path(__file__).with_name("search-photographs.webp")
 EFFORTS = (16, 32, 64, 128, 256, 512, 1024)
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -276,6 +278,57 @@ def unchanged(files: int = 100_000, keep: bool = True) -> dict:
     typer.echo(json.dumps(facts))
     if keep:
         save("unchanged", facts)
+    return facts
+
+
+@app.command("photographs")
+def of_photographs(
+    sheet: Annotated[Path, typer.Option(help="A picture of the first five answers.")] = SHEET,
+    clip: str = "mini",
+    keep: bool = True,
+) -> dict:
+    """Ten searches in the photographs that packages hold (training/package_photos.json, whose first
+    ten names are the queries): the first five answers of each, on a sheet, a query a row."""
+    from clipguide.images import contact_sheet
+    from training import common
+    from training.evaluate.photographs import NAMED, fetch, open_photo
+
+    known = json.loads(NAMED.read_text(encoding="utf-8"))["photos"]
+    queries = list(dict.fromkeys(photo["name"] for photo in known))[:10]
+    embedder = load_clip(clip)
+    with tempfile.TemporaryDirectory() as home:
+        names, pictures = {}, {}
+        for i, photo in enumerate(known):
+            path = Path(home) / "photos" / f"{i:02}.png"
+            path.parent.mkdir(exist_ok=True)
+            picture = open_photo(fetch(photo, common.CACHE / "photos") / photo["file"])
+            picture.thumbnail((512, 512))
+            picture.save(path)
+            names[str(path)] = {photo["name"], *photo["also"]}
+            pictures[str(path)] = picture.resize((128, 128))
+        for _ in update(Path(home) / "db", [path.parent], engine=Engine(embedder)):
+            pass
+        index = Index(Path(home) / "db")
+        found = {
+            text: [
+                hit.path for hit in index.search(Query(embedder.encode_text([text])[0]), k=5).hits
+            ]
+            for text in queries
+        }
+    right = {text: [text in names[path] for path in paths] for text, paths in found.items()}
+    labels = [f"{text}{' *' if text in names[p] else ''}" for text, ps in found.items() for p in ps]
+    drawn = [pictures[path] for paths in found.values() for path in paths]
+    contact_sheet(drawn, labels=labels, columns=10).save(sheet, quality=60)
+    facts = {
+        "photographs": len(known),
+        "clip": clip,
+        "first": sum(row[0] for row in right.values()),
+        "among five": sum(any(row) for row in right.values()),
+        "missed": [text for text, row in right.items() if not any(row)],
+    }
+    typer.echo(json.dumps(facts, indent=1))
+    if keep:
+        save("photographs", facts)
     return facts
 
 
