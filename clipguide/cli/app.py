@@ -22,6 +22,7 @@ from .replay import replay
 from .rerank import rerank
 from .score import score
 from .search import search
+from .ui import ui
 
 NO_MEMORY = (
     "clipguide: there is not enough memory; a smaller --size needs less, or for generate one "
@@ -68,6 +69,7 @@ app.command()(embed)
 app.command()(index)
 app.command()(search)
 app.command()(duplicates)
+app.command()(ui)
 app.add_typer(cache, name="cache")
 app.command()(models)
 

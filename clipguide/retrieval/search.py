@@ -20,7 +20,7 @@ from ..errors import ClipguideWarning, UsageError
 from ..prompts import check_text
 from ..rerank import rank
 from . import filters, refusal, settle
-from .store import COLUMNS, Store, default_path, reason
+from .store import COLUMNS, Store, default_path, quote, reason
 
 if TYPE_CHECKING:
     import os
@@ -121,6 +121,15 @@ class Index:
         """How an Engine has to read a picture that is compared with those of the index."""
         found = re.search(r" alpha (\S+) frames (\d+)", self.store.key)
         return {"alpha": found[1], "frames": int(found[2])} if found else {}
+
+    def vector(self, path: str) -> torch.Tensor:
+        """The unit vector_D of a picture of the index. UsageError if it is not there (any more)."""
+        rows = self.store.table.search().where(f"path = {quote(path)}").select(["vector"]).limit(1)
+        with self.store.told():
+            vectors = rows.to_arrow().to_pylist()
+        if not vectors:
+            raise UsageError(f"{path} is not in the index any more: search again.")
+        return torch.tensor(vectors[0]["vector"])
 
     def search(
         self,

@@ -1,0 +1,89 @@
+"""Which files the page reads: what was uploaded to it, and the pictures of the index, as they were
+when they were indexed."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from PIL import Image, UnidentifiedImageError
+
+from .. import images
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..retrieval import Hit
+
+LARGEST = 20 << 20  # bytes of a picture that is uploaded
+PIXELS = 50_000_000  # of a picture that is uploaded, or shown
+SHOWN = 1600  # pixels of a picture's longer side where it is shown in full
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+EPOCH = datetime(1970, 1, 1)
+
+
+def inside(path: str, folder: str | os.PathLike) -> bool:
+    """Whether a file lies in a folder, once all links and dots are followed."""
+    try:
+        real, home = os.path.realpath(path), os.path.realpath(folder)
+        return os.path.isabs(path) and os.path.commonpath([real, home]) == home != real
+    except ValueError:  # a null byte, another drive
+        return False
+
+
+def uploaded(path: str, *, alpha: str = "white") -> Image.Image:
+    """An uploaded picture as `images.load` has it. UsageError if it is too large, or no picture of
+    FORMATS; the message has the name alone, for the folder is nobody's business."""
+    name = os.path.basename(path)
+    if os.path.getsize(path) > LARGEST:
+        raise UsageError(f"{name} is larger than {LARGEST >> 20} MiB: make it smaller first.")
+    return _loaded(path, name, alpha)
+
+
+def indexed(hit: Hit) -> Image.Image | None:
+    """The picture of a hit, at most SHOWN pixels a side; None unless the file is the one that was
+    indexed: itself no link, and of the same size and time of change."""
+    try:
+        if os.path.islink(hit.path):
+            return None
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        with open(os.open(hit.path, flags | getattr(os, "O_BINARY", 0)), "rb") as stream:
+            about = os.fstat(stream.fileno())
+            changed = (hit.facts["mtime"] - EPOCH) // timedelta(microseconds=1)
+            same = (about.st_size, about.st_mtime_ns // 1000) == (hit.facts["size"], changed)
+            if not (same and stat.S_ISREG(about.st_mode)):
+                return None
+            picture = _loaded(stream, hit.path, "white")
+    except (OSError, ValueError, UsageError):
+        return None
+    picture.thumbnail((SHOWN, SHOWN))
+    return picture
+
+
+def _loaded(source: object, name: str, alpha: str) -> Image.Image:
+    Image.init()
+    formats = [one for one in FORMATS if one in Image.OPEN]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(source, formats=formats) as image:
+                if image.width * image.height > PIXELS:
+                    raise UsageError(
+                        f"{name} has {image.width} x {image.height} pixels, and the page takes "
+                        f"{PIXELS // 10**6} million: make it smaller first."
+                    )
+                return images.load(image, alpha=alpha)
+    except UsageError:
+        raise
+    except Image.DecompressionBombError:
+        raise UsageError(f"{name} has too many pixels: make it smaller first.") from None
+    except UnidentifiedImageError:
+        raise UsageError(
+            f"{name} is not a picture that the page reads: JPEG, PNG, WebP, GIF, AVIF, TIFF or BMP."
+        ) from None
+    except Exception as error:  # Pillow's plugins raise each their own on a damaged file
+        words = str(error) if isinstance(error, OSError) else ""
+        words = words or "it is damaged"
+        raise UsageError(f"{name} cannot be read: {words.rstrip('.')}.") from None

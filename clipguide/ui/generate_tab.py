@@ -1,0 +1,249 @@
+"""The tab that draws: previews and scores while it samples; stopping stops the work."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ClipguideError, UsageError, out_of_memory
+from ..images import to_pil
+from ..recipe import save_png
+from . import parts, words
+
+if TYPE_CHECKING:
+    import gradio as gr
+    from PIL import Image
+
+    from ..guidance import Step
+    from ..pipelines.picture import Picture
+    from .models import Models
+
+MOST, STEPS = 8, 100  # pictures a run, steps a picture
+EVERY = 0.3  # seconds between previews
+DONE = object()
+
+
+class _Stopped(Exception):
+    """Ends a run between two steps."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step of a run: its number from 0, of how many, mean scores, and now and then what its
+    pictures would be."""
+
+    index: int
+    total: int
+    scores: dict[str, float]
+    previews: list[Image.Image]
+
+
+def stream(
+    run: Callable[[Callable[[Step], None]], Iterator[Picture]], stop: threading.Event
+) -> Iterator[Moment | Picture]:
+    """Every step and picture of `run(on_step)`, which works in a thread, as they come. When `stop`
+    is set, or this generator closed, the run ends with the step that it is at; then this ends."""
+    box: SimpleQueue = SimpleQueue()
+    latest = -EVERY
+
+    def on_step(step: Step) -> None:
+        nonlocal latest
+        if stop.is_set():
+            raise _Stopped
+        seen = {"guide": step.guide_score_B, "judge": step.judge_score_B}
+        scores = {
+            name: float(score_B.mean()) for name, score_B in seen.items() if score_B is not None
+        }
+        previews = []
+        if time.monotonic() - latest >= EVERY:
+            previews = to_pil(step.preview())
+            latest = time.monotonic()
+        box.put(Moment(step.index, step.total, scores, previews))
+
+    def work() -> None:
+        try:
+            for picture in run(on_step):
+                box.put(picture)
+                if stop.is_set():
+                    break
+        except _Stopped:
+            pass
+        except Exception as error:
+            box.put(error)
+        finally:
+            box.put(DONE)
+
+    thread = threading.Thread(target=work, name="clipguide-draw", daemon=True)
+    thread.start()
+    try:
+        while (item := box.get()) is not DONE:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def draw(
+    models: Models,
+    session: str,
+    folder: str,
+    prompt: str,
+    negative: str,
+    strength: float,
+    steps: int,
+    seed: str,
+    count: int,
+) -> Iterator[tuple[list[tuple[Any, str]], str, str]]:
+    """Pictures and their labels so far, what is said, and the plot, again and again; nothing unless
+    the session asked for a run.
+
+    The finished pictures are PNGs in `folder` that carry their recipes.
+    """
+    stop = models.stops.begin(session)
+    if stop is None:
+        return
+    shown: list[tuple[str, str]] = []
+    trace: list[dict[str, float]] = []
+    try:
+        settings = _settings(prompt, negative, strength, steps, seed, count)
+        yield [], words.said("The models are being loaded…"), ""
+        generator = models.generator()
+
+        def run(on_step: Callable[[Step], None]) -> Iterator[Picture]:
+            return generator.iterate(**settings, trace=True, on_step=on_step)
+
+        for item in stream(run, stop):
+            if isinstance(item, Moment):
+                trace = [*(trace if item.index else []), {"step": item.index, **item.scores}]
+                if item.previews:
+                    label = f"step {item.index + 1} of {item.total}"
+                    line = words.said(f"Picture {len(shown) + 1} of {count}, {label}.")
+                    previews = [(picture, label) for picture in item.previews]
+                    yield [*shown, *previews], line, words.plot(trace)
+            else:
+                shown.append((_saved(item, folder), _label(item)))
+                line = f"Picture {len(shown)} of {count} is finished."
+                yield list(shown), words.said(line), words.plot(item.trace)
+        if len(shown) < count:
+            kept = f"; {len(shown)} of {count} are finished" if shown else ""
+            yield list(shown), words.said(f"Stopped{kept}."), words.plot(trace)
+    except ClipguideError as error:
+        yield list(shown), words.said(words.sentence(error), wrong=True), words.plot(trace)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        yield list(shown), words.said("There is not enough memory.", wrong=True), ""
+    finally:
+        models.stops.ended(session, stop)
+
+
+def build(models: Models, folder: str) -> None:
+    """The tab's components and what they do."""
+    import gradio as gr
+
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            prompt = parts.text("Prompt", "a red fox | oil painting:0.5", "prompt", autofocus=True)
+            with gr.Row():
+                start = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
+                halt = gr.Button("Stop", elem_id="stop", min_width=120)
+            negative = parts.text("Negative", "what to keep away from", "negative")
+            strength = gr.Slider(0, 1, value=0.1, step=0.01, label="Strength of the steering")
+            steps = gr.Slider(1, STEPS, value=30, step=1, label="Steps", elem_id="steps")
+            with gr.Row():
+                seed = parts.text("Seed", "a new one", "seed", min_width=120)
+                count = gr.Slider(
+                    1, MOST, value=1, step=1, label="Pictures", min_width=120, elem_id="count"
+                )
+        with gr.Column(scale=3, min_width=300):
+            line = gr.HTML(words.said("Say what to draw, and press Enter."), elem_id="drawn-line")
+            pictures = parts.gallery("drawn", "download", "fullscreen")
+            plot = gr.HTML(elem_id="trace")
+    asked = [prompt, negative, strength, steps, seed, count]
+    triggers = [prompt.submit, negative.submit, seed.submit, start.click]
+    _wire(models, folder, triggers, halt, asked, [pictures, line, plot])
+
+
+def _wire(
+    models: Models,
+    folder: str,
+    triggers: Sequence[Any],
+    halt: gr.Button,
+    asked: Sequence[gr.Component],
+    shown: Sequence[gr.Component],
+) -> None:
+    """A run is asked for at once, waits its turn, and can be stopped while it waits or draws."""
+    import gradio as gr
+
+    def ask(request: gr.Request) -> Any:
+        fresh = models.stops.ask(request.session_hash)
+        return words.said("Waiting for its turn…") if fresh else gr.skip()
+
+    def begin(request: gr.Request, *given: Any) -> Iterator[tuple]:
+        shown = None
+        for shown in draw(models, request.session_hash, folder, *given):
+            yield shown
+        if shown is None:
+            yield gr.skip(), gr.skip(), gr.skip()
+
+    def end(request: gr.Request) -> str:
+        stopped = models.stops.stop(request.session_hash)
+        return words.said("Stopped." if stopped else "Nothing is being drawn.")
+
+    for function in (ask, begin, end):
+        function.__annotations__["request"] = gr.Request
+    hidden = {"show_progress": "hidden", "api_visibility": "private"}
+    gr.on(triggers, ask, outputs=shown[1], queue=False, **hidden).then(
+        begin,
+        inputs=asked,
+        outputs=shown,
+        concurrency_id="draw",
+        concurrency_limit=1,
+        **hidden,
+    )
+    parts.follow(triggers, "#drawn-line")
+    halt.click(end, outputs=shown[1], queue=False, **hidden)
+
+
+def _settings(
+    prompt: str, negative: str, strength: float, steps: int, seed: str, count: int
+) -> dict[str, Any]:
+    prompt = words.checked(prompt)
+    if not prompt:
+        raise UsageError("The prompt is empty: say what to draw.")
+    if not 1 <= count <= MOST or not 1 <= steps <= STEPS:
+        raise UsageError(f"The page draws 1 to {MOST} pictures in 1 to {STEPS} steps.")
+    seed = seed.strip()
+    if seed and not (seed.isdecimal() and len(seed) < 20):
+        raise UsageError(
+            f"The seed is a whole number from 0, or nothing for a new one, not {seed!r}."
+        )
+    return {
+        "prompts": prompt,
+        "negative": words.checked(negative),
+        "strength": float(strength),
+        "steps": int(steps),
+        "seed": int(seed) if seed else secrets.randbelow(2**31),
+        "count": int(count),
+    }
+
+
+def _label(picture: Picture) -> str:
+    judged = "" if picture.judge_score is None else f"  judge {picture.judge_score:.3f}"
+    return f"seed {picture.seed}  guide {picture.guide_score:.3f}{judged}"
+
+
+def _saved(picture: Picture, folder: str) -> str:
+    """A new PNG that carries the picture's recipe."""
+    path = Path(tempfile.mkdtemp(dir=folder)) / f"clipguide-{picture.seed}.png"
+    save_png(picture.image, picture.recipe, path, trace=picture.trace)
+    return str(path)

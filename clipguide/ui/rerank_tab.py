@@ -1,0 +1,109 @@
+"""The tab that puts uploaded pictures in order, the best first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import ClipguideError, UsageError
+from . import files, parts, words
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .models import Models
+
+MOST = 64  # pictures
+SIDE = 512  # pixels of each, where it is shown
+
+
+def rerank(
+    models: Models, uploads: Sequence[str] | None, text: str, negative: str, drop: bool
+) -> tuple[list[tuple[Image.Image, str]], str]:
+    """Pictures with rank, score and name, the best first, and a line about them: by the cosine with
+    a text less that with a negative. Those that cannot be read are named in it.
+
+    UsageError if none can, there are more than MOST, or there is no text.
+    """
+    from ..rerank import DUPLICATE, Criterion, combine, rank
+    from ..retrieval import encode_texts
+
+    text, negative = words.checked(text), words.checked(negative)
+    if not uploads:
+        raise UsageError("There are no pictures: choose or drop some.")
+    if len(uploads) > MOST:
+        raise UsageError(f"The page ranks up to {MOST} pictures, not {len(uploads)}.")
+    if not text and not negative:
+        raise UsageError("There is nothing to rank by: say what the pictures should show.")
+    clip = models.ranker()
+    pictures, names, wrong = _read(uploads)
+    unit_BD = clip.encode_pictures(pictures).float().cpu()
+    criteria = [
+        Criterion(name, unit_BD @ encode_texts(clip, [given])[0], weight)
+        for name, given, weight in (("text", text, 1.0), ("negative", negative, -1.0))
+        if given
+    ]
+    order = rank(combine(criteria), unit_BD, duplicate=DUPLICATE if drop else None)
+    ranked = []
+    for number, place in enumerate(order.best, start=1):
+        pictures[place].thumbnail((SIDE, SIDE))
+        ranked.append((pictures[place], f"{number}  {order.relevance[place]:.3f}  {names[place]}"))
+    copies = f" {len(order.duplicate_of)} copies are left out." if order.duplicate_of else ""
+    return ranked, " ".join([f"{len(ranked)} pictures, the best first.{copies}", *wrong])
+
+
+def _read(uploads: Sequence[str]) -> tuple[list[Image.Image], list[str], list[str]]:
+    """Pictures and their names, and what is wrong with the others. UsageError if none is left."""
+    pictures, names, wrong = [], [], []
+    for path in uploads:
+        try:
+            pictures.append(files.uploaded(path))
+            names.append(os.path.basename(path))
+        except UsageError as error:
+            wrong.append(str(error))
+    if not pictures:
+        raise UsageError(" ".join(wrong))
+    return pictures, names, wrong
+
+
+def build(models: Models) -> None:
+    """The tab's components and what they do."""
+    import gradio as gr
+
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            text = parts.text("Text", "what the pictures should show", "rank-text")
+            uploads = gr.File(
+                label=f"Pictures, up to {MOST}",
+                file_count="multiple",
+                file_types=["image"],
+                height=180,
+                elem_id="rank-pictures",
+            )
+            start = gr.Button("Rank", variant="primary", elem_id="rank")
+            negative = parts.text("Negative", "what they should not show", "rank-negative")
+            drop = gr.Checkbox(label="Leave out copies of a better one")
+        with gr.Column(scale=3, min_width=300):
+            told = words.said("Choose pictures, and say what they should show.")
+            line = gr.HTML(told, elem_id="ranked-line")
+            grid = parts.gallery("ranked", "fullscreen")
+
+    def run(*given: object) -> tuple:
+        try:
+            ranked, told = rerank(models, *given)
+        except ClipguideError as error:
+            return gr.skip(), words.said(words.sentence(error), wrong=True)
+        return ranked, words.said(told)
+
+    gr.on(
+        triggers := [text.submit, negative.submit, start.click],
+        run,
+        inputs=[uploads, text, negative, drop],
+        outputs=[grid, line],
+        concurrency_id="look",
+        concurrency_limit=1,
+        show_progress="minimal",
+        api_visibility="private",
+    )
+    parts.follow(triggers, "#ranked-line")

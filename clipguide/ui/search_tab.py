@@ -1,0 +1,218 @@
+"""The tab that searches the index: by text, by picture, by both; what is like a picture of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ClipguideError, UsageError
+from . import files, parts, words
+
+if TYPE_CHECKING:
+    import gradio as gr
+    from PIL import Image
+
+    from ..retrieval import Hit, Index, Query
+    from .models import Models
+
+COUNTS = (12, 24, 48, 96)  # pictures at a time
+MOST = 960  # pictures in all
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was asked for, and the hits so far, of `seen` that the index gave; `but` is a path that
+    is left out. `over`: there are no more."""
+
+    query: Query | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    hits: tuple[Hit, ...] = ()
+    seen: int = 0
+    but: str = ""
+    line: str = ""
+    over: bool = True
+
+
+def search(
+    models: Models,
+    text: str | None,
+    upload: str | None,
+    where: str | None,
+    hybrid: bool,
+    diversity: float,
+    count: int,
+) -> Found:
+    """The first pictures of a question. UsageError for what makes no sense."""
+    from ..retrieval import compose, encode_texts
+
+    text, where = words.checked(text), words.checked(where)
+    if not text and not upload:
+        raise UsageError("There is nothing to search for: give a text or a picture.")
+    index, clip = models.index()
+    terms = []
+    if upload:
+        picture = files.uploaded(upload, alpha=index.settings.get("alpha", "white"))
+        terms.append((clip.encode_pictures([picture])[0].float().cpu(), 1.0))
+    if text:
+        terms.append((encode_texts(clip, [text])[0], 1.0))
+    query = compose(terms, text=None if upload else text)
+    settings = {"where": where or None, "hybrid": bool(hybrid), "diversity": float(diversity)}
+    return _next(index, Found(query, {**settings, "k": int(count)}))
+
+
+def more(models: Models, found: Found) -> Found:
+    """The same question, with the next pictures added."""
+    if found.query is None or found.over:
+        return found
+    return _next(models.index()[0], found)
+
+
+def alike(models: Models, found: Found, place: int, count: int) -> Found:
+    """Pictures of the index that are like one of those found."""
+    from ..retrieval import Query
+
+    if place >= len(found.hits):
+        raise UsageError("That picture is not shown any more: pick another.")
+    hit = found.hits[place]
+    index = models.index()[0]
+    query = Query(index.vector(hit.path))
+    return _next(index, Found(query, {"k": int(count)}, but=hit.path))
+
+
+def picked(found: Found, place: int) -> tuple[Image.Image, str]:
+    """A picture that was found, in full if it is still the one that was indexed, and the facts."""
+    from ..retrieval import page
+
+    hit = found.hits[place]
+    picture, note = files.indexed(hit), ""
+    if picture is None:
+        picture = page.opened(hit.thumbnail)
+        note = "The file is gone, a link, or not the one that was indexed: this is its thumbnail."
+    return picture, words.facts(hit.path, hit.score, hit.facts, note=note)
+
+
+def cells(found: Found) -> list[tuple[Image.Image, str]]:
+    """Thumbnails and labels for a grid."""
+    from ..retrieval import page
+
+    return [(page.opened(hit.thumbnail), f"{hit.score:.3f} {_name(hit)}") for hit in found.hits]
+
+
+def build(models: Models) -> None:
+    """The tab's components and what they do."""
+    import gradio as gr
+
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            text = parts.text("Text", "a red fox on snow", "query")
+            start = gr.Button("Search", variant="primary", elem_id="search")
+            picture = parts.upload("query-picture")
+            with gr.Accordion("Filters", open=False, elem_id="filters"):
+                where = parts.text(
+                    "Condition",
+                    "date > '2024-01-01' and width > 512",
+                    "where",
+                    info="Columns: path, folder, size, mtime, width, height, format, date, camera, "
+                    "prompt, caption.",
+                )
+                hybrid = gr.Checkbox(label="Search in captions and prompts as well")
+                diversity = gr.Slider(0, 1, value=0, step=0.05, label="Variety")
+                count = gr.Dropdown(COUNTS, value=COUNTS[1], label="Pictures at a time")
+        with gr.Column(scale=3, min_width=300):
+            line = gr.HTML(words.said("Say what the pictures show."), elem_id="found-line")
+            with gr.Column(visible=False, elem_id="picked") as panel:
+                full = gr.Image(
+                    show_label=False,
+                    interactive=False,
+                    format="jpeg",
+                    buttons=["fullscreen"],
+                    elem_id="full",
+                )
+                about = gr.HTML(elem_id="about")
+                like = gr.Button("More like this", elem_id="like")
+            grid = parts.gallery("grid", preview=False)
+            further = gr.Button("Show more", visible=False, elem_id="further")
+    triggers = [text.submit, where.submit, start.click, picture.upload]
+    asked = [text, picture, where, hybrid, diversity, count]
+    place = _wire_panel(found := gr.State(Found()), grid, [panel, full, about])
+    _wire(models, triggers, asked, [found, grid, line, further, panel], like, place)
+    parts.follow([*triggers, like.click], "#found-line")
+
+
+def _wire(
+    models: Models,
+    triggers: Sequence[Any],
+    asked: Sequence[gr.Component],
+    shown: Sequence[gr.Component],
+    like: gr.Button,
+    place: gr.State,
+) -> None:
+    """Questions, more of the same, and what is like a picture: each fills the grid anew."""
+    import gradio as gr
+
+    def attempt(function: Callable[..., Found], old: Found, *given: Any) -> tuple:
+        try:
+            new = function(models, *given)
+        except ClipguideError as error:
+            told = words.said(words.sentence(error), wrong=True)
+            return old, gr.skip(), told, gr.skip(), gr.skip()
+        grid = gr.update(value=cells(new), selected_index=None)
+        close = gr.update(visible=False) if new.query is not old.query else gr.skip()
+        return new, grid, words.said(new.line), gr.update(visible=not new.over), close
+
+    found, _, _, further, _ = shown
+    look = {
+        "outputs": shown,
+        "show_progress": "minimal",
+        "api_visibility": "private",
+        "concurrency_id": "look",
+        "concurrency_limit": 1,
+        "trigger_mode": "always_last",  # what was typed meanwhile is asked next
+    }
+    gr.on(
+        triggers, lambda old, *given: attempt(search, old, *given), inputs=[found, *asked], **look
+    )
+    further.click(lambda old: attempt(more, old, old), inputs=[found], **look)
+    like.click(
+        lambda old, place, count: attempt(alike, old, old, place, count),
+        inputs=[found, place, asked[-1]],
+        **look,
+    )
+
+
+def _wire_panel(found: gr.State, grid: gr.Gallery, panel: Sequence[gr.Component]) -> gr.State:
+    """What is picked is shown in full; the place of it."""
+    import gradio as gr
+
+    def pick(found: Found, event: gr.SelectData) -> tuple:
+        return event.index, gr.update(visible=True), *picked(found, event.index)
+
+    pick.__annotations__["event"] = gr.SelectData
+    place = gr.State(0)
+    hidden = {"show_progress": "minimal", "api_visibility": "private"}
+    grid.select(pick, inputs=[found], outputs=[place, *panel], **hidden).then(
+        None, js=parts.scroll("#picked"), api_visibility="private"
+    )
+    return place
+
+
+def _next(index: Index, found: Found) -> Found:
+    """The hits so far, and the next of them."""
+    settings = dict(found.settings)
+    k = settings.pop("k") + bool(found.but and not found.hits)
+    answer = index.search(found.query, k=k, offset=found.seen, **settings)
+    hits = [hit for hit in answer.hits if hit.path != found.but]
+    line = f"{len(found.hits) + len(hits)} of {answer.total} pictures, the best first."
+    if answer.absent:
+        line = f"Nothing like that is among the {answer.total} pictures; these come nearest."
+    elif not hits:
+        line = "There are no more pictures." if found.hits else "No picture is left."
+    together, seen = (*found.hits, *hits), found.seen + len(answer.hits)
+    over = len(answer.hits) < k or seen >= min(MOST, answer.total)
+    return replace(found, hits=together, seen=seen, line=line, over=over)
+
+
+def _name(hit: Hit) -> str:
+    name = hit.path.rsplit("/", 1)[-1]
+    return name.encode(errors="replace").decode()
