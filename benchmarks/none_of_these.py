@@ -198,12 +198,13 @@ def measure_none(photos: Path | None, ship: bool) -> None:
 
 
 def card() -> None:
-    """Top-1 and top-5 of the three sets of drawings, as in the models' cards, by Classifier."""
-    drawings = Drawings()
-    for name, folder in (("mini", "guide"), ("mini-judge", "judge")):
-        from clipguide import mini
+    """Top-1 and top-5 of the three sets of drawings, as in the models' cards, by Classifier; and
+    of both models together, which has no card."""
+    from clipguide import mini
 
-        said, clip = mini.card(folder)["figures"], load_clip(name)
+    drawings = Drawings()
+    for name, folder in {"mini": "guide", "mini-judge": "judge", "mini+mini-judge": None}.items():
+        said, clip = mini.card(folder)["figures"] if folder else {}, load_clip(name)
         classifier = Classifier(clip, drawings.concepts, templates="plain")
         for what, found in drawings.tests().items():
             image_BD = kept(
@@ -213,8 +214,8 @@ def card() -> None:
             rank_B = (score_BN >= score_BN.gather(1, target_B[:, None])).sum(1) - 1
             for top in (1, 5):
                 value = f"{100 * share_of_pairs(rank_B < top, found)[0]:.1f} %"
-                print(f"{name}: {what}, top-{top}: {value}, card {said[f'{what}, top-{top}']}",
-                      flush=True)  # fmt: skip
+                known = said.get(f"{what}, top-{top}", "has none")
+                print(f"{name}: {what}, top-{top}: {value}, card {known}", flush=True)
 
 
 def names() -> None:

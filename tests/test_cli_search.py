@@ -63,7 +63,7 @@ def test_index_then_search(run, clip, pictures, tmp_path):
     """Both mean the same index, and search the CLIP that it was made by."""
     result = run("index", pictures)
     assert result.stdout == f"{tmp_path / 'db'}  4 new\n"
-    assert "1 files are passed over" in result.stderr
+    assert "1 file is passed over" in result.stderr
     assert run("index", pictures).stdout.endswith("  4 unchanged\n")
     result = run("search", "a red fox")
     text_D = clip.encode_text(["a red fox"])[0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,10 +17,14 @@ from .rows import one_line
 if TYPE_CHECKING:
     from ..retrieval import Progress
 
+ENGINES = ("local", "ray")
+
 Db = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        metavar="PATH", help="The index. [default: $CLIPGUIDE_DB, or one in the user's data folder]"
+        metavar="PATH",
+        help="The index; it may be a URI such as s3://bucket/index. [default: $CLIPGUIDE_DB, or "
+        "one in the user's data folder]",
     ),
 ]
 
@@ -46,6 +52,22 @@ def index(
     prune: Annotated[
         bool, typer.Option("--prune", help="Forget the pictures of folders that are empty now.")
     ] = False,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="local|ray",
+            help="ray: by many workers, on this machine or the cluster of $RAY_ADDRESS; FOLDERs "
+            "may be URLs such as s3://bucket/folder.",
+        ),
+    ] = "local",
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Workers of --engine ray, each with a CLIP. [default: one a GPU, else one a "
+            "processor]",
+        ),
+    ] = None,
 ) -> None:
     """Index pictures, so that clipguide search finds them; only what has changed is read again.
 
@@ -54,13 +76,15 @@ def index(
     """
     if options.urls:
         raise UsageError("An index is of files: download the pictures first, without --urls.")
+    _check_engine(engine, actors, folders, options)
     with console.plain_speech():
-        from ..retrieval import default_path, update
+        from ..retrieval import default_path
 
+        update, options, settings = _updater(engine, actors, options)
         pictures = open_pictures(folders, options)
         place = default_path() if db is None else db
         passed: list[str] = []
-        runs = update(
+        runs: Iterator[Progress] = update(
             place,
             pictures.sources,
             engine=pictures.engine,
@@ -69,6 +93,7 @@ def index(
             verify=options.verify,
             prune=prune,
             passed=passed,
+            **settings,
         )
         with _Meter() as meter:
             for progress in runs:
@@ -83,6 +108,33 @@ def index(
             console.complain(f"{progress.failed} of {progress.total} could not be read.")
             if options.strict or progress.failed == progress.total:
                 raise typer.Exit(1)
+
+
+def _check_engine(engine: str, actors: int | None, folders: list[str], options: Options) -> None:
+    if engine not in ENGINES:
+        raise UsageError(f"--engine is {' or '.join(ENGINES)}, not {engine!r}.")
+    if engine == "local" and actors is not None:
+        raise UsageError("--actors are of Ray: give --engine ray as well.")
+    web = ("http://", "https://")  # of which find says what to do
+    url = next((f for f in folders if "://" in f and not f.lower().startswith(web)), None)
+    if engine == "local" and url is not None:
+        raise UsageError(f"{url} is a URL: --engine ray reads it where fsspec does.")
+    if engine == "ray" and options.cache is not None:
+        raise UsageError("--cache is of one machine: leave it out with --engine ray.")
+
+
+def _updater(engine: str, actors: int | None, options: Options) -> tuple[Any, Options, dict]:
+    """What updates, the options of the driver, and those of workers. A driver needs no GPU."""
+    if engine == "local":
+        from ..retrieval import update
+
+        return update, options, {}
+    from ..retrieval import beyond, cluster
+
+    cluster.modules()
+    settings = {"workers": actors, "threads": options.workers, "device": options.device}
+    settings["trust_pickle"] = options.trust_pickle
+    return beyond.update, replace(options, device="cpu", no_cache=True), settings
 
 
 def _sum(progress: Progress) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from glob import has_magic
 from typing import Any
 
@@ -18,6 +18,7 @@ from .facts import GIVEN
 TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 TAGS = ("ETag", "etag", "md5Hash", "crc32c", "content_md5")
 SIDECAR = ".txt"
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Listing:
     def _entries(self, url: str, recursive: bool) -> Iterator[tuple[str, dict, bool]]:
         """Each entry's URL and facts, and whether it was named and not only found in a folder."""
         fs, place = filesystem(url)
+        alone = place  # what is named by itself may be hidden
         try:
             if has_magic(place) and not fs.exists(place):
                 found = fs.glob(place, detail=True)
@@ -89,6 +91,8 @@ class Listing:
                 self.folders[folder] = not found
             else:
                 found, folder = {place: fs.info(place)}, None
+            if folder is None:
+                self._beside(fs, found)
         except FileNotFoundError:
             raise UsageError(f"There is no folder or file {url}.") from None
         except UsageError:
@@ -99,8 +103,16 @@ class Listing:
             name = fs.unstrip_protocol(place)
             inside = name[len(folder) :] if folder else os.path.basename(name)
             hidden = any(part.startswith(".") for part in inside.split("/"))
-            if info.get("type") != "directory" and not (folder and hidden):
+            if info.get("type") != "directory" and (place == alone or not hidden):
                 yield name, info, folder is None
+
+    def _beside(self, fs: Any, found: Iterable[str]) -> None:
+        """Note the sidecars in the folders of files that were named."""
+        for home in {place.rpartition("/")[0] for place in found}:
+            for info in fs.ls(home, detail=True):
+                if info["name"].lower().endswith(SIDECAR):
+                    stamp = About.listed(info).st_mtime_ns
+                    self.sidecars[fs.unstrip_protocol(info["name"])] = stamp
 
 
 class Captions(facts.Captions):
@@ -162,5 +174,6 @@ def _nanoseconds(when: Any) -> int:
     if isinstance(when, str):
         when = datetime.fromisoformat(when.replace("Z", "+00:00"))
     if isinstance(when, datetime):
-        when = (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+        when = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
+        return (when - EPOCH) // timedelta(microseconds=1) * 1000
     return round(when * 1e6) * 1000

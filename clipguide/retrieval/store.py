@@ -36,10 +36,11 @@ COLUMNS = (  # those that a --where may name, and that an answer has
 )
 
 
-def default_path() -> Path:
-    """$CLIPGUIDE_DB, or clipguide/pictures in the user's data folder; it need not exist."""
+def default_path() -> Path | str:
+    """$CLIPGUIDE_DB, which may be a URI, or clipguide/pictures in the user's data folder; it need
+    not exist."""
     if place := os.environ.get("CLIPGUIDE_DB"):
-        return Path(place)
+        return place if "://" in place else Path(place)
     home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(home) / "clipguide" / "pictures"
 

@@ -1,0 +1,362 @@
+"""The index that Ray's actors make is the one that one machine makes, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_clip import landscape
+from typer.testing import CliRunner
+
+pytest.importorskip("lancedb")
+pytest.importorskip("lance_ray")
+pytest.importorskip("ray.data")
+
+import ray
+
+from clipguide.cli.app import app
+from clipguide.engine import Engine
+from clipguide.errors import ClipguideError, UsageError
+from clipguide.retrieval import Index, Query, beyond, update
+from clipguide.retrieval import cluster as cluster_module
+from clipguide.retrieval.actors import Digests
+from clipguide.retrieval.remote import About, Captions, Listing, content
+from clipguide.retrieval.store import Store
+
+COUNTS = ("new", "changed", "moved", "same", "gone", "failed")
+FACTS = ("size", "mtime", "digest", "width", "height", "format", "prompt", "thumbnail", "caption")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=200_000_000,
+        log_to_driver=False,
+    )
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no worker finds tests
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    ray.shutdown()
+
+
+@pytest.fixture
+def home(tmp_path):
+    """Twelve pictures in two folders, one with a caption, and a file that is no picture."""
+    home = tmp_path / "pictures"
+    (home / "more").mkdir(parents=True)
+    for i in range(12):
+        landscape(50, 40, seed=i).save((home if i % 2 else home / "more") / f"{i}.png")
+    (home / "1.txt").write_text("a red\nfox\n")
+    (home / "bad.png").write_text("no picture")
+    old(home)
+    return home
+
+
+def old(home):
+    for path in home.rglob("*.*"):
+        os.utime(path, (1.7e9, 1.7e9))
+
+
+@pytest.fixture
+def run(cluster, clip, tmp_path, home, monkeypatch):
+    """Update the index by two actors, in blocks of three; what was counted, without zeros."""
+    monkeypatch.setattr(beyond, "BLOCK", 3)
+
+    def update_(*sources, db=tmp_path / "db", settings=None, **options):
+        engine = Engine(clip, batch=2, **(settings or {}))
+        *_, last = beyond.update(db, sources or [home], engine=engine, workers=2, **options)
+        update_.last = last
+        return {name: getattr(last, name) for name in COUNTS if getattr(last, name)}
+
+    return update_
+
+
+def rows(db):
+    """The table's rows by the names of their files; each once."""
+    found = Store(db).table.to_arrow().to_pylist()
+    named = {os.path.basename(row["path"]): row for row in found}
+    assert len(named) == len(found)
+    return named
+
+
+def check_alike(db, other, *, places=True):
+    """Two indexes say the same."""
+    mine, others = rows(db), rows(other)
+    assert mine.keys() == others.keys() and mine
+    for name, row in mine.items():
+        columns = (*FACTS, "path", "folder", "inode", "caption_mtime") if places else FACTS
+        for column in columns:
+            assert row[column] == others[name][column], (name, column)
+        mine_D, others_D = (torch.tensor(r["vector"]) for r in (row, others[name]))
+        torch.testing.assert_close(mine_D, others_D, atol=1e-5, rtol=0)
+
+
+def test_the_rows_are_the_local_engine_s(run, clip, home, tmp_path):
+    assert run() == {"new": 12, "failed": 1}
+    *_, last = update(tmp_path / "other", [home], engine=Engine(clip))
+    assert (last.new, last.failed) == (12, 1)
+    check_alike(tmp_path / "db", tmp_path / "other")
+    query = Query(clip.encode_text(["a red fox"])[0])
+    mine, others = (Index(tmp_path / name).search(query).hits for name in ("db", "other"))
+    assert [hit.path for hit in mine] == [hit.path for hit in others]
+
+
+@pytest.mark.slow
+def test_urls_give_the_same_vectors(run, clip, home, tmp_path):
+    """fsspec's reader, as of object storage, into a table at a URL; then what changed alone."""
+    url, db = f"file://{home}", f"file://{tmp_path}/db"
+    passed = []
+    assert run(url, db=db, passed=passed) == {"new": 12, "failed": 1}
+    assert passed == [f"{url}/1.txt"]
+    list(update(tmp_path / "other", [home], engine=Engine(clip)))
+    check_alike(db, tmp_path / "other", places=False)
+    found = rows(db)
+    assert found["1.png"]["path"] == f"{url}/1.png" and found["1.png"]["folder"] == url
+    assert found["1.png"]["caption"] == "a red fox"
+    assert run(f"{url}/*.png", db=db) == {"same": 6, "failed": 1}
+    assert run(url, db=db, recursive=False) == {"same": 6, "failed": 1}
+    (home / "bad.png").unlink()
+    shutil.rmtree(home / "more")
+    (home / "1.txt").unlink()
+    assert run(url, db=db) == {"same": 5, "changed": 1, "gone": 6}
+    assert rows(db)["1.png"]["caption"] is None
+    shutil.rmtree(home)
+    home.mkdir()
+    assert run(url, db=db) == {} and "the 6 pictures of it stay" in run.last.errors[0]
+    assert run(url, db=db, prune=True) == {"gone": 6}
+
+
+@pytest.mark.slow
+def test_a_second_run_does_what_the_local_engine_s_does(run, clip, home, tmp_path, monkeypatch):
+    """A touched file, a changed one, a moved one, a copy, a new one, one that is gone, captions."""
+
+    def local():
+        *_, last = update(tmp_path / "other", [home], engine=Engine(clip))
+        return {name: getattr(last, name) for name in COUNTS if getattr(last, name)}
+
+    assert run() == local()
+    (home / "bad.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(ray.data, "from_arrow", None)  # nobody is asked where nothing is new
+        assert run() == local() == {"same": 12}
+    landscape(60, 40, seed=50).save(home / "3.png")
+    (home / "5.png").rename(home / "moved.png")
+    shutil.copy(home / "more" / "2.png", home / "copy.png")
+    landscape(50, 40, seed=51).save(home / "new.png")
+    (home / "7.png").unlink()
+    (home / "9.txt").write_text("a hare")
+    (home / "1.txt").unlink()
+    old(home)
+    for name in ("3.png", "11.png"):
+        os.utime(home / name, (1e9, 1e9))
+    counted = run()
+    assert counted == local() == {"new": 2, "moved": 1, "changed": 3, "same": 7, "gone": 2}
+    check_alike(tmp_path / "db", tmp_path / "other")
+    assert run() == {"same": 13}
+
+
+class Mortal(beyond.actors.Worker):
+    """Dies once when its fragment is written but not told of, and once in the middle of reading."""
+
+    def __init__(self, job, ledger):
+        super().__init__(job, ledger)
+        self.marks = os.path.dirname(os.path.dirname(job.uri))
+
+    def __call__(self, block):
+        if self.first("reading"):
+            self.reader._encode = lambda frames: die()
+        done = super().__call__(block)
+        if self.first("written"):
+            die()
+        return done
+
+    def first(self, what):
+        try:
+            os.close(os.open(os.path.join(self.marks, what), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_actors_that_are_killed_lose_nothing(run, clip, home, tmp_path, monkeypatch):
+    monkeypatch.setattr(beyond.actors, "Worker", Mortal)
+    assert run() == {"new": 12, "failed": 1}
+    assert (tmp_path / "written").exists() and (tmp_path / "reading").exists()
+    list(update(tmp_path / "other", [home], engine=Engine(clip)))
+    check_alike(tmp_path / "db", tmp_path / "other")
+    table = Store(tmp_path / "db").table
+    assert run() == {"same": 12, "failed": 1} and table.count_rows() == 12
+
+
+class Poisoned(beyond.actors.Worker):
+    """Dies of one picture, whenever."""
+
+    def __call__(self, block):
+        if any(row["path"].endswith(b"bad.png") for row in block.to_pylist()):
+            self.reader._read = die
+        return super().__call__(block)
+
+
+@pytest.mark.slow
+def test_a_picture_that_kills_does_not_stop_the_others(run, home, tmp_path, monkeypatch):
+    monkeypatch.setattr(beyond.actors, "Worker", Poisoned)
+    monkeypatch.setattr(beyond, "RETRIES", 1)
+    counted = run()
+    assert counted["new"] >= 10 and counted["new"] + counted["failed"] == 13
+    assert len(rows(tmp_path / "db")) == counted["new"]
+
+
+@pytest.mark.slow
+def test_nothing_is_seen_before_its_commit(cluster, clip, home, tmp_path, monkeypatch):
+    """A driver that stops: what it had committed is there, and the next run does the rest."""
+    monkeypatch.setattr(beyond, "BLOCK", 3)
+    monkeypatch.setattr(beyond, "COMMIT", 5)
+    db, kept = tmp_path / "db", []
+    steps = beyond.update(db, [home], engine=Engine(clip, batch=2), workers=2)
+    for progress in steps:
+        kept += progress.kept
+        there = Store(db).table.to_arrow()["path"].to_pylist()
+        assert sorted(there) == sorted(kept) and len(set(kept)) == len(kept)
+        if kept:
+            break
+    assert 5 <= len(kept) < 12
+    steps.close()
+    *_, last = beyond.update(db, [home], engine=Engine(clip), workers=2)
+    assert (last.new, last.same, last.failed) == (12 - len(kept), len(kept), 1)
+    assert len(rows(db)) == 12
+
+
+def test_an_actor_s_own_words_reach_the_user(run, home, tmp_path, monkeypatch, judge, clip):
+    """A worker's CLIP of the same name that is another; then a folder that is not there."""
+    monkeypatch.setattr(clip, "name", judge.name)
+    with pytest.raises(ClipguideError, match="on a worker is another than the driver's"):
+        run()
+    with pytest.raises(UsageError, match=r"There is no folder or file file:///no/such"):
+        run("file:///no/such")
+    with pytest.raises(UsageError, match="no place that fsspec knows"):
+        run("nonsense://bucket/folder")
+    with pytest.raises(UsageError, match="workers must be at least 1"):
+        list(beyond.update(tmp_path / "db", [home], engine=Engine(clip), workers=0))
+
+
+def test_fragments_that_others_wrote_elsewhere_are_refused(run, home, tmp_path, monkeypatch):
+    """As of workers without the driver's disk: no commit makes the table lack a file."""
+    run(home / "1.png")
+    publish = beyond._Run._publish
+
+    def elsewhere(self, fragments, written):
+        for path in (tmp_path / "db" / "pictures.lance" / "data").iterdir():
+            if path.name in {file.path for f in fragments for file in f.files}:
+                path.unlink()
+        publish(self, fragments, written)
+
+    monkeypatch.setattr(beyond._Run, "_publish", elsewhere)
+    with pytest.raises(ClipguideError, match="give a --db that every machine sees"):
+        run()
+    assert list(rows(tmp_path / "db")) == ["1.png"]
+
+
+def test_the_command(run, clip, clip_folder, home, tmp_path, monkeypatch):
+    """Two actors make what search then finds; mistakes cost a sentence each."""
+
+    def invoke(*arguments, code):
+        result = CliRunner().invoke(app, list(map(str, arguments)))
+        assert result.exit_code == code and "Traceback" not in result.output, result.output
+        return result
+
+    place = ("--db", tmp_path / "db", "--clip", clip_folder)
+    many = ("--engine", "ray", "--actors", 2)
+    assert "12 new" in invoke("index", home, *place, *many, code=0).stdout
+    found = invoke("search", "a red fox", "--db", tmp_path / "db", code=0).stdout
+    assert len(found.splitlines()) == 10
+    for arguments, words in (
+        (("--engine", "dask"), "--engine is local or ray"),
+        (("--actors", 2), "give --engine ray as well"),
+        ((*many, "--cache", tmp_path / "cache"), "--cache is of one machine"),
+        (("s3://bucket/folder",), "--engine ray reads it where fsspec does"),
+    ):
+        assert words in invoke("index", home, *place, *arguments, code=2).stderr
+    monkeypatch.setitem(sys.modules, "lance_ray", None)
+    said = invoke("index", home, *place, *many, code=2).stderr
+    assert "needs lance_ray, which is not installed: pip install 'clipguide[ray]'." in said
+
+
+def test_listings_of_object_storage():
+    """Hidden files and other kinds are passed over, sidecars noted, patterns and names taken."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    fs = MemoryFileSystem()
+    for name in ("a.png", "b.JPG", "a.txt", ".hidden.png", ".more/c.png", "sub/d.png", "e.pdf"):
+        fs.pipe(f"/bucket/set/{name}", name.encode())
+    url, passed = "memory://bucket/set", []
+    listing = Listing([url], recursive=True, passed=passed)
+    names = ["a.png", "b.JPG", "sub/d.png"]
+    base = fs.unstrip_protocol("/bucket/set")
+    assert list(listing.files) == [f"{base}/{name}" for name in names]
+    assert [os.path.basename(name) for name in passed] == ["a.txt", "e.pdf"]
+    assert content(f"{base}/b.JPG") == b"b.JPG" and listing.folders == {f"{base}/": False}
+    told = Captions(None, listing)
+    assert told.text(f"{base}/a.png") == "a.txt" and told.stamp(f"{base}/b.JPG") is None
+    assert len(Listing([url], recursive=False).files) == 2
+    for named in (f"{url}/*.png", f"{url}/a.png"):
+        listing = Listing([named], recursive=True)
+        assert list(listing.files) == [f"{base}/a.png"] and list(listing.sidecars)
+    with pytest.raises(UsageError, match="No file matches"):
+        Listing([f"{url}/*.gif"], recursive=True)
+
+
+def test_what_listings_say_of_an_object():
+    """As S3, Google and Azure say it; to the microsecond, for a table keeps no less."""
+    when = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone(timedelta(hours=2)))
+    ns = 1767315845678901000
+    for info in ({"LastModified": when}, {"updated": when.isoformat()}, {"mtime": ns / 1e9}):
+        assert About.listed({"size": 7, **info}) == About(7, ns, 0)
+    one, two = (About.listed({"size": 7, "ETag": tag}).st_ino for tag in ('"a"', '"b"'))
+    assert one != two and one == About.listed({"ETag": '"a"'}).st_ino
+
+
+def test_digests_hold_what_they_were_made_of():
+    chance = random.Random(0)
+    there, absent = ([chance.randbytes(31) + b"\0" for _ in range(200)] for _ in range(2))
+    digests = Digests.of(there)
+    assert all(digest in digests for digest in there)
+    assert not any(digest in digests for digest in absent)
+    assert b"\0" * 32 not in Digests.of([])
+
+
+def test_actors_fit_the_machines():
+    """As many as fit a machine each, whatever the others have; None: as the cluster says."""
+    head, gpu, other = ({"CPU": c, "GPU": g} for c, g in ((16, 0), (8, 1), (64, 4)))
+
+    def shared(*machines, workers=None, threads=None, device=None):
+        nodes = [{"Alive": True, "Resources": machine} for machine in machines]
+        nodes.append({"Alive": False, "Resources": other})
+        found = cluster_module.share(
+            SimpleNamespace(nodes=lambda: nodes), workers=workers, threads=threads, device=device
+        )
+        return found.workers, found.threads, found.gpus, found.device
+
+    assert shared(head) == (16, 1, 0, "cpu")
+    assert shared(head, threads=5) == (3, 5, 0, "cpu")
+    assert shared(head, gpu, other) == (5, 8, 1, "cuda")
+    assert shared(head, gpu, other, device="cpu") == (88, 1, 0, "cpu")
+    assert shared(head, workers=3, device="cuda") == (3, 1, 1, "cuda")
+    for settings in ({"threads": 17}, {"device": "cuda"}):
+        with pytest.raises(UsageError, match="No machine of Ray's has"):
+            shared(head, **settings)
