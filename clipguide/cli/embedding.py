@@ -99,15 +99,17 @@ class Options:
     )
 
 
-def with_options(command: Callable) -> Callable:
-    """A command whose parameter `options` becomes one option for each field of Options."""
+def with_options(command: Callable, *, clip: str = Options.clip) -> Callable:
+    """A command whose parameter `options` becomes one option for each field of Options, with `clip`
+    by default."""
     hints = get_type_hints(command, include_extras=True)
     mine = get_type_hints(Options, include_extras=True)
+    default = {**{f.name: f.default for f in fields(Options)}, "clip": clip}
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
     keyword = inspect.Parameter.KEYWORD_ONLY
     given = [p.replace(annotation=hints[p.name]) for p in own]
     given += [
-        inspect.Parameter(f.name, keyword, default=f.default, annotation=mine[f.name])
+        inspect.Parameter(f.name, keyword, default=default[f.name], annotation=mine[f.name])
         for f in fields(Options)
     ]
 
