@@ -35,6 +35,7 @@ from PIL import Image
 
 from benchmarks.odd_files import make
 from clipguide import load_clip
+from clipguide.cli.console import one_line
 from clipguide.clip import Clip
 from clipguide.engine import Cache, Engine, find
 from clipguide.engine import engine as engine_module
@@ -278,7 +279,7 @@ def odd(files: int = 300, keep: bool = True) -> dict:
             for path, works in readable.items()
             if not works
             for line in lines
-            if f"{_shown(path)} " in line or f"{_shown(path)}." in line
+            if f"{one_line(path)} " in line or f"{one_line(path)}." in line
         )
     bad = {path for path, works in readable.items() if not works}
     facts = {
@@ -296,10 +297,6 @@ def odd(files: int = 300, keep: bool = True) -> dict:
     if keep:
         save("odd files", facts)
     return facts
-
-
-def _shown(path: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path)
 
 
 if __name__ == "__main__":

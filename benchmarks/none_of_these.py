@@ -19,21 +19,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from clipguide import Clip, images, load_clip
+from clipguide.zero_shot import Classifier, figures, none, templates
+from training import common
+from training.evaluate.drawings import Drawings, share_of_pairs
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
-
-from clipguide import Clip, images, load_clip  # noqa: E402
-from clipguide.zero_shot import Classifier, figures, none, templates  # noqa: E402
-from training import common  # noqa: E402
-from training.evaluate.drawings import Drawings, share_of_pairs  # noqa: E402
-
 OUT = Path(__file__).with_suffix(".json")
 SHIPPED = ROOT / "clipguide" / "zero_shot" / "none.json"
 CLIPS = ("mini", "mini-judge", "mini+mini-judge")

@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,14 +30,11 @@ import numpy as np
 import torch
 import typer
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
-
-from benchmarks.embedding import photographs, vit_b_32  # noqa: E402
-from clipguide import load_clip  # noqa: E402
-from clipguide.engine import Engine, find  # noqa: E402
-from clipguide.retrieval import Index, Query, refusal, search, settle, update  # noqa: E402
-from clipguide.retrieval.store import Store  # noqa: E402
+from benchmarks.embedding import photographs, vit_b_32
+from clipguide import load_clip
+from clipguide.engine import Engine, find
+from clipguide.retrieval import Index, Query, refusal, search, settle, update
+from clipguide.retrieval.store import Store
 
 OUT = Path(__file__).with_suffix(".json")
 WIDTH, TOP, RECALL = 512, 10, 0.95

@@ -102,6 +102,19 @@ def test_a_file_that_was_just_written_is_digested_again(clip, cache, picture, ru
     assert len(runs) == 2
 
 
+def test_a_file_that_changes_while_it_is_read_is_not_kept(clip, cache, picture, monkeypatch):
+    """Its vector would be that of one content by the digest of another."""
+    prepare = clip.prepare
+
+    def meanwhile(image):
+        os.utime(picture, (OLD + 5, OLD + 5))
+        return prepare(image)
+
+    monkeypatch.setattr(clip, "prepare", meanwhile)
+    embed(clip, cache, picture)
+    assert cache.info()["files"] == 0
+
+
 def test_models_and_settings_are_kept_apart(clip, judge, cache, picture):
     a, b = embed(clip, cache, picture), embed(judge, cache, picture)
     embed(clip, cache, picture, alpha="drop")

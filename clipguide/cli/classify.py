@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..prompts import shorten
 from . import console
 from .embedding import Images, Options, open_pictures, with_options
-from .rows import Format, Rows, one_line
+from .rows import Format, Rows
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ def classify(
     with console.plain_speech():
         from ..zero_shot import Classifier, read_labels
 
-        texts = _texts(labels, few_shot) if labels is None else read_labels(labels)
+        texts = _texts(few_shot) if labels is None else read_labels(labels)
         pictures = open_pictures(images, options)
         classifier = Classifier(pictures.clip, texts, templates=templates, none=none)
         if calibrate is not None:
@@ -196,7 +196,7 @@ class Truth:
         write_png(draw(table, self.labels, columns), path)
 
 
-def _texts(labels: None, few_shot: Path | None) -> list[str]:
+def _texts(few_shot: Path | None) -> list[str]:
     """The labels that the folders of the examples name."""
     if few_shot is None:
         raise UsageError("There are no labels: give --labels, as in --labels cat,dog.")
@@ -289,7 +289,9 @@ def _check_outputs(sheet: Path | None, folder: Path | None) -> None:
 
 def _spoken(name: str) -> str:
     """A folder's name as a label: red_fox and red-fox are a red fox."""
-    return " ".join(name.replace("_", " ").replace("-", " ").split()) or shorten(one_line(name))
+    return " ".join(name.replace("_", " ").replace("-", " ").split()) or shorten(
+        console.one_line(name)
+    )
 
 
 def _plain(name: str) -> str:

@@ -53,10 +53,14 @@ def tell(line: str | os.PathLike) -> None:
 
 def complain(message: str) -> None:
     """Print a message on stderr, in one line, whatever the names of files in it are made of."""
-    line = "".join(
-        c if c.isprintable() or "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in message
+    typer.echo(os.fsencode(f"clipguide: {one_line(message)}"), err=True)
+
+
+def one_line(text: str) -> str:
+    """Text whose line breaks and control characters are spelt out; a path's odd bytes stay."""
+    return "".join(
+        c if c.isprintable() or "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in text
     )
-    typer.echo(os.fsencode(f"clipguide: {line}"), err=True)
 
 
 class Meter:

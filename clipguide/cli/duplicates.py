@@ -10,7 +10,6 @@ import typer
 
 from . import console
 from .index import Db
-from .rows import one_line
 
 if TYPE_CHECKING:
     from ..retrieval import Group
@@ -57,7 +56,7 @@ def _print(groups: list[Group], as_json: bool) -> None:
         if number:
             console.tell("")
         for i, (path, score) in enumerate(zip(group.paths, group.scores, strict=True)):
-            console.tell(one_line(f"{_mark(group, i, score)}  {path}"))
+            console.tell(console.one_line(f"{_mark(group, i, score)}  {path}"))
     copies = sum(len(group.paths) - 1 for group in groups)
     console.complain(f"{copies} copies in {len(groups)} groups.")
 

@@ -12,7 +12,6 @@ import typer
 from ..errors import UsageError
 from . import console
 from .embedding import Options, open_pictures, tell_passed, with_options
-from .rows import one_line
 
 if TYPE_CHECKING:
     from ..retrieval import Progress
@@ -102,7 +101,7 @@ def index(
                     console.complain(error)
         if not progress.total and not progress.gone:
             raise UsageError(f"There are no pictures in {', '.join(pictures.sources)}.")
-        console.tell(one_line(f"{place}  {_sum(progress)}"))
+        console.tell(console.one_line(f"{place}  {_sum(progress)}"))
         tell_passed(passed)
         if progress.failed:
             console.complain(f"{progress.failed} of {progress.total} could not be read.")

@@ -13,7 +13,7 @@ import typer
 from ..errors import ClipguideError, UsageError, close_matches
 from . import console
 from .embedding import Images, Options, open_pictures, with_options
-from .rows import Format, Rows, one_line
+from .rows import Format, Rows
 from .score import checked
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _draw(sheet: Path, best: list[str], scores: list[float]) -> None:
         pictures.append(load(path))
         pictures[-1].thumbnail((SIDE, SIDE))
     labels = [
-        one_line(f"{number} {score:.3f} {os.path.basename(path)}")
+        console.one_line(f"{number} {score:.3f} {os.path.basename(path)}")
         for number, (path, score) in enumerate(zip(best, scores, strict=True), start=1)
     ]
     write_png(contact_sheet(pictures, labels=labels, columns=COLUMNS), sheet)

@@ -30,14 +30,14 @@ class Rows:
         if format is Format.csv:
             console.tell(_csv(columns))
         elif format is Format.table and head is not None:
-            console.tell(one_line(head))
+            console.tell(console.one_line(head))
 
     def add(self, *, cells: Sequence[object], line: str, record: dict[str, object]) -> None:
         """Print a row: its cells in a CSV, the line in a table, the record in JSON."""
         if self._format is Format.csv:
             console.tell(_csv(cells))
         elif self._format is Format.table:
-            console.tell(one_line(line))
+            console.tell(console.one_line(line))
         else:
             lines = self._format is Format.jsonl
             start = "" if lines else ",\n" if self._count else "[\n"
@@ -48,13 +48,6 @@ class Rows:
         """Print what comes after the last row."""
         if self._format is Format.json:
             typer.echo("\n]" if self._count else "[]")
-
-
-def one_line(text: str) -> str:
-    """Text whose line breaks and control characters are spelt out; a path's odd bytes stay."""
-    return "".join(
-        c if c.isprintable() or "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in text
-    )
 
 
 def _csv(cells: Sequence[object]) -> str:

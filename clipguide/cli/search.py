@@ -12,7 +12,6 @@ from ..errors import UsageError
 from . import console
 from .index import Db
 from .options import Device
-from .rows import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -170,7 +169,7 @@ def _print(answer: Answer, as_json: bool, page: int) -> None:
             f"Nothing like that is among the {answer.total} pictures; these come nearest."
         )
     for hit in answer.hits:
-        console.tell(one_line(f"{hit.score:.4f}  {hit.path}"))
+        console.tell(console.one_line(f"{hit.score:.4f}  {hit.path}"))
     if not answer.hits:
         console.complain("No picture is left." if page == 1 else "There are no more pictures.")
 
@@ -215,4 +214,4 @@ def _print_texts(
         typer.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
-        console.tell(one_line(f"{row['score']:.4f}  {row['text']}"))
+        console.tell(console.one_line(f"{row['score']:.4f}  {row['text']}"))

@@ -5,7 +5,6 @@ Shapes: B pictures, F frames, D the width of the embedding.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import sqlite3
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ import torch
 from .. import images
 from ..clip import Clip
 from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
+from ..mini import sha256
 from ..prompts import shorten
 from .cache import Cache
 from .files import URLS
@@ -180,9 +181,8 @@ class Engine:
         except (OSError, ValueError) as error:
             return _failed(path, f"cannot be read: {_why(error)}")
         if not stat.S_ISREG(about.st_mode):
-            return _failed(
-                path, "is not a file" if not stat.S_ISDIR(about.st_mode) else "is a folder"
-            )
+            what = "is a folder" if stat.S_ISDIR(about.st_mode) else "is not a file"
+            return _failed(path, what)
         if not self.verify:
             known_D = self._ask("by_file", path, about, self._model)
             if known_D is not None:
@@ -194,12 +194,14 @@ class Engine:
         read = Read()
         source = _download(path) if about is None else path
         if self.cache is not None and about is not None:
-            read.digest = _digest(path)
+            read.digest = bytes.fromhex(sha256(Path(path)))
             read.known_D = self._ask("by_digest", read.digest, self._model)
         if read.known_D is None:
             side = self.clip.image_size if self.fast else None
             pictures = images.load_frames(source, count=self.frames, alpha=self.alpha, side=side)
             read.frames = [self.clip.prepare(picture) for picture in pictures]
+            if read.digest and not _same(about, os.stat(path)):  # written to while it was read
+                read.digest = b""
         return read
 
     def _run(self, waiting: deque[_Slot]) -> int:
@@ -232,7 +234,7 @@ class Engine:
         rows = [
             (slot.path, slot.about, read.digest, slot.done.unit_D.numpy())
             for slot, read in reads
-            if slot.about is not None
+            if read.digest
         ]
         if rows:
             self._ask("add", rows, self._model)
@@ -305,12 +307,9 @@ def _why(error: BaseException) -> str:
     return shorten(" ".join(words.split()), 200).rstrip(".")
 
 
-def _digest(path: str) -> bytes:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.digest()
+def _same(one: os.stat_result, other: os.stat_result) -> bool:
+    names = ("st_size", "st_mtime_ns", "st_ino", "st_dev")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _download(url: str) -> io.BytesIO:
