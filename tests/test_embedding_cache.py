@@ -77,6 +77,14 @@ def test_a_changed_file_is_read_anew(clip, cache, picture, runs):
     assert len(runs) == 2
 
 
+def test_another_file_in_its_place_is_seen_by_its_inode(clip, cache, picture, runs):
+    """Of the same size and time, moved over it."""
+    first = embed(clip, cache, picture)
+    write(picture.with_name("b.png"), seed=5).replace(picture)
+    assert not torch.equal(embed(clip, cache, picture), first)
+    assert len(runs) == 2
+
+
 def test_verify_sees_a_change_that_size_and_time_hide(clip, cache, picture, runs):
     first = embed(clip, cache, picture)
     content = landscape(40, 40, seed=5)

@@ -209,8 +209,9 @@ def test_out_of_memory_halves_the_batch(clip, folder, monkeypatch):
 
     monkeypatch.setattr(clip, "encode_prepared", small)
     with pytest.warns(ClipguideWarning, match="8 pictures at a time do not fit") as told:
-        rows = vectors(Engine(clip, batch=8).embed(paths))
-    assert len(told) == 1
+        frugal = Engine(clip, batch=8)
+        rows = vectors(frugal.embed(paths))
+    assert len(told) == 1 and frugal.batch == 2
     assert_close(rows, expected)
     monkeypatch.setattr(clip, "encode_prepared", partial(small, most=0))
     with (
