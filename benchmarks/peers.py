@@ -264,7 +264,8 @@ def clip_benchmark() -> None:
                     row |= {"clip_benchmark": peer, "clipguide": own, "equal": peer == own}
                     rows.append(row | {"mixed": theirs(folder, data, templates, amp=True)})
     packages = ("clip_benchmark", "open_clip_torch", "torch", "timm", "transformers", "numpy")
-    publish("clip-benchmark", {"versions": versions(*packages), "rows": rows})
+    facts = {"versions": versions(*packages), "rows": rows}
+    publish("clip-benchmark", facts, table_of_clip_benchmark)
 
 
 def table_of_clip_benchmark(found: dict) -> list[str]:
