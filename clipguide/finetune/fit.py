@@ -1,8 +1,6 @@
-"""The engine that trains a CLIP: a loop, its losses and an attack. `training/clip.py` runs it.
+"""The loop that trains a CLIP.
 
 The loop is a generator of steps, so progress, checkpoints and early stop are its consumers'.
-
-Legend: B batch, D embedding, K classes of a bank.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 Loss = Callable[[nn.Module, dict], tuple[Tensor, dict[str, float]]]
@@ -129,56 +126,3 @@ class Fit:
             now = time.process_time()
             self.minutes, clock, self.index = self.minutes + (now - clock) / 60, now, self.index + 1
             yield FitStep(self.index, self.minutes, loss.item(), parts)
-
-
-def bank_loss(image_BD: Tensor, bank_KD: Tensor, target_BK: Tensor, scale: Tensor) -> Tensor:
-    """Cross-entropy of images against a bank of class texts -> loss_B.
-
-    target_BK holds probabilities (rows sum to 1); image_BD and bank_KD are unit vectors.
-    """
-    return -(target_BK * F.log_softmax(scale * image_BD @ bank_KD.T, dim=-1)).sum(-1)
-
-
-def caption_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's symmetric contrastive loss (Radford et al. 2021, figure 3) -> loss_B.
-
-    Equal captions in one batch share the probability, instead of being each other's negatives.
-    """
-    same_BB = (text_BD @ text_BD.T > 0.9999).float()
-    target_BB = same_BB / same_BB.sum(-1, keepdim=True)
-    logits_BB = scale * image_BD @ text_BD.T
-    return -0.5 * (
-        (target_BB * logits_BB.log_softmax(-1)).sum(-1)
-        + (target_BB * logits_BB.T.log_softmax(-1)).sum(-1)
-    )
-
-
-def l2_attack(
-    loss: Callable[[Tensor], Tensor],
-    image_B3HW: Tensor,
-    *,
-    radius_B: Tensor,
-    steps: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """The image in an L2 ball that raises the loss: projected gradient ascent (Madry et al. 2018).
-
-    loss: image_B3HW -> loss_B. radius_B in units of pixels in [0, 1]. A random start inside the
-    ball, `steps` steps of 2.5 · radius / steps (full radius when steps is 1); result in [0, 1].
-    """
-    radius_B111 = radius_B.view(-1, 1, 1, 1)
-
-    def unit(x_B3HW: Tensor) -> Tensor:
-        return x_B3HW / x_B3HW.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-
-    start = torch.randn(image_B3HW.shape, generator=generator)
-    delta = unit(start) * radius_B111 * torch.rand(len(start), 1, 1, 1, generator=generator)
-    size = radius_B111 * (1.0 if steps == 1 else 2.5 / steps)
-    for _ in range(steps):
-        delta.requires_grad_(True)
-        (grad,) = torch.autograd.grad(loss((image_B3HW + delta).clamp(0, 1)).sum(), delta)
-        with torch.no_grad():
-            delta = delta + size * unit(grad)
-            norm = delta.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-            delta = delta * (radius_B111 / norm).clamp_max(1)
-    return (image_B3HW + delta).clamp(0, 1).detach()
