@@ -1,16 +1,20 @@
-"""CLIP, any of them, under one contract: `load_clip` makes a `Clip`."""
+"""CLIP, any of them, under one contract: `load_clip` makes a `Clip`, `load_parts` what
+is trained and exported."""
 
 from .base import Clip, fingerprint, to_device, to_dtype
 from .ensemble import Ensemble
-from .load import load_clip
+from .load import load_clip, load_parts
+from .parts import Parts
 from .resize import clamp_with_gradient, resize
 
 __all__ = [
     "Clip",
     "Ensemble",
+    "Parts",
     "clamp_with_gradient",
     "fingerprint",
     "load_clip",
+    "load_parts",
     "resize",
     "to_device",
     "to_dtype",

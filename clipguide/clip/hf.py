@@ -16,14 +16,15 @@ from torch import nn
 
 from ..errors import ClipguideError, UsageError, reason
 from .base import Clip
+from .parts import Parts
 
 MODELS = {"clip": "CLIPModel", "siglip": "SiglipModel"}  # by model_type
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the processor's are
 
 
-def from_folder(folder: Path, *, name: str, device: str, dtype: str, trust_pickle: bool) -> Clip:
-    """A Clip of a local folder that `save_pretrained` of a CLIPModel or SiglipModel wrote, with its
-    processor's files.
+def from_folder(folder: Path, *, name: str, trust_pickle: bool) -> Parts:
+    """The parts of a local folder that `save_pretrained` of a CLIPModel or SiglipModel wrote, with
+    its processor's files.
 
     Pictures go through the folder's own image processor; tensors are resized in float32 as it
     resizes. Weights are read from safetensors, from a pickle only with `trust_pickle`. UsageError
@@ -48,7 +49,7 @@ def from_folder(folder: Path, *, name: str, device: str, dtype: str, trust_pickl
         raise
     except Exception as error:  # transformers, safetensors and json each raise their own
         raise ClipguideError(f"The CLIP {folder} cannot be loaded: {reason(error)}.") from error
-    return wrap_hf_clip(model, processor, tokenizer, name=name, device=device, dtype=dtype)
+    return _parts(model, processor, tokenizer, name)
 
 
 def wrap_hf_clip(
@@ -65,6 +66,11 @@ def wrap_hf_clip(
 
     UsageError if the processor does more than to resize, crop to a square and normalise.
     """
+    parts = _parts(model, processor, tokenizer, name)
+    return parts.clip(device=device, dtype=dtype, keep=False)
+
+
+def _parts(model: nn.Module, processor: object, tokenizer: object, name: str) -> Parts:
     tower = _Towers(model, _preprocess(processor, name))
 
     def transform(picture: Image.Image) -> torch.Tensor:
@@ -79,9 +85,11 @@ def wrap_hf_clip(
             return_tensors="pt",
         ).input_ids
 
-    return Clip(
-        tower, transform=transform, tokenizer=tokenize, name=name, device=device, dtype=dtype
-    )
+    def describe(folder: Path) -> None:
+        processor.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return Parts(tower, transform, tokenize, name, describe)
 
 
 class _Towers(nn.Module):

@@ -1,4 +1,5 @@
-"""`load_clip`: a CLIP by its name, its folder or its file, or several as an ensemble."""
+"""`load_clip`: a CLIP by its name, its folder or its file, or several as an ensemble; `load_parts`:
+one of them, to be trained or exported."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from ..prompts import shorten
 from . import hf, openai
 from .base import Clip, to_device, to_dtype
 from .ensemble import Ensemble
+from .parts import CONFIG, Parts, describe_open_clip, open_clip_config
 
 MINI = {"mini": "guide", "mini-judge": "judge"}
-CONFIG = "open_clip_config.json"
 OPENAI_IDS = 49408  # of the tokenizer that open_clip takes by default
 KINDS = (".safetensors", ".bin", ".pth")
 FIRST = (  # the file of weights that open_clip takes of several, if it has one of these names
@@ -68,44 +69,74 @@ def load_clip(
     return Ensemble([_load(one, **settings) for one in names], weights=weights, name=name)
 
 
+def load_parts(
+    name: str | os.PathLike = "mini", *, device: str = "cpu", trust_pickle: bool = False
+) -> Parts:
+    """The parts of one CLIP, by any name that `load_clip` takes for one, in float32 and in
+    evaluation mode, so that batch norms keep their statistics.
+
+    UsageError as `load_clip`, and for an ensemble, which is no single model.
+    """
+    name = os.fspath(name)
+    if not _is_one(name):
+        raise UsageError(f"{shorten(name)!r} are several CLIPs: name one.")
+    source, device, _ = _placed(name, device, "float32")
+    to_device(device)
+    parts = _parts(source, name, trust_pickle=trust_pickle)
+    parts.model.float().eval()
+    return parts.to(device)
+
+
 def _load(name: str, *, device: str, dtype: str, trust_pickle: bool) -> Clip:
     """A CLIP by a name that is no ensemble's."""
     source, device, dtype = _placed(name, device, dtype)
-    settings = {"name": name, "device": device, "dtype": dtype}
+    parts = _parts(source, name, trust_pickle=trust_pickle)
+    try:
+        return parts.clip(device=device, dtype=dtype, keep=False)
+    except AttributeError as error:
+        raise _does_not_load(name, error) from error
+
+
+def _parts(source: str, name: str, *, trust_pickle: bool) -> Parts:
     path = Path(source)
     if source in MINI:
         mini.check(MINI[source])
-        return _open_clip(f"local-dir:{mini.path(MINI[source])}", **settings)
+        return _open_clip(f"local-dir:{mini.path(MINI[source])}", name=name)
     if os.path.isfile(source):
-        return openai.from_file(path, trust_pickle=trust_pickle, **settings)
+        return openai.from_file(path, trust_pickle=trust_pickle, name=name)
     if os.path.isdir(source):
         if not (path / CONFIG).exists() and (path / "config.json").exists():
-            return hf.from_folder(path, trust_pickle=trust_pickle, **settings)
+            return hf.from_folder(path, trust_pickle=trust_pickle, name=name)
         _check_folder(path, trust_pickle=trust_pickle)
-        return _open_clip(f"local-dir:{source}", **settings)
+        return _open_clip(f"local-dir:{source}", name=name)
     if source.startswith("hf-hub:"):
-        return _open_clip(source, **settings)
-    return _open_clip(*_known_tag(source), **settings)
+        return _open_clip(source, name=name)
+    return _open_clip(*_known_tag(source), name=name)
 
 
-def _open_clip(source: str, tag: str | None = None, *, name: str, device: str, dtype: str) -> Clip:
+def _open_clip(source: str, tag: str | None = None, *, name: str) -> Parts:
     import open_clip
 
     try:
         model, transform = open_clip.create_model_from_pretrained(source, tag)
         tokenizer = open_clip.get_tokenizer(source)
-        return Clip(
-            model, transform=transform, tokenizer=tokenizer, name=name, device=device, dtype=dtype
-        )
+        local = source.startswith("local-dir:")
+        files = Path(source.removeprefix("local-dir:")) if local else None
+        describe = describe_open_clip(open_clip_config(source, model), tokenizer, files)
+        return Parts(model, transform, tokenizer, name, describe)
     except ClipguideError:
         raise
     except Exception as error:  # open_clip, safetensors and json each raise their own
-        if "loading state_dict" in str(error) or isinstance(error, AttributeError):
-            raise ClipguideError(
-                f"The weights of {name} are not those of the model that its configuration "
-                f"describes: {reason(error)}."
-            ) from error
-        raise ClipguideError(f"The CLIP {name} cannot be loaded: {reason(error)}.") from error
+        raise _does_not_load(name, error) from error
+
+
+def _does_not_load(name: str, error: Exception) -> ClipguideError:
+    if "loading state_dict" in str(error) or isinstance(error, AttributeError):
+        return ClipguideError(
+            f"The weights of {name} are not those of the model that its configuration "
+            f"describes: {reason(error)}."
+        )
+    return ClipguideError(f"The CLIP {name} cannot be loaded: {reason(error)}.")
 
 
 def _is_one(name: str) -> bool:

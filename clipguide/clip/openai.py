@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import ClipguideError, ClipguideWarning, UsageError, reason
-from .base import Clip
+from .parts import Parts, describe_open_clip
 
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # of an archive
 PUBLISHED = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
@@ -26,9 +26,9 @@ NEEDED = (
 )
 
 
-def from_file(path: Path, *, name: str, device: str, dtype: str, trust_pickle: bool) -> Clip:
-    """A Clip of the weights in a file; they tell its sizes, and the rest is as OpenAI trained:
-    QuickGELU, open_clip's tokenizer and preprocessing by default.
+def from_file(path: Path, *, name: str, trust_pickle: bool) -> Parts:
+    """The parts of a CLIP of the weights in a file; they tell its sizes, and the rest is as OpenAI
+    trained: QuickGELU, open_clip's tokenizer and preprocessing by default.
 
     A file of another name than OpenAI's is warned of, for weights do not tell which activation
     they were trained with. A state dict is read with `weights_only`. A JIT archive holds code:
@@ -42,7 +42,7 @@ def from_file(path: Path, *, name: str, device: str, dtype: str, trust_pickle: b
             f"{path} is taken for a CLIP of OpenAI's, with QuickGELU: for weights of others, name "
             "a folder with an open_clip_config.json.",
             ClipguideWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -55,14 +55,43 @@ def from_file(path: Path, *, name: str, device: str, dtype: str, trust_pickle: b
             f"The CLIP {path} was trained with another tokenizer than OpenAI's: it knows "
             f"{model.vocab_size} tokens, not {tokenizer.vocab_size}."
         )
-    return Clip(
-        model,
-        transform=image_transform_v2(preprocess, is_train=False),
-        tokenizer=tokenizer,
-        name=name,
-        device=device,
-        dtype=dtype,
-    )
+    transform = image_transform_v2(preprocess, is_train=False)
+    describe = describe_open_clip(_config(model, asdict(preprocess)), tokenizer, None)
+    return Parts(model, transform, tokenizer, name, describe)
+
+
+def _config(model: nn.Module, preprocess: dict) -> dict:
+    """The open_clip_config.json of a model of OpenAI's, whose weights tell its sizes."""
+    tower, heads = model.visual, 64  # the width of a head, in all that OpenAI published
+    side = tower.image_size if isinstance(tower.image_size, int) else tower.image_size[0]
+    vision = {"image_size": side, "head_width": heads}
+    if hasattr(tower, "layer1"):  # a ResNet
+        layers = [len(getattr(tower, f"layer{i}")) for i in (1, 2, 3, 4)]
+        vision |= {"layers": layers, "width": tower.layer1[0].conv1.out_channels}
+    else:
+        vision |= {
+            "layers": len(tower.transformer.resblocks),
+            "width": tower.conv1.out_channels,
+            "patch_size": tower.conv1.kernel_size[0],
+        }
+    width = model.ln_final.weight.shape[0]
+    text = {
+        "context_length": model.context_length,
+        "vocab_size": model.vocab_size,
+        "width": width,
+        "heads": width // heads,
+        "layers": len(model.transformer.resblocks),
+    }
+    kept = ("mean", "std", "interpolation", "resize_mode")
+    return {
+        "model_cfg": {
+            "embed_dim": model.text_projection.shape[1],
+            "quick_gelu": True,
+            "vision_cfg": vision,
+            "text_cfg": text,
+        },
+        "preprocess_cfg": {key: preprocess[key] for key in kept},
+    }
 
 
 def _read(path: Path, *, trust_pickle: bool) -> dict[str, torch.Tensor]:

@@ -1,0 +1,127 @@
+"""A CLIP before it is frozen: what training and export need of it.
+
+Shapes: B images or texts, L tokens, 3 channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..errors import UsageError
+from .base import Clip, to_device
+
+CONFIG = "open_clip_config.json"
+TOKENIZER = (".json", ".txt", ".model")  # endings of the files of tokenizers
+WEIGHTS = "open_clip_model.safetensors"
+
+
+@dataclass
+class Parts:
+    """The model, transform and tokenizer of a CLIP, as `load_parts` read them, in float32.
+
+    `model` is open_clip's, or a transformers model under its names: `encode_image` of normalised
+    pictures, `encode_text` of tokens, `logit_scale`, perhaps `logit_bias`, `visual`. `describe`
+    writes what a folder holds beside the weights.
+    """
+
+    model: nn.Module
+    transform: Callable[[Image.Image], torch.Tensor]
+    tokenizer: Callable[..., torch.Tensor]
+    name: str
+    describe: Callable[[Path], None] | None = None
+
+    @property
+    def preprocess(self) -> dict:
+        """size, mean, std, interpolation and resize_mode."""
+        return self.model.visual.preprocess_cfg
+
+    @property
+    def image_size(self) -> int:
+        """The side in pixels that the image tower sees."""
+        size = self.preprocess["size"]
+        return int(size if isinstance(size, int) else size[0])
+
+    @property
+    def is_hf(self) -> bool:
+        """Whether the model is a transformers one, under open_clip's names."""
+        return not hasattr(self.model, "lock_image_tower")
+
+    def normalise(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        """Images in [0, 1], of the size that the tower sees, as it takes them."""
+        mean_3, std_3 = (torch.tensor(self.preprocess[k]).to(image_B3HW) for k in ("mean", "std"))
+        return (image_B3HW - mean_3[:, None, None]) / std_3[:, None, None]
+
+    def clip(self, *, device: str = "cpu", dtype: str = "float32", keep: bool = True) -> Clip:
+        """The CLIP, frozen; a copy of the model, so that training can go on, unless `keep` is
+        False."""
+        return Clip(
+            copy.deepcopy(self.model) if keep else self.model,
+            transform=self.transform,
+            tokenizer=self.tokenizer,
+            name=self.name,
+            device=device,
+            dtype=dtype,
+        )
+
+    def to(self, device: str) -> Parts:
+        """The same parts, the model moved to a device."""
+        self.model.to(to_device(device))
+        return self
+
+    def save(self, folder: Path) -> None:
+        """A folder that `load_clip` takes, and open_clip or transformers, whose model it is.
+
+        UsageError if nothing says how such a folder describes the model.
+        """
+        if self.describe is None:
+            raise UsageError(f"The CLIP {self.name} was not loaded by name: it cannot be saved.")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.describe(folder)
+        if self.is_hf:
+            self.model.model.save_pretrained(folder, max_shard_size="1000GB")
+            return
+        from safetensors.torch import save_file
+
+        state = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def describe_open_clip(config: dict, tokenizer: object, files: Path | None) -> Callable:
+    """What writes the configuration of an open_clip folder, and the files of its tokenizer: those
+    of the folder `files`, or those that a tokenizer of transformers writes."""
+
+    def write(folder: Path) -> None:
+        own = getattr(tokenizer, "tokenizer", None)
+        if hasattr(own, "save_pretrained"):
+            config["model_cfg"]["text_cfg"].setdefault("hf_tokenizer_name", "tokenizer")
+            if files is None:
+                own.save_pretrained(folder)
+        for file in sorted(files.iterdir()) if files else ():
+            if file.is_file() and file.suffix in TOKENIZER and file.name != CONFIG:
+                shutil.copy(file, folder)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+    return write
+
+
+def open_clip_config(source: str, model: nn.Module) -> dict:
+    """The open_clip_config.json of a model that open_clip made of a source."""
+    if source.startswith("local-dir:"):
+        return json.loads((Path(source.removeprefix("local-dir:")) / CONFIG).read_text())
+    from open_clip import factory
+
+    if source.startswith("hf-hub:"):
+        return factory._get_hf_config(source.removeprefix("hf-hub:"))
+    config = copy.deepcopy(factory.get_model_config(source))
+    given = dict(model.visual.preprocess_cfg)
+    kept = {k: given[k] for k in ("mean", "std", "interpolation", "resize_mode") if k in given}
+    return {"model_cfg": config, "preprocess_cfg": kept}
