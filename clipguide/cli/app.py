@@ -13,6 +13,8 @@ from .cache import cache
 from .classify import classify
 from .duplicates import duplicates
 from .embed import embed
+from .export import export
+from .finetune import finetune
 from .generate import generate
 from .index import index
 from .models import models
@@ -70,6 +72,8 @@ app.command()(index)
 app.command()(search)
 app.command()(duplicates)
 app.command()(ui)
+app.command()(export)
+app.command()(finetune)
 app.add_typer(cache, name="cache")
 app.command()(models)
 

@@ -35,7 +35,8 @@ CHUNK = 64  # texts or pictures encoded at a time
 
 
 class Clip:
-    """A frozen CLIP in evaluation mode: `load_clip` makes one.
+    """A frozen CLIP in evaluation mode: `load_clip` makes one. (A `live` one, of `Parts.live`, is
+    not frozen.)
 
     `image_size` is the side in pixels that the model sees, `context_length` the most tokens of a
     text, `embed_dim` the width D, `logit_scale` and `logit_bias` what turns cosines into logits.
@@ -50,6 +51,7 @@ class Clip:
         name: str,
         device: str = "cpu",
         dtype: str = "float32",
+        live: bool = False,
     ) -> None:
         self.name = name
         self.device = to_device(device)
@@ -66,7 +68,9 @@ class Clip:
         self.logit_scale = float(model.logit_scale.detach().exp())
         bias = getattr(model, "logit_bias", None)
         self.logit_bias = 0.0 if bias is None else float(bias.detach())
-        model = model.eval().requires_grad_(False).to(self.device, self.dtype)
+        if not live:
+            model = model.eval().requires_grad_(False)
+        model = model.to(self.device, self.dtype)
         self._model = model.to(memory_format=torch.channels_last)  # a third faster on a CPU
         self._tokenizer = partial(tokenizer, context_length=self.context_length)
         if torch.equal(*self._tokenizer(["", "a"])):  # transformers makes one of no words, silently
@@ -81,7 +85,7 @@ class Clip:
             for key in ("mean", "std")
         )
         self.embed_dim = self.encode_text(["a"]).shape[1]
-        if self.dtype == self._wide and any(folding.pairs(self._model.visual)):
+        if not live and self.dtype == self._wide and any(folding.pairs(self._model.visual)):
             self._fold()
 
     @cached_property

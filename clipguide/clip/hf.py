@@ -95,6 +95,8 @@ def _parts(model: nn.Module, processor: object, tokenizer: object, name: str) ->
 class _Towers(nn.Module):
     """A transformers CLIPModel or SiglipModel with the names of an open_clip model."""
 
+    of_transformers = True
+
     def __init__(self, model: nn.Module, preprocess: dict) -> None:
         super().__init__()
         self.model, self.visual = model, nn.Module()

@@ -53,7 +53,7 @@ class Parts:
     @property
     def is_hf(self) -> bool:
         """Whether the model is a transformers one, under open_clip's names."""
-        return not hasattr(self.model, "lock_image_tower")
+        return getattr(self.model, "of_transformers", False)
 
     def normalise(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Images in [0, 1], of the size that the tower sees, as it takes them."""
@@ -70,6 +70,18 @@ class Parts:
             name=self.name,
             device=device,
             dtype=dtype,
+        )
+
+    def live(self) -> Clip:
+        """The CLIP over this very model, as it is now: not frozen, so that its vectors follow the
+        weights; its logit_scale and fingerprint do not."""
+        return Clip(
+            self.model,
+            transform=self.transform,
+            tokenizer=self.tokenizer,
+            name=self.name,
+            device=str(next(self.model.parameters()).device),
+            live=True,
         )
 
     def to(self, device: str) -> Parts:

@@ -1,5 +1,10 @@
 """Pictures moved so that a loss rises: what a CLIP is trained against to become a guide.
 
+Projected gradient ascent (Madry et al. 2018, eq. 2.1 and §2) in the balls of two norms. A random
+start inside the ball, `steps` steps of 2.5 · radius / steps (the full radius when steps is 1), each
+followed by a projection; the result is in [0, 1]. `loss` maps image_B3HW to loss_B, and the
+radii are in units of pixels in [0, 1]; the generator is the CPU's.
+
 Legend: B batch, 3 channels, H rows, W columns.
 """
 
@@ -10,33 +15,80 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+PerImage = Callable[[Tensor], Tensor]
+
 
 def l2_attack(
-    loss: Callable[[Tensor], Tensor],
+    loss: PerImage,
     image_B3HW: Tensor,
     *,
     radius_B: Tensor,
     steps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """The image in an L2 ball that raises the loss: projected gradient ascent (Madry et al. 2018).
+    """The image in an L2 ball that raises the loss: along the gradient, at unit length."""
+    radius_B111 = radius_B.to(image_B3HW).view(-1, 1, 1, 1)
 
-    loss: image_B3HW -> loss_B. radius_B in units of pixels in [0, 1]. A random start inside the
-    ball, `steps` steps of 2.5 · radius / steps (full radius when steps is 1); result in [0, 1].
-    """
-    radius_B111 = radius_B.view(-1, 1, 1, 1)
+    def length(x_B3HW: Tensor) -> Tensor:
+        return x_B3HW.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
 
-    def unit(x_B3HW: Tensor) -> Tensor:
-        return x_B3HW / x_B3HW.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    start = torch.randn(image_B3HW.shape, generator=generator).to(image_B3HW)
+    share = torch.rand(len(start), 1, 1, 1, generator=generator).to(image_B3HW)
+    return _ascend(
+        loss,
+        image_B3HW,
+        start / length(start) * radius_B111 * share,
+        radius_B111 * _stride(steps),
+        steps,
+        lambda gradient: gradient / length(gradient),
+        lambda delta: delta * (radius_B111 / length(delta)).clamp_max(1),
+    )
 
-    start = torch.randn(image_B3HW.shape, generator=generator)
-    delta = unit(start) * radius_B111 * torch.rand(len(start), 1, 1, 1, generator=generator)
-    size = radius_B111 * (1.0 if steps == 1 else 2.5 / steps)
+
+def linf_attack(
+    loss: PerImage,
+    image_B3HW: Tensor,
+    *,
+    radius_B: Tensor,
+    steps: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """The image in an L∞ ball that raises the loss: along the gradient's signs."""
+    radius_B111 = radius_B.to(image_B3HW).view(-1, 1, 1, 1)
+    start = torch.rand(image_B3HW.shape, generator=generator).to(image_B3HW)
+    return _ascend(
+        loss,
+        image_B3HW,
+        (2 * start - 1) * radius_B111,
+        radius_B111 * _stride(steps),
+        steps,
+        torch.sign,
+        lambda delta: delta.clamp(-radius_B111, radius_B111),
+    )
+
+
+ATTACKS = {"l2": l2_attack, "linf": linf_attack}
+
+
+def _stride(steps: int) -> float:
+    """The length of a step, as a fraction of the radius."""
+    return 1.0 if steps == 1 else 2.5 / steps
+
+
+def _ascend(
+    loss: PerImage,
+    image_B3HW: Tensor,
+    delta_B3HW: Tensor,
+    stride_B111: Tensor,
+    steps: int,
+    direction: PerImage,
+    project: PerImage,
+) -> Tensor:
     for _ in range(steps):
-        delta.requires_grad_(True)
-        (grad,) = torch.autograd.grad(loss((image_B3HW + delta).clamp(0, 1)).sum(), delta)
+        delta_B3HW.requires_grad_(True)
+        with torch.enable_grad():
+            total = loss((image_B3HW + delta_B3HW).clamp(0, 1)).sum()
+        (gradient,) = torch.autograd.grad(total, delta_B3HW)
         with torch.no_grad():
-            delta = delta + size * unit(grad)
-            norm = delta.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-            delta = delta * (radius_B111 / norm).clamp_max(1)
-    return (image_B3HW + delta).clamp(0, 1).detach()
+            delta_B3HW = project(delta_B3HW + stride_B111 * direction(gradient))
+    return (image_B3HW + delta_B3HW).clamp(0, 1).detach()

@@ -14,21 +14,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..errors import ClipguideError, UsageError
+
 Loss = Callable[[nn.Module, dict], tuple[Tensor, dict[str, float]]]
+
+
+class NotFinite(ClipguideError):
+    """The loss or its gradient is not a number; the parameters are those of the step before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How to train. The rate falls as a cosine over `minutes` of processor time, after `warmup`
-    steps; `ema` is the decay a step of the averaged weights; gradients are clipped at `clip_norm`.
+    """How long and how to train: `steps`, or `minutes` of processor time (whichever is given).
+
+    The rate rises over `warmup` steps and falls as half a cosine to 0: over the steps, as
+    open_clip's does, or over the minutes. AdamW with `betas` and `eps`, without decay for
+    parameters of one dimension or none; `ema` is the decay a step of the averaged weights (0:
+    none); gradients are clipped at `clip_norm` (None: not).
     """
 
-    minutes: float
+    minutes: float | None = None
+    steps: int | None = None
     lr: float = 3e-4
     warmup: int = 100
     weight_decay: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
     ema: float = 0.998
-    clip_norm: float = 1.0
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise UsageError("Give the steps to train for, or the minutes.")
 
 
 @dataclass(frozen=True)
@@ -42,14 +59,17 @@ class FitStep:
 
 
 class Ema:
-    """Exponential moving average of a model's parameters and buffers; early steps count more."""
+    """Exponential moving average of a model's parameters and buffers; early steps count more. With
+    a decay of 0 it is the model itself."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).eval().requires_grad_(False) if decay else model
         self.decay, self.steps = decay, 0
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        if model is self.model:
+            return
         self.steps += 1
         decay = min(self.decay, self.steps / (self.steps + 10))
         for mine, theirs in zip(self.model.state_dict().values(), model.state_dict().values()):
@@ -63,7 +83,9 @@ class Fit:
     """Trains `model` on `loss(model, batch) -> (loss, parts)`; `state_dict` resumes it.
 
     Only parameters that require gradients are trained; `scale` maps a parameter's name to a
-    factor of the rate (0.1 for a backbone that already sees, say).
+    factor of the rate (0.1 for a backbone that already sees, say). A loss that went back into the
+    parameters by itself (`cached_backward`) comes without a graph. `share` is called on the
+    parameters before each step: where several processes add up their gradients.
     """
 
     def __init__(
@@ -72,17 +94,18 @@ class Fit:
         loss: Loss,
         config: FitConfig,
         scale: Callable[[str], float] = lambda name: 1.0,
+        share: Callable[[list[nn.Parameter]], None] | None = None,
     ) -> None:
-        self.model, self.loss, self.config = model, loss, config
+        self.model, self.loss, self.config, self.share = model, loss, config, share
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self.scales = [scale(n) for n, _ in named]
         groups = [
             {"params": [p], "weight_decay": config.weight_decay if p.ndim > 1 else 0.0}
             for _, p in named
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
         self.average = Ema(model, config.ema)
-        self.index, self.minutes = 0, 0.0
+        self.index, self.minutes, self.slower = 0, 0.0, 1.0
 
     def state_dict(self) -> dict:
         return {
@@ -92,6 +115,7 @@ class Fit:
             "optimizer": self.optimizer.state_dict(),
             "index": self.index,
             "minutes": self.minutes,
+            "slower": self.slower,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -100,29 +124,52 @@ class Fit:
         self.average.steps = state["average_steps"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.index, self.minutes = state["index"], state["minutes"]
+        self.slower = state.get("slower", 1.0)
 
     def rate(self) -> float:
-        """The learning rate now: linear warm-up, then half a cosine over `minutes`."""
-        done = min(self.minutes / self.config.minutes, 1.0)
-        warm = min((self.index + 1) / self.config.warmup, 1.0)
-        return self.config.lr * warm * 0.5 * (1 + math.cos(math.pi * done))
+        """The learning rate now, times `slower`, by which whoever drives the loop may lower it."""
+        config, warm = self.config, min((self.index + 1) / max(self.config.warmup, 1), 1.0)
+        if config.steps is None:
+            done = min(self.minutes / config.minutes, 1.0)
+        else:
+            done = max(self.index - config.warmup, 0) / max(config.steps - config.warmup, 1)
+        return self.slower * config.lr * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are made, or all minutes used up."""
+        if self.config.steps is None:
+            return self.minutes >= self.config.minutes
+        return self.index >= self.config.steps
 
     def run(self, batches: Iterable[dict]) -> Iterator[FitStep]:
-        """Trains until the minutes are used up or the batches end."""
+        """Trains until it is done or the batches end. NotFinite before a step that would spoil the
+        parameters."""
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         clock = time.process_time()
         for batch in batches:
-            if self.minutes >= self.config.minutes:
+            if self.done:
                 return
             rate = self.rate()
             for group, scale in zip(self.optimizer.param_groups, self.scales):
                 group["lr"] = rate * scale
-            loss, parts = self.loss(self.model, batch)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
+            loss, parts = self.loss(self.model, batch)
+            if loss.requires_grad:
+                loss.backward()
+            if self.share:
+                self.share(trained)
+            norm = self._clip(trained)
+            if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                raise NotFinite(f"The loss is not a number any more, at step {self.index + 1}.")
             self.optimizer.step()
             self.average.update(self.model)
             now = time.process_time()
             self.minutes, clock, self.index = self.minutes + (now - clock) / 60, now, self.index + 1
             yield FitStep(self.index, self.minutes, loss.item(), parts)
+
+    def _clip(self, trained: list[nn.Parameter]) -> Tensor:
+        """Clips the gradients -> their norm before."""
+        if self.config.clip_norm is not None:
+            return nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
+        return nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])

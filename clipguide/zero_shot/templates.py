@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,9 +38,15 @@ def templates(source: str | os.PathLike | Sequence[str]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def default_templates(name: str) -> str:
-    """The name of the templates that suit the CLIP `name`: "plain" for mini and ensembles of it,
-    as measured by `python -m benchmarks.none_of_these names`, "default" for any other."""
+def default_templates(name: str) -> str | tuple[str, ...]:
+    """The templates that suit the CLIP `name`: those that a folder of clipguide's was fine-tuned
+    with, "plain" for mini and ensembles of it, as measured by `python -m benchmarks.none_of_these
+    names`, "default" for any other."""
+    try:
+        facts = json.loads((Path(name) / "finetune.json").read_text())
+        return templates([str(line) for line in facts["templates"]])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
     parts = [part.split("*")[-1].split("@")[0].strip() for part in name.split("+")]
     return "plain" if all(part in MINI for part in parts) else "default"
 

@@ -1,0 +1,280 @@
+"""clipguide finetune: a CLIP on pictures of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from . import console
+from .generate import best_device
+
+if TYPE_CHECKING:
+    from ..finetune.config import Progress
+    from ..finetune.job import Job
+    from ..finetune.outcome import Outcome
+
+DATA = "What is read"
+TRAINING = "How it is trained"
+KEEPING = "What it keeps"
+HELD_OUT = "held-out"
+NONE = "none"
+
+
+def _option(*names: str, text: str, panel: str, metavar: str | None = None) -> typer.Option:
+    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel)
+
+
+def finetune(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="A folder whose subfolders name classes; a .csv, .tsv, .jsonl or .parquet of "
+            "pictures and captions or labels; a webdataset .tar, or a pattern of them; an index.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder of the new CLIP.")
+    ],
+    clip: Annotated[
+        str, typer.Option(metavar="NAME", help="The CLIP to begin from, as for score.")
+    ] = "mini",
+    method: Annotated[
+        str,
+        _option(
+            text="full: both towers. lora: low-rank changes of both. lit: the text tower alone. "
+            "head: the last layer of the image tower, on vectors that are computed once.",
+            panel=TRAINING,
+            metavar="full|lora|lit|head",
+        ),
+    ] = "full",
+    loss: Annotated[
+        str, _option(text="softmax: CLIP's. sigmoid: SigLIP's.", panel=TRAINING)
+    ] = "softmax",
+    epochs: Annotated[
+        float, _option(text="Times that the pictures are gone through.", panel=TRAINING)
+    ] = 10.0,
+    steps: Annotated[
+        int | None, _option(text="Steps, in the place of epochs.", panel=TRAINING)
+    ] = None,
+    batch: Annotated[int, _option(text="Pictures a step.", panel=TRAINING)] = 64,
+    chunk: Annotated[
+        int,
+        _option(text="Pictures encoded at a time: less memory, the same gradient.", panel=TRAINING),
+    ] = 64,
+    lr: Annotated[
+        float | None, _option(text="The learning rate. [default: by the method]", panel=TRAINING)
+    ] = None,
+    rank: Annotated[int, _option(text="Of lora.", panel=TRAINING)] = 8,
+    patience: Annotated[
+        int, _option(text="Epochs without a gain until it stops.", panel=TRAINING)
+    ] = 3,
+    templates: Annotated[
+        str | None,
+        _option(text="Of classes' captions, as for classify.", panel=TRAINING, metavar="NAME|FILE"),
+    ] = None,
+    augment: Annotated[
+        bool, _option("--augment/--plain", text="Crop (and mirror, for classes).", panel=TRAINING)
+    ] = True,
+    bf16: Annotated[bool, _option("--bf16", text="Autocast to bfloat16.", panel=TRAINING)] = False,
+    seed: Annotated[
+        int, _option(text="Of the split, the order and the crops.", panel=TRAINING)
+    ] = 0,
+    image_column: Annotated[str | None, _option(text="Of a table.", panel=DATA)] = None,
+    caption_column: Annotated[str | None, _option(text="Of a table.", panel=DATA)] = None,
+    label_column: Annotated[str | None, _option(text="Of a table.", panel=DATA)] = None,
+    names: Annotated[
+        Path | None,
+        _option(text="A file with the name of class 0, 1, … a line.", panel=DATA, metavar="FILE"),
+    ] = None,
+    share: Annotated[
+        float,
+        _option(
+            text="Of the pictures, to set aside: half to choose by, half to test on.", panel=DATA
+        ),
+    ] = 0.2,
+    test: Annotated[
+        str | None, _option(text="Other pictures to test on.", panel=DATA, metavar="DATA")
+    ] = None,
+    look: Annotated[
+        bool, _option("--look", text="Only report on the data, and train nothing.", panel=DATA)
+    ] = False,
+    retain: Annotated[
+        str,
+        _option(
+            text="What it should still know: held-out (drawings among 1,740 names, which mini was "
+            "not trained on), other pictures, or none.",
+            panel=KEEPING,
+            metavar="held-out|DATA|none",
+        ),
+    ] = HELD_OUT,
+    allow: Annotated[
+        float, _option(text="Points of retention that may be lost.", panel=KEEPING)
+    ] = 1.0,
+    wise: Annotated[
+        bool,
+        _option(
+            "--wise/--no-wise",
+            text="Keep as much of the old weights as --allow asks for (WiSE-FT).",
+            panel=KEEPING,
+        ),
+    ] = True,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="cpu, cuda, mps. [default: the best]")
+    ] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite FOLDER, or begin anew what was stopped.")
+    ] = False,
+) -> None:
+    """Fine-tune a CLIP on your own pictures, and say what it gained and lost.
+
+    The result is a folder that every --clip takes, and open_clip too, with its card, the curve of
+    target against retention, confusions, and the pictures that changed sides. A run that is stopped
+    goes on with --resume.
+    """
+    with console.plain_speech():
+        from ..finetune.config import FinetuneConfig
+        from ..finetune.job import HELD_OUT as DRAWINGS
+        from ..finetune.job import check_out, prepare
+
+        if not 0 <= allow <= 100:
+            raise UsageError(f"--allow is in points, from 0 to 100, not {allow:g}.")
+        config = FinetuneConfig(
+            method=method,
+            loss=loss,
+            epochs=epochs,
+            steps=steps,
+            batch=batch,
+            chunk=chunk,
+            lr=lr,
+            rank=rank,
+            patience=patience,
+            templates=templates,
+            augment=augment,
+            bf16=bf16,
+            seed=seed,
+        )
+        check_out(out, overwrite=force or look)
+        unfinished = out.with_name(f"{out.name}.unfinished")
+        _check_unfinished(unfinished, resume=resume, force=force)
+        columns = dict(
+            image_column=image_column,
+            caption_column=caption_column,
+            label_column=label_column,
+            names=names,
+        )
+        with _Meter() as meter:
+            job = prepare(
+                data,
+                clip=clip,
+                config=config,
+                test=test,
+                retain={HELD_OUT: DRAWINGS, NONE: None}.get(retain, retain),
+                share=share,
+                folder=None if look else unfinished,
+                device=device or best_device(),
+                trust_pickle=trust_pickle,
+                columns=columns,
+                progress=meter.reading,
+            )
+            meter.say(str(job.report))
+            if look:
+                return
+            for step in job.run():
+                meter.training(step)
+            outcome = job.settle(allowed=allow / 100, wise=wise)
+        job.save(outcome, out, overwrite=force)
+        _tell(job, outcome, out)
+
+
+def _check_unfinished(folder: Path, *, resume: bool, force: bool) -> None:
+    """UsageError if a run was stopped there and nothing says what to do, or none to go on with."""
+    import shutil
+
+    there = (folder / "checkpoint.pt").exists()
+    if there and force and not resume:
+        shutil.rmtree(folder)
+    elif there and not resume:
+        raise UsageError(
+            f"A run that was stopped is in {folder}: --resume goes on with it, --force begins anew."
+        )
+    elif resume and not there:
+        raise UsageError(f"There is nothing to go on with in {folder}: leave out --resume.")
+
+
+def _tell(job: Job, outcome: Outcome, out: Path) -> None:
+    """The table before and after, and where everything is."""
+    from ..finetune.report import table
+
+    rows = [("", "before", "after"), *table(outcome)]
+    wide = [max(len(row[k]) for row in rows) for k in range(3)]
+    for what, was, now in rows:
+        typer.echo(f"{what:<{wide[0]}}  {was:>{wide[1]}}  {now:>{wide[2]}}")
+    if outcome.retention:
+        way = f"{outcome.chosen.alpha:.0%} of the way to the new weights is kept"
+        console.tell(f"{way}; retention: {job.kept}.")
+    console.tell(out)
+
+
+class _Meter:
+    """A bar on stderr, where that is a terminal; what is said stays above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task("reading", total=None, said="")
+
+    def __enter__(self) -> _Meter:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Lines on stderr, above the bar."""
+        for line in text.splitlines():
+            self._console.print(console.one_line(line), markup=False)
+
+    def reading(self, done: int, total: int) -> None:
+        """Pictures that were looked at."""
+        self._bar.update(self._task, completed=done, total=total)
+
+    def training(self, step: Progress) -> None:
+        """A step; after an epoch, its figure as a line."""
+        said = f"loss {step.loss:.3f}"
+        self._bar.update(
+            self._task, description="training", completed=step.step, total=step.steps, said=said
+        )
+        if step.measured is not None:
+            aside = f"{100 * step.measured:.1f} % of those set aside"
+            self.say(f"epoch {step.epoch:.3g}, step {step.step}: {said}, {aside}")

@@ -1,0 +1,81 @@
+"""The state of a run in one file, whole at every moment, and read by that run alone."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from ..errors import ClipguideError, ClipguideWarning, UsageError
+from ..recipe import FULL
+
+FILE = "checkpoint.pt"
+
+
+class Checkpoints:
+    """`folder`/checkpoint.pt of the run that `about` describes: settings, data and model."""
+
+    def __init__(self, folder: Path, about: dict[str, str]) -> None:
+        self.path, self.about = folder / FILE, about
+        self._warned = False
+
+    def save(self, state: dict) -> bool:
+        """Replaces what was there once the new one is whole. On a full disk the old one stays, with
+        a warning, and False."""
+        fresh = self.path.with_suffix(".part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with fresh.open("wb") as stream:
+                torch.save({"about": self.about, "state": state}, stream)
+            fresh.replace(self.path)
+            return True
+        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+            fresh.unlink(missing_ok=True)
+            if not _full(error):
+                raise ClipguideError(f"{self.path} cannot be written: {error}.") from None
+        if not self._warned:
+            warnings.warn(
+                f"The disk is full: {self.path} stays as it was, and the run goes on. Free some "
+                "space before it ends.",
+                ClipguideWarning,
+                stacklevel=2,
+            )
+        self._warned = True
+        return False
+
+    def load(self) -> dict | None:
+        """The state, or None if there is none.
+
+        UsageError if it is of another model, other data or other settings, which it names;
+        ClipguideError if it cannot be read.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            kept = torch.load(self.path, map_location="cpu", weights_only=True)
+            then, state = dict(kept["about"]), kept["state"]
+        except Exception as error:  # torch, pickle and zipfile each raise their own
+            raise ClipguideError(
+                f"{self.path} cannot be read: delete {self.path.parent} to begin anew."
+            ) from error
+        other = [name for name, value in self.about.items() if then.get(name) != value]
+        if other:
+            changes = ", ".join(f"{n} was {then.get(n)}, not {self.about[n]}" for n in other)
+            raise UsageError(
+                f"What was begun in {self.path.parent} is another run ({changes}): repeat the "
+                "command that began it, or delete it to begin anew."
+            )
+        return state
+
+    def remove(self) -> None:
+        """The file is gone, and its folder if there is nothing else in it."""
+        self.path.unlink(missing_ok=True)
+        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()
+
+
+def _full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return "file write failed" in str(error) or "unexpected pos" in str(error)

@@ -1,0 +1,299 @@
+"""Pictures and what is said of them, read, looked over and split before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..errors import ClipguideError, UsageError
+from ..prompts import shorten
+from . import alike, sources
+from .looks import content_of, cut, decode, look_at
+from .tables import Listing, Row
+
+LEAST = 4  # pictures: two classes, or captions, of one to train on and one to test on
+SHOWN = 3  # of a kind that the report names
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One picture with what is said of it.
+
+    `path` is a file, or "shard.tar!/name.jpg"; `caption` the class's name where there are classes,
+    whose number is `label`; `digest` the sha256 of the bytes. Pictures that are the same, or
+    nearly, share a `group`.
+    """
+
+    path: str
+    caption: str
+    label: int | None
+    digest: str
+    group: int
+    row: Row = field(repr=False)
+
+    def picture(self, *, side: int | None = None) -> Image.Image:
+        """The picture in RGB; with `side` a JPEG may come smaller (`images.load`).
+
+        UsageError if it cannot be read, ClipguideError if it is another than when it was looked at.
+        """
+        content = content_of(self.row)
+        if hashlib.sha256(content).hexdigest() != self.digest:
+            raise ClipguideError(f"{self.path} has changed since it was first read: begin anew.")
+        return decode(self.row, content, side)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found before the first step; pictures are told by their paths.
+
+    broken: (picture, why) of those that cannot be read, which are left out, as are `empty` ones, of
+    which nothing is said, and `passed`, in no class's folder. exact, near: sets of pictures of the
+    same bytes, and of nearly the same look. disputed: sets of the same bytes in several classes.
+    lonely: classes of one picture, copies aside, which cannot be tested. hollow: names of which no
+    picture can be read, so that they are no classes. cut: captions that the tokenizer cuts.
+    counts: pictures a class.
+    """
+
+    source: str
+    pictures: int
+    counts: dict[str, int] = field(default_factory=dict)
+    broken: list[tuple[str, str]] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+    exact: list[list[str]] = field(default_factory=list)
+    near: list[list[str]] = field(default_factory=list)
+    disputed: list[list[str]] = field(default_factory=list)
+    lonely: list[str] = field(default_factory=list)
+    hollow: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """A few lines for a terminal."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.source}: {_plural(self.pictures, 'picture')}{self._spread()}."
+        if self.broken:
+            why = "; ".join(said.rstrip(".") for _, said in self.broken[:SHOWN])
+            yield f"Broken, and left out: {len(self.broken)}. {why}{_more(self.broken)}."
+        if self.empty:
+            yield f"Without a text, and left out: {_named(self.empty)}."
+        if self.passed:
+            yield f"In no class's folder, and left out: {_named(self.passed)}."
+        for kind, sets in (("Same bytes", self.exact), ("Nearly the same", self.near)):
+            if sets:
+                first = " and ".join(sets[0][:2])
+                held = f"{sum(map(len, sets))} pictures in {_plural(len(sets), 'set')}"
+                yield f"{kind}: {held}, each on one side of the split; as {first}."
+        if self.disputed:
+            first = " and ".join(self.disputed[0][:2])
+            sets = _plural(len(self.disputed), "set")
+            yield f"Same bytes in several classes: {sets}, as {first}."
+        if self.hollow:
+            yield f"Without a picture that can be read, and so no class: {_named(self.hollow)}."
+        if self.lonely:
+            yield f"Classes of one picture, trained on but not tested: {_named(self.lonely)}."
+        if self.cut:
+            shown = ", ".join(repr(shorten(text)) for text in self.cut[:SHOWN])
+            yield f"Captions whose end the CLIP does not read: {len(self.cut)}: {shown}."
+
+    def _spread(self) -> str:
+        if not self.counts:
+            return " with captions"
+        low, high = min(self.counts.values()), max(self.counts.values())
+        fewest = min(self.counts, key=lambda name: self.counts[name])
+        each = f"{low} each" if low == high else f"{low} ({fewest}) to {high} each"
+        return f" in {len(self.counts)} classes, {each}"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples; the names of their classes by number, none of captions; what was found."""
+
+    examples: list[Example]
+    classes: list[str]
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def read(
+    source: str | os.PathLike,
+    *,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    label_column: str | None = None,
+    names: sources.Names | None = None,
+    tokenizer: Callable[..., torch.Tensor] | None = None,
+    train: bool = True,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """The pictures of a source (`sources.rows` says of which kinds), each decoded once.
+
+    `tokenizer` is the CLIP's, to tell of captions that it cuts; `progress` is told how many of how
+    many pictures were looked at. Copies are kept, in one group. UsageError, in a sentence, for a
+    source of which nothing can be learned: one class, numbers for names, equal captions, fewer than
+    LEAST different pictures, none that can be read. Without `train`, of pictures to test on alone,
+    there may be as few as there are, of one class or caption.
+    """
+    columns = {"caption_column": caption_column, "label_column": label_column}
+    listing = sources.rows(source, image_column=image_column, names=names, **columns)
+    rows = list(dict.fromkeys(row for row in listing.rows if row.text))
+    looks = look_at(rows, workers or min(8, os.cpu_count() or 1), progress)
+    broken = {row.path: look for row, look in zip(rows, looks) if isinstance(look, str)}
+    rows = [row for row, look in zip(rows, looks) if not isinstance(look, str)]
+    looks = [look for look in looks if not isinstance(look, str)]
+    if not rows:
+        first = next(iter(broken.values()))
+        raise UsageError(f"None of the {len(broken)} pictures of {source} can be read. {first}")
+    texts = {row.text for row in rows}
+    if train and len(texts) < 2:
+        _refuse_one(os.fspath(source), listing.classes, texts.pop(), len(rows))
+    groups = _groups([digest for digest, _ in looks], np.stack([small_D for _, small_D in looks]))
+    classes = sorted(texts) if listing.classes else []
+    number = {name: i for i, name in enumerate(classes)}
+    examples = [
+        Example(row.path, row.text, number.get(row.text), digest, group, row)
+        for row, (digest, _), group in zip(rows, looks, groups)
+    ]
+    if train:
+        _check_enough(os.fspath(source), examples, bool(classes))
+    report = _report(source, examples, classes, listing, broken, tokenizer)
+    return Dataset(examples, classes, report)
+
+
+def split(dataset: Dataset, *, share: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """The examples to train on, and a `share` of each class to test on.
+
+    Groups stay whole, and every class is on both sides where it has two groups that no other class
+    has a part in. Who goes where follows from the seed and the digests, not from names or order.
+    UsageError for a share outside (0, 1).
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"The share to test on lies between 0 and 1, not {share}.")
+    members = defaultdict(list)
+    for example in dataset.examples:
+        members[example.group].append(example)
+    key = {g: _draw(seed, min(e.digest for e in found)) for g, found in members.items()}
+    of_class: dict[int | None, set[int]] = defaultdict(set)
+    for example in dataset.examples:
+        of_class[example.label].add(example.group)
+    tested: dict[int, bool] = {}
+    for label in sorted(of_class, key=lambda label: (len(of_class[label]), label or 0)):
+        mine = sorted(of_class[label], key=lambda group: key[group])
+        weight = {g: sum(e.label == label for e in members[g]) for g in mine}
+        _share_out(mine, weight, share * sum(weight.values()), tested)
+    sides = [[e for e in dataset.examples if tested[e.group] is test] for test in (False, True)]
+    train, test = (replace(dataset, examples=side) for side in sides)
+    return train, test
+
+
+def _share_out(
+    groups: list[int], weight: dict[int, int], target: float, tested: dict[int, bool]
+) -> None:
+    """Decide on the groups of a class that are not decided on: about `target` pictures to test."""
+    free = [group for group in groups if group not in tested]
+    done = sum(weight[group] for group in groups if tested.get(group))
+    for group in free:
+        tested[group] = len(groups) > 1 and done + weight[group] / 2 <= target
+        done += weight[group] * tested[group]
+    if free and len(groups) > 1 and len({tested[group] for group in groups}) == 1:
+        lightest = min(free, key=weight.__getitem__)
+        tested[lightest] = not tested[lightest]
+
+
+def _draw(seed: int, digest: str) -> str:
+    return hashlib.sha256(f"{seed} {digest}".encode()).hexdigest()
+
+
+def _groups(digests: list[str], small_ND: np.ndarray) -> list[int]:
+    """The number of the group of each picture, of those of its bytes and those that are alike."""
+    first = {digest: i for i, digest in reversed(list(enumerate(digests)))}
+    first = dict(reversed(first.items()))
+    number = dict(zip(first, alike.groups(small_ND[list(first.values())])))
+    return [number[digest] for digest in digests]
+
+
+def _refuse_one(source: str, classes: bool, text: str, count: int) -> None:
+    if classes:
+        raise UsageError(
+            f"{source} has one class, {text!r}, and fine-tuning needs two or more, to tell them "
+            "apart: add pictures of something else."
+        )
+    raise UsageError(
+        f"The captions of the {count} pictures of {source} are all {shorten(text)!r}, from which "
+        "nothing can be told apart: give each picture a caption of its own."
+    )
+
+
+def _check_enough(source: str, examples: list[Example], classes: bool) -> None:
+    """UsageError if there are too few pictures to train on some and test on others."""
+    groups = {example.group for example in examples}
+    several = Counter(label for label, _ in {(e.label, e.group) for e in examples})
+    if len(groups) < LEAST:
+        what = "classes" if classes else "captions"
+        raise UsageError(
+            f"{source} has {_plural(len(groups), 'different picture')} that can be read, and "
+            f"fine-tuning needs {LEAST} at least: two {what} of two pictures, one to train on and "
+            "one to test on."
+        )
+    if classes and sum(count > 1 for count in several.values()) < 2:
+        raise UsageError(
+            f"{source} needs two classes at least of two different pictures, one to train on and "
+            "one to test on; its others may have one."
+        )
+
+
+def _report(
+    source: str | os.PathLike,
+    examples: list[Example],
+    classes: list[str],
+    listing: Listing,
+    broken: dict[str, str],
+    tokenizer: Callable[..., torch.Tensor] | None,
+) -> Report:
+    same, alike_, texts = defaultdict(dict), defaultdict(dict), defaultdict(set)
+    for example in examples:
+        same[example.digest][example.path] = None
+        alike_[example.group][example.path] = example.digest
+        texts[example.digest].add(example.caption)
+    exact = [list(paths) for paths in same.values() if len(paths) > 1]
+    near = [list(paths) for paths in alike_.values() if len(set(paths.values())) > 1]
+    groups = Counter(label for label, _ in {(e.label, e.group) for e in examples})
+    return Report(
+        source=os.fspath(source),
+        pictures=len({example.path for example in examples}),
+        counts={name: sum(e.caption == name for e in examples) for name in classes},
+        broken=list(broken.items()),
+        empty=[row.path for row in listing.rows if not row.text],
+        passed=listing.passed,
+        exact=exact,
+        near=near,
+        disputed=[list(same[d]) for d, said in texts.items() if classes and len(said) > 1],
+        hollow=listing.hollow + sorted({r.text for r in listing.rows if r.text} - set(classes))
+        if classes
+        else [],
+        lonely=[name for i, name in enumerate(classes) if groups[i] == 1],
+        cut=cut(sorted({e.caption for e in examples}), tokenizer) if tokenizer else [],
+    )
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count:,} {word}{'s' if count != 1 else ''}"
+
+
+def _more(items: Sequence) -> str:
+    return f"; and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+
+
+def _named(items: Sequence[str]) -> str:
+    return f"{len(items)}, {', '.join(items[:SHOWN])}{' …' if len(items) > SHOWN else ''}"

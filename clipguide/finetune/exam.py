@@ -1,0 +1,143 @@
+"""How well a CLIP does on pictures with names or captions, before and after it was trained.
+
+Shapes: B pictures, N classes, T different captions, D the width of the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..clip import Clip, Parts, folding
+from ..zero_shot import class_vectors, figures
+from .data import Dataset
+
+BINS = 15
+CHUNK = 32  # pictures
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures, what each picture was taken for, and with which probability.
+
+    Of classes: top-1, top-5, mean recall, calibration error, cross-entropy; `found_B` the class. Of
+    captions: recall@1, @5 and @10 from picture to text and back, cross-entropy; `found_B` the
+    caption. All are in [0, 1] but the cross-entropy, which is in nats.
+    """
+
+    figures: dict[str, float]
+    found_B: Tensor
+    probability_B: Tensor
+
+    @property
+    def main(self) -> float:
+        """The figure that is chosen by: top-1, or the mean of both recalls@1."""
+        return self.figures["top-1" if "top-1" in self.figures else "recall@1"]
+
+    @property
+    def worth(self) -> tuple[float, float]:
+        """By which two results are compared: the main figure, then the cross-entropy."""
+        return self.main, -self.figures["cross-entropy"]
+
+
+class Exam:
+    """Pictures that are prepared once, to be shown to a model again and again.
+
+    `labels` are the texts to choose from, by default the classes of the data; each class's vector
+    is the mean over `templates`. At most `most` pictures, evenly drawn, are kept.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        data: Dataset,
+        *,
+        templates: Sequence[str] = ("{}",),
+        labels: Sequence[str] | None = None,
+        most: int = 5000,
+        workers: int = 2,
+    ) -> None:
+        stride = -(-len(data.examples) // most)
+        self.templates = tuple(templates)
+        self.examples = data.examples[::stride]
+        self.labels = list(labels or data.classes)
+        clip = parts.live()
+        with ThreadPoolExecutor(workers) as pool:
+            self.prepared = list(pool.map(lambda e: clip.prepare(e.picture()), self.examples))
+        if self.labels:
+            place = {label: n for n, label in enumerate(self.labels)}
+            self.target_B = torch.tensor([place[data.classes[e.label]] for e in self.examples])
+        else:
+            self.texts = list(dict.fromkeys(e.caption for e in self.examples))
+            place = {text: t for t, text in enumerate(self.texts)}
+            self.target_B = torch.tensor([place[e.caption] for e in self.examples])
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @torch.no_grad()
+    def __call__(self, parts: Parts) -> Result:
+        """The figures of a model of the same preprocessing, as it is now."""
+        folds = any(folding.pairs(parts.model.visual))  # a third faster, for a copy
+        clip = parts.clip(device=_device(parts)) if folds else parts.live()
+        image_BD = self.vectors(clip)
+        if not self.labels:
+            return self._captions(clip, image_BD)
+        text_ND = class_vectors(clip, [[label] for label in self.labels], self.templates).cpu()
+        score_BN = image_BD @ text_ND.T
+        probability_BN = (clip.logit_scale * score_BN).softmax(1)
+        found = figures(score_BN, self.target_B)
+        found["calibration error"] = calibration_error(probability_BN, self.target_B)
+        found["cross-entropy"] = self._entropy(probability_BN)
+        best = probability_BN.max(1)
+        return Result(found, best.indices, best.values)
+
+    @torch.no_grad()
+    def vectors(self, clip: Clip) -> Tensor:
+        """Unit vectors_BD of the pictures."""
+        chunks = [self.prepared[k : k + CHUNK] for k in range(0, len(self), CHUNK)]
+        return torch.cat([clip.encode_prepared(chunk).cpu() for chunk in chunks])
+
+    def _captions(self, clip: Clip, image_BD: Tensor) -> Result:
+        score_BT = image_BD @ clip.encode_text(self.texts).cpu().T
+        right_BT = self.target_B[:, None] == torch.arange(len(self.texts))
+        found = {}
+        for name, scores, right in (
+            ("picture to text", score_BT, right_BT),
+            ("text to picture", score_BT.T, right_BT.T),
+        ):
+            for k in (1, 5, 10):
+                found[f"{name}, recall@{k}"] = recall(scores, right, k)
+        both = [found[f"{name}, recall@1"] for name in ("picture to text", "text to picture")]
+        probability_BT = (clip.logit_scale * score_BT).softmax(1)
+        found["cross-entropy"] = self._entropy(probability_BT)
+        best = probability_BT.max(1)
+        return Result({"recall@1": sum(both) / 2, **found}, best.indices, best.values)
+
+    def _entropy(self, probability_BN: Tensor) -> float:
+        right_B = probability_BN.gather(1, self.target_B[:, None]).double()
+        return -right_B.clamp_min(1e-30).log().mean().item()
+
+
+def _device(parts: Parts) -> str:
+    return str(next(parts.model.parameters()).device)
+
+
+def recall(score_QC: Tensor, right_QC: Tensor, k: int) -> float:
+    """The share of queries Q with a right candidate C among the `k` best."""
+    best_QK = score_QC.topk(min(k, score_QC.shape[1]), dim=1).indices
+    return right_QC.gather(1, best_QK).any(1).double().mean().item()
+
+
+def calibration_error(probability_BN: Tensor, target_B: Tensor, bins: int = BINS) -> float:
+    """Expected calibration error (Guo et al. 2017, eq. 3): the mean gap between the confidence in
+    the best class and how often it is right, over `bins` equal intervals of confidence."""
+    sure_B, found_B = probability_BN.double().max(1)
+    right_B = (found_B == target_B).double()
+    bin_B = (sure_B * bins).ceil().clamp(1, bins).long() - 1
+    gap = torch.zeros(bins).double().index_add_(0, bin_B, right_B - sure_B)
+    return (gap.abs().sum() / len(target_B)).item()

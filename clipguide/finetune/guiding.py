@@ -1,0 +1,243 @@
+"""A CLIP made a better guide: its image tower trained against pictures that an attack has moved.
+
+A plain CLIP's gradient is mostly noise that fools it; one trained so draws shapes (CLIPAG, Ganz &
+Elad 2024). Supervised, the loss is the cross-entropy against the texts of classes (TeCoA, Mao et
+al. 2023, eq. 3); unsupervised, the squared distance to where the original puts the clean picture,
+for which no labels are needed (FARE, Schlarmann et al. 2024, eq. 3). The attack raises the very
+loss that the tower then lowers. Some pictures are noised or blurred first, as the estimate of x0
+in mid-sampling is. The text tower is locked, and batch norms keep their statistics.
+
+    for step in for_guiding(parts, batches, classes=names, config=GuidingConfig(minutes=60)):
+        print(step.index, step.loss)
+    parts.save(Path("my-guide"))
+
+Legend: B batch, K classes, D embedding, 3 channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..clip.parts import Parts
+from ..errors import UsageError, close_matches
+from ..zero_shot import class_vectors
+from .attacks import ATTACKS
+from .fit import Fit, FitConfig, FitStep
+from .losses import bank_loss
+from .methods import is_scale, is_text
+
+METHODS = ("tecoa", "fare")
+REFERENCE = 128  # pixels a side that the L2 radii are meant for
+EPSILON = {"l2": (0.5, 4.5), "linf": (0.5 / 255, 5 / 255)}
+MINUTES = 240.0
+MAX_SCALE = 100.0  # of the logits, as in CLIP
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidingConfig:
+    """How to make a guide.
+
+    minutes, steps: for how long, as `FitConfig` has them: one of the two; by default 240 minutes of
+        the processor, which are two hours of two cores.
+    method: "tecoa", which needs labels and the names of classes, or "fare", which needs neither.
+    norm: "l2" or "linf", the attack's ball; epsilon: the least and the largest radius, of which
+        each picture draws its own, in units of pixels in [0, 1]. By default 0.5 … 4.5 for L2 at 128
+        pixels a side, in proportion for others; 0.5/255 … 5/255 for L∞.
+    attack_steps: of the attack; each costs as much as a step of training.
+    keep: of "tecoa", the weight of FARE's loss beside its own: what the classes do not speak of
+        stays where it was.
+    noised, blurred: the shares of pictures under Gaussian noise and blur; noise: the largest sigma.
+    lr: by default 2e-4 for towers with batch norms, 1e-5 for transformers.
+    templates: of the texts of a class, whose vectors are averaged.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    method: str = "tecoa"
+    norm: str = "l2"
+    epsilon: tuple[float, float] | None = None
+    attack_steps: int = 1
+    keep: float = 1.0
+    noised: float = 0.4
+    noise: float = 0.35
+    blurred: float = 0.2
+    lr: float | None = None
+    warmup: int = 100
+    templates: tuple[str, ...] = ("{}",)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("method", self.method, METHODS), ("norm", self.norm, ATTACKS)):
+            if value not in known:
+                raise UsageError(f"There is no {name} {value!r}.{close_matches(value, known)}")
+        if self.epsilon and not 0 <= self.epsilon[0] <= self.epsilon[1]:
+            raise UsageError(
+                "epsilon is the least and the largest radius, from 0 on, not "
+                f"{self.epsilon[0]:g} and {self.epsilon[1]:g}."
+            )
+        if self.attack_steps < 1:
+            raise UsageError(f"The attack needs at least one step, not {self.attack_steps}.")
+        if not (min(self.noised, self.blurred) >= 0 and self.noised + self.blurred <= 1):
+            raise UsageError(
+                "The shares of noised and blurred pictures lie in [0, 1], as their sum."
+            )
+        if min(self.noise, self.keep) < 0:
+            raise UsageError("noise and keep are at least 0.")
+        if not self.templates or any("{}" not in template for template in self.templates):
+            raise UsageError("A template of a class's texts has {} where its name goes.")
+
+    def radii(self, image_size: int) -> tuple[float, float]:
+        """The least and the largest radius for pictures of that side."""
+        if self.epsilon:
+            return self.epsilon
+        factor = image_size / REFERENCE if self.norm == "l2" else 1.0
+        low, high = EPSILON[self.norm]
+        return low * factor, high * factor
+
+
+class GuidingLoss:
+    """The loss of a batch under attack, for `Fit`: a batch is a dict with image_B3HW in [0, 1] at
+    the tower's size and, for "tecoa", label_B, or target_BK of probabilities.
+
+    `state_dict` holds what the next call depends on: a loss that loads it goes on with the same
+    bits.
+    """
+
+    def __init__(self, parts: Parts, classes: Sequence[str], config: GuidingConfig) -> None:
+        self.config, self.normalise = config, parts.normalise
+        self.radii = config.radii(parts.image_size)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.original = copy.deepcopy(parts.model).eval().requires_grad_(False)
+        self.bank_KD = None
+        if config.method == "tecoa":
+            if len(set(classes)) < 2:
+                raise UsageError(
+                    "TeCoA trains against the names of classes and needs at least two; FARE, "
+                    'method="fare", needs neither names nor labels.'
+                )
+            self.bank_KD = class_vectors(parts.live(), [[c] for c in classes], config.templates)
+
+    def state_dict(self) -> dict:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.generator.set_state(state["generator"])
+
+    def soften(self, image_B3HW: Tensor) -> Tensor:
+        """Some pictures noised, with a sigma of their own, others blurred by a quarter's size."""
+        draw = torch.rand(2, len(image_B3HW), 1, 1, 1, generator=self.generator)
+        draw = draw.to(image_B3HW)
+        noise = torch.randn(image_B3HW.shape, generator=self.generator).to(image_B3HW)
+        noised = image_B3HW + self.config.noise * draw[1] * noise
+        small = F.interpolate(image_B3HW, scale_factor=0.25, mode="area")
+        blurred = F.interpolate(small, size=image_B3HW.shape[-2:], mode="bilinear")
+        share = self.config.noised
+        soft = torch.where(draw[0] < share, noised, image_B3HW)
+        below = (share <= draw[0]) & (draw[0] < share + self.config.blurred)
+        return torch.where(below, blurred, soft).clamp(0, 1)
+
+    def __call__(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, float]]:
+        image = batch["image"].to(model.logit_scale.device)
+        with torch.no_grad():
+            clean_BD = self.original.encode_image(self.normalise(image))
+        target_BK = None if self.bank_KD is None else self._target(batch).to(image)
+        scale = model.logit_scale.exp().clamp(max=MAX_SCALE)
+
+        def losses(moved_B3HW: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+            """(loss of the classes_B, distance to the original_B)"""
+            moved_BD = model.encode_image(self.normalise(moved_B3HW))
+            away_B = fare_loss(moved_BD, clean_BD)
+            if target_BK is None:
+                return torch.zeros_like(away_B), away_B
+            unit_BD = F.normalize(moved_BD, dim=-1)
+            return bank_loss(unit_BD, self.bank_KD, target_BK, scale), away_B
+
+        weight = 1.0 if target_BK is None else self.config.keep
+        low, high = self.radii
+        radius_B = low + (high - low) * torch.rand(len(image), generator=self.generator)
+        fixed = scale.detach()
+
+        def attacked(moved_B3HW: Tensor) -> Tensor:
+            class_B, away_B = losses(moved_B3HW, fixed)
+            return class_B + weight * away_B
+
+        moved = ATTACKS[self.config.norm](
+            attacked,
+            self.soften(image),
+            radius_B=radius_B,
+            steps=self.config.attack_steps,
+            generator=self.generator,
+        )
+        class_B, away_B = losses(moved, scale)
+        told = {"away": away_B.mean().item()}
+        if target_BK is not None:
+            told = {"classes": class_B.mean().item(), **told, "scale": fixed.item()}
+        return (class_B + weight * away_B).mean(), told
+
+    def _target(self, batch: dict) -> Tensor:
+        """Probabilities_BK of the classes."""
+        if batch.get("target") is not None:
+            return batch["target"]
+        if batch.get("label") is None:
+            raise UsageError(
+                'TeCoA needs a class for each picture, and there is none: method="fare" does '
+                "without."
+            )
+        return F.one_hot(batch["label"], len(self.bank_KD)).float()
+
+
+def fare_loss(image_BD: Tensor, clean_BD: Tensor) -> Tensor:
+    """‖φ(x) − φ_org(x)‖² -> loss_B (Schlarmann et al. 2024, eq. 3), in units of the mean squared
+    length of φ_org(x): no rate then depends on how long a CLIP's embeddings are."""
+    unit = clean_BD.square().sum(-1).mean().clamp_min(1e-12)
+    return (image_BD - clean_BD).square().sum(-1) / unit
+
+
+def guiding_fit(
+    parts: Parts, *, classes: Sequence[str] = (), config: GuidingConfig = GuidingConfig()
+) -> Fit:
+    """The `Fit` of `for_guiding`, for a loop of one's own: `fit.average.model` is the guide. It
+    trains `parts.model` in place: the image tower, and with labels the scale of the logits."""
+    model = parts.model.eval()  # batch norms keep their statistics
+    loss = GuidingLoss(parts, list(classes), config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not is_text(name) and not is_scale(name))
+    model.logit_scale.requires_grad_(config.method == "tecoa")
+    norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    rate = config.lr or (2e-4 if norms else 1e-5)
+    minutes = MINUTES if config.minutes is config.steps is None else config.minutes
+    length = FitConfig(minutes=minutes, steps=config.steps, lr=rate, warmup=config.warmup)
+    return Fit(model, loss, length)
+
+
+def for_guiding(
+    parts: Parts,
+    batches: Iterable[dict],
+    *,
+    classes: Sequence[str] = (),
+    config: GuidingConfig = GuidingConfig(),
+) -> Iterator[FitStep]:
+    """Makes a CLIP a better guide, step by step: `parts.model` is trained in place, and when the
+    generator ends or is closed, it holds the averaged weights.
+
+    Args:
+        parts: of any CLIP, as `load_parts` reads them.
+        batches: dicts as `GuidingLoss` takes them, until the minutes are used up or they end.
+        classes: the names that labels count, for "tecoa".
+        config: the method, the ball, the noise and the minutes.
+
+    Raises:
+        UsageError: classes or labels that "tecoa" needs are not there.
+    """
+    fit = guiding_fit(parts, classes=classes, config=config)
+    try:
+        yield from fit.run(batches)
+    finally:
+        parts.model.load_state_dict(fit.average.model.state_dict())
+        parts.model.requires_grad_(False)

@@ -1,0 +1,191 @@
+"""A word for a thing that a CLIP has never met, learned from three to five pictures of it.
+
+Textual inversion (Gal et al. 2023, §3): all of the CLIP is frozen, and the token embeddings of one
+invented word are what is trained. The word keeps the tokens that the tokenizer makes of it: where
+these follow each other in a text, a hook on the token embedding puts the learned vectors in their
+place, so that neither vocabulary nor tokenizer changes. Instead of a denoiser's loss there is
+CLIP's: the pictures must be told from other names by the word's text, in many templates, and their
+cosine rises.
+
+    inversion = Inversion(load_parts("mini"), pictures, "blorvek")
+    for step in inversion:
+        print(step.index, step.cosine)
+    inversion.concept().save("blorvek.safetensors")
+    clip = with_concept(load_clip("mini"), "blorvek.safetensors")  # reads "a blue blorvek"
+
+Legend: B texts, L tokens, T tokens of the word, W width of the text tower, D embedding, P views of
+pictures, N names that are none of it, 3 channels, H rows, W columns of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..clip.base import fingerprint
+from ..clip.concepts import Concept, hook, places, shared_copy, token_embedding, word_tokens
+from ..clip.parts import Parts
+from ..errors import UsageError
+from ..prompts import shorten
+
+TEMPLATES = ("{}", "a {}", "the {}", "a picture of a {}", "a drawing of a {}", "one {} outside")
+OTHERS = (
+    "animal, bird, fish, insect, cat, dog, monster, ball, flower, tree, fruit, vegetable, car, "
+    "house, chair, book, cup, hat, shoe, star, moon, sun, cloud, mountain, person, face, hand, "
+    "letter, number, flag, tool, toy, cake, mushroom, jellyfish, octopus, spider, beetle, snail, "
+    "hedgehog, cactus, balloon, lamp, clock, plant, stone, robot, ghost"
+).split(", ")
+VIEWS = 8  # of each picture: crops and mirror images
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionConfig:
+    """How to learn a word.
+
+    steps, lr: of Adam. like: a word that the CLIP knows, such as "creature", whose tokens the
+    learned ones begin as; by default they begin as the invented word's own. templates: the texts
+    in which it is learned, {} for the word. others: names from which it must be told. cosine: the
+    weight of 1 − cos beside the cross-entropy.
+    """
+
+    steps: int = 150
+    lr: float = 0.02
+    like: str = ""
+    templates: tuple[str, ...] = TEMPLATES
+    others: tuple[str, ...] = tuple(OTHERS)
+    cosine: float = 4.0
+    batch: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "lr"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} must be above 0, not {getattr(self, name)}.")
+        if not self.templates or any("{}" not in template for template in self.templates):
+            raise UsageError("A template of a concept's texts has {} where the word goes.")
+        if not self.others:
+            raise UsageError("A concept is told from other names: give at least one.")
+
+
+@dataclass(frozen=True)
+class InversionStep:
+    """One step of `total`: the loss, and the mean cosine of the word's texts with the pictures."""
+
+    index: int
+    total: int
+    loss: float
+    cosine: float
+
+
+class Inversion:
+    """Learns a word: iterate it for its steps, then ask for the `concept`.
+
+    Args:
+        parts: of the CLIP that shall read the word; left as they are.
+        pictures: of the thing and little else, RGB; three to five are enough.
+        word: invented, or at least not needed any more for what it meant.
+
+    Raises:
+        UsageError: there are no pictures; or the word is empty, or no token of its own in a text.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        pictures: Sequence[Image.Image],
+        word: str,
+        config: InversionConfig = InversionConfig(),
+    ) -> None:
+        if not pictures:
+            raise UsageError("There are no pictures to learn the word from: three to five will do.")
+        self.parts, self.config, self.word = parts, config, word.strip()
+        self.model = shared_copy(parts.model).eval().requires_grad_(False)
+        self.device = parts.model.logit_scale.device
+        self.token_T = word_tokens(parts.tokenizer, self.word)
+        table_VW = token_embedding(self.model).weight
+        self.longest = table_VW.norm(dim=1).max().item()
+        begin_T = self.token_T
+        if config.like:
+            begin_T = word_tokens(parts.tokenizer, config.like)
+            begin_T = begin_T[[min(i, len(begin_T) - 1) for i in range(len(self.token_T))]]
+        self.vector_TW = table_VW[begin_T.to(self.device)].detach().clone().requires_grad_(True)
+        token_embedding(self.model).register_forward_hook(hook(self.token_T, self.vector_TW))
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.text_ML = self._sentences()
+        with torch.no_grad():
+            others = torch.cat([self._tokens("a {}", name) for name in config.others])
+            self.other_ND = self._texts(others)
+            self.view_PD = F.normalize(self._views(pictures), dim=-1)
+
+    def __iter__(self) -> Iterator[InversionStep]:
+        config = self.config
+        optimizer = torch.optim.Adam([self.vector_TW], lr=config.lr)
+        scale = self.model.logit_scale.detach().exp().clamp(max=100)
+        for index in range(config.steps):
+            row = torch.randint(len(self.text_ML), (), generator=self.generator)
+            views = torch.randint(len(self.view_PD), (config.batch,), generator=self.generator)
+            view_BD = self.view_PD[views.to(self.device)]
+            text_1D = self._texts(self.text_ML[row][None])
+            cosine_B1 = view_BD @ text_1D.T
+            logits_BN = scale * torch.cat([cosine_B1, view_BD @ self.other_ND.T], dim=1)
+            told = F.cross_entropy(logits_BN, torch.zeros_like(views).to(self.device))
+            loss = told + config.cosine * (1 - cosine_B1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            self._shorten()
+            yield InversionStep(index, config.steps, loss.item(), cosine_B1.mean().item())
+
+    def concept(self) -> Concept:
+        """The word as far as it is learned."""
+        vector_TW = self.vector_TW.detach().cpu().clone()
+        digest = fingerprint({"clip": self.parts.model}, extra=self.parts.preprocess)
+        return Concept(self.word, self.token_T, vector_TW, digest, self.parts.name)
+
+    @torch.no_grad()
+    def _shorten(self) -> None:
+        """No vector longer than the longest that the tower was trained with."""
+        length_T1 = self.vector_TW.norm(dim=1, keepdim=True)
+        self.vector_TW.mul_((self.longest / length_T1).clamp_max(1))
+
+    def _tokens(self, template: str, word: str) -> Tensor:
+        return self.parts.tokenizer([template.replace("{}", word)]).to(self.device)
+
+    def _texts(self, token_BL: Tensor) -> Tensor:
+        return F.normalize(self.model.encode_text(token_BL).float(), dim=-1)
+
+    def _sentences(self) -> Tensor:
+        """text_ML of the templates in which the tokenizer reads the word as it reads it alone.
+
+        UsageError if there are none.
+        """
+        text_ML = torch.cat([self._tokens(t, self.word) for t in self.config.templates])
+        row_M = places(text_ML.cpu(), self.token_T)[:, 0].unique()
+        if not len(row_M):
+            raise UsageError(
+                f"The tokenizer of {self.parts.name} reads {shorten(self.word)!r} otherwise in a "
+                "sentence, or cuts it off: choose another word."
+            )
+        return text_ML[row_M.to(self.device)]
+
+    def _views(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Embeddings_PD of crops of the pictures, the whole first, half of them mirrored."""
+        prepared = []
+        for picture in pictures:
+            for view in range(VIEWS):
+                share, left, top = torch.rand(3, generator=self.generator).tolist()
+                side = 1.0 if view == 0 else 0.75 + 0.25 * share
+                width, height = (max(1, round(side * s)) for s in picture.size)
+                x = round(left * (picture.width - width))
+                y = round(top * (picture.height - height))
+                crop = picture.crop((x, y, x + width, y + height))
+                if view % 2:
+                    crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+                prepared.append(self.parts.transform(crop))
+        image_P3HW = torch.stack(prepared).to(self.device)
+        return torch.cat([self.model.encode_image(x).float() for x in image_P3HW.split(16)])

@@ -1,0 +1,149 @@
+"""A fine-tuning from the data to the folder: what the command does, for programs.
+
+job = prepare("my-pictures", clip="mini")
+print(job.report)
+for step in job.run():
+    print(step.step, step.loss, step.measured)
+outcome = job.settle()
+job.save(outcome, "my-clip")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..clip import Clip, Parts, load_parts
+from ..errors import UsageError
+from . import report
+from .config import FinetuneConfig, Progress
+from .data import Dataset, Report, read, split
+from .exam import Exam
+from .outcome import Outcome, new_folder, settle
+from .run import Finetune
+
+HELD_OUT = Path(__file__).parent / "held-out.tar"
+CONCEPTS = Path(__file__).parent / "concepts.txt"
+TWICE = 40  # pictures to set aside, at least, for half of them to be tested on alone
+
+
+@dataclass
+class Job:
+    """What `prepare` made: `report` says what was found, `fit` trains, `test` and `retention` tell
+    what came of it."""
+
+    fit: Finetune
+    test: Exam
+    retention: Exam | None
+    report: Report
+    data: str
+    kept: str
+
+    def run(self) -> Iterator[Progress]:
+        """Trains, a step at a time."""
+        return self.fit.run()
+
+    def settle(self, *, allowed: float = 0.01, wise: bool = True) -> Outcome:
+        """As `outcome.settle`, once the run has ended."""
+        return settle(self.fit, self.test, self.retention, allowed=allowed, wise=wise)
+
+    def save(self, outcome: Outcome, out: str | os.PathLike, *, overwrite: bool = False) -> Clip:
+        """The folder of the model, with its card; the checkpoint is gone then. -> the CLIP.
+
+        UsageError if `out` is there and `overwrite` is not set, ClipguideError if it cannot be
+        written: the checkpoint stays.
+        """
+        check_out(out, overwrite=overwrite)
+        with new_folder(Path(out), overwrite=overwrite) as folder:
+            outcome.parts.save(folder)
+            report.write(folder, outcome, self.fit, data=self.data, kept=self.kept)
+        if self.fit.checkpoints:
+            self.fit.checkpoints.remove()
+        return outcome.parts.clip()
+
+
+def prepare(
+    data: str | os.PathLike,
+    *,
+    clip: str | os.PathLike | Parts = "mini",
+    config: FinetuneConfig | None = None,
+    test: str | os.PathLike | None = None,
+    retain: str | os.PathLike | None = HELD_OUT,
+    share: float = 0.2,
+    folder: Path | None = None,
+    device: str = "cpu",
+    trust_pickle: bool = False,
+    columns: dict[str, object] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Job:
+    """Reads the data, sets a `share` of it aside, and makes ready to train.
+
+    Of what is set aside, half is tested on, or `test`, other data of the same classes. `retain` is
+    what the CLIP should still know: by default drawings that mini was not trained on, among the
+    names of all that it was. `folder` keeps the checkpoint; `columns` are those of `read`.
+    UsageError as `read`, `load_parts` and `Finetune`.
+    """
+    parts = (
+        clip
+        if isinstance(clip, Parts)
+        else load_parts(clip, device=device, trust_pickle=trust_pickle)
+    )
+    config = config or FinetuneConfig()
+    found = read(data, tokenizer=parts.tokenizer, progress=progress, **(columns or {}))
+    train, held = split(found, share=share, seed=config.seed)
+    aside, tested = held, held
+    if test is not None:
+        tested = _same_classes(read(test, tokenizer=parts.tokenizer), found, os.fspath(test))
+    elif len(held) >= TWICE:
+        aside, tested = split(held, share=0.5, seed=config.seed)
+    fit = Finetune(parts, train, aside, config, folder=folder)
+    exam = fit.exam
+    if tested is not aside:
+        exam = Exam(parts, tested, templates=fit.templates)
+    retention, kept = _retention(parts, retain, fit)
+    return Job(fit, exam, retention, found.report, os.fspath(data), kept)
+
+
+def _retention(
+    parts: Parts, source: str | os.PathLike | None, fit: Finetune
+) -> tuple[Exam | None, str]:
+    if source is None:
+        return None, "nothing"
+    data = read(source, tokenizer=parts.tokenizer)
+    labels, what = None, os.fspath(source)
+    if source == HELD_OUT:
+        labels = CONCEPTS.read_text().splitlines()
+        what = f"{len(data)} drawings that mini was not trained on, among {len(labels)} names"
+    return Exam(parts, data, templates=fit.templates, labels=labels), what
+
+
+def _same_classes(test: Dataset, train: Dataset, source: str) -> Dataset:
+    """The test data with the classes' numbers of the training data."""
+    if bool(test.classes) != bool(train.classes):
+        raise UsageError(
+            f"{source} must name classes where the data to train on does, or captions."
+        )
+    strange = sorted(set(test.classes) - set(train.classes))
+    if strange:
+        raise UsageError(f"{source} has classes that are not trained on: {', '.join(strange[:5])}.")
+    if not train.classes:
+        return test
+    number = {name: n for n, name in enumerate(train.classes)}
+    examples = [replace(e, label=number[e.caption]) for e in test.examples]
+    return replace(test, examples=examples, classes=train.classes)
+
+
+def check_out(out: str | os.PathLike, *, overwrite: bool) -> None:
+    """UsageError if there is something at `out` that may not be written over, or is no model."""
+    path = Path(out)
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise UsageError(
+            f"{path} is there already: give --force (overwrite=True) or choose another name."
+        )
+    known = ("open_clip_config.json", "config.json")
+    if not path.is_dir() or not any((path / name).exists() for name in known):
+        raise UsageError(f"{path} is no folder of a CLIP, and is not overwritten.")

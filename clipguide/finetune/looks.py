@@ -1,0 +1,95 @@
+"""The first look at pictures and texts: can they be read, what are they, what is cut."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .. import images
+from ..engine.files import URLS
+from ..errors import UsageError
+from ..prompts import shorten
+from . import alike
+from .tables import Row
+
+LOOK = 128  # pixels a side that a JPEG is decoded at, at least, to be looked over
+TOGETHER = 256  # texts at a time
+
+
+def look_at(
+    rows: Sequence[Row], workers: int, progress: Callable[[int, int], None] | None
+) -> list[tuple[str, np.ndarray] | str]:
+    """The digest and small picture of each row, or why it cannot be read; each picture once."""
+    places = {(row.path, row.offset): row for row in rows}
+    with ThreadPoolExecutor(workers) as pool:
+        found = {}
+        for place, look in zip(places, pool.map(_look, places.values())):
+            found[place] = look
+            if progress is not None:
+                progress(len(found), len(places))
+    return [found[row.path, row.offset] for row in rows]
+
+
+def _look(row: Row) -> tuple[str, np.ndarray] | str:
+    try:
+        content = content_of(row)
+        return hashlib.sha256(content).hexdigest(), alike.small(decode(row, content, LOOK))
+    except UsageError as error:
+        return str(error)
+
+
+def content_of(row: Row) -> bytes:
+    """The bytes of a picture. UsageError if they are not there."""
+    if row.content is not None:
+        return row.content
+    if row.file.lower().startswith(URLS):
+        raise UsageError(f"{shorten(row.file, 200)} is a URL: download it first.")
+    if not row.file:
+        raise UsageError(f"{row.path} names no picture.")
+    try:
+        if not stat.S_ISREG(os.stat(row.file).st_mode):
+            raise UsageError(f"{row.file} is not a file.")
+        with open(row.file, "rb") as stream:
+            stream.seek(max(0, row.offset))
+            content = stream.read(row.size)
+    except FileNotFoundError:
+        raise UsageError(f"There is no picture {row.path}.") from None
+    except (OSError, ValueError) as error:
+        words = str(getattr(error, "strerror", None) or error)
+        raise UsageError(f"The picture {row.path} cannot be read: {words}.") from None
+    if not content:
+        raise UsageError(f"{row.path} is empty.")
+    return content
+
+
+class _Bytes(io.BytesIO):
+    """A picture's bytes, by whose name errors are told."""
+
+    name: str
+
+
+def decode(row: Row, content: bytes, side: int | None) -> Image.Image:
+    """The picture of these bytes in RGB. UsageError if they are none."""
+    stream = _Bytes(content)
+    stream.name = row.path
+    return images.load(stream, side=side)
+
+
+def cut(texts: list[str], tokenizer: Callable[..., torch.Tensor]) -> list[str]:
+    """The texts that a tokenizer cuts: those that a window one token longer does not just pad."""
+    found = []
+    for start in range(0, len(texts), TOGETHER):
+        some = texts[start : start + TOGETHER]
+        tokens_BL = tokenizer(some)
+        length = tokens_BL.shape[1]
+        longer_BL = tokenizer(some, context_length=length + 1)[:, :length]
+        found += [some[i] for i in (longer_BL != tokens_BL).any(dim=1).nonzero().flatten().tolist()]
+    return found

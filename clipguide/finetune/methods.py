@@ -1,0 +1,140 @@
+"""Which of a CLIP's parameters are trained: four methods, from the cheapest to all of them.
+
+- `head`: a linear map of the image embedding, which begins as the identity and ends in the last
+  layer of the image tower. On classes it is the linear probe that begins at the zero-shot
+  classifier (Wortsman et al. 2022, §3): logits f W^T of any probe W with W = T M for the text
+  vectors T are those of the map M against T itself.
+- `lora`: low-rank changes of both towers' layers, by peft (Hu et al. 2022), merged in the end.
+- `lit`: the text tower alone, against a locked image tower (Zhai et al. 2022).
+- `full`: both towers.
+
+The logits' scale is trained with each, and the bias where there is one; batch norms keep their
+statistics.
+
+Legend: D embedding, F features before the last layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..clip import Parts
+from ..errors import UsageError, close_matches
+
+METHODS = ("head", "lora", "lit", "full")
+LAST = ("head.proj", "head.mlp.fc2", "attnpool.c_proj", "proj", "trunk.head.fc")
+TEXT = ("text", "transformer", "token_embedding", "positional_embedding", "ln_final")
+TEXT += ("text_projection", "model.text_model", "model.text_projection")
+
+
+def check_method(method: str) -> None:
+    """UsageError if there is no such method."""
+    if method not in METHODS:
+        raise UsageError(f"There is no method {method!r}.{close_matches(method, METHODS)}")
+
+
+def is_text(name: str) -> bool:
+    """Whether a parameter of that name belongs to the text tower."""
+    return any(name == part or name.startswith(f"{part}.") for part in TEXT)
+
+
+def is_scale(name: str) -> bool:
+    """Whether it is the logits' scale or bias."""
+    return name.endswith(("logit_scale", "logit_bias"))
+
+
+def prepare(parts: Parts, method: str, *, rank: int = 8, seed: int = 0) -> nn.Module:
+    """The model with the parameters of `method` open and all others closed; with `lora`, as peft
+    wraps it, in place, its first weights drawn by the seed."""
+    check_method(method)
+    model = parts.model.eval()
+    model.requires_grad_(False)
+    if method == "lora":
+        add_lora(model, rank, seed)
+    for name, parameter in model.named_parameters():
+        lora = "lora_" in name
+        opened = {
+            "head": False,
+            "lora": lora,
+            "lit": is_text(name),
+            "full": True,
+        }[method]
+        parameter.requires_grad_(opened or is_scale(name))
+    return model
+
+
+def add_lora(model: nn.Module, rank: int, seed: int = 0) -> None:
+    """Low-rank changes beside all linear layers and 1 x 1 convolutions, and attention's."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = [name for name, module in model.named_modules() if _low_rank(module)]
+    inside = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    targets = [t for t in targets if not any(t.startswith(f"{n}.") for n in inside)]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, lora_dropout=0.0)
+    with torch.random.fork_rng():  # peft draws from the global generator
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+
+
+def merge_lora(model: nn.Module) -> None:
+    """The low-rank changes become a part of the weights, in place."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    for name, layer in layers:
+        if ".base_layer." in name:  # a part of an attention, which merges it
+            continue
+        if hasattr(layer, "unload_and_optionally_merge_module"):
+            plain = layer.unload_and_optionally_merge_module(True, True, None)
+        else:
+            layer.merge(safe_merge=True)
+            plain = layer.get_base_layer()
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, plain)
+
+
+def _low_rank(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.kernel_size == (1, 1)
+    return isinstance(module, nn.Linear | nn.MultiheadAttention)
+
+
+@torch.no_grad()
+def merge_head(parts: Parts, map_DD: Tensor) -> None:
+    """Writes image embedding · map_DD into the last layer of the image tower.
+
+    UsageError for a tower that does not end in a linear layer.
+    """
+    layer = last_layer(parts)
+    map_DD = map_DD.to(layer.weight if isinstance(layer, nn.Linear) else layer)
+    if isinstance(layer, nn.Parameter):  # features_BF @ proj_FD
+        layer.copy_(layer @ map_DD)
+        return
+    layer.weight.copy_(map_DD.T @ layer.weight)
+    if layer.bias is not None:
+        layer.bias.copy_(layer.bias @ map_DD)
+
+
+def last_layer(parts: Parts) -> nn.Linear | nn.Parameter:
+    """The layer that makes the embedding of the image tower."""
+    found: object = None
+    if parts.is_hf:
+        found = getattr(parts.model.model, "visual_projection", None)
+    else:
+        for name in LAST:
+            found = _at(parts.model.visual, name)
+            if isinstance(found, nn.Linear | nn.Parameter):
+                break
+    if not isinstance(found, nn.Linear | nn.Parameter):
+        raise UsageError(
+            f"The image tower of {parts.name} does not end in a linear layer, so that its head "
+            "cannot be trained alone: take lora, lit or full."
+        )
+    return found
+
+
+def _at(module: nn.Module, name: str) -> object:
+    for part in name.split("."):
+        module = getattr(module, part, None)
+    return module

@@ -1,0 +1,108 @@
+"""What came of a fine-tuning: how much of it to keep, the table, the pictures and the folder.
+
+Shapes: B pictures, N classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..clip import Parts
+from ..errors import ClipguideError, ClipguideWarning
+from ..recipe import FULL
+from .exam import Exam, Result
+from .run import Finetune, copy_state
+from .wise import ALPHAS, Place, choose, curve, interpolate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The model as it is kept, and how it came to be.
+
+    `places` is WiSE-FT's curve on the pictures set aside and the retention set, `chosen` the place
+    on it. Of `before` and `after` (which is at `chosen`) the results on the target's test pictures
+    and on the retention set, where there is one.
+    """
+
+    parts: Parts
+    places: list[Place]
+    chosen: Place
+    target: Exam
+    retention: Exam | None
+    before: tuple[Result, Result | None]
+    after: tuple[Result, Result | None]
+
+    def rows(self) -> Iterator[tuple[str, float, float]]:
+        """(what, before, after) of each figure."""
+        for where, before, after in zip(("target", "retention"), self.before, self.after):
+            for name in before.figures if before else ():
+                yield f"{where}: {name}", before.figures[name], after.figures[name]
+
+
+def settle(
+    fit: Finetune, test: Exam, retention: Exam | None, *, allowed: float = 0.01, wise: bool = True
+) -> Outcome:
+    """Chooses the place between the weights before and after, and leaves the model there.
+
+    It is where the pictures set aside are told best while retention falls by `allowed` at most;
+    without a retention set, or `wise`, it is the end. What is reported are the pictures of `test`,
+    by which nothing was chosen.
+    """
+    model, after = fit.parts.model, copy_state(fit.parts.model)
+
+    kept: list[Result | None] = []
+
+    def measure() -> tuple[float, float]:
+        kept.append(retention(fit.parts) if retention else None)
+        return fit.exam(fit.parts).main, kept[-1].main if retention else 0.0
+
+    alphas = ALPHAS if wise and retention else (0.0, 1.0)
+    places = curve(model, fit.before, after, measure, alphas)
+    chosen = choose(places, allowed=allowed) if len(alphas) > 2 else places[-1]
+    results = []
+    for place in (places[0], chosen):
+        interpolate(model, fit.before, after, place.alpha)
+        results.append((test(fit.parts), kept[places.index(place)]))
+    if chosen.alpha == 0:
+        warnings.warn(
+            "Nothing of what was learned can be kept within the retention that is asked for: the "
+            "model is the one from before. Allow more (--allow), or train less.",
+            ClipguideWarning,
+            stacklevel=2,
+        )
+    return Outcome(fit.parts, places, chosen, test, retention, *results)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """An empty folder beside `out`, which takes its place in the end, and not if anything fails.
+
+    ClipguideError if it cannot be written.
+    """
+    fresh = out.with_name(f".{out.name}.part")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        if overwrite and out.is_dir():
+            shutil.rmtree(out)
+        fresh.rename(out)
+    except OSError as error:
+        advice = "free some space" if error.errno in FULL else "choose another place"
+        why = error.strerror or str(error)
+        raise ClipguideError(f"{out} cannot be written ({why}): {advice}.") from None
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def changed(outcome: Outcome) -> tuple[list[int], list[int]]:
+    """The places of the target's test pictures that were wrong and are right, and the reverse."""
+    target_B = outcome.target.target_B
+    was_B, is_B = (result[0].found_B == target_B for result in (outcome.before, outcome.after))
+    gained, lost = ((is_B & ~was_B), (was_B & ~is_B))
+    return gained.nonzero().flatten().tolist(), lost.nonzero().flatten().tolist()

@@ -1,0 +1,166 @@
+"""A fine-tuning on paper: its card, its curve, its confusions, the pictures that changed sides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..images import contact_sheet
+from ..prompts import shorten
+from ..zero_shot import confusion
+from ..zero_shot.confusion import MOST, draw
+from .config import FinetuneConfig
+from .outcome import Outcome, changed
+from .run import Finetune
+
+SHOWN = 24  # pictures of a kind on a sheet
+TILE = 96
+
+
+def write(folder: Path, outcome: Outcome, fit: Finetune, *, data: str, kept: str) -> None:
+    """Beside the weights in `folder`: README.md, finetune.json, and PNGs of what can be drawn."""
+    pictures = {"curve.png": curve_picture(outcome)} if len(outcome.places) > 2 else {}
+    if fit.train.classes and len(fit.train.classes) <= MOST:
+        for name, results in (("before", outcome.before), ("after", outcome.after)):
+            counts = confusion(
+                outcome.target.target_B,
+                results[0].found_B,
+                rows=len(fit.train.classes),
+                columns=len(fit.train.classes),
+            )
+            pictures[f"confusion-{name}.png"] = draw(counts, fit.train.classes, fit.train.classes)
+    for name, places in zip(("gained", "lost"), changed(outcome)):
+        if places:
+            pictures[f"{name}.png"] = changed_picture(outcome, places[:SHOWN])
+    for name, picture in pictures.items():
+        picture.save(folder / name)
+    (folder / "finetune.json").write_text(json.dumps(_facts(outcome, fit, data), indent=2) + "\n")
+    (folder / "README.md").write_text(_card(outcome, fit, data, kept, sorted(pictures)))
+
+
+def table(outcome: Outcome) -> list[tuple[str, str, str]]:
+    """The rows of the table before and after, in words."""
+    return [(what, _figure(what, was), _figure(what, now)) for what, was, now in outcome.rows()]
+
+
+def _figure(what: str, value: float) -> str:
+    return f"{value:.3f}" if what.endswith("cross-entropy") else f"{100 * value:.1f} %"
+
+
+def _facts(outcome: Outcome, fit: Finetune, data: str) -> dict:
+    return {
+        "data": data,
+        "base": fit.parts.name,
+        "templates": list(fit.templates),
+        "pictures": {"train": len(fit.train), "aside": len(fit.exam), "test": len(outcome.target)},
+        "config": asdict(fit.config),
+        "curve": [asdict(place) for place in outcome.places],
+        "chosen": asdict(outcome.chosen),
+        "epochs": fit.best.history,
+        "figures": {what: [was, now] for what, was, now in outcome.rows()},
+    }
+
+
+def _card(outcome: Outcome, fit: Finetune, data: str, kept: str, pictures: Sequence[str]) -> str:
+    config = fit.config
+    lines = [
+        f"# {shorten(fit.parts.name)}, fine-tuned",
+        "",
+        f"A CLIP in the format of its library, fine-tuned by clipguide on {data} "
+        f"({len(fit.train)} pictures; {len(fit.exam)} set aside to choose by, "
+        f"{len(outcome.target)} to test on).",
+        "",
+        "| figure | before | after |",
+        "|---|---|---|",
+        *(f"| {what} | {was} | {now} |" for what, was, now in table(outcome)),
+        "",
+        f"Method {config.method}, {_how(config)}. "
+        f"Of the way from the old weights to the new (WiSE-FT), {outcome.chosen.alpha:.0%} was "
+        f"kept. Retention is measured on {kept}."
+        if outcome.retention
+        else f"Method {config.method}, {_how(config)}. There was no retention set.",
+        "",
+        _honest(outcome, fit),
+        "",
+        *(f"![{name}]({name})\n" for name in pictures),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _honest(outcome: Outcome, fit: Finetune) -> str:
+    if outcome.target is not fit.exam:
+        return (
+            "The test pictures share no near-duplicate with those trained on, and nothing was "
+            "chosen by them."
+        )
+    return (
+        "There were too few pictures to set some aside twice: the model was chosen by the very "
+        "pictures that it is tested on, so that the figures flatter it."
+    )
+
+
+def _how(config: FinetuneConfig) -> str:
+    if config.method == "head":
+        return "a linear map of the image embedding"
+    rank = f" of rank {config.rank}" if config.method == "lora" else ""
+    return f"{config.loss} loss{rank}, batches of {config.batch}, seed {config.seed}"
+
+
+def changed_picture(outcome: Outcome, places: Sequence[int]) -> Image.Image:
+    """Test pictures, each with what it was taken for and what it is taken for now."""
+    exam = outcome.target
+    names = exam.labels or exam.texts
+    was_B, now_B = outcome.before[0].found_B, outcome.after[0].found_B
+    labels = [f"{names[was_B[b]]} → {names[now_B[b]]}" for b in places]
+    tiles = []
+    for b in places:
+        tile = exam.examples[b].picture()
+        tile.thumbnail((TILE * 2, TILE * 2))
+        tiles.append(tile)
+    return contact_sheet(tiles, labels=labels, columns=6)
+
+
+def curve_picture(outcome: Outcome, size: int = 480) -> Image.Image:
+    """Target against retention along the way from the old weights to the new."""
+    places, edge = outcome.places, 60
+    sheet = Image.new("RGB", (size, size), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    spans = []
+    for name in ("retention", "target"):
+        values = [getattr(place, name) for place in places]
+        low, high = min(values), max(values)
+        pad = max((high - low) * 0.12, 0.005)
+        spans.append((low - pad, high + pad))
+
+    def at(place) -> tuple[float, float]:
+        shares = [
+            (getattr(place, name) - low) / (high - low)
+            for name, (low, high) in zip(("retention", "target"), spans)
+        ]
+        reach = size - 2 * edge
+        return edge + shares[0] * reach, size - edge - shares[1] * reach
+
+    pen.rectangle((edge, edge, size - edge, size - edge), outline="gray")
+    pen.line([at(place) for place in places], fill=(18, 76, 142), width=2)
+    for place in places:
+        x, y = at(place)
+        mark = (176, 42, 32) if place == outcome.chosen else (18, 76, 142)
+        r = 6 if place == outcome.chosen else 4
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=mark)
+        pen.text((x + 8, y - 8), f"{place.alpha:g}", fill="black", font=font)
+    for k in range(3):
+        (left, right), (low, high) = spans
+        x, y = edge + k / 2 * (size - 2 * edge), size - edge - k / 2 * (size - 2 * edge)
+        value = f"{100 * (left + k / 2 * (right - left)):.1f} %"
+        pen.text((x, size - edge + 6), value, fill="black", font=font, anchor="ma")
+        value = f"{100 * (low + k / 2 * (high - low)):.1f} %"
+        pen.text((edge - 6, y), value, fill="black", font=font, anchor="rm")
+    pen.text((size / 2, size - 8), "retention", fill="black", font=font, anchor="md")
+    pen.text((edge, edge - 10), "target (pictures set aside)", fill="black", font=font, anchor="ld")
+    title = "numbers: share of the new weights; red: chosen"
+    pen.text((size / 2, 12), title, fill="black", font=font, anchor="ma")
+    return sheet

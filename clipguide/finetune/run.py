@@ -1,0 +1,253 @@
+"""`Finetune`: a CLIP on pictures of one's own, step by step.
+
+Shapes: B pictures, T different texts, D the width of the embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..clip import Parts, fingerprint
+from ..engine import processes
+from ..errors import ClipguideError, ClipguideWarning, UsageError
+from ..zero_shot import class_vectors, default_templates, templates
+from . import methods
+from .batches import Batches
+from .checkpoint import Checkpoints
+from .config import FinetuneConfig, Progress
+from .contrastive import Contrastive
+from .data import Dataset
+from .exam import Exam, Result
+from .fit import Fit, FitConfig, NotFinite
+from .head import choose_head
+from .wise import State
+
+RATES = {"lora": 5e-4, "lit": 1e-4, "full": 5e-5}
+SECONDS = 60.0  # from one checkpoint to the next
+
+
+@dataclass
+class Best:
+    """The weights that did best on the pictures set aside, and how that went: (step, figure) after
+    each epoch, `since` how many of them without a gain."""
+
+    state: State | None = None
+    worth: tuple[float, float] = (-math.inf, -math.inf)
+    since: int = 0
+    history: list[tuple[int, float]] = field(default_factory=list)
+
+    def look(self, model: nn.Module, step: int, result: Result) -> None:
+        """Keep the model's weights if they are better than those before."""
+        self.history.append((step, result.main))
+        self.since += 1
+        if result.worth > self.worth:
+            self.state, self.worth, self.since = copy_state(model), result.worth, 0
+
+
+class Finetune:
+    """Trains `parts.model` in place on `train`, watching the pictures set `aside`.
+
+    `folder` keeps a checkpoint a minute and one an epoch, from which the same run goes on, on a CPU
+    with the same bits. Iterate `run`: then the best weights are in the model, and `before` are
+    those that it began from. UsageError for settings that do not fit the model.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        train: Dataset,
+        aside: Dataset,
+        config: FinetuneConfig,
+        *,
+        folder: Path | None = None,
+    ) -> None:
+        self.parts, self.train, self.config = parts, train, config
+        self.templates = templates(config.templates or default_templates(parts.name))
+        if config.method == "head":
+            methods.last_layer(parts)
+        if config.loss == "sigmoid" and getattr(parts.model, "logit_bias", None) is None:
+            raise UsageError(
+                f"The CLIP {parts.name} has no bias of its logits, which the sigmoid loss needs: "
+                "take softmax."
+            )
+        parts.model.eval()  # batch norms keep their statistics
+        self.before: State = copy_state(parts.model)
+        self.exam = Exam(parts, aside, templates=self.templates)
+        self.state = processes()
+        share = self.state.num_processes if self.state else 1
+        if config.batch % share:
+            raise UsageError(f"A batch of {config.batch} does not divide by {share} processes.")
+        self.each = config.batch // share
+        self.chunk = max(d for d in range(1, config.chunk + 1) if self.each % d == 0)
+        self.epoch = max(1, math.ceil(len(train) / config.batch))
+        self.steps = config.steps or max(1, round(config.epochs * self.epoch))
+        self.checkpoints = Checkpoints(folder, self._about()) if folder else None
+        self.best = Best()
+
+    def _about(self) -> dict[str, str]:
+        """What tells one run from another."""
+        digest = hashlib.sha256(str([(e.digest, e.caption) for e in self.train.examples]).encode())
+        mine = {f.name: str(getattr(self.config, f.name)) for f in fields(self.config)}
+        clip = fingerprint({"clip": self.parts.model}, extra=self.parts.preprocess)
+        return {**mine, "model": clip[:12], "data": digest.hexdigest()[:12]}
+
+    def run(self) -> Iterator[Progress]:
+        """Trains, from the checkpoint on if there is one.
+
+        Where the loss is not a number, it goes back to the last checkpoint and on at half the rate;
+        the second time that is a ClipguideError, and the checkpoint stays.
+        """
+        if self.config.method == "head":
+            yield self._head()
+            return
+        model = methods.prepare(
+            self.parts, self.config.method, rank=self.config.rank, seed=self.config.seed
+        )
+        loss = Contrastive(self.parts, self.config, chunk=self.chunk, state=self.state)
+        fit = Fit(model, loss, self._rates(), share=loss.add_up if self.state else None)
+        if not self._load(fit):
+            self._save(fit)
+        while True:
+            try:
+                yield from self._steps(fit)
+                break
+            except NotFinite as error:
+                self._slow_down(fit, error)
+        model.load_state_dict(self.best.state)
+        if self.config.method == "lora":
+            methods.merge_lora(model)
+        model.requires_grad_(False)
+
+    def _rates(self) -> FitConfig:
+        config = self.config
+        return FitConfig(
+            steps=self.steps,
+            lr=config.lr or RATES[config.method],
+            warmup=min(100, self.steps // 10) if config.warmup is None else config.warmup,
+            weight_decay=config.weight_decay,
+            ema=config.ema,
+        )
+
+    def _steps(self, fit: Fit) -> Iterator[Progress]:
+        """One step after the other, until all are made or nothing is gained any more."""
+        averaged = replace(self.parts, model=fit.average.model)
+        batches = Batches(
+            self.train,
+            self.parts,
+            batch=self.chunk,
+            seed=self.config.seed,
+            augment=self.config.augment,
+        )
+        began = saved = time.monotonic()
+        if self.best.since >= self.config.patience:  # a run that had ended
+            return
+        for step in fit.run(self._big(batches, fit.index)):
+            measured = None
+            if step.index % self.epoch == 0 or step.index == self.steps:
+                result = self.exam(averaged)
+                self.best.look(fit.average.model, step.index, result)
+                measured = result.main
+            now = time.monotonic()
+            if measured is not None or now - saved > SECONDS:
+                self._save(fit)
+                saved = now
+            waited = batches.waited / max(now - began, 1e-9)
+            epoch, scale = step.index / self.epoch, step.parts["scale"]
+            yield Progress(step.index, self.steps, epoch, step.loss, scale, waited, measured)
+            if self.best.since >= self.config.patience:
+                return
+
+    def _big(self, batches: Batches, first: int) -> Iterator[dict]:
+        """This process's chunks of each step: one alone is made while the model runs, several are
+        made anew for each pass over them, so that they need no memory."""
+        count = self.each // self.chunk
+        if count == 1 and not self.state:
+            for step, chunk in enumerate(batches.run(first), first):
+                yield {"chunks": [chunk], "captions": self._texts(chunk["caption"], step, 0)}
+        rank, share = (self.state.process_index, self.state.num_processes) if self.state else (0, 1)
+        for step in range(first, self.steps):
+            start = (step * share + rank) * count
+            captions = [c for k in range(count) for c in batches.captions(start + k)]
+            texts = self._texts(captions, step, rank * self.each)
+            yield {"chunks": _Chunks(batches, start, count), "captions": texts}
+
+    def _texts(self, captions: list[str], step: int, first: int) -> list[str]:
+        """Captions as they are; classes' names in a template, drawn for each place of the batch."""
+        if not self.train.classes:
+            return captions
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        drawn = torch.randint(len(self.templates), (self.config.batch,), generator=generator)
+        mine = drawn[first : first + len(captions)].tolist()
+        return [self.templates[k].replace("{}", name) for k, name in zip(mine, captions)]
+
+    def _head(self) -> Progress:
+        """The whole fit of a linear map, on vectors that are computed once."""
+        clip, parts = self.parts.live(), self.parts
+        seen = Exam(parts, self.train, templates=self.templates)
+        sides = []
+        for exam in (seen, self.exam):
+            texts = [[t] for t in exam.labels or exam.texts]
+            text_TD = class_vectors(clip, texts, self.templates if exam.labels else ("{}",)).cpu()
+            sides.append((exam.vectors(clip), text_TD, exam.target_B))
+        head = choose_head(*sides, scale=clip.logit_scale)
+        parts.model.requires_grad_(False)
+        methods.merge_head(parts, head.map_DD)
+        with torch.no_grad():
+            parts.model.logit_scale.fill_(math.log(head.scale))
+        result = self.exam(parts)
+        self.best.look(parts.model, 1, result)
+        loss = result.figures["cross-entropy"]
+        return Progress(1, 1, 1.0, loss, head.scale, 0.0, result.main)
+
+    def _slow_down(self, fit: Fit, error: NotFinite) -> None:
+        """Back to the last good state, and on at half the rate; once."""
+        if fit.slower < 1 or not self.checkpoints:
+            where = f" The last good state is in {self.checkpoints.path}." if fit.slower < 1 else ""
+            rate = fit.slower * fit.config.lr
+            raise ClipguideError(f"{error} Train at less than --lr {rate:g}.{where}") from None
+        self._load(fit)
+        fit.slower = 0.5
+        self._save(fit)
+        warnings.warn(
+            f"{error} clipguide goes back to step {fit.index}, and on at half the rate.",
+            ClipguideWarning,
+            stacklevel=3,
+        )
+
+    def _save(self, fit: Fit) -> None:
+        if self.checkpoints and (not self.state or self.state.is_main_process):
+            self.checkpoints.save({"fit": fit.state_dict(), "best": vars(self.best)})
+
+    def _load(self, fit: Fit) -> bool:
+        kept = self.checkpoints.load() if self.checkpoints else None
+        if kept is not None:
+            fit.load_state_dict(kept["fit"])
+            self.best = Best(**kept["best"])
+        return kept is not None
+
+
+class _Chunks:
+    """Batches `start` to `start + count`, made anew each time that they are gone through."""
+
+    def __init__(self, batches: Batches, start: int, count: int) -> None:
+        self.batches, self.start, self.count = batches, start, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[dict]:
+        return self.batches.run(self.start, self.start + self.count)
+
+
+def copy_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's weights, on the CPU, whatever becomes of them."""
+    return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}

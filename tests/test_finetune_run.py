@@ -1,0 +1,468 @@
+"""Fine-tuning: it learns, goes on with the same bits, keeps what it should, ends in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from clipguide import load_clip
+from clipguide.clip import load_parts
+from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
+from clipguide.finetune import methods
+from clipguide.finetune.checkpoint import Checkpoints
+from clipguide.finetune.config import FinetuneConfig
+from clipguide.finetune.data import read, split
+from clipguide.finetune.exam import Exam, calibration_error, recall
+from clipguide.finetune.head import fit_head
+from clipguide.finetune.job import prepare
+from clipguide.finetune.outcome import changed
+from clipguide.finetune.run import Finetune, copy_state
+from clipguide.finetune.wise import Place, choose, curve, interpolate
+
+COLOURS = {"a red thing": "#d02020", "a green thing": "#20a040", "a blue thing": "#2040d0"}
+QUICK = dict(batch=8, chunk=8, steps=6, ema=0.5, lr=3e-3, warmup=1, patience=99)
+QUICK["templates"] = "plain"
+
+
+def draw(colour, number):
+    """A disc somewhere, of a colour, on a pale ground: no two are nearly the same."""
+    random = torch.Generator().manual_seed(int(colour[1:], 16) % 1000 * 100 + number)
+    x, y, r = torch.randint(8, 24, (3,), generator=random).tolist()
+    ground = tuple(torch.randint(150, 255, (3,), generator=random).tolist())
+    picture = Image.new("RGB", (40, 40), ground)
+    ImageDraw.Draw(picture).ellipse((x - r // 2, y - r // 2, x + r, y + r), fill=colour)
+    ImageDraw.Draw(picture).line((0, y, 40, r), fill="black", width=1 + number % 3)
+    return picture
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir()
+        for number in range(10):
+            draw(colour, number).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory, pictures):
+    folder = tmp_path_factory.mktemp("captions")
+    files = sorted(pictures.glob("*/*.png"))
+    lines = [json.dumps({"image": str(f), "caption": f"{f.parent.name} {f.stem}"}) for f in files]
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    return folder / "captions.jsonl"
+
+
+def fit_of(clip_folder, data, folder=None, **settings):
+    parts = load_parts(clip_folder)
+    train, aside = split(read(data), share=0.3)
+    return Finetune(parts, train, aside, FinetuneConfig(**{**QUICK, **settings}), folder=folder)
+
+
+def same_state(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+# what is trained
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_it_learns_classes(clip_folder, pictures, method):
+    fit = fit_of(clip_folder, pictures, method=method, steps=60)
+    seen = Exam(fit.parts, fit.train, templates=fit.templates)
+    before = seen(fit.parts)
+    assert [step.steps for step in fit.run()][-1] == (1 if method == "head" else 60)
+    after = seen(fit.parts)
+    assert after.figures["cross-entropy"] < 0.8 * before.figures["cross-entropy"]
+    assert not any(p.requires_grad for p in fit.parts.model.parameters())
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "head"])
+def test_it_learns_captions(clip_folder, captions, method):
+    fit = fit_of(clip_folder, captions, method=method, steps=60)
+    seen = Exam(fit.parts, fit.train)
+    before = seen(fit.parts)
+    list(fit.run())
+    assert seen(fit.parts).figures["cross-entropy"] < before.figures["cross-entropy"]
+
+
+def test_batch_norms_keep_their_statistics(clip_folder, pictures):
+    fit = fit_of(clip_folder, pictures)
+    list(fit.run())
+    after = copy_state(fit.parts.model)
+    known = [name for name in after if "running_" in name]
+    assert known and all(torch.equal(after[name], fit.before[name]) for name in known)
+
+
+@pytest.mark.parametrize(("method", "moved"), [("lit", "text"), ("full", "both")])
+def test_which_tower_moves(clip_folder, pictures, method, moved):
+    fit = fit_of(clip_folder, pictures, method=method)
+    list(fit.run())
+    after = copy_state(fit.parts.model)
+    other = {n.split(".")[0] for n in after if not torch.equal(after[n], fit.before[n])}
+    assert other == ({"text", "logit_scale"} | ({"visual"} if moved == "both" else set()))
+
+
+def test_lora_is_merged_without_a_trace(clip_folder):
+    parts = load_parts(clip_folder)
+    names = set(parts.model.state_dict())
+    model = methods.prepare(parts, "lora", rank=2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    image, tokens = torch.rand(2, 3, 32, 32), parts.tokenizer(["a fox"])
+    before = model.encode_image(image), model.encode_text(tokens)
+    methods.merge_lora(model)
+    assert set(model.state_dict()) == names
+    assert_close(model.encode_image(image), before[0], atol=1e-5, rtol=1e-4)
+    assert_close(model.encode_text(tokens), before[1], atol=1e-5, rtol=1e-4)
+    fresh = load_parts(clip_folder).model.encode_image(image)
+    assert (fresh - before[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("tower", ["ViT", "ResNet", "timm"])
+def test_a_map_becomes_the_last_layer(clip_folder, tower):
+    if tower == "timm":
+        parts = load_parts(clip_folder)
+    else:
+        vision = {"ViT": {"layers": 1, "patch_size": 16}, "ResNet": {"layers": (1, 1, 1, 1)}}
+        model = open_clip.CLIP(
+            24, {"image_size": 32, "width": 64, **vision[tower]}, {"layers": 1, "width": 64}
+        )
+        parts = replace(load_parts(clip_folder), model=model.eval())
+    map_DD = torch.randn(24, 24, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(2, 3, 32, 32)
+    expected = parts.model.encode_image(image) @ map_DD
+    methods.merge_head(parts, map_DD)
+    assert_close(parts.model.encode_image(image), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_tower_without_a_last_layer(clip_folder):
+    parts = load_parts(clip_folder)
+    parts.model.visual.head = torch.nn.Identity()
+    with pytest.raises(UsageError, match="does not end in a linear layer.*take lora"):
+        methods.last_layer(parts)
+
+
+def test_a_head_of_no_evidence_is_the_zero_shot_classifier():
+    """Under a great penalty the map stays the identity, under none the pictures are told apart."""
+    generator = torch.Generator().manual_seed(0)
+    image, text = (F.normalize(torch.randn(n, 8, generator=generator), dim=-1) for n in (12, 3))
+    target = torch.arange(12) % 3
+    head = fit_head(image, text, target, scale=5.0, penalty=1e6)
+    assert_close(head.map_DD, torch.eye(8), atol=1e-4, rtol=0)
+    head = fit_head(image, text, target, scale=5.0, penalty=1e-6)
+    unit = F.normalize(image @ head.map_DD, dim=-1)
+    assert ((unit @ text.T).argmax(1) == target).all()
+
+
+def test_the_gradient_does_not_depend_on_the_chunk(clip_folder, pictures):
+    """Weights after three steps in chunks of 2 and at once; the crops are the same as well."""
+    states = []
+    for chunk in (8, 2):
+        fit = fit_of(clip_folder, pictures, chunk=chunk, steps=3, lr=1e-4)
+        list(fit.run())
+        states.append(copy_state(fit.parts.model))
+    for name in states[0]:
+        assert_close(states[0][name], states[1][name], atol=2e-5, rtol=1e-3)
+
+
+def test_a_step_is_open_clips(clip_folder, captions):
+    """The first losses on the same batches, by open_clip's own loss, optimiser and schedule."""
+    from open_clip.loss import ClipLoss
+    from open_clip_train.scheduler import cosine_lr
+
+    settings = dict(steps=8, warmup=2, lr=1e-3, augment=False, weight_decay=0.2, ema=0.0)
+    fit = fit_of(clip_folder, captions, **settings)
+    batches = []
+    big = fit._big
+    fit._big = lambda *a: (batches.append(b) or b for b in big(*a))
+    ours = [step.loss for step in fit.run()]
+    parts = load_parts(clip_folder)
+    model, loss = parts.model, ClipLoss()
+    named = [(n, p) for n, p in model.named_parameters()]
+    groups = [
+        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": 0.2},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), eps=1e-8)
+    schedule, theirs = cosine_lr(optimizer, 1e-3, 2, 8), []
+    for step, batch in enumerate(batches[:8]):
+        schedule(step)
+        optimizer.zero_grad()
+        image = parts.normalise(batch["chunks"][0]["image"])
+        out = model(image, parts.tokenizer(batch["captions"]))
+        value = loss(*out[:3])
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        theirs.append(value.item())
+    assert_close(torch.tensor(ours), torch.tensor(theirs), atol=1e-3, rtol=0)
+
+
+# that it goes on
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
+    clip_folder, pictures, tmp_path, method, monkeypatch
+):
+    monkeypatch.setattr("clipguide.finetune.run.SECONDS", 0.0)  # a checkpoint a step
+    whole = fit_of(clip_folder, pictures, method=method, steps=9)
+    losses = [step.loss for step in whole.run()]
+    broken = fit_of(clip_folder, pictures, tmp_path / "run", method=method, steps=9)
+    run = broken.run()
+    first = [next(run).loss for _ in range(4)]
+    run.close()
+    again = fit_of(clip_folder, pictures, tmp_path / "run", method=method, steps=9)
+    rest = list(again.run())
+    assert rest[0].step == 5 and first + [step.loss for step in rest] == losses
+    same_state(copy_state(again.parts.model), copy_state(whole.parts.model))
+    assert again.best.history == whole.best.history
+
+
+def test_another_runs_checkpoint_is_refused(clip_folder, judge_folder, pictures, tmp_path):
+    list(fit_of(clip_folder, pictures, tmp_path / "run", steps=2).run())
+    other = fit_of(judge_folder, pictures, tmp_path / "run", steps=2)
+    with pytest.raises(UsageError, match="is another run .model was .*, not .*repeat the command"):
+        list(other.run())
+    other = fit_of(clip_folder, pictures, tmp_path / "run", steps=3)
+    with pytest.raises(UsageError, match="steps was 2, not 3"):
+        list(other.run())
+
+
+def test_a_cut_checkpoint_is_told_of(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", {"model": "a"})
+    assert checkpoints.load() is None
+    checkpoints.save({"x": torch.ones(2)})
+    whole = checkpoints.path.read_bytes()
+    checkpoints.path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ClipguideError, match="cannot be read: delete"):
+        checkpoints.load()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "run", {"model": "a"})
+    assert checkpoints.save({"x": torch.ones(2)})
+    part = checkpoints.path.with_suffix(".part")
+    part.symlink_to("/dev/full")
+    with pytest.warns(ClipguideWarning, match="The disk is full: .* stays as it was"):
+        assert not checkpoints.save({"x": torch.zeros(1 << 18)})
+    assert torch.equal(checkpoints.load()["x"], torch.ones(2))
+
+
+def test_a_loss_that_is_no_number(clip_folder, pictures, tmp_path):
+    """Once: back, and on at half the rate; twice: the end, and the last good state is kept."""
+    fit = fit_of(clip_folder, pictures, tmp_path / "run", lr=1e30, steps=9)
+    with pytest.warns(ClipguideWarning, match="not a number.*goes back to step 0, and on at half"):
+        with pytest.raises(ClipguideError, match=r"not a number.*--lr 5e\+29.*last good state is"):
+            list(fit.run())
+    kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["state"]["fit"]
+    assert kept["slower"] == 0.5
+    assert all(v.isfinite().all() for v in kept["model"].values())
+
+
+def test_it_stops_when_nothing_is_gained(clip_folder, pictures):
+    fit = fit_of(clip_folder, pictures, steps=90, lr=1e-12, ema=0.0, patience=2)
+    steps = list(fit.run())
+    assert len(fit.best.history) < 20 and steps[-1].step < 90
+
+
+# several processes
+
+
+def test_two_processes_see_the_loss_of_one(clip_folder, captions, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import json, sys\n"
+        "import torch\n"
+        "torch.set_num_threads(1)\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from test_finetune_run import fit_of\n"
+        "fit = fit_of(sys.argv[2], sys.argv[3], steps=4, augment=False)\n"
+        "losses = [step.loss for step in fit.run()]\n"
+        "if fit.state is None or fit.state.is_main_process:\n"
+        "    print('LOSSES', json.dumps(losses))\n"
+    )
+    here = os.path.dirname(__file__)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
+    found = []
+    for command in ([sys.executable], [*launch, "--main_process_port=0"]):
+        done = subprocess.run(
+            [*command, str(script), here, str(clip_folder), str(captions)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        (line,) = [x for x in done.stdout.splitlines() if x.startswith("LOSSES")] or [done.stderr]
+        found.append(torch.tensor(json.loads(line.removeprefix("LOSSES "))))
+    assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
+# what it keeps
+
+
+def test_interpolation_ends_in_the_very_weights(clip_folder):
+    parts = load_parts(clip_folder)
+    before = copy_state(parts.model)
+    after = {k: v + 1 if v.is_floating_point() else v for k, v in before.items()}
+    for alpha, expected in ((0.0, before), (1.0, after)):
+        interpolate(parts.model, before, after, alpha)
+        same_state(copy_state(parts.model), expected)
+    interpolate(parts.model, before, after, 0.25)
+    for name, value in copy_state(parts.model).items():
+        if value.is_floating_point():
+            assert_close(value, before[name] + 0.25)
+
+
+def test_the_choice_on_the_curve():
+    places = [Place(0.0, 0.5, 0.8), Place(0.5, 0.7, 0.795), Place(0.8, 0.7, 0.79)]
+    places.append(Place(1.0, 0.9, 0.7))
+    assert choose(places, allowed=0.01).alpha == 0.5
+    assert choose(places, allowed=0.0).alpha == 0.0
+    assert choose(places, allowed=0.2).alpha == 1.0
+    with pytest.raises(UsageError, match="alpha 0"):
+        choose(places[1:], allowed=0.1)
+
+
+def test_the_curve_measures_each_place(clip_folder):
+    parts = load_parts(clip_folder)
+    before = copy_state(parts.model)
+    after = {k: v + 1 if v.is_floating_point() else v for k, v in before.items()}
+
+    def measure():
+        return parts.model.logit_scale.item(), 0.0
+
+    start = before["logit_scale"].item()
+    places = curve(parts.model, before, after, measure, (0.0, 0.5, 1.0))
+    assert_close([p.target for p in places], [start, start + 0.5, start + 1.0])
+
+
+# the exam
+
+
+def test_calibration_error_by_hand():
+    """Two bins: of three at 0.95 two are right, of one at 0.55 none."""
+    sure = torch.tensor([0.95, 0.95, 0.95, 0.55])
+    probability = torch.stack([sure, 1 - sure], 1)
+    target = torch.tensor([0, 0, 1, 1])
+    expected = (3 * abs(2 / 3 - 0.95) + abs(0 - 0.55)) / 4
+    assert calibration_error(probability, target) == pytest.approx(expected)
+
+
+def test_recall_by_hand():
+    score = torch.tensor([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1]])
+    right = torch.tensor([[True, False, False], [False, False, True]])
+    assert recall(score, right, 1) == 0.5 and recall(score, right, 3) == 1.0
+
+
+def test_an_exam_is_the_classifier(clip_folder, pictures):
+    from clipguide.images import load
+    from clipguide.zero_shot import Classifier
+
+    parts, data = load_parts(clip_folder), read(pictures)
+    result = Exam(parts, data)(parts)
+    classifier = Classifier(load_clip(clip_folder), data.classes, templates=["{}"])
+    unit = classifier.clip.encode_pictures([load(e.path) for e in data.examples])
+    assert_close(result.probability_B, classifier.probabilities(unit).max(1).values)
+    right = (result.found_B == torch.tensor([e.label for e in data.examples])).double().mean()
+    assert result.figures["top-1"] == pytest.approx(right.item())
+
+
+# the whole
+
+
+def test_from_data_to_a_folder(clip_folder, pictures, tmp_path):
+    config = FinetuneConfig(**{**QUICK, "steps": 40})
+    job = prepare(
+        pictures, clip=clip_folder, config=config, retain=pictures, folder=tmp_path / "run"
+    )
+    assert job.report.pictures == 30
+    assert (tmp_path / "run").exists() is False
+    list(job.run())
+    outcome = job.settle(allowed=1.0)
+    assert [place.alpha for place in outcome.places][::5] == [0.0, 0.5, 1.0]
+    clip = job.save(outcome, tmp_path / "mine")
+    assert not (tmp_path / "run").exists()
+    assert clip.fingerprint == load_clip(tmp_path / "mine").fingerprint
+    assert clip.fingerprint != load_clip(clip_folder).fingerprint
+    model, _ = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'mine'}")
+    state = load_file(tmp_path / "mine" / "open_clip_model.safetensors")
+    same_state(dict(model.state_dict()), state)
+    facts = json.loads((tmp_path / "mine" / "finetune.json").read_text())
+    fresh = Exam(load_parts(clip_folder), _as_data(job.test))(load_parts(tmp_path / "mine"))
+    assert facts["figures"]["target: top-1"][1] == pytest.approx(fresh.figures["top-1"])
+    gained, lost = changed(outcome)
+    before, after = (facts["figures"]["target: top-1"][k] for k in (0, 1))
+    assert len(gained) - len(lost) == round((after - before) * len(job.test))
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert f"| target: top-1 | {100 * before:.1f} % | {100 * after:.1f} % |" in card
+    for name in ("curve.png", "confusion-before.png", "confusion-after.png"):
+        assert Image.open(tmp_path / "mine" / name).size > (50, 50)
+    with pytest.raises(UsageError, match="is there already"):
+        job.save(outcome, tmp_path / "mine")
+
+
+def _as_data(exam):
+    from clipguide.finetune.data import Dataset, Report
+
+    return Dataset(exam.examples, exam.labels, Report("", len(exam.examples)))
+
+
+def test_what_is_no_model_is_not_overwritten(clip_folder, pictures, tmp_path):
+    job = prepare(pictures, clip=clip_folder, config=FinetuneConfig(**QUICK), retain=None)
+    list(job.run())
+    outcome = job.settle()
+    assert outcome.chosen.alpha == 1.0 and outcome.retention is None
+    (tmp_path / "letters").mkdir()
+    with pytest.raises(UsageError, match="is no folder of a CLIP, and is not overwritten"):
+        job.save(outcome, tmp_path / "letters", overwrite=True)
+
+
+def test_classes_that_were_not_trained_on(clip_folder, pictures, tmp_path):
+    for name in ("a red thing", "an odd thing"):
+        (tmp_path / name).mkdir()
+        for k in range(2):
+            draw("#808080" if name[1] == "n" else "#d02020", 20 + k).save(
+                tmp_path / name / f"{k}.png"
+            )
+    with pytest.raises(UsageError, match="classes that are not trained on: an odd thing"):
+        prepare(pictures, clip=clip_folder, test=tmp_path, retain=None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "ful"}, "no method 'ful'. Did you mean full"),
+        ({"loss": "softmx"}, "no loss 'softmx'. Did you mean softmax"),
+        ({"batch": 1}, "two pictures at least"),
+        ({"lr": 0.0}, "lr is above 0"),
+        ({"steps": 0}, "at least one step"),
+        ({"ema": 1.0}, "ema lies in"),
+        ({"chunk": 0}, "chunk must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, said):
+    with pytest.raises(UsageError, match=said):
+        FinetuneConfig(**settings)
+
+
+def test_a_sigmoid_needs_a_bias(clip_folder, pictures):
+    with pytest.raises(UsageError, match="has no bias of its logits.*take softmax"):
+        fit_of(clip_folder, pictures, loss="sigmoid")
