@@ -425,6 +425,17 @@ def _as_data(exam):
     return Dataset(exam.examples, exam.labels, Report("", len(exam.examples)))
 
 
+def test_copies_of_what_is_tested_are_not_trained_on(clip_folder, pictures, tmp_path):
+    for name in COLOURS:
+        (tmp_path / name).mkdir()
+        source = pictures / name / "3.png"
+        (tmp_path / name / "other.png").write_bytes(source.read_bytes())
+    with pytest.warns(ClipguideWarning, match="3 of the pictures to train on are among those"):
+        job = prepare(pictures, clip=clip_folder, test=tmp_path, retain=None, share=0.1)
+    tested = {e.digest for e in job.test.examples}
+    assert len(tested) == 3 and not tested & {e.digest for e in job.fit.train.examples}
+
+
 def test_what_is_no_model_is_not_overwritten(clip_folder, pictures, tmp_path):
     job = prepare(pictures, clip=clip_folder, config=FinetuneConfig(**QUICK), retain=None)
     list(job.run())

@@ -38,8 +38,9 @@ def finetune(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder of the new CLIP.")
-    ],
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="The folder of the new CLIP."),
+    ] = None,
     clip: Annotated[
         str, typer.Option(metavar="NAME", help="The CLIP to begin from, as for score.")
     ] = "mini",
@@ -145,7 +146,7 @@ def finetune(
     with console.plain_speech():
         from ..finetune.config import FinetuneConfig
         from ..finetune.job import HELD_OUT as DRAWINGS
-        from ..finetune.job import check_out, prepare
+        from ..finetune.job import prepare
 
         if not 0 <= allow <= 100:
             raise UsageError(f"--allow is in points, from 0 to 100, not {allow:g}.")
@@ -164,9 +165,7 @@ def finetune(
             bf16=bf16,
             seed=seed,
         )
-        check_out(out, overwrite=force or look)
-        unfinished = out.with_name(f"{out.name}.unfinished")
-        _check_unfinished(unfinished, resume=resume, force=force)
+        unfinished = None if look else _unfinished(out, resume=resume, force=force)
         columns = dict(
             image_column=image_column,
             caption_column=caption_column,
@@ -181,7 +180,7 @@ def finetune(
                 test=test,
                 retain={HELD_OUT: DRAWINGS, NONE: None}.get(retain, retain),
                 share=share,
-                folder=None if look else unfinished,
+                folder=unfinished,
                 device=device or best_device(),
                 trust_pickle=trust_pickle,
                 columns=columns,
@@ -197,10 +196,17 @@ def finetune(
         _tell(job, outcome, out)
 
 
-def _check_unfinished(folder: Path, *, resume: bool, force: bool) -> None:
-    """UsageError if a run was stopped there and nothing says what to do, or none to go on with."""
+def _unfinished(out: Path | None, *, resume: bool, force: bool) -> Path:
+    """Where the checkpoint of a run into `out` is. UsageError without `out`, if it is there, if a
+    run was stopped and nothing says what to do, or none was to go on with."""
     import shutil
 
+    from ..finetune.job import check_out
+
+    if out is None:
+        raise UsageError("Name the folder of the new CLIP with --out, or give --look.")
+    check_out(out, overwrite=force)
+    folder = out.with_name(f"{out.name}.unfinished")
     there = (folder / "checkpoint.pt").exists()
     if there and force and not resume:
         shutil.rmtree(folder)
@@ -210,6 +216,7 @@ def _check_unfinished(folder: Path, *, resume: bool, force: bool) -> None:
         )
     elif resume and not there:
         raise UsageError(f"There is nothing to go on with in {folder}: leave out --resume.")
+    return folder
 
 
 def _tell(job: Job, outcome: Outcome, out: Path) -> None:

@@ -1,7 +1,48 @@
-"""CLIP on pictures of one's own: the loop that trains it, its losses and its attacks."""
+"""CLIP on pictures of one's own: `prepare` makes a `Job`, which trains, settles and saves."""
 
-from .attacks import l2_attack
+from .attacks import l2_attack, linf_attack
+from .batches import Augment, Batches
+from .config import FinetuneConfig, Progress
+from .data import Dataset, Example, Report, read, split
+from .exam import Exam, Result
 from .fit import Ema, Fit, FitConfig, FitStep
-from .losses import bank_loss, caption_loss
+from .gradcache import Tower, cached_backward
+from .job import Job, prepare
+from .losses import bank_loss, caption_loss, sigmoid_loss
+from .outcome import Outcome, settle
+from .run import Finetune
+from .wise import Place, choose, curve, interpolate
 
-__all__ = ["Ema", "Fit", "FitConfig", "FitStep", "bank_loss", "caption_loss", "l2_attack"]
+__all__ = [
+    "Augment",
+    "Batches",
+    "Dataset",
+    "Ema",
+    "Exam",
+    "Example",
+    "Finetune",
+    "FinetuneConfig",
+    "Fit",
+    "FitConfig",
+    "FitStep",
+    "Job",
+    "Outcome",
+    "Place",
+    "Progress",
+    "Report",
+    "Result",
+    "Tower",
+    "bank_loss",
+    "cached_backward",
+    "caption_loss",
+    "choose",
+    "curve",
+    "interpolate",
+    "l2_attack",
+    "linf_attack",
+    "prepare",
+    "read",
+    "settle",
+    "sigmoid_loss",
+    "split",
+]

@@ -220,4 +220,5 @@ def guide_report(
         guide_figure(clip, judge, concepts, among=among, hand=hand)
         for clip, hand in zip((before, after), hands)
     ]
-    return GuideReport(*figures, clean, judge.name)
+    name = Path(judge.name).name if Path(judge.name).is_dir() else judge.name
+    return GuideReport(*figures, clean, name)

@@ -11,12 +11,13 @@ job.save(outcome, "my-clip")
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..clip import Clip, Parts, load_parts
-from ..errors import UsageError
+from ..errors import ClipguideWarning, UsageError
 from . import report
 from .config import FinetuneConfig, Progress
 from .data import Dataset, Report, read, split
@@ -95,9 +96,15 @@ def prepare(
     train, held = split(found, share=share, seed=config.seed)
     aside, tested = held, held
     if test is not None:
-        tested = _same_classes(read(test, tokenizer=parts.tokenizer), found, os.fspath(test))
+        other = read(test, tokenizer=parts.tokenizer, train=False)
+        tested = _same_classes(other, found, os.fspath(test))
     elif len(held) >= TWICE:
         aside, tested = split(held, share=0.5, seed=config.seed)
+    known = {e.digest for e in tested.examples}
+    if test is not None and any(e.digest in known for e in train.examples):
+        left = [e for e in train.examples if e.digest not in known]
+        _warn_of_copies(len(train) - len(left))
+        train = replace(train, examples=left)
     fit = Finetune(parts, train, aside, config, folder=folder)
     exam = fit.exam
     if tested is not aside:
@@ -111,7 +118,7 @@ def _retention(
 ) -> tuple[Exam | None, str]:
     if source is None:
         return None, "nothing"
-    data = read(source, tokenizer=parts.tokenizer)
+    data = read(source, tokenizer=parts.tokenizer, train=False)
     labels, what = None, os.fspath(source)
     if source == HELD_OUT:
         labels = CONCEPTS.read_text().splitlines()
@@ -133,6 +140,14 @@ def _same_classes(test: Dataset, train: Dataset, source: str) -> Dataset:
     number = {name: n for n, name in enumerate(train.classes)}
     examples = [replace(e, label=number[e.caption]) for e in test.examples]
     return replace(test, examples=examples, classes=train.classes)
+
+
+def _warn_of_copies(count: int) -> None:
+    warnings.warn(
+        f"{count} of the pictures to train on are among those to test on, and are left out.",
+        ClipguideWarning,
+        stacklevel=4,
+    )
 
 
 def check_out(out: str | os.PathLike, *, overwrite: bool) -> None:
