@@ -477,3 +477,22 @@ def test_settings_that_make_no_sense(settings, said):
 def test_a_sigmoid_needs_a_bias(clip_folder, pictures):
     with pytest.raises(UsageError, match="has no bias of its logits.*take softmax"):
         fit_of(clip_folder, pictures, loss="sigmoid")
+
+
+def test_an_exam_encodes_anew_only_what_has_moved(clip_folder, pictures):
+    parts, data = load_parts(clip_folder), read(pictures)
+    exam, calls = Exam(parts, data), []
+    for name in ("vectors", "text_vectors"):
+        made = getattr(exam, name)
+        setattr(exam, name, lambda clip, name=name, made=made: calls.append(name) or made(clip))
+    first = exam(parts)
+    assert exam(parts).figures == first.figures and calls == ["vectors", "text_vectors"]
+    with torch.no_grad():
+        parts.model.text.token_embedding.weight.mul_(2)
+    moved = exam(parts)
+    assert calls[2:] == ["text_vectors"]
+    assert moved.figures == Exam(parts, data)(parts).figures != first.figures
+    with torch.no_grad():
+        parts.model.visual.head.proj.weight.mul_(-1)
+    assert exam(parts).figures == Exam(parts, data)(parts).figures != moved.figures
+    assert calls[3:] == ["vectors"]

@@ -11,8 +11,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from clipguide import load_clip
+from clipguide.clip import folding
 from clipguide.clip.folding import fold, pairs
-from training.common import skip_norms
 
 
 def randomise(tower):
@@ -93,7 +93,7 @@ def test_training_skips_norms_and_trains_alike(image):
     tower = randomise(timm.create_model("tf_efficientnet_lite0", num_classes=8))
     tower.requires_grad_(True)
     skipping = copy.deepcopy(tower)
-    skip_norms(skipping)
+    folding.skip(skipping)
     copied = copy.deepcopy(skipping)  # as the average of weights is
     for each in (tower, skipping):
         each(image).square().mean().backward()
@@ -105,3 +105,28 @@ def test_training_skips_norms_and_trains_alike(image):
         for parameter in copied.parameters():
             parameter.zero_()
         assert not copied(image).any() and skipping(image).any()
+
+
+def test_skipping_is_undone(image):
+    tower = randomise(timm.create_model("resnet18", num_classes=8))
+    before = tower(image)
+    assert folding.skip(tower, lambda: tower(image))
+    assert any("forward" in vars(module) for module in tower.modules())
+    folding.unskip(tower)
+    assert not any("forward" in vars(module) for module in tower.modules())
+    assert torch.equal(tower(image), before)
+
+
+def test_norms_that_are_called_in_another_order_are_not_skipped(image):
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.conv(self.norm(x))
+
+    tower = randomise(Other())
+    before = tower(image)
+    assert not folding.skip(tower, lambda: tower(image))
+    assert torch.equal(tower(image), before)

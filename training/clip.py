@@ -43,6 +43,7 @@ import typer
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+from clipguide.clip import folding
 from clipguide.finetune import Fit, FitConfig, bank_loss, caption_loss, l2_attack
 from training import common, text
 from training.data.colours import TERMS
@@ -139,7 +140,7 @@ def build(name: str) -> nn.Module:
     with torch.no_grad():
         start(model.visual.head, net.classifier, name_ND - name_ND.mean(0))
         model.logit_scale.fill_(np.log(SCALE))
-    common.skip_norms(model.visual.trunk)
+    folding.skip(model.visual.trunk)
     model.text.requires_grad_(False)
     return model.to(memory_format=torch.channels_last)
 
@@ -182,7 +183,7 @@ class Recipe:
     def __init__(self, name: str, model: nn.Module, concepts: list[str], robust: bool) -> None:
         self.robust = robust
         self.teacher = common.backbone(BACKBONES[name]).to(memory_format=torch.channels_last)
-        common.skip_norms(self.teacher)
+        folding.skip(self.teacher)
         self.teacher.requires_grad_(False)
         self.index = {c: k for k, c in enumerate(concepts)}
         table = CACHE / f"{name}-texts.pt"

@@ -9,12 +9,8 @@ import importlib
 import json
 import os
 from pathlib import Path
-from types import MethodType
 
 import torch
-from timm.layers import Conv2dSame, pad_same
-
-from clipguide.clip.folding import pairs
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("CLIPGUIDE_TRAINING_CACHE", HERE / "cache"))
@@ -50,32 +46,6 @@ def backbone(size: int) -> torch.nn.Module:
     assert len(names) == len(given), (len(names), len(given))
     model.load_state_dict(dict(zip(names, given)), strict=False)
     return model.eval()
-
-
-def skip_norms(trunk: torch.nn.Module) -> None:
-    """Computes convolutions with the batch norms behind them folded in, anew each time, so that
-    nothing else changes: the same parameters, the same training, a third less time. The norms must
-    stay in evaluation."""
-    for conv, norm in pairs(trunk):
-        conv.norm_of = [norm]  # in a list, it is no part of the module
-        conv.forward = MethodType(_folded_forward, conv)
-        norm.forward = MethodType(_act, norm)
-
-
-def _folded_forward(conv: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    (norm,) = conv.norm_of
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    weight, bias = conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
-    if isinstance(conv, Conv2dSame):
-        x = pad_same(x, conv.kernel_size, conv.stride, conv.dilation)
-        return torch.nn.functional.conv2d(
-            x, weight, bias, conv.stride, 0, conv.dilation, conv.groups
-        )
-    return conv._conv_forward(x, weight, bias)
-
-
-def _act(norm: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return norm.act(x)
 
 
 def autocast() -> contextlib.AbstractContextManager:

@@ -8,8 +8,11 @@ memory less (`python -m benchmarks.loops folded` times it).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import MethodType
 
 import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame, pad_same
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -55,6 +58,58 @@ def fold(tower: nn.Module, see: Callable[[], torch.Tensor]) -> bool:
         conv.weight, conv.bias = weight, bias
         del norm.forward
     return False
+
+
+def skip(tower: nn.Module, see: Callable[[], torch.Tensor] | None = None) -> bool:
+    """Computes convolutions with the batch norms behind them folded in, anew each time, so that
+    nothing else changes: the same parameters, the same training, a third less time. The norms must
+    stay in evaluation. It is undone, and False, unless `see`, if given, gives what it gave before.
+    """
+    with torch.no_grad():
+        before = see() if see else None
+    for conv, norm in pairs(tower):
+        conv.norm_of = [norm]  # in a list, it is no part of the module
+        conv.forward = MethodType(_folded_forward, conv)
+        norm.forward = MethodType(_act if hasattr(norm, "act") else _as_it_is, norm)
+    if before is None:
+        return True
+    with torch.no_grad():
+        same = (see() - before).abs().max() <= CLOSE * before.abs().max()
+    if not same:
+        unskip(tower)
+    return bool(same)
+
+
+def unskip(tower: nn.Module) -> None:
+    """Undoes `skip`; does nothing to a tower that skips nothing."""
+    for conv, norm in pairs(tower):
+        if hasattr(conv, "norm_of"):
+            del conv.norm_of, conv.forward, norm.forward
+
+
+def _folded_forward(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    (norm,) = conv.norm_of
+    scale = (norm.running_var + norm.eps).rsqrt()
+    shift = (
+        -norm.running_mean * scale
+        if conv.bias is None
+        else ((conv.bias - norm.running_mean) * scale)
+    )
+    if norm.affine:
+        scale, shift = norm.weight * scale, norm.weight * shift + norm.bias
+    weight = conv.weight * scale.view(-1, 1, 1, 1)
+    if isinstance(conv, Conv2dSame):
+        x = pad_same(x, conv.kernel_size, conv.stride, conv.dilation)
+        return F.conv2d(x, weight, shift, conv.stride, 0, conv.dilation, conv.groups)
+    return conv._conv_forward(x, weight, shift)
+
+
+def _act(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return norm.act(norm.drop(x) if hasattr(norm, "drop") else x)
+
+
+def _as_it_is(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x
 
 
 def _same(x: torch.Tensor) -> torch.Tensor:

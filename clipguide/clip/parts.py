@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from ..errors import UsageError
+from . import folding
 from .base import Clip, to_device
 
 CONFIG = "open_clip_config.json"
@@ -63,8 +64,10 @@ class Parts:
     def clip(self, *, device: str = "cpu", dtype: str = "float32", keep: bool = True) -> Clip:
         """The CLIP, frozen; a copy of the model, so that training can go on, unless `keep` is
         False."""
+        model = copy.deepcopy(self.model) if keep else self.model
+        folding.unskip(model.visual)
         return Clip(
-            copy.deepcopy(self.model) if keep else self.model,
+            model,
             transform=self.transform,
             tokenizer=self.tokenizer,
             name=self.name,

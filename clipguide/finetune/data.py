@@ -124,6 +124,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def digest(self) -> str:
+        """Of the pictures' bytes and of what is said of them, in their order."""
+        told = str([(example.digest, example.caption) for example in self.examples])
+        return hashlib.sha256(told.encode()).hexdigest()
+
 
 def read(
     source: str | os.PathLike,
@@ -134,6 +139,7 @@ def read(
     names: sources.Names | None = None,
     tokenizer: Callable[..., torch.Tensor] | None = None,
     train: bool = True,
+    texts: bool = True,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
@@ -143,10 +149,14 @@ def read(
     many pictures were looked at. Copies are kept, in one group. UsageError, in a sentence, for a
     source of which nothing can be learned: one class, numbers for names, equal captions, fewer than
     LEAST different pictures, none that can be read. Without `train`, of pictures to test on alone,
-    there may be as few as there are, of one class or caption.
+    there may be as few as there are, of one class or caption. Without `texts` nothing is asked of
+    what they show: all pictures of a folder are taken, under one caption.
     """
     columns = {"caption_column": caption_column, "label_column": label_column}
-    listing = sources.rows(source, image_column=image_column, names=names, **columns)
+    if texts:
+        listing = sources.rows(source, image_column=image_column, names=names, **columns)
+    else:
+        listing, train = sources.pictures(source), False
     rows = list(dict.fromkeys(row for row in listing.rows if row.text))
     looks = look_at(rows, workers or min(8, os.cpu_count() or 1), progress)
     broken = {row.path: look for row, look in zip(rows, looks) if isinstance(look, str)}
@@ -155,11 +165,11 @@ def read(
     if not rows:
         first = next(iter(broken.values()))
         raise UsageError(f"None of the {len(broken)} pictures of {source} can be read. {first}")
-    texts = {row.text for row in rows}
-    if train and len(texts) < 2:
-        _refuse_one(os.fspath(source), listing.classes, texts.pop(), len(rows))
+    said = {row.text for row in rows}
+    if train and len(said) < 2:
+        _refuse_one(os.fspath(source), listing.classes, said.pop(), len(rows))
     groups = _groups([digest for digest, _ in looks], np.stack([small_D for _, small_D in looks]))
-    classes = sorted(texts) if listing.classes else []
+    classes = sorted(said) if listing.classes else []
     number = {name: i for i, name in enumerate(classes)}
     examples = [
         Example(row.path, row.text, number.get(row.text), digest, group, row)

@@ -5,16 +5,18 @@ Shapes: B pictures, N classes, T different captions, D the width of the embeddin
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..clip import Clip, Parts, folding
 from ..zero_shot import class_vectors, figures
 from .data import Dataset
+from .methods import is_scale, is_text
 
 BINS = 15
 CHUNK = 32  # pictures
@@ -62,6 +64,7 @@ class Exam:
         workers: int = 2,
     ) -> None:
         stride = -(-len(data.examples) // most)
+        self._known: dict[str, Tensor] = {}  # the last vectors, by the digest of their tower
         self.templates = tuple(templates)
         self.examples = data.examples[::stride]
         self.labels = list(labels or data.classes)
@@ -82,14 +85,12 @@ class Exam:
     @torch.no_grad()
     def __call__(self, parts: Parts) -> Result:
         """The figures of a model of the same preprocessing, as it is now."""
-        folds = any(folding.pairs(parts.model.visual))  # a third faster, for a copy
-        clip = parts.clip(device=_device(parts)) if folds else parts.live()
-        image_BD = self.vectors(clip)
+        image_BD, text_ND = self._vectors(parts)
+        scale = float(parts.model.logit_scale.detach().exp())
         if not self.labels:
-            return self._captions(clip, image_BD)
-        text_ND = class_vectors(clip, [[label] for label in self.labels], self.templates).cpu()
+            return self._captions(scale, image_BD, text_ND)
         score_BN = image_BD @ text_ND.T
-        probability_BN = (clip.logit_scale * score_BN).softmax(1)
+        probability_BN = (scale * score_BN).softmax(1)
         found = figures(score_BN, self.target_B)
         found["calibration error"] = calibration_error(probability_BN, self.target_B)
         found["cross-entropy"] = self._entropy(probability_BN)
@@ -102,8 +103,29 @@ class Exam:
         chunks = [self.prepared[k : k + CHUNK] for k in range(0, len(self), CHUNK)]
         return torch.cat([clip.encode_prepared(chunk).cpu() for chunk in chunks])
 
-    def _captions(self, clip: Clip, image_BD: Tensor) -> Result:
-        score_BT = image_BD @ clip.encode_text(self.texts).cpu().T
+    @torch.no_grad()
+    def text_vectors(self, clip: Clip) -> Tensor:
+        """Unit vectors_ND of the labels, or of the different captions."""
+        if not self.labels:
+            return clip.encode_text(self.texts).cpu()
+        return class_vectors(clip, [[label] for label in self.labels], self.templates).cpu()
+
+    def _vectors(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        """Of pictures and texts. What a tower of the very same weights made is not made again."""
+        keys = _towers(parts.model)
+        if self._known.keys() != set(keys):
+            folds = any(folding.pairs(parts.model.visual))  # a third faster, for a copy
+            device = str(next(parts.model.parameters()).device)
+            clip = parts.clip(device=device) if folds else parts.live()
+            make = (self.vectors, self.text_vectors)
+            self._known = {
+                key: self._known[key] if key in self._known else make[k](clip)
+                for k, key in enumerate(keys)
+            }
+        return self._known[keys[0]], self._known[keys[1]]
+
+    def _captions(self, scale: float, image_BD: Tensor, text_TD: Tensor) -> Result:
+        score_BT = image_BD @ text_TD.T
         right_BT = self.target_B[:, None] == torch.arange(len(self.texts))
         found = {}
         for name, scores, right in (
@@ -113,7 +135,7 @@ class Exam:
             for k in (1, 5, 10):
                 found[f"{name}, recall@{k}"] = recall(scores, right, k)
         both = [found[f"{name}, recall@1"] for name in ("picture to text", "text to picture")]
-        probability_BT = (clip.logit_scale * score_BT).softmax(1)
+        probability_BT = (scale * score_BT).softmax(1)
         found["cross-entropy"] = self._entropy(probability_BT)
         best = probability_BT.max(1)
         return Result({"recall@1": sum(both) / 2, **found}, best.indices, best.values)
@@ -123,8 +145,14 @@ class Exam:
         return -right_B.clamp_min(1e-30).log().mean().item()
 
 
-def _device(parts: Parts) -> str:
-    return str(next(parts.model.parameters()).device)
+def _towers(model: nn.Module) -> tuple[str, str]:
+    """Digests of the weights of the image tower and of the text tower."""
+    digests = hashlib.sha256(b"image"), hashlib.sha256(b"text")
+    for name, value in model.state_dict().items():
+        if not is_scale(name):
+            content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digests[is_text(name)].update(content.numpy())
+    return digests[0].hexdigest(), digests[1].hexdigest()
 
 
 def recall(score_QC: Tensor, right_QC: Tensor, k: int) -> float:

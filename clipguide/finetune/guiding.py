@@ -89,6 +89,8 @@ class GuidingConfig:
             )
         if min(self.noise, self.keep) < 0:
             raise UsageError("noise and keep are at least 0.")
+        if self.lr is not None and not 0 < self.lr < 1:
+            raise UsageError(f"The rate lr lies between 0 and 1, not {self.lr:g}.")
         if not self.templates or any("{}" not in template for template in self.templates):
             raise UsageError("A template of a class's texts has {} where its name goes.")
 

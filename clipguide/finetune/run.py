@@ -5,7 +5,6 @@ Shapes: B pictures, T different texts, D the width of the embedding.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 import warnings
@@ -16,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..clip import Parts, fingerprint
+from ..clip import Parts, fingerprint, folding
 from ..engine import processes
 from ..errors import ClipguideError, ClipguideWarning, UsageError
-from ..zero_shot import class_vectors, default_templates, templates
+from ..zero_shot import default_templates, templates
 from . import methods
 from .batches import Batches
 from .checkpoint import Checkpoints
@@ -95,10 +94,9 @@ class Finetune:
 
     def _about(self) -> dict[str, str]:
         """What tells one run from another."""
-        digest = hashlib.sha256(str([(e.digest, e.caption) for e in self.train.examples]).encode())
         mine = {f.name: str(getattr(self.config, f.name)) for f in fields(self.config)}
         clip = fingerprint({"clip": self.parts.model}, extra=self.parts.preprocess)
-        return {**mine, "model": clip[:12], "data": digest.hexdigest()[:12]}
+        return {**mine, "model": clip[:12], "data": self.train.digest()[:12]}
 
     def run(self) -> Iterator[Progress]:
         """Trains, from the checkpoint on if there is one.
@@ -112,6 +110,7 @@ class Finetune:
         model = methods.prepare(
             self.parts, self.config.method, rank=self.config.rank, seed=self.config.seed
         )
+        self._skip_norms()
         loss = Contrastive(self.parts, self.config, chunk=self.chunk, state=self.state)
         fit = Fit(model, loss, self._rates(), share=loss.add_up if self.state else None)
         if not self._load(fit):
@@ -122,10 +121,19 @@ class Finetune:
                 break
             except NotFinite as error:
                 self._slow_down(fit, error)
+        folding.unskip(model.visual)
         model.load_state_dict(self.best.state)
         if self.config.method == "lora":
             methods.merge_lora(model)
         model.requires_grad_(False)
+
+    def _skip_norms(self) -> None:
+        """Convolutions with their batch norms folded in, where that is the same."""
+        random = torch.Generator().manual_seed(0)
+        side = self.parts.image_size
+        image_13HW = torch.rand(1, 3, side, side, generator=random)
+        image_13HW = image_13HW.to(next(self.parts.model.parameters()).device)
+        folding.skip(self.parts.model.visual, lambda: self.parts.model.encode_image(image_13HW))
 
     def _rates(self) -> FitConfig:
         config = self.config
@@ -195,9 +203,7 @@ class Finetune:
         seen = Exam(parts, self.train, templates=self.templates)
         sides = []
         for exam in (seen, self.exam):
-            texts = [[t] for t in exam.labels or exam.texts]
-            text_TD = class_vectors(clip, texts, self.templates if exam.labels else ("{}",)).cpu()
-            sides.append((exam.vectors(clip), text_TD, exam.target_B))
+            sides.append((exam.vectors(clip), exam.text_vectors(clip), exam.target_B))
         head = choose_head(*sides, scale=clip.logit_scale)
         parts.model.requires_grad_(False)
         methods.merge_head(parts, head.map_DD)

@@ -69,6 +69,17 @@ def rows(
     return give(listing, names, place)
 
 
+def pictures(source: str | os.PathLike) -> Listing:
+    """All pictures of a folder, a file or a pattern, of which nothing is said but that they are.
+
+    UsageError if there are none.
+    """
+    paths = list(find([source]))
+    if not paths:
+        raise UsageError(f"There are no pictures in {source}.")
+    return Listing([Row(path, "a picture", path) for path in paths], False)
+
+
 def _of_folder(folder: Path, columns: dict, image_column: str | None) -> Listing:
     if (folder / INDEX).is_dir():
         return _of_index(folder, **columns)

@@ -1,0 +1,162 @@
+"""A better guide, from a folder of pictures to a folder of weights: what --for-guiding does.
+
+job = prepare_guide("my-pictures", clip="mini", config=GuidingConfig(minutes=60))
+for step in job.run():
+    print(step.index, step.loss)
+job.save(job.report(), "my-guide")
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..clip import Clip, Parts, fingerprint, load_clip, load_parts
+from ..errors import UsageError
+from .batches import Batches
+from .checkpoint import Checkpoints
+from .data import Dataset, Report, read
+from .figure import GuideReport, guide_report
+from .fit import Fit, FitStep
+from .guiding import GuidingConfig, guiding_fit
+from .job import CONCEPTS, HELD_OUT, check_out
+from .outcome import new_folder
+
+SECONDS = 60.0  # from one checkpoint to the next
+DRAWN = 24  # concepts, before and after
+BATCH = 32
+
+
+@dataclass
+class GuideJob:
+    """What `prepare_guide` made; `found` says what was in the data."""
+
+    parts: Parts
+    before: Clip
+    data: Dataset
+    fit: Fit
+    judge: Clip
+    retain: str | os.PathLike | None
+    batch: int
+    checkpoints: Checkpoints | None
+    source: str
+
+    @property
+    def found(self) -> Report:
+        """What was found before the first step."""
+        return self.data.report
+
+    def run(self) -> Iterator[FitStep]:
+        """Trains, from the checkpoint on if there is one; then the averaged weights are in the
+        model."""
+        fit, saved = self.fit, time.monotonic()
+        kept = self.checkpoints.load() if self.checkpoints else None
+        if kept is not None:
+            fit.load_state_dict(kept["fit"])
+            fit.loss.load_state_dict(kept["loss"])
+        balanced = bool(self.data.classes)
+        batches = Batches(self.data, self.parts, batch=self.batch, balanced=balanced)
+        for step in fit.run(batches.run(fit.index)):
+            if self.checkpoints and time.monotonic() - saved > SECONDS:
+                self._save()
+                saved = time.monotonic()
+            yield step
+        if self.checkpoints:
+            self._save()
+        self.parts.model.load_state_dict(fit.average.model.state_dict())
+        self.parts.model.requires_grad_(False)
+
+    def _save(self) -> None:
+        state = {"fit": self.fit.state_dict(), "loss": self.fit.loss.state_dict()}
+        self.checkpoints.save(state)
+
+    def report(self, *, drawn: int = DRAWN) -> GuideReport:
+        """The guide's figure before and after: of the classes, or of well-known concepts, and how
+        often it still names the pictures of the retention set at once."""
+        known = CONCEPTS.read_text().splitlines()
+        words = self.data.classes or [name for name in known if name.isalpha()]
+        stride = max(1, len(words) // drawn)
+        among = list(dict.fromkeys([*known, *self.data.classes]))
+        clean = {}
+        if self.retain is not None:
+            kept = read(self.retain, train=False)
+            names = known if self.retain == HELD_OUT else kept.classes
+            if names:
+                place = {name: n for n, name in enumerate(names)}
+                clean = {
+                    "pictures": [e.picture() for e in kept.examples],
+                    "labels": [place[e.caption] for e in kept.examples],
+                    "classes": names,
+                }
+        after = self.parts.clip()
+        return guide_report(
+            self.before, after, self.judge, words[::stride][:drawn], among=among, **clean
+        )
+
+    def save(self, report: GuideReport, out: str | os.PathLike, *, overwrite: bool = False) -> Clip:
+        """The folder of the guide, with its card and both contact sheets. Errors as `Job.save`."""
+        check_out(out, overwrite=overwrite)
+        with new_folder(Path(out), overwrite=overwrite) as folder:
+            self.parts.save(folder)
+            report.save(folder)
+            (folder / "README.md").write_text(self._card(report))
+        if self.checkpoints:
+            self.checkpoints.remove()
+        return self.parts.clip()
+
+    def _card(self, report: GuideReport) -> str:
+        config, fit = self.fit.loss.config, self.fit
+        return (
+            f"# {self.before.name}, made a guide\n\n"
+            f"The image tower was trained by clipguide on {len(self.data)} pictures of "
+            f"{self.source} against {config.norm} attacks ({config.method}): {fit.index} steps, "
+            f"{fit.minutes:.0f} processor minutes.\n\n{report.markdown()}\n"
+            "![before](guide-before.png)\n\n![after](guide-after.png)\n"
+        )
+
+
+def prepare_guide(
+    data: str | os.PathLike,
+    *,
+    clip: str | os.PathLike | Parts = "mini",
+    config: GuidingConfig | None = None,
+    judge: str = "mini-judge",
+    retain: str | os.PathLike | None = HELD_OUT,
+    batch: int = BATCH,
+    folder: Path | None = None,
+    device: str = "cpu",
+    trust_pickle: bool = False,
+    columns: dict[str, object] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> GuideJob:
+    """Reads the data and makes ready. For FARE any folder of pictures will do; TeCoA needs classes.
+
+    The figure is told by `judge`, another CLIP; `retain` are pictures with names to tell what it
+    costs. UsageError as `read` and `load_parts`, and for TeCoA without classes.
+    """
+    config = config or GuidingConfig()
+    parts = (
+        clip
+        if isinstance(clip, Parts)
+        else load_parts(clip, device=device, trust_pickle=trust_pickle)
+    )
+    if config.method == "tecoa":
+        found = read(data, tokenizer=parts.tokenizer, progress=progress, **(columns or {}))
+        if not found.classes:
+            raise UsageError(
+                f"TeCoA needs classes, and {data} has captions: --against fare does without."
+            )
+    else:
+        found = read(data, texts=False, progress=progress)
+    before = replace(parts, model=copy.deepcopy(parts.model)).clip(keep=False)
+    about = {name: str(value) for name, value in vars(config).items()}
+    about |= {"batch": str(batch), "model": fingerprint({"clip": parts.model})[:12]}
+    about["data"] = found.digest()[:12]
+    fit = guiding_fit(parts, classes=found.classes, config=config)
+    checkpoints = Checkpoints(folder, about) if folder else None
+    source = os.fspath(data)
+    return GuideJob(parts, before, found, fit, load_clip(judge), retain, batch, checkpoints, source)
