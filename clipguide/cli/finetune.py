@@ -13,12 +13,15 @@ from .generate import best_device
 
 if TYPE_CHECKING:
     from ..finetune.config import Progress
+    from ..finetune.fit import FitStep
+    from ..finetune.guiding import GuidingConfig
     from ..finetune.job import Job
     from ..finetune.outcome import Outcome
 
 DATA = "What is read"
 TRAINING = "How it is trained"
 KEEPING = "What it keeps"
+GUIDING = "With --for-guiding"
 HELD_OUT = "held-out"
 NONE = "none"
 
@@ -124,6 +127,43 @@ def finetune(
             panel=KEEPING,
         ),
     ] = True,
+    for_guiding: Annotated[
+        bool,
+        _option(
+            "--for-guiding",
+            text="Train the image tower against attacks instead, so that its gradient draws "
+            "shapes: a better guide.",
+            panel=GUIDING,
+        ),
+    ] = False,
+    against: Annotated[
+        str,
+        _option(
+            text="tecoa: by the names of classes. fare: by where the CLIP itself puts the "
+            "pictures, for which any folder will do.",
+            panel=GUIDING,
+            metavar="tecoa|fare",
+        ),
+    ] = "tecoa",
+    norm: Annotated[
+        str, _option(text="Of the attack's ball.", panel=GUIDING, metavar="l2|linf")
+    ] = "l2",
+    epsilon: Annotated[
+        str | None,
+        _option(
+            text="The least and the largest radius, in pixels of [0, 1]. [default: by the norm]",
+            panel=GUIDING,
+            metavar="LOW,HIGH",
+        ),
+    ] = None,
+    attack_steps: Annotated[int, _option(text="Of each attack.", panel=GUIDING)] = 1,
+    minutes: Annotated[
+        float | None,
+        _option(text="Of the processor. [default: 240, or --steps]", panel=GUIDING),
+    ] = None,
+    judge: Annotated[
+        str, _option(text="The CLIP that looks for what the guide draws.", panel=GUIDING)
+    ] = "mini-judge",
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="cpu, cuda, mps. [default: the best]")
     ] = None,
@@ -144,12 +184,42 @@ def finetune(
     goes on with --resume.
     """
     with console.plain_speech():
-        from ..finetune.config import FinetuneConfig
-        from ..finetune.job import HELD_OUT as DRAWINGS
-        from ..finetune.job import prepare
-
         if not 0 <= allow <= 100:
             raise UsageError(f"--allow is in points, from 0 to 100, not {allow:g}.")
+        from ..finetune.job import HELD_OUT as DRAWINGS
+
+        shared = dict(
+            clip=clip,
+            retain={HELD_OUT: DRAWINGS, NONE: None}.get(retain, retain),
+            device=device or best_device(),
+            trust_pickle=trust_pickle,
+            columns=dict(
+                image_column=image_column,
+                caption_column=caption_column,
+                label_column=label_column,
+                names=names,
+            ),
+        )
+        if for_guiding:
+            from ..finetune.guiding import GuidingConfig
+
+            config = GuidingConfig(
+                minutes=minutes,
+                steps=steps,
+                method=against,
+                norm=norm,
+                epsilon=_pair(epsilon),
+                attack_steps=attack_steps,
+                lr=lr,
+                seed=seed,
+            )
+            unfinished = None if look else _unfinished(out, resume=resume, force=force)
+            _guide(
+                data, config, out, unfinished, dict(shared, judge=judge, batch=batch), look, force
+            )
+            return
+        from ..finetune.config import FinetuneConfig
+
         config = FinetuneConfig(
             method=method,
             loss=loss,
@@ -166,34 +236,81 @@ def finetune(
             seed=seed,
         )
         unfinished = None if look else _unfinished(out, resume=resume, force=force)
-        columns = dict(
-            image_column=image_column,
-            caption_column=caption_column,
-            label_column=label_column,
-            names=names,
+        _train(
+            data,
+            config,
+            out,
+            unfinished,
+            dict(shared, test=test, share=share),
+            look,
+            force,
+            {"allowed": allow / 100, "wise": wise},
         )
-        with _Meter() as meter:
-            job = prepare(
-                data,
-                clip=clip,
-                config=config,
-                test=test,
-                retain={HELD_OUT: DRAWINGS, NONE: None}.get(retain, retain),
-                share=share,
-                folder=unfinished,
-                device=device or best_device(),
-                trust_pickle=trust_pickle,
-                columns=columns,
-                progress=meter.reading,
-            )
-            meter.say(str(job.report))
-            if look:
-                return
-            for step in job.run():
-                meter.training(step)
-            outcome = job.settle(allowed=allow / 100, wise=wise)
-        job.save(outcome, out, overwrite=force)
-        _tell(job, outcome, out)
+
+
+def _train(
+    data: str,
+    config: object,
+    out: Path | None,
+    unfinished: Path | None,
+    settings: dict,
+    look: bool,
+    force: bool,
+    keeping: dict,
+) -> None:
+    """Fine-tune, and tell of it."""
+    from ..finetune.job import prepare
+
+    with _Meter() as meter:
+        job = prepare(data, config=config, folder=unfinished, progress=meter.reading, **settings)
+        meter.say(str(job.report))
+        if look:
+            return
+        for step in job.run():
+            meter.training(step)
+        meter.busy("weighing old and new")
+        outcome = job.settle(**keeping)
+    job.save(outcome, out, overwrite=force)
+    _tell(job, outcome, out)
+
+
+def _guide(
+    data: str,
+    config: object,
+    out: Path | None,
+    unfinished: Path | None,
+    settings: dict,
+    look: bool,
+    force: bool,
+) -> None:
+    """Make a guide, and tell of it."""
+    from ..finetune.guide_job import prepare_guide
+
+    with _Meter() as meter:
+        job = prepare_guide(
+            data, config=config, folder=unfinished, progress=meter.reading, **settings
+        )
+        meter.say(str(job.found))
+        if look:
+            return
+        for step in job.run():
+            meter.guiding(step, config)
+        meter.busy("drawing by both")
+        report = job.report()
+    job.save(report, out, overwrite=force)
+    _print_rows([(what, f"{100 * a:.1f} %", f"{100 * b:.1f} %") for what, a, b in report.rows()])
+    console.tell(out)
+
+
+def _pair(text: str | None) -> tuple[float, float] | None:
+    """The two numbers of "0.5,4.5"."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(word) for word in text.split(","))
+    except ValueError:
+        raise UsageError(f"--epsilon is two numbers, as in 0.5,4.5, not {text!r}.") from None
+    return low, high
 
 
 def _unfinished(out: Path | None, *, resume: bool, force: bool) -> Path:
@@ -223,14 +340,19 @@ def _tell(job: Job, outcome: Outcome, out: Path) -> None:
     """The table before and after, and where everything is."""
     from ..finetune.report import table
 
-    rows = [("", "before", "after"), *table(outcome)]
-    wide = [max(len(row[k]) for row in rows) for k in range(3)]
-    for what, was, now in rows:
-        typer.echo(f"{what:<{wide[0]}}  {was:>{wide[1]}}  {now:>{wide[2]}}")
+    _print_rows(table(outcome))
     if outcome.retention:
         way = f"{outcome.chosen.alpha:.0%} of the way to the new weights is kept"
         console.tell(f"{way}; retention: {job.kept}.")
     console.tell(out)
+
+
+def _print_rows(rows: list[tuple[str, str, str]]) -> None:
+    """A table of what was before and what is after."""
+    rows = [("", "before", "after"), *rows]
+    wide = [max(len(row[k]) for row in rows) for k in range(3)]
+    for what, was, now in rows:
+        typer.echo(f"{what:<{wide[0]}}  {was:>{wide[1]}}  {now:>{wide[2]}}")
 
 
 class _Meter:
@@ -285,3 +407,17 @@ class _Meter:
         if step.measured is not None:
             aside = f"{100 * step.measured:.1f} % of those set aside"
             self.say(f"epoch {step.epoch:.3g}, step {step.step}: {said}, {aside}")
+
+    def guiding(self, step: FitStep, config: GuidingConfig) -> None:
+        """A step of a guide's training, which goes by steps or by minutes."""
+        told = "  ".join(f"{name} {value:.3f}" for name, value in step.parts.items())
+        done, total = (step.index, config.steps) if config.steps else (step.minutes, config.minutes)
+        self._bar.update(
+            self._task, description="training", completed=int(done), total=total, said=told
+        )
+        if step.index % 50 == 0:
+            self.say(f"step {step.index}, {step.minutes:.1f} processor minutes: {told}")
+
+    def busy(self, what: str) -> None:
+        """Something of which the end is not known."""
+        self._bar.update(self._task, description=what, completed=0, total=None, said="")

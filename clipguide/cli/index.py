@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from .embedding import Options, open_pictures, tell_passed, with_options
 if TYPE_CHECKING:
     from ..retrieval import Progress
 
+BOTH = "mini+mini-judge"  # finds more, refuses twice as much (benchmarks/search.py refusal)
 ENGINES = ("local", "ray")
 
 Db = Annotated[
@@ -28,7 +30,7 @@ Db = Annotated[
 ]
 
 
-@with_options
+@partial(with_options, clip=BOTH)
 def index(
     folders: Annotated[
         list[str],

@@ -10,7 +10,7 @@ import typer
 
 from ..errors import UsageError
 from . import console
-from .index import Db
+from .index import BOTH, Db
 from .options import Device
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     clip: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The CLIP. [default: the one that the index is of]"),
+        typer.Option(
+            metavar="NAME",
+            help="The CLIP. [default: the one that the index is of; for --texts mini+mini-judge]",
+        ),
     ] = None,
     device: Device = None,
     trust_pickle: Annotated[
@@ -95,7 +98,7 @@ def search(
         if texts is not None:
             if not image or text is not None or plus or minus:
                 raise UsageError("--texts says which lines a picture shows: give it --image alone.")
-            _print_texts(image, texts, k, clip or "mini", device, trust_pickle, as_json)
+            _print_texts(image, texts, k, clip or BOTH, device, trust_pickle, as_json)
             return
         if text is None and not image and not plus:
             raise UsageError("There is nothing to search for: give a text or --image.")

@@ -1,0 +1,82 @@
+"""clipguide export: a CLIP for other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from . import console
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def export(
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="RUNTIME",
+            help="onnx, hf (transformers), torch-export or saved-model (TensorFlow).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write.")],
+    clip: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="mini, mini-judge, a folder or file, a model/tag."),
+    ] = "mini",
+    int8: Annotated[bool, typer.Option("--int8", help="onnx: int8 beside float32.")] = False,
+    fp16: Annotated[
+        bool,
+        typer.Option("--fp16", help="float16 beside float32; of hf, in its place."),
+    ] = False,
+    pictures: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Pictures to calibrate and measure by, files or folders; repeatable. "
+            "[default: drawings]",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an export.")] = False,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
+    ] = False,
+) -> None:
+    """Take a CLIP anywhere: both towers for another runtime, preprocessing inside.
+
+    What is written is run against torch; it is kept only if it agrees, and the cosines are told.
+    """
+    from ..clip import load_parts
+    from ..export import export as write
+    from ..export import requirements
+    from ..export.folder import check
+
+    with console.plain_speech():
+        requirements(to, int8=int8, fp16=fp16)
+        check(out, force=force)
+        chosen = _pictures(pictures) if pictures else None
+        parts = load_parts(clip, trust_pickle=trust_pickle)
+        done = write(parts, to=to, out=out, int8=int8, fp16=fp16, force=force, pictures=chosen)
+    for name, found in done.agreement.items():
+        size = f"  {done.sizes[name] / 1e6:.1f} MB" if name in done.sizes else ""
+        how = f"  int8 of {done.quantisation[name]}" if name in done.quantisation else ""
+        console.tell(
+            f"{out / name if size else name}{size}  cosine {found.mean:.5f}, at the lowest "
+            f"{found.lowest:.5f} of {found.count}{how}"
+        )
+    console.tell(f"{out / 'README.md'}  says how to run it")
+
+
+def _pictures(sources: list[str]) -> list[Image.Image]:
+    """The pictures to measure by, RGB, no more than are used; unreadable ones are an error."""
+    from ..engine.files import find
+    from ..export.probes import MOST
+    from ..images import load
+
+    found = [load(source) for _, source in zip(range(MOST), find(sources))]
+    if len(found) < 2:
+        raise UsageError("Give at least two --pictures: half of them calibrate, half measure.")
+    return found

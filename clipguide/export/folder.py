@@ -1,0 +1,79 @@
+"""The folder of an export: whole or not at all, and told of in two files, one for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import ClipguideError, UsageError
+from ..recipe import FULL
+
+CARD = "clip.json"
+NO_SPACE = ("no space left", "os error 28", "disk quota", "file too large", "os error 27")
+
+
+@contextmanager
+def staged(out: Path, *, force: bool) -> Iterator[Path]:
+    """An empty folder beside `out`, which takes its place when all went well, and is removed else.
+
+    UsageError if `out` is there, unless `force`, which replaces an export or an empty folder and
+    nothing else; ClipguideError where the disk is full or not to be written to.
+    """
+    check(out, force=force)
+    target = Path(os.path.abspath(out))
+    stage = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage.mkdir()
+        yield stage
+        _replace(stage, target)
+    except ClipguideError:
+        raise
+    except OSError as error:
+        if error.filename is None and error.errno not in FULL:
+            raise
+        advice = "free some space" if error.errno in FULL else "choose another place"
+        reason = error.strerror or str(error)
+        raise ClipguideError(f"{out} cannot be written ({reason}): {advice}.") from None
+    except Exception as error:  # safetensors, onnx and torch say it in their own errors
+        if not no_space(error):
+            raise
+        raise ClipguideError(f"{out} cannot be written: the disk is full.") from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def no_space(error: BaseException) -> bool:
+    """Whether a library says by this, in its own words, that the disk is full."""
+    return any(words in str(error).lower() for words in NO_SPACE)
+
+
+def check(out: Path, *, force: bool) -> None:
+    """UsageError if an export may not be written to `out`."""
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise UsageError(f"{out} is there already: give another --out, or --force to replace it.")
+    empty = out.is_dir() and not any(out.iterdir())
+    if out.is_symlink() or not empty and not _is_export(out):
+        raise UsageError(f"{out} is no export of clipguide's, so --force leaves it: name another.")
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return "clipguide" in json.loads((folder / CARD).read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _replace(stage: Path, target: Path) -> None:
+    old = stage.with_name(stage.name + "-old")
+    if target.exists():
+        target.rename(old)
+    stage.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

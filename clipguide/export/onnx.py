@@ -1,0 +1,155 @@
+"""ONNX: both towers, run by onnxruntime as soon as they are written.
+
+Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, D the width of the embedding.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..clip import Clip
+from ..errors import ClipguideError, out_of_memory, reason
+from .folder import no_space
+from .probes import Agreement, Probes, compare, demand
+from .towers import ImageTower, TextTower
+
+EXACT, HALF, INT8 = 0.9999, 0.999, 0.99  # what the lowest cosine with torch must reach
+BIG = 1_800_000_000  # bytes of weights that a file of ONNX's own format cannot hold
+OUTPUT = "vectors"
+
+
+def write(
+    clip: Clip, folder: Path, probes: Probes, *, int8: bool, fp16: bool
+) -> dict[str, dict[str, object]]:
+    """image.onnx and text.onnx, and with `fp16` and `int8` image-fp16.onnx and so on beside them.
+
+    What is to be said of each file: its cosines with torch, and how it was quantised.
+    ClipguideError for a tower that cannot be exported, or that does not agree.
+    """
+    said: dict[str, dict[str, object]] = {}
+    for kind in ("image", "text"):
+        path = folder / f"{kind}.onnx"
+        tower, given = tower_of(clip, kind), example(clip, kind)
+        export_tower(tower, given, path, what=f"The {kind} tower of {clip.name}")
+        said[path.name] = {"cosine": _checked(path, kind, probes, EXACT)}
+        if fp16:
+            from .half import halve
+
+            half = folder / f"{kind}-fp16.onnx"
+            halve(path, half)
+            said[half.name] = {"cosine": _checked(half, kind, probes, HALF)}
+    if int8:
+        from .quantise import quantise
+
+        for kind in ("image", "text"):
+            path = folder / f"{kind}-int8.onnx"
+            how, found = quantise(folder / f"{kind}.onnx", path, kind, probes, bar=INT8)
+            said[path.name] = {"cosine": found, "quantisation": how}
+    return said
+
+
+def tower_of(clip: Clip, kind: str) -> nn.Module:
+    """The image or the text tower of a CLIP, to be exported."""
+    return (ImageTower(clip) if kind == "image" else TextTower(clip)).eval()
+
+
+def example(clip: Clip, kind: str) -> torch.Tensor:
+    """An input to trace by: no side of it, nor the batch, is one that means something else."""
+    if kind == "text":
+        return clip._tokenizer(["a red fox", "a house"])
+    return torch.full((2, 3, clip.image_size + 19, clip.image_size + 42), 0.5)
+
+
+def dynamic(kind: str) -> dict[int, object]:
+    """The sides of an input that may change: the batch, and the rows and columns of images."""
+    names = {"image": {0: "batch", 2: "height", 3: "width"}, "text": {0: "batch"}}[kind]
+    return {side: torch.export.Dim(name, min=1) for side, name in names.items()}
+
+
+def export_tower(
+    tower: nn.Module, given: torch.Tensor, path: Path, *, what: str, fixed: bool = False
+) -> None:
+    """Writes a tower whose one input is named image or tokens, and its output vectors."""
+    image = given.ndim == 4
+    size = sum(p.numel() * p.element_size() for p in tower.parameters())
+    with quiet(), failing(f"{what} cannot be exported to ONNX"):
+        program = torch.onnx.export(
+            tower,
+            (given,),
+            dynamo=True,
+            verbose=False,
+            input_names=["image" if image else "tokens"],
+            output_names=[OUTPUT],
+            dynamic_shapes=None if fixed else (dynamic("image" if image else "text"),),
+        )
+    program.save(str(path), external_data=size > BIG)
+
+
+def measure(path: Path, kind: str, probes: Probes) -> Agreement:
+    """How far onnxruntime agrees with torch, picture by picture and on all texts at once."""
+    with failing(f"onnxruntime cannot run {path.name}"):
+        run = session(path)
+        ours = run_images(run, probes) if kind == "image" else run(probes.tokens_NL.numpy())
+    theirs_ND = probes.image_ND if kind == "image" else probes.text_ND
+    return compare(torch.from_numpy(np.asarray(ours)), theirs_ND, what=path.name)
+
+
+def run_images(run: Callable[[np.ndarray], np.ndarray], probes: Probes) -> np.ndarray:
+    """vectors_ND of the pictures: of each alone, and of the first also twice in one batch."""
+    first_13HW = probes.image_13HW[0]
+    twice_2D = run(torch.cat([first_13HW, first_13HW.flip(-1)]).numpy())
+    rest = [run(image_13HW.numpy()) for image_13HW in probes.image_13HW[1:]]
+    return np.concatenate([twice_2D[:1], *rest])
+
+
+def session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """What runs a file of one input and one output on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = made.get_inputs()[0].name
+    return lambda given: made.run(None, {name: given})[0]
+
+
+@contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Makes one sentence of whatever an exporter or a runtime raises."""
+    try:
+        yield
+    except (ClipguideError, OSError):
+        raise
+    except Exception as error:  # torch, onnxscript and onnxruntime each raise their own
+        if out_of_memory(error) or no_space(error):
+            raise
+        raise ClipguideError(f"{what}: {reason(error)}.") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporters' words, and without the fused attention that they cannot see into."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _checked(path: Path, kind: str, probes: Probes, bar: float) -> Agreement:
+    return demand(measure(path, kind, probes), bar, what=path.name)
