@@ -1,11 +1,13 @@
 """How fast the search is, what indexing costs beside embedding, and what is refused.
 
-    python -m benchmarks.search vectors                    # a million vectors; about an hour
+    python -m benchmarks.search vectors                    # a million vectors; hours to build
+    python -m benchmarks.search vectors --keep-index DIR   # built once; then two minutes
     python -m benchmarks.search vectors --count 60000 --clusters 600
     python -m benchmarks.search overhead --clip mini       # indexing ÷ embedding alone
     python -m benchmarks.search unchanged                  # 100,000 files that have not changed
     python -m benchmarks.search refusal                    # needs python -m training.data build
-    python -m benchmarks.search photographs                # 30 that packages hold, ten queries
+    python -m benchmarks.search refusal --towards 0.1      # what a better CLIP would do
+    python -m benchmarks.search photographs                # 50 that packages hold, ten queries
 
 Each adds its figures to benchmarks/search.json. Vectors: clusters at random, and around them as
 much variance within as between; queries are new draws of the same. The peers, faiss's HNSW and
@@ -16,13 +18,14 @@ from disk, while the peers' vectors are in memory.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -31,15 +34,20 @@ import torch
 import typer
 
 from benchmarks.embedding import photographs, vit_b_32
+from benchmarks.none_of_these import kept, share
 from clipguide import load_clip
+from clipguide.cli.index import BOTH
 from clipguide.engine import Engine, find
 from clipguide.retrieval import Index, Query, refusal, search, settle, update
 from clipguide.retrieval.store import Store
+from clipguide.zero_shot.none import unlike_each
 
 OUT = Path(__file__).with_suffix(".json")
 WIDTH, TOP, RECALL = 512, 10, 0.95
 CHUNK = 20_000
+THUMBNAIL = 4000  # bytes
 SHEET = Path(__file__).with_name("search-photographs.webp")
+MORE = Path(__file__).with_name("photographs.json")
 EFFORTS = (16, 32, 64, 128, 256, 512, 1024)
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -53,10 +61,11 @@ def save(key: str, facts: dict) -> None:
 
 def clustered(count: int, clusters: int, random: np.random.Generator, centre_CD: np.ndarray):
     """Unit vectors_BD: a centre of length 1, and noise of length 1 in the mean."""
-    place_B = random.integers(0, clusters, count)
-    noise_BD = random.normal(0, WIDTH**-0.5, (count, WIDTH)).astype(np.float32)
-    unit_BD = centre_CD[place_B] + noise_BD
-    return unit_BD / np.linalg.norm(unit_BD, axis=1, keepdims=True)
+    unit_BD = centre_CD[random.integers(0, clusters, count)]
+    for part_BD in np.split(unit_BD, range(CHUNK, count, CHUNK)):  # views
+        part_BD += random.standard_normal(part_BD.shape, np.float32) * WIDTH**-0.5
+        part_BD /= np.linalg.norm(part_BD, axis=1, keepdims=True)
+    return unit_BD
 
 
 def exact(unit_BD: np.ndarray, query_QD: np.ndarray) -> np.ndarray:
@@ -91,7 +100,7 @@ def row(name: str, effort: object, milliseconds: list[float], recall: float) -> 
     return facts
 
 
-def peer(name: str, ask_at: Callable, query_QD: np.ndarray, truth_QK: np.ndarray) -> dict:
+def least(name: str, ask_at: Callable, query_QD: np.ndarray, truth_QK: np.ndarray) -> dict:
     """The first effort that reaches the recall, else the last."""
     for effort in EFFORTS:
         milliseconds, recall = timed(ask_at(effort), query_QD, truth_QK)
@@ -100,20 +109,33 @@ def peer(name: str, ask_at: Callable, query_QD: np.ndarray, truth_QK: np.ndarray
     return row(name, effort, milliseconds, recall)
 
 
-def fill(path: Path, unit_BD: np.ndarray, thumbnail: bytes) -> Index:
-    """An index of vectors, each with a path and a thumbnail."""
+def fill(path: Path, unit_BD: np.ndarray, random: np.random.Generator) -> Index:
+    """An index of vectors, each with a path and a thumbnail of random bytes."""
     import pyarrow as pa
 
     store = Store(path, make=True)
     store.create(WIDTH, key="0 float32 alpha white frames 1", model="made")
     schema = store.table.schema
-    for start in range(0, len(unit_BD), CHUNK):
-        part = unit_BD[start : start + CHUNK]
-        flat = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), WIDTH)
-        names = [f"{i}" for i in range(start, start + len(part))]
-        known = {"path": names, "vector": flat, "thumbnail": [thumbnail] * len(part)}
-        columns = [known.get(field.name, pa.nulls(len(part), field.type)) for field in schema]
-        store.table.add(pa.table(columns, schema=schema))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start in range(0, len(unit_BD), CHUNK):
+            part = unit_BD[start : start + CHUNK]
+            small = random.bytes(THUMBNAIL * len(part))
+            cuts = range(0, len(small), THUMBNAIL)
+            known = {
+                "path": [f"{i}" for i in range(start, start + len(part))],
+                "vector": pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), WIDTH),
+                "thumbnail": [small[cut : cut + THUMBNAIL] for cut in cuts],
+            }
+            columns = [
+                pa.array(known[f.name], f.type)
+                if isinstance(known.get(f.name), list)
+                else known.get(f.name, pa.nulls(len(part), f.type))
+                for f in schema
+            ]
+            yield pa.record_batch(columns, schema=schema)
+
+    store.table.add(pa.RecordBatchReader.from_batches(schema, batches()))
     store.table.optimize()
     return Index(path)
 
@@ -135,78 +157,148 @@ def vectors(
     peers: bool = True,
     keep: bool = True,
     seed: int = 0,
+    keep_index: Annotated[
+        Path | None, typer.Option(help="Where indexes are kept, so that the next call only asks.")
+    ] = None,
+    build_only: Annotated[bool, typer.Option("--build-only", help="Ask nothing.")] = False,
 ) -> dict:
     """Time and recall of the ten nearest; faiss and usearch beside."""
-    random = np.random.default_rng(seed)
-    centre_CD = random.normal(0, WIDTH**-0.5, (clusters, WIDTH)).astype(np.float32)
-    unit_BD = clustered(count, clusters, random, centre_CD)
-    query_QD = clustered(queries, clusters, random, centre_CD)
-    truth_QK = exact(unit_BD, query_QD)
-    within = 1 - float(np.square(unit_BD.mean(0)).sum())
-    facts: dict = {"count": count, "clusters": clusters, "total variance": round(within, 4)}
-    facts["within, share"] = round(_within(unit_BD, random, centre_CD), 3)
-    with tempfile.TemporaryDirectory() as folder:
-        begin = time.perf_counter()
-        index = fill(Path(folder), unit_BD, random.bytes(4000))
-        facts["written in s"] = round(time.perf_counter() - begin, 1)
-        begin = time.perf_counter()
-        if count >= settle.EXACT:
-            settle.index_vectors(index.store.table)
-        facts["indexed in s"] = round(time.perf_counter() - begin, 1)
+    with contextlib.ExitStack() as stack:
+        home = keep_index or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = home / f"{count}-{clusters}-{queries}-{seed}"
+        facts = build(folder, count, clusters, queries, seed, peers)
+        if build_only:
+            return facts
+        query_QD, truth_QK = np.load(folder / "query.npy"), np.load(folder / "truth.npy")
 
-        def ask(query_D: np.ndarray, index: Index | None = None) -> list[int]:
+        def ask(query_D: np.ndarray) -> list[int]:
             answer = index.search(Query(torch.from_numpy(query_D)), k=TOP, tell_absent=False)
             return [int(hit.path) for hit in answer.hits]
 
-        forget(Path(folder))
-        fresh = Index(folder)
-        cold, recall = timed(lambda q: ask(q, fresh), query_QD[:100], truth_QK[:100])
+        forget(folder / "db")
+        index = Index(folder / "db")
+        cold, recall = timed(ask, query_QD[:100], truth_QK[:100])
         facts["clipguide, cold"] = row("clipguide, cold", search.CELLS, cold, recall)
-        times, recall = timed(lambda q: ask(q, fresh), query_QD, truth_QK)
+        times, recall = timed(ask, query_QD, truth_QK)
         facts["clipguide"] = row("clipguide", search.CELLS, times, recall)
-    if peers:
-        facts["faiss HNSW"] = peer("faiss HNSW", _faiss(unit_BD), query_QD, truth_QK)
-        facts["usearch"] = peer("usearch", _usearch(unit_BD), query_QD, truth_QK)
+        for name, peer in PEERS.items() if peers else ():
+            facts[name] = least(name, peer.opened(folder / peer.file), query_QD, truth_QK)
     if keep:
         save(f"vectors {count}", facts)
     return facts
 
 
-def _within(unit_BD: np.ndarray, random: np.random.Generator, centre_CD: np.ndarray) -> float:
+def build(
+    folder: Path, count: int, clusters: int, queries: int, seed: int, peers: bool
+) -> dict[str, object]:
+    """Everything that is asked, in a folder, less what is there already; facts about it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    noted = folder / "facts.json"
+    facts: dict = json.loads(noted.read_text()) if noted.exists() else {}
+    facts.update(count=count, clusters=clusters)
+    random = np.random.default_rng(seed)
+    centre_CD = random.normal(0, WIDTH**-0.5, (clusters, WIDTH)).astype(np.float32)
+    names = {"query.npy", "truth.npy", "db", *(p.file for p in PEERS.values() if peers)}
+    if all((folder / name).exists() for name in names):
+        return facts
+    unit_BD = clustered(count, clusters, random, centre_CD)
+    query_QD = clustered(queries, clusters, random, centre_CD)
+
+    def stage(file: str, make: Callable[[Path], None]) -> None:
+        """Make a file or folder unless it is there, whole or not at all."""
+        if (folder / file).exists():
+            return
+        part = folder / f"part-{file}"
+        shutil.rmtree(part, ignore_errors=True)
+        begin = time.perf_counter()
+        make(part)
+        facts[f"{file} made in s"] = round(time.perf_counter() - begin, 1)
+        noted.write_text(json.dumps(facts))
+        part.rename(folder / file)
+        typer.echo(f"{file}: {facts[f'{file} made in s']} s")
+
+    if "total variance" not in facts:
+        total = 1 - float(np.square(unit_BD.mean(0)).sum())
+        facts["total variance"] = round(total, 4)
+        facts["within, share"] = round(_within(total, random, centre_CD), 3)
+    stage("query.npy", lambda part: np.save(part.open("wb"), query_QD))
+    stage("db", lambda part: _fill_and_index(part, unit_BD, random))
+    stage("truth.npy", lambda part: np.save(part.open("wb"), exact(unit_BD, query_QD)))
+    for peer in PEERS.values() if peers else ():
+        stage(peer.file, lambda part, peer=peer: peer.make(unit_BD, part))
+    return facts
+
+
+def _fill_and_index(path: Path, unit_BD: np.ndarray, random: np.random.Generator) -> None:
+    index = fill(path, unit_BD, random)
+    if len(unit_BD) >= settle.EXACT:
+        settle.index_vectors(index.store.table)
+
+
+def _within(total: float, random: np.random.Generator, centre_CD: np.ndarray) -> float:
     """The share of the variance that is within clusters, of a sample of 10 of them."""
     found = []
     for centre_D in centre_CD[:10]:
         part = clustered(500, 1, random, centre_D[None])
         found.append(1 - float(np.square(part.mean(0)).sum()))
-    return statistics.mean(found) / (1 - float(np.square(unit_BD.mean(0)).sum()))
+    return statistics.mean(found) / total
 
 
-def _faiss(unit_BD: np.ndarray) -> Callable:
-    import faiss
+class Faiss:
+    """faiss's HNSW, kept in a file."""
 
-    index = faiss.IndexHNSWFlat(WIDTH, 32, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = 200
-    index.add(unit_BD)
+    file = "faiss.index"
 
-    def at(effort: int) -> Callable:
-        index.hnsw.efSearch = effort
-        return lambda query_D: index.search(query_D[None], TOP)[1][0].tolist()
+    @staticmethod
+    def make(unit_BD: np.ndarray, path: Path) -> None:
+        import faiss
 
-    return at
+        index = faiss.IndexHNSWFlat(WIDTH, 32, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = 200
+        index.add(unit_BD)
+        faiss.write_index(index, str(path))
+
+    @staticmethod
+    def opened(path: Path) -> Callable:
+        import faiss
+
+        index = faiss.read_index(str(path))
+
+        def at(effort: int) -> Callable:
+            index.hnsw.efSearch = effort
+            return lambda query_D: index.search(query_D[None], TOP)[1][0].tolist()
+
+        return at
 
 
-def _usearch(unit_BD: np.ndarray) -> Callable:
-    import usearch.index
+class Usearch:
+    """usearch, kept in a file."""
 
-    index = usearch.index.Index(ndim=WIDTH, metric="ip", dtype="f32", connectivity=32,
-                                expansion_add=200)  # fmt: skip
-    index.add(np.arange(len(unit_BD)), unit_BD)
+    file = "usearch.index"
 
-    def at(effort: int) -> Callable:
-        index.expansion_search = effort
-        return lambda query_D: index.search(query_D, TOP).keys.tolist()
+    @staticmethod
+    def make(unit_BD: np.ndarray, path: Path) -> None:
+        import usearch.index
 
-    return at
+        index = usearch.index.Index(ndim=WIDTH, metric="ip", dtype="f32", connectivity=32,
+                                    expansion_add=200)  # fmt: skip
+        index.add(np.arange(len(unit_BD)), unit_BD)
+        index.save(str(path))
+
+    @staticmethod
+    def opened(path: Path) -> Callable:
+        import usearch.index
+
+        index = usearch.index.Index.restore(str(path))
+
+        def at(effort: int) -> Callable:
+            index.expansion_search = effort
+            return lambda query_D: index.search(query_D, TOP).keys.tolist()
+
+        return at
+
+
+PEERS = {"faiss HNSW": Faiss, "usearch": Usearch}
 
 
 @app.command()
@@ -280,17 +372,17 @@ def unchanged(files: int = 100_000, keep: bool = True) -> dict:
 @app.command("photographs")
 def of_photographs(
     sheet: Annotated[Path, typer.Option(help="A picture of the first five answers.")] = SHEET,
-    clip: str = "mini",
+    clip: str = BOTH,
     keep: bool = True,
 ) -> dict:
-    """Ten searches in the photographs that packages hold (training/package_photos.json, whose first
-    ten names are the queries): the first five answers of each, on a sheet, a query a row."""
+    """Ten searches in the fifty photographs that packages hold, by every fifth one's name: the
+    first five answers of each, on a sheet, two queries a row."""
     from clipguide.images import contact_sheet
     from training import common
     from training.evaluate.photographs import NAMED, fetch, open_photo
 
-    known = json.loads(NAMED.read_text(encoding="utf-8"))["photos"]
-    queries = list(dict.fromkeys(photo["name"] for photo in known))[:10]
+    known = [p for file in (NAMED, MORE) for p in json.loads(file.read_text("utf-8"))["photos"]]
+    queries = [photo["name"] for photo in known[::5]]
     embedder = load_clip(clip)
     with tempfile.TemporaryDirectory() as home:
         names, pictures = {}, {}
@@ -329,10 +421,17 @@ def of_photographs(
 
 
 @app.command("refusal")
-def refuse(clip: str = "mini", sets: int = 5, queries: int = 100, keep: bool = True) -> list[dict]:
+def refuse(
+    clip: str = BOTH,
+    sets: Annotated[int, typer.Option(min=1)] = 5,
+    queries: Annotated[int, typer.Option(min=1)] = 100,
+    towards: Annotated[
+        float, typer.Option(help="Move pictures towards their names: were the CLIP better.")
+    ] = 0.0,
+    keep: bool = True,
+) -> list[dict]:
     """The share that is refused of names that are absent from a collection of held-out drawings,
     and of those that are there; by half of all names at random, several times."""
-    from clipguide.zero_shot.none import unlike_each
     from training.evaluate.drawings import Drawings
 
     model, drawings = load_clip(clip), Drawings()
@@ -340,55 +439,65 @@ def refuse(clip: str = "mini", sets: int = 5, queries: int = 100, keep: bool = T
     word_WD = model.encode_text(refusal.words())
     rows = []
     for what, found in drawings.tests().items():
-        unit_BD, target_B = drawings.encode(model, found), drawings.targets(found)
-        figures = []
-        for seed in range(sets):
-            names = target_B.unique()
-            names = names[torch.randperm(len(names), generator=_generator(seed))]
-            half = len(names) // 2
-            keep_B = torch.isin(target_B, names[:half])
-            here_BD, here_B = unit_BD[keep_B], target_B[keep_B]
-            cal = refusal.calibrate(here_BD.split(settle.CHUNK), word_WD)
-            least = refusal.threshold(cal, len(here_BD))
-            label = [drawings.concepts[n] for n in names.tolist()]
-            other = unlike_each(text_ND[names], text_ND[names], label, label)
-            absent = [n for n in range(half, len(names)) if other[n, :half].all()][:queries]
-            scores = {}
-            for kind, asked in (("there", range(min(half, queries))), ("absent", absent)):
-                evidence, first = [], []
-                for n in asked:
-                    cosine_B = here_BD @ text_ND[names[n]]
-                    best = cosine_B.topk(min(refusal.CANDIDATES, len(cosine_B))).indices
-                    evidence.append(
-                        refusal.of_text(label[n], text_ND[names[n]], here_BD[best], word_WD)
-                    )
-                    first.append(float(here_B[best[0]] == names[n]))
-                scores[kind] = (torch.tensor(evidence, dtype=torch.float64), first)
-            there_N, absent_N = scores["there"][0], scores["absent"][0]
-            figures.append(
-                {
-                    "pictures": len(here_BD),
-                    "absent": len(absent_N),
-                    "refused": (absent_N < least).double().mean().item(),
-                    "false": (there_N < least).double().mean().item(),
-                    "refused at 5 % false": (absent_N < there_N.quantile(0.05))
-                    .double()
-                    .mean()
-                    .item(),  # fmt: skip
-                    "AUC": (there_N[:, None] > absent_N).double().mean().item(),
-                    "recall@1 of those there": statistics.mean(scores["there"][1]),
-                }
-            )
+        unit_BD = kept(model, what.replace(" ", "-"), lambda f=found: drawings.encode(model, f))
+        target_B = drawings.targets(found)
+        unit_BD = torch.nn.functional.normalize(unit_BD + towards * text_ND[target_B], dim=1)
+        top1 = ((unit_BD @ text_ND.T).argmax(1) == target_B).double().mean().item()
+        figures = [
+            refused(unit_BD, target_B, text_ND, word_WD, drawings.concepts, seed, queries)
+            for seed in range(sets)
+        ]
         mean = {k: round(statistics.mean(f[k] for f in figures), 3) for k in figures[0]}
-        rows.append({"drawings": what, **mean})
+        rows.append({"drawings": what, "top-1": round(top1, 3), **mean})
         typer.echo(json.dumps(rows[-1], ensure_ascii=False))
     if keep:
-        save(f"refusal {clip}", {"sets": sets, "rows": rows})
+        by = f" towards {towards:g}" if towards else ""
+        save(f"refusal {clip}{by}", {"sets": sets, "rows": rows})
     return rows
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def refused(
+    unit_BD: torch.Tensor,
+    target_B: torch.Tensor,
+    text_ND: torch.Tensor,
+    word_WD: torch.Tensor,
+    concepts: list[str],
+    seed: int,
+    queries: int,
+) -> dict[str, float]:
+    """What a collection of half of the pictures' names says to these and to the others, less those
+    that mean what one of it means."""
+    names = target_B.unique()
+    names = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))]
+    half, text_ND = len(names) // 2, text_ND[names]
+    keep_B = torch.isin(target_B, names[:half])
+    here_BD, here_B = unit_BD[keep_B], target_B[keep_B]
+    usual = refusal.calibrate(here_BD.split(settle.CHUNK), word_WD)
+    least = refusal.threshold(usual)
+    label, kin = [concepts[n] for n in names.tolist()], refusal.kin(word_WD)
+    other_NN = unlike_each(text_ND, text_ND, label, label)
+    absent = [n for n in range(half, len(names)) if other_NN[n, :half].all()][:queries]
+
+    def ask(n: int) -> tuple[float, bool]:
+        """The evidence, and whether the first picture is right."""
+        cosine_B = here_BD @ text_ND[n]
+        best = cosine_B.topk(min(refusal.CANDIDATES, len(cosine_B))).indices
+        value = refusal.of_text(label[n], text_ND[n], here_BD[best], word_WD, kin)
+        return value, bool(here_B[best[0]] == names[n])
+
+    asked = [ask(n) for n in range(min(half, queries))]
+    there_N = torch.tensor([value for value, _ in asked], dtype=torch.float64)
+    absent_N = torch.tensor([ask(n)[0] for n in absent], dtype=torch.float64)
+    return {
+        "pictures": len(here_BD),
+        "absent": len(absent_N),
+        "refused": share(absent_N, least),
+        "false": share(there_N, least),
+        "refused at 5 % false": share(absent_N, there_N.quantile(0.05).item()),
+        "LEAST for 5 % false": there_N.quantile(0.05).item() - refusal.SHARE * usual,
+        "AUC": (there_N[:, None] > absent_N).double().mean().item(),
+        "recall@1 of those there": statistics.mean(right for _, right in asked),
+    }
 
 
 if __name__ == "__main__":

@@ -256,6 +256,11 @@ def test_without_lancedb(tmp_path):
     )
 
 
+def test_both_embedded_clips_are_the_default(run):
+    words = run("index", "--help", clip=None).stdout.split()
+    assert "[default: mini+mini-judge]" in " ".join(words)
+
+
 def test_the_index_keeps_the_name_of_its_clip(indexed, clip_folder, tmp_path):
     assert Store(tmp_path / "db").model == str(clip_folder)
     assert load_clip(Store(tmp_path / "db").model).fingerprint in Store(tmp_path / "db").key

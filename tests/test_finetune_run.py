@@ -135,6 +135,22 @@ def test_lora_is_merged_without_a_trace(clip_folder):
     assert (fresh - before[0]).abs().max() > 1e-3
 
 
+def test_the_adapter_is_the_change(clip_folder, pictures, tmp_path):
+    """The old model with a share of it is the new one at that place of WiSE-FT's way."""
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    fit = fit_of(clip_folder, pictures, method="lora", rank=2)
+    list(fit.run())
+    after = copy_state(fit.parts.model)
+    fit.adapter.save(tmp_path / "adapter", share=0.5)
+    interpolate(fit.parts.model, fit.before, after, 0.5)
+    image, model = torch.rand(2, 3, 32, 32), load_parts(clip_folder).model
+    inject_adapter_in_model(LoraConfig.from_pretrained(tmp_path / "adapter"), model)
+    state = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    set_peft_model_state_dict(model, state)
+    assert_close(model.encode_image(image), fit.parts.model.encode_image(image), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("tower", ["ViT", "ResNet", "timm"])
 def test_a_map_becomes_the_last_layer(clip_folder, tower):
     if tower == "timm":

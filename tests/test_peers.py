@@ -98,6 +98,35 @@ def test_zero_shot_as_clip_benchmark_spells_it(tmp_path, data):
     assert figures == peers.accuracies(cosine_BK, torch.tensor(data.target))
 
 
+def test_texts_of_pictures_own(data, tmp_path):
+    """A text for each picture, and three by default, against cosines ranked by hand."""
+    assert data.texts[3] == ["a bee", "a drawing of a bee", "somebody drew a bee here"]
+    own = ["a red fox", "a blue fox", "owl", "a green bee", "a bee", "key"]
+    asked = peers.replace(data, own=own)
+    assert asked.texts == [[text] for text in own]
+    alone = peers.without_twins(asked)
+    assert alone.own == [own[i] for i in (0, 1, 2, 3, 5)]
+    assert [alone.names[k] for k in alone.target] == ["fox", "red fox", "owl", "bee", "key"]
+    folder = peers.write_vit(tmp_path / "vit")
+    clip = load_clip(str(folder))
+    cosine_NB = clip.encode_text(own) @ clip.encode_pictures(data.pictures).T
+    found = peers.ours(folder, asked, None)
+    ranks = [int((row > row[n]).sum()) for n, row in enumerate(cosine_NB)]
+    for k in peers.RECALLS:
+        share = sum(rank < k for rank in ranks) / len(own)
+        assert found[f"image_retrieval_recall@{k}"] == pytest.approx(share)
+
+
+@pytest.mark.skipif(not peers.BUILT.exists(), reason="the drawings are not built")
+def test_styles_by_colour_are_some_of_those_by_name():
+    plain = peers.style_data("EmojiOne v1", coloured=False)
+    coloured = peers.style_data("EmojiOne v1", coloured=True)
+    assert len(set(plain.own)) == len(plain.own) == len(plain.pictures) and plain.own == plain.names
+    assert 0.2 < len(coloured.own) / len(plain.own) < 0.9
+    assert {d.split(" ", 2)[2] for d in coloured.own} <= set(plain.own)
+    assert "a red heart suit" in coloured.own or "a red apple" in coloured.own
+
+
 def test_clip_score_as_torchmetrics_spells_it(tmp_path):
     """max(cosine, 0) by transformers' own get_*_features of pictures of the model's size; a text
     that is too long and loses its end token, as torchmetrics cuts it, is any other one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -15,12 +14,14 @@ from test_clip import landscape
 
 pytest.importorskip("lancedb")
 
+from benchmarks import search as benchmark
 from clipguide.engine import Engine
 from clipguide.errors import ClipguideWarning, UsageError
 from clipguide.rerank import rank
 from clipguide.retrieval import Index, Query, compose, encode_texts, refusal, search, settle, update
 from clipguide.retrieval.filters import checked
 from clipguide.retrieval.store import Store
+from clipguide.zero_shot.none import unlike_each
 
 WIDTH = 8
 
@@ -240,41 +241,74 @@ def test_an_index_of_vectors_gives_nearly_the_same(tmp_path):
 
 
 def test_evidence_against_the_definition():
-    """For one text, by loops."""
-    unit_BD, word_WD = torch.from_numpy(units(6)), torch.from_numpy(units(20, seed=1))
-    text_D = torch.from_numpy(units(1, seed=2)[0])
-    other_1W = torch.arange(20)[None] % 3 != 0
-    found = []
-    for unit_D in unit_BD:
-        rivals = sorted((float(unit_D @ word_WD[w]) for w in range(20) if w % 3), reverse=True)
-        found.append(float(unit_D @ text_D) - sum(rivals[:5]) / 5)
-    value = refusal.evidence((unit_BD @ text_D)[:, None], unit_BD @ word_WD.T, other_1W)
-    assert math.isclose(float(value[0]), max(found), abs_tol=1e-6)
+    """For two texts, by loops in double precision."""
+    unit_BD, word_WD = units(6).astype(float), units(20, seed=1).astype(float)
+    text_ND = units(2, seed=2).astype(float)
+    other_NW = np.stack([np.arange(20) % 3 != 0, np.arange(20) > 4])
+    expected = []
+    for text_D, other_W in zip(text_ND, other_NW, strict=True):
+        found = []
+        for unit_D in unit_BD:
+            cosines = [float(unit_D @ word_D) for word_D in word_WD]
+            scale = refusal.SHARPNESS / np.std(cosines, ddof=1)
+            mine = math.exp(scale * float(unit_D @ text_D))
+            rivals = sum(math.exp(scale * cosines[w]) for w in range(20) if other_W[w])
+            found.append(math.log(mine / (mine + rivals)))
+        expected.append(max(found))
+    cosine_BN, word_BW = (torch.from_numpy(unit_BD @ x.T).float() for x in (text_ND, word_WD))
+    value_N = refusal.evidence(cosine_BN, word_BW, torch.from_numpy(other_NW))
+    np.testing.assert_allclose(value_N, expected, rtol=1e-4)
+    closer_N = refusal.evidence(0.01 * cosine_BN + 0.5, 0.01 * word_BW + 0.5, torch.from_numpy(
+        other_NW))  # fmt: skip
+    np.testing.assert_allclose(closer_N, expected, rtol=1e-3, err_msg="cosines in a narrow band")
 
 
-def test_calibration_does_not_depend_on_the_chunks():
-    random = torch.Generator().manual_seed(0)
-    unit_BD, word_WD = (
-        torch.nn.functional.normalize(torch.randn(n, 16, generator=random), dim=1)
-        for n in (90, len(refusal.words()))
-    )
+def test_evidence_of_what_is_extreme_is_a_number():
+    """One word far above all others, in and out of the rivals; a picture alike to all words."""
+    word_BW = torch.zeros(3, 1700)
+    word_BW[0, 7], word_BW[1] = 1.0, torch.linspace(-1, 1, 1700)
+    for other_1W in (torch.arange(1700)[None] == 7, torch.arange(1700)[None] != 7):
+        for cosine in (-1.0, 0.0, 1.0):
+            value_1 = refusal.evidence(torch.full((3, 1), cosine), word_BW, other_1W)
+            assert torch.isfinite(value_1).all() and value_1 <= 0
+
+
+def gaussian(count, width, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(count, width, generator=random), dim=1)
+
+
+def test_calibration_is_asking_for_every_word():
+    unit_BD, word_WD = gaussian(90, 16), gaussian(len(refusal.words()), 16, seed=1)
     whole = refusal.calibrate([unit_BD], word_WD)
-    assert len(whole) == len(word_WD) and whole == sorted(whole)
-    for size in (1, 7, 64):
+    for size in (7, 64):
         parts = refusal.calibrate(unit_BD.split(size), word_WD)
-        np.testing.assert_allclose(parts, whole, atol=1e-6)
-    w = 11  # and is the same as asking for the word itself
-    best = (unit_BD @ word_WD[w]).topk(refusal.CANDIDATES).indices
-    one = refusal.of_text(refusal.words()[w], word_WD[w], unit_BD[best], word_WD)
-    assert min(abs(value - one) for value in whole) < 1e-6
+        assert math.isclose(parts, whole, abs_tol=1e-4)
+    kin = refusal.kin(word_WD)
+    asked = [
+        refusal.of_text(refusal.words()[w], word_WD[w], unit_BD, word_WD, kin)
+        for w in range(0, len(word_WD), 20)
+    ]
+    below = sum(value < whole for value in asked) / len(asked)
+    assert 0.42 < below < 0.58
+    assert refusal.calibrate([], word_WD) == -math.inf
 
 
-def test_the_threshold_is_a_quantile_that_falls_with_the_size():
-    evidence = [float(i) for i in range(101)]
-    assert math.isclose(refusal.threshold(evidence, 4), 50)
-    assert math.isclose(refusal.threshold(evidence, 100), 25)
-    assert math.isclose(refusal.threshold(evidence, 10_000), 13.3)
-    assert refusal.threshold([], 100) == -2.0 == refusal.threshold(evidence, 0)
+def test_kin_is_no_rival():
+    """A word that means what the text means, by its vector or by its words, is left out."""
+    word_WD = gaussian(len(refusal.words()), 64)
+    kin, names = refusal.kin(word_WD), refusal.words()
+    text_D = torch.nn.functional.normalize(word_WD[30] + 0.05 * word_WD[31], dim=0)
+    unit_BD = torch.nn.functional.normalize(word_WD[30:31] + 0.2 * word_WD[40:41], dim=1)
+    alone = refusal.of_text("no noun at all", text_D, unit_BD, word_WD, kin)
+    strict = refusal.of_text("no noun at all", text_D, unit_BD, word_WD, 1.0)
+    assert alone > math.log(0.9) and strict < math.log(0.7)
+    named = refusal.of_text(f"a {names[30]}", text_D, unit_BD, word_WD, 1.0)
+    assert math.isclose(named, alone, abs_tol=1e-5)
+    other_1W = unlike_each(word_WD, word_WD[30:31], names, [names[30]])
+    whole = refusal.evidence(unit_BD @ word_WD[30:31].T, unit_BD @ word_WD.T, other_1W)
+    asked = refusal.of_text(names[30], word_WD[30], unit_BD, word_WD, kin)
+    assert math.isclose(asked, float(whole[0]), abs_tol=1e-6)
 
 
 def test_what_is_not_there_is_said(tmp_path):
@@ -288,16 +322,16 @@ def test_what_is_not_there_is_said(tmp_path):
         word_WD[torch.arange(200) % 100] + 0.7 * noise_BD, dim=1
     )
     index = made(tmp_path / "db", unit_BD.numpy())
-    here, gone = (Query(word_WD[w], refusal.words()[w]) for w in (5, 500))
+    here, *gone = (Query(word_WD[w], refusal.words()[w]) for w in (5, *range(500, 1700, 40)))
     assert index.search(here).absent is None, "it is not calibrated"
     fake = type("Clip", (), {"encode_text": lambda self, names: word_WD})()
     settle.calibrate(index.store, fake, 200)
     assert index.search(here).absent is False
-    evidence = json.loads(index.store.notes()["evidence"])
-    index.store.note(evidence=json.dumps(sorted(evidence)[-20:]))  # a threshold that is high
-    assert index.search(gone).absent is True
-    assert index.search(gone, tell_absent=False).absent is None
-    assert index.search(Query(gone.unit_D)).absent is None, "a picture is asked for"
+    refused = [query for query in gone if index.search(query).absent]
+    assert len(refused) > 0.4 * len(gone)
+    assert index.search(refused[0], tell_absent=False).absent is None
+    assert index.search(refused[0], where="width > 5").absent is None
+    assert index.search(Query(refused[0].unit_D)).absent is None, "a picture is asked for"
 
 
 def test_settling_is_done_when_it_is_due(clip, tmp_path, monkeypatch):
@@ -317,7 +351,7 @@ def test_settling_is_done_when_it_is_due(clip, tmp_path, monkeypatch):
         return done
 
     monkeypatch.setattr(settle, "calibrate", lambda store, clip, count: (
-        done.append("threshold"), store.note(calibrated=str(count))))  # fmt: skip
+        done.append("threshold"), store.note(usual="-5", calibrated=str(count))))  # fmt: skip
     assert grow(5) == ["threshold"]
     assert grow(5) == []
     assert grow(6) == ["vectors", "threshold"]
@@ -333,3 +367,28 @@ def test_a_query_of_another_width(index):
 def test_fusing_keeps_the_first_of_equals():
     row = [{"path": name} for name in "abc"]
     assert [r["path"] for r in search.fuse([row, row[::-1]])] == ["a", "c", "b"]
+
+
+def test_the_benchmark_of_vectors_builds_once(tmp_path):
+    settings = {"count": 1500, "clusters": 15, "queries": 20, "peers": False, "keep": False}
+    first = benchmark.vectors(**settings, keep_index=tmp_path, build_only=True)
+    assert "clipguide" not in first and abs(first["within, share"] - 0.5) < 0.05
+    (folder,) = tmp_path.iterdir()
+    made = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    facts = benchmark.vectors(**settings, keep_index=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert facts["clipguide"]["recall@10"] == 1 and facts["db made in s"] == first["db made in s"]
+    (folder / "db").rename(folder / "part-db")  # killed in the middle
+    again = benchmark.vectors(**settings, keep_index=tmp_path)
+    assert again["clipguide"]["recall@10"] == 1 and not (folder / "part-db").exists()
+
+
+def test_the_benchmark_of_refusal_on_what_is_clear():
+    """Pictures that are their names: nothing that is there is refused, all else far behind it."""
+    word_WD = gaussian(len(refusal.words()), 256)
+    text_ND, target_B = gaussian(60, 256, seed=1), torch.arange(60)
+    concepts = [f"thing{n}" for n in range(60)]
+    found = benchmark.refused(text_ND, target_B, text_ND, word_WD, concepts, 0, 20)
+    assert found["pictures"] == 30 and found["absent"] == 20
+    assert found["AUC"] == 1 == found["recall@1 of those there"] and found["false"] == 0
+    assert found["refused at 5 % false"] == 1 and found["refused"] > 0.2

@@ -350,6 +350,25 @@ def test_text_picture_and_both(models, clip, collection):
     assert [hit.path for hit in found.hits] == order(paths, unit_BD @ (text_D + unit_BD[3]))[:4]
 
 
+def test_sums(models, clip, collection):
+    """What is added and taken away, with weights; alone, a sum is no text to search in words."""
+    paths, unit_BD = vectors(clip, collection)
+    fox_D, snow_D, dog_D = clip.encode_text(["a fox", "snow", "a dog"])
+    settings = ("", False, 0.0, COUNT)
+    found = search_tab.search(models, "a fox", None, *settings, " snow:2 ", "a dog:0.5")
+    sum_D = fox_D + 2 * snow_D - 0.5 * dog_D
+    assert [hit.path for hit in found.hits] == order(paths, unit_BD @ sum_D)
+    assert found.query.text is None
+    found = search_tab.search(models, "", None, *settings, "snow")
+    assert [hit.path for hit in found.hits] == order(paths, unit_BD @ snow_D)
+    found = search_tab.search(models, "", paths[3], *settings, None, "snow")
+    assert [hit.path for hit in found.hits] == order(paths, unit_BD @ (unit_BD[3] - snow_D))
+    with pytest.raises(UsageError, match="nothing to search for"):
+        search_tab.search(models, "", None, *settings, "", "snow")
+    with pytest.raises(UsageError, match="cancel each other out"):
+        search_tab.search(models, "a fox", None, *settings, "", "a fox")
+
+
 def test_more_and_more(models):
     found, whole = search(models, "a fox", count=4), search(models, "a fox", count=COUNT)
     assert not found.over

@@ -16,6 +16,9 @@ Legend: D embedding, F features before the last layer.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -65,8 +68,16 @@ def prepare(parts: Parts, method: str, *, rank: int = 8, seed: int = 0) -> nn.Mo
 
 
 def add_lora(model: nn.Module, rank: int, seed: int = 0) -> None:
-    """Low-rank changes beside all linear layers and 1 x 1 convolutions, and attention's."""
-    from peft import LoraConfig, inject_adapter_in_model
+    """Low-rank changes beside all linear layers and 1 x 1 convolutions, and attention's.
+
+    UsageError without peft.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UsageError(
+            "lora needs peft: pip install 'clipguide[finetune]', or take another method."
+        ) from None
 
     targets = [name for name, module in model.named_modules() if _low_rank(module)]
     inside = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
@@ -75,6 +86,31 @@ def add_lora(model: nn.Module, rank: int, seed: int = 0) -> None:
     with torch.random.fork_rng():  # peft draws from the global generator
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The low-rank changes alone, by their names, and peft's configuration of them."""
+
+    weights: dict[str, Tensor]
+    config: object
+
+    def save(self, folder: Path, *, share: float = 1.0) -> None:
+        """As peft saves an adapter; `share` of it, which is as far as WiSE-FT goes."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True)
+        self.config.save_pretrained(folder)
+        weights = {k: v * share if ".lora_B." in k else v for k, v in self.weights.items()}
+        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def adapter_of(model: nn.Module) -> Adapter:
+    """The low-rank changes of a model that `add_lora` changed, before they are merged."""
+    from peft import get_peft_model_state_dict
+
+    weights = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(model).items()}
+    return Adapter(weights, model.peft_config["default"])
 
 
 def merge_lora(model: nn.Module) -> None:

@@ -22,7 +22,8 @@ TILE = 96
 
 
 def write(folder: Path, outcome: Outcome, fit: Finetune, *, data: str, kept: str) -> None:
-    """Beside the weights in `folder`: README.md, finetune.json, and PNGs of what can be drawn."""
+    """Beside the weights in `folder`: README.md, finetune.json, PNGs of what can be drawn, and of
+    lora, which is merged into the weights, the adapter."""
     pictures = {"curve.png": curve_picture(outcome)} if len(outcome.places) > 2 else {}
     if fit.train.classes and len(fit.train.classes) <= MOST:
         for name, results in (("before", outcome.before), ("after", outcome.after)):
@@ -36,6 +37,8 @@ def write(folder: Path, outcome: Outcome, fit: Finetune, *, data: str, kept: str
     for name, places in zip(("gained", "lost"), changed(outcome)):
         if places:
             pictures[f"{name}.png"] = changed_picture(outcome, places[:SHOWN])
+    if fit.adapter is not None:
+        fit.adapter.save(folder / "adapter", share=outcome.chosen.alpha)
     for name, picture in pictures.items():
         picture.save(folder / name)
     (folder / "finetune.json").write_text(json.dumps(_facts(outcome, fit, data), indent=2) + "\n")

@@ -91,6 +91,7 @@ class Finetune:
         self.steps = config.steps or max(1, round(config.epochs * self.epoch))
         self.checkpoints = Checkpoints(folder, self._about()) if folder else None
         self.best = Best()
+        self.adapter: methods.Adapter | None = None  # of lora, once it has run
 
     def _about(self) -> dict[str, str]:
         """What tells one run from another."""
@@ -124,6 +125,7 @@ class Finetune:
         folding.unskip(model.visual)
         model.load_state_dict(self.best.state)
         if self.config.method == "lora":
+            self.adapter = methods.adapter_of(model)
             methods.merge_lora(model)
         model.requires_grad_(False)
 

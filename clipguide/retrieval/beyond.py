@@ -136,11 +136,7 @@ class _Run(index._Run):
                 )
             else:
                 gone += inside
-        with self.store.told(writing=True):
-            for first in range(0, len(gone), index.TOGETHER):
-                some = ", ".join(map(quote, gone[first : first + index.TOGETHER]))
-                self.store.table.delete(f"path IN ({some})")
-        self.counts["gone"] += len(gone)
+        self._delete(gone)
         return errors
 
     def _next(self, reports: Iterator[Report], items: list) -> Report | None:
@@ -221,14 +217,7 @@ class _Run(index._Run):
         if not unlike:
             return
         ray, engine, store = cluster.modules(), self.reader, self.store
-        if store.table is None:
-            store.create(engine.clip.embed_dim, key=engine.key, model=engine.clip.name)
-        elif store.key != engine.key:
-            raise UsageError(
-                f"The pictures in the index {store.path} were embedded by other settings "
-                "(--alpha, --frames, --fast, --bf16 or a dtype): repeat those, or choose another "
-                "--db."
-            )
+        self._make_ready()
         with (
             cluster.cluster(ray, self.wishes["workers"], self.wishes["threads"]),
             cluster.told(store),

@@ -189,16 +189,20 @@ class _Run:
                 gone.append(path)
             else:
                 empty[here] = empty.get(here, 0) + 1
-        with self.store.told(writing=True):
-            for first in range(0, len(gone), TOGETHER):
-                some = ", ".join(map(quote, gone[first : first + TOGETHER]))
-                self.store.table.delete(f"path IN ({some})")
-        self.counts["gone"] = len(gone)
+        self._delete(gone)
         return [
             f"{folder} is empty now, and the {count} pictures of it stay in the index, for it may "
             "be a disk that is not there: --prune removes them."
             for folder, count in empty.items()
         ]
+
+    def _delete(self, paths: list[str]) -> None:
+        """Delete the rows of files that are gone."""
+        with self.store.told(writing=True):
+            for first in range(0, len(paths), TOGETHER):
+                some = ", ".join(map(quote, paths[first : first + TOGETHER]))
+                self.store.table.delete(f"path IN ({some})")
+        self.counts["gone"] += len(paths)
 
     def _unlike(self, paths: list[str], items: list[_Item], verify: bool) -> Iterator[str]:
         """The files to be read; those of which only the caption changed become items."""
@@ -250,15 +254,8 @@ class _Run:
         """Write items, all or none; their paths."""
         if not items:
             return []
-        store, engine = self.store, self.reader
-        if store.table is None:
-            store.create(engine.clip.embed_dim, key=engine.key, model=engine.clip.name)
-        elif store.key != engine.key and any(item.row is None for item in items):
-            raise UsageError(
-                f"The pictures in the index {store.path} were embedded by other settings "
-                "(--alpha, --frames, --fast, --bf16 or a dtype): repeat those, or choose another "
-                "--db."
-            )
+        store = self.store
+        self._make_ready(embedded=any(item.row is None for item in items))
         with store.told(writing=True):
             rows = self._rows(items)
             if any(self.state.row(item.path) is not None for item in items):
@@ -267,6 +264,18 @@ class _Run:
             else:
                 store.table.add(rows)
         return [item.path for item in items]
+
+    def _make_ready(self, *, embedded: bool = True) -> None:
+        """Make the table if there is none. UsageError if what was `embedded` is unlike the rest."""
+        store, engine = self.store, self.reader
+        if store.table is None:
+            store.create(engine.clip.embed_dim, key=engine.key, model=engine.clip.name)
+        elif embedded and store.key != engine.key:
+            raise UsageError(
+                f"The pictures in the index {store.path} were embedded by other settings "
+                "(--alpha, --frames, --fast, --bf16 or a dtype): repeat those, or choose another "
+                "--db."
+            )
 
     def _rows(self, items: list[_Item]) -> Any:
         """Items as a table of Arrow."""

@@ -1,83 +1,79 @@
 """Whether a collection has what a text asks for, or only what comes nearest.
 
-A picture speaks for a text by how far its cosine with it is above the mean of those with the five
-best of some 590 other nouns, kin of the text left out; the collection by its best picture. What
-that is worth depends on the collection: the more pictures, the better its best one for anything at
-all. So the same is computed, when it is indexed, for each of those nouns as if it were asked for,
-and the threshold is a quantile of these, a lower one the more pictures there are, for the more of
-the nouns it then does show: see `threshold`, and `benchmarks/search.py refusal` for what it is
-worth.
+A picture speaks for a text by the log probability of it among some 1,770 nouns, kin of the text
+left out: a softmax of its cosines, in standard deviations of those with all nouns, so that CLIPs
+whose cosines lie close together are treated as others. The collection speaks by its best picture.
 
-Shapes: B candidates, K of them a text, N texts, W words, D the width of the embedding.
+What pictures say to their own names hardly depends on the rest of the collection, so that the
+threshold hardly does: what it says to a noun in the middle, if that is asked for, moves it, as the
+best of many pictures says more to anything. See `threshold`, and `benchmarks/search.py refusal` for
+what it is worth.
+
+Shapes: B pictures, N texts, W words, D the width of the embedding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 
 from ..prompts import read_lines
-from ..zero_shot.none import unlike_each
+from ..zero_shot.none import KIN, _bag, unlike_each
 from ..zero_shot.templates import HERE
 
-RIVALS = 5  # words that a picture's cosine is compared with
+SHARPNESS = 4.0  # of the softmax; 3 and 5 are no better
 CANDIDATES = 20  # pictures that may speak for a text: those of the highest cosines
-STEP = 3  # every third of the background's nouns: more are slow to encode, and no better
-LEAST, MORE = 0.12, 1.3  # of `threshold`, so that mini refuses 5 % of what drawings do show
+LEAST, SHARE = -4.0, 0.4  # of `threshold`, so that 5 % of what drawings do show is refused
 
 
 def words() -> list[str]:
     """The nouns that texts are compared with."""
-    return read_lines(HERE / "background.txt", what="words", comments=True)[::STEP]
+    return read_lines(HERE / "background.txt", what="words", comments=True)
 
 
 def evidence(
     cosine_BN: torch.Tensor, word_BW: torch.Tensor, other_NW: torch.Tensor
 ) -> torch.Tensor:
-    """evidence_N: the most that a candidate's cosine with a text is above the mean of its five best
-    with words that mean something else."""
-    rival_BNW = word_BW[:, None].masked_fill(~other_NW, -2.0)
-    rivals = min(RIVALS, rival_BNW.shape[-1])
-    return (cosine_BN - rival_BNW.topk(rivals).values.mean(-1)).max(0).values
+    """evidence_N, at most 0: the highest log probability that a picture gives a text, in one
+    softmax with the words that mean something else, of cosines_BN and _BW."""
+    mean_B1, std_B1 = word_BW.mean(1, keepdim=True), word_BW.std(1, keepdim=True).clamp(min=1e-6)
+    text_BN, word_BW = (SHARPNESS * (c - mean_B1) / std_B1 for c in (cosine_BN, word_BW))
+    most_B1 = word_BW.amax(1, keepdim=True)
+    sum_BN = (word_BW - most_B1).exp() @ other_NW.to(word_BW).T
+    rivals_BN = most_B1 + sum_BN.clamp(min=1e-30).log()
+    return -torch.nn.functional.softplus(rivals_BN - text_BN).amin(0)
 
 
-def of_text(text: str, text_D: torch.Tensor, unit_BD: torch.Tensor, word_WD: torch.Tensor) -> float:
+def kin(word_WD: torch.Tensor) -> float:
+    """The cosine above which a text means what a word means: as `zero_shot.none.unlike_each`."""
+    return float((word_WD @ word_WD.T).fill_diagonal_(-1).max(1).values.quantile(KIN))
+
+
+def of_text(
+    text: str, text_D: torch.Tensor, unit_BD: torch.Tensor, word_WD: torch.Tensor, kin: float
+) -> float:
     """The evidence for one text of its candidates unit_BD."""
-    other_1W = unlike_each(word_WD, text_D[None], words(), [text])
+    mine = _bag(text)
+    apart_W = torch.tensor([not (bag <= mine or mine <= bag) for bag in map(_bag, words())])
+    other_1W = ((word_WD @ text_D <= kin) & apart_W)[None]
     if not other_1W.any():
         other_1W[:] = True
     return float(evidence((unit_BD @ text_D)[:, None], unit_BD @ word_WD.T, other_1W)[0])
 
 
-def calibrate(chunks: Iterable[torch.Tensor], word_WD: torch.Tensor) -> list[float]:
-    """The evidence for every word, sorted, of a collection in chunks unit_BD."""
+def calibrate(chunks: Iterable[torch.Tensor], word_WD: torch.Tensor) -> float:
+    """The evidence for the word in the middle, of a collection in chunks unit_BD; -inf of none."""
     names = words()
-    best_KW = torch.empty(0, len(word_WD))
-    best_KWD = torch.empty(0, *word_WD.shape)
-    for unit_BD in chunks:
-        old = len(best_KW)
-        cosine_BW = torch.cat([best_KW, unit_BD @ word_WD.T])
-        best_KW, place_KW = cosine_BW.topk(min(CANDIDATES, len(cosine_BW)), dim=0)
-        new_KWD = unit_BD[(place_KW - old).clamp(min=0)]
-        if old:
-            index_KWD = place_KW.clamp(max=old - 1)[..., None].expand_as(new_KWD)
-            is_old_KW1 = (place_KW < old)[..., None]
-            new_KWD = torch.where(is_old_KW1, best_KWD.gather(0, index_KWD), new_KWD)
-        best_KWD = new_KWD
     other_WW = unlike_each(word_WD, word_WD, names, names)
-    found = []
-    for w in range(len(word_WD)):  # one at a time: all at once would be much memory
-        rival_KW = best_KWD[:, w] @ word_WD.T
-        found.append(float(evidence(best_KW[:, w, None], rival_KW, other_WW[w, None])[0]))
-    return sorted(found)
+    best_W = torch.full((len(word_WD),), -math.inf)
+    for unit_BD in chunks:
+        cosine_BW = unit_BD @ word_WD.T
+        best_W = torch.maximum(best_W, evidence(cosine_BW, cosine_BW, other_WW))
+    return float(best_W.median())
 
 
-def threshold(evidence: Sequence[float], count: int) -> float:
-    """The evidence below which a text is refused, from what `calibrate` found in `count` pictures:
-    their quantile of 0.12 + 1.3 / √count, at most the median."""
-    if not evidence or not count:
-        return -2.0
-    share = min(0.5, LEAST + MORE / math.sqrt(count))
-    return float(torch.tensor(evidence, dtype=torch.float64).quantile(share))
+def threshold(usual: float) -> float:
+    """The evidence below which a text is refused, where `usual` is what `calibrate` found."""
+    return LEAST + SHARE * usual

@@ -5,7 +5,6 @@ Shapes: B pictures, D the width of the embedding.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import warnings
@@ -106,6 +105,7 @@ class Index:
 
     def __init__(self, path: str | os.PathLike | None = None) -> None:
         self.store = Store(default_path() if path is None else path)
+        self._word_WD: torch.Tensor | None = None
 
     @property
     def model(self) -> str:
@@ -238,17 +238,18 @@ class Index:
     def _absent(self, query: Query) -> bool | None:
         """Whether the collection does not have what a text asks for."""
         notes = self.store.notes()
-        if "evidence" not in notes:
+        if "usual" not in notes:
             return None
         rows = self._nearest(query, refusal.CANDIDATES, None, vectors=True)
         unit_BD = torch.tensor([row["vector"] for row in rows])
-        with self.store.told():
-            word_WD = settle.known_background(self.store)
-        if word_WD is None:
+        if self._word_WD is None:
+            with self.store.told():
+                self._word_WD = settle.known_background(self.store)
+        if self._word_WD is None:
             return None
-        found = refusal.of_text(query.text, query.unit_D, unit_BD, word_WD)
-        count = int(notes["calibrated"])
-        return found < refusal.threshold(json.loads(notes["evidence"]), count)
+        kin, usual = float(notes["kin"]), float(notes["usual"])
+        found = refusal.of_text(query.text, query.unit_D, unit_BD, self._word_WD, kin)
+        return found < refusal.threshold(usual)
 
     @staticmethod
     def _hit(row: dict) -> Hit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
@@ -38,7 +37,7 @@ def settle(store: Store, clip: Clip, *, changed: bool) -> None:
         index_vectors(store.table)
         store.note(trained=str(count))
     known = int(notes.get("calibrated", 0))
-    if not known / DRIFT <= count <= known * DRIFT or not known:
+    if not known / DRIFT <= count <= known * DRIFT or "usual" not in notes:
         calibrate(store, clip, count)
     store.note(settled=str(count))
 
@@ -53,12 +52,13 @@ def index_vectors(table: Any) -> None:
 
 
 def calibrate(store: Store, clip: Clip, count: int) -> None:
-    """Keep the background's vectors, and what the collection says to its words."""
+    """Keep the background's vectors, their kin, and what the collection says to its words."""
     if not count:
         return
     word_WD = background(store, clip)
-    found = refusal.calibrate(vectors(store), word_WD)
-    store.note(evidence=json.dumps([round(value, 4) for value in found]), calibrated=str(count))
+    usual = refusal.calibrate(vectors(store), word_WD)
+    kin = refusal.kin(word_WD)
+    store.note(usual=f"{usual:.4f}", kin=f"{kin:.6f}", calibrated=str(count))
 
 
 def background(store: Store, clip: Clip) -> torch.Tensor:

@@ -42,21 +42,29 @@ def search(
     hybrid: bool,
     diversity: float,
     count: int,
+    plus: str | None = None,
+    minus: str | None = None,
 ) -> Found:
-    """The first pictures of a question. UsageError for what makes no sense."""
+    """The first pictures of a question; `plus` and `minus` are prompts that are added to it and
+    taken from it. UsageError for what makes no sense."""
+    from ..prompts import parse
     from ..retrieval import compose, encode_texts
 
-    text, where = words.checked(text), words.checked(where)
-    if not text and not upload:
+    text, where, plus, minus = map(words.checked, (text, where, plus, minus))
+    if not text and not upload and not plus:
         raise UsageError("There is nothing to search for: give a text or a picture.")
+    weighed = [(text, 1.0)] if text else []
+    for sign, given in ((1, plus), (-1, minus)):
+        weighed += [(p.text, sign * p.weight) for p in parse(given).parts] if given else []
     index, clip = models.index()
     terms = []
     if upload:
         picture = files.uploaded(upload, alpha=index.settings.get("alpha", "white"))
         terms.append((clip.encode_pictures([picture])[0].float().cpu(), 1.0))
-    if text:
-        terms.append((encode_texts(clip, [text])[0], 1.0))
-    query = compose(terms, text=None if upload else text)
+    if weighed:
+        texts, weights = zip(*weighed, strict=True)
+        terms += zip(encode_texts(clip, texts), weights, strict=True)
+    query = compose(terms, text=text if text and len(terms) == 1 else None)
     settings = {"where": where or None, "hybrid": bool(hybrid), "diversity": float(diversity)}
     return _next(index, Found(query, {**settings, "k": int(count)}))
 
@@ -108,6 +116,9 @@ def build(models: Models) -> None:
             text = parts.text("Text", "a red fox on snow", "query")
             start = gr.Button("Search", variant="primary", elem_id="search")
             picture = parts.upload("query-picture")
+            with gr.Accordion("More and less", open=False, elem_id="sums"):
+                plus = parts.text("Plus", "at night:0.5", "plus", info="Added to the query.")
+                minus = parts.text("Minus", "people", "minus", info="Taken from the query.")
             with gr.Accordion("Filters", open=False, elem_id="filters"):
                 where = parts.text(
                     "Condition",
@@ -133,10 +144,11 @@ def build(models: Models) -> None:
                 like = gr.Button("More like this", elem_id="like")
             grid = parts.gallery("grid", preview=False)
             further = gr.Button("Show more", visible=False, elem_id="further")
-    triggers = [text.submit, where.submit, start.click, picture.upload]
-    asked = [text, picture, where, hybrid, diversity, count]
+    fields = [text, where, plus, minus]
+    triggers = [*(field.submit for field in fields), start.click, picture.upload]
+    asked = [text, picture, where, hybrid, diversity, count, plus, minus]
     place = _wire_panel(found := gr.State(Found()), grid, [panel, full, about])
-    _wire(models, triggers, asked, [found, grid, line, further, panel], like, place)
+    _wire(models, triggers, asked, [found, grid, line, further, panel], like, [place, count])
     parts.follow([*triggers, like.click], "#found-line")
 
 
@@ -146,7 +158,7 @@ def _wire(
     asked: Sequence[gr.Component],
     shown: Sequence[gr.Component],
     like: gr.Button,
-    place: gr.State,
+    liked: Sequence[gr.Component],
 ) -> None:
     """Questions, more of the same, and what is like a picture: each fills the grid anew."""
     import gradio as gr
@@ -176,7 +188,7 @@ def _wire(
     further.click(lambda old: attempt(more, old, old), inputs=[found], **look)
     like.click(
         lambda old, place, count: attempt(alike, old, old, place, count),
-        inputs=[found, place, asked[-1]],
+        inputs=[found, *liked],
         **look,
     )
 
