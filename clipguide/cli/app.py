@@ -17,6 +17,7 @@ from .export import export
 from .finetune import finetune
 from .generate import generate
 from .index import index
+from .invert import invert
 from .models import models
 from .optimize import optimize
 from .plot import plot
@@ -74,6 +75,7 @@ app.command()(duplicates)
 app.command()(ui)
 app.command()(export)
 app.command()(finetune)
+app.command()(invert)
 app.add_typer(cache, name="cache")
 app.command()(models)
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ..errors import UsageError
 from . import console
 from .generate import best_device
-
-if TYPE_CHECKING:
-    from ..finetune.config import Progress
-    from ..finetune.fit import FitStep
-    from ..finetune.guiding import GuidingConfig
-    from ..finetune.job import Job
-    from ..finetune.outcome import Outcome
+from .training import Run, pair
 
 DATA = "What is read"
 TRAINING = "How it is trained"
@@ -188,6 +182,7 @@ def finetune(
             raise UsageError(f"--allow is in points, from 0 to 100, not {allow:g}.")
         from ..finetune.job import HELD_OUT as DRAWINGS
 
+        run = Run(out, look=look, resume=resume, force=force)
         shared = dict(
             clip=clip,
             retain={HELD_OUT: DRAWINGS, NONE: None}.get(retain, retain),
@@ -208,15 +203,12 @@ def finetune(
                 steps=steps,
                 method=against,
                 norm=norm,
-                epsilon=_pair(epsilon),
+                epsilon=pair(epsilon),
                 attack_steps=attack_steps,
                 lr=lr,
                 seed=seed,
             )
-            unfinished = None if look else _unfinished(out, resume=resume, force=force)
-            _guide(
-                data, config, out, unfinished, dict(shared, judge=judge, batch=batch), look, force
-            )
+            run.guide(data, config, judge=judge, batch=batch, **shared)
             return
         from ..finetune.config import FinetuneConfig
 
@@ -235,189 +227,5 @@ def finetune(
             bf16=bf16,
             seed=seed,
         )
-        unfinished = None if look else _unfinished(out, resume=resume, force=force)
-        _train(
-            data,
-            config,
-            out,
-            unfinished,
-            dict(shared, test=test, share=share),
-            look,
-            force,
-            {"allowed": allow / 100, "wise": wise},
-        )
-
-
-def _train(
-    data: str,
-    config: object,
-    out: Path | None,
-    unfinished: Path | None,
-    settings: dict,
-    look: bool,
-    force: bool,
-    keeping: dict,
-) -> None:
-    """Fine-tune, and tell of it."""
-    from ..finetune.job import prepare
-
-    with _Meter() as meter:
-        job = prepare(data, config=config, folder=unfinished, progress=meter.reading, **settings)
-        meter.say(str(job.report))
-        if look:
-            return
-        for step in job.run():
-            meter.training(step)
-        meter.busy("weighing old and new")
-        outcome = job.settle(**keeping)
-    job.save(outcome, out, overwrite=force)
-    _tell(job, outcome, out)
-
-
-def _guide(
-    data: str,
-    config: object,
-    out: Path | None,
-    unfinished: Path | None,
-    settings: dict,
-    look: bool,
-    force: bool,
-) -> None:
-    """Make a guide, and tell of it."""
-    from ..finetune.guide_job import prepare_guide
-
-    with _Meter() as meter:
-        job = prepare_guide(
-            data, config=config, folder=unfinished, progress=meter.reading, **settings
-        )
-        meter.say(str(job.found))
-        if look:
-            return
-        for step in job.run():
-            meter.guiding(step, config)
-        meter.busy("drawing by both")
-        report = job.report()
-    job.save(report, out, overwrite=force)
-    _print_rows([(what, f"{100 * a:.1f} %", f"{100 * b:.1f} %") for what, a, b in report.rows()])
-    console.tell(out)
-
-
-def _pair(text: str | None) -> tuple[float, float] | None:
-    """The two numbers of "0.5,4.5"."""
-    if text is None:
-        return None
-    try:
-        low, high = (float(word) for word in text.split(","))
-    except ValueError:
-        raise UsageError(f"--epsilon is two numbers, as in 0.5,4.5, not {text!r}.") from None
-    return low, high
-
-
-def _unfinished(out: Path | None, *, resume: bool, force: bool) -> Path:
-    """Where the checkpoint of a run into `out` is. UsageError without `out`, if it is there, if a
-    run was stopped and nothing says what to do, or none was to go on with."""
-    import shutil
-
-    from ..finetune.job import check_out
-
-    if out is None:
-        raise UsageError("Name the folder of the new CLIP with --out, or give --look.")
-    check_out(out, overwrite=force)
-    folder = out.with_name(f"{out.name}.unfinished")
-    there = (folder / "checkpoint.pt").exists()
-    if there and force and not resume:
-        shutil.rmtree(folder)
-    elif there and not resume:
-        raise UsageError(
-            f"A run that was stopped is in {folder}: --resume goes on with it, --force begins anew."
-        )
-    elif resume and not there:
-        raise UsageError(f"There is nothing to go on with in {folder}: leave out --resume.")
-    return folder
-
-
-def _tell(job: Job, outcome: Outcome, out: Path) -> None:
-    """The table before and after, and where everything is."""
-    from ..finetune.report import table
-
-    _print_rows(table(outcome))
-    if outcome.retention:
-        way = f"{outcome.chosen.alpha:.0%} of the way to the new weights is kept"
-        console.tell(f"{way}; retention: {job.kept}.")
-    console.tell(out)
-
-
-def _print_rows(rows: list[tuple[str, str, str]]) -> None:
-    """A table of what was before and what is after."""
-    rows = [("", "before", "after"), *rows]
-    wide = [max(len(row[k]) for row in rows) for k in range(3)]
-    for what, was, now in rows:
-        typer.echo(f"{what:<{wide[0]}}  {was:>{wide[1]}}  {now:>{wide[2]}}")
-
-
-class _Meter:
-    """A bar on stderr, where that is a terminal; what is said stays above it."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[said]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task = self._bar.add_task("reading", total=None, said="")
-
-    def __enter__(self) -> _Meter:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def say(self, text: str) -> None:
-        """Lines on stderr, above the bar."""
-        for line in text.splitlines():
-            self._console.print(console.one_line(line), markup=False)
-
-    def reading(self, done: int, total: int) -> None:
-        """Pictures that were looked at."""
-        self._bar.update(self._task, completed=done, total=total)
-
-    def training(self, step: Progress) -> None:
-        """A step; after an epoch, its figure as a line."""
-        said = f"loss {step.loss:.3f}"
-        self._bar.update(
-            self._task, description="training", completed=step.step, total=step.steps, said=said
-        )
-        if step.measured is not None:
-            aside = f"{100 * step.measured:.1f} % of those set aside"
-            self.say(f"epoch {step.epoch:.3g}, step {step.step}: {said}, {aside}")
-
-    def guiding(self, step: FitStep, config: GuidingConfig) -> None:
-        """A step of a guide's training, which goes by steps or by minutes."""
-        told = "  ".join(f"{name} {value:.3f}" for name, value in step.parts.items())
-        done, total = (step.index, config.steps) if config.steps else (step.minutes, config.minutes)
-        self._bar.update(
-            self._task, description="training", completed=int(done), total=total, said=told
-        )
-        if step.index % 50 == 0:
-            self.say(f"step {step.index}, {step.minutes:.1f} processor minutes: {told}")
-
-    def busy(self, what: str) -> None:
-        """Something of which the end is not known."""
-        self._bar.update(self._task, description=what, completed=0, total=None, said="")
+        keeping = {"allowed": allow / 100, "wise": wise}
+        run.train(data, config, keeping, test=test, share=share, **shared)

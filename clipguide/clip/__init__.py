@@ -2,6 +2,7 @@
 is trained and exported."""
 
 from .base import Clip, fingerprint, to_device, to_dtype
+from .concepts import Concept, with_concept
 from .ensemble import Ensemble
 from .load import load_clip, load_parts
 from .parts import Parts
@@ -9,6 +10,7 @@ from .resize import clamp_with_gradient, resize
 
 __all__ = [
     "Clip",
+    "Concept",
     "Ensemble",
     "Parts",
     "clamp_with_gradient",
@@ -18,4 +20,5 @@ __all__ = [
     "resize",
     "to_device",
     "to_dtype",
+    "with_concept",
 ]

@@ -94,6 +94,12 @@ class Clip:
         return fingerprint({"clip": self._model}, extra=self.preprocess)
 
     @property
+    def image_fingerprint(self) -> str:
+        """The fingerprint of what makes pictures' vectors: of a CLIP that reads learned words, that
+        of the CLIP without them."""
+        return self.__dict__.get("without_concepts", self.fingerprint)
+
+    @property
     def resize_mode(self) -> str:
         """How pictures become squares: "squash", "shortest" (and cropped) or "longest" (padded)."""
         return self.preprocess["resize_mode"]

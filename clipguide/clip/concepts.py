@@ -88,7 +88,7 @@ def with_concept(clip: Clip, *concepts: Concept | str | os.PathLike) -> Clip:
     """
     if hasattr(clip, "members"):
         raise UsageError("A concept belongs to one CLIP: give it to a member of the ensemble.")
-    base, other = getattr(clip, "without_concepts", clip.fingerprint), copy.copy(clip)
+    base, other = clip.image_fingerprint, copy.copy(clip)
     other._model, digest = shared_copy(clip._model), clip.fingerprint
     for given in concepts:
         concept = given if isinstance(given, Concept) else Concept.load(given)

@@ -59,8 +59,15 @@ class Ensemble(Clip):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the members' fingerprints and weights, in order."""
-        parts = [[member.fingerprint for member in self.members], self.weights]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return self._digest([member.fingerprint for member in self.members])
+
+    @property
+    def image_fingerprint(self) -> str:
+        """The same of what makes pictures' vectors."""
+        return self._digest([member.image_fingerprint for member in self.members])
+
+    def _digest(self, fingerprints: list[str]) -> str:
+        return hashlib.sha256(json.dumps([fingerprints, self.weights]).encode()).hexdigest()
 
     @property
     def resize_mode(self) -> str:

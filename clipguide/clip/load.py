@@ -13,6 +13,7 @@ from ..errors import ClipguideError, UsageError, reason
 from ..prompts import shorten
 from . import hf, openai
 from .base import Clip, to_device, to_dtype
+from .concepts import with_concept
 from .ensemble import Ensemble
 from .parts import CONFIG, Parts, describe_open_clip, open_clip_config
 
@@ -53,9 +54,10 @@ def load_clip(
     - several of these with a + between them, each after its weight and a * where they do not weigh
       alike: the `Ensemble` "0.7*mini+0.3*mini-judge@:bfloat16".
 
-    A path that exists is taken as it is, whatever signs are in it. UsageError for a name that is
-    none of these, or weights in a pickle without `trust_pickle`; ClipguideError for a CLIP that
-    does not load.
+    Behind each CLIP there may be ~ and the file of a word that it has learned, or several of them:
+    "mini~blorvek.safetensors@cpu" (`finetune.inversion`). A path that exists is taken as it is,
+    whatever signs are in it. UsageError for a name that is none of these, or weights in a pickle
+    without `trust_pickle`; ClipguideError for a CLIP that does not load.
     """
     to_dtype(dtype)
     to_device(device)
@@ -81,6 +83,11 @@ def load_parts(
     if not _is_one(name):
         raise UsageError(f"{shorten(name)!r} are several CLIPs: name one.")
     source, device, _ = _placed(name, device, "float32")
+    if "~" in source and not os.path.exists(source):
+        raise UsageError(
+            f"Only a frozen CLIP reads learned words: leave out what is behind the ~ of "
+            f"{shorten(name)!r}."
+        )
     to_device(device)
     parts = _parts(source, name, trust_pickle=trust_pickle)
     parts.model.float().eval()
@@ -90,11 +97,13 @@ def load_parts(
 def _load(name: str, *, device: str, dtype: str, trust_pickle: bool) -> Clip:
     """A CLIP by a name that is no ensemble's."""
     source, device, dtype = _placed(name, device, dtype)
+    source, *words = [source] if os.path.exists(source) else source.split("~")
     parts = _parts(source, name, trust_pickle=trust_pickle)
     try:
-        return parts.clip(device=device, dtype=dtype, keep=False)
+        clip = parts.clip(device=device, dtype=dtype, keep=False)
     except AttributeError as error:
         raise _does_not_load(name, error) from error
+    return with_concept(clip, *words) if words else clip
 
 
 def _parts(source: str, name: str, *, trust_pickle: bool) -> Parts:

@@ -120,7 +120,8 @@ class Engine:
         half = self._half is not None or self._to_check  # nothing is kept before it is checked
         dtype = "bfloat16" if half else str(self.clip.dtype).removeprefix("torch.")
         fast = f" fast {self.clip.image_size}" if self.fast else ""
-        return f"{self.clip.fingerprint} {dtype} alpha {self.alpha} frames {self.frames}{fast}"
+        settings = f"{dtype} alpha {self.alpha} frames {self.frames}{fast}"
+        return f"{self.clip.image_fingerprint} {settings}"
 
     def embed(self, paths: Iterable[str | os.PathLike]) -> Iterator[Embedded]:
         """Each file's vector, or why it has none, in the order of `paths`, as they are done.

@@ -75,7 +75,7 @@ class Worker:
 
         job = self.job
         clip = load_clip(job.clip, device=job.device, trust_pickle=job.trust_pickle)
-        if clip.fingerprint != job.key.split()[0]:
+        if clip.image_fingerprint != job.key.split()[0]:
             raise ClipguideError(
                 f"The CLIP {job.clip} on a worker is another than the driver's: give it by a name "
                 "or folder that is the same on every machine."

@@ -68,7 +68,7 @@ def update(
     listed = remote.Listing(urls, recursive=recursive, passed=passed)
     with store.writer():
         if store.table is not None:
-            store.same_model(engine.clip.fingerprint, engine.clip.name)
+            store.same_model(engine.clip.image_fingerprint, engine.clip.name)
             with store.told():
                 store.table.checkout_latest()
         found = find(locals_, recursive=recursive, passed=passed)

@@ -91,7 +91,7 @@ def update(
     told = Captions(captions)
     with store.writer():
         if store.table is not None:
-            store.same_model(engine.clip.fingerprint, engine.clip.name)
+            store.same_model(engine.clip.image_fingerprint, engine.clip.name)
             with store.told():
                 store.table.checkout_latest()
         found = find(sources, recursive=recursive, passed=passed)

@@ -114,7 +114,7 @@ class Index:
 
     def check(self, clip: Clip) -> None:
         """UsageError if it was made by another CLIP."""
-        self.store.same_model(clip.fingerprint, clip.name)
+        self.store.same_model(clip.image_fingerprint, clip.name)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def default_templates(name: str) -> str | tuple[str, ...]:
         return templates([str(line) for line in facts["templates"]])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    parts = [part.split("*")[-1].split("@")[0].strip() for part in name.split("+")]
+    parts = [part.split("*")[-1].split("@")[0].split("~")[0].strip() for part in name.split("+")]
     return "plain" if all(part in MINI for part in parts) else "default"
 
 

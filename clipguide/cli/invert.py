@@ -1,0 +1,74 @@
+"""clipguide invert: a word for a thing, from a few pictures of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from . import console
+from .generate import best_device
+
+MOST = 50  # pictures: more tell no more
+
+
+def invert(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES...", help="Three to five pictures of the thing, or a folder."
+        ),
+    ],
+    word: Annotated[
+        str,
+        typer.Option("--word", "-w", help="A word that means nothing yet, such as blorvek."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="The concept. [default: WORD.safetensors]"
+        ),
+    ] = None,
+    clip: Annotated[
+        str, typer.Option(metavar="NAME", help="The CLIP that is to read it.")
+    ] = "mini",
+    like: Annotated[
+        str, typer.Option(help="A word that the CLIP knows, to begin from, such as creature.")
+    ] = "",
+    steps: Annotated[int, typer.Option(help="Of the optimiser.")] = 150,
+    seed: Annotated[int, typer.Option(help="Of the views.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="cpu, cuda, mps. [default: the best]")
+    ] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Learn a word for a thing from a few pictures (textual inversion); the CLIP stays as it is.
+
+    The file goes behind the CLIP's name: --clip mini~blorvek.safetensors.
+    """
+    with console.plain_speech():
+        from ..clip import load_parts
+        from ..engine import find
+        from ..finetune.inversion import Inversion, InversionConfig
+        from ..images import load
+        from ..recipe import refuse_existing, write_file
+
+        out = out or Path(f"{word.strip().replace('/', '-')}.safetensors")
+        if not force:
+            refuse_existing(out)
+        paths = list(find(images))
+        if len(paths) > MOST:
+            raise UsageError(f"{len(paths)} pictures are many for one word: give at most {MOST}.")
+        pictures = [load(path) for path in paths]
+        config = InversionConfig(steps=steps, like=like, seed=seed)
+        parts = load_parts(clip, device=device or best_device(), trust_pickle=trust_pickle)
+        inversion = Inversion(parts, pictures, word, config)
+        cosine = max(step.cosine for step in inversion)
+        concept = inversion.concept()
+        write_file(out, concept.save, overwrite=force)
+        console.tell(f"{out}  {word.strip()}, cosine {cosine:.2f} with its pictures")

@@ -1,0 +1,186 @@
+"""What finetune shows and keeps while it trains, and how it ends."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from ..errors import UsageError
+from . import console
+
+if TYPE_CHECKING:
+    from ..finetune.config import FinetuneConfig, Progress
+    from ..finetune.fit import FitStep
+    from ..finetune.guiding import GuidingConfig
+    from ..finetune.job import Job
+    from ..finetune.outcome import Outcome
+
+
+class Run:
+    """A run into the folder `out`: its checkpoint is in `unfinished`, beside it; with `look` there
+    is neither.
+
+    UsageError without `out`, if it is there, if a run was stopped there and nothing says what to
+    do, or none was to go on with.
+    """
+
+    def __init__(self, out: Path | None, *, look: bool, resume: bool, force: bool) -> None:
+        from ..finetune.job import check_out
+
+        self.out, self.look, self.force = out, look, force
+        self.unfinished: Path | None = None
+        if look:
+            return
+        if out is None:
+            raise UsageError("Name the folder of the new CLIP with --out, or give --look.")
+        check_out(out, overwrite=force)
+        self.unfinished = folder = out.with_name(f"{out.name}.unfinished")
+        there = (folder / "checkpoint.pt").exists()
+        if there and force and not resume:
+            shutil.rmtree(folder)
+        elif there and not resume:
+            raise UsageError(
+                f"A run that was stopped is in {folder}: --resume goes on with it, --force begins "
+                "anew."
+            )
+        elif resume and not there:
+            raise UsageError(f"There is nothing to go on with in {folder}: leave out --resume.")
+
+    def train(self, data: str, config: FinetuneConfig, keeping: dict, **settings: object) -> None:
+        """Fine-tune, and tell of it; `settings` are those of `prepare`, `keeping` of `settle`."""
+        from ..finetune.job import prepare
+
+        folder = self.unfinished
+        with _Meter() as meter:
+            job = prepare(data, config=config, folder=folder, progress=meter.reading, **settings)
+            meter.say(str(job.report))
+            if self.look:
+                return
+            for step in job.run():
+                meter.training(step)
+            meter.busy("weighing old and new")
+            outcome = job.settle(**keeping)
+        job.save(outcome, self.out, overwrite=self.force)
+        _tell(job, outcome)
+        console.tell(self.out)
+
+    def guide(self, data: str, config: GuidingConfig, **settings: object) -> None:
+        """Make a guide, and tell of it; `settings` are those of `prepare_guide`."""
+        from ..finetune.guide_job import prepare_guide
+
+        folder = self.unfinished
+        with _Meter() as meter:
+            job = prepare_guide(
+                data, config=config, folder=folder, progress=meter.reading, **settings
+            )
+            meter.say(str(job.found))
+            if self.look:
+                return
+            for step in job.run():
+                meter.guiding(step, config)
+            meter.busy("drawing by both")
+            report = job.report()
+        job.save(report, self.out, overwrite=self.force)
+        rows = [(what, f"{100 * a:.1f} %", f"{100 * b:.1f} %") for what, a, b in report.rows()]
+        _print_rows(rows)
+        console.tell(self.out)
+
+
+def pair(text: str | None) -> tuple[float, float] | None:
+    """The two numbers of "0.5,4.5"."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(word) for word in text.split(","))
+    except ValueError:
+        raise UsageError(f"--epsilon is two numbers, as in 0.5,4.5, not {text!r}.") from None
+    return low, high
+
+
+def _tell(job: Job, outcome: Outcome) -> None:
+    """The table before and after, and how much was kept."""
+    from ..finetune.report import table
+
+    _print_rows(table(outcome))
+    if outcome.retention:
+        way = f"{outcome.chosen.alpha:.0%} of the way to the new weights is kept"
+        console.tell(f"{way}; retention: {job.kept}.")
+
+
+def _print_rows(rows: list[tuple[str, str, str]]) -> None:
+    """A table of what was before and what is after."""
+    rows = [("", "before", "after"), *rows]
+    wide = [max(len(row[k]) for row in rows) for k in range(3)]
+    for what, was, now in rows:
+        typer.echo(f"{what:<{wide[0]}}  {was:>{wide[1]}}  {now:>{wide[2]}}")
+
+
+class _Meter:
+    """A bar on stderr, where that is a terminal; what is said stays above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task("reading", total=None, said="")
+
+    def __enter__(self) -> _Meter:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Lines on stderr, above the bar."""
+        for line in text.splitlines():
+            self._console.print(console.one_line(line), markup=False)
+
+    def reading(self, done: int, total: int) -> None:
+        """Pictures that were looked at."""
+        self._bar.update(self._task, completed=done, total=total)
+
+    def training(self, step: Progress) -> None:
+        """A step; after an epoch, its figure as a line."""
+        said = f"loss {step.loss:.3f}"
+        self._bar.update(
+            self._task, description="training", completed=step.step, total=step.steps, said=said
+        )
+        if step.measured is not None:
+            aside = f"{100 * step.measured:.1f} % of those set aside"
+            self.say(f"epoch {step.epoch:.3g}, step {step.step}: {said}, {aside}")
+
+    def guiding(self, step: FitStep, config: GuidingConfig) -> None:
+        """A step of a guide's training, which goes by steps or by minutes."""
+        told = "  ".join(f"{name} {value:.3f}" for name, value in step.parts.items())
+        done, total = (step.index, config.steps) if config.steps else (step.minutes, config.minutes)
+        self._bar.update(
+            self._task, description="training", completed=int(done), total=total, said=told
+        )
+        if step.index % 50 == 0:
+            self.say(f"step {step.index}, {step.minutes:.1f} processor minutes: {told}")
+
+    def busy(self, what: str) -> None:
+        """Something of which the end is not known."""
+        self._bar.update(self._task, description=what, completed=0, total=None, said="")
