@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from test_finetune_run import COLOURS, draw, same_state
 from typer.testing import CliRunner
 
+from clipguide import load_clip
 from clipguide.cli.app import app
 from clipguide.errors import ClipguideError
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +59,17 @@ def test_the_whole(clip_folder, pictures, tmp_path):
     assert scored.exit_code == 0, scored.output
     again = run(pictures, "--clip", clip_folder, "-o", out, *SETTINGS)
     assert again.exit_code == 2 and "is there already: give --force" in again.stderr
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "finetune.md").read_text(encoding="utf-8")
+    (code,) = re.findall("```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    monkeypatch.chdir(tmp_path)
+    told: dict = {}
+    exec(compile(code, "finetune.md", "exec"), told)
+    assert told["clip"].fingerprint == load_clip(tmp_path / "my-clip").fingerprint
+    assert told["outcome"].after[0].figures["top-1"] >= 0.9
 
 
 def test_only_a_look(pictures, tmp_path):

@@ -31,11 +31,18 @@ def test_the_first_example_is_under_six_lines():
     assert len([line for line in PYTHON[0].splitlines() if line]) < 6
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the samples in it, as a clone's: one command finds what another wrote."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "samples").symlink_to(README.parent / "samples")
+    return folder
+
+
 @pytest.fixture
-def clone(tmp_path, monkeypatch):
-    """A folder with the samples in it, as a clone's."""
-    (tmp_path / "samples").symlink_to(README.parent / "samples")
-    monkeypatch.chdir(tmp_path)
+def clone(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CLIPGUIDE_DB", str(folder / "db"))
 
 
 @pytest.mark.parametrize("code", PYTHON)

@@ -1,6 +1,6 @@
 """Five creatures that no CLIP has met, drawn from shapes: things of one's own to learn from.
 
-python samples/own/creatures.py --folder creatures
+python samples/own/creatures.py --folder samples/own/creatures
 """
 
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ def main(folder: Path = Path("creatures"), count: int = 20) -> None:
     for name in SHAPES:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for k in range(count):
-            draw(name, k).save(folder / name / f"{k:02}.png")
+            draw(name, k).save(folder / name / f"{k:02}.webp", quality=88)
 
 
 if __name__ == "__main__":
