@@ -38,7 +38,7 @@ from benchmarks.none_of_these import kept, share
 from clipguide import load_clip
 from clipguide.cli.index import BOTH
 from clipguide.engine import Engine, find
-from clipguide.retrieval import Index, Query, refusal, search, settle, update
+from clipguide.retrieval import Index, Query, refusal, settle, update
 from clipguide.retrieval.store import Store
 from clipguide.zero_shot.none import unlike_each
 
@@ -178,9 +178,9 @@ def vectors(
         forget(folder / "db")
         index = Index(folder / "db")
         cold, recall = timed(ask, query_QD[:100], truth_QK[:100])
-        facts["clipguide, cold"] = row("clipguide, cold", search.CELLS, cold, recall)
+        facts["clipguide, cold"] = row("clipguide, cold", settle.looked_into(count), cold, recall)
         times, recall = timed(ask, query_QD, truth_QK)
-        facts["clipguide"] = row("clipguide", search.CELLS, times, recall)
+        facts["clipguide"] = row("clipguide", settle.looked_into(count), times, recall)
         for name, peer in PEERS.items() if peers else ():
             facts[name] = least(name, peer.opened(folder / peer.file), query_QD, truth_QK)
     if keep:

@@ -5,8 +5,12 @@ from .batches import Augment, Batches
 from .config import FinetuneConfig, Progress
 from .data import Dataset, Example, Report, read, split
 from .exam import Exam, Result
+from .figure import GuideReport, guide_report
 from .fit import Ema, Fit, FitConfig, FitStep
 from .gradcache import Tower, cached_backward
+from .guide_job import GuideJob, prepare_guide
+from .guiding import GuidingConfig, for_guiding
+from .inversion import Inversion, InversionConfig
 from .job import Job, prepare
 from .losses import bank_loss, caption_loss, sigmoid_loss
 from .outcome import Outcome, settle
@@ -25,6 +29,11 @@ __all__ = [
     "Fit",
     "FitConfig",
     "FitStep",
+    "GuideJob",
+    "GuideReport",
+    "GuidingConfig",
+    "Inversion",
+    "InversionConfig",
     "Job",
     "Outcome",
     "Place",
@@ -37,10 +46,13 @@ __all__ = [
     "caption_loss",
     "choose",
     "curve",
+    "for_guiding",
+    "guide_report",
     "interpolate",
     "l2_attack",
     "linf_attack",
     "prepare",
+    "prepare_guide",
     "read",
     "settle",
     "sigmoid_loss",

@@ -30,7 +30,6 @@ RRF = 60  # of Cormack et al. 2009
 POOL = 5  # times as many as are asked for, to choose from when they are mixed or made diverse
 FEWEST = 100  # of these
 REFINE = 10  # times as many are compared by their full vectors
-CELLS = 80  # of the index of vectors that are looked into; under a condition at least so many
 
 
 @dataclass(frozen=True)
@@ -181,11 +180,11 @@ class Index:
     ) -> list[dict]:
         """Rows by their vectors, the nearest first."""
         search = self.store.table.search(query.unit_D.numpy(), vector_column_name="vector")
-        search = search.distance_type("l2")
+        search, cells = search.distance_type("l2"), settle.looked_into(self.store.count())
         if condition is None:
-            search = search.nprobes(CELLS)
+            search = search.nprobes(cells)
         else:  # what is asked for may be in any of them: 0 is as many as there are
-            search = search.minimum_nprobes(CELLS).maximum_nprobes(0)
+            search = search.minimum_nprobes(cells).maximum_nprobes(0)
         search = search.refine_factor(REFINE).limit(count)
         if condition is not None:
             search = search.where(condition, prefilter=True)

@@ -21,6 +21,7 @@ EXACT = 50_000  # rows below which every vector is compared
 GROWN = 2.0  # times as many rows as the index of vectors was trained on: it is trained again
 DRIFT = 1.1  # times as many or few rows as the threshold is of
 CHUNK = 4096
+FEWEST = 32  # cells that a query looks into
 TEXTS = ("caption", "prompt")
 OLD = timedelta(hours=1)  # versions of the table older than this are deleted
 
@@ -48,7 +49,19 @@ def index_vectors(table: Any) -> None:
     to train: benchmarks/search.py."""
     from lancedb.index import IvfRq
 
-    table.create_index("vector", config=IvfRq(distance_type="l2"), replace=True)
+    config = IvfRq(distance_type="l2", num_partitions=cells(table.count_rows()))
+    table.create_index("vector", config=config, replace=True)
+
+
+def cells(count: int) -> int:
+    """How many cells so many vectors are divided into: as many as a cell has vectors."""
+    return max(1, round(count**0.5))
+
+
+def looked_into(count: int) -> int:
+    """How many of them a query looks into: a seventh, which has 0.95 and more of the ten nearest of
+    a million (`python -m benchmarks.search vectors`)."""
+    return max(FEWEST, -(-cells(count) // 7))
 
 
 def calibrate(store: Store, clip: Clip, count: int) -> None:
