@@ -27,3 +27,15 @@ def test_a_name_on_the_hub():
     """No hub can be reached in a test; the sentence says so."""
     with pytest.raises(ClipguideError, match="hf-hub:nobody/nothing cannot be loaded: .*cache"):
         load_clip("hf-hub:nobody/nothing")
+
+
+def test_a_word_is_learned_as_the_page_has_it(tmp_path, monkeypatch):
+    (code,) = [c for c in re.findall("```python\n(.*?)```", PAGE, re.DOTALL) if "Inversion" in c]
+    (tmp_path / "samples").symlink_to(Path(__file__).parent.parent / "samples")
+    monkeypatch.chdir(tmp_path)
+    told: dict = {}
+    exec(compile(code, "guides.md", "exec"), told)
+    clip, plain = told["clip"], load_clip("mini")
+    image_BD = plain.encode_pictures(told["pictures"])
+    cosines = [(image_BD @ c.encode_text(["a blorvek"]).T).mean() for c in (plain, clip)]
+    assert cosines[1] > cosines[0] + 0.3
