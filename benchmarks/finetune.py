@@ -61,7 +61,7 @@ def part(data: Dataset, wanted: list, classes: list[str] | None = None) -> Datas
 
 
 def drawings_of(style: str, folder: Path) -> Dataset:
-    """The drawings of a held-out style, each with its concept as caption."""
+    """The drawings of a held-out style, each with its concept as class."""
     from training.evaluate.drawings import Drawings
 
     drawings = Drawings()
@@ -69,9 +69,9 @@ def drawings_of(style: str, folder: Path) -> Dataset:
     for drawing in drawings.style(style):
         path = folder / f"{drawing.index}.png"
         drawings.picture(drawing.index).save(path)
-        lines.append(json.dumps({"image": str(path), "caption": drawing.concept}))
+        lines.append(json.dumps({"image": str(path), "label": drawing.concept}))
     (folder / "drawings.jsonl").write_text("\n".join(lines))
-    return read(folder / "drawings.jsonl")
+    return read(folder / "drawings.jsonl", train=False)
 
 
 @app.command()
@@ -100,7 +100,7 @@ def style(
         )
         fit = Finetune(parts, train, aside, config)
         labels = CONCEPTS.read_text().splitlines()
-        exam = _among(parts, test, labels)
+        exam = Exam(parts, test, labels=labels)
         retention = Exam(parts, read(HELD_OUT), labels=labels)
         began = time.monotonic()
         for step in fit.run():
@@ -120,13 +120,6 @@ def style(
         keep(f"style {name}", facts)
     else:
         print(json.dumps(facts, indent=1))
-
-
-def _among(parts: Parts, data: Dataset, labels: list[str]) -> Exam:
-    """An exam of captions that are told among all labels."""
-    number = {label: n for n, label in enumerate(labels)}
-    examples = [replace(e, label=number[e.caption]) for e in data.examples]
-    return Exam(parts, part(data, examples, labels))
 
 
 # ------------------------------------------------------------------ few shots
@@ -337,7 +330,7 @@ def peer(model: str = "ViT-S-32-alt", steps: int = 100, batch: int = 16, save: b
     keep("peer", facts) if save else print(json.dumps(facts, indent=1))
 
 
-RATE, WARMUP, DECAY, EPS = 5e-4, 10, 0.2, 1e-6
+RATE, WARMUP, DECAY, EPS = 5e-5, 10, 0.2, 1e-6
 
 
 def fresh(model: str) -> Parts:

@@ -58,7 +58,7 @@ def test_the_whole(clip_folder, pictures, tmp_path):
     )
     assert scored.exit_code == 0, scored.output
     again = run(pictures, "--clip", clip_folder, "-o", out, *SETTINGS)
-    assert again.exit_code == 2 and "is there already: give --force" in again.stderr
+    assert again.exit_code == 2 and "is there already: give another --out" in again.stderr
 
 
 def test_the_page_runs(tmp_path, monkeypatch):
@@ -73,7 +73,7 @@ def test_the_page_runs(tmp_path, monkeypatch):
 
 
 def test_only_a_look(pictures, tmp_path):
-    done = run(pictures, "--look")
+    done = run(pictures, "--look", "-o", tmp_path / "mine")
     assert done.exit_code == 0 and "30 pictures in 3 classes" in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -88,6 +88,9 @@ def test_only_a_look(pictures, tmp_path):
         (("--image-column", "foto"), "column"),
         (("--retain", "/nowhere"), "There is no file or folder /nowhere."),
         (("--clip", "mini+mini-judge"), "are several CLIPs: name one"),
+        (("--minutes", "3"), "--minutes has no effect without --for-guiding"),
+        (("--for-guiding", "--epochs", "3"), "--epochs has no effect with --for-guiding"),
+        (("--for-guiding", "--clip", "mini-judge"), "The judge mini-judge is the CLIP itself"),
     ],
 )
 def test_one_sentence_each(pictures, tmp_path, arguments, said):
@@ -118,6 +121,8 @@ def test_stopped_and_gone_on_with(clip_folder, pictures, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.unfinished"]
     refused = run(*command)
     assert refused.exit_code == 2 and "--resume goes on with it, --force begins" in refused.stderr
+    wrong = run(*command, "--force", "--method", "heda")
+    assert wrong.exit_code == 2 and (tmp_path / "mine.unfinished" / "checkpoint.pt").exists()
     other = run(*command[:-1], "2", "--resume")
     assert other.exit_code == 2 and "is another run" in other.stderr
     assert run(*command, "--resume").exit_code == 0
@@ -140,28 +145,37 @@ def test_killed_at_random_moments(clip_folder, pictures, tmp_path):
         command = [*base, "finetune", str(pictures), "-o", str(out), *settings, *more]
         return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    began = time.monotonic()
     whole = start(tmp_path / "whole")
     _, said = whole.communicate()
     assert whole.returncode == 0, said.decode()
-    length = time.monotonic() - began
     out, checkpoint = tmp_path / "mine", tmp_path / "mine.unfinished" / "checkpoint.pt"
-    rng, killed = random.Random(0), 0
-    while killed < 20:
-        more = ["--resume"] if checkpoint.exists() else []
-        process = start(out, *more)
-        try:
-            process.wait(timeout=rng.uniform(0.2, 0.6) * length)
-            break  # it came to its end
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            killed += 1
-    if not out.exists():
-        done = start(out, *(["--resume"] if checkpoint.exists() else []))
-        _, said = done.communicate()
-        assert done.returncode == 0, said.decode()
-    assert killed >= 3
+    rng, reached = random.Random(0), [-1]
+    while len(reached) <= 20:
+        process = start(out, *(["--resume"] if checkpoint.exists() else []))
+        until = time.monotonic() + 300
+        while _step(checkpoint) <= reached[-1] and time.monotonic() < until:
+            assert process.poll() is None, process.communicate()[1].decode()
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        reached.append(_step(checkpoint))
+    assert sorted(set(reached)) == reached and reached[-1] < 400
+    done = start(out, "--resume")
+    _, said = done.communicate()
+    assert done.returncode == 0, said.decode()
     name = "open_clip_model.safetensors"
     same_state(load_file(out / name), load_file(tmp_path / "whole" / name))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "whole"]
+
+
+def _step(checkpoint):
+    """How far the run was that wrote it."""
+    import torch
+
+    for path in (checkpoint, checkpoint.with_name("checkpoint-before.pt")):
+        try:
+            return torch.load(path, weights_only=True)["state"]["fit"]["index"]
+        except FileNotFoundError:  # it is being replaced
+            pass
+    return -1

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -286,12 +287,38 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_a_loss_that_is_no_number(clip_folder, pictures, tmp_path):
     """Once: back, and on at half the rate; twice: the end, and the last good state is kept."""
     fit = fit_of(clip_folder, pictures, tmp_path / "run", lr=1e30, steps=9)
-    with pytest.warns(ClipguideWarning, match="not a number.*goes back to step 0, and on at half"):
-        with pytest.raises(ClipguideError, match=r"not a number.*--lr 5e\+29.*last good state is"):
+    with pytest.warns(ClipguideWarning, match="goes back to the last good checkpoint, and on at"):
+        with pytest.raises(ClipguideError, match=r"less than --lr 5e\+29.*last good state is in"):
             list(fit.run())
-    kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["state"]["fit"]
-    assert kept["slower"] == 0.5
-    assert all(v.isfinite().all() for v in kept["model"].values())
+    state = fit.checkpoints.load(before=True)
+    assert all(v.isfinite().all() for v in state["fit"]["model"].values())
+
+
+@pytest.mark.parametrize("told_by", ["the exam", "the next loss"])
+def test_a_spoiled_checkpoint_is_not_gone_back_to(clip_folder, pictures, tmp_path, told_by):
+    """Weights are spoiled in the last step of an epoch; where the next loss tells, they are in the
+    last checkpoint, and the one before is whole."""
+    fit = fit_of(clip_folder, pictures, tmp_path / "run", steps=9)
+    fit.epoch, exam, spoiled = 3, fit.exam, []
+
+    def spoil(model):
+        if not spoiled:
+            spoiled.append(model)
+            for parameter in model.parameters():
+                parameter.data.mul_(float("nan"))
+
+    def looked(parts):
+        if told_by == "the exam":
+            spoil(parts.model)
+        result = exam(parts)
+        spoil(fit.parts.model)
+        return result
+
+    fit.exam = looked
+    with pytest.warns(ClipguideWarning, match="goes back to the last good checkpoint"):
+        steps = [step.step for step in fit.run()]
+    assert steps[-1] == 9 and len(spoiled) == 1
+    assert all(v.isfinite().all() for v in copy_state(fit.parts.model).values())
 
 
 def test_it_stops_when_nothing_is_gained(clip_folder, pictures):
@@ -304,6 +331,7 @@ def test_it_stops_when_nothing_is_gained(clip_folder, pictures):
 
 
 def test_two_processes_see_the_loss_of_one(clip_folder, captions, tmp_path):
+    """By gloo; and one of them alone looks, settles and saves what the command is to save."""
     script = tmp_path / "two.py"
     script.write_text(
         "import json, sys\n"
@@ -313,22 +341,30 @@ def test_two_processes_see_the_loss_of_one(clip_folder, captions, tmp_path):
         "from test_finetune_run import fit_of\n"
         "fit = fit_of(sys.argv[2], sys.argv[3], steps=4, augment=False)\n"
         "losses = [step.loss for step in fit.run()]\n"
+        "count = fit.state.num_processes if fit.state else 1\n"
         "if fit.state is None or fit.state.is_main_process:\n"
-        "    print('LOSSES', json.dumps(losses))\n"
+        "    print('LOSSES', json.dumps([count, *losses]))\n"
     )
-    here = os.path.dirname(__file__)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
+    root = Path(__file__).parent.parent
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    two = {**env, "ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    launch += ["--standalone"]
+    words = [str(script), str(root / "tests"), str(clip_folder), str(captions)]
     found = []
-    for command in ([sys.executable], [*launch, "--main_process_port=0"]):
-        done = subprocess.run(
-            [*command, str(script), here, str(clip_folder), str(captions)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+    for command, given in (([sys.executable], env), (launch, two)):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, env=given)
         (line,) = [x for x in done.stdout.splitlines() if x.startswith("LOSSES")] or [done.stderr]
-        found.append(torch.tensor(json.loads(line.removeprefix("LOSSES "))))
-    assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+        found.append(json.loads(line.removeprefix("LOSSES ")))
+    assert [counts for counts, *_ in found] == [1, 2]
+    assert_close(torch.tensor(found[0][1:]), torch.tensor(found[1][1:]), atol=1e-5, rtol=1e-4)
+    out = tmp_path / "mine"
+    words = ["-m", "clipguide", "finetune", str(captions), "-o", str(out), "--clip"]
+    words += [str(clip_folder), "--steps", "2", "--batch", "8", "--retain", "none"]
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, env=two)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(out) and done.stdout.count(str(out)) == 1
+    assert load_clip(out).fingerprint != load_clip(clip_folder).fingerprint
 
 
 # what it keeps
@@ -446,7 +482,9 @@ def test_copies_of_what_is_tested_are_not_trained_on(clip_folder, pictures, tmp_
         (tmp_path / name).mkdir()
         source = pictures / name / "3.png"
         (tmp_path / name / "other.png").write_bytes(source.read_bytes())
-    with pytest.warns(ClipguideWarning, match="3 of the pictures to train on are among those"):
+    with pytest.warns(
+        ClipguideWarning, match="3 of the pictures to train on or to choose by are among"
+    ):
         job = prepare(pictures, clip=clip_folder, test=tmp_path, retain=None, share=0.1)
     tested = {e.digest for e in job.test.examples}
     assert len(tested) == 3 and not tested & {e.digest for e in job.fit.train.examples}
@@ -458,7 +496,8 @@ def test_what_is_no_model_is_not_overwritten(clip_folder, pictures, tmp_path):
     outcome = job.settle()
     assert outcome.chosen.alpha == 1.0 and outcome.retention is None
     (tmp_path / "letters").mkdir()
-    with pytest.raises(UsageError, match="is no folder of a CLIP, and is not overwritten"):
+    (tmp_path / "letters" / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="is no folder that clipguide made so, and --force leaves"):
         job.save(outcome, tmp_path / "letters", overwrite=True)
 
 

@@ -24,7 +24,35 @@ def _option(*names: str, text: str, panel: str, metavar: str | None = None) -> t
     return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel)
 
 
+ONLY_GUIDES = ("against", "norm", "epsilon", "attack_steps", "minutes", "judge")
+NOT_GUIDES = (
+    "method",
+    "loss",
+    "epochs",
+    "chunk",
+    "rank",
+    "patience",
+    "templates",
+    "augment",
+    "bf16",
+)
+NOT_GUIDES += ("share", "test", "allow", "wise")
+
+
+def _check_given(ctx: typer.Context, for_guiding: bool) -> None:
+    """UsageError for an option that would have no effect."""
+    for name in NOT_GUIDES if for_guiding else ONLY_GUIDES:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{option} has no effect {'with' if for_guiding else 'without'} --for-guiding: "
+                "leave it out."
+            )
+
+
 def finetune(
+    ctx: typer.Context,
     data: Annotated[
         str,
         typer.Argument(
@@ -177,7 +205,13 @@ def finetune(
     target against retention, confusions, and the pictures that changed sides. A run that is stopped
     goes on with --resume.
     """
+    _check_given(ctx, for_guiding)
     with console.plain_speech():
+        from ..engine import processes
+
+        state = processes()
+        if state and for_guiding:
+            raise UsageError("--for-guiding runs in one process: leave out accelerate launch.")
         if not 0 <= allow <= 100:
             raise UsageError(f"--allow is in points, from 0 to 100, not {allow:g}.")
         from ..finetune.job import HELD_OUT as DRAWINGS
@@ -186,7 +220,7 @@ def finetune(
         shared = dict(
             clip=clip,
             retain={HELD_OUT: DRAWINGS, NONE: None}.get(retain, retain),
-            device=device or best_device(),
+            device=device or (str(state.device) if state else best_device()),
             trust_pickle=trust_pickle,
             columns=dict(
                 image_column=image_column,

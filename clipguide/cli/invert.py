@@ -68,7 +68,8 @@ def invert(
         config = InversionConfig(steps=steps, like=like, seed=seed)
         parts = load_parts(clip, device=device or best_device(), trust_pickle=trust_pickle)
         inversion = Inversion(parts, pictures, word, config)
-        cosine = max(step.cosine for step in inversion)
+        for _ in inversion:
+            pass
         concept = inversion.concept()
         write_file(out, concept.save, overwrite=force)
-        console.tell(f"{out}  {word.strip()}, cosine {cosine:.2f} with its pictures")
+        console.tell(f"{out}  {word.strip()}, cosine {inversion.cosine():.2f} with its pictures")

@@ -28,26 +28,30 @@ class Run:
     """
 
     def __init__(self, out: Path | None, *, look: bool, resume: bool, force: bool) -> None:
-        from ..finetune.job import check_out
+        from ..export.folder import check
+        from ..finetune.job import FACTS
 
-        self.out, self.look, self.force = out, look, force
+        self.out, self.look, self.force, self.resume = out, look, force, resume
         self.unfinished: Path | None = None
         if look:
             return
         if out is None:
             raise UsageError("Name the folder of the new CLIP with --out, or give --look.")
-        check_out(out, overwrite=force)
+        check(out, force=force, of=FACTS)
         self.unfinished = folder = out.with_name(f"{out.name}.unfinished")
-        there = (folder / "checkpoint.pt").exists()
-        if there and force and not resume:
-            shutil.rmtree(folder)
-        elif there and not resume:
+        there = any(folder.glob("checkpoint*.pt"))
+        if there and not (resume or force):
             raise UsageError(
                 f"A run that was stopped is in {folder}: --resume goes on with it, --force begins "
                 "anew."
             )
         elif resume and not there:
             raise UsageError(f"There is nothing to go on with in {folder}: leave out --resume.")
+
+    def _anew(self) -> None:
+        """What was stopped is gone: only now that nothing was wrong with what is asked for."""
+        if not self.resume and self.unfinished.is_dir():
+            shutil.rmtree(self.unfinished)
 
     def train(self, data: str, config: FinetuneConfig, keeping: dict, **settings: object) -> None:
         """Fine-tune, and tell of it; `settings` are those of `prepare`, `keeping` of `settle`."""
@@ -59,8 +63,11 @@ class Run:
             meter.say(str(job.report))
             if self.look:
                 return
+            self._anew()
             for step in job.run():
                 meter.training(step)
+            if job.fit.state and not job.fit.state.is_main_process:
+                return
             meter.busy("weighing old and new")
             outcome = job.settle(**keeping)
         job.save(outcome, self.out, overwrite=self.force)
@@ -79,6 +86,7 @@ class Run:
             meter.say(str(job.found))
             if self.look:
                 return
+            self._anew()
             for step in job.run():
                 meter.guiding(step, config)
             meter.busy("drawing by both")
@@ -105,6 +113,11 @@ def _tell(job: Job, outcome: Outcome) -> None:
     from ..finetune.report import table
 
     _print_rows(table(outcome))
+    if outcome.target is job.fit.exam:
+        console.tell(
+            f"With only {len(outcome.target)} set aside, the same pictures choose the model and "
+            "test it: the figures flatter."
+        )
     if outcome.retention:
         way = f"{outcome.chosen.alpha:.0%} of the way to the new weights is kept"
         console.tell(f"{way}; retention: {job.kept}.")

@@ -83,7 +83,7 @@ def load_parts(
     if not _is_one(name):
         raise UsageError(f"{shorten(name)!r} are several CLIPs: name one.")
     source, device, _ = _placed(name, device, "float32")
-    if "~" in source and not os.path.exists(source):
+    if len(_words(source)) > 1:
         raise UsageError(
             f"Only a frozen CLIP reads learned words: leave out what is behind the ~ of "
             f"{shorten(name)!r}."
@@ -97,13 +97,20 @@ def load_parts(
 def _load(name: str, *, device: str, dtype: str, trust_pickle: bool) -> Clip:
     """A CLIP by a name that is no ensemble's."""
     source, device, dtype = _placed(name, device, dtype)
-    source, *words = [source] if os.path.exists(source) else source.split("~")
+    source, *words = _words(source)
     parts = _parts(source, name, trust_pickle=trust_pickle)
     try:
         clip = parts.clip(device=device, dtype=dtype, keep=False)
     except AttributeError as error:
         raise _does_not_load(name, error) from error
     return with_concept(clip, *words) if words else clip
+
+
+def _words(source: str) -> list[str]:
+    """The CLIP of "mini~a.safetensors~b.safetensors", and the files of its words."""
+    if os.path.exists(source) or not source.partition("~")[0]:
+        return [source]
+    return source.split("~")
 
 
 def _parts(source: str, name: str, *, trust_pickle: bool) -> Parts:

@@ -18,13 +18,14 @@ NO_SPACE = ("no space left", "os error 28", "disk quota", "file too large", "os 
 
 
 @contextmanager
-def staged(out: Path, *, force: bool) -> Iterator[Path]:
+def staged(out: Path, *, force: bool, of: str = CARD) -> Iterator[Path]:
     """An empty folder beside `out`, which takes its place when all went well, and is removed else.
 
-    UsageError if `out` is there, unless `force`, which replaces an export or an empty folder and
-    nothing else; ClipguideError where the disk is full or not to be written to.
+    UsageError if `out` is there, unless `force`, which replaces an empty folder, or one that
+    clipguide wrote, as the file `of` in it says, and nothing else; ClipguideError where the disk is
+    full or not to be written to.
     """
-    check(out, force=force)
+    check(out, force=force, of=of)
     target = Path(os.path.abspath(out))
     stage = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
     try:
@@ -53,20 +54,22 @@ def no_space(error: BaseException) -> bool:
     return any(words in str(error).lower() for words in NO_SPACE)
 
 
-def check(out: Path, *, force: bool) -> None:
-    """UsageError if an export may not be written to `out`."""
+def check(out: Path, *, force: bool, of: str = CARD) -> None:
+    """UsageError if what clipguide makes may not be written to the folder `out`."""
     if not os.path.lexists(out):
         return
     if not force:
         raise UsageError(f"{out} is there already: give another --out, or --force to replace it.")
     empty = out.is_dir() and not any(out.iterdir())
-    if out.is_symlink() or not empty and not _is_export(out):
-        raise UsageError(f"{out} is no export of clipguide's, so --force leaves it: name another.")
+    if out.is_symlink() or not empty and not _is_ours(out / of):
+        raise UsageError(
+            f"{out} is no folder that clipguide made so, and --force leaves it: name another."
+        )
 
 
-def _is_export(folder: Path) -> bool:
+def _is_ours(card: Path) -> bool:
     try:
-        return "clipguide" in json.loads((folder / CARD).read_text())
+        return "clipguide" in json.loads(card.read_text())
     except (OSError, ValueError, TypeError):
         return False
 
@@ -75,5 +78,10 @@ def _replace(stage: Path, target: Path) -> None:
     old = stage.with_name(stage.name + "-old")
     if target.exists():
         target.rename(old)
-    stage.rename(target)
+    try:
+        stage.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)

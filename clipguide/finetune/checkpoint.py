@@ -10,14 +10,16 @@ import torch
 from ..errors import ClipguideError, ClipguideWarning, UsageError
 from ..recipe import FULL
 
-FILE = "checkpoint.pt"
+FILE, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
 
 
 class Checkpoints:
-    """`folder`/checkpoint.pt of the run that `about` describes: settings, data and model."""
+    """`folder`/checkpoint.pt of the run that `about` describes: settings, data and model; and the
+    one before, for a loss may tell only a step later that the weights were spoiled."""
 
     def __init__(self, folder: Path, about: dict[str, str]) -> None:
         self.path, self.about = folder / FILE, about
+        self.before = folder / BEFORE
         self._warned = False
 
     def save(self, state: dict) -> bool:
@@ -28,6 +30,8 @@ class Checkpoints:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with fresh.open("wb") as stream:
                 torch.save({"about": self.about, "state": state}, stream)
+            if self.path.exists():
+                self.path.replace(self.before)
             fresh.replace(self.path)
             return True
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
@@ -44,20 +48,23 @@ class Checkpoints:
         self._warned = True
         return False
 
-    def load(self) -> dict | None:
-        """The state, or None if there is none.
+    def load(self, *, before: bool = False) -> dict | None:
+        """The state, or None if there is none; with `before` the one before it, if there is one.
 
         UsageError if it is of another model, other data or other settings, which it names;
         ClipguideError if it cannot be read.
         """
-        if not self.path.exists():
+        path = self.path if self.path.exists() and not before else self.before
+        if not path.exists():
+            path = self.path
+        if not path.exists():
             return None
         try:
-            kept = torch.load(self.path, map_location="cpu", weights_only=True)
+            kept = torch.load(path, map_location="cpu", weights_only=True)
             then, state = dict(kept["about"]), kept["state"]
         except Exception as error:  # torch, pickle and zipfile each raise their own
             raise ClipguideError(
-                f"{self.path} cannot be read: delete {self.path.parent} to begin anew."
+                f"{path} cannot be read: delete {self.path.parent} to begin anew."
             ) from error
         other = [name for name, value in self.about.items() if then.get(name) != value]
         if other:
@@ -70,7 +77,8 @@ class Checkpoints:
 
     def remove(self) -> None:
         """The file is gone, and its folder if there is nothing else in it."""
-        self.path.unlink(missing_ok=True)
+        for path in (self.path, self.before):
+            path.unlink(missing_ok=True)
         if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
             self.path.parent.rmdir()
 

@@ -150,13 +150,13 @@ def read(
     source of which nothing can be learned: one class, numbers for names, equal captions, fewer than
     LEAST different pictures, none that can be read. Without `train`, of pictures to test on alone,
     there may be as few as there are, of one class or caption. Without `texts` nothing is asked of
-    what they show: all pictures of a folder are taken, under one caption.
+    what they show: all pictures of a folder, a table or a tar are taken, under one caption.
     """
     columns = {"caption_column": caption_column, "label_column": label_column}
     if texts:
         listing = sources.rows(source, image_column=image_column, names=names, **columns)
     else:
-        listing, train = sources.pictures(source), False
+        listing, train = sources.pictures(source, image_column=image_column), False
     rows = list(dict.fromkeys(row for row in listing.rows if row.text))
     looks = look_at(rows, workers or min(8, os.cpu_count() or 1), progress)
     broken = {row.path: look for row, look in zip(rows, looks) if isinstance(look, str)}
@@ -179,6 +179,16 @@ def read(
         _check_enough(os.fspath(source), examples, bool(classes))
     report = _report(source, examples, classes, listing, broken, tokenizer)
     return Dataset(examples, classes, report)
+
+
+def near_copies(first: Sequence[Example], second: Sequence[Example]) -> set[int]:
+    """The places in `first` of pictures that are in `second`, to the byte or nearly."""
+    looks = look_at([e.row for e in (*first, *second)], min(8, os.cpu_count() or 1), None)
+    if any(isinstance(look, str) for look in looks):
+        raise ClipguideError("Pictures have changed since they were first read: begin anew.")
+    groups = _groups([digest for digest, _ in looks], np.stack([small_D for _, small_D in looks]))
+    known = set(groups[len(first) :])
+    return {i for i, group in enumerate(groups[: len(first)]) if group in known}
 
 
 def split(dataset: Dataset, *, share: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..clip import Clip, Parts, folding
 from ..zero_shot import class_vectors, figures
 from .data import Dataset
+from .fit import NotFinite
 from .methods import is_scale, is_text
 
 BINS = 15
@@ -86,6 +87,8 @@ class Exam:
     def __call__(self, parts: Parts) -> Result:
         """The figures of a model of the same preprocessing, as it is now."""
         image_BD, text_ND = self._vectors(parts)
+        if not (image_BD.isfinite().all() and text_ND.isfinite().all()):
+            raise NotFinite("The vectors are not numbers any more.")
         scale = float(parts.model.logit_scale.detach().exp())
         if not self.labels:
             return self._captions(scale, image_BD, text_ND)

@@ -8,23 +8,26 @@ job.save(job.report(), "my-guide")
 
 from __future__ import annotations
 
-import copy
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .. import __version__
 from ..clip import Clip, Parts, fingerprint, load_clip, load_parts
 from ..errors import UsageError
+from ..export.folder import staged
+from ..zero_shot import default_templates, templates
 from .batches import Batches
 from .checkpoint import Checkpoints
 from .data import Dataset, Report, read
 from .figure import GuideReport, guide_report
-from .fit import Fit, FitStep
+from .fit import Fit, FitStep, NotFinite
 from .guiding import GuidingConfig, guiding_fit
-from .job import CONCEPTS, HELD_OUT, check_out
-from .outcome import new_folder
+from .job import CONCEPTS, FACTS, HELD_OUT
+from .run import slow_down
 
 SECONDS = 60.0  # from one checkpoint to the next
 DRAWN = 24  # concepts, before and after
@@ -40,10 +43,11 @@ class GuideJob:
     data: Dataset
     fit: Fit
     judge: Clip
-    retain: str | os.PathLike | None
+    retain: Dataset | None
     batch: int
     checkpoints: Checkpoints | None
     source: str
+    templates: tuple[str, ...]
 
     @property
     def found(self) -> Report:
@@ -53,26 +57,41 @@ class GuideJob:
     def run(self) -> Iterator[FitStep]:
         """Trains, from the checkpoint on if there is one; then the averaged weights are in the
         model."""
-        fit, saved = self.fit, time.monotonic()
-        kept = self.checkpoints.load() if self.checkpoints else None
-        if kept is not None:
-            fit.load_state_dict(kept["fit"])
-            fit.loss.load_state_dict(kept["loss"])
-        balanced = bool(self.data.classes)
-        batches = Batches(self.data, self.parts, batch=self.batch, balanced=balanced)
-        for step in fit.run(batches.run(fit.index)):
-            if self.checkpoints and time.monotonic() - saved > SECONDS:
+        if not self._load():
+            self._save()
+        while True:
+            try:
+                yield from self._steps()
+                break
+            except NotFinite as error:
+                slow_down(self.fit, error, self.checkpoints)
+                self._load(before=True)
+                self.fit.slower = 0.5
+        self._save()
+        self.parts.model.load_state_dict(self.fit.average.model.state_dict())
+        self.parts.model.requires_grad_(False)
+
+    def _steps(self) -> Iterator[FitStep]:
+        saved, balanced = time.monotonic(), bool(self.data.classes)
+        seed = self.fit.loss.config.seed
+        batches = Batches(self.data, self.parts, batch=self.batch, seed=seed, balanced=balanced)
+        for step in self.fit.run(batches.run(self.fit.index)):
+            if time.monotonic() - saved > SECONDS:
                 self._save()
                 saved = time.monotonic()
             yield step
-        if self.checkpoints:
-            self._save()
-        self.parts.model.load_state_dict(fit.average.model.state_dict())
-        self.parts.model.requires_grad_(False)
 
     def _save(self) -> None:
-        state = {"fit": self.fit.state_dict(), "loss": self.fit.loss.state_dict()}
-        self.checkpoints.save(state)
+        if self.checkpoints:
+            state = {"fit": self.fit.state_dict(), "loss": self.fit.loss.state_dict()}
+            self.checkpoints.save(state)
+
+    def _load(self, *, before: bool = False) -> bool:
+        kept = self.checkpoints.load(before=before) if self.checkpoints else None
+        if kept is not None:
+            self.fit.load_state_dict(kept["fit"])
+            self.fit.loss.load_state_dict(kept["loss"])
+        return kept is not None
 
     def report(self, *, drawn: int = DRAWN) -> GuideReport:
         """The guide's figure before and after: of the classes, or of well-known concepts, and how
@@ -83,26 +102,30 @@ class GuideJob:
         among = list(dict.fromkeys([*known, *self.data.classes]))
         clean = {}
         if self.retain is not None:
-            kept = read(self.retain, train=False)
-            names = known if self.retain == HELD_OUT else kept.classes
-            if names:
-                place = {name: n for n, name in enumerate(names)}
-                clean = {
-                    "pictures": [e.picture() for e in kept.examples],
-                    "labels": [place[e.caption] for e in kept.examples],
-                    "classes": names,
-                }
-        after = self.parts.clip()
+            place = {name: n for n, name in enumerate(self.retain.classes)}
+            clean = {
+                "pictures": [e.picture() for e in self.retain.examples],
+                "labels": [place[e.caption] for e in self.retain.examples],
+                "classes": self.retain.classes,
+            }
+        after = self.parts.clip(device=str(self.before.device))
         return guide_report(
             self.before, after, self.judge, words[::stride][:drawn], among=among, **clean
         )
 
     def save(self, report: GuideReport, out: str | os.PathLike, *, overwrite: bool = False) -> Clip:
         """The folder of the guide, with its card and both contact sheets. Errors as `Job.save`."""
-        check_out(out, overwrite=overwrite)
-        with new_folder(Path(out), overwrite=overwrite) as folder:
+        with staged(Path(out), force=overwrite, of=FACTS) as folder:
             self.parts.save(folder)
             report.save(folder)
+            facts = {
+                "clipguide": __version__,
+                "data": self.source,
+                "base": self.before.name,
+                "templates": list(self.templates),
+                "figures": {what: [was, now] for what, was, now in report.rows()},
+            }
+            (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
             (folder / "README.md").write_text(self._card(report))
         if self.checkpoints:
             self.checkpoints.remove()
@@ -151,12 +174,24 @@ def prepare_guide(
                 f"TeCoA needs classes, and {data} has captions: --against fare does without."
             )
     else:
-        found = read(data, texts=False, progress=progress)
-    before = replace(parts, model=copy.deepcopy(parts.model)).clip(keep=False)
+        image_column = (columns or {}).get("image_column")
+        found = read(data, texts=False, image_column=image_column, progress=progress)
+    before = parts.clip(device=device)
+    judging = load_clip(judge, device=device, trust_pickle=trust_pickle)
+    if judging.fingerprint == before.fingerprint:
+        raise UsageError(f"The judge {judge} is the CLIP itself: name another by --judge.")
+    kept = None
+    if retain is not None:
+        kept = read(retain, train=False)
+        if not kept.classes:
+            raise UsageError(f"{retain} has captions: pictures to retain have names of classes.")
+        if retain == HELD_OUT:
+            kept = replace(kept, classes=CONCEPTS.read_text().splitlines())
     about = {name: str(value) for name, value in vars(config).items()}
     about |= {"batch": str(batch), "model": fingerprint({"clip": parts.model})[:12]}
     about["data"] = found.digest()[:12]
     fit = guiding_fit(parts, classes=found.classes, config=config)
     checkpoints = Checkpoints(folder, about) if folder else None
     source = os.fspath(data)
-    return GuideJob(parts, before, found, fit, load_clip(judge), retain, batch, checkpoints, source)
+    own = templates(default_templates(parts.name))
+    return GuideJob(parts, before, found, fit, judging, kept, batch, checkpoints, source, own)

@@ -17,10 +17,9 @@ PENALTIES = tuple(10.0**e for e in range(-5, 2))
 
 @dataclass(frozen=True)
 class Head:
-    """The map M of image_BD · M, the logits' scale with it, and the penalty that was chosen."""
+    """The map M of image_BD · M, and the penalty that was chosen."""
 
     map_DD: Tensor
-    scale: float
     penalty: float
 
 
@@ -34,14 +33,14 @@ def fit_head(
 ) -> Head:
     """Least mean cross-entropy of the texts + penalty/2 · |M - I|², by L-BFGS in float64.
 
-    logit_BT = s · u W^T with u = f M / |f M|, from M = I and s = `scale` on: the start is the
-    zero-shot classifier, from which evidence alone draws away. image_BD are of length 1.
+    logit_BT = scale · u W^T with u = f M / |f M|, from M = I on: the start is the zero-shot
+    classifier, from which evidence alone draws away. The scale stays, or pictures that are told
+    apart altogether would raise it without end. image_BD are of length 1.
     """
     image_BD, text_TD = image_BD.double().cpu(), text_TD.double().cpu()
     move_DD = torch.zeros(image_BD.shape[1], image_BD.shape[1]).double().requires_grad_()
-    log_scale = torch.tensor(scale).double().log().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [move_DD, log_scale],
+        [move_DD],
         max_iter=200,
         history_size=20,
         tolerance_grad=1e-6,
@@ -51,7 +50,7 @@ def fit_head(
     def loss() -> Tensor:
         optimizer.zero_grad()
         unit_BD = F.normalize(image_BD + image_BD @ move_DD, dim=-1)
-        logit_BT = log_scale.exp().clamp(max=100) * unit_BD @ text_TD.T
+        logit_BT = scale * unit_BD @ text_TD.T
         value = F.cross_entropy(logit_BT, target_B) + penalty / 2 * move_DD.square().sum()
         value.backward()
         return value
@@ -59,7 +58,7 @@ def fit_head(
     with torch.enable_grad():
         optimizer.step(loss)
     map_DD = torch.eye(len(move_DD)).double() + move_DD.detach()
-    return Head(map_DD.float(), min(float(log_scale.detach().exp()), 100.0), penalty)
+    return Head(map_DD.float(), penalty)
 
 
 def choose_head(
@@ -75,7 +74,7 @@ def choose_head(
     def worth(head: Head) -> tuple[float, float]:
         image_BD, text_TD, target_B = test
         unit_BD = F.normalize(image_BD @ head.map_DD, dim=-1)
-        logit_BT = head.scale * unit_BD @ text_TD.T
+        logit_BT = scale * unit_BD @ text_TD.T
         right = (logit_BT.argmax(1) == target_B).double().mean().item()
         return right, -F.cross_entropy(logit_BT, target_B).item()
 

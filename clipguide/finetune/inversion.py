@@ -104,7 +104,7 @@ class Inversion:
         if not pictures:
             raise UsageError("There are no pictures to learn the word from: three to five will do.")
         self.parts, self.config, self.word = parts, config, word.strip()
-        self.model = shared_copy(parts.model).eval().requires_grad_(False)
+        self.model = shared_copy(parts.model).eval()
         self.device = parts.model.logit_scale.device
         self.token_T = word_tokens(parts.tokenizer, self.word)
         table_VW = token_embedding(self.model).weight
@@ -135,11 +135,16 @@ class Inversion:
             logits_BN = scale * torch.cat([cosine_B1, view_BD @ self.other_ND.T], dim=1)
             told = F.cross_entropy(logits_BN, torch.zeros_like(views).to(self.device))
             loss = told + config.cosine * (1 - cosine_B1).mean()
-            optimizer.zero_grad()
-            loss.backward()
+            (self.vector_TW.grad,) = torch.autograd.grad(loss, self.vector_TW)
             optimizer.step()
             self._shorten()
             yield InversionStep(index, config.steps, loss.item(), cosine_B1.mean().item())
+
+    @torch.no_grad()
+    def cosine(self) -> float:
+        """The mean cosine of the pictures' views with the word in all templates, as it is now."""
+        text_MD = torch.cat([self._texts(text_1L[None]) for text_1L in self.text_ML])
+        return (self.view_PD @ text_MD.T).mean().item()
 
     def concept(self) -> Concept:
         """The word as far as it is learned."""

@@ -18,15 +18,17 @@ from pathlib import Path
 
 from ..clip import Clip, Parts, load_parts
 from ..errors import ClipguideWarning, UsageError
+from ..export.folder import staged
 from . import report
 from .config import FinetuneConfig, Progress
-from .data import Dataset, Report, read, split
+from .data import Dataset, Report, near_copies, read, split
 from .exam import Exam
-from .outcome import Outcome, new_folder, settle
+from .outcome import Outcome, settle
 from .run import Finetune
 
 HELD_OUT = Path(__file__).parent / "held-out.tar"
 CONCEPTS = Path(__file__).parent / "concepts.txt"
+FACTS = "finetune.json"
 TWICE = 40  # pictures to set aside, at least, for half of them to be tested on alone
 
 
@@ -56,8 +58,7 @@ class Job:
         UsageError if `out` is there and `overwrite` is not set, ClipguideError if it cannot be
         written: the checkpoint stays.
         """
-        check_out(out, overwrite=overwrite)
-        with new_folder(Path(out), overwrite=overwrite) as folder:
+        with staged(Path(out), force=overwrite, of=FACTS) as folder:
             outcome.parts.save(folder)
             report.write(folder, outcome, self.fit, data=self.data, kept=self.kept)
         if self.fit.checkpoints:
@@ -96,15 +97,10 @@ def prepare(
     train, held = split(found, share=share, seed=config.seed)
     aside, tested = held, held
     if test is not None:
-        other = read(test, tokenizer=parts.tokenizer, train=False)
-        tested = _same_classes(other, found, os.fspath(test))
+        tested = _same_classes(_test_data(test, parts, columns or {}), found, os.fspath(test))
+        train, aside = _without_copies((train, aside), tested)
     elif len(held) >= TWICE:
         aside, tested = split(held, share=0.5, seed=config.seed)
-    known = {e.digest for e in tested.examples}
-    if test is not None and any(e.digest in known for e in train.examples):
-        left = [e for e in train.examples if e.digest not in known]
-        _warn_of_copies(len(train) - len(left))
-        train = replace(train, examples=left)
     fit = Finetune(parts, train, aside, config, folder=folder)
     exam = fit.exam
     if tested is not aside:
@@ -142,23 +138,25 @@ def _same_classes(test: Dataset, train: Dataset, source: str) -> Dataset:
     return replace(test, examples=examples, classes=train.classes)
 
 
-def _warn_of_copies(count: int) -> None:
-    warnings.warn(
-        f"{count} of the pictures to train on are among those to test on, and are left out.",
-        ClipguideWarning,
-        stacklevel=4,
-    )
+def _test_data(source: str | os.PathLike, parts: Parts, columns: dict) -> Dataset:
+    """The data to test on; columns are those of a table, names of either."""
+    if Path(source).suffix.lower() not in (".csv", ".tsv", ".jsonl", ".parquet"):
+        columns = {"names": columns["names"]} if columns.get("names") else {}
+    return read(source, tokenizer=parts.tokenizer, train=False, **columns)
 
 
-def check_out(out: str | os.PathLike, *, overwrite: bool) -> None:
-    """UsageError if there is something at `out` that may not be written over, or is no model."""
-    path = Path(out)
-    if not os.path.lexists(path):
-        return
-    if not overwrite:
-        raise UsageError(
-            f"{path} is there already: give --force (overwrite=True) or choose another name."
+def _without_copies(sides: tuple[Dataset, Dataset], tested: Dataset) -> tuple[Dataset, ...]:
+    """The sides without what is tested, or nearly; with a warning, if there is any."""
+    copies = [near_copies(side.examples, tested.examples) for side in sides]
+    if count := sum(map(len, copies)):
+        warnings.warn(
+            f"{count} of the pictures to train on or to choose by are among those to test on, or "
+            "nearly, and are left out.",
+            ClipguideWarning,
+            stacklevel=3,
         )
-    known = ("open_clip_config.json", "config.json")
-    if not path.is_dir() or not any((path / name).exists() for name in known):
-        raise UsageError(f"{path} is no folder of a CLIP, and is not overwritten.")
+    left = [
+        [e for i, e in enumerate(side.examples) if i not in found]
+        for side, found in zip(sides, copies)
+    ]
+    return tuple(replace(side, examples=examples) for side, examples in zip(sides, left))

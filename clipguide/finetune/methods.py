@@ -8,8 +8,8 @@
 - `lit`: the text tower alone, against a locked image tower (Zhai et al. 2022).
 - `full`: both towers.
 
-The logits' scale is trained with each, and the bias where there is one; batch norms keep their
-statistics.
+The logits' scale is trained with all but the head, and the bias where there is one; batch norms
+keep their statistics.
 
 Legend: D embedding, F features before the last layer.
 """

@@ -5,16 +5,12 @@ Shapes: B pictures, N classes.
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..clip import Parts
-from ..errors import ClipguideError, ClipguideWarning
-from ..recipe import FULL
+from ..errors import ClipguideWarning
 from .exam import Exam, Result
 from .run import Finetune, copy_state
 from .wise import ALPHAS, Place, choose, curve, interpolate
@@ -76,28 +72,6 @@ def settle(
             stacklevel=2,
         )
     return Outcome(fit.parts, places, chosen, test, retention, *results)
-
-
-@contextlib.contextmanager
-def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """An empty folder beside `out`, which takes its place in the end, and not if anything fails.
-
-    ClipguideError if it cannot be written.
-    """
-    fresh = out.with_name(f".{out.name}.part")
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        yield fresh
-        if overwrite and out.is_dir():
-            shutil.rmtree(out)
-        fresh.rename(out)
-    except OSError as error:
-        advice = "free some space" if error.errno in FULL else "choose another place"
-        why = error.strerror or str(error)
-        raise ClipguideError(f"{out} cannot be written ({why}): {advice}.") from None
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def changed(outcome: Outcome) -> tuple[list[int], list[int]]:

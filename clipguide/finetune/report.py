@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .. import __version__
 from ..images import contact_sheet
 from ..prompts import shorten
 from ..zero_shot import confusion
@@ -56,6 +57,7 @@ def _figure(what: str, value: float) -> str:
 
 def _facts(outcome: Outcome, fit: Finetune, data: str) -> dict:
     return {
+        "clipguide": __version__,
         "data": data,
         "base": fit.parts.name,
         "templates": list(fit.templates),
@@ -70,22 +72,24 @@ def _facts(outcome: Outcome, fit: Finetune, data: str) -> dict:
 
 def _card(outcome: Outcome, fit: Finetune, data: str, kept: str, pictures: Sequence[str]) -> str:
     config = fit.config
+    aside = f"{len(fit.exam)} set aside"
+    if outcome.target is not fit.exam:
+        aside += f" to choose by, {len(outcome.target)} to test on"
+    kept_of = "There was no retention set."
+    if outcome.retention:
+        kept_of = (
+            f"Of the way from the old weights to the new (WiSE-FT), "
+            f"{round(100 * outcome.chosen.alpha)} % was kept. Retention: {kept}."
+        )
     lines = [
         f"# {shorten(fit.parts.name)}, fine-tuned",
         "",
-        f"A CLIP in the format of its library, fine-tuned by clipguide on {data} "
-        f"({len(fit.train)} pictures; {len(fit.exam)} set aside to choose by, "
-        f"{len(outcome.target)} to test on).",
+        f"Fine-tuned by clipguide on {data}: {len(fit.train)} pictures, {aside}.",
+        f"Method {config.method}: {_how(config)}. {kept_of}",
         "",
         "| figure | before | after |",
         "|---|---|---|",
         *(f"| {what} | {was} | {now} |" for what, was, now in table(outcome)),
-        "",
-        f"Method {config.method}, {_how(config)}. "
-        f"Of the way from the old weights to the new (WiSE-FT), {outcome.chosen.alpha:.0%} was "
-        f"kept. Retention is measured on {kept}."
-        if outcome.retention
-        else f"Method {config.method}, {_how(config)}. There was no retention set.",
         "",
         _honest(outcome, fit),
         "",
@@ -118,7 +122,7 @@ def changed_picture(outcome: Outcome, places: Sequence[int]) -> Image.Image:
     exam = outcome.target
     names = exam.labels or exam.texts
     was_B, now_B = outcome.before[0].found_B, outcome.after[0].found_B
-    labels = [f"{names[was_B[b]]} → {names[now_B[b]]}" for b in places]
+    labels = [f"{names[was_B[b]]} > {names[now_B[b]]}" for b in places]
     tiles = []
     for b in places:
         tile = exam.examples[b].picture()
@@ -137,7 +141,7 @@ def curve_picture(outcome: Outcome, size: int = 480) -> Image.Image:
         values = [getattr(place, name) for place in places]
         low, high = min(values), max(values)
         pad = max((high - low) * 0.12, 0.005)
-        spans.append((low - pad, high + pad))
+        spans.append((max(0.0, low - pad), min(1.0, high + pad)))
 
     def at(place) -> tuple[float, float]:
         shares = [
@@ -149,12 +153,15 @@ def curve_picture(outcome: Outcome, size: int = 480) -> Image.Image:
 
     pen.rectangle((edge, edge, size - edge, size - edge), outline="gray")
     pen.line([at(place) for place in places], fill=(18, 76, 142), width=2)
+    written: list[tuple[float, float]] = []
     for place in places:
         x, y = at(place)
         mark = (176, 42, 32) if place == outcome.chosen else (18, 76, 142)
         r = 6 if place == outcome.chosen else 4
         pen.ellipse((x - r, y - r, x + r, y + r), fill=mark)
-        pen.text((x + 8, y - 8), f"{place.alpha:g}", fill="black", font=font)
+        if all(abs(x - a) > 16 or abs(y - b) > 12 for a, b in written):
+            pen.text((x + 8, y - 8), f"{place.alpha:g}", fill="black", font=font)
+            written.append((x, y))
     for k in range(3):
         (left, right), (low, high) = spans
         x, y = edge + k / 2 * (size - 2 * edge), size - edge - k / 2 * (size - 2 * edge)

@@ -102,8 +102,8 @@ class Finetune:
     def run(self) -> Iterator[Progress]:
         """Trains, from the checkpoint on if there is one.
 
-        Where the loss is not a number, it goes back to the last checkpoint and on at half the rate;
-        the second time that is a ClipguideError, and the checkpoint stays.
+        Where the loss is not a number, it goes back to the last good checkpoint and on at half the
+        rate; the second time, and without a `folder`, that is a ClipguideError.
         """
         if self.config.method == "head":
             yield self._head()
@@ -165,6 +165,7 @@ class Finetune:
             if step.index % self.epoch == 0 or step.index == self.steps:
                 result = self.exam(averaged)
                 self.best.look(fit.average.model, step.index, result)
+                self._agree()
                 measured = result.main
             now = time.monotonic()
             if measured is not None or now - saved > SECONDS:
@@ -202,45 +203,59 @@ class Finetune:
     def _head(self) -> Progress:
         """The whole fit of a linear map, on vectors that are computed once."""
         clip, parts = self.parts.live(), self.parts
-        seen = Exam(parts, self.train, templates=self.templates)
+        seen = Exam(parts, self.train, templates=self.templates, most=len(self.train))
         sides = []
         for exam in (seen, self.exam):
             sides.append((exam.vectors(clip), exam.text_vectors(clip), exam.target_B))
         head = choose_head(*sides, scale=clip.logit_scale)
         parts.model.requires_grad_(False)
         methods.merge_head(parts, head.map_DD)
-        with torch.no_grad():
-            parts.model.logit_scale.fill_(math.log(head.scale))
         result = self.exam(parts)
         self.best.look(parts.model, 1, result)
         loss = result.figures["cross-entropy"]
-        return Progress(1, 1, 1.0, loss, head.scale, 0.0, result.main)
+        return Progress(1, 1, 1.0, loss, clip.logit_scale, 0.0, result.main)
 
     def _slow_down(self, fit: Fit, error: NotFinite) -> None:
-        """Back to the last good state, and on at half the rate; once."""
-        if fit.slower < 1 or not self.checkpoints:
-            where = f" The last good state is in {self.checkpoints.path}." if fit.slower < 1 else ""
-            rate = fit.slower * fit.config.lr
-            raise ClipguideError(f"{error} Train at less than --lr {rate:g}.{where}") from None
-        self._load(fit)
+        """Back to a good state, and on at half the rate; once."""
+        slow_down(fit, error, self.checkpoints)
+        self._load(fit, before=True)
         fit.slower = 0.5
         self._save(fit)
-        warnings.warn(
-            f"{error} clipguide goes back to step {fit.index}, and on at half the rate.",
-            ClipguideWarning,
-            stacklevel=3,
-        )
+
+    def _agree(self) -> None:
+        """All processes stop at the same step, whatever their kernels' last bits."""
+        if self.state:
+            from accelerate.utils import broadcast_object_list
+
+            (self.best.since,) = broadcast_object_list([self.best.since])
 
     def _save(self, fit: Fit) -> None:
         if self.checkpoints and (not self.state or self.state.is_main_process):
             self.checkpoints.save({"fit": fit.state_dict(), "best": vars(self.best)})
 
-    def _load(self, fit: Fit) -> bool:
-        kept = self.checkpoints.load() if self.checkpoints else None
+    def _load(self, fit: Fit, *, before: bool = False) -> bool:
+        kept = self.checkpoints.load(before=before) if self.checkpoints else None
         if kept is not None:
             fit.load_state_dict(kept["fit"])
             self.best = Best(**kept["best"])
         return kept is not None
+
+
+def slow_down(fit: Fit, error: NotFinite, checkpoints: Checkpoints | None) -> None:
+    """A warning that it goes back, and on at half the rate; the second time, and where there are no
+    checkpoints, a ClipguideError."""
+    if checkpoints is None:
+        raise ClipguideError(f"{error} Train at less than a rate of {fit.config.lr:g}.") from None
+    if fit.slower < 1:
+        raise ClipguideError(
+            f"{error} That was at half the rate already: begin anew at less than --lr "
+            f"{fit.config.lr / 2:g}, with --force. The last good state is in {checkpoints.before}."
+        ) from None
+    warnings.warn(
+        f"{error} clipguide goes back to the last good checkpoint, and on at half the rate.",
+        ClipguideWarning,
+        stacklevel=4,
+    )
 
 
 class _Chunks:

@@ -69,15 +69,16 @@ def rows(
     return give(listing, names, place)
 
 
-def pictures(source: str | os.PathLike) -> Listing:
-    """All pictures of a folder, a file or a pattern, of which nothing is said but that they are.
-
-    UsageError if there are none.
-    """
-    paths = list(find([source]))
-    if not paths:
+def pictures(source: str | os.PathLike, *, image_column: str | None = None) -> Listing:
+    """All pictures of a folder, a pattern, a table or a tar, of which nothing is said but that they
+    are. UsageError if there are none."""
+    if Path(source).suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet", ".tar"):
+        rows_ = rows(source, image_column=image_column).rows
+    else:
+        rows_ = [Row(path, "", path) for path in find([source])]
+    if not rows_:
         raise UsageError(f"There are no pictures in {source}.")
-    return Listing([Row(path, "a picture", path) for path in paths], False)
+    return Listing([replace(row, text="a picture") for row in rows_], False)
 
 
 def _of_folder(folder: Path, columns: dict, image_column: str | None) -> Listing:
