@@ -61,7 +61,7 @@ def part(data: Dataset, wanted: list, classes: list[str] | None = None) -> Datas
 
 
 def drawings_of(style: str, folder: Path) -> Dataset:
-    """The drawings of a held-out style, each with its concept as class."""
+    """The drawings of a held-out style, each with its concept as caption."""
     from training.evaluate.drawings import Drawings
 
     drawings = Drawings()
@@ -69,9 +69,9 @@ def drawings_of(style: str, folder: Path) -> Dataset:
     for drawing in drawings.style(style):
         path = folder / f"{drawing.index}.png"
         drawings.picture(drawing.index).save(path)
-        lines.append(json.dumps({"image": str(path), "label": drawing.concept}))
+        lines.append(json.dumps({"image": str(path), "caption": drawing.concept}))
     (folder / "drawings.jsonl").write_text("\n".join(lines))
-    return read(folder / "drawings.jsonl", train=False)
+    return read(folder / "drawings.jsonl")
 
 
 @app.command()
@@ -80,7 +80,7 @@ def style(
     clip: str = "mini",
     method: str = "full",
     lr: float | None = None,
-    epochs: float = 30,
+    epochs: float = 20,
     seed: int = 0,
     save: bool = True,
 ) -> None:
@@ -100,7 +100,7 @@ def style(
         )
         fit = Finetune(parts, train, aside, config)
         labels = CONCEPTS.read_text().splitlines()
-        exam = Exam(parts, test, labels=labels)
+        exam = _among(parts, test, labels)
         retention = Exam(parts, read(HELD_OUT), labels=labels)
         began = time.monotonic()
         for step in fit.run():
@@ -120,6 +120,13 @@ def style(
         keep(f"style {name}", facts)
     else:
         print(json.dumps(facts, indent=1))
+
+
+def _among(parts: Parts, data: Dataset, labels: list[str]) -> Exam:
+    """An exam of captions that are told among all labels."""
+    number = {label: n for n, label in enumerate(labels)}
+    examples = [replace(e, label=number[e.caption]) for e in data.examples]
+    return Exam(parts, part(data, examples, labels))
 
 
 # ------------------------------------------------------------------ few shots

@@ -132,7 +132,9 @@ def test_the_resize_inside_is_that_of_clip(clip_folder, mode, interpolation):
         assert_close(tower.squared(image_23HW), expected, atol=3e-6, rtol=0)
 
 
-@pytest.fixture(scope="module", params=["efficientnet", "vit"])
+@pytest.fixture(
+    scope="module", params=["efficientnet", pytest.param("vit", marks=pytest.mark.slow)]
+)
 def small(request, tmp_path_factory):
     """A tiny CLIP, exported in float32, float16 and int8."""
     home = tmp_path_factory.mktemp("small")

@@ -120,7 +120,9 @@ def finetune(
     share: Annotated[
         float,
         _option(
-            text="Of the pictures, to set aside: half to choose by, half to test on.", panel=DATA
+            text="Of the pictures, to set aside: half to choose by, half to test on if they are "
+            "40 or more.",
+            panel=DATA,
         ),
     ] = 0.2,
     test: Annotated[

@@ -14,9 +14,13 @@ from torch import nn
 from ..clip import Clip, Parts
 from ..clip.resize import resize
 from ..errors import UsageError
+from ..images import to_pil
 from .onnx import EXACT, HALF, failing, quiet
 from .probes import Probes, compare, demand
 from .tokens import openai_tokenizer
+
+READ = 4  # pictures that go through the processor as well
+RESIZED = 0.995  # what their lowest cosine must reach: another library resizes them
 
 BLOCK = {  # open_clip's names of the layers of a block, and transformers'
     "ln_1": "layer_norm1",
@@ -41,13 +45,15 @@ def write(
             processor(parts).save_pretrained(folder)
         (model.half() if fp16 else model).save_pretrained(folder, max_shard_size="1000GB")
         image_ND, text_ND = _vectors(folder, clip, probes)
+        seen_ND, known_ND = _processed(folder, clip, probes)
     said = {}
-    for kind, ours, theirs in (
-        ("image", image_ND, probes.image_ND),
-        ("text", text_ND, probes.text_ND),
+    for kind, ours, theirs, bar in (
+        ("image", image_ND, probes.image_ND, HALF if fp16 else EXACT),
+        ("text", text_ND, probes.text_ND, HALF if fp16 else EXACT),
+        ("image (through the processor)", seen_ND, known_ND, RESIZED),
     ):
         found = compare(ours, theirs, what=f"The {kind} tower in transformers")
-        bar, what = HALF if fp16 else EXACT, f"The {kind} tower for transformers"
+        what = f"The {kind} tower for transformers"
         said[f"{kind} tower"] = {"cosine": demand(found, bar, what=what)}
     return said
 
@@ -261,6 +267,21 @@ def _vectors(folder: Path, clip: Clip, probes: Probes) -> tuple[torch.Tensor, to
     ).input_ids
     text_ND = _features(model.get_text_features(input_ids=tokens_NL))
     return torch.cat(image_ND).float(), text_ND.float()
+
+
+@torch.no_grad()
+def _processed(folder: Path, clip: Clip, probes: Probes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors_ND of some of the probes as files would be read: by the folder's own processor,
+    and by the CLIP's own transform. Theirs may be resized by torchvision, ours by Pillow."""
+    from transformers import AutoModel, AutoProcessor
+
+    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    pictures = [to_pil(image_13HW)[0] for image_13HW in probes.image_13HW[:READ]]
+    pixels = [processor.image_processor(images=p, return_tensors="pt") for p in pictures]
+    seen = [model.get_image_features(p["pixel_values"].to(model.dtype)) for p in pixels]
+    seen_ND = torch.cat([_features(found) for found in seen]).float()
+    return seen_ND, clip.encode_pictures(pictures).cpu()
 
 
 def _features(found: object) -> torch.Tensor:

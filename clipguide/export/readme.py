@@ -59,11 +59,14 @@ INPUTS = {
 
 def text(card: dict, sizes: dict[str, int], folder: str) -> str:
     """The README.md of an export of that card, in a folder of that name."""
+    run = RUN[card["to"]].replace("FOLDER", folder)
+    if card["logit_bias"]:  # a SigLIP's texts are each right or wrong by themselves
+        run = run.replace(".softmax(-1)", ".sigmoid()")
     parts = [
         f"# {card['model']} for {card['to']}",
         f"Written by clipguide {card['clipguide']} (`clipguide export`).",
         _inputs(card),
-        f"```python\n{RUN[card['to']].replace('FOLDER', folder)}```",
+        f"```python\n{run}```",
         f"Logits are {card['logit_scale']:.4g} · cosine + {card['logit_bias']:.4g}. The rest of "
         "what there is to know is in `clip.json`.",
         f"Agreement with torch (cosines over {card['measured_on']}, run on a CPU):",
