@@ -258,12 +258,11 @@ def test_urls(clip, folder):
 
 
 def test_two_processes_share(clip, clip_folder, folder, tmp_path):
-    """accelerate launch: one file, with all rows in order, those of one process."""
+    """By gloo: one file, with all rows in order, those of one process."""
     root = str(Path(__file__).parents[1])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
-    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    command += ["--main_process_port=0", "-m", "clipguide", "embed", str(folder), "nowhere.png"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "clipguide", "embed", str(folder), "nowhere.png"]
     command += ["--clip", str(clip_folder), "--no-cache", "--batch", "2", "-o", "a.npz"]
     run = subprocess.run(
         command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300

@@ -13,6 +13,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from hf_folder import write_hf_clip
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -99,6 +100,25 @@ def test_it_learns_captions(clip_folder, captions, method):
     before = seen(fit.parts)
     list(fit.run())
     assert seen(fit.parts).figures["cross-entropy"] < before.figures["cross-entropy"]
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_a_clip_of_transformers(tmp_path, pictures, method):
+    """It learns, is saved as its own folder, and loads as it was."""
+    folder = write_hf_clip(tmp_path / "clip")
+    fit = fit_of(folder, pictures, method=method, steps=40)
+    seen = Exam(fit.parts, fit.train, templates=fit.templates)
+    before = seen(fit.parts)
+    list(fit.run())
+    after = seen(fit.parts)
+    assert after.figures["cross-entropy"] < before.figures["cross-entropy"]
+    fit.parts.save(tmp_path / "mine")
+    loaded = load_parts(tmp_path / "mine")
+    assert seen(loaded).figures == after.figures
+    text = {n for n in fit.before if methods.is_text(n)}
+    moved = {n for n, v in copy_state(loaded.model).items() if not torch.equal(v, fit.before[n])}
+    assert bool(moved & text) == (method != "head")
+    assert bool(moved - text - {"model.logit_scale"}) == (method != "lit")
 
 
 def test_batch_norms_keep_their_statistics(clip_folder, pictures):
