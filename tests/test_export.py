@@ -418,7 +418,7 @@ def test_force_replaces_nothing_but_an_export(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     said = run("--to", "hf", "--out", tmp_path / "mine", "--force")
-    assert said.exit_code == 2 and "is no export of clipguide's" in said.output
+    assert said.exit_code == 2 and "is no folder that clipguide made so" in said.output
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
