@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from coloured import write
 from safetensors.torch import load_file
-from test_finetune_run import COLOURS, draw, same_state
+from test_finetune_run import same_state
 from typer.testing import CliRunner
 
 from clipguide import load_clip
@@ -26,12 +27,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir()
-        for number in range(10):
-            draw(colour, number).save(folder / name / f"{number}.png")
-    return folder
+    return write(tmp_path_factory.mktemp("pictures"), 10)
 
 
 def run(*arguments):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_finetune_run import draw
+from coloured import draw
 from typer.testing import CliRunner
 
 from clipguide import load_clip

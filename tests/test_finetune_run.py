@@ -13,8 +13,9 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from coloured import COLOURS, draw, write
 from hf_folder import write_hf_clip
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -32,30 +33,13 @@ from clipguide.finetune.outcome import changed
 from clipguide.finetune.run import Finetune, copy_state
 from clipguide.finetune.wise import Place, choose, curve, interpolate
 
-COLOURS = {"a red thing": "#d02020", "a green thing": "#20a040", "a blue thing": "#2040d0"}
 QUICK = dict(batch=8, chunk=8, steps=6, ema=0.5, lr=3e-3, warmup=1, patience=99)
 QUICK["templates"] = "plain"
 
 
-def draw(colour, number):
-    """A disc somewhere, of a colour, on a pale ground: no two are nearly the same."""
-    random = torch.Generator().manual_seed(int(colour[1:], 16) % 1000 * 100 + number)
-    x, y, r = torch.randint(8, 24, (3,), generator=random).tolist()
-    ground = tuple(torch.randint(150, 255, (3,), generator=random).tolist())
-    picture = Image.new("RGB", (40, 40), ground)
-    ImageDraw.Draw(picture).ellipse((x - r // 2, y - r // 2, x + r, y + r), fill=colour)
-    ImageDraw.Draw(picture).line((0, y, 40, r), fill="black", width=1 + number % 3)
-    return picture
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir()
-        for number in range(10):
-            draw(colour, number).save(folder / name / f"{number}.png")
-    return folder
+    return write(tmp_path_factory.mktemp("pictures"), 10)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ import json
 
 import pytest
 import torch
+from coloured import COLOURS, draw, write
 from conftest import IMAGE_SIZE
-from test_finetune_run import COLOURS, draw, same_state
+from test_finetune_run import same_state
 from typer.testing import CliRunner
 
 from clipguide import load_clip
@@ -21,12 +22,7 @@ from clipguide.finetune.run import copy_state
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir()
-        for number in range(6):
-            draw(colour, number).save(folder / name / f"{number}.png")
-    return folder
+    return write(tmp_path_factory.mktemp("pictures"), 6)
 
 
 @pytest.fixture(scope="module")

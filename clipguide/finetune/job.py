@@ -19,7 +19,7 @@ from pathlib import Path
 from ..clip import Clip, Parts, load_parts
 from ..errors import ClipguideWarning, UsageError
 from ..export.folder import staged
-from . import report
+from . import report, tables
 from .config import FinetuneConfig, Progress
 from .data import Dataset, Report, near_copies, read, split
 from .exam import Exam
@@ -140,7 +140,7 @@ def _same_classes(test: Dataset, train: Dataset, source: str) -> Dataset:
 
 def _test_data(source: str | os.PathLike, parts: Parts, columns: dict) -> Dataset:
     """The data to test on; columns are those of a table, names of either."""
-    if Path(source).suffix.lower() not in (".csv", ".tsv", ".jsonl", ".parquet"):
+    if Path(source).suffix.lower() not in tables.ENDINGS:
         columns = {"names": columns["names"]} if columns.get("names") else {}
     return read(source, tokenizer=parts.tokenizer, train=False, **columns)
 

@@ -72,7 +72,7 @@ def rows(
 def pictures(source: str | os.PathLike, *, image_column: str | None = None) -> Listing:
     """All pictures of a folder, a pattern, a table or a tar, of which nothing is said but that they
     are. UsageError if there are none."""
-    if Path(source).suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet", ".tar"):
+    if Path(source).suffix.lower() in (*tables.ENDINGS, ".tar"):
         rows_ = rows(source, image_column=image_column).rows
     else:
         rows_ = [Row(path, "", path) for path in find([source])]

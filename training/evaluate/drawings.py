@@ -16,7 +16,10 @@ from PIL import Image
 
 from clipguide import Clip, images
 from clipguide.errors import ClipguideError
+from clipguide.finetune.figure import ranks
 from training import common
+
+__all__ = ["Drawing", "Drawings", "ranks", "share_of_pairs"]
 
 NOT_THINGS = ("symbol", "people & body", "smileys & emotion", "flags")
 CHUNK = 256
@@ -87,17 +90,6 @@ class Drawings:
 
 def _of(row: dict) -> Drawing:
     return Drawing(row["index"], row["concept"], row["set"], row["family"], row["category"])
-
-
-def ranks(image_BD: torch.Tensor, text_KD: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
-    """How many other texts score at least as high as the right one: 0 is first, ties count against.
-
-    ClipguideError if a score is not a number.
-    """
-    score_BK = image_BD @ text_KD.T
-    if not torch.isfinite(score_BK).all():
-        raise ClipguideError("A score is not a number: the weights are broken.")
-    return (score_BK >= score_BK.gather(1, target_B[:, None])).sum(1) - 1
 
 
 def share_of_pairs(hit_B: torch.Tensor, drawings: Sequence[Drawing]) -> tuple[float, int]:
