@@ -1,8 +1,9 @@
 """A plain CLIP made a guide by the package's own means, and the guide's figure before and after.
 
     python -m training.clip export guide --stage guide --folder training/cache/clip/guide-plain
-    python -m training.guiding --clip training/cache/clip/guide-plain --out my-guide --minutes 240
-    python -m training.guiding … --method fare --norm linf     # without labels, another ball
+    python -m training.guiding train --clip training/cache/clip/guide-plain --out my-guide
+    python -m training.guiding train … --method fare --norm linf     # without labels, another ball
+    python -m training.guiding measure training/cache/clip/guide-plain my-guide mini
 
 The drawings are those that mini was trained on, with the names of their concepts; no other teacher,
 no captions, no colours: what `clipguide finetune --for-guiding` has of a folder. It resumes from
@@ -12,6 +13,7 @@ concepts that are not measured.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,7 @@ import typer
 
 from clipguide import load_clip
 from clipguide.clip import Clip, folding, load_parts
-from clipguide.finetune.figure import Hand, choose, guide_report
+from clipguide.finetune.figure import Hand, choose, clean_top1, guide_figure
 from clipguide.finetune.guiding import GuidingConfig, guiding_fit
 from training import common
 from training.clip import CACHE, MIX
@@ -30,6 +32,8 @@ from training.data.compose import TrainingSet
 from training.evaluate.drawings import Drawings
 from training.evaluate.gradients import chosen_concepts
 
+OUT = Path(__file__).with_suffix(".json")
+app = typer.Typer(add_completion=False, help=__doc__)
 SAVE = 200  # steps between two saved states
 
 
@@ -80,7 +84,8 @@ def hand_of(clip: Clip, concepts: list[str], steps: int) -> Hand:
     return replace(found, steps=steps)
 
 
-def main(
+@app.command("train")
+def train_and_save(
     clip: str = str(CACHE / "guide-plain"),
     out: Path = Path("my-guide"),
     minutes: float = 240,
@@ -91,11 +96,8 @@ def main(
     keep: float = 1.0,
     lr: float = 2e-4,
     batch: int = 64,
-    concepts: int = 100,
-    drawn: int = 200,
-    search: bool = True,
 ) -> None:
-    """Train, and measure: `concepts` drawn in `drawn` steps each, by the best hand or the first."""
+    """Train, for `minutes` of the processor or `steps`, on from what is in OUT."""
     out.mkdir(parents=True, exist_ok=True)
     config = GuidingConfig(
         minutes=None if steps else minutes,
@@ -107,23 +109,42 @@ def main(
         lr=lr,
     )
     train(clip, out, config, batch)
+
+
+@app.command()
+def measure(
+    clips: list[str],
+    concepts: int = 100,
+    drawn: int = 200,
+    search: bool = True,
+    keep: bool = True,
+) -> None:
+    """What each of CLIPS draws, by the referee: `concepts` in `drawn` steps, by its best hand or
+    the first; and how it names the held-out drawings. Kept in guiding.json."""
     drawings = Drawings()
     measured, searched = chosen_concepts(drawings.things())
-    clips = [load_clip(clip), load_clip(out)]
-    hands = [hand_of(c, searched, drawn) if search else Hand(steps=drawn) for c in clips]
-    report = guide_report(
-        *clips,
-        load_clip(CACHE / "referee"),
-        measured[:concepts],
-        among=drawings.concepts,
-        hands=tuple(hands),
-        pictures=[drawings.picture(d.index) for d in drawings.held_out],
-        labels=drawings.targets(drawings.held_out).tolist(),
-        classes=drawings.concepts,
-    )
-    report.save(out)
-    print(report.markdown(), *hands, sep="\n")
+    referee = load_clip(CACHE / "referee")
+    pictures = [drawings.picture(d.index) for d in drawings.held_out]
+    labels = drawings.targets(drawings.held_out).tolist()
+    known = json.loads(OUT.read_text()) if OUT.exists() else {}
+    for name in clips:
+        clip = load_clip(name)
+        hand = hand_of(clip, searched, drawn) if search else Hand(steps=drawn)
+        found = guide_figure(clip, referee, measured[:concepts], among=drawings.concepts, hand=hand)
+        found.sheet().save(CACHE / f"drawn-{Path(name).name}.png")
+        known[Path(name).name] = facts = {
+            "concepts": len(found.concepts),
+            "referee's top-5": round(found.share, 4),
+            "held-out drawings, top-1": round(
+                clean_top1(clip, pictures, labels, drawings.concepts), 4
+            ),
+            "hand": str(hand),
+            "fingerprint": clip.fingerprint[:12],
+        }
+        print(name, json.dumps(facts), flush=True)
+        if keep:
+            OUT.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()
