@@ -231,13 +231,18 @@ def test_an_index_of_vectors_gives_nearly_the_same(tmp_path):
             query_D /= np.linalg.norm(query_D)
             cosine_B = unit_BD[least:] @ query_D
             truth = {f"{i + least:03}" for i in np.argsort(-cosine_B)[:10]}
-            answer = index.search(Query(torch.from_numpy(query_D)), where=f"width >= {least}")
+            where = f"width >= {least}" if least else None
+            answer = index.search(Query(torch.from_numpy(query_D)), where=where)
             assert len(answer.hits) == 10
             hits += len(truth & set(names(answer)))
             for hit in answer.hits:
                 expected = unit_BD[int(hit.path)] @ query_D
                 assert math.isclose(hit.score, expected, abs_tol=1e-5)
         assert hits >= 0.9 * 400
+    assert settle.cells(3000) == 55 and settle.looked_into(3000) == 32
+    nearest = index.store.table.search(unit_BD[0], vector_column_name="vector")
+    plan = nearest.distance_type("l2").nprobes(settle.looked_into(3000)).limit(10).analyze_plan()
+    assert "partitions_ranked=55" in plan or "partitions_searched=32" in plan
 
 
 def test_evidence_against_the_definition():
