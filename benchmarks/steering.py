@@ -29,8 +29,8 @@ from benchmarks import community
 from clipguide import Cutouts, Similarity, load_clip, steer
 from clipguide.guidance import Backprop, Lookahead, Particles, Shortcut
 from clipguide.guidance.auto import TABLE
+from clipguide.guidance.contract import Method
 from clipguide.guidance.decoders import Decoder
-from clipguide.guidance.method import Method
 
 HERE = Path(__file__).parent
 RECORDS = Path("training/cache/steering.jsonl")

@@ -47,6 +47,11 @@ _HOMES = {
     "compose": "prompts",
     "load_clip": "clip",
     "regions": "objectives",
+    "register_canvas": "pipelines.text_to_canvas",
+    "register_family": "guidance",
+    "register_method": "guidance",
+    "register_objective": "objectives",
+    "register_scheduler": "guidance",
     "schedule": "schedules",
     "steer": "guidance",
 }
@@ -56,7 +61,7 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from .clip import Clip, Ensemble, load_clip
     from .errors import ClipguideError, UsageError
-    from .guidance import steer
+    from .guidance import register_family, register_method, register_scheduler, steer
     from .objectives import (
         Aesthetic,
         Balanced,

@@ -67,6 +67,11 @@ class Prompt:
                 "it repels."
             )
 
+    def __str__(self) -> str:
+        weights = ("" if p.weight == 1 else f":{p.weight:g}" for p in self.parts)
+        names = (part.text or "an image" for part in self.parts)
+        return repr(" | ".join(name + weight for name, weight in zip(names, weights)))
+
     def _sums(self) -> dict[object, float]:
         """The weight of each text and picture in all."""
         sums: dict[object, float] = {}

@@ -19,10 +19,11 @@ from torch import nn
 
 from clipguide.clip import Clip, load_clip
 from clipguide.errors import ClipguideWarning, UsageError
-from clipguide.guidance.families import VIT_B_32
-from clipguide.guidance.parameterisation import Level
-from clipguide.guidance.run import Run
-from clipguide.guidance.shortcut import Shortcut, pull
+from clipguide.guidance import Shortcut
+from clipguide.guidance.contract import Run
+from clipguide.guidance.descent import descend
+from clipguide.guidance.latents import VIT_B_32
+from clipguide.guidance.levels import Level
 from clipguide.objectives import Objective, Similarity
 
 FRACTION = {"min": 0.0, "max": 1.0, "step": 0.01}
@@ -110,10 +111,11 @@ def _hook(
             streams=(),
             warn=_warn,
         )
-        pulled = pull(x0_BChw.float(), run.gradient, noise=noise, config=config)
-        for i in (~pulled.finite_B).nonzero().flatten().tolist():
+        ways = [(1.0, run.gradient)]
+        descent = descend(x0_BChw.float(), ways, size=config.size(noise))
+        for i in (~descent.finite_B).nonzero().flatten().tolist():
             run.warn(f"The gradient of image {i} is not a number: it is not steered here.")
-        return x0_BChw + pulled.delta.to(x0_BChw.dtype)
+        return x0_BChw + descent.delta.to(x0_BChw.dtype)
 
     return hook
 

@@ -11,7 +11,8 @@ import torch
 from ..errors import UsageError
 from ..guidance import METHODS, BestOf, Particles, Shortcut
 from ..guidance.auto import Choice, choose
-from ..guidance.method import Method, configure
+from ..guidance.contract import Method
+from ..guidance.methods import configure
 from ..prompts import Prompt, parse, shorten
 from ..recipe import Recipe
 
@@ -55,7 +56,7 @@ def auto_of(budget: float | None, given: dict[str, object], best_of: int) -> Cho
         raise UsageError(f"auto sets {', '.join(names)} itself: leave it out.")
     if best_of > 1:
         raise UsageError("auto has candidates of its own: leave best_of out.")
-    return choose(METHODS, budget)
+    return choose(budget)
 
 
 def candidates_of(method: Method, best_of: int) -> tuple[Method, int, int]:
@@ -75,7 +76,7 @@ def method_of(recipe: Recipe) -> Method:
         options = {name: json.loads(value) for name, value in recipe.options.items()}
         if recipe.method in METHODS and issubclass(METHODS[recipe.method], Shortcut):
             options["strength"] = recipe.strength
-        return configure(METHODS, recipe.method, options)
+        return configure(recipe.method, options)
     except (TypeError, ValueError):
         raise UsageError(f"The recipe's options of {shorten(recipe.method)} are wrong.") from None
 

@@ -14,7 +14,7 @@ from torch import nn
 from .. import __version__, mini
 from ..clip import fingerprint, to_device, to_dtype
 from ..errors import ClipguideError, UsageError, close_matches, reason
-from ..guidance.families import family
+from ..guidance.latents import family
 from ..prompts import shorten
 
 if TYPE_CHECKING:

@@ -128,7 +128,7 @@ class Steered(ModularPipelineBlocks):
             window=given.clip_window,
         )
         if given.height and given.width:
-            steering.draws(given.height, given.width)
+            steering.expect(height=given.height, width=given.width)
         with steering:
             components, state = self.block(components, state)
         state.set("report", steering.report)

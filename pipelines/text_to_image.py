@@ -20,11 +20,12 @@ import torch
 
 from ..clip import Clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
-from ..guidance import METHODS, Step, steer
+from ..guidance import Step, steer
 from ..guidance.auto import Choice, times_plain
+from ..guidance.contract import Method
 from ..guidance.decoders import Decoder, load_tiny
-from ..guidance.families import default_clip
-from ..guidance.method import Method, configure
+from ..guidance.latents import default_clip
+from ..guidance.methods import configure
 from ..guidance.tape import Tape
 from ..images import to_pil
 from ..objectives import Similarity
@@ -233,7 +234,7 @@ class TextToImage:
         elif budget is not None:
             raise UsageError("A budget is for the method auto, which chooses by it.")
         method, best_of, group = candidates_of(
-            configure(METHODS, method, {"strength": strength}), best_of
+            configure(method, {"strength": strength}), best_of
         )
         method.check(self.pipe)
         cutouts = CUTOUTS if cutouts is None else cutouts

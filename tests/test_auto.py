@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from clipguide.cli.app import app
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.guidance import METHODS, BestOf, Particles, Shortcut, auto, steer
+from clipguide.guidance import BestOf, Particles, Shortcut, auto, steer
 from clipguide.objectives import Similarity
 from clipguide.recipe import read_png
 from clipguide.views import Cutouts
@@ -40,12 +40,12 @@ def test_the_table_that_is_shipped():
     for before, row in zip(rows, rows[1:], strict=False):
         assert before["cost"] < row["cost"] and before["gain"] < row["gain"]
     for row in rows:
-        assert auto.choose(METHODS, row["cost"]).cost == row["cost"]
+        assert auto.choose(row["cost"]).cost == row["cost"]
 
 
 @pytest.mark.parametrize(("budget", "row"), [(1, 0), (1.4, 0), (1.5, 1), (2.9, 1), (3, 2), (9, 2)])
 def test_choice(table, budget, row):
-    choice = auto.choose(METHODS, budget)
+    choice = auto.choose(budget)
     assert choice.each == Shortcut(strength=ROWS[row]["strength"])
     assert (choice.best_of, choice.cost) == (ROWS[row]["best_of"], ROWS[row]["cost"])
 

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 
 from clipguide.errors import ClipguideWarning
 from clipguide.guidance import steer
-from clipguide.guidance.cfg import Overheard, angle
-from clipguide.guidance.parameterisation import level
+from clipguide.guidance.guidance_direction import angle
+from clipguide.guidance.schedulers import level
 from clipguide.objectives import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -79,16 +79,16 @@ class First(Exception):
 def first_step(name: str, scale: float):
     """x0 and the direction of guidance at the first step under a scale of guidance."""
     pipe, settings = tiny(name)
-    overheard, scheduler = Overheard(pipe), pipe.scheduler
+    hook, scheduler = GuidanceHook(pipe).__enter__(), pipe.scheduler
 
     def step(model_output, timestep, sample, *_, generator=None, **__):
         here = level(scheduler, timestep)
-        raise First(here.x0(model_output, sample), overheard.direction(here, sample))
+        raise First(here.x0(model_output, sample), hook.direction(here, sample))
 
     scheduler.step = functools.wraps(scheduler.step)(step)
     with pytest.raises(First) as caught:
         draw(pipe, settings, guidance_scale=scale)
-    overheard.close()
+    hook.__exit__()
     return caught.value.args
 
 

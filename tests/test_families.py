@@ -14,7 +14,8 @@ from tiny_pipelines import BATCH, HEIGHT, TINY, WIDTH, draw, tiny
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.guidance import families, steer
+from clipguide.guidance import latents as families
+from clipguide.guidance import steer
 from clipguide.guidance.decoders import Decoder
 from clipguide.objectives import Objective
 

@@ -23,10 +23,12 @@ from clipguide.guidance import (
     steer,
     travel,
 )
+from clipguide.guidance.calls import Calls
+from clipguide.guidance.contract import At
 from clipguide.guidance.decoders import Decoder
-from clipguide.guidance.parameterisation import Level, level, next_level
-from clipguide.guidance.run import At
-from clipguide.guidance.trust import Trust
+from clipguide.guidance.levels import Level
+from clipguide.guidance.observers import Trust
+from clipguide.guidance.schedulers import level, next_level
 from clipguide.objectives import Objective, Similarity
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
@@ -122,13 +124,13 @@ def test_noise_gradient(pipe):
     del given["output_type"]
     method = Noise(iterations=1)
     with steer(pipe, Brightness(), method=method) as s:
-        s._calling = True  # as inside of s(…)
-        z = s.initial_noise(generator=generator, **given)
-        seen = s.through(z.requires_grad_(), **given)
+        calls = Calls(s._session)  # as inside of s(…)
+        z = calls.initial_noise(generator=generator, **given)
+        seen = calls.through(z.requires_grad_(), **given)
         direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
         h = 1e-2
         ends = [
-            s.through((z.detach() + sign * h * direction).requires_grad_(), **given).loss_B
+            calls.through((z.detach() + sign * h * direction).requires_grad_(), **given).loss_B
             for sign in (1, -1)
         ]
     assert_close(
@@ -228,7 +230,7 @@ def test_particles_difference_telescopes():
 def test_the_stochastic_step_has_the_marginals_of_the_plain_one():
     """A Gaussian posterior known exactly: the variance at the next level is σ_s² + α_s² var(x0)."""
     here, there = Level("flow", 0.3, 0.7), Level("flow", 0.6, 0.4)
-    from clipguide.guidance.particles import spread_of
+    from clipguide.guidance.stochastic import spread_of
 
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randn(200_000, generator=generator, dtype=torch.float64) * 0.0 + 0.5
@@ -272,21 +274,21 @@ def test_travel_goes_there_and_back(pipe, clip):
         noise = [step.noise for step in s.report.trace]
         assert len(noise) == 8 and noise[::2] == noise[1::2]
         assert not torch.equal(twice, plain) and twice.isfinite().all()
-        assert "set_timesteps" not in vars(pipe.scheduler) and torch.equal(draw(pipe), plain)
+        assert torch.equal(draw(pipe), plain)
 
 
 def test_travel_keeps_the_marginals():
     """x_s of a known Gaussian, noised back: mean α_t x0, deviation σ_t."""
     scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear")
-    trip = travel.Travel(scheduler, 2)
+    trip = travel.Travel(2)
     scheduler.set_timesteps(10)
-    trip.settle()
+    trip.enlarge(scheduler)
+    trip.begin(20)
     t = scheduler.timesteps[3]
     here, there = level(scheduler, t), next_level(scheduler, t)
     generator = torch.Generator().manual_seed(0)
     e, z = (torch.randn(400_000, generator=generator) for _ in range(2))
-    back = trip.back(6, t, here, there.alpha * 0.5 + there.sigma * e, z)
-    trip.close()
+    back = trip.back(At(6, t, here, e, e, e), there.alpha * 0.5 + there.sigma * e, z)
     assert_close(back.mean().item(), here.alpha * 0.5, atol=5e-3, rtol=0)
     assert_close(back.std().item(), here.sigma, atol=5e-3, rtol=0)
 

@@ -146,7 +146,7 @@ def test_padding_changes_no_bit(clip):
 def test_composition(clip):
     similarity = Similarity(clip, "a red fox")
     whole = 2 * similarity + TotalVariation() * 0.5
-    assert [type(leaf).__name__ for leaf in whole.leaves()] == ["Similarity", "TotalVariation"]
+    assert [type(leaf).__name__ for _, leaf in whole.terms()] == ["Similarity", "TotalVariation"]
     image = images(2).float()
     assert_close(whole(image), 2 * similarity(image) + 0.5 * TotalVariation()(image))
     with pytest.raises(TypeError):
@@ -178,9 +178,9 @@ def test_schedules():
     asked = Steps.asked
     assert_close(whole.at(0.75)(image), 0.25 * smooth)
     assert Steps.asked == asked  # where the weight is 0, nothing is computed
-    names = [type(leaf).__name__ for leaf in whole.leaves()]
+    names = [type(leaf).__name__ for _, leaf in whole.terms()]
     assert names == ["Steps", "TotalVariation", "Range"]
-    assert [type(leaf).__name__ for leaf in whole.at(1).leaves()] == ["Range"]
+    assert [type(leaf).__name__ for _, leaf in whole.at(1).terms()] == ["Range"]
     with pytest.raises(ClipguideError, match="only at a progress"):
         whole(image)
     with pytest.raises(UsageError, match="no piece of a schedule"):
@@ -202,7 +202,7 @@ def test_nothing():
     loss_B = nothing(image)
     assert torch.equal(loss_B, torch.zeros(2).double())
     assert torch.autograd.grad(loss_B.sum(), image)[0].count_nonzero() == 0
-    assert list(nothing.leaves()) == []
+    assert list(nothing.terms()) == []
     total = TotalVariation()
     assert (nothing + total) is total and (total + nothing) is total
     assert isinstance(2 * nothing, Nothing) and isinstance(nothing + nothing, Nothing)

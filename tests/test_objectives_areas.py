@@ -145,11 +145,11 @@ def test_lists_of_prompts(clip64):
 def test_composition(clip64):
     region = Region(Scheduled(Similarity(clip64, "a fox", views=None), "1>0"), LEFT)
     whole = region + 0.1 * TotalVariation()
-    assert [type(leaf) for leaf in whole.leaves()] == [Similarity, TotalVariation]
+    assert [type(leaf) for _, leaf in whole.terms()] == [Similarity, TotalVariation]
     plain = Region(Similarity(clip64, "a fox", views=None), LEFT)
     assert_close(region.at(0.25)(images()), 0.75 * plain(images()))
     assert isinstance(region.at(1), Nothing)
-    assert [type(leaf) for leaf in whole.at(1).leaves()] == [TotalVariation]
+    assert [type(leaf) for _, leaf in whole.at(1).terms()] == [TotalVariation]
 
 
 def test_generators_are_used_in_turn(clip64):

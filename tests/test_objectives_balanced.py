@@ -162,7 +162,7 @@ def test_nested_and_scheduled(clip64):
     assert_close(gradient_of(balanced.at(0.5), image), by_hand([one, other], [1, 1], image))
     assert_close(gradient_of(balanced.at(0.75), image), gradient_of(one, image))
     assert isinstance(Balanced([Scheduled(one, 0)]).at(0.5), Nothing)
-    assert [type(leaf) for leaf in balanced.leaves()] == [Similarity, TotalVariation]
+    assert [type(leaf) for _, leaf in balanced.terms()] == [Similarity, TotalVariation]
 
 
 def test_generators_are_drawn_from_in_order(clip64):

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.guidance import Rollover, steer
-from clipguide.guidance.rollover import _State
-from clipguide.guidance.run import At
+from clipguide.guidance.contract import At
+from clipguide.guidance.methods.rollover import _State
 from clipguide.objectives import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")

@@ -22,7 +22,7 @@ import torch
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError
-from clipguide.guidance import parameterisation, schedulers
+from clipguide.guidance import schedulers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # diffusers, with NumPy 2
@@ -150,7 +150,7 @@ def flow_level(scheduler, t: float) -> float:
 def denoise(scheduler, sample, t, spread: float):
     """model_output and E[x0 | x] for data of N(mean, spread²)."""
     mean = torch.randn(SHAPE[1:], generator=torch.Generator().manual_seed(2)).double() * 0.5
-    where, kind = schedulers.home(scheduler), scheduler.config.get("prediction_type")
+    where, kind = schedulers.row(scheduler).where, scheduler.config.get("prediction_type")
     x = sample
     if hasattr(scheduler, "scale_model_input"):
         x = scheduler.scale_model_input(sample, t)
@@ -193,7 +193,7 @@ def test_x0_at_every_evaluation(case, kind, spread):
     sample = begin(scheduler)
     for t in timesteps(scheduler):
         output, x0 = denoise(scheduler, sample, t, spread)
-        level = parameterisation.level(scheduler, t)
+        level = schedulers.level(scheduler, t)
         tolerance = 2e-5 + 2e-6 * level.sigma / max(level.alpha, 1e-6)
         assert_close(level.x0(output, sample), x0, atol=tolerance, rtol=1e-4)
         back = level.model_output(level.x0(output, sample), sample)
@@ -255,11 +255,11 @@ def test_first_order(case):
         if hasattr(fresh, "set_begin_index"):
             fresh.set_begin_index(i)
         there = step(fresh, output, t, sample)
-        here = parameterisation.level(scheduler, t)
+        here = schedulers.level(scheduler, t)
         noise = (sample * here.scale - here.alpha * x0) / here.sigma
         sample = step(scheduler, output, t, sample)
         assert torch.equal(there, sample)
-        after = parameterisation.next_level(scheduler, t)
+        after = schedulers.next_level(scheduler, t)
         expected = after.alpha * x0 + after.sigma * noise
         assert_close(sample * after.scale, expected, atol=3e-4, rtol=1e-3)
 
@@ -288,7 +288,7 @@ def test_eta_decides_where_the_pipeline_passes_it():
 def test_next_level_of_a_scheduler_that_looks_back():
     scheduler = make("DPM++ 2M")
     with pytest.raises(ClipguideError, match="is not of first order"):
-        parameterisation.next_level(scheduler, scheduler.timesteps[0])
+        schedulers.next_level(scheduler, scheduler.timesteps[0])
 
 
 def test_every_scheduler_of_stable_diffusion_is_in_the_table():

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from benchmarks import community, steering
 from benchmarks.steering import PLAIN, WAYS, Drawn, Row, Way
 from clipguide.guidance import METHODS, Shortcut
-from clipguide.guidance.method import configure
+from clipguide.guidance.methods import configure
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -10,7 +10,7 @@ from tiny_pipelines import TINY, tiny
 
 from clipguide.errors import ClipguideError
 from clipguide.guidance import Particles, Shortcut, steer
-from clipguide.guidance.families import denoiser
+from clipguide.guidance.latents import denoiser
 from clipguide.objectives import Similarity, TotalVariation
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")

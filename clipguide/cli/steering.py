@@ -9,7 +9,7 @@ import typer
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from ..guidance.method import Method
+    from ..guidance.contract import Method
 
 PANEL = "How CLIP steers"
 
@@ -122,12 +122,11 @@ def configured(method: str, options: dict) -> Method | str:
         if given := [name for name, value in options.items() if value is not None]:
             raise UsageError(f"auto sets {', '.join(given)} itself: leave it out.")
         return method
-    from ..guidance import METHODS
-    from ..guidance.method import configure
+    from ..guidance.methods import configure
 
     if isinstance(options.get("window"), str):
         options = {**options, "window": _window(options["window"])}
-    return configure(METHODS, method, options)
+    return configure(method, options)
 
 
 def _window(text: str) -> tuple[float, float]:

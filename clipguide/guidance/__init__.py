@@ -1,21 +1,28 @@
 """Steering of diffusers pipelines: `steer`, and one file a method."""
 
-from .backprop import Backprop
-from .best_of import BestOf
-from .lookahead import Lookahead
-from .noise import Noise
-from .particles import Particles
+from .contract import Method
+from .latents import register as register_family
+from .methods import (
+    METHODS,
+    Backprop,
+    BestOf,
+    Lookahead,
+    Noise,
+    Particles,
+    Rollover,
+    Shortcut,
+)
+from .methods import register as register_method
 from .report import Report, Step, Trace
-from .rollover import Rollover
-from .shortcut import Shortcut
-from .steer import METHODS, steer
-from .steering import Steering
+from .schedulers import register as register_scheduler
+from .steer import Steering, steer
 
 __all__ = [
     "METHODS",
     "Backprop",
     "BestOf",
     "Lookahead",
+    "Method",
     "Noise",
     "Particles",
     "Report",
@@ -24,5 +31,8 @@ __all__ = [
     "Steering",
     "Step",
     "Trace",
+    "register_family",
+    "register_method",
+    "register_scheduler",
     "steer",
 ]

@@ -11,14 +11,13 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
 from ..views import Cutouts
-from .best_of import BestOf
-from .method import Method, configure
+from .contract import Method
+from .methods import BestOf, configure
 
 TABLE = Path(__file__).with_name("auto.json")
 BUDGET = 4.0
@@ -54,7 +53,7 @@ class Choice:
         )
 
 
-def choose(methods: Mapping[str, type[Method]], budget: float | None) -> Choice:
+def choose(budget: float | None) -> Choice:
     """The best way for `budget` × the cost of plain sampling; UsageError below 1."""
     budget = BUDGET if budget is None else budget
     if not (math.isfinite(budget) and budget >= 1):
@@ -63,7 +62,7 @@ def choose(methods: Mapping[str, type[Method]], budget: float | None) -> Choice:
         )
     row = max((row for row in _rows() if row["cost"] <= budget), key=lambda row: row["gain"])
     return Choice(
-        each=configure(methods, row["method"], row["options"]),
+        each=configure(row["method"], row["options"]),
         best_of=row["best_of"],
         decoder=row["decoder"],
         cutouts=row["cutouts"],

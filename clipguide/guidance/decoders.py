@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import ClipguideError, UsageError, close_matches, reason
 from ..objectives import Generators, Objective
 from . import linear
-from .families import family
+from .latents import family
 
 KINDS = ("vae", "linear", "tiny", "auto")
 WORTH = 0.7  # of what the VAE's own gradient does

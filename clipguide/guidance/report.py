@@ -5,6 +5,7 @@ Shapes: B images, 3 channels, H rows, W columns.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,8 +28,8 @@ class Trace:
     `noise` is the noise level in [0, 1], `sigma` the σ of αx0 + σε; loss and gradient (its rms over
     x0) are those before the move; `angle_B` lies between the move and the direction of
     classifier-free guidance, 0 to 180 degrees, None where that cannot be known (`guidance/cfg.py`)
-    and not a number for an image that was not moved; scores are cosines of the picture that x0
-    decodes to.
+    and not a number for an image that was not moved; scores are cosines of the image that x0
+    decodes to, and `rank_B` is −objective of it, which trust goes by where there is a judge.
     """
 
     index: int
@@ -39,14 +40,15 @@ class Trace:
     angle_B: torch.Tensor | None = None
     guide_score_B: torch.Tensor | None = None
     judge_score_B: torch.Tensor | None = None
+    rank_B: torch.Tensor | None = None
 
 
 @dataclass
 class Report:
     """The latest run: its trace, the warnings, how many steps were steered, how many gradients of
     one image were skipped because they were not numbers; of a method that draws candidates, the
-    scores_B of each, higher is better; which decoder "auto" chose, and why; and which way of
-    steering."""
+    scores_B of each, higher is better, and the trace of those that were kept; which decoder "auto"
+    chose, and why; and which way of steering."""
 
     method: str = "shortcut"
     trace: list[Trace] = field(default_factory=list)
@@ -75,9 +77,32 @@ class Report:
             for step in self.trace
         ]
 
+    def begin(self) -> None:
+        """Another run of the pipeline: what is of one run is forgotten."""
+        self.trace, self.steered = [], 0
+
+    def keep(self, kept: list[Trace] | None, better_B: torch.Tensor) -> list[Trace]:
+        """The trace of a run in whose stead, for some images, another is kept: of these images it
+        is the latest run's, of the others `kept`'s."""
+        if kept is None or len(kept) != len(self.trace):
+            return list(self.trace)
+        self.trace = [_merged(old, new, better_B) for old, new in zip(kept, self.trace)]
+        return list(self.trace)
+
     def _last(self, name: str) -> torch.Tensor | None:
         seen = (getattr(step, name) for step in reversed(self.trace))
         return next((value for value in seen if value is not None), None)
+
+
+def _merged(old: Trace, new: Trace, better_B: torch.Tensor) -> Trace:
+    values = {}
+    for name in (one.name for one in dataclasses.fields(Trace) if one.name.endswith("_B")):
+        before, after = getattr(old, name), getattr(new, name)
+        if before is not None and after is not None:
+            values[name] = torch.where(better_B.cpu(), after, before)
+        else:
+            values[name] = after if bool(better_B.all()) else before
+    return dataclasses.replace(new, **values)
 
 
 def _seen(step: Trace, i: int) -> dict[str, float]:
@@ -89,7 +114,7 @@ def _seen(step: Trace, i: int) -> dict[str, float]:
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """Handed to `on_step` after each step: step `index` (from 0) of `total`, how many `samples` are
-    in the batch, the latest scores, and `preview()`, which decodes what the pictures would be now:
+    in the batch, the latest scores, and `preview()`, which decodes what the images would be now:
     image_N3HW."""
 
     index: int

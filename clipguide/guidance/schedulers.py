@@ -1,20 +1,32 @@
 """What differs between schedulers: the one table.
 
 Where a scheduler keeps the noise level of the evaluation at hand, what it carries from step to
-step, whether it draws noise, and whether one evaluation is one step. Read from diffusers 0.42's
-sources; tests/test_schedulers.py proves each row on whole runs.
+step, whether it draws noise, which evaluations belong to one step, and how it clips x0. Read from
+diffusers 0.42's sources; tests/test_schedulers.py proves each row on whole runs. `register` adds a
+row for a class of one's own.
 
 Tensors: B images, ... the rest of a latent's shape.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import ClipguideError
+from ..registry import Registry, of_class
+from .levels import Level
+
+PREDICTIONS = {
+    "epsilon": "epsilon",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+    "sample": "sample",
+    "trigflow": "v",
+}
 
 # Where a scheduler keeps its noise level.
 TIMESTEP = "alphas_cumprod[timestep]"
@@ -59,6 +71,10 @@ def _never(scheduler: object, eta: float | None = None) -> bool:
     return False
 
 
+def _begins(scheduler: object) -> bool:
+    return True
+
+
 def _solver_order_1(scheduler: object) -> bool:
     return scheduler.config.solver_order == 1
 
@@ -75,30 +91,47 @@ def _by_config(scheduler: object, eta: float | None) -> bool:
     return bool(scheduler.config.stochastic_sampling)
 
 
+def _first_half(scheduler: object) -> bool:
+    """Heun's, KDPM2's and their like evaluate twice a step."""
+    return scheduler.state_in_first_order
+
+
+def _pndm(scheduler: object) -> bool:
+    """Runge-Kutta steps are of four evaluations; without these, the first step is of two."""
+    if scheduler.config.skip_prk_steps:
+        return scheduler.counter != 1
+    runge_kutta = scheduler.counter < len(scheduler.prk_timesteps)
+    return not runge_kutta or scheduler.counter % 4 == 0
+
+
 @dataclass(frozen=True)
 class Row:
     """One scheduler. `sigma` reads the level of this evaluation, `history` names the tensors of B
-    images, or lists of these, that it carries to the next one; `last` is the timestep that its last
-    step leads to, negative if clean."""
+    images, or lists of these, that it carries to the next one; `begins` says whether this
+    evaluation is the first of its step; `last` is the timestep that its last step leads to,
+    negative if clean."""
 
     where: str
     history: tuple[str, ...] = ()
     first_order: Callable[[object], bool] = _always
     stochastic: Callable[[object, float | None], bool] = _never
     sigma: Callable[[object], float] = _at_step
+    begins: Callable[[object], bool] = _begins
     last: int = -1
 
 
 _HEUN = ("prev_derivative", "sample")
 
-SCHEDULERS = {
+_ROWS = {
     "DDIMScheduler": Row(TIMESTEP, stochastic=_by_eta(0.0)),
     "DDIMParallelScheduler": Row(TIMESTEP, stochastic=_by_eta(0.0)),
     "DDPMScheduler": Row(TIMESTEP, stochastic=_always),
     "DDPMParallelScheduler": Row(TIMESTEP, stochastic=_always),
     "LCMScheduler": Row(TIMESTEP, stochastic=_always),
     "TCDScheduler": Row(TIMESTEP, stochastic=_by_eta(0.3), last=0),
-    "PNDMScheduler": Row(TIMESTEP, ("ets", "cur_sample", "cur_model_output"), _never),
+    "PNDMScheduler": Row(
+        TIMESTEP, ("ets", "cur_sample", "cur_model_output"), _never, begins=_pndm
+    ),
     "DPMSolverMultistepScheduler": Row(SIGMA_VP, ("model_outputs",), _solver_order_1, _sde),
     "DPMSolverSinglestepScheduler": Row(
         SIGMA_VP, ("model_outputs", "sample"), _solver_order_1, _sde
@@ -111,37 +144,62 @@ SCHEDULERS = {
     "EulerDiscreteScheduler": Row(SIGMA),
     "EulerAncestralDiscreteScheduler": Row(SIGMA, stochastic=_always),
     "LMSDiscreteScheduler": Row(SIGMA, ("derivatives",), _never),
-    "HeunDiscreteScheduler": Row(SIGMA, _HEUN, _never),
+    "HeunDiscreteScheduler": Row(SIGMA, _HEUN, _never, begins=_first_half),
     "KDPM2DiscreteScheduler": Row(
-        SIGMA, ("sample",), _never, sigma=_half_way("sigmas_interpol", 0)
+        SIGMA, ("sample",), _never, _never, _half_way("sigmas_interpol", 0), _first_half
     ),
     "KDPM2AncestralDiscreteScheduler": Row(
-        SIGMA, ("sample",), _never, _always, _half_way("sigmas_interpol", 1)
+        SIGMA, ("sample",), _never, _always, _half_way("sigmas_interpol", 1), _first_half
     ),
-    "DPMSolverSDEScheduler": Row(SIGMA, ("sample",), _never, _always, _mid_point),
+    "DPMSolverSDEScheduler": Row(SIGMA, ("sample",), _never, _always, _mid_point, _first_half),
     "EDMEulerScheduler": Row(EDM),
     "EDMDPMSolverMultistepScheduler": Row(EDM, ("model_outputs",), _solver_order_1, _sde),
     "FlowMatchEulerDiscreteScheduler": Row(FLOW, stochastic=_by_config),
-    "FlowMatchHeunDiscreteScheduler": Row(FLOW, _HEUN, _never),
+    "FlowMatchHeunDiscreteScheduler": Row(FLOW, _HEUN, _never, begins=_first_half),
     "FlowMatchLCMScheduler": Row(FLOW, stochastic=_always),
     "SCMScheduler": Row(TRIG, stochastic=_always, sigma=_angle),
 }
 
 
+SCHEDULERS: Registry[Row] = Registry("scheduler", _ROWS)
+
+
+def register(name: str, *, like: str | Row, replace: bool = False) -> Row:
+    """Make a class of schedulers known, by its name.
+
+    Args:
+        name: the name of the class: "MyEulerScheduler".
+        like: a row, or the name of a class in the table that keeps its noise level in the same
+            place and carries the same history: "EulerDiscreteScheduler".
+        replace: whether a row of that name may be overwritten.
+
+    Raises:
+        UsageError: the name is taken, or `like` is not in the table.
+    """
+    entry = like if isinstance(like, Row) else SCHEDULERS.find(like)
+    return SCHEDULERS.register(name, entry, replace=replace)
+
+
 def row(scheduler: object) -> Row:
     """A scheduler's row. ClipguideError if it is not in the table."""
-    for base in type(scheduler).__mro__:
-        if base.__name__ in SCHEDULERS:
-            return SCHEDULERS[base.__name__]
-    raise ClipguideError(
-        f"{type(scheduler).__name__} cannot be steered yet: set the pipeline's scheduler to one of "
-        f"{', '.join(SCHEDULERS)}."
-    )
+    found = of_class(SCHEDULERS, scheduler)
+    if found is None:
+        raise ClipguideError(
+            f"{type(scheduler).__name__} cannot be steered yet: set the pipeline's scheduler to "
+            f"one of {', '.join(SCHEDULERS)}."
+        )
+    return found
 
 
-def home(scheduler: object) -> str:
-    """Where this scheduler keeps its noise level. ClipguideError if it is not in the table."""
-    return row(scheduler).where
+def check(scheduler: object) -> None:
+    """ClipguideError if a scheduler cannot be steered, as it is set."""
+    row(scheduler)
+    if scheduler.config.get("invert_sigmas"):
+        raise ClipguideError(
+            f"{type(scheduler).__name__} with invert_sigmas=True counts from clean to noise, and "
+            "cannot be steered: make it from its config with invert_sigmas=False."
+        )
+    _kind(scheduler)
 
 
 def first_order(scheduler: object) -> bool:
@@ -155,9 +213,19 @@ def stochastic(scheduler: object, eta: float | None = None) -> bool:
     return row(scheduler).stochastic(scheduler, eta)
 
 
-def history(scheduler: object) -> list[str]:
-    """Names of the attributes that hold tensors of B images, or lists of these, between steps."""
-    return list(row(scheduler).history)
+def begins_step(scheduler: object) -> bool:
+    """Whether the evaluation at hand is the first of its step, not a corrector's."""
+    return row(scheduler).begins(scheduler)
+
+
+def clipped(scheduler: object, x0: torch.Tensor) -> torch.Tensor:
+    """x0 as the scheduler takes it: cut to a range, where it is set so."""
+    if scheduler.config.get("thresholding"):
+        return scheduler._threshold_sample(x0)
+    if scheduler.config.get("clip_sample"):
+        bound = scheduler.config.get("clip_sample_range") or 1.0
+        return x0.clamp(-bound, bound)
+    return x0
 
 
 def permute(scheduler: object, index_B: torch.Tensor) -> None:
@@ -169,5 +237,75 @@ def permute(scheduler: object, index_B: torch.Tensor) -> None:
             return value[index_B.to(value.device)]
         return [pick(item) for item in value] if isinstance(value, list) else value
 
-    for name in history(scheduler):
+    for name in row(scheduler).history:
         setattr(scheduler, name, pick(getattr(scheduler, name, None)))
+
+
+def level(scheduler: object, timestep: int | float | torch.Tensor) -> Level:
+    """The noise level of the evaluation whose output the scheduler is about to step from.
+
+    Args:
+        scheduler: one of the table, with its timesteps set.
+        timestep: the entry of `timesteps` that `step` is about to be called with.
+    """
+    entry = row(scheduler)
+    if entry.where is TIMESTEP:
+        return _of_alpha(scheduler, float(scheduler.alphas_cumprod[int(timestep)]))
+    if scheduler.step_index is None:
+        scheduler._init_step_index(timestep)
+    return _of_sigma(scheduler, entry.sigma(scheduler))
+
+
+def next_level(scheduler: object, timestep: int | float | torch.Tensor) -> Level:
+    """The noise level of the sample that a first-order step, just taken at `timestep`, led to."""
+    entry = row(scheduler)
+    if not first_order(scheduler):
+        raise ClipguideError(
+            f"{type(scheduler).__name__} is not of first order: its step at one level is not over "
+            "at the next."
+        )
+    if entry.where is not TIMESTEP:
+        return _of_sigma(scheduler, entry.sigma(scheduler))
+    following = _following(scheduler, int(timestep), entry.last)
+    if following >= 0:
+        return _of_alpha(scheduler, float(scheduler.alphas_cumprod[following]))
+    return _of_alpha(scheduler, float(getattr(scheduler, "final_alpha_cumprod", 1.0)))
+
+
+def _following(scheduler: object, timestep: int, last: int) -> int:
+    """The timestep of the sample after a step, as the scheduler finds it; negative is clean."""
+    if hasattr(scheduler, "previous_timestep"):
+        following = int(scheduler.previous_timestep(timestep))
+        return last if following < 0 else following
+    return timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+
+
+def _of_alpha(scheduler: object, alpha_squared: float) -> Level:
+    return Level(_kind(scheduler), math.sqrt(alpha_squared), math.sqrt(1 - alpha_squared))
+
+
+def _of_sigma(scheduler: object, raw: float) -> Level:
+    where, kind = row(scheduler).where, _kind(scheduler)
+    if where is TRIG:
+        return Level(kind, math.cos(raw), math.sin(raw))
+    if where is FLOW or scheduler.config.get("use_flow_sigmas"):
+        return Level(kind, 1 - raw, raw)
+    data = scheduler.config.sigma_data if where is EDM else 1.0
+    alpha = 1 / math.sqrt(data * data + raw * raw)
+    return Level(kind, alpha, raw * alpha, 1.0 if where is SIGMA_VP else alpha, data)
+
+
+def _kind(scheduler: object) -> str:
+    """What the denoiser predicts."""
+    where = row(scheduler).where
+    if where is FLOW:
+        return "flow"
+    if where is EDM and scheduler.config.prediction_type == "epsilon":
+        return "F"
+    kind = PREDICTIONS.get(scheduler.config.prediction_type)
+    if kind is None:
+        raise ClipguideError(
+            f"The prediction type {scheduler.config.prediction_type!r} cannot be steered: "
+            f"{', '.join(PREDICTIONS)} can."
+        )
+    return kind

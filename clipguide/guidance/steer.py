@@ -5,84 +5,283 @@ Methods that run the pipeline their own way do so by `s(…)` of `with steer(pip
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..clip import Clip, load_clip
 from ..errors import ClipguideError, ClipguideWarning, UsageError
-from ..objectives import Generators, Objective, Similarity
-from ..prompts import Prompt
-from . import parameterisation
-from .auto import choose
-from .backprop import Backprop
-from .best_of import BestOf
+from ..objectives import Generators, Objective, Similarity, as_objective, finished
+from ..prompts import ImagePart, Prompt
+from . import gradients, schedulers
+from .auto import Choice, choose
+from .calls import Calls, execution_device
+from .contract import Method
 from .decoders import Decoder
-from .families import default_clip
-from .lookahead import Lookahead
-from .method import Method, configure
-from .noise import Noise
-from .particles import Particles
-from .report import Step
-from .rollover import Rollover
-from .shortcut import Shortcut
-from .steering import Steering
+from .digest import digest
+from .guidance_direction import GuidanceHook
+from .latents import check as check_family
+from .latents import default_clip, denoiser
+from .methods import configure
+from .report import Report, Step
+from .session import Mode, Plan, Session
+from .tap import tap
+from .tape import Tape, replaying
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (BestOf, Shortcut, Particles, Rollover, Lookahead, Noise, Backprop)
-}
 SCORE_EVERY = 5
+
+
+class Steering:
+    """The context of `steer`. `report` tells of the latest run inside it; `attach` and `detach` are
+    the context's two ends, for servers."""
+
+    def __init__(self, pipe: object, plan: Plan, decoder: Decoder) -> None:
+        self.pipe = pipe
+        direction = GuidanceHook(pipe)
+        self._session = Session(pipe, plan, decoder, direction)
+        self._direction, self._decoder = direction, decoder
+        self._stack: contextlib.ExitStack | None = None
+
+    def __repr__(self) -> str:
+        plan = self._session.plan
+        where = "open" if self._stack else "closed"
+        return f"<steering {type(self.pipe).__name__} by {plan.method}: {plan.objective}; {where}>"
+
+    # ------------------------------------------------------------ what was asked for, and came
+    @property
+    def report(self) -> Report:
+        """What was seen in the latest run."""
+        return self._session.report
+
+    @property
+    def method(self) -> Method:
+        """How it is steered."""
+        return self._session.plan.method
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return self._session.plan.objective
+
+    @property
+    def guide(self) -> Similarity | None:
+        """The first similarity of the objective."""
+        return self._session.plan.guide
+
+    @property
+    def judge(self) -> Similarity | None:
+        """What scores only."""
+        return self._session.plan.judge
+
+    @property
+    def prompt(self) -> object:
+        """What is steered towards: one prompt or a list. Set, it holds from the next run on, read
+        by the same CLIPs. UsageError if the objective is more than a similarity to prompts."""
+        return None if self.guide is None else self.guide.prompts
+
+    @prompt.setter
+    def prompt(self, prompts: object) -> None:
+        plan = self._session.plan
+        if plan.guide is None or plan.objective is not plan.guide:
+            raise UsageError(
+                "Only where the objective is a similarity alone can its prompt be changed: open "
+                "another context."
+            )
+        guide = plan.guide.towards(prompts)
+        judge = plan.judge and plan.judge.towards(guide.prompts)
+        self._session.plan = replace(
+            plan, objective=guide, ranking=guide, guide=guide, judge=judge
+        )
+
+    # ------------------------------------------------------------ the context
+    def __enter__(self) -> Steering:
+        _check(self.pipe, self.method)
+        session = self._session
+        with contextlib.ExitStack() as stack:
+            session.asked = session.acted = False
+            session.tape = None
+            self._tape = session.plan.tape
+            self._decoder.freeze()
+            stack.callback(self._decoder.thaw)
+            stack.enter_context(self._direction)
+            self._scheduler = stack.enter_context(
+                tap(self.pipe, on_timesteps=session.set_timesteps, on_step=session.step)
+            )
+            stack.callback(session.end)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, exception_type: type | None, *_: object) -> None:
+        stack, self._stack = self._stack, None
+        replaced = self.pipe.scheduler is not self._scheduler
+        stack.close()
+        if exception_type is not None:
+            return
+        session = self._session
+        if replaced:
+            session.warn("The pipeline's scheduler was replaced, and its steps were not steered.")
+        elif session.asked and not session.acted:
+            session.warn(
+                f"No step was steered: none had a noise level in {self.method.window}."
+            )
+
+    def attach(self) -> Steering:
+        """Enter the context."""
+        return self.__enter__()
+
+    def detach(self) -> None:
+        """Leave the context."""
+        self.__exit__(None)
+
+    def expect(self, *, height: int, width: int, steps: int | None = None) -> None:
+        """Say, before the context, what is drawn in it, where the pipeline has no `__call__` that
+        would: the size in pixels, which packed latents do not tell, and how many steps."""
+        self._decoder.hear(height, width)
+        if steps is not None:
+            self._session.expect(steps)
+
+    # ------------------------------------------------------------ a call
+    def __call__(self, *args: object, **settings: object) -> object:
+        """Run the pipeline by the method: its own arguments, what it returns."""
+        if self._stack is None:
+            raise ClipguideError("Enter the context first: with steer(…) as s: s(…).")
+        arguments = _bound(self.pipe, args, settings)
+        session = self._session
+        session.report = session.new_report()
+        session.mode = Mode(None, called=True)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._idle)
+            if self._tape is not None:
+                stack.enter_context(self._taping(arguments))
+            return self.method.call(Calls(session), **arguments)
+
+    def _idle(self) -> None:
+        self._session.end()
+        self._session.mode = Mode(self.method)
+
+    @contextlib.contextmanager
+    def _taping(self, arguments: dict[str, object]):
+        """The first call of the context is on the tape."""
+        session, plan = self._session, self._session.plan
+        tape, self._tape = Tape(self._tape), None
+        weights = {k: v for k, v in self.pipe.components.items() if isinstance(v, torch.nn.Module)}
+        scheduler = dict(self.pipe.scheduler.config)
+        said = (plan.objective, plan.method, plan.judge, plan.generators, self._decoder.kind)
+        tape.begin(digest(said, arguments, weights, scheduler, plan.score_every))
+        session.tape = tape
+        try:
+            with replaying(tape, denoiser(self.pipe)):
+                yield
+        finally:
+            session.tape = None
+
+
+def _bound(pipe: object, args: tuple, settings: dict[str, object]) -> dict[str, object]:
+    """The arguments of a call by name, those that a pipeline collects in **kwargs among them."""
+    signature = inspect.signature(pipe.__call__)
+    try:
+        arguments = dict(signature.bind(*args, **settings).arguments)
+    except TypeError as error:
+        raise UsageError(f"{type(pipe).__name__} is not called so: {error}.") from None
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name, {})
+    return arguments
+
+
+class GivenDecoder:
+    """A function of one's own in the place of a decoder: latents as the scheduler sees them ->
+    image_N3HW in [0, 1]."""
+
+    kind = "given"
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._function = function
+
+    def freeze(self) -> None:
+        """Nothing needs to be prepared."""
+
+    def thaw(self) -> None:
+        """Nothing needs to be undone."""
+
+    def hear(self, height: int, width: int) -> None:
+        """The size is the function's to know."""
+
+    def __call__(self, x0: torch.Tensor) -> torch.Tensor:
+        """image_N3HW of x0. UsageError if the function gives anything else."""
+        image_N3HW = self._function(x0)
+        shape = tuple(getattr(image_N3HW, "shape", ()))
+        if len(shape) != 4 or shape[1] != 3 or shape[0] % len(x0):
+            raise UsageError(
+                "A decoder gives images of shape (N, 3, height, width) in [0, 1], and this one "
+                f"gave {shape or type(image_N3HW).__name__}."
+            )
+        return image_N3HW.float()
 
 
 def steer(
     pipe: object,
-    objective: Objective | str | Prompt | Sequence[str | Prompt],
+    objective: Objective | Callable | str | Prompt | Sequence[str | Prompt],
     *,
-    method: str | Method = "shortcut",
+    method: str | type[Method] | Method = "shortcut",
     clip: Clip | str | None = None,
-    judge: Clip | str | None = None,
-    strength: float | None = None,
+    judge: Similarity | Clip | str | None = None,
+    strength: object = None,
     window: tuple[float, float] | None = None,
     every: int | None = None,
     inner: int | None = None,
-    decoder: str = "vae",
+    decoder: str | Callable[[torch.Tensor], torch.Tensor] = "vae",
     tiny: torch.nn.Module | str | Path | None = None,
     score_every: int = SCORE_EVERY,
     trace: bool = False,
-    generators: Generators | None = None,
+    generators: Generators | torch.Generator | None = None,
     on_step: Callable[[Step], None] | None = None,
     tape: str | Path | None = None,
     budget: float | None = None,
+    **options: object,
 ) -> Steering:
     """A context in which `pipe(…)`, or `s(…)` by any method, is steered.
 
+    Everything is checked here, before anything is loaded or drawn: the family of the pipeline
+    first, then its scheduler, the method, the decoder, the CLIPs.
+
     Args:
         pipe: a diffusers pipeline whose class and scheduler are in the tables of this package.
-        objective: what to go down, or prompts: one for all images, or a list as the pipeline's.
-        method: one of METHODS by name, or configured, as `Particles(number=8)`; or "auto", the one
-            that gains most for `budget`, with its decoder, and of prompts with its cutouts.
+        objective: what to go down: an Objective, or a function or module from images to a loss for
+            each; or prompts: one for all images, or a list as the pipeline's. A factor or schedule
+            of the whole objective scales the strength.
+        method: one of METHODS by name, its class, or configured, as `Particles(number=8)`; or
+            "auto", the one that gains most for `budget`, with its decoder, and of prompts with its
+            cutouts.
         clip: the CLIP that prompts are read by; by default the one of the pipeline's family.
-        judge: a CLIP that only scores, on the prompts of the objective.
-        strength: length of a step as a fraction of rms(x0); 0 changes no bit.
+        judge: a CLIP that only scores, on the prompts of the objective; or a Similarity of its own.
+        strength: length of a step as a fraction of rms(x0): a number, 0 changes no bit; or a
+            schedule, as "0.1@0..0.5", over progress from 0 (pure noise) to 1 (clean); or a function
+            of the noise level.
         window: the noise levels steered at, 1 pure noise, 0 clean.
         every: steer at every k-th step of the window.
         inner: moves a step, which share its strength.
         decoder: what decodes x0: "vae", the pipeline's own; "linear", a map from latents to RGB
             fitted to it in seconds; "tiny", of `tiny`; "auto", the cheapest of these whose gradient
-            is worth 70 % of the VAE's, measured at the first step of each run.
+            is worth 70 % of the VAE's, measured at the first step of each run; or a function from
+            latents as the scheduler sees them to image_N3HW in [0, 1].
         tiny: an AutoencoderTiny for the pipeline's latents, or a local folder of one.
         score_every: score at every k-th step, and the last; the judge may stop the steering there.
-        trace: score at every step, for `report.rows`; it changes no bit of a picture.
-        generators: one on the CPU for each image, for its views; by default all begin alike.
+        trace: score at every step, for `report.rows`; it changes no bit of an image.
+        generators: one on the CPU for each image, for its views, or one for the first, which the
+            others' are counted on from; by default all begin alike.
         on_step: called after each step.
-        tape: a folder, made if need be, that keeps each step of the first run in the context; where
-            it has steps of that run already, as one that was stopped left them, the run goes on
-            from the last, with the same bits. What a method knows of earlier steps is not on it:
-            methods with such a memory, and decoder="auto", begin anew.
+        tape: a folder, made if need be, that keeps each step of the first call of s(…); where it
+            has steps of that call already, as one that was stopped left them, it goes on from the
+            last, with the same bits. What a method knows of earlier steps is not on it: methods
+            with such a memory, and decoder="auto", begin anew.
         budget: for "auto": × the cost of plain sampling, from 1; 4 by default.
+        **options: the method's own, as `number=8` of particles.
 
     `strength`, `window`, `every` and `inner` are the method's own where they are None.
 
@@ -90,54 +289,95 @@ def steer(
         ClipguideError: the pipeline cannot be steered, or is already.
         UsageError: a setting is out of range, or there is no default CLIP.
     """
-    options = {"strength": strength, "window": window, "every": every, "inner": inner}
-    choice = None
-    if method == "auto":
-        if given := [name for name, value in options.items() if value is not None]:
-            raise UsageError(f"auto sets {', '.join(given)} itself: leave it out.")
-        choice = choose(METHODS, budget)
-        method, decoder = choice.method, choice.decoder
-    elif budget is not None:
-        raise UsageError("A budget is for method 'auto', which chooses by it.")
-    config = configure(METHODS, method, {} if choice else options)
-    if getattr(pipe, "scheduler", None) is None:
-        raise ClipguideError(f"{type(pipe).__name__} has no scheduler, so nothing to steer by.")
-    parameterisation.home(pipe.scheduler)
+    check_family(pipe)
+    schedulers.check(pipe.scheduler)
+    named = {"strength": strength, "window": window, "every": every, "inner": inner, **options}
+    config, choice = _method(method, named, budget)
+    if choice is not None:
+        decoder = choice.decoder
     if score_every < 1:
         raise UsageError(f"score_every must be at least 1, not {score_every}.")
-    ignored = []
-    if isinstance(objective, Objective):
-        if clip is not None:
-            ignored.append("clip is ignored: the objective has its own.")
-    else:
-        clip = default_clip(pipe) if clip is None else clip
-        views = {"views": choice.views} if choice else {}
-        objective = Similarity(_loaded(clip, pipe), objective, **views)
-    leaves = objective.leaves()
-    guide = next((leaf for leaf in leaves if isinstance(leaf, Similarity)), None)
-    if judge is not None and guide is None:
-        ignored.append("judge is ignored: the objective has no prompts to judge by.")
-        judge = None
-    if judge is not None:
-        judge = Similarity(_loaded(judge, pipe), guide.prompts, views=None)
-    for message in ignored:
+    _check(pipe, config)
+    decodes = GivenDecoder(decoder) if callable(decoder) else Decoder(pipe, kind=decoder, tiny=tiny)
+    views = {"views": choice.views} if choice else {}
+    with torch.inference_mode(False):  # what is made in it takes no part in gradients
+        made, ignored = _objective(pipe, objective, clip, views)
+        terms = list(made.terms())
+        guide, sign = next(
+            ((term, factor) for factor, term in terms if isinstance(term, Similarity)), (None, 1.0)
+        )
+        judge, more = _judge(pipe, judge, guide)
+    for message in (*ignored, *more):
         warnings.warn(message, ClipguideWarning, stacklevel=2)
-    return Steering(
-        pipe,
-        objective,
+    plan = Plan(
+        objective=made,
+        ranking=finished(made),
         method=config,
         guide=guide,
         judge=judge,
-        decoder=Decoder(pipe, kind=decoder, tiny=tiny),
+        sign=-1.0 if sign < 0 else 1.0,
         score_every=score_every,
         trace=trace,
         generators=generators,
         on_step=on_step,
         tape=None if tape is None or decoder == "auto" or not config.taped else Path(tape),
         choice="" if choice is None else str(choice),
-        ignored=tuple(ignored),
+        ignored=(*ignored, *more),
     )
+    return Steering(pipe, plan, decodes)
+
+
+def _check(pipe: object, method: Method) -> None:
+    """ClipguideError if the method does not fit the pipeline."""
+    if method.of_images and check_family(pipe).video:
+        raise ClipguideError(
+            f"{method.name} ranks finished images, and {type(pipe).__name__} makes videos: use "
+            "shortcut or particles."
+        )
+    if method.differentiates:
+        gradients.check(pipe)
+    method.check(pipe)
+
+
+def _method(
+    method: str | type[Method] | Method, named: dict[str, object], budget: float | None
+) -> tuple[Method, Choice | None]:
+    """The method, and where it is "auto" what was chosen."""
+    if method != "auto":
+        if budget is not None:
+            raise UsageError("A budget is for method 'auto', which chooses by it.")
+        return configure(method, named), None
+    if given := [name for name, value in named.items() if value is not None]:
+        raise UsageError(f"auto sets {', '.join(given)} itself: leave it out.")
+    choice = choose(budget)
+    return choice.method, choice
+
+
+def _objective(
+    pipe: object, objective: object, clip: Clip | str | None, views: dict[str, object]
+) -> tuple[Objective, list[str]]:
+    """The objective, and what is ignored."""
+    prompts = (str, Prompt, ImagePart, list, tuple)
+    if isinstance(objective, prompts) or not (
+        isinstance(objective, Objective) or callable(objective)
+    ):
+        clip = default_clip(pipe) if clip is None else clip
+        return Similarity(_loaded(clip, pipe), objective, **views), []
+    ignored = [] if clip is None else ["clip is ignored: the objective has its own."]
+    return as_objective(objective), ignored
+
+
+def _judge(
+    pipe: object, judge: Similarity | Clip | str | None, guide: Similarity | None
+) -> tuple[Similarity | None, list[str]]:
+    """The judge, and what is ignored."""
+    if judge is None or isinstance(judge, Similarity):
+        return judge, []
+    if guide is None:
+        return None, ["judge is ignored: the objective has no prompts to judge by."]
+    return Similarity(_loaded(judge, pipe), guide.prompts, views=None), []
 
 
 def _loaded(clip: Clip | str, pipe: object) -> Clip:
-    return load_clip(clip, device=str(pipe.device)) if isinstance(clip, str) else clip
+    """A CLIP, where the pipeline computes."""
+    return load_clip(clip, device=str(execution_device(pipe))) if isinstance(clip, str) else clip

@@ -3,7 +3,8 @@
 At each step the scheduler's input is kept, as the method made it, with the states of the generators
 that the objective draws from and what was seen. A run that finds a tape gives the scheduler these
 inputs again, which rebuilds its history and draws what it drew, and asks the denoiser, the decoder
-and the CLIP for nothing until the tape ends.
+and the CLIP for nothing until the tape ends. A tape is of one run: its digest covers the objective,
+the method, all arguments of the call and all weights (`guidance/digest.py`).
 
 Shapes: B samples.
 """
@@ -12,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors
@@ -25,19 +26,19 @@ from torch import nn
 
 from ..errors import ClipguideError
 from ..recipe import write_file
-from .families import denoiser
 from .report import Trace
 
-FORMAT = 1
-SEEN = ("loss_B", "gradient_B", "angle_B", "guide_score_B", "judge_score_B")
+FORMAT = 2
+SEEN = ("loss_B", "gradient_B", "angle_B", "guide_score_B", "judge_score_B", "rank_B")
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class TapeStep:
     """One step: what the scheduler was given, which samples' gradients were numbers (None where
     none was taken), the generators' states after it, and its row of the trace."""
 
     model_output: torch.Tensor
+    sample: torch.Tensor | None
     finite_B: torch.Tensor | None
     states: list[torch.Tensor]
     trace: Trace
@@ -51,9 +52,9 @@ class Tape:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.position = folder, 0
-        self._kept: list[Kept] = []
-        self._shapes: list = []  # of the denoiser's answer: one, or where it gives a list one each
-        self._first = ""
+        self._kept: list[TapeStep] = []
+        self._shapes: list = []  # of the denoiser's output: one, or where it gives a list one each
+        self._digest = ""
         while step := self._load(len(self._kept)):
             self._kept.append(step)
 
@@ -62,24 +63,22 @@ class Tape:
         """Whether the step that comes next is on the tape."""
         return self.position < len(self._kept)
 
-    def begin(self, sample: torch.Tensor, timesteps: torch.Tensor) -> None:
-        """Say what the run begins with. ClipguideError if the tape is of another."""
-        digest = hashlib.sha256()
-        for part in (sample, timesteps):
-            digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
-        digest = digest.hexdigest()
-        if self._kept and digest != self._first:
+    def begin(self, digest: str) -> None:
+        """Say what is run. ClipguideError if the tape is of another."""
+        if self._kept and digest != self._digest:
             raise ClipguideError(f"{self.folder} keeps another run's steps: delete it.")
-        self._first = digest
+        self._digest = digest
 
-    def next(self) -> Kept:
+    def next(self) -> TapeStep:
         """The step at `position`, which moves on."""
         self.position += 1
         return self._kept[self.position - 1]
 
-    def keep(self, step: Kept) -> None:
+    def keep(self, step: TapeStep) -> None:
         """Write the step at `position`, whole or not at all, and move on."""
         tensors = {"model_output": step.model_output.detach().contiguous().cpu()}
+        if step.sample is not None:
+            tensors["sample"] = step.sample.detach().contiguous().cpu()
         if step.finite_B is not None:
             tensors["finite_B"] = step.finite_B.cpu()
         tensors |= {f"state.{i}": state for i, state in enumerate(step.states)}
@@ -91,7 +90,7 @@ class Tape:
             "noise": step.trace.noise,
             "sigma": step.trace.sigma,
             "shapes": self._shapes,
-            "first": self._first,
+            "digest": self._digest,
             "states": len(step.states),
         }
         metadata = {"clipguide": json.dumps(facts)}
@@ -102,13 +101,13 @@ class Tape:
         )
         self.position += 1
 
-    def heard(self, output: torch.Tensor | list[torch.Tensor]) -> None:
-        """The shape of the denoiser's answer, one or a list of them, goes on the tape."""
+    def keep_shape(self, output: torch.Tensor | list[torch.Tensor]) -> None:
+        """The shape of the denoiser's output, one or a list of them, goes on the tape."""
         listed = isinstance(output, (list, tuple))
         self._shapes = [list(part.shape) for part in output] if listed else list(output.shape)
 
-    def nothing(self, like: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """Zeros in that shape."""
+    def zeros(self, like: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """A denoiser's output of zeros, in that shape."""
         if any(isinstance(shape, list) for shape in self._shapes):
             return [like.new_zeros(shape) for shape in self._shapes]
         return like.new_zeros(self._shapes)
@@ -120,14 +119,10 @@ class Tape:
         with contextlib.suppress(OSError):
             folder.parent.rmdir()
 
-    def listen(self, pipe: object) -> Mute:
-        """What answers for the pipeline's denoiser while the tape is replayed."""
-        return Mute(self, denoiser(pipe))
-
     def _path(self, index: int) -> Path:
         return self.folder / f"step-{index:05d}.safetensors"
 
-    def _load(self, index: int) -> Kept | None:
+    def _load(self, index: int) -> TapeStep | None:
         path = self._path(index)
         try:
             with safetensors.safe_open(path, "pt") as file:
@@ -138,8 +133,10 @@ class Tape:
             seen = {name: found.get(f"trace.{name}") for name in SEEN}
             trace = Trace(index=index, noise=facts["noise"], sigma=facts["sigma"], **seen)
             states = [found[f"state.{i}"] for i in range(facts["states"])]
-            self._shapes, self._first = list(facts["shapes"]), facts["first"]
-            return Kept(found["model_output"], found.get("finite_B"), states, trace)
+            self._shapes, self._digest = list(facts["shapes"]), facts["digest"]
+            return TapeStep(
+                found["model_output"], found.get("sample"), found.get("finite_B"), states, trace
+            )
         except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
             return None
 
@@ -151,27 +148,24 @@ class _Output(BaseOutput):
     sample: torch.Tensor
 
 
-class Mute:
-    """Answers for a denoiser with nothing, in the shape of its own answer, while a tape is
-    replayed; else it listens. Closed, it is gone."""
+@contextlib.contextmanager
+def replaying(tape: Tape, model: nn.Module) -> Iterator[None]:
+    """While a tape is replayed, a denoiser gives zeros in the shape of its own output, and computes
+    nothing; then it is itself, and its shapes go on the tape."""
+    own, forward = model.__dict__.get("forward"), model.forward
 
-    def __init__(self, tape: Tape, model: nn.Module) -> None:
-        self._model, self._own = model, model.__dict__.get("forward")
-        forward = model.forward
+    def answer(*args, **kwargs):
+        if not tape.replaying:
+            output = forward(*args, **kwargs)
+            tape.keep_shape(output[0])
+            return output
+        zeros = tape.zeros(next(model.parameters()))
+        return _Output(sample=zeros) if kwargs.get("return_dict", True) else (zeros,)
 
-        def answer(*args, **kwargs):
-            if not tape.replaying:
-                output = forward(*args, **kwargs)
-                tape.heard(output[0])
-                return output
-            weight = next(model.parameters())
-            nothing = tape.nothing(weight)
-            return _Output(sample=nothing) if kwargs.get("return_dict", True) else (nothing,)
-
-        model.forward = answer
-
-    def close(self) -> None:
-        """Undo."""
-        del self._model.forward
-        if self._own is not None:
-            self._model.forward = self._own
+    model.forward = answer
+    try:
+        yield
+    finally:
+        del model.forward
+        if own is not None:
+            model.forward = own

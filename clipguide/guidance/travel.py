@@ -7,13 +7,14 @@ The entries of `scheduler.timesteps` that the pipeline reads are repeated.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 
 from ..errors import ClipguideError
-from .parameterisation import Level, next_level
+from .contract import At
+from .levels import widen
+from .schedulers import next_level
 
 TRAVELLERS = (
     "DDIMScheduler",
@@ -36,46 +37,40 @@ def check(pipe: object) -> None:
 
 
 class Travel:
-    """Repeats a scheduler's timesteps `times` times while it is open."""
+    """Repeats a scheduler's timesteps `times` times."""
 
-    def __init__(self, scheduler: object, times: int) -> None:
-        self.scheduler, self.times = scheduler, times
-        original = scheduler.set_timesteps
+    def __init__(self, times: int) -> None:
+        self.times = times
 
-        @functools.wraps(original)
-        def set_timesteps(*args, **kwargs):
-            original(*args, **kwargs)
-            self._once = scheduler.timesteps
-            scheduler.timesteps = scheduler.timesteps.repeat_interleave(times)
-            self._rewind(0)
+    def enlarge(self, scheduler: object) -> None:
+        """Repeat the timesteps that the pipeline is about to read."""
+        self.scheduler, self.once = scheduler, scheduler.timesteps
+        self.read = scheduler.timesteps = scheduler.timesteps.repeat_interleave(self.times)
+        self.rewind(0)
 
-        self._own = scheduler.__dict__.get("set_timesteps")
-        scheduler.set_timesteps = set_timesteps
-
-    def close(self) -> None:
-        """Undo."""
-        del self.scheduler.set_timesteps
-        if self._own is not None:
-            self.scheduler.set_timesteps = self._own
-
-    def settle(self) -> None:
+    def begin(self, total: int) -> None:
         """The pipeline has its list: the scheduler gets back its own, to find its steps in."""
-        self.scheduler.timesteps = self._once
+        self.scheduler.timesteps, self.total = self.once, total
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are, each once."""
+        return self.total // self.times
 
     def returns(self, index: int) -> bool:
         """Whether the evaluation after the one at `index` takes the same step again."""
         return index % self.times < self.times - 1
 
-    def back(
-        self, index: int, timestep, here: Level, previous: torch.Tensor, noise: torch.Tensor
-    ) -> torch.Tensor:
-        """The sample, noised from where the step of `index` led back to where it began."""
-        there = next_level(self.scheduler, timestep)
+    def back(self, at: At, previous: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The sample, noised from where the step of `at` led back to where it began, in float32 or
+        better."""
+        here, there = at.level, next_level(self.scheduler, at.timestep)
         ratio = here.alpha / there.alpha
         spread = math.sqrt(max(0.0, here.sigma**2 - ratio**2 * there.sigma**2))
-        self._rewind(index // self.times)
-        return (ratio * there.scale * previous + spread * noise) / here.scale
+        self.rewind(at.index // self.times)
+        return (ratio * there.scale * widen(previous) + spread * noise) / here.scale
 
-    def _rewind(self, step: int) -> None:
+    def rewind(self, step: int) -> None:
+        """Have the scheduler take this step next."""
         if hasattr(self.scheduler, "_step_index"):
             self.scheduler._step_index = step

@@ -7,7 +7,18 @@ averages over the batch; only the driver that takes the gradient does.
 from .aesthetic import Aesthetic
 from .areas import Region, regions
 from .balanced import Balanced
-from .base import Generators, InTurn, Nothing, Objective, Rolled, Scheduled, fresh_generators
+from .base import (
+    Custom,
+    Generators,
+    InTurn,
+    Nothing,
+    Objective,
+    Rolled,
+    Scheduled,
+    as_objective,
+    finished,
+    fresh_generators,
+)
 from .pixels import Near, Palette, Range, Saturation, Symmetry, TotalVariation
 from .preference import HPSv2, ImageReward, PickScore, Preference
 from .similarity import KINDS, InitSimilarity, Similarity, _dot, _spherical
@@ -16,6 +27,7 @@ __all__ = [
     "KINDS",
     "Aesthetic",
     "Balanced",
+    "Custom",
     "Generators",
     "HPSv2",
     "ImageReward",
@@ -35,6 +47,8 @@ __all__ = [
     "Similarity",
     "Symmetry",
     "TotalVariation",
+    "as_objective",
+    "finished",
     "fresh_generators",
     "regions",
 ]

@@ -52,8 +52,11 @@ class Region(Objective):
         now = self.objective.at(progress)
         return now if isinstance(now, Nothing) else Region(now, self._mask)
 
-    def leaves(self):
-        yield from self.objective.leaves()
+    def weight(self, progress):
+        return self.objective.weight(progress)
+
+    def terms(self):
+        yield from self.objective.terms()
 
 
 def regions(

@@ -41,9 +41,9 @@ class Balanced(Objective):
         now = [objective for objective in now if not isinstance(objective, Nothing)]
         return Balanced(now) if now else Nothing()
 
-    def leaves(self):
+    def terms(self):
         for objective in self.objectives:
-            yield from objective.leaves()
+            yield from objective.terms()
 
 
 class _Balance(torch.autograd.Function):

@@ -5,8 +5,9 @@ Shapes: B images, 3 channels, H rows, W columns.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -31,9 +32,15 @@ class Objective:
         nothing in it follows a schedule."""
         return self
 
-    def leaves(self) -> Iterator[Objective]:
-        """The objectives that this one is made of, itself if of none; none where it is nothing."""
-        yield self
+    def weight(self, progress: float) -> float:
+        """The size of the factor of this whole objective at a progress: what the steering's
+        strength is multiplied by, since its gradient is normalised; 1 for a sum."""
+        return 1.0
+
+    def terms(self) -> Iterator[tuple[float, Objective]]:
+        """The objectives that this one is made of, itself if of none, each with its factor (of a
+        schedule, the one farthest from 0); none where it is nothing."""
+        yield 1.0, self
 
     def factored(self) -> tuple[float, Objective]:
         """The number that this objective is scaled by, and what is scaled."""
@@ -47,12 +54,31 @@ class Objective:
         return _Sum(self, other)
 
     def __mul__(self, factor: float) -> Objective:
+        if isinstance(factor, Objective):
+            raise UsageError("Objectives are added, not multiplied; a factor is a number.")
         factor = float(factor)
         if not math.isfinite(factor):
             raise UsageError(f"An objective is scaled by a finite number, not {factor}.")
         return _Scaled(self, factor)
 
     __rmul__ = __mul__
+
+    def __radd__(self, other: object) -> Objective:
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # sum([…])
+
+    def __neg__(self) -> Objective:
+        return self * -1.0
+
+    def __sub__(self, other: Objective) -> Objective:
+        return self + -other if isinstance(other, Objective) else NotImplemented
+
+    def __truediv__(self, divisor: float) -> Objective:
+        if not divisor:
+            raise UsageError("An objective cannot be divided by 0.")
+        return self * (1.0 / divisor)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
 
 class Nothing(Objective):
@@ -61,7 +87,7 @@ class Nothing(Objective):
     def __call__(self, image_B3HW, generators=None):
         return (0 * image_B3HW).flatten(1).sum(1)
 
-    def leaves(self):
+    def terms(self):
         yield from ()
 
     def __add__(self, other):
@@ -83,9 +109,12 @@ class _Sum(Objective):
     def at(self, progress):
         return self.first.at(progress) + self.second.at(progress)
 
-    def leaves(self):
-        yield from self.first.leaves()
-        yield from self.second.leaves()
+    def __repr__(self):
+        return f"{self.first} + {self.second}"
+
+    def terms(self):
+        yield from self.first.terms()
+        yield from self.second.terms()
 
 
 class _Scaled(Objective):
@@ -98,8 +127,15 @@ class _Scaled(Objective):
     def at(self, progress):
         return self.factor * self.objective.at(progress)
 
-    def leaves(self):
-        yield from self.objective.leaves()
+    def weight(self, progress):
+        return abs(self.factor) * self.objective.weight(progress)
+
+    def __repr__(self):
+        inner = f"({self.objective})" if isinstance(self.objective, _Sum) else str(self.objective)
+        return f"{self.factor:g} * {inner}"
+
+    def terms(self):
+        yield from _times(self.factor, self.objective)
 
     def factored(self):
         factor, objective = self.objective.factored()
@@ -127,8 +163,15 @@ class Scheduled(Objective):
         weight = self.schedule(progress)
         return weight * self.objective.at(progress) if weight else Nothing()
 
-    def leaves(self):
-        yield from self.objective.leaves()
+    def weight(self, progress):
+        return abs(self.schedule(progress)) * self.objective.weight(progress)
+
+    def __repr__(self):
+        return f"Scheduled({self.objective}, {str(self.schedule)!r})"
+
+    def terms(self):
+        weights = [self.schedule(hundredth / 100) for hundredth in range(101)]
+        yield from _times(max(weights, key=abs), self.objective)
 
 
 class InTurn(Objective):
@@ -145,12 +188,18 @@ class InTurn(Objective):
         raise ClipguideError("Objectives in turn have a value only at a progress: objective.at(…).")
 
     def at(self, progress):
-        *_, current = (o for start, o in self.turns if start <= progress + _ROUNDING)
-        return current.at(progress)
+        return self._current(progress).at(progress)
 
-    def leaves(self):
+    def weight(self, progress):
+        return self._current(progress).weight(progress)
+
+    def _current(self, progress: float) -> Objective:
+        *_, current = (o for start, o in self.turns if start <= progress + _ROUNDING)
+        return current
+
+    def terms(self):
         for _, objective in self.turns:
-            yield from objective.leaves()
+            yield from objective.terms()
 
 
 class Rolled(Objective):
@@ -172,8 +221,72 @@ class Rolled(Objective):
     def at(self, progress):
         return Rolled(self.objective.at(progress))
 
-    def leaves(self):
-        yield from self.objective.leaves()
+    def weight(self, progress):
+        return self.objective.weight(progress)
+
+    def terms(self):
+        yield from self.objective.terms()
+
+
+def _times(factor: float, objective: Objective) -> Iterator[tuple[float, Objective]]:
+    for own, term in objective.terms():
+        yield factor * own, term
+
+
+class Custom(Objective):
+    """A function of one's own, or a module: image_B3HW in [0, 1] -> loss_B, or with the generators
+    as a second argument. UsageError where it gives anything else than a loss for each image."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        self.function, self._takes_generators = function, _takes_two(function)
+
+    def __call__(self, image_B3HW, generators=None):
+        if self._takes_generators:
+            generators = generators or fresh_generators(len(image_B3HW))
+            loss_B = self.function(image_B3HW, generators)
+        else:
+            loss_B = self.function(image_B3HW)
+        shape = tuple(loss_B.shape) if isinstance(loss_B, torch.Tensor) else type(loss_B).__name__
+        if shape != (len(image_B3HW),):
+            raise UsageError(
+                f"An objective gives a loss per image, here of shape ({len(image_B3HW)},), and "
+                f"{self} gave {shape}: take the mean over all but the first dimension."
+            )
+        return loss_B
+
+    def __repr__(self):
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+
+def as_objective(given: Objective | Callable[..., torch.Tensor]) -> Objective:
+    """The objective, or one of a function or module. UsageError for anything else."""
+    if isinstance(given, Objective):
+        return given
+    if callable(given) and not inspect.isclass(given):
+        return Custom(given)
+    raise UsageError(
+        f"An objective is prompts, an Objective or a function of images, not {given!r}."
+    )
+
+
+def finished(objective: Objective) -> Objective:
+    """The objective that ranks finished images: as it is at the end, or where nothing of it is left
+    there by its schedules, as it is last."""
+    for hundredth in range(100, -1, -1):
+        at = objective.at(hundredth / 100)
+        if not isinstance(at, Nothing):
+            return at
+    return Nothing()
+
+
+def _takes_two(function: Callable) -> bool:
+    """Whether a function, or a module's `forward`, has two arguments that it must be given."""
+    try:
+        parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
+    except (TypeError, ValueError):  # one of C's
+        return False
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len([p for p in places if p.default is p.empty]) == 2
 
 
 def fresh_generators(number: int) -> list[torch.Generator]:

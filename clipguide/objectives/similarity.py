@@ -55,6 +55,7 @@ class Similarity(Objective):
                 f"There is no kind of similarity {kind!r}.{close_matches(str(kind), KINDS)}"
             )
         self.clip, self.views, self._distance = clip, views, KINDS[kind]
+        self._kind, self._chunk = kind, chunk
         self.prompts = _prompts(prompts)
         self._encoder = Encoder(clip, views, chunk)
         self._text_BPD, self._weight_BP = _encode(clip, self.prompts)
@@ -82,6 +83,18 @@ class Similarity(Objective):
             len(image_B3HW),
             lambda target_BD: self._distance(unit_BND, target_BD[:, None]).mean(1),
         )
+
+    def towards(self, prompts: Prompts) -> Similarity:
+        """The same, to other prompts. UsageError for a directional one, which has a source."""
+        if self._source is not None or type(self) is not Similarity:
+            raise UsageError(f"The prompts of {self} cannot be changed: make another.")
+        return Similarity(
+            self.clip, prompts, views=self.views, kind=self._kind, chunk=self._chunk
+        )
+
+    def __repr__(self) -> str:
+        prompts = ", ".join(map(str, self.prompts))
+        return f"Similarity({prompts}; {self.clip.name})"
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Cosine_B of whole images with their prompts, in [-1, 1]: higher is better."""

@@ -18,10 +18,10 @@ from typing import ClassVar
 
 import torch
 
-from ..errors import UsageError
-from .best_of import reseeded, restarted
-from .method import Method
-from .run import At, Outcome, Run, along
+from ...errors import UsageError
+from ..contract import At, Method, Outcome, Run, along
+from ..generators import reseeded, restarted
+from ..levels import widen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,8 @@ class Lookahead(Method):
     that scored high. Any objective will do, one without gradients too."""
 
     name: ClassVar[str] = "lookahead"
-    called: ClassVar[bool] = True
+    fades: ClassVar[bool] = True
+    by_call: ClassVar[bool] = True
 
     number: int = 4
     steps: int = 6
@@ -54,7 +55,7 @@ class Lookahead(Method):
         x0_KB, score_KB = run.memory
 
         def act(at: At) -> Outcome:
-            delta = self.scale * self.move(at, x0_KB, score_KB)
+            delta = run.weight * self.scale * self.move(at, x0_KB, score_KB)
             if run.factor_B is not None:
                 delta = along(run.factor_B, delta) * delta
             return Outcome(at.level.move(at.model_output, delta), at.sample, delta=delta)
@@ -75,7 +76,7 @@ class Lookahead(Method):
     def runs(self) -> int:
         return self.number + 1
 
-    def call(self, steering, **settings):
+    def call(self, sampler, **settings):
         generator = settings.get("generator")
         x0s, scores = [], []
         for k in range(self.number):
@@ -84,10 +85,11 @@ class Lookahead(Method):
                 "num_inference_steps": self.steps,
                 "generator": reseeded(restarted(generator), k + 1),
             }
-            x0, score_B = steering.ending(**quick)
+            x0, score_B = sampler.ending(**quick)
             x0s.append(x0)
             scores.append(score_B)
-            steering.report.candidates.append(score_B)
+            sampler.candidate(score_B)
         score_KB = torch.stack(scores)
         score_KB = (score_KB - score_KB.mean(0)) / score_KB.std(0).clamp_min(1e-12)
-        return steering.sample(by=self, **settings, memory=(torch.stack(x0s), score_KB.to(x0s[0])))
+        x0_KB = widen(torch.stack(x0s))
+        return sampler.sample(by=self, **settings, memory=(x0_KB, score_KB.to(x0_KB)))

@@ -2,7 +2,8 @@
 
 How the latents that a scheduler sees become what the pipeline's VAE decodes, and which CLIP guides
 a family by default. Each entry is what the pipelines' own `__call__` does at its end (diffusers
-0.42); tests/test_families.py holds every family to its pipeline's own picture.
+0.42); tests/test_families.py holds every family to its pipeline's own image. `register` adds a
+pipeline of one's own.
 
 Shapes: B images, F frames, C channels and h x w of latents, packed into L = (h/2)·(w/2) rows of
 4·C; 3 channels of H x W pixels.
@@ -19,6 +20,7 @@ from torch import nn
 
 from .. import mini
 from ..errors import ClipguideError, UsageError
+from ..registry import Registry, of_class
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Family:
     `unpack` takes what the scheduler sees, and (rows, columns) of patches, to a map of latents;
     `to_vae` takes that to what `pipe.<decoder>` decodes. No decoder: these latents are pixels in
     [-1, 1]. `sized`: only the pipeline knows height and width. `still`: the VAE is one of videos,
-    and decodes a single frame.
+    and decodes a single frame. `video`: it makes frames.
     """
 
     to_vae: Callable[[torch.Tensor, nn.Module, object], torch.Tensor]
@@ -45,6 +47,7 @@ class Family:
     decoder: str | None = "vae"
     sized: bool = False
     still: bool = False
+    video: bool = False
 
 
 def _scaled(latents: torch.Tensor, vae: nn.Module, pipe: object) -> torch.Tensor:
@@ -111,7 +114,7 @@ FLUX = Family(_shifted, _patches, sized=True)
 FLUX_2 = Family(_batch_norm, _rows, sized=True)
 QWEN = Family(_moments, _patches, sized=True, still=True)
 SPRINT = Family(_of_scm)
-FRAMES = Family(_scaled, _frames)
+FRAMES = Family(_scaled, _frames, video=True)
 PIXELS = Family(_as_is, decoder=None)
 
 _KINDS = ("", "Img2Img", "Inpaint")
@@ -164,7 +167,10 @@ _NAMES = {
     ],
     PIXELS: ["DDPM", "DDIM"],
 }
-FAMILIES = {f"{name}Pipeline": entry for entry, names in _NAMES.items() for name in names}
+FAMILIES: Registry[Family] = Registry(
+    "family of pipelines",
+    {f"{name}Pipeline": entry for entry, names in _NAMES.items() for name in names},
+)
 
 DENOISERS = ("unet", "transformer")
 
@@ -191,16 +197,52 @@ GUIDES = {
 }
 
 
+def register(name: str, *, like: str | Family, replace: bool = False) -> Family:
+    """Make a class of pipelines known, by its name.
+
+    Args:
+        name: the name of the class: "MyPipeline".
+        like: how its latents become images: a Family, or the name of a class in the table whose
+            latents do so: "StableDiffusionPipeline".
+        replace: whether an entry of that name may be overwritten.
+
+    Raises:
+        UsageError: the name is taken, or `like` is not in the table.
+    """
+    entry = like if isinstance(like, Family) else FAMILIES.find(like)
+    return FAMILIES.register(name, entry, replace=replace)
+
+
 def family(pipe: object) -> Family:
     """The family of a pipeline. ClipguideError if it is not in the table."""
-    for base in type(pipe).__mro__:
-        if base.__name__ in FAMILIES:
-            return FAMILIES[base.__name__]
+    found = of_class(FAMILIES, pipe)
+    if found is not None:
+        return found
+    name = type(pipe).__name__
+    if hasattr(pipe, "video_processor"):
+        raise ClipguideError(
+            f"{name} makes videos, and of these only AnimateDiff's, whose frames decode one at a "
+            "time, are steered."
+        )
     raise ClipguideError(
-        f"{type(pipe).__name__} cannot be steered: how its latents become a picture is known for "
+        f"{name} cannot be steered: how its latents become an image is known for "
         "Stable Diffusion (1, 2, XL, 3), FLUX, FLUX.2, Chroma, Qwen-Image, Z-Image, Sana, PixArt, "
-        "Kolors, Hunyuan-DiT, AuraFlow, Lumina 2, AnimateDiff and plain DDPM and DDIM pipelines."
+        "Kolors, Hunyuan-DiT, AuraFlow, Lumina 2, AnimateDiff and plain DDPM and DDIM pipelines. "
+        'Where it is as one of these: clipguide.register_family("'
+        f'{name}", like="StableDiffusionPipeline").'
     )
+
+
+def check(pipe: object) -> Family:
+    """The family of a pipeline that can be steered. ClipguideError if it cannot, as it is."""
+    found, name = family(pipe), type(pipe).__name__
+    if getattr(pipe, "scheduler", None) is None:
+        raise ClipguideError(f"{name} has no scheduler, so nothing to steer by.")
+    if found.decoder is not None and getattr(pipe, found.decoder, None) is None:
+        raise ClipguideError(
+            f"Steering looks at images, and this {name} has no {found.decoder.upper()}: load one."
+        )
+    return found
 
 
 def denoiser(pipe: object) -> nn.Module | None:

@@ -10,27 +10,22 @@ When the effective sample size (Σw)²/Σw² falls below `threshold` · number, 
 by systematic resampling (Kitagawa 1996), and their weights are equal again. The scheduler's
 history goes with them.
 
-Copies part only if the sampler is stochastic. Where it is not, but of first order, its
-step is replaced by the stochastic one of the same marginals (DDIM's η, Song et al. 2021, eq. 16,
-which holds for any α and σ, flows too):
-
-    x_s <- x_s + (√(σ_s² − s²) − σ_s)·ε̂ + s·z,    s² = η² (σ_t² − (α_t/α_s)² σ_s²) σ_s²/σ_t².
+Copies part only if the sampler is stochastic. Where it is not, but of first order, its step is
+replaced by the stochastic one of the same marginals (`guidance/stochastic.py`) with η = `eta`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from ..errors import ClipguideError, UsageError, close_matches
-from .method import Method
-from .parameterisation import Level, next_level
-from .run import At, Outcome, Run
-from .schedulers import first_order, permute, stochastic
+from ...errors import ClipguideError, UsageError, close_matches
+from ..contract import At, Method, Outcome, Run
+from ..schedulers import first_order, next_level, permute, stochastic
+from ..stochastic import spread_of, stochastic_step
 
 POTENTIALS = ("difference", "max", "sum")
 
@@ -52,6 +47,8 @@ class Particles(Method):
         super().__post_init__()
         self.at_least(2, "number")
         self.at_least(0, "sharpness", "threshold", "eta")
+        if self.eta > 1:
+            raise UsageError(f"eta must be from 0 to 1, not {self.eta}.")
         if self.potential not in POTENTIALS:
             near = close_matches(self.potential, POTENTIALS)
             raise UsageError(f"There is no potential {self.potential!r}.{near}")
@@ -92,11 +89,10 @@ class Particles(Method):
 
     def after(self, run: Run, at: At) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """Makes the step of this evaluation stochastic, if the sampler is not."""
-        if stochastic(run.scheduler) or not self.eta:
+        if stochastic(run.scheduler, at.eta) or not self.eta:
             return None
         here = at.level
-        x0 = here.x0(at.model_output, at.sample)
-        noise = (at.sample * here.scale - here.alpha * x0) / here.sigma
+        noise = here.epsilon(here.x0(at.model_output, at.sample), at.sample)
 
         def part(previous: torch.Tensor) -> torch.Tensor:
             there = next_level(run.scheduler, at.timestep)
@@ -136,18 +132,3 @@ class Particles(Method):
         state["reward"] = state["reward"][index_B]
         changed = bool((index_B != torch.arange(len(index_B))).any())
         return index_B if changed else None
-
-
-def spread_of(here: Level, there: Level, eta: float) -> float:
-    """η times the standard deviation of x_s given x_t and x0: the noise that a step adds anew."""
-    ratio = here.alpha / there.alpha if there.alpha else 0.0
-    forward = max(0.0, here.sigma**2 - (ratio * there.sigma) ** 2)
-    return eta * math.sqrt(forward) * there.sigma / here.sigma
-
-
-def stochastic_step(
-    previous: torch.Tensor, noise: torch.Tensor, there: Level, spread: float, z: torch.Tensor
-) -> torch.Tensor:
-    """The deterministic step's sample with `spread` of its noise ε̂ drawn anew as z."""
-    keep = math.sqrt(max(0.0, there.sigma**2 - spread**2)) - there.sigma
-    return previous + (keep * noise + spread * z) / there.scale

@@ -14,15 +14,16 @@ The best noise seen is kept, by the objective, and drawn from at the end.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from ..errors import UsageError
-from .best_of import restarted
-from .method import Method
-from .run import along, rms
+from ...errors import ClipguideError, UsageError
+from ..contract import Method, along, rms
+from ..generators import restarted
+from ..levels import widen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,8 @@ class Noise(Method):
     """`iterations` runs with gradients, `patience` of which may pass without a better loss."""
 
     name: ClassVar[str] = "noise"
-    called: ClassVar[bool] = True
+    by_call: ClassVar[bool] = True
+    differentiates: ClassVar[bool] = True
 
     iterations: int = 20
     rate: float = 0.05
@@ -49,29 +51,40 @@ class Noise(Method):
     def runs(self) -> int:
         return self.iterations + 2
 
-    def call(self, steering, **settings):
+    def check(self, pipe: object) -> None:
+        if "latents" not in inspect.signature(pipe.__call__).parameters:
+            raise ClipguideError(
+                f"{type(pipe).__name__} takes no `latents`, and noise optimises these: use "
+                "shortcut or best-of."
+            )
+
+    def call(self, sampler, **settings):
         generator = settings.pop("generator", None)
         if settings.get("latents") is None:
-            settings["latents"] = steering.initial_noise(generator=generator, **settings)
-        z, best = settings.pop("latents"), None
+            settings["latents"] = sampler.initial_noise(generator=generator, **settings)
+        given = settings.pop("latents")
+        z, best = widen(given.detach()), None  # half precision overflows in the norm
         velocity, waited = torch.zeros_like(z), 0
         for k in range(self.iterations + 1):
-            z = z.detach().requires_grad_()
-            seen = steering.through(z, generator=restarted(generator), **settings)
+            latents = z.detach().to(given.dtype).requires_grad_()
+            seen = sampler.through(latents, generator=restarted(generator), **settings)
             loss_B = seen.loss_B
-            steering.report.candidates.append(-loss_B)
+            sampler.candidate(-loss_B)
             if best is None:
-                best, best_B = z.detach(), loss_B
+                best, best_B = z, loss_B
             better_B = (loss_B < best_B) & seen.value.flatten(1).isfinite().all(1)
-            best = torch.where(along(better_B, z), z.detach(), best)
+            best = torch.where(along(better_B, z), z, best)
             best_B = torch.where(better_B, loss_B, best_B)
             waited = 0 if bool(better_B.any()) or k == 0 else waited + 1
             if waited >= self.patience or k == self.iterations:
                 break
-            step = self._step(z.detach(), seen.value)
+            step = self._step(z, seen.value)
             velocity = self.momentum * velocity + step
-            z = z.detach() - self.rate * (step + self.momentum * velocity)
-        return steering.sample(**settings, generator=restarted(generator), latents=best, by=None)
+            z = z - self.rate * (step + self.momentum * velocity)
+        latents = best.to(given.dtype)
+        return sampler.sample(
+            **settings, generator=restarted(generator), latents=latents, by=None
+        )
 
     def _step(self, z: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""The direction of classifier-free guidance, overheard at the denoiser.
+"""The direction of classifier-free guidance, from a hook on the denoiser.
 
 Ho & Salimans 2022: a pipeline steps from uncond + g·(cond − uncond), and a scheduler sees nothing
 else. But most pipelines evaluate both at once, in one batch of twice the samples, uncond first. A
@@ -15,28 +15,30 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .families import denoiser
-from .parameterisation import Level
+from .latents import denoiser
+from .levels import Level, widen
 
 
-class Overheard:
-    """Listens to a pipeline's denoiser until it is closed."""
+class GuidanceHook:
+    """Keeps what a pipeline's denoiser gave last, while the context is open."""
 
     def __init__(self, pipe: object) -> None:
         self._pipe, self._output, self._hook = pipe, None, None
-        source = denoiser(pipe)
-        if isinstance(source, nn.Module) and source._compiled_call_impl is None:
-            self._hook = source.register_forward_hook(self._hear)
 
-    def close(self) -> None:
-        """Undo."""
+    def __enter__(self) -> GuidanceHook:
+        model = denoiser(self._pipe)
+        if isinstance(model, nn.Module) and model._compiled_call_impl is None:
+            self._hook = model.register_forward_hook(self._keep)
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._hook is not None:
             self._hook.remove()
         self._hook = self._output = None
 
     def direction(self, level: Level, sample: torch.Tensor) -> torch.Tensor | None:
         """cond − uncond as a move of x0, of sample's shape; None if this evaluation was not of
-        both. What was heard is forgotten."""
+        both. What was kept is forgotten."""
         output, self._output = self._output, None
         if output is None or len(output) != 2 * len(sample) or output.shape[2:] != sample.shape[2:]:
             return None
@@ -46,9 +48,9 @@ class Overheard:
             return None
         uncond, cond = output.chunk(2)
         nothing = torch.zeros_like(sample)  # x0 is linear in the output and the sample
-        return level.x0(cond.to(torch.promote_types(cond.dtype, torch.float32)) - uncond, nothing)
+        return level.x0(widen(cond) - uncond, nothing)
 
-    def _hear(self, _: nn.Module, __: tuple, output: object) -> None:
+    def _keep(self, _: nn.Module, __: tuple, output: object) -> None:
         """Keep the widest output since the last step: some pipelines look again at a part of it."""
         output = output[0]
         if isinstance(output, torch.Tensor):

@@ -20,13 +20,11 @@ from typing import ClassVar
 
 import torch
 
-from ..errors import ClipguideError, UsageError
-from . import travel
-from .method import WINDOW, Method
-from .parameterisation import next_level
-from .particles import spread_of, stochastic_step
-from .run import At, Outcome, Run, along
-from .schedulers import stochastic
+from ...errors import ClipguideError, UsageError
+from .. import travel
+from ..contract import WINDOW, At, Method, Outcome, Run, along
+from ..schedulers import next_level, stochastic
+from ..stochastic import spread_of, stochastic_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +55,21 @@ class Rollover(Method):
                 "use DDIM, Euler or FlowMatchEuler."
             )
 
-    def travelling(self, scheduler: object) -> travel.Travel:
-        return Rolling(scheduler, self.quota)
+    def repeats(self) -> travel.Travel:
+        return Rolling(self.quota)
 
     def start(self, run: Run) -> Callable[[At], Outcome]:
         state = run.memory = _State(quota=self.quota)
 
         def act(at: At) -> Outcome:
+            if stochastic(run.scheduler, at.eta):
+                raise UsageError(
+                    f"The pipeline's eta={at.eta} draws noise, and rollover adds its own: leave "
+                    "eta out."
+                )
             image_N3HW, loss_B = run.loss(at.x0)
             state.see(at, -loss_B.cpu())
-            if state.over(run.travel, at.index):
+            if state.over(run.repeats, at.index):
                 return Outcome(state.model_output, state.sample, image_N3HW, loss_B)
             return Outcome(at.model_output, at.sample, image_N3HW, loss_B)
 
@@ -76,13 +79,12 @@ class Rollover(Method):
         state = run.memory
 
         def propose(previous: torch.Tensor) -> torch.Tensor:
-            if state.over(run.travel, at.index):
+            if state.over(run.repeats, at.index):
                 here, there = at.level, next_level(run.scheduler, at.timestep)
-                x0 = here.x0(at.model_output, at.sample)
-                noise = (at.sample * here.scale - here.alpha * x0) / here.sigma
+                noise = here.epsilon(here.x0(at.model_output, at.sample), at.sample)
                 state.parent = (previous, noise, there, spread_of(here, there, self.eta))
                 state.advance(self.quota)
-            run.travel.go(at.index + 1, state.step)
+            run.repeats.go(at.index + 1, state.step)
             return stochastic_step(*state.parent, run.noise_like(previous))
 
         return propose
@@ -91,26 +93,18 @@ class Rollover(Method):
 class Rolling(travel.Travel):
     """Room for `times` proposals a step; which step an entry is of is said by `go`."""
 
-    def settle(self) -> None:
-        self._read = self.scheduler.timesteps  # the pipeline's list: `go` writes into it
-        super().settle()
-
     def returns(self, index: int) -> bool:
         return False
 
-    @property
-    def steps(self) -> int:
-        return len(self._once)
-
     def go(self, index: int, step: int) -> None:
         """The evaluation at `index` is of step `step`."""
-        if index < len(self._read):
-            self._read[index] = self._once[step]
-            self._rewind(step)
+        if index < self.total:
+            self.read[index] = self.once[step]
+            self.rewind(step)
 
     def ends(self, index: int) -> bool:
         """Whether no evaluation is left after the one at `index`."""
-        return index == len(self._read) - 1
+        return index == self.total - 1
 
 
 @dataclass

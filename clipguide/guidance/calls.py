@@ -1,0 +1,77 @@
+"""What a call method gets: the pipeline, to be run with and without steering and gradients."""
+
+from __future__ import annotations
+
+import torch
+
+from . import gradients
+from .contract import Gradient, Method, Sampler
+from .generators import restarted
+from .observers import ranks
+from .report import Trace
+from .session import Mode, Session
+
+
+class Calls(Sampler):
+    """The runs of one call of s(…)."""
+
+    def __init__(self, session: Session) -> None:
+        self.pipe, self._session = session.pipe, session
+        self._kept: list[Trace] | None = None
+
+    def sample(
+        self,
+        *,
+        by: Method | None,
+        differentiable: bool = False,
+        memory: object = None,
+        **settings: object,
+    ) -> object:
+        session = self._session
+        session.end()
+        session.mode = Mode(by, differentiable, called=True, memory=memory)
+        try:
+            if differentiable:
+                return gradients.run(self.pipe, settings)
+            return self.pipe(**settings)
+        finally:
+            session.end()
+            session.mode = Mode(None, called=True)
+
+    def initial_noise(self, **settings: object) -> torch.Tensor:
+        settings = {**settings, "num_inference_steps": 1, "output_type": "latent"}
+        settings["generator"] = restarted(settings.get("generator"))
+        for name in ("timesteps", "sigmas"):
+            settings.pop(name, None)
+        self.sample(**settings, by=None)
+        return self._session.first_sample / float(
+            getattr(self.pipe.scheduler, "init_noise_sigma", 1.0)
+        )
+
+    def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
+        self.sample(**{**settings, "output_type": "latent"}, by=None)
+        x0 = self._session.last_x0
+        _, loss_B = self._session.finishing(x0).loss(x0)
+        return x0, -loss_B
+
+    def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
+        settings = {**settings, "latents": latents, "output_type": "latent"}
+        with gradients.through_denoiser(self.pipe):  # what is checkpointed runs again for these
+            self.sample(**settings, by=None, differentiable=True)
+            x0 = self._session.last_x0
+            return self._session.finishing(latents).gradient(x0, of=latents)
+
+    def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        device = execution_device(self.pipe)
+        return ranks(self._session.plan.ranking, image_B3HW.to(device).float(), len(image_B3HW))
+
+    def candidate(self, score_B: torch.Tensor, better_B: torch.Tensor | None = None) -> None:
+        report = self._session.report
+        report.candidates.append(score_B)
+        if better_B is not None:
+            self._kept = report.keep(self._kept, better_B)
+
+
+def execution_device(pipe: object) -> torch.device:
+    """Where a pipeline computes, whatever its weights are offloaded to."""
+    return getattr(pipe, "_execution_device", None) or pipe.device

@@ -1,0 +1,327 @@
+"""The contract of a method: what it is given, what it gives back.
+
+A step method acts at each evaluation of the denoiser, so the pipeline itself is steered. A call
+method runs the pipeline its own way, by `s(…)` of `with steer(pipe, …) as s`.
+
+Shapes: B samples, ... the rest of a latent's shape (C, h, w; packed L, C; C, F, h, w of a video),
+N = B·F decoded images (F = 1 but for videos), 3 channels of H x W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+
+from ..errors import ClipguideError, UsageError, out_of_memory
+from ..objectives import Objective
+from ..objectives.features import views_at_a_time
+from .levels import Level, widen
+
+WINDOW = (0.1, 1.0)
+SPARING = 8  # views encoded at a time when memory has run out once; then half as many, and so on
+LOSS_SCALES = (1.0, 2.0**16, 2.0**12, 2.0**8, 2.0**4)  # of gradients in float16; 1 of all others
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """An objective at x0: what it decodes to, loss_B, and the gradient of their sum (as x0)."""
+
+    image_N3HW: torch.Tensor
+    loss_B: torch.Tensor
+    value: torch.Tensor
+
+
+@dataclass(frozen=True)
+class At:
+    """One evaluation: what the denoiser got and gave, the noise level, and the x0 it means, as the
+    scheduler takes it. `eta` is what the pipeline passes to `step`, None if it does not."""
+
+    index: int
+    timestep: int | float | torch.Tensor
+    level: Level
+    sample: torch.Tensor
+    model_output: torch.Tensor
+    x0: torch.Tensor
+    eta: float | None = None
+
+
+@dataclass
+class Outcome:
+    """What the scheduler is to step from, and what was seen on the way.
+
+    image_N3HW is the decoded x0, loss_B and gradient_B (rms over a sample) are those before any
+    move, `finite_B` is False where a gradient was not a number, `delta` is the move of x0.
+    """
+
+    model_output: torch.Tensor
+    sample: torch.Tensor
+    image_N3HW: torch.Tensor | None = None
+    loss_B: torch.Tensor | None = None
+    gradient_B: torch.Tensor | None = None
+    finite_B: torch.Tensor | None = None
+    delta: torch.Tensor | None = None
+
+
+class Repeats(Protocol):
+    """What takes steps of a run again: see `travel`."""
+
+    def enlarge(self, scheduler: object) -> None:
+        """Make room, after `set_timesteps`."""
+
+    def begin(self, total: int) -> None:
+        """The pipeline has its list of timesteps, of `total` evaluations."""
+
+    def returns(self, index: int) -> bool:
+        """Whether the evaluation after the one at `index` takes the same step again."""
+
+    def back(self, at: At, previous: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The sample, noised from where the step of `at` led back to where it began."""
+
+
+@dataclass
+class Run:
+    """One run of the pipeline, as a method sees it.
+
+    Attributes:
+        scheduler: the one that is stepped.
+        decode: x0 -> image_N3HW in [0, 1], differentiable.
+        objective: image_N3HW -> loss_N, as it is at the progress of the evaluation at hand.
+        generators: one a sample, which feed the objective.
+        streams: one a sample, for all else that a method draws.
+        warn: takes a sentence to the report and to the user.
+        total: how many evaluations the pipeline takes.
+        factor_B: of the strength, where trust fell or a gradient was no number; None is 1.
+        weight: of the strength: the factor of the whole objective at this progress.
+        memory: what a call method has for its own `start`, or what a method keeps.
+        repeats: what takes steps again, if the method asked for it.
+        chunk: views encoded at a time since memory ran out; None is all of them.
+    """
+
+    scheduler: object
+    decode: Callable[[torch.Tensor], torch.Tensor]
+    objective: Objective
+    generators: Sequence[torch.Generator]
+    streams: Sequence[torch.Generator]
+    warn: Callable[[str], None]
+    total: int = 0
+    factor_B: torch.Tensor | None = None
+    weight: float = 1.0
+    memory: object = None
+    repeats: Repeats | None = None
+    chunk: int | None = None
+
+    def loss(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """image_N3HW and loss_B, without gradients."""
+        with torch.no_grad(), without_autocast(x0.device):
+            image_N3HW = self.decode(x0)
+            return image_N3HW, per_sample(self.objective, image_N3HW, self.generators)
+
+    def gradient(self, x0: torch.Tensor, of: torch.Tensor | None = None) -> Gradient:
+        """The gradient at x0, whatever grad mode the pipeline runs in; by `of`, which x0 was
+        computed from, if it is given.
+
+        Where memory runs out, the same views are encoded fewer at a time, as for all that follow;
+        ClipguideError if one at a time is too many.
+        """
+        while True:
+            states = [generator.get_state() for generator in self.generators]
+            try:
+                return self._gradient(x0, of)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            for generator, state in zip(self.generators, states, strict=True):
+                generator.set_state(state)
+            self._spare()
+
+    def _spare(self) -> None:
+        if self.chunk == 1:
+            raise ClipguideError(
+                "There is no memory for the gradient of a single view; a cheaper decoder (linear "
+                "or tiny), fewer images at a time or a smaller image needs less."
+            )
+        if self.chunk is None:
+            self.warn("Memory ran out: fewer views are encoded at a time, which takes longer.")
+        self.chunk = SPARING if self.chunk is None else self.chunk // 2
+
+    def _gradient(self, x0: torch.Tensor, of: torch.Tensor | None) -> Gradient:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            without_autocast(x0.device),
+            views_at_a_time(self.chunk),
+        ):
+            if of is None:
+                of = x0 = x0.clone().requires_grad_()
+            image_N3HW = self.decode(x0)
+            loss_B = per_sample(self.objective, image_N3HW, self.generators)
+            value = _derivative(loss_B.sum(), of)
+        return Gradient(image_N3HW.detach(), loss_B.detach(), value)
+
+    def noise_like(self, x: torch.Tensor) -> torch.Tensor:
+        """Standard normal noise in float32 or better, that of a sample from its own stream."""
+        drawn = [torch.randn(x.shape[1:], generator=g) for g in self.streams]
+        return torch.stack(drawn).to(widen(x[:0]))
+
+
+def _derivative(loss: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """∂loss/∂of in float32 or better. Through a graph in float16 small gradients become 0 and large
+    ones infinite: the loss is scaled there (Micikevicius et al. 2018, section 3.2), by the largest
+    of a few factors that stays finite."""
+    scales = LOSS_SCALES[1:] if of.dtype == torch.float16 else LOSS_SCALES[:1]
+    for scale in scales:
+        last = scale == scales[-1]
+        (value,) = torch.autograd.grad(loss * scale, of, retain_graph=not last)
+        if last or value.isfinite().all():
+            return widen(value) / scale
+    raise AssertionError
+
+
+def per_sample(
+    objective: Objective, image_N3HW: torch.Tensor, generators: Sequence[torch.Generator]
+) -> torch.Tensor:
+    """loss_B of an objective, the mean over a sample's frames; one generator a sample."""
+    frames = len(image_N3HW) // len(generators)
+    each = [generator for generator in generators for _ in range(frames)]
+    return objective(image_N3HW, each).unflatten(0, (len(generators), frames)).mean(1)
+
+
+@contextlib.contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """Types are as they are, whatever autocast the pipeline runs under."""
+    if not torch.amp.is_autocast_available(device.type):
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+def rms(x: torch.Tensor) -> torch.Tensor:
+    """Root mean square_B of each sample, in float32 or better."""
+    return widen(x).flatten(1).square().mean(1).sqrt()
+
+
+def along(value_B: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """value_B in a shape that multiplies x, one value a sample."""
+    return value_B.to(x.device).view(-1, *[1] * (x.ndim - 1))
+
+
+class Sampler(Protocol):
+    """What a call method gets: the pipeline, to be run."""
+
+    pipe: object
+
+    def sample(
+        self,
+        *,
+        by: Method | None,
+        differentiable: bool = False,
+        memory: object = None,
+        **settings: object,
+    ) -> object:
+        """One run of the pipeline, steered by a method or none, with gradients or without; what it
+        returns. `memory` is handed to the method's `start`."""
+
+    def initial_noise(self, **settings: object) -> torch.Tensor:
+        """The latents that the pipeline begins with, as its `latents` argument takes them."""
+
+    def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unsteered: the final latents, and score_B = −loss_B of what they decode to."""
+
+    def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
+        """The objective at the end of an unsteered run, and its gradient by the latents."""
+
+    def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        """Score_B of finished images, higher is better: −objective."""
+
+    def candidate(self, score_B: torch.Tensor, better_B: torch.Tensor | None = None) -> None:
+        """Report a candidate of each image. With `better_B`, what was seen of the latest run is
+        kept for these images, and what was seen before for the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """When a method acts: at noise levels in `window` (1 pure noise, 0 clean), every `every`-th
+    step of these. UsageError for values out of range."""
+
+    name: ClassVar[str]
+    by_call: ClassVar[bool] = False  # whether only s(…) can run it
+    of_images: ClassVar[bool] = False  # whether it looks at finished images, not at videos
+    differentiates: ClassVar[bool] = False  # whether it takes gradients through the denoiser
+    fades: ClassVar[bool] = False  # whether its moves have a strength, which may fall to 0
+
+    window: tuple[float, float] = WINDOW
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "window", tuple(self.window))
+        low, high = self.window
+        if not 0 <= low < high <= 1:
+            raise UsageError(f"The window lies in [0, 1], the lower first, not {self.window}.")
+        self.at_least(1, "every")
+
+    def at_least(self, low: float, *names: str) -> None:
+        """UsageError unless these fields are finite numbers from `low`."""
+        for name in names:
+            value = getattr(self, name)
+            if not (_is_number(value) and value >= low):
+                raise UsageError(f"`{name}` must be a number from {low}, not {value!r}.")
+
+    @property
+    def idle(self) -> bool:
+        """Whether it leaves every bit as it is."""
+        return False
+
+    @property
+    def taped(self) -> bool:
+        """Whether a run of it can go on from a tape: it remembers nothing from step to step."""
+        return False
+
+    @property
+    def runs(self) -> int:
+        """How many runs of the pipeline an image takes, about."""
+        return 1
+
+    @property
+    def candidates(self) -> int:
+        """How many samples of an image it needs in the batch, or draws one after the other."""
+        return 1
+
+    def options(self) -> dict[str, object]:
+        """Its fields that are not as they are by default: what `configure` makes it from."""
+        values = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+    def covers(self, noise: float) -> bool:
+        """Whether a noise level is in the window."""
+        return self.window[0] <= noise <= self.window[1]
+
+    def check(self, pipe: object) -> None:
+        """ClipguideError if a pipeline cannot be steered so."""
+
+    def start(self, run: Run) -> Callable[[At], Outcome]:
+        """What acts at each evaluation that is due in one run of the pipeline."""
+        raise NotImplementedError
+
+    def after(self, run: Run, at: At) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What takes the scheduler's new sample, at every evaluation, to the one that the pipeline
+        gets; None is the sample itself. `at` is as the scheduler sees it."""
+        return None
+
+    def repeats(self) -> Repeats | None:
+        """What repeats the scheduler's steps while the context is open."""
+        return None
+
+    def call(self, sampler: Sampler, **settings: object) -> object:
+        """Run the pipeline with its own settings; what it returns."""
+        return sampler.sample(by=self, **settings)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

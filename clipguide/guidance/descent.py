@@ -1,0 +1,99 @@
+"""Steps of x0 down an objective, of a length that has no unit.
+
+    x0 <- x0 − size · rms(x0) · d,    d = Σ_k w_k g_k / rms(g_k),
+
+each rms over one sample; g_k are gradients of one loss by different ways, w_k their weights. With
+momentum m the direction is m·d + Σ_k w_k g_k / rms(g_k) at the rms of the second term, d that of
+the evaluation before (heavy ball).
+
+Shapes: B samples, ... the rest of a latent's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .contract import At, Gradient, Outcome, along, rms
+
+Way = tuple[float, Callable[[torch.Tensor], Gradient]]
+LEAST = 1e-30
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What one evaluation's steps did: `delta` is added to x0; `first` is the gradient at x0, and
+    `direction` the last one's, for the momentum of the next evaluation. Where `finite_B` is False a
+    gradient was not a number, and nothing moved."""
+
+    delta: torch.Tensor
+    first: Gradient
+    gradient_B: torch.Tensor
+    finite_B: torch.Tensor
+    direction: torch.Tensor
+
+    def outcome(self, at: At, *, fixed: str) -> Outcome:
+        """The outcome of an evaluation: "sample" leaves the noisy sample as it is, so that the
+        noise moves with x0; "noise" leaves the noise, so that the sample moves."""
+        model_output, sample = at.model_output, at.sample
+        if fixed == "sample":
+            model_output = at.level.move(model_output, self.delta)
+        else:
+            model_output, sample = at.level.move_sample(model_output, sample, self.delta)
+        return Outcome(
+            model_output=model_output,
+            sample=sample,
+            image_N3HW=self.first.image_N3HW,
+            loss_B=self.first.loss_B,
+            gradient_B=self.gradient_B,
+            finite_B=self.finite_B,
+            delta=self.delta,
+        )
+
+
+def descend(
+    x0: torch.Tensor,
+    ways: Sequence[Way],
+    *,
+    size: float,
+    inner: int = 1,
+    momentum: float = 0.0,
+    factor_B: torch.Tensor | None = None,
+    before: torch.Tensor | None = None,
+) -> Descent:
+    """The steps at one evaluation.
+
+    Args:
+        x0: the clean latents of B samples.
+        ways: pairs of a weight and a gradient at x0, one of them at least.
+        size: length of all steps together, as a fraction of rms(x0).
+        inner: how many steps share it.
+        momentum: from 0 to below 1, of the direction `before`.
+        factor_B: of each sample's size; None is 1.
+        before: the direction of the evaluation before.
+    """
+    size_B = size / inner * rms(x0)
+    if factor_B is not None:
+        size_B = size_B * factor_B.to(size_B)
+    delta, direction, first = torch.zeros_like(x0), before, None
+    for _ in range(inner):
+        seen = [gradient(x0 + delta if first else x0) for _, gradient in ways]
+        first = first or seen[0]
+        finite_B = torch.stack([rms(one.value).isfinite() for one in seen]).all(0)
+        new = sum(
+            weight * _unit(torch.where(along(finite_B, x0), one.value, 0.0))
+            for (weight, _), one in zip(ways, seen, strict=True)
+        )
+        if momentum and direction is not None:
+            mixed = new + momentum * direction
+            new = _unit(mixed) * along(rms(new), x0)
+        direction = new
+        delta = delta - along(size_B * finite_B, x0) * direction
+    gradient_B = rms(first.value)
+    return Descent(delta, first, gradient_B, finite_B, direction)
+
+
+def _unit(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient / along(rms(gradient).clamp_min(LEAST), gradient)

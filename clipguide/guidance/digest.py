@@ -1,0 +1,97 @@
+"""A digest of whatever bears on an image: what is digested alike draws alike.
+
+Numbers, texts, tensors, arrays, PIL images, modules (their weights and class), frozen configs and
+plain objects by their attributes, functions by their code and what they close over. Anything else,
+such as an open file, has no digest, and is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import types
+from collections.abc import Mapping
+from pathlib import PurePath
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from ..clip import Clip
+from ..errors import UsageError
+
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), PurePath, torch.dtype, torch.device)
+
+
+def digest(*things: object) -> str:
+    """sha256 of things, in hexadecimal. UsageError if one of them has no digest."""
+    hashed = hashlib.sha256()
+    for thing in things:
+        _feed(hashed, thing, {})
+    return hashed.hexdigest()
+
+
+def _feed(hashed, thing: object, seen: dict[int, object]) -> None:
+    """Feed one thing to the hash; `seen` holds the objects that it is inside of."""
+    say = lambda *words: hashed.update("\0".join(map(str, words)).encode() + b"\1")  # noqa: E731
+    if isinstance(thing, _PLAIN) or isinstance(thing, enum.Enum):
+        return say(type(thing).__name__, repr(thing))
+    if id(thing) in seen:
+        return say("again", list(seen).index(id(thing)))
+    seen = {**seen, id(thing): thing}
+    say(type(thing).__module__, type(thing).__qualname__)
+    if isinstance(thing, Clip):
+        return say(thing.fingerprint, thing.dtype)
+    if isinstance(thing, torch.Tensor):
+        return _feed_tensor(hashed, thing)
+    if isinstance(thing, np.ndarray):
+        return _feed_tensor(hashed, torch.from_numpy(np.ascontiguousarray(thing)))
+    if isinstance(thing, Image.Image):
+        say(thing.mode, thing.size)
+        return hashed.update(thing.tobytes())
+    if isinstance(thing, torch.Generator):
+        return _feed_tensor(hashed, thing.get_state())
+    if isinstance(thing, nn.Module):
+        for name, tensor in sorted(thing.state_dict().items()):
+            say(name)
+            _feed(hashed, tensor, seen)
+        return None
+    for part in _parts(thing):
+        _feed(hashed, part, seen)
+    return None
+
+
+def _parts(thing: object) -> list[object]:
+    """What a thing is made of. UsageError if that cannot be said."""
+    if isinstance(thing, Mapping):
+        return [part for key in sorted(thing, key=repr) for part in (key, thing[key])]
+    if isinstance(thing, (list, tuple)):
+        return [len(thing), *thing]
+    if isinstance(thing, (set, frozenset)):
+        return sorted(thing, key=repr)
+    if isinstance(thing, type):
+        return [thing.__module__, thing.__qualname__]
+    if isinstance(thing, types.CodeType):
+        return [thing.co_code, thing.co_names, thing.co_consts]
+    if isinstance(thing, types.FunctionType):
+        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+        return [thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells]
+    if isinstance(thing, types.MethodType):
+        return [thing.__func__, thing.__self__]
+    if dataclasses.is_dataclass(thing):
+        return [getattr(thing, field.name) for field in dataclasses.fields(thing)]
+    if type(thing).__module__ != "builtins" and hasattr(thing, "__dict__"):
+        return [vars(thing)]
+    raise UsageError(
+        f"A {type(thing).__name__} cannot be compared with that of another run, so that no tape "
+        "can be kept of it: leave `tape` out."
+    )
+
+
+def _feed_tensor(hashed, tensor: torch.Tensor) -> None:
+    hashed.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    data = tensor.detach().cpu().contiguous()
+    if data.numel():
+        hashed.update(data.reshape(-1).view(torch.uint8).numpy())

@@ -1,0 +1,62 @@
+"""Generators: one a sample, reseeded for another candidate, or begun again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+from ..errors import UsageError
+
+STRIDE = 1_000_000  # candidate k of the image of seed s has the seed s + k·stride
+
+Given = torch.Generator | Sequence[torch.Generator] | None
+
+
+def reseeded(generator: Given, k: int) -> Given:
+    """The generators of candidate k: as they are for 0, new ones `k` strides on for others."""
+    if generator is None or k == 0:
+        return generator
+    if not isinstance(generator, torch.Generator):
+        return [reseeded(one, k) for one in generator]
+    new = torch.Generator(generator.device)
+    return new.manual_seed((generator.initial_seed() + k * STRIDE) % 2**63)
+
+
+def restarted(generator: Given) -> Given:
+    """Copies of generators, in the state that they are in."""
+    if generator is None:
+        return None
+    if not isinstance(generator, torch.Generator):
+        return [restarted(one) for one in generator]
+    new = torch.Generator(generator.device)
+    new.set_state(generator.get_state())
+    return new
+
+
+def one_each(generators: Given, batch: int) -> list[torch.Generator]:
+    """One generator a sample: those given; of a single one, itself and for the samples behind the
+    first new ones of the seeds that follow; new ones of seed 0 where there are none.
+
+    UsageError if there are another number than samples.
+    """
+    if generators is None:
+        return [torch.Generator().manual_seed(0) for _ in range(batch)]
+    if isinstance(generators, torch.Generator):
+        seed = generators.initial_seed()
+        others = [torch.Generator().manual_seed((seed + i) % 2**63) for i in range(1, batch)]
+        return [generators, *others]
+    if len(generators) != batch:
+        raise UsageError(
+            f"The pipeline samples {batch} images, and there are {len(generators)} generators."
+        )
+    return list(generators)
+
+
+def streams(sample: torch.Tensor) -> list[torch.Generator]:
+    """One generator a sample, of a seed that is the digest of its first latents: another for every
+    image, the same in a batch and alone, whatever the pipeline does with its own generators."""
+    rows = sample.detach().float().cpu().numpy()
+    digests = [hashlib.sha256(row.tobytes()).digest() for row in rows]
+    return [torch.Generator().manual_seed(int.from_bytes(d[:7], "big")) for d in digests]

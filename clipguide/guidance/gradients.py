@@ -1,0 +1,89 @@
+"""A pipeline run with gradients through its denoiser."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..errors import ClipguideError
+from .latents import denoiser
+
+PROCESSORS = {"image_processor": "postprocess", "video_processor": "postprocess_video"}
+
+
+def check(pipe: object) -> None:
+    """ClipguideError if there is no gradient through this pipeline's denoiser."""
+    model = denoiser(pipe)
+    if getattr(model, "is_cache_enabled", False):
+        raise ClipguideError(
+            f"The cache of {type(pipe).__name__} skips what a gradient has to go through: call "
+            "disable_cache() first, or use shortcut."
+        )
+    if isinstance(model, nn.Module) and any(p.is_inference() for p in model.parameters()):
+        raise ClipguideError(
+            f"{type(pipe).__name__} was loaded in inference mode, where there are no gradients: "
+            "load it outside, or use shortcut."
+        )
+
+
+@contextlib.contextmanager
+def through_denoiser(pipe: object) -> Iterator[None]:
+    """Gradients through the denoiser, checkpointed where it can be; none for weights. What the
+    pipeline makes images of is taken out of the graph."""
+    check(pipe)
+    parts = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
+    trainable = [p for part in parts for p in part.parameters() if p.requires_grad]
+    model = denoiser(pipe)
+    with contextlib.ExitStack() as stack:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+            stack.callback(parameter.requires_grad_, True)
+        checkpoint = getattr(model, "_supports_gradient_checkpointing", False)
+        if checkpoint and not model.is_gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+            stack.callback(model.disable_gradient_checkpointing)
+        for name, method in PROCESSORS.items():
+            if hasattr(pipe, name):
+                stack.enter_context(_detaching(getattr(pipe, name), method))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+@contextlib.contextmanager
+def _detaching(processor: object, method: str) -> Iterator[None]:
+    """The method gets its tensor without a graph."""
+    original, own = getattr(processor, method), vars(processor).get(method)
+
+    @functools.wraps(original)
+    def detached(image: object, *args: object, **kwargs: object) -> object:
+        return original(image.detach(), *args, **kwargs)
+
+    setattr(processor, method, detached)
+    try:
+        yield
+    finally:
+        delattr(processor, method)
+        if own is not None:
+            setattr(processor, method, own)
+
+
+def run(pipe: object, settings: dict[str, object]) -> object:
+    """One run with gradients; what the pipeline returns, without them."""
+    call = type(pipe).__call__
+    with through_denoiser(pipe):
+        output = getattr(call, "__wrapped__", call)(pipe, **settings)  # not under its no_grad
+    if isinstance(output, tuple):
+        return tuple(_detached(part) for part in output)
+    for name in ("images", "frames"):
+        if hasattr(output, name):
+            setattr(output, name, _detached(getattr(output, name)))
+    return output
+
+
+def _detached(value: object) -> object:
+    return value.detach() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,102 @@
+"""From a denoiser's output to the image that it means, and back: pure algebra.
+
+A noisy sample is x = αx0 + σε. What a denoiser predicts of it (Salimans & Ho 2022, appendix D, for
+v; Lipman et al. 2023 for flow), and its inverse:
+
+    ε       x0 = (x − σε)/α       ε = (x − αx0)/σ
+    v       x0 = αx − σv          v = (αx − x0)/σ
+    flow    x0 = x − σv           v = (x − x0)/σ
+    sample  x0 = model_output
+    F       x0 = αd²x + σdF       F = (x0 − αd²x)/(σd)
+
+F is EDM's (Karras et al. 2022, table 1, the last column: c_skip and c_out), where x0 has standard
+deviation d and σ² + α²d² = 1; its v is −F, and d is 1 in the rows above.
+
+Karras-type schedulers hold x/√(α² + σ²)⁻¹, so that x = x0 + σ'ε (Karras et al. 2022): `scale` takes
+their sample back to the convention above. All inverses are affine in x0, so a move of x0 becomes a
+move of the model_output by a constant factor: a move of nothing changes no bit.
+
+Tensors: B images, ... the rest of a latent's shape. Computed in float32 or better.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Level:
+    """One noise level: x·scale = alpha·x0 + sigma·ε, and what the denoiser predicts of it.
+
+    `data` is the standard deviation of x0 that the denoiser was made for.
+    """
+
+    prediction: str
+    alpha: float
+    sigma: float
+    scale: float = 1.0
+    data: float = 1.0
+
+    @property
+    def noise(self) -> float:
+        """How noisy, on every scheduler's scale: the angle of (alpha, sigma), 0 clean, 1 noise."""
+        return math.atan2(self.sigma, self.alpha * self.data) / (math.pi / 2)
+
+    def x0(self, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """The clean latent that a model_output means, of sample's shape (extra channels unread)."""
+        output = widen(model_output)[:, : sample.shape[1]]
+        x = widen(sample) * self.scale
+        if self.prediction == "epsilon":
+            return (x - self.sigma * output) / self.alpha
+        if self.prediction == "v":
+            return self.data**2 * self.alpha * x - self.data * self.sigma * output
+        if self.prediction == "F":
+            return self.data**2 * self.alpha * x + self.data * self.sigma * output
+        if self.prediction == "flow":
+            return x - self.sigma * output
+        return output
+
+    def epsilon(self, x0: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """The noise ε of a sample whose clean latent is x0."""
+        return (widen(sample) * self.scale - self.alpha * x0) / self.sigma
+
+    def move(self, model_output: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """The model_output that means x0 + delta of the same sample, in float32 or better; extra
+        channels pass through.
+
+        Where nothing is noise any more, only a `sample` prediction can be moved.
+        """
+        if self.prediction == "sample":
+            return _add(model_output, delta)
+        if not self.sigma:
+            return widen(model_output)
+        slope = {"epsilon": -self.alpha, "F": 1 / self.data}.get(self.prediction, -1 / self.data)
+        return _add(model_output, slope / self.sigma * delta)
+
+    def move_sample(
+        self, model_output: torch.Tensor, sample: torch.Tensor, delta: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model_output and the sample that mean x0 + delta with the same noise ε, in float32 or
+        better: x·scale = α(x0 + delta) + σε."""
+        slope = {
+            "epsilon": 0.0,
+            "v": -self.sigma / self.data,
+            "F": self.sigma / self.data,
+            "flow": -1.0,
+            "sample": 1.0,
+        }[self.prediction]
+        return _add(model_output, slope * delta), widen(sample) + self.alpha / self.scale * delta
+
+
+def widen(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32 or better."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _add(model_output: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    channels = delta.shape[1]
+    moved = widen(model_output[:, :channels]) + delta
+    return torch.cat([moved, model_output[:, channels:].to(moved.dtype)], dim=1)

@@ -1,0 +1,143 @@
+"""The shortcut: move x0 along the objective's gradient there, and nowhere through the denoiser.
+
+He et al. 2024, "Manifold preserving guided diffusion" (MPGD, algorithm 1 without its autoencoder
+projection: the gradient is taken in the latent, eq. 8), and for flows Patel et al. 2024
+(FlowChef). The step is unit-free instead of their learning rates (`guidance/descent.py`):
+
+    x0 <- x0 − strength · sin(πn/2) · rms(x0) · g / rms(g),    g = ∇ loss(decode(x0)).
+
+n is the noise level in [0, 1] of `Level.noise`; sin(πn/2) is σ where α² + σ² = 1, so that late
+steps, which nothing repairs any more, move less.
+
+A noisy sample is αx0 + σε, so that something has to move with x0. With fixed="sample", the default,
+it is ε: the move is one of the denoiser's output, a sampler passes on the share of it that it
+denoises in that step, and these shares do not depend on the number of steps in sum, so that one
+strength serves 10 steps and 100. With fixed="noise" it is the sample, as in MPGD (eq. 8: ε stays)
+and in TFG (its Δ0): the whole move is passed on at every step.
+
+With `travel` r each step is taken r times, noised back between them (FreeDoM, Yu et al. 2023,
+section 4.3; RePaint, Lugmayr et al. 2022): `guidance/travel.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...errors import UsageError, close_matches
+from ...schedules import Schedule, Spec, schedule
+from .. import travel
+from ..contract import At, Method, Outcome, Run
+from ..descent import Way, descend
+
+FIXED = ("sample", "noise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortcut(Method):
+    """Moves of x0 by `strength` · rms(x0) in all, in `inner` moves, along the gradient there: at
+    the price of a decoder's and a CLIP's.
+
+    Args:
+        strength: a number from 0, or a schedule: a text such as "0.1@0..0.5", a pair, or a function
+            of the noise level.
+        inner: moves at one evaluation, which share the strength.
+        momentum: from 0 to below 1, from evaluation to evaluation.
+        travel: how many times each step is taken.
+        fixed: what stays as it is while x0 moves: the noisy "sample", or its "noise".
+    """
+
+    name: ClassVar[str] = "shortcut"
+    fades: ClassVar[bool] = True
+
+    strength: float | str | Sequence[float] | Callable[[float], float] | Schedule = 0.1
+    inner: int = 1
+    momentum: float = 0.0
+    travel: int = 1
+    fixed: str = "sample"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "strength", _strength(self.strength))
+        if not 0 <= self.momentum < 1:
+            raise UsageError(f"The momentum is at least 0 and less than 1, not {self.momentum}.")
+        if self.fixed not in FIXED:
+            raise UsageError(f"There is no fixed {self.fixed!r}.{close_matches(self.fixed, FIXED)}")
+        self.at_least(1, "inner", "travel")
+
+    @property
+    def idle(self) -> bool:
+        if not isinstance(self.strength, Schedule):
+            return not self.strength
+        pieces = self.strength.pieces
+        return self.strength.function is None and not any(p.first or p.last for p in pieces)
+
+    @property
+    def taped(self) -> bool:
+        return not (self.momentum or self.by_call)
+
+    def size(self, noise: float) -> float:
+        """How far x0 moves at a noise level, as a fraction of its rms. ClipguideError where a
+        schedule of one's own function is negative."""
+        value = self.strength
+        if isinstance(value, Schedule):
+            value = value(min(max(1 - noise, 0.0), 1.0))
+        if value < 0:
+            raise UsageError(f"The strength must be a number from 0, not {value} at noise {noise}.")
+        return value * math.sin(noise * math.pi / 2)
+
+    def covers(self, noise: float) -> bool:
+        return super().covers(noise) and self.size(noise) > 0
+
+    def check(self, pipe: object) -> None:
+        if self.travel > 1:
+            travel.check(pipe)
+
+    def repeats(self) -> travel.Travel | None:
+        return travel.Travel(self.travel) if self.travel > 1 else None
+
+    def start(self, run: Run) -> Callable[[At], Outcome]:
+        direction = None
+
+        def act(at: At) -> Outcome:
+            nonlocal direction
+            descent = descend(
+                at.x0.detach(),
+                self.ways(run, at),
+                size=run.weight * self.size(at.level.noise),
+                inner=self.inner,
+                momentum=self.momentum,
+                factor_B=run.factor_B,
+                before=direction,
+            )
+            direction = descent.direction
+            return descent.outcome(at, fixed=self.fixed)
+
+        return act
+
+    def ways(self, run: Run, at: At) -> list[Way]:
+        """The gradients that it moves along, each with its weight."""
+        return [(1.0, run.gradient)]
+
+
+def _strength(value: Spec) -> float | Schedule:
+    """A number from 0, or a schedule of them."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not (math.isfinite(value) and value >= 0):
+            raise UsageError(
+                f"The strength must be a number from 0, not {value}; a part of negative weight "
+                "repels."
+            )
+        return value
+    made = schedule(value)
+    if any(end < 0 for piece in made.pieces for end in (piece.first, piece.last)):
+        raise UsageError(
+            f"The strength must be a number from 0, not below it in {value!r}; a part of negative "
+            "weight repels."
+        )
+    first = made.pieces[0] if len(made.pieces) == 1 else None
+    if first and first.first == first.last and (first.start, first.end) == (0, 1):
+        return first.first
+    return made

@@ -1,0 +1,299 @@
+"""What looks at a run: scores, the trace, trust, gradients that are no numbers, the tape, on_step.
+
+Each observer is told of a run's beginning, of every evaluation after the method acted, and of the
+run's end; none changes a bit of the image but by `run.factor_B`, the strength of each sample.
+
+Shapes: B samples, N decoded images, 3 channels of H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from ..objectives import Objective, Similarity, fresh_generators
+from .contract import At, Outcome, Run, per_sample, without_autocast
+from .guidance_direction import angle
+from .report import Report, Step, Trace
+from .tape import Tape, TapeStep
+
+MARGIN = 0.01  # cosine that the judge must have lost; and share of itself the objective gained
+PATIENCE = 2  # scorings in a row
+MAX_SKIPPED = 3  # gradients of one image
+
+
+@dataclass
+class Seen:
+    """One evaluation. `image()` decodes x0, once; `steered` says whether the method acted,
+    `replayed` whether it was read from a tape. Scores fills in its trace."""
+
+    run: Run
+    at: At
+    outcome: Outcome
+    image: Callable[[], torch.Tensor]
+    steered: bool
+    replayed: bool
+    trace: Trace
+
+    @property
+    def last(self) -> bool:
+        """Whether it is the last of its run."""
+        return self.at.index == self.run.total - 1
+
+
+class Observer(Protocol):
+    """What looks at a run."""
+
+    def begin(self, run: Run, report: Report) -> None:
+        """A run of the pipeline begins."""
+
+    def step(self, seen: Seen) -> None:
+        """An evaluation is over, but for the scheduler's step."""
+
+    def end(self) -> None:
+        """The run is over, perhaps before its last step."""
+
+
+def measured(at: At, outcome: Outcome, direction: torch.Tensor | None) -> Trace:
+    """What an evaluation measured, on the CPU; what is of x0's device is brought in one go."""
+    found = {}
+    if outcome.gradient_B is not None:
+        found["gradient_B"] = outcome.gradient_B
+    if outcome.delta is not None and direction is not None:
+        found["angle_B"] = angle(outcome.delta, direction)
+    if found:
+        found = dict(zip(found, torch.stack([*found.values()]).cpu()))
+    if outcome.loss_B is not None:
+        found["loss_B"] = outcome.loss_B.cpu()
+    return Trace(index=at.index, noise=at.level.noise, sigma=at.level.sigma, **found)
+
+
+class Base:
+    """An observer that does nothing."""
+
+    def begin(self, run: Run, report: Report) -> None:
+        self.run, self.report = run, report
+
+    def step(self, seen: Seen) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+class Scores(Base):
+    """Scores every `every`-th evaluation and the last, by guide and judge; with `tracing`, all.
+    Where a run ends before its last step, its last evaluation is scored then.
+
+    Where there is a judge, the trace's rank_B is −ranking of the same images.
+    """
+
+    def __init__(
+        self,
+        *,
+        guide: Similarity | None,
+        judge: Similarity | None,
+        ranking: Objective,
+        every: int,
+        tracing: bool,
+    ) -> None:
+        self.guide, self.judge, self.ranking = guide, judge, ranking
+        self.every, self.tracing = every, tracing
+
+    def begin(self, run: Run, report: Report) -> None:
+        super().begin(run, report)
+        self._late: Seen | None = None
+        self._sized = False
+
+    def step(self, seen: Seen) -> None:
+        self._late = None
+        if seen.outcome.image_N3HW is not None:
+            self._compare_sizes(seen.outcome.image_N3HW)
+        if seen.replayed:
+            return
+        due = seen.at.index % self.every == 0 or seen.last
+        if due or self.tracing:
+            self._score(seen, ranked=due)
+        else:
+            self._late = seen
+
+    def end(self) -> None:
+        if self._late is not None:
+            self._score(self._late, ranked=False)
+            self.report.trace[-1] = self._late.trace
+        self._late = None
+
+    def _score(self, seen: Seen, *, ranked: bool) -> None:
+        if self.guide is None and self.judge is None:
+            return
+        image_N3HW, batch = seen.image(), len(seen.at.sample)
+
+        def score(similarity: Similarity | None) -> torch.Tensor | None:
+            if similarity is None:
+                return None
+            return similarity.score(image_N3HW).unflatten(0, (batch, -1)).mean(1).cpu()
+
+        with without_autocast(image_N3HW.device):
+            seen.trace = replace(
+                seen.trace, guide_score_B=score(self.guide), judge_score_B=score(self.judge)
+            )
+            if ranked and self.judge is not None:
+                seen.trace = replace(seen.trace, rank_B=ranks(self.ranking, image_N3HW, batch))
+
+    def _compare_sizes(self, image_N3HW: torch.Tensor) -> None:
+        """Warn, once a run, of a CLIP that looks at more pixels than there are."""
+        if self._sized or getattr(self.run.decode, "kind", "") == "linear":
+            return
+        self._sized, (height, width) = True, image_N3HW.shape[-2:]
+        side = self.guide.clip.image_size if self.guide else 0
+        if side > min(height, width):
+            self.run.warn(
+                f"The image is {width}x{height} and is enlarged for {self.guide.clip.name}, "
+                f"which looks at {side}x{side}: draw larger, or take a CLIP of fewer pixels."
+            )
+
+
+def ranks(objective: Objective, image_N3HW: torch.Tensor, batch: int) -> torch.Tensor:
+    """−objective of each of `batch` samples, higher is better, with views that are always the
+    same."""
+    with torch.no_grad():
+        return -per_sample(objective, image_N3HW, fresh_generators(batch)).cpu()
+
+
+class Trust:
+    """When the guide is being fooled: what is optimised climbs while the judge's score falls.
+
+    Gao et al. 2023, "Scaling laws for reward model overoptimization": what is optimised goes on
+    rising when what is meant has begun to fall. The judge, which nothing optimises, is the alarm.
+    `factor_B` of each image's strength is 1, then ½, then 0.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.factor_B = torch.ones(batch)
+        self._rank_B = self._judge_B = None
+        self._bad_B = torch.zeros(batch, dtype=torch.long)
+
+    def see(self, rank_B: torch.Tensor, judge_B: torch.Tensor) -> torch.Tensor:
+        """−objective and the judge's score of one step; True_B where the factor fell."""
+        if self._judge_B is None:
+            self._rank_B, self._judge_B = rank_B.clone(), judge_B.clone()
+            self._gain_B = MARGIN * rank_B.abs()
+            return torch.zeros_like(self._bad_B, dtype=torch.bool)
+        climbs_B = rank_B > self._rank_B + self._gain_B
+        fooled_B = climbs_B & (judge_B < self._judge_B - MARGIN)
+        better_B = judge_B >= self._judge_B  # the judge's best, and the objective there
+        self._rank_B = torch.where(better_B, rank_B, self._rank_B)
+        self._judge_B = torch.where(better_B, judge_B, self._judge_B)
+        self._bad_B = torch.where(fooled_B, self._bad_B + 1, 0)
+        fell_B = (self._bad_B >= PATIENCE) & (self.factor_B > 0)
+        self.factor_B = torch.where(fell_B, (self.factor_B - 0.5).clamp_min(0), self.factor_B)
+        self._bad_B = torch.where(fell_B, 0, self._bad_B)
+        return fell_B
+
+
+class Doubt(Base):
+    """Lowers the strength of an image where trust in its guide falls. `sign` is −1 where the
+    objective leads away from the guide's prompts."""
+
+    def __init__(self, sign: float) -> None:
+        self.sign = sign
+
+    def begin(self, run: Run, report: Report) -> None:
+        super().begin(run, report)
+        self._trust = Trust(len(run.streams))
+
+    def step(self, seen: Seen) -> None:
+        if seen.trace.rank_B is None:
+            return
+        before_B = self._trust.factor_B
+        fell_B = self._trust.see(seen.trace.rank_B, self.sign * seen.trace.judge_score_B)
+        scale_B = torch.where(fell_B, self._trust.factor_B / before_B.clamp_min(0.5), 1.0)
+        self.run.factor_B = self.run.factor_B * scale_B
+        for i in fell_B.nonzero().flatten().tolist():
+            what = "is halved" if self._trust.factor_B[i] else "stops"
+            self.run.warn(
+                f"The guide's score of image {i} climbs while the judge's falls: its steering "
+                f"{what} at step {seen.at.index}."
+            )
+
+
+class Numbers(Base):
+    """Counts steered evaluations, and gradients that are no numbers; after a few of these, an
+    image is not steered any more."""
+
+    def begin(self, run: Run, report: Report) -> None:
+        super().begin(run, report)
+        self._skipped_B = torch.zeros(len(run.streams), dtype=torch.long)
+
+    def step(self, seen: Seen) -> None:
+        if not seen.steered:
+            return
+        finite_B = seen.outcome.finite_B
+        if finite_B is None:
+            self.report.steered += 1
+            return
+        bad_B = ~finite_B.cpu() & (self._skipped_B < MAX_SKIPPED)
+        self._skipped_B += bad_B
+        for i in bad_B.nonzero().flatten().tolist():
+            self.run.warn(
+                f"The gradient of image {i} is not a number at step {seen.at.index}: it is not "
+                "steered there."
+            )
+            if self._skipped_B[i] == MAX_SKIPPED:
+                self.run.warn(
+                    f"Steering of image {i} stops after {MAX_SKIPPED} gradients that are no "
+                    "numbers."
+                )
+        self.run.factor_B = torch.where(self._skipped_B < MAX_SKIPPED, self.run.factor_B, 0.0)
+        self.report.skipped += int(bad_B.sum())
+        self.report.steered += bool(finite_B.any())
+
+
+class TraceLog(Base):
+    """Puts each evaluation's row into the report."""
+
+    def step(self, seen: Seen) -> None:
+        self.report.trace.append(seen.trace)
+
+
+class TapeWriter(Base):
+    """Keeps each evaluation that was not read from the tape."""
+
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
+
+    def step(self, seen: Seen) -> None:
+        if seen.replayed:
+            return
+        outcome = seen.outcome
+        self.tape.keep(
+            TapeStep(
+                model_output=outcome.model_output,
+                sample=None if outcome.sample is seen.at.sample else outcome.sample,
+                finite_B=outcome.finite_B,
+                states=[generator.get_state() for generator in self.run.generators],
+                trace=seen.trace,
+            )
+        )
+
+
+class Teller(Base):
+    """Tells `on_step`."""
+
+    def __init__(self, on_step: Callable[[Step], None]) -> None:
+        self.on_step = on_step
+
+    def step(self, seen: Seen) -> None:
+        self.on_step(
+            Step(
+                index=seen.at.index,
+                total=self.run.total,
+                samples=len(seen.at.sample),
+                guide_score_B=self.report.guide_score_B,
+                judge_score_B=self.report.judge_score_B,
+                preview=seen.image,
+            )
+        )

@@ -1,0 +1,353 @@
+"""The runs of a pipeline while its context is open, and what happens at each evaluation.
+
+A run begins at the first step after the pipeline set its timesteps, or was called, and ends with
+its last step, the call's end, or the next beginning. From (model_output, timestep, sample) a step
+computes x0, lets the method act on it, maps what came of it back to a model_output and calls the
+original step. The model_output is the one after classifier-free guidance.
+
+Shapes: B samples, N decoded images, 3 channels of H x W pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..errors import ClipguideError, ClipguideWarning
+from ..objectives import Generators, Nothing, Objective, Similarity
+from . import generators as seeds
+from . import schedulers
+from .contract import At, Method, Outcome, Run, without_autocast
+from .decoders import Decoder
+from .guidance_direction import GuidanceHook
+from .levels import widen
+from .observers import (
+    Doubt,
+    Numbers,
+    Observer,
+    Scores,
+    Seen,
+    TapeWriter,
+    Teller,
+    TraceLog,
+    measured,
+)
+from .report import Report, Step
+from .tape import Tape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `steer` was asked for, all of it checked.
+
+    `ranking` is the objective that ranks finished images; `sign` is −1 where the objective leads
+    away from the guide's prompts; `choice` says which way of steering "auto" chose; `ignored` are
+    warnings that every report begins with.
+    """
+
+    objective: Objective
+    ranking: Objective
+    method: Method
+    guide: Similarity | None
+    judge: Similarity | None
+    sign: float
+    score_every: int
+    trace: bool
+    generators: Generators | torch.Generator | None
+    on_step: Callable[[Step], None] | None
+    tape: Path | None
+    choice: str
+    ignored: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How runs are steered for now: by a method or none, with gradients through the denoiser or
+    without, and whether inside of s(…). `memory` is for the method's `start`."""
+
+    method: Method | None
+    differentiable: bool = False
+    called: bool = False
+    memory: object = None
+
+
+class Session:
+    """What a tapped scheduler's steps go through.
+
+    Args:
+        pipe: the pipeline.
+        plan: what was asked for.
+        decoder: x0 to images.
+        direction: of classifier-free guidance, where it can be known.
+    """
+
+    def __init__(
+        self, pipe: object, plan: Plan, decoder: Decoder, direction: GuidanceHook
+    ) -> None:
+        self.pipe, self.plan, self.decoder, self._direction = pipe, plan, decoder, direction
+        self.mode = Mode(plan.method)
+        self.report = self.new_report()
+        self.tape: Tape | None = None
+        self.run: Run | None = None
+        self.first_sample = self.last_x0 = None
+        self.asked = self.acted = False  # whether a run was to be steered, and a step of one was
+        self._repeats = plan.method.repeats()
+        self._observers: Sequence[Observer] = ()
+        self._steps: int | None = None
+
+    # ---------------------------------------------------------------- the life of a run
+    def expect(self, steps: int) -> None:
+        """The next run takes so many evaluations, which its pipeline does not say itself."""
+        self._steps = steps
+
+    def set_timesteps(self, scheduler: object) -> None:
+        """The pipeline set its timesteps: whatever ran before is over."""
+        self.end()
+        if self._repeats is not None and self.mode.method is not None:
+            self._repeats.enlarge(scheduler)
+
+    def end(self) -> None:
+        """The run is over."""
+        if self.run is not None:
+            for observer in self._observers:
+                observer.end()
+        self.run = None
+
+    def finishing(self, sample: torch.Tensor) -> Run:
+        """A run in the place of one that is over: what a finished sample is worth."""
+        plan = self.plan
+        return Run(
+            scheduler=self.pipe.scheduler,
+            decode=self.decoder,
+            objective=plan.ranking,
+            generators=seeds.one_each(plan.generators, len(sample)),
+            streams=(),
+            warn=self.warn,
+        )
+
+    def _begin(self, scheduler: object, sample: torch.Tensor) -> Run:
+        plan, mode = self.plan, self.mode
+        total = self._steps or getattr(self.pipe, "_num_timesteps", None)
+        total, self._steps = int(total or len(scheduler.timesteps)), None
+        repeats = self._repeats if mode.method is not None else None
+        if repeats is not None:
+            repeats.begin(total)
+        if mode.called:
+            self.report.begin()
+        else:
+            self.report = self.new_report()
+        run = Run(
+            scheduler=scheduler,
+            decode=self.decoder,
+            objective=plan.objective,
+            generators=seeds.one_each(plan.generators, len(sample)),
+            streams=seeds.streams(sample),
+            warn=self.warn,
+            total=total,
+            factor_B=torch.ones(len(sample)),
+            memory=mode.memory,
+            repeats=repeats,
+        )
+        self._act = None
+        if mode.method is not None and not mode.method.idle:
+            self.asked = True
+            self._act = mode.method.start(run)
+        self._index, self._covered, self._due = 0, 0, False
+        self._wide, self._choosing = False, self.decoder.kind == "auto"
+        self.first_sample, self._objective = sample.detach(), plan.objective
+        self._observers = self._watchers()
+        for observer in self._observers:
+            observer.begin(run, self.report)
+        self.run = run
+        return run
+
+    def _watchers(self) -> list[Observer]:
+        plan = self.plan
+        watchers: list[Observer] = [Numbers()]
+        if self.mode.method is not None and (plan.trace or not self.mode.method.idle):
+            watchers.append(
+                Scores(
+                    guide=plan.guide,
+                    judge=plan.judge,
+                    ranking=plan.ranking,
+                    every=plan.score_every,
+                    tracing=plan.trace,
+                )
+            )
+        watchers += [TraceLog(), Doubt(plan.sign)]
+        if self.tape is not None:
+            watchers.append(TapeWriter(self.tape))
+        if plan.on_step is not None:
+            watchers.append(Teller(plan.on_step))
+        return watchers
+
+    # ---------------------------------------------------------------- one evaluation
+    def step(
+        self,
+        original: Callable,
+        model_output: torch.Tensor,
+        timestep: object,
+        sample: torch.Tensor,
+        *args: object,
+        **kwargs: object,
+    ) -> object:
+        """The scheduler's step from what the method makes of this evaluation."""
+        method, scheduler = self.mode.method, self.pipe.scheduler
+        self._check_mode()
+        run = self.run or self._begin(scheduler, sample)
+        level = schedulers.level(scheduler, timestep)
+        x0 = schedulers.clipped(scheduler, level.x0(model_output, sample))
+        eta = kwargs.get("eta")
+        at = At(self._index, timestep, level, sample, model_output, x0, eta)
+        progress = min(max(1 - level.noise, 0.0), 1.0)
+        run.objective = self._objective.at(progress)
+        run.weight = self._objective.weight(progress)
+        due = method is not None and self._is_due(method, run, level.noise)
+        outcome, replayed = Outcome(model_output, sample), None
+        if self.tape is not None and self.tape.replaying:
+            replayed = self.tape.next()
+            outcome = self._replay(replayed, at)
+        elif due:
+            self._choose(run, at)
+            outcome = self._act(at)
+        after = None
+        if method is not None:
+            given = replace(at, model_output=outcome.model_output, sample=outcome.sample)
+            after = method.after(run, given)
+        trace = replayed.trace if replayed else measured(at, outcome, self._cfg(at))
+        seen = Seen(
+            run, at, outcome, self._image(at, outcome, replayed), due, bool(replayed), trace
+        )
+        for observer in self._observers:
+            observer.step(seen)
+        stepped = self._stepped(original, at, outcome, after, args, kwargs)
+        self._index += 1
+        if seen.last:
+            self.end()
+        return stepped
+
+    def _check_mode(self) -> None:
+        """ClipguideError for a run outside of s(…) where there may be none."""
+        mode, name = self.mode, self.plan.method.name
+        if mode.differentiable and not torch.is_grad_enabled():
+            raise ClipguideError(
+                f"{type(self.pipe).__name__} samples without gradients whatever it is told, and "
+                f"{name} needs them: use shortcut."
+            )
+        if mode.called:
+            return
+        if self.plan.method.by_call:
+            raise ClipguideError(
+                f"{name} runs the pipeline itself: call s(…) of `with steer(…) as s`."
+            )
+        if self.plan.tape is not None:
+            raise ClipguideError(
+                "A tape is of one call and all its arguments: call s(…) of `with steer(…) as s`."
+            )
+
+    def _is_due(self, method: Method, run: Run, noise: float) -> bool:
+        """Whether the method acts at this evaluation; a corrector's is as its predictor's."""
+        begins = schedulers.begins_step(run.scheduler) or self._index == 0
+        idle = method.idle or isinstance(run.objective, Nothing)
+        if method.fades and not bool(run.factor_B.any()):
+            idle = True
+        if begins:
+            self._due = not idle and method.covers(noise)
+            if self._due:
+                self._covered += 1
+                self._due = (self._covered - 1) % method.every == 0
+        self.acted = self.acted or self._due
+        return self._due and not idle
+
+    def _choose(self, run: Run, at: At) -> None:
+        """Which decoder this run takes from here on."""
+        if not self._choosing:
+            return
+        size = getattr(self.mode.method, "strength", 0.1)
+        size = size if isinstance(size, float) and size else 0.1
+        with without_autocast(at.x0.device):
+            self.report.decoder = self.decoder.choose(
+                at.x0.detach(), run.objective, run.generators, size
+            )
+        self._choosing = False
+
+    def _replay(self, kept, at: At) -> Outcome:
+        """What the scheduler was given at this step before the run was stopped."""
+        for generator, state in zip(self.run.generators, kept.states, strict=True):
+            generator.set_state(state)
+        device = at.sample.device
+        sample = at.sample if kept.sample is None else kept.sample.to(device)
+        return Outcome(kept.model_output.to(device), sample, finite_B=kept.finite_B)
+
+    def _cfg(self, at: At) -> torch.Tensor | None:
+        return self._direction.direction(at.level, at.sample)
+
+    def _image(self, at: At, outcome: Outcome, replayed: object) -> Callable[[], torch.Tensor]:
+        @functools.cache
+        def image() -> torch.Tensor:
+            if outcome.image_N3HW is not None:
+                return outcome.image_N3HW
+            x0 = at.level.x0(outcome.model_output, outcome.sample) if replayed else at.x0
+            with torch.no_grad(), without_autocast(x0.device):
+                return self.decoder(x0.detach())
+
+        return image
+
+    def _stepped(
+        self, original: Callable, at: At, outcome: Outcome, after, args: tuple, kwargs: dict
+    ) -> object:
+        """The scheduler's step, in float32 where the method computed so, and its result in the
+        type that the pipeline has."""
+        model_output, sample = outcome.model_output, outcome.sample
+        if self.mode.differentiable and self.mode.method is not None:
+            model_output, sample = model_output.detach(), sample.detach()  # no graphs in a history
+        dtypes = model_output.dtype, sample.dtype
+        if dtypes != (at.model_output.dtype, at.sample.dtype):
+            model_output, sample, self._wide = widen(model_output), widen(sample), True
+        stepped = original(model_output, at.timestep, sample, *args, **kwargs)
+        previous = stepped[0] if isinstance(stepped, tuple) else stepped.prev_sample
+        previous = self._previous(previous, after, at)
+        if isinstance(stepped, tuple):
+            return (previous, *(self._narrow(value, at) for value in stepped[1:]))
+        for name, value in list(vars(stepped).items()):
+            if name != "prev_sample":
+                setattr(stepped, name, self._narrow(value, at))
+        stepped.prev_sample = previous
+        return stepped
+
+    def _narrow(self, value: object, at: At) -> object:
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(at.sample.dtype) if self._wide and floating else value
+
+    def _previous(self, previous: torch.Tensor, after, at: At) -> torch.Tensor:
+        """The scheduler's new sample, as the pipeline is to get it."""
+        if after is not None:
+            previous, self._wide = after(previous), True
+        run = self.run
+        if run.repeats is not None and run.repeats.returns(at.index):
+            previous = run.repeats.back(at, previous, run.noise_like(previous))
+            self._wide = True
+        previous = self._narrow(previous, at)
+        final = float(at.timestep) == float(run.scheduler.timesteps[-1])  # else it is noisy still
+        self.last_x0 = previous if final else at.x0
+        if self.mode.differentiable and self.mode.method is not None:
+            previous = previous.detach().requires_grad_(at.index < run.total - 1)
+        return previous
+
+    # ---------------------------------------------------------------- the report
+    def new_report(self) -> Report:
+        """An empty report."""
+        plan = self.plan
+        return Report(
+            method=plan.method.name, choice=plan.choice, warnings=list(plan.ignored)
+        )
+
+    def warn(self, message: str) -> None:
+        """Tell the report and the user."""
+        self.report.warnings.append(message)
+        warnings.warn(message, ClipguideWarning, stacklevel=2)
