@@ -23,7 +23,8 @@ from typing import Annotated
 
 import torch
 import typer
-from clipguide.pipelines.text_to_image import CFG, STEPS, TextToImage
+from clipguide.pipelines.generation import CFG, STEPS
+from clipguide.pipelines.text_to_image import TextToImage
 
 from benchmarks import community
 from clipguide import Cutouts, Similarity, load_clip, steer

@@ -46,8 +46,9 @@ _HOMES = {
     "Warped": "views",
     "compose": "prompts",
     "load_clip": "clip",
+    "make_objective": "objectives",
     "regions": "objectives",
-    "register_canvas": "pipelines.text_to_canvas",
+    "register_canvas": "pipelines.drawing",
     "register_family": "guidance",
     "register_method": "guidance",
     "register_objective": "objectives",
@@ -82,8 +83,11 @@ if TYPE_CHECKING:
         Similarity,
         Symmetry,
         TotalVariation,
+        make_objective,
         regions,
+        register_objective,
     )
+    from .pipelines.drawing import register_canvas
     from .pipelines.picture import Picture
     from .pipelines.text_to_canvas import Drawing, TextToCanvas
     from .pipelines.text_to_image import TextToImage

@@ -1,7 +1,9 @@
 """Prompts: "a red fox | oil painting:0.5 | blur:-1".
 
-`|` separates parts, `:number` at a part's end is its weight (1 if there is none; below 0 repels),
-and a backslash makes the next `|`, `:` or backslash an ordinary character. An emoji is read as its
+`|` separates parts. `:number` at a part's end is its weight (1 if there is none; below 0 repels)
+where a letter, an emoji or a closing bracket or quote goes before it and the number is from -10 to
+10: in "a clock at 12:30" it is text. A backslash makes the next `|`, `:` or backslash an ordinary
+character. An emoji is read as its
 Unicode name, so that a fox's picture means a fox to encoders that never saw the character. Pictures
 can be parts as well, alone or beside text: `compose("oil painting:0.5", ImagePart(picture))`.
 """
@@ -26,6 +28,8 @@ _PIECE = re.compile(r"\\[\\|:]|[^\\]|\\", re.DOTALL)
 _WEIGHT = re.compile(
     r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf(?:inity)?))\s*", re.IGNORECASE
 )
+MOST = 10.0  # a larger number behind a colon is a slip, or a text
+_CLOSING = ")]}»\"'”’`>"
 _PICTOGRAPHS = ((0x2300, 0x27BF), (0x2B00, 0x2BFF), (0x1F000, 0x1FAFF))
 _JOINERS = "\u200d\ufe0e\ufe0f"
 
@@ -160,6 +164,8 @@ def _split(pieces: list[str], separator: str) -> list[list[str]]:
 def _part(pieces: list[str], prompt: str) -> Part:
     *head, tail = _split(pieces, ":")
     weight = _WEIGHT.fullmatch("".join(tail)) if head else None
+    if weight and not _ends_words(pieces[: len(pieces) - len(tail) - 1]):
+        weight = None
     if weight:
         pieces = pieces[: len(pieces) - len(tail) - 1]
     text = _plain(pieces)
@@ -170,11 +176,27 @@ def _part(pieces: list[str], prompt: str) -> Part:
             else "The prompt is empty: say what to draw."
         )
     value = float(weight[1]) if weight else 1.0
+    if math.isfinite(value) and abs(value) > MOST:
+        raise UsageError(
+            f"A weight is from -{MOST:g} to {MOST:g}, not {weight[1]}: where that is text, write "
+            f"{shorten(text)}\\:{weight[1]}."
+        )
     if not math.isfinite(value):
         raise UsageError(
             f"The weight of {shorten(text)!r} must be a finite number, not {weight[1]}."
         )
     return Part(text, value)
+
+
+def _ends_words(pieces: list[str]) -> bool:
+    """Whether a weight may follow: behind a letter, an emoji, a closing bracket or quote."""
+    text = "".join(piece[-1] for piece in pieces).rstrip(" \t\n" + _JOINERS)
+    if not text:  # an empty part, which is an error of its own
+        return True
+    last = text[-1]
+    return last.isalpha() or unicodedata.category(last)[0] == "M" or last in _CLOSING or (
+        _is_pictograph(last)
+    )
 
 
 def _plain(pieces: list[str]) -> str:
@@ -186,6 +208,10 @@ def _plain(pieces: list[str]) -> str:
 def _name_emoji(character: str) -> str:
     if character in _JOINERS or 0x1F3FB <= ord(character) <= 0x1F3FF:  # skin tones
         return ""
-    if not any(first <= ord(character) <= last for first, last in _PICTOGRAPHS):
+    if not _is_pictograph(character):
         return character
     return f" {unicodedata.name(character, '').lower()} "
+
+
+def _is_pictograph(character: str) -> bool:
+    return any(first <= ord(character) <= last for first, last in _PICTOGRAPHS)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,12 @@ import torch.nn.functional as F
 from PIL import ImageOps
 
 from .. import images
-from ..canvases.base import LEAST, MOST
+from ..canvases.base import LEAST, MOST, Canvas
 from ..errors import ClipguideWarning, UsageError, close_matches
 from ..objectives.pixels import AXES
 from ..prompts import ImagePart, parse, shorten
 from ..recipe import Recipe
+from ..registry import Registry
 from ..views import Cutouts, Views, Warped
 
 STARTS = ("light", "own")
@@ -64,18 +66,44 @@ VIEWS = {  # of so many views a call
 @dataclass(frozen=True)
 class Kind:
     """A canvas: Adam's rate that suits it, as a fraction of its unit (the rms of a codebook, the
-    deviation of latents, 1), and whether it decodes by a model."""
+    deviation of latents, 1), whether it decodes by a model, and what makes one of somebody's own:
+    make(height, width, generators)."""
 
     lr: float
-    model: bool
+    model: bool = False
+    make: Callable[[int, int, Sequence[torch.Generator]], Canvas] | None = None
 
 
-CANVASES = {
-    "vqgan": Kind(0.06, True),
-    "latent": Kind(0.3, True),
-    "fourier": Kind(0.15, False),
-    "pixels": Kind(0.15, False),
-}
+CANVASES: Registry[Kind] = Registry(
+    "canvas",
+    {
+        "vqgan": Kind(0.06, True),
+        "latent": Kind(0.3, True),
+        "fourier": Kind(0.15),
+        "pixels": Kind(0.15),
+    },
+)
+
+
+def register_canvas(
+    name: str,
+    make: Callable[[int, int, Sequence[torch.Generator]], Canvas],
+    *,
+    lr: float = 0.15,
+    replace: bool = False,
+) -> Kind:
+    """Make a canvas known by a name.
+
+    Args:
+        name: what `TextToCanvas(name)` and `clipguide optimize --canvas` call it.
+        make: from height and width in pixels and one generator an image to a Canvas.
+        lr: Adam's rate that suits it.
+        replace: whether a canvas of that name may be replaced.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    return CANVASES.register(name, Kind(lr, make=make), replace=replace)
 
 
 @dataclass(frozen=True, kw_only=True)

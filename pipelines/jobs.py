@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import UsageError
-from ..guidance import METHODS, BestOf, Particles, Shortcut
+from ..guidance import BestOf, Particles, Shortcut
 from ..guidance.auto import Choice, choose
 from ..guidance.contract import Method
-from ..guidance.methods import configure
 from ..prompts import Prompt, parse, shorten
-from ..recipe import Recipe
-
-MOST = 1000  # pictures of a prompt, candidates of a picture, steps
-CANDIDATE_STRIDE = 1_000_000  # candidate k of the picture of seed s has the seed s + k·stride
 
 
 @dataclass(frozen=True)
@@ -70,17 +64,6 @@ def candidates_of(method: Method, best_of: int) -> tuple[Method, int, int]:
     return method, method.number, method.number
 
 
-def method_of(recipe: Recipe) -> Method:
-    """The method of a recipe. UsageError if it names one that there is not."""
-    try:
-        options = {name: json.loads(value) for name, value in recipe.options.items()}
-        if recipe.method in METHODS and issubclass(METHODS[recipe.method], Shortcut):
-            options["strength"] = recipe.strength
-        return configure(recipe.method, options)
-    except (TypeError, ValueError):
-        raise UsageError(f"The recipe's options of {shorten(recipe.method)} are wrong.") from None
-
-
 def guides_of(guide: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:
     """One guide text a prompt. UsageError for a prompt or guide that does not parse."""
     if not prompts:
@@ -107,10 +90,3 @@ def to_draw(prompt: str) -> str:
             f"Every part of the prompt {shorten(prompt)!r} repels: say what to draw as well."
         )
     return parsed.text
-
-
-def check_numbers(**numbers: int) -> None:
-    """UsageError for a number that is not from 1 to MOST."""
-    for name, value in numbers.items():
-        if not 1 <= value <= MOST:
-            raise UsageError(f"{name} must be from 1 to {MOST}, not {value}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,8 @@ from torch import nn
 
 from .. import __version__, mini
 from ..clip import fingerprint, to_device, to_dtype
-from ..errors import ClipguideError, UsageError, close_matches, reason
-from ..guidance.latents import family
+from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches, reason
+from ..guidance.latents import check, denoiser
 from ..prompts import shorten
 
 if TYPE_CHECKING:
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "timm")
 
 
-def load_pipeline(model: str, *, device: str, dtype: str) -> DiffusionPipeline:
-    """A pipeline that can be steered, of "mini", a folder or a name; safetensors only.
+def load_pipeline(
+    model: str, *, device: str, dtype: str, safety_checker: bool = False
+) -> DiffusionPipeline:
+    """A pipeline that can be steered, of "mini", a folder or a name; safetensors only. A safety
+    checker is left out, with a warning, unless it is asked for.
 
     UsageError for a name that is none of these, ClipguideError for one that does not load.
     """
@@ -41,11 +45,20 @@ def load_pipeline(model: str, *, device: str, dtype: str) -> DiffusionPipeline:
         raise UsageError(f"{source} is no diffusers folder: it has no model_index.json.")
     from diffusers import DiffusionPipeline
 
+    without = {} if safety_checker else {"safety_checker": None}
     try:
+        said = DiffusionPipeline.load_config(source).get("safety_checker")
+        if not safety_checker and said and said[0] is not None:
+            warnings.warn(
+                f"The safety checker of {model} is left out: give safety_checker=True "
+                "(--safety-checker) to keep it.",
+                ClipguideWarning,
+                stacklevel=3,
+            )
         pipe = DiffusionPipeline.from_pretrained(
-            source, dtype=weights_dtype, use_safetensors=True, safety_checker=None
+            source, dtype=weights_dtype, use_safetensors=True, **without
         )
-        family(pipe)
+        check(pipe)
         pipe = pipe.to(device)
     except ClipguideError:
         raise
@@ -111,12 +124,15 @@ def picture_size(
     pipe: DiffusionPipeline, size: int | tuple[int, int] | None, *, name: str
 ) -> tuple[int, int]:
     """Width and height in pixels; the model's own for None. UsageError if it does not draw them."""
-    own = pipe.unet.config.sample_size
-    native = pipe.vae_scale_factor * (own if isinstance(own, int) else own[0])
+    config = denoiser(pipe).config
+    own = config.get("sample_size") or getattr(pipe, "default_sample_size", 128)
+    own = own if isinstance(own, int) else own[0]
+    native = pipe.vae_scale_factor * getattr(pipe, "default_sample_size", own)
     if size is None:
         size = native
     width, height = (size, size) if isinstance(size, int) else size
-    grain = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    blocks = config.get("block_out_channels")  # a U-Net halves its sides, a transformer patches
+    grain = pipe.vae_scale_factor * (2 ** (len(blocks) - 1) if blocks else 2)
     least, most = max(grain, native // 2), native * 2
     if any(side % grain or not least <= side <= most for side in (width, height)):
         raise UsageError(

@@ -336,7 +336,9 @@ class Run:
         if self._net is not None:
             recompute(self._net, height * width >= LARGE)
         canvas: Canvas
-        if self.owner.canvas == "vqgan":
+        if make := CANVASES[self.owner.canvas].make:
+            canvas = make(height, width, generators)
+        elif self.owner.canvas == "vqgan":
             soft = drawing.temperature
             canvas = VQGAN(
                 self._net, height, width, generators, temperature=soft, tile=drawing.tile

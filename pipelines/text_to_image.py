@@ -8,13 +8,13 @@ Shapes: B images, 3 channels, H rows, W columns.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,67 +22,78 @@ from ..clip import Clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..guidance import Step, steer
 from ..guidance.auto import Choice, times_plain
+from ..guidance.calls import execution_device
 from ..guidance.contract import Method
 from ..guidance.decoders import Decoder, load_tiny
-from ..guidance.latents import default_clip
-from ..guidance.methods import configure
+from ..guidance.latents import check, default_clip
 from ..guidance.tape import Tape
 from ..images import to_pil
 from ..objectives import Similarity
-from ..prompts import check_text, parse
+from ..prompts import parse
 from ..recipe import Recipe
 from ..views import Cutouts
 from .film import Film
-from .jobs import (
+from .generation import (
     CANDIDATE_STRIDE,
-    MOST,
-    Job,
-    Settings,
-    auto_of,
-    candidates_of,
+    CUTOUTS,
+    Generation,
     check_numbers,
-    guides_of,
-    method_of,
-    to_draw,
+    recipe_options,
 )
+from .jobs import Job, Settings, auto_of, candidates_of, guides_of, to_draw
 from .loading import load_pipeline, picture_size, pipeline_fingerprint, versions
 from .picture import Picture
 from .refine import refine as refine_picture
 
-STEPS = 30
-CFG = 4.0
-CUTOUTS = 4
-BATCH_SIZE = 8  # on a CPU 1: a batch gains little there, and alone a picture is always the same
-MAX_SEED = 2**63 - 1
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+BATCH_SIZE = 8  # on a CPU 1: a batch gains little there, and alone an image is always the same
+
+Finished = Callable[[int, Sequence[Recipe]], Picture | None]
 
 
 class TextToImage:
     """A pipeline with its guide and its judge, loaded once.
 
     Args:
-        model: "mini", or a diffusers folder or name.
-        clip: the guide, as `load_clip` names it; mini for mini, else by the table of families.
+        model: "mini", or a diffusers folder or name; or a pipeline, which is used as it is.
+        clip: the guide, as `load_clip` names it, or a Clip; mini for mini, else by the table of
+            families.
         judge: a CLIP that only scores; mini-judge for mini, else none.
         device: where all run, as torch names it.
         dtype: of the pipeline's weights: float32, float16 or bfloat16. The CLIPs are float32.
+        safety_checker: whether the model's own is kept.
     """
 
     def __init__(
         self,
         *,
-        model: str = "mini",
-        clip: str | None = None,
-        judge: str | None = None,
+        model: str | DiffusionPipeline = "mini",
+        clip: Clip | str | None = None,
+        judge: Clip | str | None = None,
         device: str = "cpu",
         dtype: str = "float32",
+        safety_checker: bool = False,
     ) -> None:
-        self.model, self.device, self.dtype = model, device, dtype
-        self.pipe = load_pipeline(model, device=device, dtype=dtype)
+        if isinstance(model, str):
+            self.model, self.device, self.dtype = model, device, dtype
+            self.pipe = load_pipeline(
+                model, device=device, dtype=dtype, safety_checker=safety_checker
+            )
+        else:
+            check(model)
+            self.pipe, self.device = model, str(execution_device(model))
+            self.model = str(model.config.get("_name_or_path") or type(model).__name__)
+            self.dtype = str(model.dtype).removeprefix("torch.")
         clip = default_clip(self.pipe) if clip is None else clip
         judge = "mini-judge" if judge is None and model == "mini" else judge
-        self.clip: Clip = load_clip(clip, device=device)
+        self.clip = self._loaded(clip)
         self.choice: Choice | None = None  # of the latest run, by the method "auto"
-        self.judge: Clip | None = load_clip(judge, device=device) if judge else None
+        self.judge = self._loaded(judge) if judge else None
+
+    def _loaded(self, clip: Clip | str) -> Clip:
+        return clip if isinstance(clip, Clip) else load_clip(clip, device=self.device)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -92,205 +103,115 @@ class TextToImage:
     def __call__(
         self,
         prompts: str | Sequence[str],
+        settings: Generation | None = None,
         *,
-        guide: str | Sequence[str] | None = None,
-        negative: str = "",
-        count: int = 1,
-        best_of: int = 1,
-        method: str | Method = "shortcut",
-        strength: float | None = None,
-        steps: int = STEPS,
-        seed: int = 0,
-        cfg: float = CFG,
-        size: int | tuple[int, int] | None = None,
-        budget: float | str | None = None,
-        cutouts: int | None = None,
-        decoder: str | None = None,
-        tiny: str | Path | None = None,
-        refine: int = 0,
-        exact: bool = False,
-        batch_size: int | None = None,
-        trace: bool = False,
-        frames: bool = False,
         on_step: Callable[[Step], None] | None = None,
         tapes: str | Path | None = None,
-        finished: Callable[[int, Sequence[Recipe]], Picture | None] | None = None,
+        finished: Finished | None = None,
+        **changes: object,
     ) -> list[Picture]:
-        """All pictures of `iterate`."""
-        return list(
-            self.iterate(
-                prompts,
-                guide=guide,
-                negative=negative,
-                count=count,
-                best_of=best_of,
-                method=method,
-                strength=strength,
-                steps=steps,
-                seed=seed,
-                cfg=cfg,
-                size=size,
-                budget=budget,
-                cutouts=cutouts,
-                decoder=decoder,
-                tiny=tiny,
-                refine=refine,
-                exact=exact,
-                batch_size=batch_size,
-                trace=trace,
-                frames=frames,
-                on_step=on_step,
-                tapes=tapes,
-                finished=finished,
-            )
-        )
+        """All images of `iterate`."""
+        told = {"on_step": on_step, "tapes": tapes, "finished": finished}
+        return list(self.iterate(prompts, settings, **told, **changes))
 
     def iterate(
         self,
         prompts: str | Sequence[str],
+        settings: Generation | None = None,
         *,
-        guide: str | Sequence[str] | None = None,
-        negative: str = "",
-        count: int = 1,
-        best_of: int = 1,
-        method: str | Method = "shortcut",
-        strength: float | None = None,
-        steps: int = STEPS,
-        seed: int = 0,
-        cfg: float = CFG,
-        size: int | tuple[int, int] | None = None,
-        budget: float | str | None = None,
-        cutouts: int | None = None,
-        decoder: str | None = None,
-        tiny: str | Path | None = None,
-        refine: int = 0,
-        exact: bool = False,
-        batch_size: int | None = None,
-        trace: bool = False,
-        frames: bool = False,
         on_step: Callable[[Step], None] | None = None,
         tapes: str | Path | None = None,
-        finished: Callable[[int, Sequence[Recipe]], Picture | None] | None = None,
+        finished: Finished | None = None,
+        **changes: object,
     ) -> Iterator[Picture]:
-        """Pictures, prompt by prompt, as soon as the batch that finishes them is done.
+        """Images, prompt by prompt, as soon as the batch that finishes them is done.
 
         Args:
             prompts: what to draw, in the syntax of `clipguide.prompts`.
-            guide: what the CLIP steers towards, one text for all or one a prompt; the prompt itself
-                if None.
-            negative: what classifier-free guidance leads away from.
-            count: pictures of each prompt; the i-th has the seed `seed` + i.
-            best_of: candidates of each picture, the k-th of the picture's seed + k·1,000,000; the
-                one with the best guide score is kept.
-            method: how to steer: a name in `guidance.METHODS`, or a configured one. Particles of a
-                picture are its candidates. "auto" is the one that gains most for `budget`.
-            strength: of the steering, as a fraction of rms(x0); 0 is plain sampling; the method's
-                own by default.
-            steps: of the sampler.
-            seed: 0 … 2⁶³ − 1.
-            cfg: scale of classifier-free guidance; 1 is none.
-            size: side in pixels, or width and height.
-            budget: of "auto": × the cost of plain sampling, from 1, or seconds a picture, as
-                "30s", for which plain sampling is timed first; 4 by default.
-            cutouts: crops of a picture that the guide looks at, beside the whole; 0 … 256; 4 by
-                default.
-            decoder: what steering sees x0 by: "vae", the default, "linear", "tiny" or "auto", as
-                `steer` has it. The finished picture is always the VAE's.
-            tiny: a folder of an AutoencoderTiny, for "tiny" and "auto".
-            refine: steps of the loop on each finished picture's latents; the judge decides whether
-                the picture is better for them.
-            exact: sample one at a time: a picture's bits do not depend on its neighbours.
-            batch_size: most samples at a time; by default 8, and 1 on a CPU, where a batch would
-                save about a tenth of the time, and a picture drawn alone differ from it.
-            trace: score at every step, for `Picture.trace`; by default at every fifth.
-            frames: keep a picture of each step in `Picture.frames`, which costs its decoding.
+            settings: a Generation; those of its defaults if None.
             on_step: called after each step of each batch.
             tapes: a folder, made if need be, that keeps each step of what is being drawn: where it
                 has steps of this run, left by one that was stopped, they are not taken again.
-            finished: asked for each picture, before any is drawn, by its number and the recipes
-                that it may have, one a candidate, without their scores: what it gives is not drawn.
+            finished: asked for each image, before any is drawn, by its number and the recipes that
+                it may have, one a candidate, without their scores: what it gives is not drawn.
+            **changes: settings of Generation by name: `seed=7`.
 
         Raises:
             UsageError: a value is out of range; nothing was sampled.
         """
-        if batch_size is None:
-            batch_size = 1 if self.pipe.device.type == "cpu" else BATCH_SIZE
+        asked = (settings or Generation()).changed(changes)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        guides = guides_of(guide, prompts)
-        check_text(negative)
-        check_numbers(count=count, best_of=best_of, steps=steps, batch_size=batch_size)
-        if not 0 <= seed <= MAX_SEED - best_of * CANDIDATE_STRIDE - count:
-            raise UsageError(f"The seed must be a whole number from 0 to about 2⁶³, not {seed}.")
-        if not abs(cfg) < 1000:
-            raise UsageError(f"The scale of classifier-free guidance cannot be {cfg}.")
-        width, height = picture_size(self.pipe, size, name=self.model)
-        self.choice = None
-        if method == "auto":
-            given = {"strength": strength, "cutouts": cutouts, "decoder": decoder}
-            budget = times_plain(budget, lambda: self._plain_seconds(steps, cfg, width, height))
-            self.choice = auto_of(budget, given, best_of)
-            method, best_of = self.choice.each, self.choice.best_of
-            strength, cutouts, decoder = None, self.choice.cutouts, self.choice.decoder
-        elif budget is not None:
-            raise UsageError("A budget is for the method auto, which chooses by it.")
-        method, best_of, group = candidates_of(
-            configure(method, {"strength": strength}), best_of
-        )
+        guides = guides_of(asked.guide, prompts)
+        width, height = picture_size(self.pipe, asked.size, name=self.model)
+        asked = self._chosen(asked, width, height)
+        method, best_of, group = candidates_of(asked.configured, asked.best_of)
+        recipe_options(method)  # said now, not when the first image is drawn
         method.check(self.pipe)
-        cutouts = CUTOUTS if cutouts is None else cutouts
-        if not 0 <= cutouts <= 256:
-            raise UsageError(f"cutouts must be from 0 to 256, not {cutouts}.")
-        if not 0 <= refine <= MOST:
-            raise UsageError(f"refine must be from 0 to {MOST}, not {refine}.")
-        if tapes is not None and frames:
+        if tapes is not None and asked.frames:
             raise UsageError("Frames are not kept on tapes: leave tapes or frames out.")
-        if negative and cfg <= 1:
+        if asked.negative and asked.cfg <= 1:
             warnings.warn(
                 "negative is ignored: it takes a cfg above 1.", ClipguideWarning, stacklevel=2
             )
-        settings = Settings(
-            negative=negative,
-            best_of=best_of,
-            method=method,
-            steps=steps,
-            cfg=cfg,
-            width=width,
-            height=height,
-            cutouts=cutouts,
-            **self._decoding(decoder or "vae", "" if tiny is None else str(tiny)),
-            refine=refine,
-            trace=trace,
-            frames=frames,
-        )
+        resolved = self._resolved(asked, method, best_of, width, height)
         jobs = [
-            Job(prompt, text, seed + i + k * CANDIDATE_STRIDE)
+            Job(prompt, text, asked.seed + i + k * CANDIDATE_STRIDE)
             for prompt, text in zip(prompts, guides, strict=True)
-            for i in range(count)
+            for i in range(asked.count)
             for k in range(best_of)
         ]
-        batch_size = group if exact else max(group, batch_size // group * group)
-        batches = [jobs[k : k + batch_size] for k in range(0, len(jobs), batch_size)]
-        return self._iterate(batches, settings, on_step, tapes, finished)
+        most = asked.batch_size or (1 if self.pipe.device.type == "cpu" else BATCH_SIZE)
+        size = group if asked.exact else max(group, most // group * group)
+        batches = [jobs[k : k + size] for k in range(0, len(jobs), size)]
+        return self._iterate(batches, resolved, on_step, tapes, finished)
+
+    def _chosen(self, asked: Generation, width: int, height: int) -> Generation:
+        """The settings that "auto" chooses, or those that were asked for."""
+        self.choice = None
+        if asked.method != "auto":
+            return asked
+        given = {name: getattr(asked, name) for name in ("strength", "cutouts", "decoder")}
+        budget = times_plain(
+            asked.budget, lambda: self._plain_seconds(asked.steps, asked.cfg, width, height)
+        )
+        choice = self.choice = auto_of(budget, given, asked.best_of)
+        return replace(
+            asked,
+            method=choice.each,
+            best_of=choice.best_of,
+            cutouts=choice.cutouts,
+            decoder=choice.decoder,
+            budget=None,
+        )
+
+    def _resolved(
+        self, asked: Generation, method: Method, best_of: int, width: int, height: int
+    ) -> Settings:
+        """What all samples of the run share."""
+        return Settings(
+            negative=asked.negative,
+            best_of=best_of,
+            method=method,
+            steps=asked.steps,
+            cfg=asked.cfg,
+            width=width,
+            height=height,
+            cutouts=CUTOUTS if asked.cutouts is None else asked.cutouts,
+            **self._decoding(asked.decoder or "vae", "" if asked.tiny is None else str(asked.tiny)),
+            refine=asked.refine,
+            trace=asked.trace,
+            frames=asked.frames,
+        )
 
     def replay(self, recipe: Recipe) -> Picture:
         """The picture that a recipe made, with the same bits where weights, libraries, device and
         threads are the same. The recipe's models are not looked at: this object's are used."""
-        check_numbers(steps=recipe.steps, batch_size=len(recipe.batch_seeds))
+        check_numbers(batch_size=len(recipe.batch_seeds))
         if recipe.batch_position >= len(recipe.batch_seeds):
             raise UsageError("The recipe's batch_position lies outside its batch.")
-        width, height = picture_size(self.pipe, (recipe.width, recipe.height), name=self.model)
-        settings = Settings(
-            negative=recipe.negative,
-            best_of=recipe.best_of,
-            method=method_of(recipe),
-            steps=recipe.steps,
-            cfg=recipe.cfg,
-            width=width,
-            height=height,
-            cutouts=recipe.cutouts,
-            refine=recipe.refine,
-            **self._decoding(recipe.decoder, recipe.tiny),
-        )
+        asked = Generation.of(recipe)
+        width, height = picture_size(self.pipe, asked.size, name=self.model)
+        settings = self._resolved(asked, asked.configured, asked.best_of, width, height)
         jobs = [Job(recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
         return self._sample(jobs, settings, None, None)[recipe.batch_position]
 
@@ -300,7 +221,7 @@ class TextToImage:
         settings: Settings,
         on_step: Callable[[Step], None] | None,
         tapes: str | Path | None,
-        finished: Callable[[int, Sequence[Recipe]], Picture | None] | None,
+        finished: Finished | None,
     ) -> Iterator[Picture]:
         """Yield the best candidate of a picture once it has them all."""
         number, done = settings.best_of, {}
@@ -445,6 +366,7 @@ class TextToImage:
 
     def _recipe(self, jobs: Sequence[Job], i: int, settings: Settings) -> Recipe:
         """Of sample i of a batch, without its scores."""
+        strength, options = recipe_options(settings.method)
         return Recipe(
             command="generate",
             prompt=jobs[i].prompt,
@@ -453,12 +375,8 @@ class TextToImage:
             seed=jobs[i].seed,
             steps=settings.steps,
             method=settings.method.name,
-            options={
-                name: json.dumps(value)
-                for name, value in settings.method.options().items()
-                if name != "strength"
-            },
-            strength=getattr(settings.method, "strength", 0.0),
+            options=options,
+            strength=strength,
             cfg=settings.cfg,
             width=settings.width,
             height=settings.height,

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from clipguide.errors import ClipguideWarning
 from clipguide.guidance import steer
-from clipguide.guidance.guidance_direction import angle
+from clipguide.guidance.guidance_direction import GuidanceHook, angle
 from clipguide.guidance.schedulers import level
 from clipguide.objectives import Objective
 

@@ -10,16 +10,16 @@ import warnings
 import diffusers
 import pytest
 import torch
-from clipguide.guidance.descent import descend
 from conftest import write_clip, write_generator
 from torch.testing import assert_close
 
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
-from clipguide.guidance import Shortcut, steer
+from clipguide.guidance import BestOf, Shortcut, steer
 from clipguide.guidance import latents as families
 from clipguide.guidance.contract import Run
 from clipguide.guidance.decoders import Decoder
+from clipguide.guidance.descent import descend
 from clipguide.objectives import Objective, Similarity, TotalVariation, fresh_generators
 from clipguide.views import Cutouts
 
@@ -443,8 +443,14 @@ def test_settings_without_effect_are_warned_of(pipe, clip, judge):
         ({"strength": -1}, "strength must be a number from 0, not -1"),
         ({"window": (0.5, 0.2)}, "window lies in"),
         ({"window": (-1, 1)}, "window lies in"),
-        ({"every": 0}, "must be a number from 1"),
-        ({"inner": 0}, "must be a number from 1"),
+        ({"every": 0}, "must be a whole number from 1"),
+        ({"inner": 0}, "must be a whole number from 1"),
+        ({"inner": 2.5}, "must be a whole number from 1 to 10000, not 2.5"),
+        ({"every": "2"}, "must be a whole number from 1"),
+        ({"window": 0.5}, "window lies in"),
+        ({"travel": 10**9}, "`travel` must be a whole number"),
+        ({"number": 8}, "shortcut has no option number"),
+        ({"method": BestOf, "each": "1"}, "`each` is a method"),
         ({"score_every": 0}, "score_every must be at least 1"),
     ],
 )

@@ -312,46 +312,80 @@ def test_trust_halves_then_stops():
     assert [f[1] for f in factors] == [1] * 6
 
 
-def test_doubt_is_told_and_acted_on(pipe, clip, judge, monkeypatch):
-    """A guide that climbs while the judge falls: the strength of that image alone goes."""
+class Climbs(Similarity):
+    """−objective rises with each time that the judge was asked."""
+
+    asked = 0
+
+    def __call__(self, image_B3HW, generators=None):
+        return (0 * image_B3HW).flatten(1).sum(1) - 0.1 - 0.05 * Climbs.asked
+
+
+class Falls(Similarity):
+    """A judge whose score of the first image falls, and of the second rises."""
+
+    def score(self, image_B3HW):
+        Climbs.asked += 1
+        rising = 0.1 + 0.05 * Climbs.asked
+        return torch.tensor([-rising, rising])
+
+
+def test_doubt_is_told_and_acted_on(pipe, clip, judge):
+    """An objective that gets better while the judge falls: the strength of that image alone goes."""
     use(pipe, "DDIM")
-    clock = iter(range(1000))
-
-    def climbing(self, image_B3HW):
-        k = next(clock) // 2
-        rising = 0.1 + 0.05 * k
-        judge_first = -rising if self.clip is judge else rising
-        return torch.tensor([judge_first, rising])
-
-    monkeypatch.setattr(Similarity, "score", climbing)
+    objective, falls = Climbs(clip, "a red fox"), Falls(judge, "a red fox")
     with (
         pytest.warns(ClipguideWarning, match="image 0 climbs"),
-        steer(pipe, "a red fox", clip=clip, judge=judge, score_every=1) as s,
+        steer(pipe, objective, judge=falls, score_every=1) as s,
     ):
         draw(pipe, steps=8)
     assert len([w for w in s.report.warnings if "image 0" in w]) == 2
     assert not any("image 1" in w for w in s.report.warnings)
 
 
-def test_a_trace_scores_every_step_and_changes_no_bit(pipe, clip, judge, monkeypatch):
-    """Nor when the steering stops: the judge is asked no more often for it."""
+def test_what_ranks_is_what_is_minimised(pipe, clip, judge):
+    """Away from the prompt, a judge's falling score is what is meant, and its rising the alarm."""
     use(pipe, "DDIM")
+    judged = Falls(judge, "a red fox")
 
-    def climbing(self, image_B3HW):
-        rising = 0.1 + 0.05 * len(s.report.trace)
-        return torch.tensor([-rising if self.clip is judge else rising, rising])
+    class Away(Climbs):
+        def terms(self):
+            yield -1.0, judged
 
-    monkeypatch.setattr(Similarity, "score", climbing)
+    with pytest.warns(ClipguideWarning, match="image 1 climbs"):
+        with steer(pipe, Away(clip, "a red fox"), judge=judged, score_every=1) as s:
+            draw(pipe, steps=8)
+    assert not any("image 0" in w for w in s.report.warnings)
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0])
+def test_best_of_keeps_what_is_minimised(pipe, clip, factor):
+    """With a negative factor, the image that is least like the prompt; and a second term counts."""
+    whole = factor * Similarity(clip, "a red fox", views=None) + 3.0 * Brightness()
+    with steer(pipe, whole, method=BestOf(number=3)) as s:
+        kept = draw(s)
+    losses = []
+    for k in range(3):
+        losses.append(whole(draw(pipe, seeds=[seed + k * 1_000_000 for seed in (3, 4)])))
+    assert_close(-torch.stack(s.report.candidates), torch.stack(losses), atol=1e-5, rtol=0)
+    assert_close(whole(kept), torch.stack(losses).min(0).values, atol=1e-5, rtol=0)
+
+
+def test_a_trace_scores_every_step_and_changes_no_bit(pipe, clip, judge):
+    """Nor when the steering stops: trust is asked no more often for it."""
+    use(pipe, "DDIM")
     seen = {}
     for trace in (False, True):
+        Climbs.asked = 0
+        objective, falls = Climbs(clip, "a red fox"), Falls(judge, "a red fox")
         with (
             pytest.warns(ClipguideWarning, match="image 0 climbs"),
-            steer(pipe, "a red fox", clip=clip, judge=judge, score_every=2, trace=trace) as s,
+            steer(pipe, objective, judge=falls, score_every=2, trace=trace) as s,
         ):
             seen[trace] = draw(pipe, steps=8), s.report.warnings
         scored = [step.index for step in s.report.trace if step.judge_score_B is not None]
         assert scored == (list(range(8)) if trace else [0, 2, 4, 6, 7])
-    assert torch.equal(seen[True][0], seen[False][0]) and seen[True][1] == seen[False][1]
+    assert torch.equal(seen[True][0], seen[False][0]) and len(seen[True][1]) == len(seen[False][1])
 
 
 def test_attach_and_detach(pipe, clip):

@@ -14,10 +14,10 @@ from clipguide.prompts import ImagePart, Part, Prompt, compose, parse
         ("a red fox:1.5", [("a red fox", 1.5)]),
         ("a red fox : 2", [("a red fox", 2)]),
         ("fox | oil painting:0.5 | blur:-1", [("fox", 1), ("oil painting", 0.5), ("blur", -1)]),
-        ("fox:1e-2|.5:.5", [("fox", 0.01), (".5", 0.5)]),
-        ("ratio 3:4", [("ratio 3", 4)]),
+        ("fox:1e-2|(.5):.5", [("fox", 0.01), ("(.5)", 0.5)]),
+        ("ratio 3:4", [("ratio 3:4", 1)]),
         (r"ratio 3\:4", [("ratio 3:4", 1)]),
-        (r"ratio 3\:4:2", [("ratio 3:4", 2)]),
+        (r"ratio 3\:4:2", [("ratio 3:4:2", 1)]),
         (r"this \| that", [("this | that", 1)]),
         (r"back\\slash", [("back\\slash", 1)]),
         (r"a \n b", [(r"a \n b", 1)]),
@@ -27,6 +27,15 @@ from clipguide.prompts import ImagePart, Part, Prompt, compose, parse
         ("赤い狐:0.5", [("赤い狐", 0.5)]),
         ("Ω and é", [("Ω and é", 1)]),
         ("fox:0 | owl", [("fox", 0), ("owl", 1)]),
+        ("a clock at 12:30", [("a clock at 12:30", 1)]),
+        ("a fox at 12:30 | snow:0.5", [("a fox at 12:30", 1), ("snow", 0.5)]),
+        ("a fox (red):-2", [("a fox (red)", -2)]),
+        ('"a fox":2', [('"a fox"', 2)]),
+        ("a fox!:2", [("a fox!:2", 1)]),
+        ("a 🦊:2", [("a fox face", 2)]),
+        ("❤️:2", [("heavy black heart", 2)]),
+        (r"year\:2023", [("year:2023", 1)]),
+        ("fox:10 | owl:-10", [("fox", 10), ("owl", -10)]),
     ],
 )
 def test_parts_and_weights(prompt, parts):
@@ -65,6 +74,15 @@ def test_empty(prompt):
 def test_weights_are_finite(weight):
     with pytest.raises(UsageError, match="finite"):
         parse(f"fox:{weight}")
+
+
+@pytest.mark.parametrize("prompt", ["year:2023", "a fox:11", "owl:-10.5 | fox", "fox:300"])
+def test_a_number_too_large_for_a_weight_is_said(prompt):
+    """With the way to write it as text, which then is what the generator gets."""
+    with pytest.raises(UsageError, match="A weight is from -10 to 10") as caught:
+        parse(prompt)
+    escaped = str(caught.value).removesuffix(".").rpartition(" ")[2]
+    assert parse(escaped).parts[0].weight == 1 and ":" in parse(escaped).text
 
 
 def test_all_weights_zero():

@@ -37,7 +37,7 @@ def plain_speech(*, drawing: bool = False) -> Iterator[None]:
     def show(message: Warning | str, *_: object, **__: object) -> None:
         if str(message) not in shown:
             shown.add(str(message))
-            typer.echo(f"clipguide: {message}", err=True)
+            typer.echo(f"clipguide: {one_line(str(message))}", err=True)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

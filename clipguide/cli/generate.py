@@ -103,6 +103,9 @@ def generate(
         str | None,
         typer.Option(metavar="NAME", help="The CLIP that judges. [default: mini-judge]"),
     ] = None,
+    safety_checker: Annotated[
+        bool, typer.Option("--safety-checker", help="Keep the model's own safety checker.")
+    ] = False,
     out: options.Out = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
     resume: Annotated[
@@ -167,6 +170,7 @@ def generate(
     files = Files.plan(out, prompts, count, seed, wanted, force=force, resume=resume)
     files.trace = trace
     models = {"model": model, "clip": clip, "judge": judge, "dtype": dtype}
+    models["safety_checker"] = safety_checker
     settings = {
         "guide": guide,
         "negative": negative,
@@ -228,20 +232,24 @@ def _draw(
     preview: int,
     quiet: bool,
 ) -> None:
+    from dataclasses import replace
+
+    from ..pipelines.generation import Generation
     from ..pipelines.text_to_image import TextToImage
 
+    asked = Generation(**settings)
     draw = TextToImage(**models)
     kept = {"tapes": files.tapes, "finished": files.finished} if files.resume else {}
     on_step: list[Callable[[Step], None]] = []
-    drawn = draw.iterate(prompts, **settings, **kept, on_step=lambda step: on_step[0](step))
-    best_of, method = settings["best_of"], settings["method"]
+    drawn = draw.iterate(prompts, asked, **kept, on_step=lambda step: on_step[0](step))
+    best_of, method = asked.best_of, asked.method
     if draw.choice:
         best_of, method = draw.choice.best_of, draw.choice.each
         if not quiet:
             typer.echo(f"auto: {draw.choice}", err=True)
     runs = best_of * method.candidates * method.runs
     if "compare" in files.sheets:
-        runs += settings["best_of"]
+        runs += asked.best_of
     samples = len(files.paths) * runs
     with console.Meter(samples, quiet=quiet) as meter:
 
@@ -264,10 +272,8 @@ def _draw(
         if "grid" in files.sheets:
             _write_grid(files)
         if "compare" in files.sheets:
-            unguided = {**settings, "method": "shortcut", "strength": 0.0, "frames": False}
-            unguided["refine"] = 0
-            unguided.pop("budget", None)
-            plain = draw.iterate(prompts, **unguided, on_step=meter)
+            off = {"method": "shortcut", "strength": 0.0, "refine": 0, "frames": False}
+            plain = draw.iterate(prompts, replace(asked, **off, budget=None), on_step=meter)
             _write_comparison(files, list(plain))
 
 

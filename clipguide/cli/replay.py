@@ -62,7 +62,8 @@ def replay(
 
 
 def _refuse_foreign(recipe: Recipe, picture: Path) -> None:
-    foreign = sorted({recipe.model, recipe.clip, recipe.judge, recipe.tiny} - EMBEDDED)
+    names = {recipe.model, recipe.tiny, *_members(recipe.clip), *_members(recipe.judge)}
+    foreign = sorted(names - EMBEDDED)
     foreign += sorted(recipe.files)
     if foreign:
         names = shorten(", ".join(foreign), 200)
@@ -70,6 +71,12 @@ def _refuse_foreign(recipe: Recipe, picture: Path) -> None:
             f"The recipe of {picture} names {names}: give --trust to load that, and download what "
             "is not here, if you trust who made the picture."
         )
+
+
+def _members(clip: str) -> set[str]:
+    """The CLIPs that a name is made of, without their weights and where they run: those of
+    "0.7*mini+mini-judge@:bfloat16" are embedded."""
+    return {one.rpartition("*")[2].strip().partition("@")[0] for one in clip.split("+")}
 
 
 def _remake(recipe: Recipe, device: str) -> Picture:
@@ -120,4 +127,4 @@ def _tell(unequal: int, most: int, changes: list[str]) -> None:
         if not changes:
             typer.echo("The recipe is the same to the letter, so the pixels may have been edited.")
     for change in changes:
-        typer.echo(f"  {change}")
+        typer.echo(f"  {console.one_line(change)}")

@@ -43,7 +43,12 @@ Cutouts = Annotated[
     _option("Crops of each step's picture that CLIP sees, beside the whole. [default: 4]"),
 ]
 Strength = Annotated[
-    float | None, _option("How hard CLIP steers; 0 is plain sampling. [default: 0.1]")
+    str | None,
+    _option(
+        "How hard CLIP steers: a number, 0 is plain sampling; or a schedule, as 0.1@0..0.5, over "
+        "the progress from pure noise, 0, to the image, 1. [default: 0.1]",
+        "NUMBER|SCHEDULE",
+    ),
 ]
 Window = Annotated[
     str | None,

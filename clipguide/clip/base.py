@@ -234,16 +234,20 @@ class Clip:
         return windows
 
 
-def to_dtype(name: str) -> torch.dtype:
-    """The torch type of a name, such as bfloat16 or bf16. UsageError if there is none."""
+def to_dtype(name: str | torch.dtype) -> torch.dtype:
+    """The torch type of a name, such as bfloat16 or bf16, or of itself. UsageError if there is
+    none."""
+    if isinstance(name, torch.dtype):
+        name = str(name).removeprefix("torch.")
     name = SHORT.get(name, name)
     if name not in DTYPES:
         raise UsageError(f"There is no dtype {name!r}.{close_matches(name, DTYPES)}")
     return DTYPES[name]
 
 
-def to_device(name: str) -> torch.device:
+def to_device(name: str | torch.device) -> torch.device:
     """The torch device of a name. UsageError if it cannot be used here."""
+    name = str(name)
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError):

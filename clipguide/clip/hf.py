@@ -5,6 +5,7 @@ Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, D the width 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,12 +63,23 @@ def wrap_hf_clip(
     dtype: str = "float32",
 ) -> Clip:
     """A Clip of a transformers CLIPModel or SiglipModel, its image processor and its tokenizer,
-    already loaded.
+    already loaded. The model stays as it is: the Clip sees its weights through a view, which is
+    frozen, and is a copy only where device or dtype differ.
 
     UsageError if the processor does more than to resize, crop to a square and normalise.
     """
-    parts = _parts(model, processor, tokenizer, name)
+    parts = _parts(_view(model), processor, tokenizer, name)
     return parts.clip(device=device, dtype=dtype, keep=False)
+
+
+def _view(model: nn.Module) -> nn.Module:
+    """A module of the same weights, in the same memory, which can be frozen and moved alone."""
+    shared: dict[int, object] = {}
+    for parameter in model.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    for buffer in model.buffers():
+        shared[id(buffer)] = buffer.detach()
+    return copy.deepcopy(model, shared)
 
 
 def _parts(model: nn.Module, processor: object, tokenizer: object, name: str) -> Parts:

@@ -8,6 +8,8 @@ import json
 import os
 from pathlib import Path
 
+import torch
+
 from .. import mini
 from ..errors import ClipguideError, UsageError, reason
 from ..prompts import shorten
@@ -36,7 +38,7 @@ def load_clip(
     name: str | os.PathLike = "mini",
     *,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     trust_pickle: bool = False,
 ) -> Clip:
     """A CLIP by name, on a device.
@@ -47,6 +49,8 @@ def load_clip(
     - a folder of open_clip (an open_clip_config.json and safetensors) or of transformers (the
       config.json of a CLIP or SigLIP, safetensors, and its processor's files);
     - a file of OpenAI's: a state dict, or with `trust_pickle` a JIT archive;
+    - the hub's name of a CLIP or SigLIP of transformers, as "openai/clip-vit-base-patch32", that is
+      in the cache already;
     - an open_clip model and tag such as "ViT-B-32/laion2b_s34b_b79k", or "hf-hub:" and the name of
       an open_clip model on the hub, which open_clip downloads where they are not cached;
     - one of these and "@device:dtype", which go before the arguments, as in "mini@cuda:0:bfloat16",
@@ -59,10 +63,16 @@ def load_clip(
     whatever signs are in it. UsageError for a name that is none of these, or weights in a pickle
     without `trust_pickle`; ClipguideError for a CLIP that does not load.
     """
-    to_dtype(dtype)
-    to_device(device)
+    dtype = str(to_dtype(dtype)).removeprefix("torch.")
+    device = str(to_device(device))
     name = os.fspath(name)
     settings = {"device": device, "dtype": dtype, "trust_pickle": trust_pickle}
+    with torch.inference_mode(False):  # else it took no part in gradients
+        return _load_all(name, settings)
+
+
+def _load_all(name: str, settings: dict[str, object]) -> Clip:
+    """One CLIP or an ensemble."""
     if _is_one(name):
         return _load(name, **settings)
     weights, names = zip(*map(_weighed, name.split("+")), strict=True)
@@ -127,7 +137,35 @@ def _parts(source: str, name: str, *, trust_pickle: bool) -> Parts:
         return _open_clip(f"local-dir:{source}", name=name)
     if source.startswith("hf-hub:"):
         return _open_clip(source, name=name)
+    if cached := _in_cache(source):
+        return hf.from_folder(cached, trust_pickle=trust_pickle, name=name)
     return _open_clip(*_known_tag(source), name=name)
+
+
+def _in_cache(source: str) -> Path | None:
+    """The folder in the hub's cache of a model of transformers; None for an open_clip model and
+    tag. UsageError, with what to do, for a hub's name that is not there."""
+    owner, slash, model = source.partition("/")
+    if not slash or not model or "/" in model or owner in _architectures():
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, local_files_only=True))
+    except HFValidationError:
+        return None
+    except (LocalEntryNotFoundError, HfHubHTTPError):
+        raise UsageError(
+            f"{shorten(source)!r} is no open_clip model and tag, and not in the hub's cache: "
+            f"download it with `hf download {source}`, or name a folder."
+        ) from None
+
+
+def _architectures() -> set[str]:
+    import open_clip
+
+    return {model for model, _ in open_clip.list_pretrained()}
 
 
 def _open_clip(source: str, tag: str | None = None, *, name: str) -> Parts:

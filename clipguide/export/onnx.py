@@ -1,4 +1,4 @@
-"""ONNX: both towers, run by onnxruntime as soon as they are written.
+"""ONNX: a tower as a file, and what onnxruntime makes of it.
 
 Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, D the width of the embedding.
 """
@@ -18,42 +18,12 @@ from torch import nn
 from ..clip import Clip
 from ..errors import ClipguideError, out_of_memory, reason
 from .folder import no_space
-from .probes import Agreement, Probes, compare, demand
+from .probes import Agreement, Probes, compare
 from .towers import ImageTower, TextTower
 
-EXACT, HALF, INT8 = 0.9999, 0.999, 0.99  # what the lowest cosine with torch must reach
+EXACT, HALF = 0.9999, 0.999  # what the lowest cosine with torch must reach, whole and by half
 BIG = 1_800_000_000  # bytes of weights that a file of ONNX's own format cannot hold
 OUTPUT = "vectors"
-
-
-def write(
-    clip: Clip, folder: Path, probes: Probes, *, int8: bool, fp16: bool
-) -> dict[str, dict[str, object]]:
-    """image.onnx and text.onnx, and with `fp16` and `int8` image-fp16.onnx and so on beside them.
-
-    What is to be said of each file: its cosines with torch, and how it was quantised.
-    ClipguideError for a tower that cannot be exported, or that does not agree.
-    """
-    said: dict[str, dict[str, object]] = {}
-    for kind in ("image", "text"):
-        path = folder / f"{kind}.onnx"
-        tower, given = tower_of(clip, kind), example(clip, kind)
-        export_tower(tower, given, path, what=f"The {kind} tower of {clip.name}")
-        said[path.name] = {"cosine": _checked(path, kind, probes, EXACT)}
-        if fp16:
-            from .half import halve
-
-            half = folder / f"{kind}-fp16.onnx"
-            halve(path, half)
-            said[half.name] = {"cosine": _checked(half, kind, probes, HALF)}
-    if int8:
-        from .quantise import quantise
-
-        for kind in ("image", "text"):
-            path = folder / f"{kind}-int8.onnx"
-            how, found = quantise(folder / f"{kind}.onnx", path, kind, probes, bar=INT8)
-            said[path.name] = {"cosine": found, "quantisation": how}
-    return said
 
 
 def tower_of(clip: Clip, kind: str) -> nn.Module:
@@ -149,7 +119,3 @@ def quiet() -> Iterator[None]:
     finally:
         logging.disable(disabled)
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _checked(path: Path, kind: str, probes: Probes, bar: float) -> Agreement:
-    return demand(measure(path, kind, probes), bar, what=path.name)

@@ -123,9 +123,9 @@ def _write(
     parts: Parts, clip: Clip, to: str, stage: Path, probes: Probes, *, int8: bool, fp16: bool
 ) -> dict[str, dict]:
     if to == "onnx":
-        from . import onnx
+        from . import onnx_files
 
-        return onnx.write(clip, stage, probes, int8=int8, fp16=fp16)
+        return onnx_files.write(clip, stage, probes, int8=int8, fp16=fp16)
     if to == "torch-export":
         from . import program
 

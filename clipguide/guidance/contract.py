@@ -24,6 +24,7 @@ from ..objectives.features import views_at_a_time
 from .levels import Level, widen
 
 WINDOW = (0.1, 1.0)
+MOST = 10_000  # of a method's whole numbers
 SPARING = 8  # views encoded at a time when memory has run out once; then half as many, and so on
 LOSS_SCALES = (1.0, 2.0**16, 2.0**12, 2.0**8, 2.0**4)  # of gradients in float16; 1 of all others
 
@@ -260,11 +261,12 @@ class Method:
     every: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "window", tuple(self.window))
-        low, high = self.window
-        if not 0 <= low < high <= 1:
-            raise UsageError(f"The window lies in [0, 1], the lower first, not {self.window}.")
-        self.at_least(1, "every")
+        window = self.window
+        pair = isinstance(window, (tuple, list)) and len(window) == 2
+        if not (pair and all(map(_is_number, window)) and 0 <= window[0] < window[1] <= 1):
+            raise UsageError(f"The window lies in [0, 1], the lower first, not {window}.")
+        object.__setattr__(self, "window", tuple(window))
+        self.whole(1, "every")
 
     def at_least(self, low: float, *names: str) -> None:
         """UsageError unless these fields are finite numbers from `low`."""
@@ -272,6 +274,15 @@ class Method:
             value = getattr(self, name)
             if not (_is_number(value) and value >= low):
                 raise UsageError(f"`{name}` must be a number from {low}, not {value!r}.")
+
+    def whole(self, low: int, *names: str) -> None:
+        """UsageError unless these fields are whole numbers from `low` to MOST."""
+        for name in names:
+            value = getattr(self, name)
+            if not (type(value) is int and low <= value <= MOST):
+                raise UsageError(
+                    f"`{name}` must be a whole number from {low} to {MOST}, not {value!r}."
+                )
 
     @property
     def idle(self) -> bool:

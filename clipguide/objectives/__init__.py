@@ -4,6 +4,9 @@ They add and scale: `Similarity(clip, "a red fox") + 0.1 * TotalVariation()`. No
 averages over the batch; only the driver that takes the gradient does.
 """
 
+from collections.abc import Callable
+
+from ..registry import Registry
 from .aesthetic import Aesthetic
 from .areas import Region, regions
 from .balanced import Balanced
@@ -23,8 +26,47 @@ from .pixels import Near, Palette, Range, Saturation, Symmetry, TotalVariation
 from .preference import HPSv2, ImageReward, PickScore, Preference
 from .similarity import KINDS, InitSimilarity, Similarity, _dot, _spherical
 
+OBJECTIVES: Registry[Callable[..., Objective]] = Registry(
+    "objective",
+    {
+        "aesthetic": Aesthetic,
+        "hps-v2": HPSv2,
+        "image-reward": ImageReward,
+        "palette": Palette,
+        "pick-score": PickScore,
+        "range": Range,
+        "saturation": Saturation,
+        "similarity": Similarity,
+        "symmetry": Symmetry,
+        "total-variation": TotalVariation,
+    },
+)
+
+
+def register_objective(
+    name: str, make: Callable[..., Objective], *, replace: bool = False
+) -> Callable[..., Objective]:
+    """Make an objective known by a name.
+
+    Args:
+        name: what `make_objective` calls it.
+        make: a class of objectives, or a function that returns one.
+        replace: whether an objective of that name may be replaced.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    return OBJECTIVES.register(name, make, replace=replace)
+
+
+def make_objective(name: str, *args: object, **settings: object) -> Objective:
+    """An objective by its name, of the arguments that it takes. UsageError if there is none."""
+    return OBJECTIVES.find(name)(*args, **settings)
+
+
 __all__ = [
     "KINDS",
+    "OBJECTIVES",
     "Aesthetic",
     "Balanced",
     "Custom",
@@ -50,5 +92,7 @@ __all__ = [
     "as_objective",
     "finished",
     "fresh_generators",
+    "make_objective",
     "regions",
+    "register_objective",
 ]

@@ -27,7 +27,7 @@ class BestOf(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(1, "number")
+        self.whole(1, "number")
         if self.each is None:
             return
         if not isinstance(self.each, Method):

@@ -41,9 +41,9 @@ class Lookahead(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(2, "number")
-        self.at_least(1, "steps")
-        self.at_least(0, "scale", "sharpness")
+        self.whole(2, "number")
+        self.whole(1, "steps")
+        self.at_least(0, "scale", "sharpness", "temperature")
         if not self.temperature > 0:
             raise UsageError(f"The temperature must be above 0, not {self.temperature}.")
 

@@ -42,9 +42,9 @@ class Noise(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(1, "iterations", "patience")
-        self.at_least(0, "rate", "prior")
-        if not 0 <= self.momentum < 1:
+        self.whole(1, "iterations", "patience")
+        self.at_least(0, "rate", "prior", "momentum")
+        if self.momentum >= 1:
             raise UsageError(f"The momentum is at least 0 and less than 1, not {self.momentum}.")
 
     @property

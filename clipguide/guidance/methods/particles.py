@@ -45,7 +45,7 @@ class Particles(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(2, "number")
+        self.whole(2, "number")
         self.at_least(0, "sharpness", "threshold", "eta")
         if self.eta > 1:
             raise UsageError(f"eta must be from 0 to 1, not {self.eta}.")

@@ -38,7 +38,8 @@ class Rollover(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(2, "quota")
+        self.whole(2, "quota")
+        self.at_least(0, "eta")
         if not (0 < self.eta <= 1):
             raise UsageError(f"eta must be above 0 and at most 1, not {self.eta}.")
         if self.every != 1 or self.window != WINDOW:

@@ -61,11 +61,12 @@ class Shortcut(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "strength", _strength(self.strength))
-        if not 0 <= self.momentum < 1:
+        self.at_least(0, "momentum")
+        if self.momentum >= 1:
             raise UsageError(f"The momentum is at least 0 and less than 1, not {self.momentum}.")
         if self.fixed not in FIXED:
             raise UsageError(f"There is no fixed {self.fixed!r}.{close_matches(self.fixed, FIXED)}")
-        self.at_least(1, "inner", "travel")
+        self.whole(1, "inner", "travel")
 
     @property
     def idle(self) -> bool:

@@ -1,0 +1,166 @@
+"""What text to image is asked for, but for the prompts: one frozen set of settings, which the call,
+the command and the recipe share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError, close_matches
+from ..guidance.contract import Method
+from ..guidance.methods import METHODS, Shortcut, configure
+from ..prompts import check_text, shorten
+from ..recipe import Recipe
+
+STEPS = 30
+CFG = 4.0
+CUTOUTS = 4
+MOST = 1000  # images of a prompt, candidates of an image, steps
+MAX_SEED = 2**63 - 1
+CANDIDATE_STRIDE = 1_000_000  # candidate k of the image of seed s has the seed s + k·stride
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """The settings of a run of text to image.
+
+    Args:
+        guide: what the CLIP steers towards, one text for all or one a prompt; the prompt itself if
+            None.
+        negative: what classifier-free guidance leads away from.
+        count: images of each prompt; the i-th has the seed `seed` + i.
+        best_of: candidates of each image, the k-th of the image's seed + k·1,000,000; the one with
+            the best guide score is kept.
+        method: how to steer: a name in `guidance.METHODS`, or a configured one. Particles of an
+            image are its candidates. "auto" is the one that gains most for `budget`.
+        strength: of the steering, as a fraction of rms(x0), a number or a schedule, as `steer` has
+            it; 0 is plain sampling; the method's own by default.
+        steps: of the sampler.
+        seed: 0 … 2⁶³ − 1.
+        cfg: scale of classifier-free guidance; 1 is none.
+        size: side in pixels, or width and height.
+        budget: of "auto": × the cost of plain sampling, from 1, or seconds an image, as "30s", for
+            which plain sampling is timed first; 4 by default.
+        cutouts: crops of an image that the guide looks at, beside the whole; 0 … 256; 4 by default.
+        decoder: what steering sees x0 by: "vae", the default, "linear", "tiny" or "auto", as
+            `steer` has it. The finished image is always the VAE's.
+        tiny: a folder of an AutoencoderTiny, for "tiny" and "auto".
+        refine: steps of the loop on each finished image's latents; the judge decides whether the
+            image is better for them.
+        exact: sample one at a time: an image's bits do not depend on its neighbours.
+        batch_size: most samples at a time; by default 8, and 1 on a CPU, where a batch would save
+            about a tenth of the time, and an image drawn alone differ from it.
+        trace: score at every step, for `Picture.trace`; by default at every fifth.
+        frames: keep an image of each step in `Picture.frames`, which costs its decoding.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    guide: str | Sequence[str] | None = None
+    negative: str = ""
+    count: int = 1
+    best_of: int = 1
+    method: str | type[Method] | Method = "shortcut"
+    strength: Any = None
+    steps: int = STEPS
+    seed: int = 0
+    cfg: float = CFG
+    size: int | tuple[int, int] | None = None
+    budget: float | str | None = None
+    cutouts: int | None = None
+    decoder: str | None = None
+    tiny: str | Path | None = None
+    refine: int = 0
+    exact: bool = False
+    batch_size: int | None = None
+    trace: bool = False
+    frames: bool = False
+
+    def __post_init__(self) -> None:
+        check_text(self.negative)
+        check_numbers(count=self.count, best_of=self.best_of, steps=self.steps)
+        if self.batch_size is not None:
+            check_numbers(batch_size=self.batch_size)
+        if not 0 <= self.seed <= MAX_SEED - self.best_of * CANDIDATE_STRIDE - self.count:
+            raise UsageError(
+                f"The seed must be a whole number from 0 to about 2⁶³, not {self.seed}."
+            )
+        if not abs(self.cfg) < 1000:
+            raise UsageError(f"The scale of classifier-free guidance cannot be {self.cfg}.")
+        if self.cutouts is not None and not 0 <= self.cutouts <= 256:
+            raise UsageError(f"cutouts must be from 0 to 256, not {self.cutouts}.")
+        if not 0 <= self.refine <= MOST:
+            raise UsageError(f"refine must be from 0 to {MOST}, not {self.refine}.")
+        if self.method != "auto" and self.budget is not None:
+            raise UsageError("A budget is for the method auto, which chooses by it.")
+
+    def changed(self, changes: dict[str, object]) -> Generation:
+        """The same with some settings changed. UsageError, with close matches, for a name that
+        there is not."""
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                raise UsageError(
+                    f"Text to image has no setting {name!r}.{close_matches(name, names)}"
+                )
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def configured(self) -> Method:
+        """The method, not auto, with its strength."""
+        return configure(self.method, {"strength": self.strength})
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Generation:
+        """What a recipe was made by: its batch is one of `replay`'s. UsageError if it names what
+        there is not."""
+        return cls(
+            guide=recipe.guide,
+            negative=recipe.negative,
+            best_of=recipe.best_of,
+            method=method_of(recipe),
+            steps=recipe.steps,
+            seed=recipe.seed,
+            cfg=recipe.cfg,
+            size=(recipe.width, recipe.height),
+            cutouts=recipe.cutouts,
+            decoder=recipe.decoder,
+            tiny=recipe.tiny or None,
+            refine=recipe.refine,
+        )
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The method of a recipe. UsageError if it names one that there is not."""
+    try:
+        options = {name: json.loads(value) for name, value in recipe.options.items()}
+        if recipe.method in METHODS and issubclass(METHODS[recipe.method], Shortcut):
+            options.setdefault("strength", recipe.strength)
+        return configure(recipe.method, options)
+    except (TypeError, ValueError, RecursionError):
+        raise UsageError(f"The recipe's options of {shorten(recipe.method)} are wrong.") from None
+
+
+def recipe_options(method: Method) -> tuple[float, dict[str, str]]:
+    """The strength and the options of a method, as a recipe keeps them. UsageError for what cannot
+    be spelt out, such as a schedule made of a function."""
+    options = method.options()
+    strength = options.pop("strength", getattr(method, "strength", 0.0))
+    spelt = {name: json.dumps(value) for name, value in options.items()}
+    if isinstance(strength, (int, float)):
+        return float(strength), spelt
+    spec = strength.to_spec()
+    most = max(end for piece in strength.pieces for end in (piece.first, piece.last))
+    return most, {**spelt, "strength": json.dumps(spec)}
+
+
+def check_numbers(**numbers: int) -> None:
+    """UsageError for a number that is not from 1 to MOST."""
+    for name, value in numbers.items():
+        if not 1 <= value <= MOST:
+            raise UsageError(f"{name} must be from 1 to {MOST}, not {value}.")
