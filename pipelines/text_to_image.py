@@ -8,6 +8,7 @@ Shapes: B images, 3 channels, H rows, W columns.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -314,7 +315,7 @@ class TextToImage:
         ) as steering:
             image_B3HW = steering(
                 prompt=[to_draw(job.prompt) for job in jobs],
-                negative_prompt=[settings.negative] * len(jobs) if settings.cfg > 1 else None,
+                **self._negative(settings, len(jobs)),
                 num_inference_steps=settings.steps,
                 guidance_scale=settings.cfg,
                 width=settings.width,
@@ -345,6 +346,12 @@ class TextToImage:
             )
             for i in range(len(jobs))
         ]
+
+    def _negative(self, settings: Settings, number: int) -> dict[str, object]:
+        """The negative prompts, where this pipeline takes them."""
+        takes = "negative_prompt" in inspect.signature(self.pipe.__call__).parameters
+        guided = takes and settings.cfg > 1
+        return {"negative_prompt": [settings.negative] * number} if guided else {}
 
     def _refined(
         self, image_B3HW: torch.Tensor, jobs: Sequence[Job], settings: Settings

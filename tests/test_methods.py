@@ -331,7 +331,7 @@ class Falls(Similarity):
 
 
 def test_doubt_is_told_and_acted_on(pipe, clip, judge):
-    """An objective that gets better while the judge falls: the strength of that image alone goes."""
+    """The objective gets better while the judge falls: the strength of that image alone goes."""
     use(pipe, "DDIM")
     objective, falls = Climbs(clip, "a red fox"), Falls(judge, "a red fox")
     with (

@@ -116,7 +116,8 @@ def test_a_plug_in_of_one_file(tmp_path, generator_folder):
         dark = clipguide.make_objective("dark")
         def draw(call):
             generator = torch.Generator().manual_seed(1)
-            return call("a fox", num_inference_steps=3, generator=generator, output_type="pt").images
+            settings = {{"num_inference_steps": 3, "output_type": "pt"}}
+            return call("a fox", generator=generator, **settings).images
         plain = draw(pipe)
         with clipguide.steer(pipe, dark, method="sparkle", size=0.1) as s:
             assert dark(draw(s)) < dark(plain)

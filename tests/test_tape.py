@@ -8,8 +8,9 @@ from test_families import draw as draw_tiny
 from test_guidance import PAIRS, STEPS, draw, use
 from tiny_pipelines import TINY, tiny
 
-from clipguide.errors import ClipguideError
+from clipguide.errors import ClipguideError, UsageError
 from clipguide.guidance import Particles, Shortcut, steer
+from clipguide.guidance.digest import digest
 from clipguide.guidance.latents import denoiser
 from clipguide.objectives import Similarity, TotalVariation
 
@@ -20,7 +21,7 @@ class Stop(Exception):
     """Somebody pulled the plug."""
 
 
-def run(pipe, objective, tape, *, stop=None, seeds=(3, 4), **settings):
+def run(pipe, objective, tape, *, stop=None, seeds=(3, 4), call=None, **settings):
     """image_B3HW, its report, and how often the denoiser was asked; stopped after step `stop`."""
     asked = []
     hook = denoiser(pipe).register_forward_pre_hook(lambda *_: asked.append(1))
@@ -31,7 +32,7 @@ def run(pipe, objective, tape, *, stop=None, seeds=(3, 4), **settings):
 
     try:
         with steer(pipe, objective, tape=tape, on_step=on_step, **settings) as s:
-            return draw(pipe, seeds), s.report, len(asked)
+            return draw(s, seeds, **(call or {})), s.report, len(asked)
     finally:
         hook.remove()
 
@@ -107,8 +108,8 @@ def test_every_family(name, tmp_path):
             if step.index == stop:
                 raise Stop
 
-        with steer(pipe, TotalVariation(), tape=tape, on_step=on_step, strength=0.3):
-            return draw_tiny(pipe, settings)
+        with steer(pipe, TotalVariation(), tape=tape, on_step=on_step, strength=0.3) as s:
+            return draw_tiny(s, settings)
 
     whole = images(None)
     with pytest.raises(Stop):
@@ -130,10 +131,61 @@ def test_a_harmed_tape_ends_there(pipe, clip, tmp_path, harm):
     assert torch.equal(run(pipe, "a fox", tmp_path, clip=clip)[0], whole)
 
 
-def test_the_tape_of_another_run(pipe, clip, tmp_path):
+OTHERS = {
+    "seeds": {"seeds": (5, 6)},
+    "strength": {"strength": 0.2},
+    "prompt": {"call": {"prompt": "a zebra"}},
+    "guidance": {"call": {"guidance_scale": 3.0}},
+    "views": {"generators": [torch.Generator().manual_seed(k) for k in (1, 2)]},
+    "decoder": {"decoder": "linear"},
+    "scoring": {"score_every": 2},
+}
+
+
+@pytest.mark.parametrize("other", [*OTHERS, "objective", "judge", "weights", "scheduler"])
+def test_the_tape_of_another_run(pipe, clip, judge, tmp_path, other):
+    """Whatever bears on the image makes it another run."""
     use(pipe, "DDIM")
     with pytest.raises(Stop):
-        run(pipe, "a fox", tmp_path, stop=2, clip=clip)
+        run(pipe, Similarity(clip, "a fox"), tmp_path, stop=2)
+    settings, objective = OTHERS.get(other, {}), Similarity(clip, "a fox")
+    if other == "objective":
+        objective = Similarity(clip, "a wolf")
+    if other == "judge":
+        settings = {"judge": judge}
+    if other == "weights":
+        with torch.no_grad():
+            next(pipe.unet.parameters()).mul_(1.001)
+    if other == "scheduler":
+        use(pipe, "DDIM", "epsilon")
     with pytest.raises(ClipguideError, match="another run's steps: delete it"):
-        run(pipe, "a fox", tmp_path, clip=clip, seeds=(5, 6))
+        run(pipe, objective, tmp_path, **settings)
     assert "forward" not in vars(denoiser(pipe))
+
+
+def test_a_tape_needs_a_call(pipe, clip, tmp_path):
+    """Only s(…) knows all arguments; and what has no digest is refused."""
+    use(pipe, "DDIM")
+    with steer(pipe, Similarity(clip, "a fox"), tape=tmp_path / "a") as s:
+        with pytest.raises(ClipguideError, match="call s"):
+            draw(pipe)
+        with open(__file__) as stream:
+            with pytest.raises(UsageError, match="TextIOWrapper cannot be compared"):
+                s("a fox", callback_on_step_end=lambda p, i, t, k, stream=stream: k)
+
+
+def test_digests():
+    """Alike is alike, and anything that differs differs."""
+    things = [
+        1, 1.0, "1", b"1", None, True, (1, 2), [1, 2], {"a": 1}, {"a": 2}, torch.zeros(2),
+        torch.zeros(3), torch.zeros(2).half(), torch.nn.Linear(1, 1), Shortcut(),
+        Shortcut(strength=0.2), Shortcut(strength="0.1@0..0.5"), lambda x: x, lambda x: x + 1,
+        torch.Generator().manual_seed(1), torch.Generator().manual_seed(2), TotalVariation(),
+    ]
+    digests = [digest(thing) for thing in things]
+    assert len(set(digests)) == len(things)
+    assert digests == [digest(thing) for thing in things]
+    assert digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+    own: list = [1]
+    own.append(own)
+    assert digest(own) == digest(own)

@@ -424,7 +424,7 @@ def tiny(name: str):
 def draw(pipe, settings: dict, *, steps: int = 3, seed: int = 3, **more) -> torch.Tensor:
     """image_N3HW in [0, 1], the frames of videos one after the other."""
     given = {**settings, "num_inference_steps": steps, "output_type": "pt", **more}
-    if type(pipe).__name__ == "SanaSprintPipeline":
+    if type(getattr(pipe, "pipe", pipe)).__name__ == "SanaSprintPipeline":
         given["num_inference_steps"] = 2  # what it is made for
     generator = [torch.Generator().manual_seed(seed + i) for i in range(BATCH)]
     with torch.random.fork_rng():  # some pipelines keep their generators from their scheduler

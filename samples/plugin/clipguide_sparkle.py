@@ -1,6 +1,7 @@
 """A plug-in of one file: a method, an objective, a family, a scheduler and a canvas of one's own.
 
-`pip install samples/plugin`, and all of clipguide knows them: `clipguide generate --method sparkle`.
+`pip install samples/plugin`, and all of clipguide knows them, as in
+`clipguide generate --method sparkle`.
 
 Shapes: B images, 3 channels of H x W pixels.
 """
