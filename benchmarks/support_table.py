@@ -133,8 +133,18 @@ def cell(family: str, scheduler: str) -> str:
     return "yes"
 
 
+SENTENCES = {  # what diffusers' own exceptions mean
+    "'<=' not supported between instances of 'int' and 'NoneType'": "the pipeline sets "
+    "`original_inference_steps` to None, and the scheduler needs a number",
+    "unsupported operand type(s) for /: 'int' and 'list'": "the pipeline gives the scheduler its "
+    "sigmas as a list, with which it cannot reckon",
+}
+
+
 def reason(error: str) -> str:
     """Why diffusers itself does not run the two together."""
+    if said := SENTENCES.get(" ".join(error.split())):
+        return said
     if "does not support custom sigmas" in " ".join(error.split()):
         return "the pipeline sets the sigmas itself, and the scheduler does not take them"
     if found := re.search(r"unexpected keyword argument '(\w+)'", error):

@@ -8,7 +8,6 @@ Shapes: B images, 3 channels, H rows, W columns.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from ..errors import ClipguideWarning, UsageError
 from ..guidance import Step, steer
 from ..guidance.auto import Choice, times_plain
 from ..guidance.calls import execution_device
-from ..guidance.contract import Method
+from ..guidance.contract import Method, call_signature
 from ..guidance.decoders import Decoder, load_tiny
 from ..guidance.latents import check, default_clip
 from ..guidance.tape import Tape
@@ -349,7 +348,7 @@ class TextToImage:
 
     def _negative(self, settings: Settings, number: int) -> dict[str, object]:
         """The negative prompts, where this pipeline takes them."""
-        takes = "negative_prompt" in inspect.signature(self.pipe.__call__).parameters
+        takes = "negative_prompt" in call_signature(self.pipe).parameters
         guided = takes and settings.cfg > 1
         return {"negative_prompt": [settings.negative] * number} if guided else {}
 

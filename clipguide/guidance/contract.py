@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -201,6 +202,20 @@ def without_autocast(device: torch.device) -> Iterator[None]:
         return
     with torch.autocast(device.type, enabled=False):
         yield
+
+
+def call_signature(pipe: object) -> inspect.Signature:
+    """What a pipeline is called with: of a subclass that passes everything on, by *args, its base's
+    arguments."""
+    for base in type(pipe).__mro__:
+        call = vars(base).get("__call__")
+        if call is None:
+            continue
+        found = inspect.signature(call)
+        parameters = list(found.parameters.values())[1:]
+        if not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            return found.replace(parameters=parameters)
+    return inspect.signature(pipe.__call__)
 
 
 def rms(x: torch.Tensor) -> torch.Tensor:

@@ -92,6 +92,8 @@ def _parts(thing: object) -> list[object]:
 
 def _feed_tensor(hashed, tensor: torch.Tensor) -> None:
     hashed.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    if tensor.is_meta:
+        raise UsageError("Weights that are offloaded have no digest: leave `tape` out.")
     data = tensor.detach().cpu().contiguous()
     if data.numel():
         hashed.update(data.reshape(-1).view(torch.uint8).numpy())

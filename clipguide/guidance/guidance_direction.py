@@ -36,6 +36,10 @@ class GuidanceHook:
             self._hook.remove()
         self._hook = self._output = None
 
+    def forget(self) -> None:
+        """What was kept is of another run, or of another pipeline that shares the denoiser."""
+        self._output = None
+
     def direction(self, level: Level, sample: torch.Tensor) -> torch.Tensor | None:
         """cond − uncond as a move of x0, of sample's shape; None if this evaluation was not of
         both. What was kept is forgotten."""

@@ -108,6 +108,7 @@ class Session:
     def set_timesteps(self, scheduler: object) -> None:
         """The pipeline set its timesteps: whatever ran before is over."""
         self.end()
+        self._direction.forget()
         if self._repeats is not None and self.mode.method is not None:
             self._repeats.enlarge(scheduler)
 
@@ -333,7 +334,8 @@ class Session:
             previous = run.repeats.back(at, previous, run.noise_like(previous))
             self._wide = True
         previous = self._narrow(previous, at)
-        final = float(at.timestep) == float(run.scheduler.timesteps[-1])  # else it is noisy still
+        timestep = torch.as_tensor(at.timestep).flatten()[0]  # some give one a sample
+        final = float(timestep) == float(run.scheduler.timesteps[-1])  # else it is noisy still
         self.last_x0 = previous if final else at.x0
         if self.mode.differentiable and self.mode.method is not None:
             previous = previous.detach().requires_grad_(at.index < run.total - 1)

@@ -6,7 +6,6 @@ Methods that run the pipeline their own way do so by `s(…)` of `with steer(pip
 from __future__ import annotations
 
 import contextlib
-import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from ..prompts import ImagePart, Prompt
 from . import gradients, schedulers
 from .auto import Choice, choose
 from .calls import Calls, execution_device
-from .contract import Method
+from .contract import Method, call_signature
 from .decoders import Decoder
 from .digest import digest
 from .guidance_direction import GuidanceHook
@@ -183,7 +182,7 @@ class Steering:
 
 def _bound(pipe: object, args: tuple, settings: dict[str, object]) -> dict[str, object]:
     """The arguments of a call by name, those that a pipeline collects in **kwargs among them."""
-    signature = inspect.signature(pipe.__call__)
+    signature = call_signature(pipe)
     try:
         arguments = dict(signature.bind(*args, **settings).arguments)
     except TypeError as error:

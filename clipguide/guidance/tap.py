@@ -9,6 +9,7 @@ ordinary scheduler.
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import functools
 from collections.abc import Callable, Iterator
 
@@ -85,10 +86,9 @@ def _view(
     def reduced(self: object, protocol: int) -> object:
         """A copy is of the scheduler's own class."""
         made = super(kind, self).__reduce_ex__(protocol)
-        if isinstance(made, str):
-            return made
-        function, arguments, *rest = made
-        return (function, tuple(base if a is kind else a for a in arguments), *rest)
+        if isinstance(made, tuple) and made[0] is copyreg.__newobj__:
+            return (_empty, (base,), *made[2:])
+        return made
 
     members = {
         "__module__": base.__module__,
@@ -101,6 +101,11 @@ def _view(
     view = object.__new__(kind)
     view.__dict__ = vars(scheduler)
     return view
+
+
+def _empty(kind: type) -> object:
+    """An object without its attributes, to be filled by a copy."""
+    return object.__new__(kind)
 
 
 def _replaceable(make: Callable[[], Callable]) -> property:

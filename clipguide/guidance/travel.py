@@ -40,7 +40,7 @@ class Travel:
     """Repeats a scheduler's timesteps `times` times."""
 
     def __init__(self, times: int) -> None:
-        self.times = times
+        self.times, self.once = times, None
 
     def enlarge(self, scheduler: object) -> None:
         """Repeat the timesteps that the pipeline is about to read."""
@@ -50,6 +50,8 @@ class Travel:
 
     def begin(self, total: int) -> None:
         """The pipeline has its list: the scheduler gets back its own, to find its steps in."""
+        if self.once is None:
+            raise ClipguideError("Time travel repeats timesteps: set them inside the context.")
         self.scheduler.timesteps, self.total = self.once, total
 
     @property

@@ -14,14 +14,13 @@ The best noise seen is kept, by the objective, and drawn from at the end.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from ...errors import ClipguideError, UsageError
-from ..contract import Method, along, rms
+from ..contract import Method, along, call_signature, rms
 from ..generators import restarted
 from ..levels import widen
 
@@ -52,7 +51,7 @@ class Noise(Method):
         return self.iterations + 2
 
     def check(self, pipe: object) -> None:
-        if "latents" not in inspect.signature(pipe.__call__).parameters:
+        if "latents" not in call_signature(pipe).parameters:
             raise ClipguideError(
                 f"{type(pipe).__name__} takes no `latents`, and noise optimises these: use "
                 "shortcut or best-of."
