@@ -193,8 +193,8 @@ def test_text_to_image_of_other_families(name, clip):
 
     pipe.__class__ = Encoded
     model = TextToImage(model=pipe, clip=clip)
-    (picture,) = model("a fox", steps=2, size=(64, 64))
-    assert picture.image.size == (64, 64) and picture.recipe.method == "shortcut"
+    (picture,) = model("a fox", steps=2, size=(128, 128))
+    assert picture.image.size == (128, 128) and picture.recipe.method == "shortcut"
 
 
 ORDER = {

@@ -38,54 +38,30 @@ class Bright(Objective):
         return -image_B3HW.flatten(1).mean(1)
 
 
-class OddPipeline(diffusers.StableDiffusionPipeline.__mro__[1]):
-    """Not in the table, nor of a base that is."""
-
-    __init__ = diffusers.StableDiffusionPipeline.__init__
-    __call__ = diffusers.StableDiffusionPipeline.__call__
-
-
-for _name in vars(diffusers.StableDiffusionPipeline):
-    if not _name.startswith("__"):
-        setattr(OddPipeline, _name, vars(diffusers.StableDiffusionPipeline)[_name])
-
-
-class OddScheduler(diffusers.DDIMScheduler.__mro__[1], diffusers.DDIMScheduler.__mro__[2]):
-    """A DDIM by another name, of none of the table's classes."""
-
-
-for _name, _value in vars(diffusers.DDIMScheduler).items():
-    if _name not in ("__dict__", "__weakref__", "__doc__", "__module__"):
-        setattr(OddScheduler, _name, _value)
-
-
 def test_a_family_and_a_scheduler_of_ones_own(pipe):
-    """The name that the first error says is all that it takes."""
-    odd = OddPipeline(**pipe.components, requires_safety_checker=False)
+    """Classes that the tables lack; what the first error says is all that it takes."""
+    odd = diffusers.StableDiffusionSAGPipeline(**pipe.components, requires_safety_checker=False)
     odd.set_progress_bar_config(disable=True)
-    with pytest.raises(ClipguideError, match=r'register_family\("OddPipeline", like='):
+    name = "StableDiffusionSAGPipeline"
+    with pytest.raises(ClipguideError, match=rf'register_family\("{name}", like='):
         steer(odd, Bright())
-    register_family("OddPipeline", like="StableDiffusionPipeline")
-    object.__setattr__(odd, "scheduler", OddScheduler(**_config(pipe)))
+    register_family(name, like="StableDiffusionPipeline")
+    keep = ("beta_schedule", "prediction_type", "timestep_spacing", "steps_offset")
+    config = {key: pipe.scheduler.config[key] for key in keep}
+    odd.scheduler = diffusers.CogVideoXDDIMScheduler(clip_sample=False, **config)
     try:
-        with pytest.raises(ClipguideError, match="OddScheduler cannot be steered yet"):
+        with pytest.raises(ClipguideError, match="CogVideoXDDIMScheduler cannot be steered yet"):
             steer(odd, Bright())
-        table.register("OddScheduler", like="DDIMScheduler")
-        plain = draw(odd)
+        table.register("CogVideoXDDIMScheduler", like="DDIMScheduler")
+        plain = draw(odd, sag_scale=0.0)
         with steer(odd, Bright()):
-            assert Bright()(draw(odd)).mean() < Bright()(plain).mean()
+            assert Bright()(draw(odd, sag_scale=0.0)).mean() < Bright()(plain).mean()
     finally:
-        latents.FAMILIES.unregister("OddPipeline")
-        table.SCHEDULERS.unregister("OddScheduler")
-    for name in ("register_family", "register_scheduler"):
-        module = latents if name == "register_family" else table
+        latents.FAMILIES.unregister(name)
+        table.SCHEDULERS.unregister("CogVideoXDDIMScheduler")
+    for module in (latents, table):
         with pytest.raises(UsageError, match="There is no"):
             module.register("Another", like="Nothing")
-
-
-def _config(pipe) -> dict:
-    keep = ("beta_schedule", "prediction_type", "clip_sample", "timestep_spacing", "steps_offset")
-    return {name: pipe.scheduler.config[name] for name in keep}
 
 
 def test_a_method_of_ones_own(pipe):

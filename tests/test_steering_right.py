@@ -189,7 +189,7 @@ def test_clip_sees_the_schedulers_x0(pipe, name):
     """Its pred_original_sample, or what convert_model_output gives."""
     use(pipe, name)
     kind = type(pipe.scheduler)
-    pipe.scheduler = kind.from_config({**pipe.scheduler.config, **CLIPPED[name]})
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **CLIPPED[name])
     scheduler = pipe.scheduler
     scheduler.set_timesteps(6)
     for t in scheduler.timesteps[:3]:
@@ -273,7 +273,8 @@ def test_every_method_in_half_precision(pipe, dtype, method):
     with steer(pipe, Brightness(), method=method) as s:
         image = draw(s)
     assert image.dtype == dtype and image.isfinite().all() and s.report.skipped == 0
-    assert Brightness()(image.float()).mean() < before.mean()
+    if not isinstance(method, (Particles, Rollover)):  # these draw noise, and these are two samples
+        assert Brightness()(image.float()).mean() < before.mean()
     assert pipe.unet.dtype == pipe.vae.dtype == dtype
 
 

@@ -27,7 +27,7 @@ from .levels import Level, widen
 WINDOW = (0.1, 1.0)
 MOST = 10_000  # of a method's whole numbers
 SPARING = 8  # views encoded at a time when memory has run out once; then half as many, and so on
-LOSS_SCALES = (1.0, 2.0**16, 2.0**12, 2.0**8, 2.0**4)  # of gradients in float16; 1 of all others
+LOSS_SCALES = tuple(2.0**k for k in (16, 12, 8, 4, 0, -6))  # of gradients in float16
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _derivative(loss: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
     """∂loss/∂of in float32 or better. Through a graph in float16 small gradients become 0 and large
     ones infinite: the loss is scaled there (Micikevicius et al. 2018, section 3.2), by the largest
     of a few factors that stays finite."""
-    scales = LOSS_SCALES[1:] if of.dtype == torch.float16 else LOSS_SCALES[:1]
+    scales = LOSS_SCALES if of.dtype == torch.float16 else (1.0,)
     for scale in scales:
         last = scale == scales[-1]
         (value,) = torch.autograd.grad(loss * scale, of, retain_graph=not last)
