@@ -9,7 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from clipguide.pipelines.jobs import CANDIDATE_STRIDE
+from clipguide.pipelines.generation import CANDIDATE_STRIDE
 from clipguide.pipelines.text_to_image import TextToImage
 
 from clipguide.clip import load_clip

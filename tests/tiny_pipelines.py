@@ -387,6 +387,41 @@ def animatediff():
     return pipe, {**words(), "num_frames": 3, **SIZE}
 
 
+def upscale():
+    pipe = diffusers.StableDiffusionUpscalePipeline(
+        vae=kl(),
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet(channels=7, num_class_embeds=1000),
+        low_res_scheduler=diffusers.DDPMScheduler(),
+        scheduler=ddim(),
+    )
+    low = torch.nn.functional.avg_pool2d(picture(), 2)
+    return pipe, {**words(), "image": low}
+
+
+def cogview4():
+    transformer = diffusers.CogView4Transformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        text_embed_dim=16,
+        time_embed_dim=8,
+        condition_dim=4,
+    )
+    pipe = diffusers.CogView4Pipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=kl(),
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+    return pipe, {**words(), **SIZE}
+
+
 TINY = {
     "SD 1.5": stable_diffusion,
     "SD 2 (v)": lambda: stable_diffusion(prediction="v_prediction"),
@@ -406,6 +441,8 @@ TINY = {
     "Sana": sana,
     "Sana Sprint": lambda: sana(sprint=True),
     "PixArt-Sigma": pixart,
+    "SD x4 upscale": upscale,
+    "CogView4": cogview4,
     "DDPM": lambda: pixels("DDPM"),
     "DDIM": lambda: pixels("DDIM"),
     "AnimateDiff": animatediff,

@@ -65,6 +65,14 @@ Momentum = Annotated[
 Travel = Annotated[
     int | None, _option("Take each step this many times, noised back between. [default: 1]")
 ]
+Fixed = Annotated[
+    str | None,
+    _option(
+        "What stays as it is while a step's image is moved: the noisy sample, or its noise. "
+        "[default: sample]",
+        "sample|noise",
+    ),
+]
 Number = Annotated[
     int | None, _option("Candidates, particles or sketches of a picture. [default: 4]")
 ]

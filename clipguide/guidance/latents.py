@@ -128,7 +128,9 @@ _NAMES = {
         *(f"StableDiffusion{kind}" for kind in ("InstructPix2Pix", "Depth2Img", "Adapter")),
         *("LatentConsistencyModel", "LatentConsistencyModelImg2Img"),
         *("PixArtAlpha", "PixArtSigma", "PixArtSigmaPAG", "Sana", "SanaControlNet", "SanaPAG"),
-        *("HunyuanDiT", "AuraFlow", "Kolors", "KolorsImg2Img", "KolorsPAG"),
+        *("HunyuanDiT", "HunyuanDiTPAG", "HunyuanDiTControlNet"),
+        *("AuraFlow", "Kolors", "KolorsImg2Img", "KolorsPAG", "StableDiffusionUpscale"),
+        *("CogView3Plus", "CogView4", "CogView4Control"),
         # These do not do what their text-to-image pipelines do: no moments, no shift.
         *(f"{_XL}{kind}" for kind in ("ControlNetInpaint", "ControlNetUnionInpaint", "Adapter")),
         "StableDiffusion3Inpaint",
@@ -144,7 +146,7 @@ _NAMES = {
         *(f"StableDiffusion3{kind}" for kind in ("", "Img2Img", "PAG", "PAGImg2Img")),
         *(f"StableDiffusion3ControlNet{kind}" for kind in ("", "Inpainting")),
         *(f"ZImage{kind}" for kind in (*_KINDS, "ControlNet", "ControlNetInpaint")),
-        *("Lumina2", "StableDiffusion3Modular", "ZImageModular"),
+        *("Lumina2", "StableDiffusion3Modular", "ZImageModular", "HiDreamImage"),
     ],
     FLUX: [
         *(f"Flux{kind}" for kind in (*_KINDS, "Fill", "Kontext", "KontextInpaint")),
@@ -158,7 +160,7 @@ _NAMES = {
         *(f"QwenImage{kind}" for kind in _KINDS),
         *(f"QwenImage{kind}" for kind in ("ControlNet", "ControlNetInpaint")),
         *(f"QwenImageEdit{kind}" for kind in ("", "Inpaint", "Plus")),
-        "QwenImageModular",
+        *(f"QwenImage{kind}Modular" for kind in ("", "Edit", "EditPlus")),
     ],
     SPRINT: ["SanaSprint", "SanaSprintImg2Img"],
     FRAMES: [

@@ -132,7 +132,10 @@ def _strength(value: Spec) -> float | Schedule:
                 "repels."
             )
         return value
-    made = schedule(value)
+    try:
+        made = schedule(value)
+    except UsageError as error:
+        raise UsageError(f"The strength must be a number from 0, or a schedule: {error}") from None
     if any(end < 0 for piece in made.pieces for end in (piece.first, piece.last)):
         raise UsageError(
             f"The strength must be a number from 0, not below it in {value!r}; a part of negative "
