@@ -135,9 +135,11 @@ def cell(family: str, scheduler: str) -> str:
     return "yes"
 
 
-SENTENCES = {  # what diffusers' own exceptions mean
+SENTENCES = {  # what exceptions mean
     "'<=' not supported between instances of 'int' and 'NoneType'": "the pipeline sets "
     "`original_inference_steps` to None, and the scheduler needs a number",
+    "takes no `latents`": "refused: there is no initial noise to optimise",
+    "skips steps": "refused: the pipeline skips steps, so that none can be repeated",
     "unsupported operand type(s) for /: 'int' and 'list'": "the pipeline gives the scheduler its "
     "sigmas as a list, with which it cannot reckon",
 }
@@ -190,7 +192,32 @@ def table(families: list[str]) -> str:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
     lines += [f"{i}. {note}" for i, note in enumerate(notes, 1)]
+    lines += ["", *methods()]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def methods() -> list[str]:
+    """The methods and what they are tried on, by tests/test_matrix.py's own cells."""
+    from test_matrix import METHODS, REFUSED, TASKS, check
+
+    lines = [
+        "## Methods",
+        "",
+        "By DDIM. Yes: strength 0 changes no bit, the objective falls, a run repeats to the bit, "
+        "and the pipeline is afterwards as it was. `tests/test_matrix.py` tries the same in "
+        "bfloat16 and float16, offloaded, under `inference_mode` and autocast, and with a compiled "
+        "VAE.",
+        "",
+        "| method | " + " | ".join(TASKS) + " |",
+        "|---" * (len(TASKS) + 1) + "|",
+    ]
+    for method in METHODS:
+        cells = []
+        for task in TASKS:
+            check(method, "float32", task, "plain")
+            cells.append(SENTENCES.get(REFUSED.get((method, task)), "yes"))
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def parsed(text: str) -> dict[tuple[str, str], str]:
@@ -201,9 +228,9 @@ def parsed(text: str) -> dict[tuple[str, str], str]:
         if not line.startswith("|") or line.startswith("|---"):
             continue
         head, *rest = [part.strip() for part in line.strip("|").split("|")]
-        if head == "scheduler":
-            members = rest
-        else:
+        if head in ("scheduler", "method"):
+            members = rest if head == "scheduler" else []
+        elif members:
             found |= {(family, head): said for family, said in zip(members, rest, strict=True)}
     return found
 

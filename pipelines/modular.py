@@ -127,8 +127,9 @@ class Steered(ModularPipelineBlocks):
             strength=given.clip_strength,
             window=given.clip_window,
         )
-        if given.height and given.width:
-            steering.expect(height=given.height, width=given.width)
+        timesteps = state.get("timesteps")
+        steps = None if timesteps is None else len(timesteps)
+        steering.expect(height=given.height, width=given.width, steps=steps)
         with steering:
             components, state = self.block(components, state)
         state.set("report", steering.report)

@@ -23,6 +23,7 @@ from .calls import Calls, execution_device
 from .contract import Method, call_signature
 from .decoders import Decoder
 from .digest import digest
+from .given_decoder import GivenDecoder
 from .guidance_direction import GuidanceHook
 from .latents import check as check_family
 from .latents import default_clip, denoiser
@@ -137,10 +138,13 @@ class Steering:
         """Leave the context."""
         self.__exit__(None)
 
-    def expect(self, *, height: int, width: int, steps: int | None = None) -> None:
+    def expect(
+        self, *, height: int | None = None, width: int | None = None, steps: int | None = None
+    ) -> None:
         """Say, before the context, what is drawn in it, where the pipeline has no `__call__` that
         would: the size in pixels, which packed latents do not tell, and how many steps."""
-        self._decoder.hear(height, width)
+        if height and width:
+            self._decoder.hear(height, width)
         if steps is not None:
             self._session.expect(steps)
 
@@ -191,36 +195,6 @@ def _bound(pipe: object, args: tuple, settings: dict[str, object]) -> dict[str, 
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments |= arguments.pop(name, {})
     return arguments
-
-
-class GivenDecoder:
-    """A function of one's own in the place of a decoder: latents as the scheduler sees them ->
-    image_N3HW in [0, 1]."""
-
-    kind = "given"
-
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._function = function
-
-    def freeze(self) -> None:
-        """Nothing needs to be prepared."""
-
-    def thaw(self) -> None:
-        """Nothing needs to be undone."""
-
-    def hear(self, height: int, width: int) -> None:
-        """The size is the function's to know."""
-
-    def __call__(self, x0: torch.Tensor) -> torch.Tensor:
-        """image_N3HW of x0. UsageError if the function gives anything else."""
-        image_N3HW = self._function(x0)
-        shape = tuple(getattr(image_N3HW, "shape", ()))
-        if len(shape) != 4 or shape[1] != 3 or shape[0] % len(x0):
-            raise UsageError(
-                "A decoder gives images of shape (N, 3, height, width) in [0, 1], and this one "
-                f"gave {shape or type(image_N3HW).__name__}."
-            )
-        return image_N3HW.float()
 
 
 def steer(
