@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
+import sys
 import types
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -82,12 +83,18 @@ def _parts(thing: object) -> list[object]:
         return [thing.__func__, thing.__self__]
     if dataclasses.is_dataclass(thing):
         return [getattr(thing, field.name) for field in dataclasses.fields(thing)]
-    if type(thing).__module__ != "builtins" and hasattr(thing, "__dict__"):
+    if _of_python(type(thing)) and hasattr(thing, "__dict__"):
         return [vars(thing)]
     raise UsageError(
         f"A {type(thing).__name__} cannot be compared with that of another run, so that no tape "
         "can be kept of it: leave `tape` out."
     )
+
+
+def _of_python(kind: type) -> bool:
+    """Whether a class is written in Python, so that its objects are what their attributes say."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+    return kind.__module__ == "__main__" or file.endswith((".py", ".pyc"))
 
 
 def _feed_tensor(hashed, tensor: torch.Tensor) -> None:

@@ -56,12 +56,13 @@ def through_denoiser(pipe: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _detaching(processor: object, method: str) -> Iterator[None]:
-    """The method gets its tensor without a graph."""
+    """The method gets its tensors without a graph."""
     original, own = getattr(processor, method), vars(processor).get(method)
 
     @functools.wraps(original)
-    def detached(image: object, *args: object, **kwargs: object) -> object:
-        return original(image.detach(), *args, **kwargs)
+    def detached(*args: object, **kwargs: object) -> object:
+        kwargs = {name: _detached(value) for name, value in kwargs.items()}
+        return original(*map(_detached, args), **kwargs)
 
     setattr(processor, method, detached)
     try:
