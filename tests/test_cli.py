@@ -483,3 +483,16 @@ def test_cached_clips(clip_folder, tmp_path):
 
 def test_version():
     assert invoke("--version").stdout == "clipguide 0.1.0\n"
+
+
+def test_replay_of_embedded_clips_together_needs_no_trust(tiny_mini):
+    flags = ["--clip", "0.7*mini+mini-judge@:float32", "--judge", "mini-judge"]
+    invoke("generate", "a red fox", "--seed", 1, *FAST, *flags, "--out", "a.png")
+    assert "pixel for pixel" in invoke("replay", "a.png").stdout
+
+
+def test_replay_spells_control_characters_out(picture):
+    libraries = {**recipes.read_png(picture).libraries, "torch": "\x1b[31m2\x07"}
+    other = rewritten(picture, seed=1008, batch_seeds=[1008], libraries=libraries)
+    result = invoke("replay", other, code=1)
+    assert "\x1b" not in result.output and "\\x1b[31m2\\x07 then" in result.output
