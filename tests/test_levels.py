@@ -1,4 +1,4 @@
-"""Levels and the table of schedulers against diffusers' own add_noise, step and convert_model_output."""
+"""Levels and the table of schedulers against what diffusers itself computes."""
 
 from __future__ import annotations
 
