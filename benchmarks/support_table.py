@@ -139,6 +139,7 @@ SENTENCES = {  # what exceptions mean
     "'<=' not supported between instances of 'int' and 'NoneType'": "the pipeline sets "
     "`original_inference_steps` to None, and the scheduler needs a number",
     "takes no `latents`": "refused: there is no initial noise to optimise",
+    "begins with the image": "refused, but for strength=1: it begins with the image, not noise",
     "skips steps": "refused: the pipeline skips steps, so that none can be repeated",
     "unsupported operand type(s) for /: 'int' and 'list'": "the pipeline gives the scheduler its "
     "sigmas as a list, with which it cannot reckon",

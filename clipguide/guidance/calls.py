@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 from . import gradients
@@ -9,7 +11,7 @@ from .contract import Gradient, Method, Sampler
 from .generators import restarted
 from .observers import ranks
 from .report import Trace
-from .session import Mode, Session
+from .session import Begun, Mode, Session
 
 
 class Calls(Sampler):
@@ -39,14 +41,16 @@ class Calls(Sampler):
             session.mode = Mode(None, called=True)
 
     def initial_noise(self, **settings: object) -> torch.Tensor:
-        settings = {**settings, "num_inference_steps": 1, "output_type": "latent"}
-        settings["generator"] = restarted(settings.get("generator"))
-        for name in ("timesteps", "sigmas"):
-            settings.pop(name, None)
-        self.sample(**settings, by=None)
-        return self._session.first_sample / float(
-            getattr(self.pipe.scheduler, "init_noise_sigma", 1.0)
-        )
+        session = self._session
+        settings = {**settings, "generator": restarted(settings.get("generator"))}
+        session.end()
+        session.mode = Mode(None, called=True, only_begins=True)
+        with contextlib.suppress(Begun):
+            self.pipe(**settings)
+        session.mode = Mode(None, called=True)
+        session.end()
+        sigma = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
+        return session.first_sample / sigma
 
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
         self.sample(**{**settings, "output_type": "latent"}, by=None)

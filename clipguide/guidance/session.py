@@ -68,12 +68,18 @@ class Plan:
 @dataclass(frozen=True)
 class Mode:
     """How runs are steered for now: by a method or none, with gradients through the denoiser or
-    without, and whether inside of s(…). `memory` is for the method's `start`."""
+    without, and whether inside of s(…). `memory` is for the method's `start`; `only_begins` stops
+    a run at its first step, by Begun."""
 
     method: Method | None
     differentiable: bool = False
     called: bool = False
     memory: object = None
+    only_begins: bool = False
+
+
+class Begun(Exception):
+    """A run that was only to begin has begun."""
 
 
 class Session:
@@ -201,6 +207,8 @@ class Session:
         method, scheduler = self.mode.method, self.pipe.scheduler
         self._check_mode()
         run = self.run or self._begin(scheduler, sample)
+        if self.mode.only_begins:
+            raise Begun
         level = schedulers.level(scheduler, timestep)
         x0 = schedulers.clipped(scheduler, level.x0(model_output, sample))
         eta = kwargs.get("eta")

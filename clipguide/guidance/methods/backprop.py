@@ -61,4 +61,4 @@ class Backprop(Shortcut):
         return [(self.rho, same)] + ([(self.mu, run.gradient)] if self.mu else [])
 
     def call(self, sampler, **settings):
-        return sampler.sample(by=self, **settings, differentiable=True)
+        return sampler.sample(by=self, **settings, differentiable=not self.idle)

@@ -58,6 +58,7 @@ class Noise(Method):
             )
 
     def call(self, sampler, **settings):
+        self._check_strength(sampler.pipe, settings)
         generator = settings.pop("generator", None)
         if settings.get("latents") is None:
             settings["latents"] = sampler.initial_noise(generator=generator, **settings)
@@ -84,6 +85,16 @@ class Noise(Method):
         return sampler.sample(
             **settings, generator=restarted(generator), latents=latents, by=None
         )
+
+    def _check_strength(self, pipe: object, settings: dict[str, object]) -> None:
+        """UsageError where the pipeline begins with an image, not with noise."""
+        named = call_signature(pipe).parameters.get("strength")
+        strength = settings.get("strength", named.default if named else 1.0)
+        if strength < 0.999:
+            raise UsageError(
+                f"noise optimises pure noise, and strength={strength} begins with the image: give "
+                "strength=1, or use shortcut."
+            )
 
     def _step(self, z: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
