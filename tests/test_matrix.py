@@ -73,8 +73,6 @@ REFUSED = {
     ("rollover", "image to image"): "skips steps",
     ("rollover", "inpainting"): "skips steps",
 }
-# Offloaded weights are the decoder's to gather: see guidance/decoders.py.
-DECODERS = {"group offload", "sequential offload"}
 
 ALL = list(itertools.product(METHODS, DTYPES, TASKS, MODES))
 QUICK = [
@@ -175,12 +173,8 @@ def check(method: str, dtype: str, task: str, mode: str) -> None:
         assert torch.equal(draw(pipe, given), plain)
 
 
-def cells(chosen):
-    for cell in chosen:
-        marks = [pytest.mark.xfail(reason="waits for the clean decoder")] if (
-            cell[3] in DECODERS
-        ) else []
-        yield pytest.param(*cell, id=" ".join(cell), marks=marks)
+def cells(chosen) -> list:
+    return [pytest.param(*cell, id=" ".join(cell)) for cell in chosen]
 
 
 @pytest.mark.parametrize(("method", "dtype", "task", "mode"), cells(QUICK))
