@@ -204,8 +204,8 @@ def methods() -> list[str]:
     lines = [
         "## Methods",
         "",
-        "By DDIM. Yes: strength 0 changes no bit, the objective falls (not tried of rollover, whose "
-        "noise outweighs it here), a run repeats to the bit, "
+        "By DDIM. Yes: strength 0 changes no bit, the objective falls (not tried of rollover, "
+        "whose noise outweighs it here), a run repeats to the bit, "
         "and the pipeline is afterwards as it was. `tests/test_matrix.py` tries the same in "
         "bfloat16 and float16, offloaded, under `inference_mode` and autocast, and with a compiled "
         "VAE.",
