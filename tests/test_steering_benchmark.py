@@ -78,7 +78,7 @@ def test_every_way_draws(tiny_mini, monkeypatch):
         assert torch.equal(found[way.name], steering.draw(model, way, "a fox", 1))
         facts = steering.settings(way)
         if facts.get("method") in METHODS:
-            assert configure(METHODS, facts["method"], facts["options"]) == way.method
+            assert configure(facts["method"], facts["options"]) == way.method
     unjudged = [way.name for way in WAYS if not way.judged]  # a judge need not step in
     for one, other in itertools.combinations(unjudged, 2):
         assert not torch.equal(found[one], found[other]), (one, other)
