@@ -22,10 +22,11 @@ from ..clip import Clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..guidance import METHODS, Step, steer
 from ..guidance.auto import Choice, times_plain
-from ..guidance.decoders import Decoder, load_tiny
+from ..guidance.decoders import Decoder
 from ..guidance.families import default_clip
 from ..guidance.method import Method, configure
 from ..guidance.tape import Tape
+from ..guidance.tinies import load_tiny
 from ..images import to_pil
 from ..objectives import Similarity
 from ..prompts import check_text, parse
@@ -256,7 +257,7 @@ class TextToImage:
             width=width,
             height=height,
             cutouts=cutouts,
-            **self._decoding(decoder or "vae", "" if tiny is None else str(tiny)),
+            **self._decoding(decoder or "auto", "" if tiny is None else str(tiny)),
             refine=refine,
             trace=trace,
             frames=frames,

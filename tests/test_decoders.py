@@ -189,8 +189,8 @@ def test_half_precision(dtype):
     assert_close(image, expected, atol=1e-5, rtol=1e-5)
     assert image.dtype == torch.float32 == gradient(decoder, x0).dtype
     assert decoder._vae is copied is not pipe.vae and pipe.vae.dtype == dtype
-    decoder.freeze()
-    decoder.thaw()
+    decoder.open()
+    decoder.close()
     decoder(x0)
     assert decoder._vae is copied
 
@@ -230,10 +230,10 @@ def test_offloaded():
 def test_weights_get_no_gradients():
     pipe, x0 = tiny("SD 1.5")[0], noise(BATCH, 4, 8, 16)
     decoder = Decoder(pipe)
-    decoder.freeze()
+    decoder.open()
     gradient(decoder, x0)
     assert all(p.grad is None and p.requires_grad for p in pipe.vae.parameters())
-    decoder.thaw()
+    decoder.close()
 
 
 def test_finite_differences():

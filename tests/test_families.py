@@ -59,11 +59,11 @@ def last_latents(pipe, settings, name) -> tuple[torch.Tensor, torch.Tensor]:
 def test_decoder_is_the_pipelines_own(name):
     pipe, settings = tiny(name)
     decoder = Decoder(pipe)
-    decoder.freeze()
+    decoder.open()
     latents, image_N3HW = last_latents(pipe, settings, name)
     with torch.no_grad():
         ours_N3HW = decoder(latents)
-    decoder.thaw()
+    decoder.close()
     assert ours_N3HW.dtype == torch.float32
     assert ours_N3HW.shape == (BATCH * (3 if name == "AnimateDiff" else 1), 3, HEIGHT, WIDTH)
     assert_close(ours_N3HW.clamp(0, 1), image_N3HW, atol=1e-5, rtol=0)
@@ -99,13 +99,13 @@ def test_size_is_heard_and_forgotten(name):
     if name == "FLUX.2":  # takes them before it packs them
         handed = latents.mT.unflatten(2, (HEIGHT // 4, WIDTH // 4))
     decoder = Decoder(pipe)
-    decoder.freeze()
+    decoder.open()
     draw(pipe, settings, latents=handed)
     tall = {**settings, "height": WIDTH, "width": HEIGHT}
     wide_N3HW = decoder(latents)
     draw(pipe, tall)
     assert decoder(latents).shape == (BATCH, 3, WIDTH, HEIGHT) != wide_N3HW.shape
-    decoder.thaw()
+    decoder.close()
     assert pipe.__dict__ == before
     with pytest.raises(RuntimeError, match="stop"), steer(pipe, Red()):
         assert "prepare_latents" in pipe.__dict__
@@ -119,9 +119,9 @@ def test_size_is_heard_and_forgotten(name):
 def test_only_packed_latents_are_listened_for():
     pipe, _ = tiny("SD3")
     decoder = Decoder(pipe)
-    decoder.freeze()
+    decoder.open()
     assert "prepare_latents" not in pipe.__dict__
-    decoder.thaw()
+    decoder.close()
 
 
 def test_every_name_in_the_table_is_a_pipeline():

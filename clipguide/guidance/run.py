@@ -91,8 +91,9 @@ class Run:
         """The gradient at x0, whatever grad mode the pipeline runs in; by `of`, which x0 was
         computed from, if it is given.
 
-        Where memory runs out, the same views are encoded fewer at a time, as for all that follow;
-        ClipguideError if one at a time is too many.
+        Where memory runs out, the decoder takes its next plan, and after the last of them the same
+        views are encoded fewer at a time, as for all that follow; ClipguideError if one at a time
+        is too many.
         """
         while True:
             states = [generator.get_state() for generator in self.generators]
@@ -106,10 +107,14 @@ class Run:
             self._spare()
 
     def _spare(self) -> None:
+        spare = getattr(self.decode, "spare", None)  # a decoder that can
+        if spare and (said := spare()):
+            self.warn(said)
+            return
         if self.chunk == 1:
             raise ClipguideError(
-                "There is no memory for the gradient of a single view; a cheaper decoder (linear "
-                "or tiny), fewer images at a time or a smaller picture needs less."
+                "There is no memory for the gradient of a single view: take a cheaper decoder "
+                "(tiny or linear), fewer images at a time, or a smaller image."
             )
         if self.chunk is None:
             self.warn("Memory ran out: fewer views are encoded at a time, which takes longer.")

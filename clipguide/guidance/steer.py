@@ -20,7 +20,7 @@ from .auto import choose
 from .backprop import Backprop
 from .best_of import BestOf
 from .decoders import Decoder
-from .families import default_clip
+from .families import default_clip, execution_device
 from .lookahead import Lookahead
 from .method import Method, configure
 from .noise import Noise
@@ -48,8 +48,10 @@ def steer(
     window: tuple[float, float] | None = None,
     every: int | None = None,
     inner: int | None = None,
-    decoder: str = "vae",
+    decoder: str | Callable[[torch.Tensor], torch.Tensor] = "auto",
     tiny: torch.nn.Module | str | Path | None = None,
+    memory: float | None = None,
+    like: str | None = None,
     score_every: int = SCORE_EVERY,
     trace: bool = False,
     generators: Generators | None = None,
@@ -70,10 +72,17 @@ def steer(
         window: the noise levels steered at, 1 pure noise, 0 clean.
         every: steer at every k-th step of the window.
         inner: moves a step, which share its strength.
-        decoder: what decodes x0: "vae", the pipeline's own; "linear", a map from latents to RGB
-            fitted to it in seconds; "tiny", of `tiny`; "auto", the cheapest of these whose gradient
-            is worth 70 % of the VAE's, measured at the first step of each run.
-        tiny: an AutoencoderTiny for the pipeline's latents, or a local folder of one.
+        decoder: what decodes x0: "vae", the pipeline's own; "tiny", of `tiny`; "linear", a map
+            from latents to RGB fitted to it in seconds; "auto", the VAE where the gradient through
+            it fits the budget and the memory, by sizes, else a tiny one that is at hand, else the
+            linear map; or a function of latents, as the VAE takes them, to image_B3HW in [0, 1].
+            The report says which it was. The score of the last step is by the VAE in any case.
+        tiny: an AutoencoderTiny for the pipeline's latents, a local folder of one, or "hub", which
+            downloads TAESD of the pipeline's family. One in the hub's cache is at hand anyway.
+        memory: GiB that the decoder and its gradient may take beside weights; 4 by default, and
+            80 % of what is free where that is less.
+        like: the class whose latents the pipeline shares, as "StableDiffusionPipeline", for a
+            pipeline of the community.
         score_every: score at every k-th step, and the last; the judge may stop the steering there.
         trace: score at every step, for `report.rows`; it changes no bit of a picture.
         generators: one on the CPU for each image, for its views; by default all begin alike.
@@ -81,8 +90,9 @@ def steer(
         tape: a folder, made if need be, that keeps each step of the first run in the context; where
             it has steps of that run already, as one that was stopped left them, the run goes on
             from the last, with the same bits. What a method knows of earlier steps is not on it:
-            methods with such a memory, and decoder="auto", begin anew.
-        budget: for "auto": × the cost of plain sampling, from 1; 4 by default.
+            methods with such a memory begin anew.
+        budget: × the cost of plain sampling, from 1: for method "auto" of it all, 4 by default;
+            else what decoder "auto" may come to, 1.2 by default.
 
     `strength`, `window`, `every` and `inner` are the method's own where they are None.
 
@@ -96,13 +106,14 @@ def steer(
         if given := [name for name, value in options.items() if value is not None]:
             raise UsageError(f"auto sets {', '.join(given)} itself: leave it out.")
         choice = choose(METHODS, budget)
-        method, decoder = choice.method, choice.decoder
-    elif budget is not None:
-        raise UsageError("A budget is for method 'auto', which chooses by it.")
+        method, decoder, budget = choice.method, choice.decoder, None
+    elif budget is not None and decoder != "auto":
+        raise UsageError("A budget is for method 'auto' or decoder 'auto', which choose by it.")
     config = configure(METHODS, method, {} if choice else options)
     if getattr(pipe, "scheduler", None) is None:
         raise ClipguideError(f"{type(pipe).__name__} has no scheduler, so nothing to steer by.")
     parameterisation.home(pipe.scheduler)
+    sees = Decoder(pipe, kind=decoder, tiny=tiny, budget=budget, memory=memory, like=like)
     if score_every < 1:
         raise UsageError(f"score_every must be at least 1, not {score_every}.")
     ignored = []
@@ -110,7 +121,7 @@ def steer(
         if clip is not None:
             ignored.append("clip is ignored: the objective has its own.")
     else:
-        clip = default_clip(pipe) if clip is None else clip
+        clip = default_clip(pipe, like) if clip is None else clip
         views = {"views": choice.views} if choice else {}
         objective = Similarity(_loaded(clip, pipe), objective, **views)
     leaves = objective.leaves()
@@ -128,16 +139,16 @@ def steer(
         method=config,
         guide=guide,
         judge=judge,
-        decoder=Decoder(pipe, kind=decoder, tiny=tiny),
+        decoder=sees,
         score_every=score_every,
         trace=trace,
         generators=generators,
         on_step=on_step,
-        tape=None if tape is None or decoder == "auto" or not config.taped else Path(tape),
+        tape=None if tape is None or not config.taped else Path(tape),
         choice="" if choice is None else str(choice),
         ignored=tuple(ignored),
     )
 
 
 def _loaded(clip: Clip | str, pipe: object) -> Clip:
-    return load_clip(clip, device=str(pipe.device)) if isinstance(clip, str) else clip
+    return load_clip(clip, device=str(execution_device(pipe))) if isinstance(clip, str) else clip

@@ -25,7 +25,7 @@ from . import parameterisation
 from .best_of import restarted
 from .cfg import Overheard, angle
 from .decoders import Decoder
-from .families import denoiser
+from .families import denoiser, execution_device
 from .method import Method
 from .report import Report, Step, Trace
 from .run import At, Gradient, Outcome, Run, streams
@@ -62,7 +62,7 @@ class Steering:
         self.generators, self.on_step, self.ignored = generators, on_step, ignored
         self._choice = choice
         self.report = self._new_report()
-        self._decoder, self._auto = decoder, decoder.kind == "auto"
+        self._decoder = decoder
         self._scheduler = self._travel = self._calling = self._memory = None
         self._acting: Method | None = method
         self._differentiable = False
@@ -87,7 +87,7 @@ class Steering:
         scheduler.step = step
         self._scheduler, self._timesteps, self._covered = scheduler, None, 0
         self._asked = self._ever = False  # whether a run was to be steered, and a step of one was
-        self._decoder.freeze()
+        self._decoder.open()
         self._overheard = Overheard(self.pipe)
         if self._folder is not None:
             self._tape = Tape(self._folder)
@@ -103,7 +103,7 @@ class Steering:
             scheduler.step = self._instance_step
         if self._travel:
             self._travel = self._travel.close()
-        self._decoder.thaw()
+        self._decoder.close()
         if exception_type is not None:
             return
         if self.pipe.scheduler is not scheduler:
@@ -181,7 +181,7 @@ class Steering:
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Score_B by the guide; by the objective, negative, where it has no prompts."""
-        image_B3HW = image_B3HW.to(self.pipe.device)
+        image_B3HW = image_B3HW.to(execution_device(self.pipe))
         if self.guide is not None:
             return self.guide.score(image_B3HW).cpu()
         with torch.no_grad():
@@ -320,7 +320,7 @@ class Steering:
         self._first_sample = sample.detach()
         self._running = self._run(sample)
         self._trust = Trust(len(sample))
-        self._choosing, self._measured = self._auto, False
+        self._choosing, self._measured = True, False
         if not self._calling:
             self.report = self._new_report()
         if self._acting is not None and not self._acting.idle:
@@ -337,9 +337,7 @@ class Steering:
 
     def _choose(self, x0: torch.Tensor) -> None:
         """Which decoder this run takes from here on."""
-        size = getattr(self._acting, "strength", 0.1) or 0.1
-        run = self._running
-        self.report.decoder = self._decoder.choose(x0.detach(), run.objective, run.generators, size)
+        self.report.decoder = self._decoder.choose(x0.detach())
         self._choosing = False
 
     def _count(self, outcome: Outcome) -> None:
@@ -361,16 +359,20 @@ class Steering:
         """Score, trace, trust, and tell on_step; of a step that was kept, what was seen then."""
         total = self._total
 
+        last = at.index == total - 1
+
         @functools.cache
         def preview() -> torch.Tensor:
-            if outcome.image_N3HW is not None:
+            if outcome.image_N3HW is not None and not (last and self._decoder.kind != "vae"):
                 return outcome.image_N3HW
             with torch.no_grad():
                 x0 = at.level.x0(outcome.model_output, at.sample) if kept else at.x0
-                return self._decoder(x0.detach())
+                return (self._decoder.exact if last else self._decoder)(x0.detach())
 
-        due = at.index % self.score_every == 0 or at.index == total - 1
-        scored = (due or self._tracing) and self._acting is not None
+        due = at.index % self.score_every == 0 or last
+        if self._acting is None or self._acting.idle:
+            due = False  # plain sampling decodes and scores nothing
+        scored = due or (self._tracing and self._acting is not None)
 
         def score(similarity: Similarity | None) -> torch.Tensor | None:
             return similarity.score(preview()).cpu() if similarity and scored else None
