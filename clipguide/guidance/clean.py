@@ -7,6 +7,7 @@ the half that decodes, in the mode for inference, with weights that want no grad
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 
@@ -31,17 +32,19 @@ class Made:
     def of(cls, vae: nn.Module) -> Made:
         """Of a live VAE. ClipguideError if it is not one that can be made anew."""
         vae = uncompiled(vae)
-        if not hasattr(type(vae), "from_config"):
+        if not hasattr(vae, "config"):
             raise ClipguideError(
                 f"The VAE is a {type(vae).__name__}, which is no model of diffusers': hand a "
                 "function of latents as `decoder`, or an AutoencoderTiny as `tiny`."
             )
-        return cls(type(vae), json.dumps(dict(vae.config), sort_keys=True, default=list))
+        names = inspect.signature(type(vae).__init__).parameters
+        config = {name: value for name, value in vae.config.items() if name in names}
+        return cls(type(vae), json.dumps(config, sort_keys=True, default=list))
 
     def bare(self) -> nn.Module:
         """The half that decodes, for inference, without values (on "meta")."""
         with torch.inference_mode(False), torch.device("meta"):
-            made = self.kind.from_config(json.loads(self.config))
+            made = self.kind(**json.loads(self.config))
         for name in ENCODING:
             if isinstance(getattr(made, name, None), nn.Module):
                 setattr(made, name, None)
