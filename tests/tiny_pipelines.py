@@ -423,7 +423,7 @@ def hidream():
         text_emb_dim=16,
         num_routed_experts=2,
         num_activated_experts=1,
-        axes_dims_rope=(8, 8),
+        axes_dims_rope=(8, 4, 4),
         max_resolution=(32, 32),
         llama_layers=[0, 1],
         force_inference_output=True,

@@ -7,6 +7,7 @@ the half that decodes, in the mode for inference, with weights that want no grad
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from dataclasses import dataclass
@@ -83,6 +84,13 @@ def clean(vae: nn.Module, device: torch.device | str) -> nn.Module:
     return made
 
 
+def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Autocast off on a device that has it: a VAE in float32 is so for a reason."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def _value(key, slot, readers, device, hooked) -> torch.Tensor:
     if key not in readers:
         raise ClipguideError(
@@ -142,4 +150,5 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, slope):
         (weight,) = ctx.saved_tensors
         gradient = nn.grad.conv2d_input if len(ctx.shape) == 4 else nn.grad.conv3d_input
-        return gradient(ctx.shape, weight, slope, *ctx.settings), *[None] * 6
+        with no_autocast(slope.device):  # the backward pass runs under what is on when it runs
+            return gradient(ctx.shape, weight, slope, *ctx.settings), *[None] * 6

@@ -17,7 +17,6 @@ Shapes: N images, C channels and h x w of latents, 3 channels of H x W pixels.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ClipguideError
-from .clean import Made
+from .clean import Made, no_autocast
 
 Decode = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # (VAE, latents) -> image_N3HW
 
@@ -127,13 +126,6 @@ class Decoding:
         if not (torch.is_grad_enabled() and latents.requires_grad):
             return self._decode(self.vae, latents).float()
         return recomputed(lambda latents: self._decode(self.vae, latents).float(), latents)
-
-
-def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Autocast off on a device that has it: a VAE in float32 is so for a reason."""
-    if not torch.amp.is_autocast_available(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def layers(module: nn.Module) -> Iterator[nn.Module]:

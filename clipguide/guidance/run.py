@@ -16,6 +16,7 @@ import torch
 from ..errors import ClipguideError, out_of_memory
 from ..objectives import Objective
 from ..objectives.features import views_at_a_time
+from .clean import no_autocast
 from .parameterisation import Level
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ class Run:
         self.chunk = SPARING if self.chunk is None else self.chunk // 2
 
     def _gradient(self, x0: torch.Tensor, of: torch.Tensor | None) -> Gradient:
-        with torch.inference_mode(False), torch.enable_grad(), views_at_a_time(self.chunk):
+        modes = torch.inference_mode(False), torch.enable_grad(), no_autocast(x0.device)
+        with modes[0], modes[1], modes[2], views_at_a_time(self.chunk):
             if of is None:
                 of = x0 = x0.clone().requires_grad_()
             image_N3HW = self.decode(x0)
