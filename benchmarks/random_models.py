@@ -123,8 +123,8 @@ def _assembled(geometry: str, **parts):
 def pipeline(geometry: str, *, device: str = "cpu", side: int | None = None):
     """A pipeline, in half precision on CUDA, and the settings that it is called with: for one
     picture of `side` latents a side, its own if None. The toy has its own size, and draws two."""
-    if geometry == "toy":
-        return _toy()
+    if geometry.startswith("toy"):
+        return _toy("SD3" if geometry == "toy flow" else "SD 1.5")
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(0)
@@ -132,7 +132,7 @@ def pipeline(geometry: str, *, device: str = "cpu", side: int | None = None):
     dtype = torch.bfloat16 if geometry in TRANSFORMERS else dtype
     hollowed = hollow(geometry)
     name = "transformer" if geometry in TRANSFORMERS else "unet"
-    parts = {key: _filled(getattr(hollowed, key), device, dtype) for key in (name, "vae")}
+    parts = {key: filled(getattr(hollowed, key), device, dtype) for key in (name, "vae")}
     kinds = CLIPTextModel, CLIPTextModelWithProjection
     for number, kind, (width, layers) in zip(
         ("", "_2"), kinds, TEXTS.get(geometry, ()), strict=False
@@ -173,18 +173,18 @@ def guide(geometry: str, *, device: str = "cpu"):
     return Clip(model, transform=transform, tokenizer=tokenizer, name=name, device=device)
 
 
-def _toy():
+def _toy(name: str):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
     try:
         from tiny_pipelines import tiny
     finally:
         sys.path.pop(0)
-    pipe, settings = tiny("SD 1.5")
+    pipe, settings = tiny(name)
     pipe.set_progress_bar_config(disable=True)
     return pipe, settings
 
 
-def _filled(model: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.Module:
+def filled(model: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.Module:
     """A model made on "meta", in place, with small normal weights and norms that pass on."""
     model = model.to(dtype)
     model = model.to_empty(device=device).eval()

@@ -202,6 +202,10 @@ class Decoder:
             self._plans[kind, shape] = ladder.planned(need, limit, number=shape[0])
         return self._plans[kind, shape]
 
+    def sizes(self, x0: torch.Tensor) -> tuple[int, ...]:
+        """The shape of what the VAE takes for these latents of the scheduler."""
+        return self._shape(x0, "vae")
+
     def spare(self) -> str | None:
         """Memory ran out: decode by the next plan from here on. What is done, in a sentence; None
         where there is no other plan."""

@@ -222,6 +222,13 @@ def operations(made: Made, decode: Decode, shape: tuple[int, ...]) -> int:
     return counter.get_total_flops()
 
 
+def forward(made: Made, decode: Decode, shape: tuple[int, ...]) -> int:
+    """Bytes at most of decoding without a gradient, beside weights."""
+    with torch.inference_mode(False), torch.no_grad(), _Alive() as alive:
+        decode(skeleton(made), torch.empty(shape, device="meta"))
+    return alive.most
+
+
 @functools.lru_cache(maxsize=4)
 def skeleton(made: Made) -> nn.Module:
     """A bare VAE to count on."""
