@@ -26,7 +26,6 @@ from ..guidance.decoders import Decoder
 from ..guidance.families import default_clip
 from ..guidance.method import Method, configure
 from ..guidance.tape import Tape
-from ..guidance.tinies import load_tiny
 from ..images import to_pil
 from ..objectives import Similarity
 from ..prompts import check_text, parse
@@ -194,9 +193,9 @@ class TextToImage:
                 "30s", for which plain sampling is timed first; 4 by default.
             cutouts: crops of a picture that the guide looks at, beside the whole; 0 … 256; 4 by
                 default.
-            decoder: what steering sees x0 by: "vae", the default, "linear", "tiny" or "auto", as
+            decoder: what steering sees x0 by: "auto", the default, "vae", "linear" or "tiny", as
                 `steer` has it. The finished picture is always the VAE's.
-            tiny: a folder of an AutoencoderTiny, for "tiny" and "auto".
+            tiny: a folder of an AutoencoderTiny, or "hub", for "tiny" and "auto".
             refine: steps of the loop on each finished picture's latents; the judge decides whether
                 the picture is better for them.
             exact: sample one at a time: a picture's bits do not depend on its neighbours.
@@ -360,8 +359,7 @@ class TextToImage:
                 f"tiny is ignored: the decoder is {decoder}.", ClipguideWarning, stacklevel=3
             )
             tiny = ""
-        loaded = load_tiny(tiny) if tiny else None
-        Decoder(self.pipe, kind=decoder, tiny=loaded)
+        loaded = Decoder(self.pipe, kind=decoder, tiny=tiny or None).tiny
         return {
             "decoder": decoder,
             "tiny": tiny,

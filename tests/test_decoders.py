@@ -11,9 +11,10 @@ import re
 import diffusers
 import pytest
 import torch
-from tiny_pipelines import BATCH, noise, tiny
+from tiny_pipelines import BATCH, draw, noise, tiny
 from torch.testing import assert_close
 
+from clipguide import TotalVariation, steer
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.guidance import linear
 from clipguide.guidance.decoders import Decoder
@@ -141,6 +142,42 @@ def test_auto_at_real_sizes():
     rich = Decoder(pipe, memory=4, budget=8)
     assert rich.choose(x0).startswith("decoder: vae (one image at a time, layers recomputed, in bf")
     assert Decoder(pipe, memory=20, budget=8).choose(x0) == "decoder: vae (whole)"
+
+
+def test_auto_of_the_embedded_generator():
+    """Its VAE is so small that it is the VAE at any size that it draws."""
+    from clipguide import mini
+
+    pipe = tiny("SD 1.5")[0]
+    pipe.vae = diffusers.AutoencoderKL.from_pretrained(mini.path("generator") / "vae").eval()
+    for batch, side in ((1, 16), (8, 16), (1, 64)):
+        said = Decoder(pipe, memory=4).choose(torch.empty(batch, 4, side, side, device="meta"))
+        assert said == "decoder: vae (whole)"
+
+
+def test_strength_0_decodes_nothing():
+    pipe, settings = tiny("SD 1.5")
+    seen = []
+
+    def decode(latents):
+        seen.append(latents)
+        return latents[:, :3]
+
+    with steer(pipe, TotalVariation(), decoder=decode, strength=0) as s:
+        draw(pipe, settings)
+    assert not seen and len(s.report.trace) == 3
+    with steer(pipe, TotalVariation(), decoder=decode):
+        draw(pipe, settings)
+    assert seen
+
+
+def test_the_last_step_is_seen_by_the_vae():
+    """Those before it by what is chosen."""
+    pipe, settings = tiny("SD 1.5")
+    seen, grey = [], lambda latents: 0 * latents[:, :3] + 0.5
+    with steer(pipe, TotalVariation(), decoder=grey, on_step=lambda x: seen.append(x.preview())):
+        draw(pipe, settings)
+    assert [float(image.std()) > 0.01 for image in seen] == [False, False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])

@@ -47,7 +47,7 @@ class Decoder:
             of what is free where that is less.
         like: the class whose latents the pipeline shares, where its own is not in the table.
 
-    `kind` is what decodes: while "auto" has not chosen yet, "auto".
+    `kind` is what decodes: while "auto" has not chosen yet, "auto"; `tiny` is the model.
 
     Raises:
         UsageError: a setting is out of range.
@@ -77,7 +77,7 @@ class Decoder:
         self._pipe, self._budget, self._memory = pipe, budget or BUDGET, memory
         self._function = kind if callable(kind) else None
         self._asked = "function" if callable(kind) else kind
-        self._tiny = self._found(tiny)
+        self.tiny = self._found(tiny)
         self._size: tuple[int, int] | None = None
         self._undo = None
         self._forget()
@@ -149,9 +149,9 @@ class Decoder:
         if self._asked == "auto":
             why = self._too_dear(x0)
             if why is not None:
-                if self._tiny is None:
-                    self._tiny = tinies.from_hub(self._pipe, download=False)
-                self.kind = "linear" if self._tiny is None else "tiny"
+                if self.tiny is None:
+                    self.tiny = tinies.from_hub(self._pipe, download=False)
+                self.kind = "linear" if self.tiny is None else "tiny"
                 return f"{self.kind}, as the gradient through the vae {why}"
             self.kind = "vae"
         if self.kind not in ("vae", "tiny"):
@@ -237,7 +237,7 @@ class Decoder:
         if known is None or known.plan != plan:
             if known is not None and known.plan.half != plan.half:
                 known = self._decodings.pop(kind, None) and None  # before the next is made
-            live = self._tiny if kind == "tiny" else self._live
+            live = self.tiny if kind == "tiny" else self._live
             vae = known.vae if known else clean(live, latents.device)
             known = self._decodings[kind] = Decoding(vae, self._made(kind)[1], plan)
         if kind == "vae":
@@ -265,7 +265,7 @@ class Decoder:
 
     def _made(self, kind: str) -> tuple[Made, ladder.Decode]:
         if kind == "tiny":
-            return Made.of(self._tiny), tinies.decode
+            return Made.of(self.tiny), tinies.decode
         return Made.of(self._live), self.family.decode
 
     # --------------------------------------------------------- sizes and shapes
@@ -280,7 +280,7 @@ class Decoder:
         if kind == "vae":
             bare = ladder.skeleton(self._made("vae")[0])
             return tuple(self.family.to_vae(latents, bare, self._pipe).shape)
-        channels = self._tiny.config.latent_channels
+        channels = self.tiny.config.latent_channels
         if channels != latents.shape[1]:
             raise ClipguideError(
                 f"The tiny decoder takes latents of {channels} channels, and "
