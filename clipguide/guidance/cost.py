@@ -42,9 +42,9 @@ def of_step(pipe: object, x0_shape: tuple[int, ...]) -> float:
 
 def _unet(model: nn.Module, places: int) -> float:
     down, up = list(model.down_blocks), list(model.up_blocks)[::-1]
-    levels = [*enumerate(down), *enumerate(up), (0, model.conv_in), (0, model.conv_out)]
-    if model.mid_block is not None:
-        levels.append((len(down) - 1, model.mid_block))
+    ends = [(0, "conv_in"), (len(down) - 1, "mid_block"), (0, "conv_out")]
+    levels = [*enumerate(down), *enumerate(up)]
+    levels += [(level, getattr(model, name)) for level, name in ends if getattr(model, name, None)]
     return 2 * sum(_weights(part) * places / 4**level for level, part in levels)
 
 

@@ -102,7 +102,7 @@ class Decoding:
         self.vae, self.plan, self._decode = vae, plan, decode
         self.dtype = torch.bfloat16 if plan.half else next(vae.parameters()).dtype
         if plan.half:
-            vae.to(torch.bfloat16)
+            nn.Module.to(vae, torch.bfloat16)  # diffusers' own would warn
         for layer in layers(vae):
             layer.__dict__.pop("forward", None)
             if plan.layers:
