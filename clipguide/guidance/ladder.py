@@ -36,6 +36,7 @@ Decode = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # (VAE, latents) -> 
 
 OVERLAP = 4  # a tile reaches a quarter of its side into its neighbours
 RIM = 4  # and a quarter of that, at its edge, counts for nothing
+SMALLEST = 8  # latents to a side of a tile, before it overlaps
 recomputed = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
@@ -146,8 +147,8 @@ def layers(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def _has_parts(module: nn.Module) -> bool:
-    return next(module.children(), None) is not None
+def _has_parts(module: nn.Module | None) -> bool:
+    return module is not None and next(module.children(), None) is not None
 
 
 def tiled(decode: Callable, latents: torch.Tensor, tiles: int) -> torch.Tensor:
@@ -171,16 +172,21 @@ def tiled(decode: Callable, latents: torch.Tensor, tiles: int) -> torch.Tensor:
 
 def _spans(side: int, tiles: int) -> list[tuple[int, int]]:
     """Where tiles begin and end in latents, their overlap included."""
-    step = -(-side // tiles)
-    reach = max(step // OVERLAP, 1)
+    step, reach = _step(side, tiles)
     starts = range(0, side, step)
     return [(max(start - reach, 0), min(start + step + reach, side)) for start in starts]
+
+
+def _step(side: int, tiles: int) -> tuple[int, int]:
+    """Latents from tile to tile, and how many it reaches beyond."""
+    step = max(-(-side // tiles), SMALLEST)
+    return step, max(step // OVERLAP, 1)
 
 
 def _ramp(start: int, stop: int, side: int, tiles: int, scale: int) -> torch.Tensor:
     """Weights of a tile's pixels along a side: 1 inside, and at an edge that is not the image's, 0
     in the rim, then rising over the rest of the overlap."""
-    reach = max(-(-side // tiles) // OVERLAP, 1)
+    _, reach = _step(side, tiles)
     rim = reach // RIM
     place = (torch.arange((stop - start) * scale) + 0.5) / scale
     ramp = torch.ones_like(place)
