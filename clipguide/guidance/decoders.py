@@ -209,19 +209,19 @@ class Decoder:
         """The shape of what the VAE takes for these latents of the scheduler."""
         return self._shape(x0, "vae")
 
-    def spare(self) -> str | None:
-        """Memory ran out: decode by the next plan from here on. What is done, in a sentence; None
-        where there is no other plan."""
+    def spare(self, *, exact: bool) -> bool:
+        """Memory ran out: decode by the next plan from here on, if there is one, and one that is
+        exact where that is asked for. Whether it does."""
         keys = [key for key in self._plans if key[0] == self.kind]
         if not keys:
-            return None
+            return False
         number, before = keys[-1][1][0], self._plans[keys[-1]]
         plan = ladder.planned(lambda _: 0, math.inf, number=number, after=before)
-        if plan is None:
-            return None
+        if plan is None or (exact and not plan.exact):
+            return False
         self._plans.update(dict.fromkeys(keys, plan))
         self._said = f"decoder: {self.kind} ({plan}, as memory ran out)"
-        return f"Memory ran out: decoding goes on {plan}, which takes longer."
+        return True
 
     # ------------------------------------------------------------- what decodes
     def _decode(self, x0: torch.Tensor, kind: str) -> torch.Tensor:

@@ -29,7 +29,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import ClipguideError
 from .clean import Made, no_autocast
 
 Decode = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # (VAE, latents) -> image_N3HW
@@ -279,12 +278,3 @@ class _Alive(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
-
-
-def out_of_rungs(kind: str) -> ClipguideError:
-    """What to do where nothing is left to try."""
-    return ClipguideError(
-        f"There is no memory for the gradient through the {kind} decoder, by tiles and one view at "
-        "a time: name a tiny decoder (tiny='…', --tiny), take decoder='linear', or draw a smaller "
-        "image."
-    )

@@ -69,7 +69,8 @@ class Run:
     """One run of the pipeline. `generators` feed the objective; `streams`, one a sample too, all
     else that a method draws; `warn` takes a sentence to the report and to the user; `memory` is
     what a call method has for its own `start`, or what a method keeps; `travel` repeats steps;
-    `chunk` views are encoded at a time since memory ran out, all of them while it is None."""
+    `chunk` views are encoded at a time since memory ran out, all of them while it is None; `told`
+    that it did."""
 
     scheduler: object
     decode: Callable[[torch.Tensor], torch.Tensor]
@@ -81,6 +82,7 @@ class Run:
     factor_B: torch.Tensor | None = None  # of the strength, where trust fell
     travel: Travel | None = None
     chunk: int | None = None
+    told: bool = False
 
     def loss(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """image_N3HW and loss_B, without gradients."""
@@ -92,9 +94,9 @@ class Run:
         """The gradient at x0, whatever grad mode the pipeline runs in; by `of`, which x0 was
         computed from, if it is given.
 
-        Where memory runs out, the decoder takes its next plan, and after the last of them the same
-        views are encoded fewer at a time, as for all that follow; ClipguideError if one at a time
-        is too many.
+        Where memory runs out, said once, it is tried again as for all that follow: by the decoder's
+        next plan while that is exact, then with the same views encoded fewer at a time, then by the
+        plans that are not exact. ClipguideError if the last of them needs too much.
         """
         while True:
             states = [generator.get_state() for generator in self.generators]
@@ -108,18 +110,20 @@ class Run:
             self._spare()
 
     def _spare(self) -> None:
+        if not self.told:
+            self.warn("Memory ran out: the gradient is taken in smaller parts, which takes longer.")
+        self.told = True
         spare = getattr(self.decode, "spare", None)  # a decoder that can
-        if spare and (said := spare()):
-            self.warn(said)
+        if spare and spare(exact=True):
             return
-        if self.chunk == 1:
+        if self.chunk != 1:
+            self.chunk = SPARING if self.chunk is None else self.chunk // 2
+            return
+        if not (spare and spare(exact=False)):
             raise ClipguideError(
                 "There is no memory for the gradient of a single view: take a cheaper decoder "
                 "(tiny or linear), fewer images at a time, or a smaller image."
             )
-        if self.chunk is None:
-            self.warn("Memory ran out: fewer views are encoded at a time, which takes longer.")
-        self.chunk = SPARING if self.chunk is None else self.chunk // 2
 
     def _gradient(self, x0: torch.Tensor, of: torch.Tensor | None) -> Gradient:
         modes = torch.inference_mode(False), torch.enable_grad(), no_autocast(x0.device)
