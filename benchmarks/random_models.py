@@ -186,7 +186,7 @@ def _toy(name: str):
 
 def filled(model: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.Module:
     """A model made on "meta", in place, with small normal weights and norms that pass on."""
-    model = model.to(dtype)
+    model = torch.nn.Module.to(model, dtype)  # diffusers' own would warn
     model = model.to_empty(device=device).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
