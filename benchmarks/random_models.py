@@ -1,10 +1,12 @@
 """Pipelines of the classes and sizes of Stable Diffusion's, CLIPs of open_clip's, weights random.
 
-"SD 1.5", "SDXL", and "toy", a tiny SD 1.5. Prompts are embeddings of noise.
+"SD 1.5", "SDXL", "SD3.5-medium", and "toy", a tiny SD 1.5; `hollow` ones, which have sizes and no
+values, of FLUX and Qwen-Image too. Prompts are embeddings of noise.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 
@@ -16,6 +18,39 @@ VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 2,
+}
+WIDE = {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+VAES = {
+    "SD 1.5": ("AutoencoderKL", VAE),
+    "SDXL": ("AutoencoderKL", {**VAE, "scaling_factor": 0.13025}),
+    "SD3.5-medium": (
+        "AutoencoderKL",
+        {**VAE, **WIDE, "scaling_factor": 1.5305, "shift_factor": 0.0609},
+    ),
+    "FLUX": ("AutoencoderKL", {**VAE, **WIDE, "scaling_factor": 0.3611, "shift_factor": 0.1159}),
+    "Qwen-Image": ("AutoencoderKLQwenImage", {}),
+}
+TRANSFORMERS = {
+    "SD3.5-medium": (
+        "SD3Transformer2DModel",
+        {
+            "num_layers": 24,
+            "num_attention_heads": 24,
+            "caption_projection_dim": 1536,
+            "pos_embed_max_size": 384,
+            "dual_attention_layers": tuple(range(13)),
+            "qk_norm": "rms_norm",
+        },
+    ),
+    "FLUX": ("FluxTransformer2DModel", {"guidance_embeds": True}),
+    "Qwen-Image": ("QwenImageTransformer2DModel", {}),
+}
+LATENTS = {  # as the scheduler has them, of one image of the model's own size
+    "SD 1.5": (1, 4, 64, 64),
+    "SDXL": (1, 4, 128, 128),
+    "SD3.5-medium": (1, 16, 128, 128),
+    "FLUX": (1, 4096, 64),
+    "Qwen-Image": (1, 4096, 64),
 }
 UNETS = {
     "SD 1.5": {"sample_size": 64, "cross_attention_dim": 768},
@@ -34,7 +69,7 @@ UNETS = {
     },
 }
 TEXTS = {"SD 1.5": ((768, 12),), "SDXL": ((768, 12), (1280, 32))}  # width, layers
-GUIDES = {"SD 1.5": "ViT-B-32", "SDXL": "convnext_base_w"}
+GUIDES = {"SD 1.5": "ViT-B-32", "SDXL": "convnext_base_w", "SD3.5-medium": "convnext_base_w"}
 
 
 def scheduler(geometry: str):
@@ -43,25 +78,65 @@ def scheduler(geometry: str):
 
     if geometry == "SDXL":
         return diffusers.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **BETAS)
+    if geometry in TRANSFORMERS:
+        return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     return diffusers.DDIMScheduler(clip_sample=False, steps_offset=1, **BETAS)
+
+
+def hollow(geometry: str):
+    """A pipeline of the models' true sizes without values, on "meta": to count on. With
+    classifier-free guidance where the pipeline has it, and no text encoders."""
+    import diffusers
+
+    name, config = VAES[geometry]
+    with torch.device("meta"):
+        vae = getattr(diffusers, name)(**config)
+        if geometry in UNETS:
+            model = {"unet": diffusers.UNet2DConditionModel(**UNETS[geometry])}
+        else:
+            kind, options = TRANSFORMERS[geometry]
+            model = {"transformer": getattr(diffusers, kind)(**options)}
+    pipe = _assembled(geometry, vae=vae, **model)
+    pipe._guidance_scale = 7.0
+    return pipe
+
+
+def _assembled(geometry: str, **parts):
+    """The pipeline of these parts; what it lacks is None."""
+    import diffusers
+
+    extra = {}
+    if geometry == "SD 1.5":
+        kind = diffusers.StableDiffusionPipeline
+        extra = {"requires_safety_checker": False}
+    elif geometry == "SDXL":
+        kind, extra = diffusers.StableDiffusionXLPipeline, {"add_watermarker": False}
+    else:
+        names = {"SD3.5-medium": "StableDiffusion3", "FLUX": "Flux", "Qwen-Image": "QwenImage"}
+        kind = getattr(diffusers, f"{names[geometry]}Pipeline")
+    given = {"scheduler": scheduler(geometry), **parts, **extra}
+    wanted = inspect.signature(kind.__init__).parameters.values()
+    needed = [p.name for p in wanted if p.default is p.empty and p.name != "self"]
+    return kind(**{**dict.fromkeys(needed), **given})
 
 
 def pipeline(geometry: str, *, device: str = "cpu", side: int | None = None):
     """A pipeline, in half precision on CUDA, and the settings that it is called with: for one
     picture of `side` latents a side, its own if None. The toy has its own size, and draws two."""
-    if geometry == "toy":
-        return _toy()
-    import diffusers
+    if geometry.startswith("toy"):
+        return _toy("SD3" if geometry == "toy flow" else "SD 1.5")
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(0)
     dtype = torch.float16 if device == "cuda" else torch.float32
-    with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel(**UNETS[geometry])
-        vae = diffusers.AutoencoderKL(**VAE)
-    parts = {"unet": _filled(unet, device), "vae": _filled(vae, device)}
+    dtype = torch.bfloat16 if geometry in TRANSFORMERS else dtype
+    hollowed = hollow(geometry)
+    name = "transformer" if geometry in TRANSFORMERS else "unet"
+    parts = {key: filled(getattr(hollowed, key), device, dtype) for key in (name, "vae")}
     kinds = CLIPTextModel, CLIPTextModelWithProjection
-    for number, kind, (width, layers) in zip(("", "_2"), kinds, TEXTS[geometry], strict=False):
+    for number, kind, (width, layers) in zip(
+        ("", "_2"), kinds, TEXTS.get(geometry, ()), strict=False
+    ):
         config = CLIPTextConfig(
             hidden_size=width,
             intermediate_size=4 * width,
@@ -70,19 +145,17 @@ def pipeline(geometry: str, *, device: str = "cpu", side: int | None = None):
             projection_dim=width,
         )
         parts[f"text_encoder{number}"] = kind(config).to(device, dtype)
-        parts[f"tokenizer{number}"] = None
-    parts["scheduler"] = scheduler(geometry)
-    words = {"prompt_embeds": torch.randn(1, 77, unet.config.cross_attention_dim)}
-    if geometry == "SDXL":
-        words["pooled_prompt_embeds"] = torch.randn(1, 1280)
-        pipe = diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False)
-    else:
-        parts |= {"safety_checker": None, "feature_extractor": None}
-        pipe = diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    model = parts[name]
+    width = model.config.get("cross_attention_dim") or model.config.joint_attention_dim
+    words = {"prompt_embeds": torch.randn(1, 77, width)}
+    if geometry != "SD 1.5":
+        pooled = model.config.get("pooled_projection_dim", 1280)
+        words["pooled_prompt_embeds"] = torch.randn(1, pooled)
+    pipe = _assembled(geometry, **parts)
     pipe.set_progress_bar_config(disable=True)
     words |= {f"negative_{key}": torch.randn_like(value) for key, value in words.items()}
     settings = {key: value.to(device, dtype) for key, value in words.items()}
-    size = pipe.vae_scale_factor * (side or unet.config.sample_size)
+    size = pipe.vae_scale_factor * (side or model.config.sample_size)
     return pipe, {**settings, "height": size, "width": size}
 
 
@@ -100,20 +173,20 @@ def guide(geometry: str, *, device: str = "cpu"):
     return Clip(model, transform=transform, tokenizer=tokenizer, name=name, device=device)
 
 
-def _toy():
+def _toy(name: str):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
     try:
         from tiny_pipelines import tiny
     finally:
         sys.path.pop(0)
-    pipe, settings = tiny("SD 1.5")
+    pipe, settings = tiny(name)
     pipe.set_progress_bar_config(disable=True)
     return pipe, settings
 
 
-def _filled(model: torch.nn.Module, device: str) -> torch.nn.Module:
+def filled(model: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.Module:
     """A model made on "meta", in place, with small normal weights and norms that pass on."""
-    model = model.half() if device == "cuda" else model
+    model = torch.nn.Module.to(model, dtype)  # diffusers' own would warn
     model = model.to_empty(device=device).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

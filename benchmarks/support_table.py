@@ -59,7 +59,10 @@ FLOWS = {
     "flow SA": ("SASolverScheduler", _FLOW),
 }
 STRAIGHT = ("SD3", "FLUX", "FLUX.2", "Qwen-Image", "Z-Image", "Sana")
+STRAIGHT += ("CogView4", "HiDream", "Kandinsky 5", "Wan", "Wan 2.2")
 _LCM = {name: DIFFUSION[name] for name in ("LCM", "TCD")}
+_EULER = {"flow Euler": FLOWS["flow Euler"]}
+_DDPM = {"DDPM": DIFFUSION["DDPM"]}
 _FEW = {name: DIFFUSION[name] for name in ("DDIM", "Euler a", "DPM++ 2M")}
 OWN = {
     "Sana Sprint": {"SCM": ("SCMScheduler", {})},
@@ -70,6 +73,11 @@ OWN = {
     "SD x4 upscale": _FEW,
     "CogView4": {"flow Euler": FLOWS["flow Euler"]},  # its pipeline sets the sigmas itself
     **dict.fromkeys(("SDXL with moments", "SDXL image to image", "SDXL inpainting"), _FEW),
+    # And these are there for how they decode.
+    **dict.fromkeys(("CogView4", "HiDream", "Kandinsky 5"), _EULER),
+    **dict.fromkeys(("Wan", "Wan 2.2"), {"flow UniPC": FLOWS["flow UniPC"]}),
+    "SD x4 upscaling": {"DDIM": DIFFUSION["DDIM"]},
+    **dict.fromkeys((f"Hunyuan-DiT{kind}" for kind in ("", " PAG", " ControlNet")), _DDPM),
 }
 
 

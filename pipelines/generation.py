@@ -46,9 +46,9 @@ class Generation:
         budget: of "auto": × the cost of plain sampling, from 1, or seconds an image, as "30s", for
             which plain sampling is timed first; 4 by default.
         cutouts: crops of an image that the guide looks at, beside the whole; 0 … 256; 4 by default.
-        decoder: what steering sees x0 by: "vae", the default, "linear", "tiny" or "auto", as
+        decoder: what steering sees x0 by: "auto", the default, "vae", "linear" or "tiny", as
             `steer` has it. The finished image is always the VAE's.
-        tiny: a folder of an AutoencoderTiny, for "tiny" and "auto".
+        tiny: a folder of an AutoencoderTiny, or "hub", for "tiny" and "auto".
         refine: steps of the loop on each finished image's latents; the judge decides whether the
             image is better for them.
         exact: sample one at a time: an image's bits do not depend on its neighbours.

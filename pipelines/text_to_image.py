@@ -22,10 +22,9 @@ from ..clip import Clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..guidance import Step, steer
 from ..guidance.auto import Choice, times_plain
-from ..guidance.calls import execution_device
 from ..guidance.contract import Method, call_signature
-from ..guidance.decoders import Decoder, load_tiny
-from ..guidance.latents import check, default_clip
+from ..guidance.decoders import Decoder
+from ..guidance.latents import check, default_clip, execution_device
 from ..guidance.tape import Tape
 from ..images import to_pil
 from ..objectives import Similarity
@@ -197,7 +196,7 @@ class TextToImage:
             width=width,
             height=height,
             cutouts=CUTOUTS if asked.cutouts is None else asked.cutouts,
-            **self._decoding(asked.decoder or "vae", "" if asked.tiny is None else str(asked.tiny)),
+            **self._decoding(asked.decoder or "auto", str(asked.tiny or "")),
             refine=asked.refine,
             trace=asked.trace,
             frames=asked.frames,
@@ -281,8 +280,7 @@ class TextToImage:
                 f"tiny is ignored: the decoder is {decoder}.", ClipguideWarning, stacklevel=3
             )
             tiny = ""
-        loaded = load_tiny(tiny) if tiny else None
-        Decoder(self.pipe, kind=decoder, tiny=loaded)
+        loaded = Decoder(self.pipe, kind=decoder, tiny=tiny or None).tiny
         return {
             "decoder": decoder,
             "tiny": tiny,

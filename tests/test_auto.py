@@ -107,7 +107,7 @@ def test_each_is_checked_with_the_sampler(pipe, clip):
     ("settings", "message"),
     [
         ({"method": "auto", "strength": 0.1}, "strength"),
-        ({"budget": 3}, "auto"),
+        ({"budget": 3, "decoder": "vae"}, "auto"),
     ],
 )
 def test_what_does_not_go_together(pipe, clip, settings, message):

@@ -1,4 +1,4 @@
-"""Decoders: the linear map, tiny decoders, the choice, half precision, slices, tiles, hooks.
+"""Decoders: the linear map, tiny decoders, the choice, half precision, what the user set.
 
 Shapes: B samples, C channels and h x w of latents, 3 channels of H x W pixels.
 """
@@ -6,14 +6,15 @@ Shapes: B samples, C channels and h x w of latents, 3 channels of H x W pixels.
 from __future__ import annotations
 
 import copy
+import re
 
 import diffusers
 import pytest
 import torch
-from tiny_pipelines import BATCH, noise, tiny
-from torch.nn import functional
+from tiny_pipelines import BATCH, draw, noise, tiny
 from torch.testing import assert_close
 
+from clipguide import TotalVariation, steer
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.guidance import linear
 from clipguide.guidance.decoders import Decoder
@@ -25,22 +26,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 class Bright(Objective):
     def __call__(self, image_B3HW, generators=None):
         return -image_B3HW.flatten(1).mean(1)
-
-
-class Grained(Objective):
-    """Far from noise that no linear map of the latents can draw."""
-
-    def __call__(self, image_B3HW, generators=None):
-        seed = int(torch.randint(9, (), generator=generators[0]))
-        generator = torch.Generator().manual_seed(seed)
-        target = torch.rand(image_B3HW.shape[1:], generator=generator)
-        small_3hw = functional.avg_pool2d(target, 4)
-        fine = target - functional.interpolate(small_3hw[None], scale_factor=4)[0]
-        return -(image_B3HW * fine).flatten(1).mean(1)
-
-
-def generators():
-    return [torch.Generator().manual_seed(i) for i in range(BATCH)]
 
 
 def gradient(decoder, x0):
@@ -64,7 +49,7 @@ def test_linear_map_of_a_linear_decoder():
     assert found.r2 > 1 - 1e-9 and found.scale == 2
     latents = noise(1, 4, 3, 5)
     small = torch.einsum("nchw,cd->ndhw", latents, matrix_C3) + bias_3.view(1, 3, 1, 1)
-    expected = functional.interpolate(small, (6, 10), mode="bilinear")
+    expected = torch.nn.functional.interpolate(small, (6, 10), mode="bilinear")
     assert_close(found(latents), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -97,12 +82,12 @@ def test_linear_decoder(name):
     shape = {"FLUX.2": (16, 16), "Qwen-Image": (64, 16), "AnimateDiff": (4, 3, 8, 16)}
     x0 = noise(BATCH, *shape.get(name, (4, 8, 16)))
     image = decoder(x0)
-    fitted = decoder._map
+    fitted = decoder._map(decoder._unpacked(x0))
     assert image.shape == own(x0).shape and image.dtype == torch.float32
     assert_close(decoder(x0[1:]), image[len(image) // 2 :], atol=1e-6, rtol=0)
     assert gradient(decoder, x0).abs().amin(tuple(range(1, x0.ndim))).numel() == BATCH
-    assert decoder._map is fitted and 0 < fitted.r2 <= 1
-    assert torch.equal(decoder.exact(x0), own(x0))
+    assert decoder._map(decoder._unpacked(x0)) is fitted and 0 < fitted.r2 <= 1
+    assert_close(decoder.exact(x0), own(x0), atol=1e-5, rtol=0)
     again = Decoder(tiny(name)[0], kind="linear")
     assert torch.equal(again(x0), image)
 
@@ -131,109 +116,162 @@ def test_tiny_decoder(tmp_path):
         Decoder(pipe, kind="tiny", tiny=tiny_decoder(6))(x0)
 
 
-def test_choice(monkeypatch):
-    """Of a VAE that draws a colour and a grain of each latent, a linear map knows the colour: all
-    that brightness asks for, and nothing of what the grain does. Generators are as they were."""
+def test_auto_goes_by_budget_and_memory():
+    """The VAE where its gradient fits both; else what is at hand, with the reason; for a run of any
+    batch alike."""
     pipe, x0 = tiny("SD 1.5")[0], noise(BATCH, 4, 8, 16)
-    matrix, grain = noise(4, 3), noise(4, 3, 4, 4, seed=9)
-    grain = grain - grain.mean((2, 3), keepdim=True)
-
-    def decode(latents, return_dict=False):
-        colour = torch.einsum("nchw,cd->ndhw", latents, matrix)
-        colour = colour.repeat_interleave(4, 2).repeat_interleave(4, 3)
-        return (colour + functional.conv_transpose2d(latents, grain, stride=4),)
-
-    monkeypatch.setattr(pipe.vae, "decode", decode)
-    decoder, own = Decoder(pipe, kind="auto"), Decoder(pipe)
-    assert torch.equal(decoder(x0), own(x0))
-    views = generators()
-    before = [g.get_state() for g in views]
-    said = decoder.choose(x0, Bright(), views, 0.1)
-    assert decoder.kind == "linear" and said.startswith("decoder: linear; of the gain")
-    assert not torch.equal(decoder(x0), own(x0))
-    said = decoder.choose(x0, Grained(), views, 0.1)
-    assert decoder.kind == "vae" and "linear" in said
-    assert torch.equal(decoder(x0), own(x0))
-    assert all(torch.equal(g.get_state(), state) for g, state in zip(views, before, strict=True))
-    pixels = Decoder(tiny("DDPM")[0], kind="auto")
-    assert "pixels" in pixels.choose(noise(BATCH, 3, 8, 8), Bright(), generators(), 0.1)
-    assert pixels.kind == "vae"
+    assert Decoder(pipe).choose(x0) == "decoder: vae (whole)"
+    assert torch.equal(Decoder(pipe)(x0), Decoder(pipe, kind="vae")(x0))
+    poor = Decoder(pipe, memory=0)
+    assert poor.choose(x0).startswith("decoder: linear, as the gradient through the vae needs more")
+    assert torch.equal(poor(x0), Decoder(pipe, kind="linear")(x0)) and poor.kind == "linear"
+    at_hand = Decoder(pipe, memory=0, tiny=tiny_decoder())
+    assert at_hand.choose(x0).startswith("decoder: tiny, as the gradient")
+    assert "pixels" in Decoder(tiny("DDPM")[0]).choose(noise(BATCH, 3, 8, 8))
 
 
-def test_choice_is_by_what_the_vae_sees():
-    """The share in the report, computed here by hand."""
-    pipe, x0 = tiny("SD3")[0], noise(BATCH, 4, 8, 16)
-    own, cheap = Decoder(pipe), Decoder(pipe, kind="linear")
-    rms_B = lambda x: x.square().mean((1, 2, 3), keepdim=True).sqrt()  # noqa: E731
+def test_auto_at_real_sizes():
+    """Sizes alone decide: Stable Diffusion's pipelines are steered by the linear map, unless they
+    are given the time, and the memory that the VAE then takes."""
+    from benchmarks.random_models import hollow
 
-    def gain(decoder):
-        g = gradient(decoder, x0)
-        with torch.no_grad():
-            moved = x0 - 0.2 * rms_B(x0) * g / rms_B(g)
-            return float((Bright()(own(x0)) - Bright()(own(moved))).sum())
-
-    said = Decoder(pipe, kind="auto").choose(x0, Bright(), generators(), 0.2)
-    assert f"linear {gain(cheap) / gain(own):.0%}" in said
+    pipe = hollow("SDXL")
+    x0 = torch.empty(1, 4, 128, 128, device="meta")
+    said = Decoder(pipe, memory=4).choose(x0)
+    assert re.fullmatch(r"decoder: linear, as .* takes 2[.]\d x the time of plain sampling", said)
+    rich = Decoder(pipe, memory=4, budget=8)
+    assert rich.choose(x0).startswith("decoder: vae (one image at a time, layers recomputed, in bf")
+    assert Decoder(pipe, memory=20, budget=8).choose(x0) == "decoder: vae (whole)"
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_auto_of_the_embedded_generator():
+    """Its VAE is so small that it is the VAE at any size that it draws."""
+    from clipguide import mini
+
+    pipe = tiny("SD 1.5")[0]
+    pipe.vae = diffusers.AutoencoderKL.from_pretrained(mini.path("generator") / "vae").eval()
+    for batch, side in ((1, 16), (8, 16), (1, 64)):
+        said = Decoder(pipe, memory=4).choose(torch.empty(batch, 4, side, side, device="meta"))
+        assert said == "decoder: vae (whole)"
+
+
+def test_strength_0_decodes_nothing():
+    pipe, settings = tiny("SD 1.5")
+    seen = []
+
+    def decode(latents):
+        seen.append(latents)
+        return latents[:, :3]
+
+    with steer(pipe, TotalVariation(), decoder=decode, strength=0) as s:
+        draw(pipe, settings)
+    assert not seen and len(s.report.trace) == 3
+    with steer(pipe, TotalVariation(), decoder=decode):
+        draw(pipe, settings)
+    assert seen
+
+
+def test_the_last_step_is_seen_by_the_vae():
+    """Those before it by what is chosen."""
+    pipe, settings = tiny("SD 1.5")
+    seen, grey = [], lambda latents: 0 * latents[:, :3] + 0.5
+    with steer(pipe, TotalVariation(), decoder=grey, on_step=lambda x: seen.append(x.preview())):
+        draw(pipe, settings)
+    assert [float(image.std()) > 0.01 for image in seen] == [False, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_half_precision(dtype):
-    """A copy in float32, made once; the pipeline's VAE is untouched."""
+    """A copy in float32, made once a context; the pipeline's VAE is untouched."""
     pipe, x0 = tiny("SDXL")[0], noise(BATCH, 4, 8, 16)
     pipe.vae.to(dtype)
-    decoder = Decoder(pipe)
-    image = decoder(x0.to(dtype))
-    copied = decoder._vae
     reference = copy.deepcopy(pipe.vae).float()
-    expected = reference.decode(x0.to(dtype).float() / 0.13025).sample / 2 + 0.5
-    assert_close(image, expected, atol=1e-5, rtol=1e-5)
-    assert image.dtype == torch.float32 == gradient(decoder, x0).dtype
-    assert decoder._vae is copied is not pipe.vae and pipe.vae.dtype == dtype
-    decoder.freeze()
-    decoder.thaw()
-    decoder(x0)
-    assert decoder._vae is copied
-
-
-def test_slices_and_tiles():
-    """As the user set them, gradients included."""
-    pipe, x0 = tiny("SD 1.5")[0], noise(BATCH, 4, 8, 16)
     decoder = Decoder(pipe)
-    image, slope = decoder(x0), gradient(decoder, x0)
-    pipe.vae.enable_slicing()
-    assert_close(decoder(x0), image, atol=1e-6, rtol=0)
-    assert_close(gradient(decoder, x0), slope, atol=1e-6, rtol=1e-4)
-    pipe.vae.disable_slicing()
+    half = x0.half()
+    image = decoder(half)
+    copied = decoder._decodings["vae"].vae
+    expected = reference.decode(half.float() / 0.13025).sample / 2 + 0.5
+    assert_close(image, expected, atol=1e-5, rtol=1e-5)
+    assert image.dtype == torch.float32
+    assert decoder._decodings["vae"].vae is copied is not pipe.vae and pipe.vae.dtype == dtype
+
+
+def test_the_users_slices_and_tiles_are_off():
+    """With a gradient they cost more than the ladder's own."""
+    pipe, x0 = tiny("SD 1.5")[0], noise(BATCH, 4, 8, 16)
+    image, slope = Decoder(pipe)(x0), gradient(Decoder(pipe), x0)
     pipe.vae.tile_latent_min_size, pipe.vae.tile_sample_min_size = 8, 16
+    pipe.vae.enable_slicing()
     pipe.vae.enable_tiling()
-    assert torch.equal(decoder(x0), pipe.vae.decode(x0 / 0.18215).sample / 2 + 0.5)
-    assert decoder(x0).shape == image.shape and not torch.equal(decoder(x0), image)
-    assert gradient(decoder, x0).isfinite().all()
+    decoder = Decoder(pipe)
+    assert torch.equal(decoder(x0), image) and torch.equal(gradient(decoder, x0), slope)
+    assert pipe.vae.use_tiling and pipe.vae.use_slicing
 
 
-def test_offloaded():
-    """Under accelerate's hooks, even with its weights put away, and the hooks are not woken."""
-    from accelerate import cpu_offload
-    from accelerate.hooks import remove_hook_from_module
+def test_images_that_tile():
+    """Convolutions that pad in a circle do so in the copy."""
+    pipe, x0 = tiny("SD 1.5")[0], noise(BATCH, 4, 8, 16)
+    plain = Decoder(pipe)(x0)
+    for part in pipe.vae.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            part.padding_mode = "circular"
+    expected = pipe.vae.decode(x0 / 0.18215).sample / 2 + 0.5
+    assert_close(Decoder(pipe)(x0), expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(plain, expected, atol=1e-3)
 
+
+def test_a_function():
+    pipe, x0 = tiny("SD 1.5")[0], noise(BATCH, 4, 8, 16)
+    decoder = Decoder(pipe, kind=lambda latents: latents[:, :3])
+    assert_close(decoder(x0), x0[:, :3] / 0.18215)
+    assert decoder.choose(x0) == "decoder: function"
+
+
+def test_the_linear_map_is_kept_with_its_vae():
+    """Over contexts; a VAE that was trained in between is fitted anew."""
+    pipe, x0 = tiny("SD 1.5")[0], noise(BATCH, 4, 8, 16)
+    latents, maps = Decoder(pipe, kind="linear"), []
+    for _ in range(2):
+        latents.open()
+        maps.append(latents._map(x0))
+        latents.close()
+    assert maps[0] is maps[1]
+    assert Decoder(pipe, kind="linear")._map(x0) is maps[0]
+    with torch.no_grad():
+        pipe.vae.decoder.conv_out.bias += 1
+    after = Decoder(pipe, kind="linear")._map(x0)
+    assert_close(after.bias_3, maps[0].bias_3 + 0.5)
+    assert after is not maps[0]
+
+
+def test_no_vae():
+    """Not: the latents as pixels."""
+    pipe = tiny("SD 1.5")[0]
+    pipe.vae = None
+    with pytest.raises(ClipguideError, match="This StableDiffusionPipeline has no vae"):
+        Decoder(pipe)
+
+
+def test_like():
+    """A class that the table does not know, by one whose latents it shares."""
     pipe, x0 = tiny("SD 1.5")[0], noise(BATCH, 4, 8, 16)
     expected = Decoder(pipe)(x0)
-    cpu_offload(pipe.vae, execution_device=torch.device("cpu"))
-    assert next(pipe.vae.parameters()).device.type == "meta"
-    decoder = Decoder(pipe)
-    assert_close(decoder(x0), expected, atol=1e-6, rtol=0)
-    assert gradient(decoder, x0).isfinite().all()
-    assert next(pipe.vae.parameters()).device.type == "meta"
-    remove_hook_from_module(pipe.vae, recurse=True)
+    other = diffusers.DiffusionPipeline()
+    other.vae = pipe.vae
+    with pytest.raises(ClipguideError, match="like='StableDiffusionPipeline'"):
+        Decoder(other)
+    assert torch.equal(Decoder(other, like="StableDiffusionPipeline")(x0), expected)
+    with pytest.raises(UsageError, match="Did you mean StableDiffusionPipeline"):
+        Decoder(other, like="StableDifusionPipeline")
 
 
 def test_weights_get_no_gradients():
     pipe, x0 = tiny("SD 1.5")[0], noise(BATCH, 4, 8, 16)
     decoder = Decoder(pipe)
-    decoder.freeze()
+    decoder.open()
     gradient(decoder, x0)
     assert all(p.grad is None and p.requires_grad for p in pipe.vae.parameters())
-    decoder.thaw()
+    decoder.close()
 
 
 def test_finite_differences():
@@ -257,5 +295,11 @@ def test_bad_input(tmp_path):
         Decoder(pipe, kind="tiny")
     with pytest.raises(UsageError, match="has no config.json"):
         Decoder(pipe, kind="tiny", tiny=tmp_path)
+    with pytest.raises(UsageError, match="The hub has no tiny decoder for the VAE of this Stable"):
+        Decoder(pipe, tiny="hub")
+    with pytest.raises(UsageError, match="The budget is a number from 1"):
+        Decoder(pipe, budget=0.5)
+    with pytest.raises(UsageError, match="The memory is a number from 0"):
+        Decoder(pipe, memory=float("nan"))
     with pytest.raises(UsageError, match="DDPMPipeline draws pixels"):
         Decoder(tiny("DDPM")[0], kind="linear")

@@ -212,7 +212,7 @@ def test_decoders(draw, decoder, tiny_decoder_folder):
 
 def test_decoders_that_are_not(draw, tiny_decoder_folder, tmp_path):
     with pytest.warns(ClipguideWarning, match="tiny is ignored: the decoder is vae"):
-        (picture,) = draw("a fox", steps=1, tiny=tiny_decoder_folder)
+        (picture,) = draw("a fox", steps=1, decoder="vae", tiny=tiny_decoder_folder)
     assert picture.recipe.tiny == ""
     (tmp_path / "config.json").write_text("{")
     for settings, message in [

@@ -20,12 +20,12 @@ def noise(*shape: int, seed: int = 5) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def kl(channels: int = 4, name: str = "AutoencoderKL", **config):
+def kl(channels: int = 4, name: str = "AutoencoderKL", levels: int = 2, **config):
     """An autoencoder of half the size; FLUX and its like count their patches by its blocks."""
     return getattr(diffusers, name)(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=channels,
         norm_num_groups=4,
         layers_per_block=1,
@@ -387,39 +387,187 @@ def animatediff():
     return pipe, {**words(), "num_frames": 3, **SIZE}
 
 
-def upscale():
-    pipe = diffusers.StableDiffusionUpscalePipeline(
-        vae=kl(),
-        text_encoder=None,
-        tokenizer=None,
-        unet=unet(channels=7, num_class_embeds=1000),
-        low_res_scheduler=diffusers.DDPMScheduler(),
-        scheduler=ddim(),
-    )
-    low = torch.nn.functional.avg_pool2d(picture(), 2)
-    return pipe, {**words(), "image": low}
-
-
 def cogview4():
     transformer = diffusers.CogView4Transformer2DModel(
-        patch_size=2,
         in_channels=4,
         out_channels=4,
         num_layers=1,
-        attention_head_dim=8,
+        attention_head_dim=16,
         num_attention_heads=2,
         text_embed_dim=16,
-        time_embed_dim=8,
+        time_embed_dim=16,
         condition_dim=4,
     )
     pipe = diffusers.CogView4Pipeline(
         tokenizer=None,
         text_encoder=None,
-        vae=kl(),
+        vae=kl(scaling_factor=1.0),
         transformer=transformer.eval(),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"
+        ),
     )
     return pipe, {**words(), **SIZE}
+
+
+def hidream():
+    transformer = diffusers.HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        caption_channels=[16, 16],
+        text_emb_dim=16,
+        num_routed_experts=2,
+        num_activated_experts=1,
+        axes_dims_rope=(8, 4, 4),
+        max_resolution=(32, 32),
+        llama_layers=[0, 1],
+        force_inference_output=True,
+    )
+    encoders = [
+        f"{kind}{n}" for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3", "_4")
+    ]
+    pipe = diffusers.HiDreamImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=kl(scaling_factor=0.3611, shift_factor=0.1159),
+        transformer=transformer.eval(),
+        **dict.fromkeys(encoders),
+    )
+    pipe.default_sample_size = 22.63  # 1024 pixels otherwise, whatever is asked
+    embeds = {}
+    for name, seed in (("", 5), ("negative_", 6)):
+        embeds |= {
+            f"{name}prompt_embeds_t5": noise(BATCH, TOKENS, 16, seed=seed),
+            f"{name}prompt_embeds_llama3": noise(2, BATCH, TOKENS, 16, seed=seed),
+            f"{name}pooled_prompt_embeds": noise(BATCH, 16, seed=seed),
+        }
+    return pipe, {**embeds, **SIZE}
+
+
+def kandinsky():
+    transformer = diffusers.Kandinsky5Transformer3DModel(
+        in_visual_dim=4,
+        in_text_dim=16,
+        in_text_dim2=16,
+        time_dim=16,
+        out_visual_dim=4,
+        model_dim=32,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=1,
+        axes_dims=(4, 6, 6),
+    )
+    vae = kl(scaling_factor=0.3611)
+    pipe = diffusers.Kandinsky5T2IPipeline(
+        transformer=transformer.eval(),
+        vae=vae,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        **dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")),
+    )
+    pipe.vae_scale_factor_spatial = 2  # its class has 8, as FLUX's VAE
+    pipe.resolutions = [(WIDTH, HEIGHT)]
+    lengths = torch.arange(BATCH + 1, dtype=torch.int32) * TOKENS
+    embeds = {}
+    for name, seed in (("", 5), ("negative_", 6)):
+        embeds |= {
+            f"{name}prompt_embeds_qwen": noise(BATCH, TOKENS, 16, seed=seed),
+            f"{name}prompt_embeds_clip": noise(BATCH, 16, seed=seed),
+            f"{name}prompt_cu_seqlens": lengths,
+        }
+    return pipe, {**embeds, **SIZE}
+
+
+def wan(packed: bool = False):
+    transformer = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=16,
+        num_layers=1,
+        rope_max_seq_len=32,
+    )
+    shape = {"dim_mult": [1, 1], "temperal_downsample": [True], "num_res_blocks": 1}
+    if packed:  # as Wan 2.2's: pixels in channels, shortcuts over its blocks
+        shape |= {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12}
+        shape |= {"decoder_base_dim": 8, "scale_factor_spatial": 4}
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=8,
+        z_dim=4,
+        latents_mean=[0.5, -1.0, 0.2, 0.1],
+        latents_std=[2.0, 3.0, 0.5, 1.5],
+        **{"scale_factor_spatial": 2, "scale_factor_temporal": 2, **shape},
+    )
+    pipe = diffusers.WanPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae.eval(),
+        transformer=transformer.eval(),
+        scheduler=diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    )
+    return pipe, {**words(), **SIZE, "num_frames": 1}
+
+
+def upscale():
+    pipe = diffusers.StableDiffusionUpscalePipeline(
+        vae=kl(scaling_factor=0.08333, force_upcast=False),
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet(7, out_channels=4, num_class_embeds=1000),
+        low_res_scheduler=diffusers.DDPMScheduler(**BETAS),
+        scheduler=ddim(),
+    )
+    small = torch.nn.functional.interpolate(picture(), scale_factor=0.5)
+    return pipe, {**words(), "image": small}
+
+
+def hunyuan(kind: str = ""):
+    config = {
+        "sample_size": 16,
+        "patch_size": 2,
+        "in_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "hidden_size": 16,
+        "cross_attention_dim": 16,
+        "cross_attention_dim_t5": 16,
+        "pooled_projection_dim": 8,
+        "text_len": TOKENS,
+        "text_len_t5": TOKENS,
+        "activation_fn": "gelu-approximate",
+    }
+    transformer = diffusers.HunyuanDiT2DModel(**config).eval()
+    more, extra = {}, {}
+    if kind == "ControlNet":
+        net = diffusers.HunyuanDiT2DControlNetModel(
+            **{k: v for k, v in config.items() if k not in ("num_layers",)},
+            transformer_num_layers=2,
+        )
+        more, extra = {"controlnet": net.eval()}, {"control_image": picture()}
+    pipe = getattr(diffusers, f"HunyuanDiT{kind}Pipeline")(
+        vae=kl(levels=4),  # its class counts on a factor of 8
+        transformer=transformer,
+        scheduler=diffusers.DDPMScheduler(prediction_type="v_prediction", **BETAS),
+        **dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor")),
+        requires_safety_checker=False,
+        **more,
+    )
+    embeds = {}
+    for name, seed in (("", 5), ("negative_", 6)):
+        for number in ("", "_2"):
+            embeds[f"{name}prompt_embeds{number}"] = noise(BATCH, TOKENS, 16, seed=seed)
+            embeds[f"{name}prompt_attention_mask{number}"] = torch.ones(BATCH, TOKENS)
+    return pipe, {**embeds, **extra, "use_resolution_binning": False, **SIZE}
 
 
 TINY = {
@@ -441,11 +589,18 @@ TINY = {
     "Sana": sana,
     "Sana Sprint": lambda: sana(sprint=True),
     "PixArt-Sigma": pixart,
-    "SD x4 upscale": upscale,
-    "CogView4": cogview4,
     "DDPM": lambda: pixels("DDPM"),
     "DDIM": lambda: pixels("DDIM"),
     "AnimateDiff": animatediff,
+    "CogView4": cogview4,
+    "HiDream": hidream,
+    "Kandinsky 5": kandinsky,
+    "Wan": wan,
+    "Wan 2.2": lambda: wan(packed=True),
+    "SD x4 upscaling": upscale,
+    "Hunyuan-DiT": hunyuan,
+    "Hunyuan-DiT PAG": lambda: hunyuan("PAG"),
+    "Hunyuan-DiT ControlNet": lambda: hunyuan("ControlNet"),
 }
 
 
@@ -467,7 +622,8 @@ def draw(pipe, settings: dict, *, steps: int = 3, seed: int = 3, **more) -> torc
     with torch.random.fork_rng():  # some pipelines keep their generators from their scheduler
         torch.manual_seed(seed)
         out = pipe(**given, generator=generator)
-    image = out.frames if hasattr(out, "frames") else out.images
+    name = next(name for name in ("frames", "images", "image") if hasattr(out, name))
+    image = getattr(out, name)
     if not isinstance(image, torch.Tensor):  # plain DDIM's knows no tensors
         image = torch.as_tensor(image).movedim(-1, 1)
     return image.flatten(0, -4).float()

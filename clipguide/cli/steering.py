@@ -119,13 +119,17 @@ Decoder = Annotated[
         show_default=False,
         help="What shows CLIP each step's picture. vae: the model's own decoder, the best and "
         "slowest. linear: a rough map to colours, the fastest. tiny: a small decoder, named by "
-        "--tiny. auto: the fastest of these that steers nearly as well. The finished picture is "
-        "the vae's in any case. [default: vae]",
+        "--tiny. auto: the vae where it costs little beside the model, else tiny or linear. The "
+        "finished picture is the vae's in any case. [default: auto]",
     ),
 ]
 Tiny = Annotated[
     str | None,
-    _option("A folder of a small decoder (a diffusers AutoencoderTiny).", "FOLDER"),
+    _option(
+        "A folder of a small decoder (a diffusers AutoencoderTiny), or hub: download TAESD of the "
+        "model's family.",
+        "FOLDER|hub",
+    ),
 ]
 
 

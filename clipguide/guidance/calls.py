@@ -9,6 +9,7 @@ import torch
 from . import gradients
 from .contract import Gradient, Method, Sampler
 from .generators import restarted
+from .latents import execution_device
 from .observers import ranks
 from .report import Trace
 from .session import Begun, Mode, Session
@@ -74,8 +75,3 @@ class Calls(Sampler):
         report.candidates.append(score_B)
         if better_B is not None:
             self._kept = report.keep(self._kept, better_B)
-
-
-def execution_device(pipe: object) -> torch.device:
-    """Where a pipeline computes, whatever its weights are offloaded to."""
-    return getattr(pipe, "_execution_device", None) or pipe.device

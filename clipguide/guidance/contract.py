@@ -103,6 +103,7 @@ class Run:
         memory: what a call method has for its own `start`, or what a method keeps.
         repeats: what takes steps again, if the method asked for it.
         chunk: views encoded at a time since memory ran out; None is all of them.
+        told: whether it was said that memory ran out.
     """
 
     scheduler: object
@@ -117,6 +118,7 @@ class Run:
     memory: object = None
     repeats: Repeats | None = None
     chunk: int | None = None
+    told: bool = False
 
     def loss(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """image_N3HW and loss_B, without gradients."""
@@ -128,8 +130,9 @@ class Run:
         """The gradient at x0, whatever grad mode the pipeline runs in; by `of`, which x0 was
         computed from, if it is given.
 
-        Where memory runs out, the same views are encoded fewer at a time, as for all that follow;
-        ClipguideError if one at a time is too many.
+        Where memory runs out, said once, it is tried again as for all that follow: by the decoder's
+        next plan while that is exact, then with the same views encoded fewer at a time, then by the
+        plans that are not exact. ClipguideError if the last of them needs too much.
         """
         while True:
             states = [generator.get_state() for generator in self.generators]
@@ -143,14 +146,20 @@ class Run:
             self._spare()
 
     def _spare(self) -> None:
-        if self.chunk == 1:
+        if not self.told:
+            self.warn("Memory ran out: the gradient is taken in smaller parts, which takes longer.")
+        self.told = True
+        spare = getattr(self.decode, "spare", None)  # a decoder that can
+        if spare and spare(exact=True):
+            return
+        if self.chunk != 1:
+            self.chunk = SPARING if self.chunk is None else self.chunk // 2
+            return
+        if not (spare and spare(exact=False)):
             raise ClipguideError(
-                "There is no memory for the gradient of a single view; a cheaper decoder (linear "
-                "or tiny), fewer images at a time or a smaller image needs less."
+                "There is no memory for the gradient of a single view: take a cheaper decoder "
+                "(tiny or linear), fewer images at a time, or a smaller image."
             )
-        if self.chunk is None:
-            self.warn("Memory ran out: fewer views are encoded at a time, which takes longer.")
-        self.chunk = SPARING if self.chunk is None else self.chunk // 2
 
     def _gradient(self, x0: torch.Tensor, of: torch.Tensor | None) -> Gradient:
         with (

@@ -1,4 +1,4 @@
-"""x0 to image, differentiable: by the pipeline's own VAE, a linear map, or a tiny decoder.
+"""x0 to image, differentiable: by the pipeline's own VAE, a tiny decoder, or a linear map.
 
 Shapes: B samples, N decoded images (N = B·F for videos of F frames), C channels and h x w of
 latents, 3 channels of H x W pixels.
@@ -6,191 +6,290 @@ latents, 3 channels of H x W pixels.
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import math
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..errors import ClipguideError, UsageError, close_matches, reason
-from ..objectives import Generators, Objective
-from . import linear
-from .latents import family
+from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
+from . import cost, ladder, linear, memory, tinies
+from .clean import Made, clean
+from .ladder import Decoding, Plan
+from .latents import denoiser, family
 
-KINDS = ("vae", "linear", "tiny", "auto")
-WORTH = 0.7  # of what the VAE's own gradient does
+KINDS = ("auto", "vae", "linear", "tiny")
+BUDGET = 1.2  # × the cost of plain sampling
+SMALL = 1e11  # operations of decoding one image that are a matter of a second on any machine
 
 
 class Decoder:
     """x0 to image_N3HW, about in [0, 1], in float32.
 
-    `freeze` and `thaw` bracket its use; between them pipelines of packed latents tell it their
-    height and width, where `hear` has not.
+    `open` and `close` bracket its use. In between it holds one clean copy of what decodes, made
+    when it is first asked for (see clean.py), and pipelines of packed latents tell it their height
+    and width, where `hear` has not.
 
     Args:
         pipe: a pipeline of the table of families.
-        kind: "vae", the pipeline's own, or a float32 copy of it where that is in half precision or
-            comes and goes between devices; "linear", a map fitted to it at the first call (see
-            linear.py); "tiny", of `tiny`; "auto", the VAE until `choose` picks.
-        tiny: an AutoencoderTiny for this family's latents, or a local folder of one.
+        kind: "vae", the pipeline's own, by the ladder of plans; "tiny", of `tiny`; "linear", a map
+            fitted to the VAE once; "auto", the VAE where its gradient fits the budget and the
+            memory, else a tiny decoder that is at hand, else the linear map; or a function of
+            latents, as the VAE takes them, to image_N3HW in [0, 1].
+        tiny: an AutoencoderTiny for this family's latents, a local folder of one, or "hub": the
+            one of that family by name, downloaded if need be. One in the hub's cache is at hand.
+        budget: × the cost of plain sampling that "auto" may come to by the decoder; 1.2 by default.
+        memory: GiB beside weights that decoding and its gradient may take; by default 4, and 80 %
+            of what is free where that is less.
+        like: the class whose latents the pipeline shares, where its own is not in the table.
+
+    `kind` is what decodes: while "auto" has not chosen yet, "auto"; `tiny` is the model.
+
+    Raises:
+        UsageError: a setting is out of range.
+        ClipguideError: the pipeline is of no known family, or has no VAE.
     """
 
     def __init__(
-        self, pipe: object, *, kind: str = "vae", tiny: nn.Module | str | Path | None = None
+        self,
+        pipe: object,
+        *,
+        kind: str | Callable[[torch.Tensor], torch.Tensor] = "auto",
+        tiny: nn.Module | str | Path | None = None,
+        budget: float | None = None,
+        memory: float | None = None,
+        like: str | None = None,
     ) -> None:
-        if kind not in KINDS:
+        self.family = family(pipe, like)
+        if not callable(kind) and kind not in KINDS:
             raise UsageError(f"There is no decoder {kind!r}.{close_matches(kind, KINDS)}")
-        if kind == "tiny" and tiny is None:
-            raise UsageError(
-                "The tiny decoder needs `tiny` (--tiny): an AutoencoderTiny, or a folder of one."
-            )
-        self.family, self.kind = family(pipe), kind
+        for name, value, least in (("budget", budget, 1), ("memory", memory, 0)):
+            if value is not None and not (math.isfinite(value) and value >= least):
+                raise UsageError(f"The {name} is a number from {least}, not {value}.")
         if self.family.decoder is None and kind in ("linear", "tiny"):
             raise UsageError(
                 f"{type(pipe).__name__} draws pixels: there is nothing for decoder={kind!r} to do."
             )
-        self._pipe = pipe
-        self._tiny = load_tiny(tiny) if isinstance(tiny, (str, Path)) else tiny
-        self._source, self._vae, self._map = None, None, None
+        self._pipe, self._budget, self._memory = pipe, budget or BUDGET, memory
+        self._function = kind if callable(kind) else None
+        self._asked = "function" if callable(kind) else kind
+        self.tiny = self._found(tiny)
         self._size: tuple[int, int] | None = None
         self._undo = None
+        self._forget()
 
-    def freeze(self) -> None:
-        """Listen for height and width, where they are needed.
+    def _found(self, tiny: nn.Module | str | Path | None) -> nn.Module | None:
+        if tiny == tinies.HUB:
+            return tinies.from_hub(self._pipe, download=True)
+        if isinstance(tiny, (str, Path)):
+            return tinies.load_tiny(tiny)
+        if tiny is None and self._asked == "tiny":
+            tiny = tinies.from_hub(self._pipe, download=False)
+            if tiny is None:
+                raise UsageError(
+                    "The tiny decoder needs `tiny` (--tiny): an AutoencoderTiny, a folder of one, "
+                    "or 'hub'."
+                )
+        return tiny
 
-        The VAE's weights stay as trainable as they are: PyTorch's kernels for linear layers differ
-        in the last bit between weights that are and are not, so that the pipeline's own decoding
-        would change. A gradient with respect to x0 alone costs no gradients of weights anyway.
+    def open(self) -> None:
+        """Begin: listen for height and width, where they are needed.
+
+        The live VAE is not touched. Its weights stay as trainable as they are: PyTorch's kernels
+        for linear layers differ in the last bit between weights that are and are not, so that the
+        pipeline's own decoding would change.
         """
         if self.family.sized and self._size is None:
             self._undo = _listen(self._pipe, self.hear)
 
-    def thaw(self) -> None:
-        """Undo `freeze`."""
+    def close(self) -> None:
+        """End: undo `open`, and let go of the copies."""
         if self._undo is not None:
             self._undo()
         self._undo, self._size = None, None
+        self._forget()
+
+    def _forget(self) -> None:
+        self.kind, self._said = self._asked, ""
+        self._plans: dict[tuple, Plan] = {}
+        self._decodings: dict[str, Decoding] = {}
 
     def hear(self, height: int, width: int) -> None:
-        """The size in pixels of what packed latents decode to, until `thaw`."""
+        """The size in pixels of what packed latents decode to, until `close`."""
         self._size = int(height), int(width)
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
-        """image_N3HW of latents as the scheduler sees them."""
+        """image_N3HW of latents as the scheduler sees them, by the kind that is chosen."""
+        self.choose(x0)
         return self._decode(x0, self.kind)
 
     def exact(self, x0: torch.Tensor) -> torch.Tensor:
-        """The same by the VAE, whatever the kind."""
-        return self._decode(x0, "vae")
+        """The same by the VAE, whatever the kind; to look at, one image at a time."""
+        if self.kind == "vae" or self.family.decoder is None:
+            return self(x0)
+        with torch.no_grad():
+            return self._by("vae", Plan(single=True), self._unpacked(x0))
 
-    def choose(
-        self, x0: torch.Tensor, objective: Objective, generators: Generators, step_size: float
-    ) -> str:
-        """Become the cheapest kind whose gradient is worth a step; a sentence that says why.
+    # --------------------------------------------------------------- the choice
+    def choose(self, x0: torch.Tensor) -> str:
+        """Settle, once a context, what decodes; one line that says what and why.
 
-        Each kind's gradient moves x0 by step_size · rms(x0), and the real VAE says what that does
-        to the objective: a kind must lower it, in the mean over the batch, by at least 70 % of what
-        the VAE's own gradient does. The generators are left as they were.
+        It goes by sizes alone, so that a run repeats: by the operations of the VAE's gradient
+        beside those of a step of the denoiser, and by what it needs beside the limit.
         """
+        if not self._said:
+            self._said = "decoder: " + self._settled(x0)
+        return self._said
+
+    def _settled(self, x0: torch.Tensor) -> str:
         if self.family.decoder is None:
             self.kind = "vae"
-            return "decoder: none, these latents are pixels."
-        kinds = ["linear"] + ["tiny"] * (self._tiny is not None)
-        trial = functools.partial(self._gain, x0, objective, generators, step_size)
-        own = trial("vae")
-        seen = []
-        for self.kind in kinds:
-            share = trial(self.kind) / own if own > 0 else 0.0
-            seen.append(f"{self.kind} {share:.0%}")
-            if share >= WORTH:
-                break
-        else:
+            return "none, these latents are pixels"
+        if self._asked == "auto":
+            why = self._too_dear(x0)
+            if why is not None:
+                if self.tiny is None:
+                    self.tiny = tinies.from_hub(self._pipe, download=False)
+                self.kind = "linear" if self.tiny is None else "tiny"
+                return f"{self.kind}, as the gradient through the vae {why}"
             self.kind = "vae"
-        return f"decoder: {self.kind}; of the gain of the VAE's gradient: {', '.join(seen)}."
-
-    def _gain(
-        self,
-        x0: torch.Tensor,
-        objective: Objective,
-        generators: Generators,
-        step_size: float,
-        kind: str,
-    ) -> float:
-        """How much lower the objective is, by the VAE, after a step along this kind's gradient."""
-        states = [generator.get_state() for generator in generators]
-
-        def loss(x0: torch.Tensor, kind: str) -> torch.Tensor:
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
-            image_N3HW = self._decode(x0, kind)
-            frames = len(image_N3HW) // len(x0)
-            return objective(image_N3HW, [g for g in generators for _ in range(frames)]).sum()
-
-        try:
-            with torch.inference_mode(False), torch.enable_grad():
-                leaf = x0.detach().clone().float().requires_grad_()
-                (gradient,) = torch.autograd.grad(loss(leaf, kind), leaf)
-            with torch.no_grad():
-                factor_B = step_size * _rms(x0) / _rms(gradient).clamp_min(1e-30)
-                moved = x0 - factor_B.view(-1, *[1] * (x0.ndim - 1)) * gradient
-                return float(loss(x0, "vae") - loss(moved, "vae"))
-        finally:
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
-
-    def _decode(self, x0: torch.Tensor, kind: str) -> torch.Tensor:
-        unpack = self.family.unpack
-        latents = x0.to(torch.promote_types(x0.dtype, torch.float32))
-        if unpack:
-            latents = unpack(latents, self._grid(x0))
-        if kind == "tiny":
-            return self._by_tiny(latents)
-        if kind == "linear":
-            if self._map is None:
-                self._map = linear.fit(self._by_vae, latents.shape[1:], latents.device)
-            return self._map(latents)
-        return self._by_vae(latents)
-
-    def _by_vae(self, latents_NChw: torch.Tensor) -> torch.Tensor:
-        vae = self._own_vae()
-        if vae is None:
-            return latents_NChw / 2 + 0.5
-        if vae is not getattr(self._pipe, self.family.decoder):
-            vae.to(latents_NChw.device)
-        latents_NChw = latents_NChw.to(vae.dtype)  # float64 stays
-        latents_NChw = self.family.to_vae(latents_NChw, vae, self._pipe)
-        if self.family.still:
-            image_N3HW = vae.decode(latents_NChw[:, :, None], return_dict=False)[0][:, :, 0]
-        else:
-            image_N3HW = vae.decode(latents_NChw, return_dict=False)[0]
-        return (image_N3HW / 2 + 0.5).float()
-
-    def _by_tiny(self, latents_NChw: torch.Tensor) -> torch.Tensor:
-        tiny = self._tiny.to(latents_NChw.device)
-        if tiny.config.latent_channels != latents_NChw.shape[1]:
-            raise ClipguideError(
-                f"The tiny decoder takes latents of {tiny.config.latent_channels} channels, and "
-                f"{type(self._pipe).__name__} has {latents_NChw.shape[1]}: it is another family's."
+        if self.kind not in ("vae", "tiny"):
+            return self.kind
+        plan = self._plan(x0, self.kind)
+        if self._asked == "vae" and not plan.exact:
+            warnings.warn(
+                f"The gradient through the VAE is taken {plan}, to need less than "
+                f"{self._limit(x0):.1f} GiB. Allow more by memory=…, or take a tiny decoder.",
+                ClipguideWarning,
+                stacklevel=2,
             )
-        latents_NChw = latents_NChw.to(tiny.dtype) / tiny.config.get("scaling_factor", 1.0)
-        latents_NChw = latents_NChw + (tiny.config.get("shift_factor") or 0.0)
-        return tiny.decode(latents_NChw, return_dict=False)[0].float() / 2 + 0.5
+        return f"{self.kind} ({plan})"
 
-    def _own_vae(self) -> nn.Module | None:
-        """The pipeline's VAE, or a float32 copy, made once, that stays where the latents are."""
+    def _too_dear(self, x0: torch.Tensor) -> str | None:
+        """Why the VAE's gradient is beyond the budget or the memory; None if it is not."""
+        made, decode = self._made("vae")
+        shape = self._shape(x0, "vae")
+        once = ladder.operations(made, decode, (1, *shape[1:]))
+        step = cost.of_step(self._pipe, tuple(x0.shape))
+        cheap = Plan()
+        for plan in (cheap, None):
+            plan = plan or self._plan(x0, "vae")
+            worth = self._worth(plan, shape[0] * once, shape[0], step, x0.device)
+            if once > SMALL and worth > self._budget:
+                how = "" if plan == cheap else f" ({plan}, for want of memory)"
+                return f"takes {worth:.1f} x the time of plain sampling{how}"
+        if ladder.need(made, decode, shape, plan) > self._limit(x0) * memory.GIB:
+            return f"needs more than {self._limit(x0):.1f} GiB"
+        return None
+
+    def _worth(self, plan: Plan, once: int, number: int, step: float, device) -> float:
+        """× plain sampling; infinite where nothing is known of the denoiser. Beside a denoiser in
+        half precision, arithmetic in float32 takes twice as long on an accelerator."""
+        size = getattr(denoiser(self._pipe), "dtype", torch.float32).itemsize
+        slow = 2 if device.type != "cpu" and size < 4 and not plan.half else 1
+        return 1 + slow * plan.passes(number) * once / step if step else math.inf
+
+    def _limit(self, x0: torch.Tensor) -> float:
+        """GiB beside weights."""
+        return memory.limit(x0.device) if self._memory is None else self._memory
+
+    def _plan(self, x0: torch.Tensor, kind: str) -> Plan:
+        shape = self._shape(x0, kind)
+        if (kind, shape) not in self._plans:
+            need = functools.partial(ladder.need, *self._made(kind), shape)
+            limit = self._limit(x0) * memory.GIB
+            self._plans[kind, shape] = ladder.planned(need, limit, number=shape[0])
+        return self._plans[kind, shape]
+
+    def sizes(self, x0: torch.Tensor) -> tuple[int, ...]:
+        """The shape of what the VAE takes for these latents of the scheduler."""
+        return self._shape(x0, "vae")
+
+    def spare(self, *, exact: bool) -> bool:
+        """Memory ran out: decode by the next plan from here on, if there is one, and one that is
+        exact where that is asked for. Whether it does."""
+        keys = [key for key in self._plans if key[0] == self.kind]
+        if not keys:
+            return False
+        number, before = keys[-1][1][0], self._plans[keys[-1]]
+        plan = ladder.planned(lambda _: 0, math.inf, number=number, after=before)
+        if plan is None or (exact and not plan.exact):
+            return False
+        self._plans.update(dict.fromkeys(keys, plan))
+        self._said = f"decoder: {self.kind} ({plan}, as memory ran out)"
+        return True
+
+    # ------------------------------------------------------------- what decodes
+    def _decode(self, x0: torch.Tensor, kind: str) -> torch.Tensor:
+        latents = self._unpacked(x0)
         if self.family.decoder is None:
-            return None
-        vae = getattr(self._pipe, self.family.decoder)
-        if self._source is not vae:
-            self._source, self._map = vae, None
-            if vae.dtype.itemsize >= 4 and not hasattr(vae, "_hf_hook"):
-                self._vae = vae
-            else:
-                self._vae = _without_hooks(copy.deepcopy(vae)).float().requires_grad_(False)
-        return self._vae
+            return latents.float() / 2 + 0.5
+        if kind == "function":
+            return self._function(self.family.to_vae(latents, self._live, self._pipe)).float()
+        if kind == "linear":
+            return self._map(latents)(latents)
+        return self._by(kind, self._plan(x0, kind), latents)
+
+    def _by(self, kind: str, plan: Plan, latents: torch.Tensor) -> torch.Tensor:
+        """By the clean copy, which is made at the first."""
+        known = self._decodings.get(kind)
+        if known is None or known.plan != plan:
+            if known is not None and known.plan.half != plan.half:
+                known = self._decodings.pop(kind, None) and None  # before the next is made
+            live = self.tiny if kind == "tiny" else self._live
+            vae = known.vae if known else clean(live, latents.device)
+            known = self._decodings[kind] = Decoding(vae, self._made(kind)[1], plan)
+        if kind == "vae":
+            latents = self.family.to_vae(latents, known.vae, self._pipe)
+        return known(latents)
+
+    def _map(self, latents: torch.Tensor) -> linear.LinearMap:
+        """The VAE's, fitted once for as long as there is that VAE with these weights."""
+
+        def fitted() -> linear.LinearMap:
+            try:
+                return linear.fit(decode, latents.shape[1:], latents.device)
+            finally:
+                self._decodings.pop("vae", None)
+
+        def decode(latents_NChw: torch.Tensor) -> torch.Tensor:
+            return self._by("vae", Plan(single=True), latents_NChw)
+
+        what = self.family, type(self._pipe).__name__
+        return linear.kept(self._live, what, tuple(latents.shape[1:]), fitted)
+
+    @property
+    def _live(self) -> nn.Module:
+        return getattr(self._pipe, self.family.decoder)
+
+    def _made(self, kind: str) -> tuple[Made, ladder.Decode]:
+        if kind == "tiny":
+            return Made.of(self.tiny), tinies.decode
+        return Made.of(self._live), self.family.decode
+
+    # --------------------------------------------------------- sizes and shapes
+    def _unpacked(self, x0: torch.Tensor) -> torch.Tensor:
+        latents = x0.to(torch.promote_types(x0.dtype, torch.float32))
+        unpack = self.family.unpack
+        return unpack(latents, self._grid(x0)) if unpack else latents
+
+    def _shape(self, x0: torch.Tensor, kind: str) -> tuple[int, ...]:
+        """Of what a decoder takes."""
+        latents = self._unpacked(torch.empty(x0.shape, device="meta"))
+        if kind == "vae":
+            bare = ladder.skeleton(self._made("vae")[0])
+            return tuple(self.family.to_vae(latents, bare, self._pipe).shape)
+        channels = self.tiny.config.latent_channels
+        if channels != latents.shape[1]:
+            raise ClipguideError(
+                f"The tiny decoder takes latents of {channels} channels, and "
+                f"{type(self._pipe).__name__} has {latents.shape[1]}: it is another family's."
+            )
+        return tuple(latents.shape)
 
     def _grid(self, x0: torch.Tensor) -> tuple[int, int] | None:
         """Rows and columns of patches in packed latents; a square if the pipeline did not say."""
@@ -232,29 +331,3 @@ def _listen(pipe: object, hear) -> object:
 
     pipe.prepare_latents = prepare_latents
     return undo
-
-
-def _without_hooks(vae: nn.Module) -> nn.Module:
-    """A copy of an offloaded VAE, whole again."""
-    if hasattr(vae, "_hf_hook") or any(hasattr(module, "_hf_hook") for module in vae.modules()):
-        from accelerate.hooks import remove_hook_from_module
-
-        remove_hook_from_module(vae, recurse=True)
-    return vae
-
-
-def load_tiny(folder: str | Path) -> nn.Module:
-    """An AutoencoderTiny. UsageError if `folder` holds none, ClipguideError if it is damaged."""
-    from diffusers import AutoencoderTiny
-
-    if not (Path(folder) / "config.json").is_file():
-        raise UsageError(f"{folder} is no folder of a tiny decoder: it has no config.json.")
-    try:
-        return AutoencoderTiny.from_pretrained(folder, use_safetensors=True).eval()
-    except Exception as error:  # diffusers, safetensors and json each raise their own
-        why = reason(error)
-        raise ClipguideError(f"The tiny decoder {folder} cannot be loaded: {why}.") from error
-
-
-def _rms(x: torch.Tensor) -> torch.Tensor:
-    return x.flatten(1).square().mean(1).sqrt()

@@ -32,21 +32,46 @@ class Guide:
     licence: str
 
 
+def _of_images(vae: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
+    return vae.decode(latents_NChw, return_dict=False)[0] / 2 + 0.5
+
+
+def _of_single_frames(vae: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
+    """By a VAE of videos, its first frame: without its cache of earlier frames, which a layer that
+    is recomputed must not meet changed, and unclipped, for where it clips there is no gradient."""
+    return vae.decoder(vae.post_quant_conv(latents_NChw[:, :, None]))[:, :, 0] / 2 + 0.5
+
+
+def _of_first_chunks(vae: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
+    """Wan's: the same, and pixels that some versions pack into channels."""
+    latents_NChw = vae.post_quant_conv(latents_NChw[:, :, None])
+    image_N3HW = vae.decoder(latents_NChw, first_chunk=True)[:, :, 0]
+    if patch := vae.config.get("patch_size"):  # a patch's entries are (channel, column, row)
+        packed = image_N3HW.unflatten(1, (-1, patch, patch)).transpose(2, 3)
+        image_N3HW = torch.pixel_shuffle(packed.flatten(1, 3), patch)
+    return image_N3HW / 2 + 0.5
+
+
+def _of_paella(vqgan: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
+    """Stable Cascade's, in [0, 1] already."""
+    return vqgan.decode(latents_NChw, return_dict=False)[0]
+
+
 @dataclass(frozen=True)
 class Family:
     """A kind of pipeline.
 
     `unpack` takes what the scheduler sees, and (rows, columns) of patches, to a map of latents;
-    `to_vae` takes that to what `pipe.<decoder>` decodes. No decoder: these latents are pixels in
-    [-1, 1]. `sized`: only the pipeline knows height and width. `still`: the VAE is one of videos,
-    and decodes a single frame. `video`: it makes frames.
+    `to_vae` takes that to what `pipe.<decoder>` decodes, and `decode` that to image_N3HW, [0, 1]
+    where the pipeline does not clip. No decoder: these latents are pixels in [-1, 1]. `sized`: only
+    the pipeline knows height and width. `video`: it makes frames.
     """
 
     to_vae: Callable[[torch.Tensor, nn.Module, object], torch.Tensor]
     unpack: Callable[[torch.Tensor, tuple[int, int] | None], torch.Tensor] | None = None
     decoder: str | None = "vae"
     sized: bool = False
-    still: bool = False
+    decode: Callable[[nn.Module, torch.Tensor], torch.Tensor] = _of_images
     video: bool = False
 
 
@@ -84,6 +109,10 @@ def _of_scm(latents: torch.Tensor, vae: nn.Module, pipe: object) -> torch.Tensor
     return _scaled(latents / pipe.scheduler.config.sigma_data, vae, pipe)
 
 
+def _by_vqgan(latents: torch.Tensor, vqgan: nn.Module, pipe: object) -> torch.Tensor:
+    return latents * vqgan.config.scale_factor
+
+
 def _as_is(latents: torch.Tensor, vae: nn.Module | None, pipe: object) -> torch.Tensor:
     return latents
 
@@ -107,12 +136,30 @@ def _frames(latents_BCFhw: torch.Tensor, grid: tuple[int, int] | None) -> torch.
     return latents_BCFhw.transpose(1, 2).flatten(0, 1)
 
 
+def _channels_last(latents_B1hwC: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
+    """Kandinsky 5's."""
+    return latents_B1hwC[:, 0].movedim(-1, 1)
+
+
+def _one_frame(latents_BCFhw: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
+    """A video of one frame; ClipguideError if there are more."""
+    if latents_BCFhw.shape[2] != 1:
+        raise ClipguideError(
+            "Videos of this pipeline cannot be steered, for its VAE decodes frames together: draw "
+            "one frame (num_frames=1)."
+        )
+    return latents_BCFhw[:, :, 0]
+
+
 PLAIN = Family(_scaled)
 SDXL = Family(_scaled_moments)
 SHIFTED = Family(_shifted)
 FLUX = Family(_shifted, _patches, sized=True)
 FLUX_2 = Family(_batch_norm, _rows, sized=True)
-QWEN = Family(_moments, _patches, sized=True, still=True)
+QWEN = Family(_moments, _patches, sized=True, decode=_of_single_frames)
+WAN = Family(_moments, _one_frame, decode=_of_first_chunks)
+KANDINSKY = Family(_scaled, _channels_last)
+CASCADE = Family(_by_vqgan, decoder="vqgan", decode=_of_paella)
 SPRINT = Family(_of_scm)
 FRAMES = Family(_scaled, _frames, video=True)
 PIXELS = Family(_as_is, decoder=None)
@@ -162,6 +209,9 @@ _NAMES = {
         *(f"QwenImageEdit{kind}" for kind in ("", "Inpaint", "Plus")),
         *(f"QwenImage{kind}Modular" for kind in ("", "Edit", "EditPlus")),
     ],
+    WAN: ["Wan"],
+    KANDINSKY: ["Kandinsky5T2I"],
+    CASCADE: ["StableCascadeDecoder"],
     SPRINT: ["SanaSprint", "SanaSprintImg2Img"],
     FRAMES: [
         *(f"AnimateDiff{kind}" for kind in ("", "SDXL", "ControlNet", "SparseControlNet", "PAG")),
@@ -174,7 +224,7 @@ FAMILIES: Registry[Family] = Registry(
     {f"{name}Pipeline": entry for entry, names in _NAMES.items() for name in names},
 )
 
-DENOISERS = ("unet", "transformer")
+DENOISERS = ("unet", "transformer", "decoder")  # the last is Stable Cascade's
 
 VIT_B_32 = Guide("ViT-B-32/laion2b_s34b_b79k", 605, "MIT")
 # For what draws 1024 pixels: sees 256 of them, and was trained with the stronger augmentation.
@@ -192,7 +242,7 @@ GUIDES = {
     },
     **{
         (f"{name}Pipeline", width): CONVNEXT
-        for entry in (PLAIN, SDXL, SHIFTED, FLUX, FLUX_2, QWEN, SPRINT, FRAMES)
+        for entry in (PLAIN, SDXL, SHIFTED, FLUX, FLUX_2, QWEN, WAN, KANDINSKY, SPRINT, FRAMES)
         for name in _NAMES[entry]
         for width in (None, 1280, 2048)  # no U-Net, SDXL's refiner, SDXL
     },
@@ -215,29 +265,42 @@ def register(name: str, *, like: str | Family, replace: bool = False) -> Family:
     return FAMILIES.register(name, entry, replace=replace)
 
 
-def family(pipe: object) -> Family:
-    """The family of a pipeline. ClipguideError if it is not in the table."""
-    found = of_class(FAMILIES, pipe)
+def family(pipe: object, like: str | None = None) -> Family:
+    """The family of a pipeline, or of a class by name, `like`, whose latents it shares.
+
+    Raises:
+        UsageError: there is no class `like` in the table.
+        ClipguideError: the pipeline's class is not in the table.
+    """
+    found = of_class(FAMILIES, pipe) if like is None else FAMILIES.find(like)
     if found is not None:
         return found
     name = type(pipe).__name__
     if hasattr(pipe, "video_processor"):
         raise ClipguideError(
             f"{name} makes videos, and of these only AnimateDiff's, whose frames decode one at a "
-            "time, are steered."
+            "time, and single frames of Wan are steered."
         )
     raise ClipguideError(
-        f"{name} cannot be steered: how its latents become an image is known for "
-        "Stable Diffusion (1, 2, XL, 3), FLUX, FLUX.2, Chroma, Qwen-Image, Z-Image, Sana, PixArt, "
-        "Kolors, Hunyuan-DiT, AuraFlow, Lumina 2, AnimateDiff and plain DDPM and DDIM pipelines. "
-        'Where it is as one of these: clipguide.register_family("'
-        f'{name}", like="StableDiffusionPipeline").'
+        f"{name} cannot be steered: how its latents become an image is known for Stable Diffusion "
+        "(1, 2, XL, 3, x4 upscaling), FLUX, FLUX.2, Chroma, Qwen-Image, Z-Image, Sana, PixArt, "
+        "Kolors, Hunyuan-DiT, AuraFlow, Lumina 2, CogView4, HiDream, Kandinsky 5, single frames of "
+        "Wan, AnimateDiff and plain DDPM and DDIM pipelines. If its latents are those of one of "
+        "them, say so: like='StableDiffusionPipeline', or clipguide.register_family("
+        f'"{name}", like="StableDiffusionPipeline").'
     )
 
 
-def check(pipe: object) -> Family:
-    """The family of a pipeline that can be steered. ClipguideError if it cannot, as it is."""
-    found, name = family(pipe), type(pipe).__name__
+def execution_device(pipe: object) -> torch.device:
+    """Where a pipeline's models run, which under offloading is not where their weights are."""
+    found = getattr(pipe, "_execution_device", None)
+    return torch.device(pipe.device if found is None else found)
+
+
+def check(pipe: object, like: str | None = None) -> Family:
+    """The family of a pipeline that can be steered, as `family` has it. ClipguideError if it
+    cannot be, as it is."""
+    found, name = family(pipe, like), type(pipe).__name__
     if getattr(pipe, "scheduler", None) is None:
         raise ClipguideError(f"{name} has no scheduler, so nothing to steer by.")
     if found.decoder is not None and getattr(pipe, found.decoder, None) is None:
@@ -252,8 +315,9 @@ def denoiser(pipe: object) -> nn.Module | None:
     return next((getattr(pipe, name) for name in DENOISERS if hasattr(pipe, name)), None)
 
 
-def default_clip(pipe: object) -> str:
+def default_clip(pipe: object, like: str | None = None) -> str:
     """The CLIP that guides a pipeline where none is named: mini for the mini generator alone.
+    `like` names the class that the pipeline counts as.
 
     UsageError if the table has none.
     """
@@ -261,8 +325,8 @@ def default_clip(pipe: object) -> str:
         return "mini"
     unet = getattr(pipe, "unet", None)
     width = None if unet is None else unet.config.get("cross_attention_dim", 0)
-    for base in type(pipe).__mro__:
-        if guide := GUIDES.get((base.__name__, width)):
+    for name in [like] if like else [base.__name__ for base in type(pipe).__mro__]:
+        if guide := GUIDES.get((name, width)):
             return guide.name
     raise UsageError(
         f"Which CLIP should guide this {type(pipe).__name__}? Name one, for example "

@@ -10,11 +10,16 @@ Shapes: N images, C channels and h x w of latents, 3 colours, H x W pixels, P = 
 
 from __future__ import annotations
 
+import hashlib
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional
+
+from .weights import located
 
 SAMPLES = 8
 LARGEST = 16  # height and width of the latents that it is fitted on
@@ -54,7 +59,7 @@ def fit(
         channels, height, width = shape
         size = min(height, LARGEST), min(width, LARGEST)
         latents_NChw = smooth(SAMPLES, (channels, *size)).to(device)
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         image_N3HW = torch.cat([decode(latent[None]) for latent in latents_NChw])
     scale = image_N3HW.shape[-1] // latents_NChw.shape[-1]
     colour_P3 = _places(functional.avg_pool2d(image_N3HW, scale))
@@ -66,6 +71,37 @@ def fit(
     spread = (colour_P3 - colour_P3.mean(0)).square().sum()
     r2 = float(1 - rest / spread.clamp_min(1e-30))
     return LinearMap(solution[:-1].float(), solution[-1].float(), scale, r2)
+
+
+_KEPT: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
+
+
+def kept(
+    vae: nn.Module, what: object, shape: tuple[int, int, int], fitted: Callable[[], LinearMap]
+) -> LinearMap:
+    """The map of a live VAE, fitted once for as long as it lives with the same weights.
+
+    Args:
+        vae: the live one; it is told from another, and from itself after training, by its vectors:
+            biases, and the weights of norms.
+        what: all else that the map depends on.
+        shape: (C, h, w) of the latents.
+        fitted: makes the map.
+    """
+    found = _KEPT.setdefault(vae, {})
+    key = what, shape[0], *(min(side, LARGEST) for side in shape[1:])
+    digest = _digest(vae)
+    if key not in found or found[key][0] != digest:
+        found[key] = digest, fitted()
+    return found[key][1]
+
+
+def _digest(vae: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, (size, read) in sorted(located(vae).items()):
+        if size == 1:
+            digest.update(name.encode() + read().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def smooth(number: int, shape: tuple[int, int, int], *, seed: int = 0) -> torch.Tensor:

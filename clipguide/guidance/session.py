@@ -165,7 +165,7 @@ class Session:
             self.asked = True
             self._act = mode.method.start(run)
         self._index, self._covered, self._due = 0, 0, False
-        self._wide, self._choosing = False, self.decoder.kind == "auto"
+        self._wide, self._choosing = False, True
         self.first_sample, self._objective = sample.detach(), plan.objective
         self._observers = self._watchers()
         for observer in self._observers:
@@ -222,7 +222,7 @@ class Session:
             replayed = self.tape.next()
             outcome = self._replay(replayed, at)
         elif due:
-            self._choose(run, at)
+            self._choose(at)
             outcome = self._act(at)
         after = None
         if method is not None:
@@ -273,16 +273,10 @@ class Session:
         self.acted = self.acted or self._due
         return self._due and not idle
 
-    def _choose(self, run: Run, at: At) -> None:
+    def _choose(self, at: At) -> None:
         """Which decoder this run takes from here on."""
-        if not self._choosing:
-            return
-        size = getattr(self.mode.method, "strength", 0.1)
-        size = size if isinstance(size, float) and size else 0.1
-        with without_autocast(at.x0.device):
-            self.report.decoder = self.decoder.choose(
-                at.x0.detach(), run.objective, run.generators, size
-            )
+        if self._choosing:
+            self.report.decoder = self.decoder.choose(at.x0.detach())
         self._choosing = False
 
     def _replay(self, kept, at: At) -> Outcome:
@@ -297,13 +291,18 @@ class Session:
         return self._direction.direction(at.level, at.sample)
 
     def _image(self, at: At, outcome: Outcome, replayed: object) -> Callable[[], torch.Tensor]:
+        """The decoded x0; of the last step by the VAE itself."""
+        last = at.index == self.run.total - 1
+        decode = self.decoder.exact if last else self.decoder
+        seen = not (last and self.decoder.kind != "vae")
+
         @functools.cache
         def image() -> torch.Tensor:
-            if outcome.image_N3HW is not None:
+            if outcome.image_N3HW is not None and seen:
                 return outcome.image_N3HW
             x0 = at.level.x0(outcome.model_output, outcome.sample) if replayed else at.x0
             with torch.no_grad(), without_autocast(x0.device):
-                return self.decoder(x0.detach())
+                return decode(x0.detach())
 
         return image
 

@@ -19,14 +19,13 @@ from ..objectives import Generators, Objective, Similarity, as_objective, finish
 from ..prompts import ImagePart, Prompt
 from . import gradients, schedulers
 from .auto import Choice, choose
-from .calls import Calls, execution_device
+from .calls import Calls
 from .contract import Method, call_signature
 from .decoders import Decoder
 from .digest import digest
-from .given_decoder import GivenDecoder
 from .guidance_direction import GuidanceHook
+from .latents import Family, default_clip, denoiser, execution_device
 from .latents import check as check_family
-from .latents import default_clip, denoiser
 from .methods import configure
 from .report import Report, Step
 from .session import Mode, Plan, Session
@@ -100,14 +99,14 @@ class Steering:
 
     # ------------------------------------------------------------ the context
     def __enter__(self) -> Steering:
-        _check(self.pipe, self.method)
+        _check(self.pipe, self.method, self._decoder.family)
         session = self._session
         with contextlib.ExitStack() as stack:
             session.asked = session.acted = False
             session.tape = None
             self._tape = session.plan.tape
-            self._decoder.freeze()
-            stack.callback(self._decoder.thaw)
+            self._decoder.open()
+            stack.callback(self._decoder.close)
             stack.enter_context(self._direction)
             self._scheduler = stack.enter_context(
                 tap(self.pipe, on_timesteps=session.set_timesteps, on_step=session.step)
@@ -208,8 +207,10 @@ def steer(
     window: tuple[float, float] | None = None,
     every: int | None = None,
     inner: int | None = None,
-    decoder: str | Callable[[torch.Tensor], torch.Tensor] = "vae",
+    decoder: str | Callable[[torch.Tensor], torch.Tensor] = "auto",
     tiny: torch.nn.Module | str | Path | None = None,
+    memory: float | None = None,
+    like: str | None = None,
     score_every: int = SCORE_EVERY,
     trace: bool = False,
     generators: Generators | torch.Generator | None = None,
@@ -239,11 +240,17 @@ def steer(
         window: the noise levels steered at, 1 pure noise, 0 clean.
         every: steer at every k-th step of the window.
         inner: moves a step, which share its strength.
-        decoder: what decodes x0: "vae", the pipeline's own; "linear", a map from latents to RGB
-            fitted to it in seconds; "tiny", of `tiny`; "auto", the cheapest of these whose gradient
-            is worth 70 % of the VAE's, measured at the first step of each run; or a function from
-            latents as the scheduler sees them to image_N3HW in [0, 1].
-        tiny: an AutoencoderTiny for the pipeline's latents, or a local folder of one.
+        decoder: what decodes x0: "vae", the pipeline's own; "tiny", of `tiny`; "linear", a map
+            from latents to RGB fitted to it in seconds; "auto", the VAE where the gradient through
+            it fits the budget and the memory, by sizes, else a tiny one that is at hand, else the
+            linear map; or a function of latents, as the VAE takes them, to image_B3HW in [0, 1].
+            The report says which it was. The score of the last step is by the VAE in any case.
+        tiny: an AutoencoderTiny for the pipeline's latents, a local folder of one, or "hub", which
+            downloads TAESD of the pipeline's family. One in the hub's cache is at hand anyway.
+        memory: GiB that the decoder and its gradient may take beside weights; 4 by default, and
+            80 % of what is free where that is less.
+        like: the class whose latents the pipeline shares, as "StableDiffusionPipeline", for a
+            pipeline of the community.
         score_every: score at every k-th step, and the last; the judge may stop the steering there.
         trace: score at every step, for `report.rows`; it changes no bit of an image.
         generators: one on the CPU for each image, for its views, or one for the first, which the
@@ -252,8 +259,9 @@ def steer(
         tape: a folder, made if need be, that keeps each step of the first call of s(…); where it
             has steps of that call already, as one that was stopped left them, it goes on from the
             last, with the same bits. What a method knows of earlier steps is not on it: methods
-            with such a memory, and decoder="auto", begin anew.
-        budget: for "auto": × the cost of plain sampling, from 1; 4 by default.
+            with such a memory begin anew.
+        budget: × the cost of plain sampling, from 1: for method "auto" of it all, 4 by default;
+            else what decoder "auto" may come to, 1.2 by default.
         **options: the method's own, as `number=8` of particles.
 
     `strength`, `window`, `every` and `inner` are the method's own where they are None.
@@ -262,19 +270,21 @@ def steer(
         ClipguideError: the pipeline cannot be steered, or is already.
         UsageError: a setting is out of range, or there is no default CLIP.
     """
-    check_family(pipe)
+    check_family(pipe, like)
     schedulers.check(pipe.scheduler)
     named = {"strength": strength, "window": window, "every": every, "inner": inner, **options}
+    if budget is not None and method != "auto" and decoder != "auto":
+        raise UsageError("A budget is for method 'auto' or decoder 'auto', which choose by it.")
     config, choice = _method(method, named, budget)
     if choice is not None:
-        decoder = choice.decoder
+        decoder, budget = choice.decoder, None
     if score_every < 1:
         raise UsageError(f"score_every must be at least 1, not {score_every}.")
-    _check(pipe, config)
-    decodes = GivenDecoder(decoder) if callable(decoder) else Decoder(pipe, kind=decoder, tiny=tiny)
+    decodes = Decoder(pipe, kind=decoder, tiny=tiny, budget=budget, memory=memory, like=like)
+    _check(pipe, config, decodes.family)
     views = {"views": choice.views} if choice else {}
     with torch.inference_mode(False):  # what is made in it takes no part in gradients
-        made, ignored = _objective(pipe, objective, clip, views)
+        made, ignored = _objective(pipe, objective, clip, views, like)
         terms = list(made.terms())
         guide, sign = next(
             ((term, factor) for factor, term in terms if isinstance(term, Similarity)), (None, 1.0)
@@ -293,16 +303,16 @@ def steer(
         trace=trace,
         generators=generators,
         on_step=on_step,
-        tape=None if tape is None or decoder == "auto" or not config.taped else Path(tape),
+        tape=None if tape is None or not config.taped else Path(tape),
         choice="" if choice is None else str(choice),
         ignored=(*ignored, *more),
     )
     return Steering(pipe, plan, decodes)
 
 
-def _check(pipe: object, method: Method) -> None:
+def _check(pipe: object, method: Method, family: Family) -> None:
     """ClipguideError if the method does not fit the pipeline."""
-    if method.of_images and check_family(pipe).video:
+    if method.of_images and family.video:
         raise ClipguideError(
             f"{method.name} ranks finished images, and {type(pipe).__name__} makes videos: use "
             "shortcut or particles."
@@ -317,8 +327,6 @@ def _method(
 ) -> tuple[Method, Choice | None]:
     """The method, and where it is "auto" what was chosen."""
     if method != "auto":
-        if budget is not None:
-            raise UsageError("A budget is for method 'auto', which chooses by it.")
         return configure(method, named), None
     if given := [name for name, value in named.items() if value is not None]:
         raise UsageError(f"auto sets {', '.join(given)} itself: leave it out.")
@@ -327,14 +335,18 @@ def _method(
 
 
 def _objective(
-    pipe: object, objective: object, clip: Clip | str | None, views: dict[str, object]
+    pipe: object,
+    objective: object,
+    clip: Clip | str | None,
+    views: dict[str, object],
+    like: str | None,
 ) -> tuple[Objective, list[str]]:
     """The objective, and what is ignored."""
     prompts = (str, Prompt, ImagePart, list, tuple)
     if isinstance(objective, prompts) or not (
         isinstance(objective, Objective) or callable(objective)
     ):
-        clip = default_clip(pipe) if clip is None else clip
+        clip = default_clip(pipe, like) if clip is None else clip
         return Similarity(_loaded(clip, pipe), objective, **views), []
     ignored = [] if clip is None else ["clip is ignored: the objective has its own."]
     return as_objective(objective), ignored

@@ -1,0 +1,147 @@
+"""One clean differentiable decoder: a module of the VAE's class and configuration with its weights.
+
+It is built anew, never copied from the live module, so that nothing of what happened to that one
+comes along: hooks of offloading, casting hooks, compiled methods, tiling, slicing, wrappers. It has
+the half that decodes, in the mode for inference, with weights that want no gradients.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from ..errors import ClipguideError
+from .contract import without_autocast
+from .weights import located, offloaded, parts, uncompiled
+
+ENCODING = ("encoder", "quant_conv")  # what only encodes
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a module is made from: its class, and its configuration as JSON."""
+
+    kind: type
+    config: str
+
+    @classmethod
+    def of(cls, vae: nn.Module) -> Made:
+        """Of a live VAE. ClipguideError if it is not one that can be made anew."""
+        vae = uncompiled(vae)
+        if not hasattr(vae, "config"):
+            raise ClipguideError(
+                f"The VAE is a {type(vae).__name__}, which is no model of diffusers': hand a "
+                "function of latents as `decoder`, or an AutoencoderTiny as `tiny`."
+            )
+        names = inspect.signature(type(vae).__init__).parameters
+        config = {name: value for name, value in vae.config.items() if name in names}
+        return cls(type(vae), json.dumps(config, sort_keys=True, default=list))
+
+    def bare(self) -> nn.Module:
+        """The half that decodes, for inference, without values (on "meta")."""
+        with torch.inference_mode(False), torch.device("meta"):
+            made = self.kind(**json.loads(self.config))
+        for name in ENCODING:
+            if isinstance(getattr(made, name, None), nn.Module):
+                setattr(made, name, None)
+        for part in made.modules():
+            if isinstance(part, (nn.Conv2d, nn.Conv3d)) and not isinstance(part.padding, str):
+                part._conv_forward = _Sparing(part)
+        return made.eval().requires_grad_(False)
+
+
+def clean(vae: nn.Module, device: torch.device | str) -> nn.Module:
+    """The decoding half of a live VAE, whole, on `device`, in float32 (float64 stays).
+
+    Weights that are in float32 on that device already, with no hook that could take them away, are
+    shared, not copied. That is safe: they stand in parameters of the clean module's own, so that
+    its requires_grad, type and device are its own, and nothing here writes to a weight.
+
+    Raises:
+        ClipguideError: a weight is nowhere, quantised, or of another shape than its class makes it.
+    """
+    made, live = Made.of(vae).bare(), uncompiled(vae)
+    readers, hooked = located(live), offloaded(live)
+    with torch.inference_mode(False), torch.no_grad():
+        for path, part in made.named_modules():
+            for table in (part._parameters, part._buffers):
+                for name, slot in table.items():
+                    if slot is None:
+                        continue
+                    key = f"{path}.{name}" if path else name
+                    value = _value(key, slot, readers, device, hooked)
+                    table[name] = (
+                        nn.Parameter(value, requires_grad=False)
+                        if isinstance(slot, nn.Parameter)
+                        else value
+                    )
+    _padded_alike(made, live)
+    return made
+
+
+def _value(key, slot, readers, device, hooked) -> torch.Tensor:
+    if key not in readers:
+        raise ClipguideError(
+            f"The VAE lacks the weight {key} that its class has; an adapter or a quantised layer "
+            "stands in its place: merge it, or steer by a tiny decoder (decoder='tiny')."
+        )
+    value = readers[key][1]()
+    if value.shape != slot.shape or value.is_floating_point() != slot.is_floating_point():
+        raise ClipguideError(
+            f"The VAE's weight {key} is {value.dtype} of shape {tuple(value.shape)}, and its class "
+            f"has {tuple(slot.shape)}: where it is quantised, load the VAE unquantised, or steer "
+            "by a tiny decoder (decoder='tiny')."
+        )
+    dtype = value.dtype
+    if value.is_floating_point() and dtype not in (torch.float32, torch.float64):
+        dtype = torch.float32
+    moved = value.to(device=device, dtype=dtype)
+    if moved.is_inference() or (hooked and moved.data_ptr() == value.data_ptr()):
+        moved = moved.clone()
+    return moved
+
+
+def _padded_alike(made: nn.Module, live: nn.Module) -> None:
+    """Images that tile are made by convolutions that were told to pad in a circle."""
+    originals = parts(live)
+    for path, part in made.named_modules():
+        padding = getattr(originals.get(path), "padding_mode", "zeros")
+        if padding != getattr(part, "padding_mode", "zeros"):
+            part.padding_mode = padding
+            part.__dict__.pop("_conv_forward", None)
+
+
+class _Sparing:
+    """`_conv_forward` of a convolution whose weights want no gradient.
+
+    PyTorch keeps a convolution's input for the gradient of its weights, wanted or not: a third of
+    what a decoder keeps.
+    """
+
+    def __init__(self, part: nn.Conv2d | nn.Conv3d) -> None:
+        self.settings = part.stride, part.padding, part.dilation, part.groups
+
+    def __call__(self, x, weight, bias):
+        return _Convolution.apply(x, weight, bias, *self.settings)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, *settings):
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.settings = x.shape, settings
+        convolution = nn.functional.conv2d if x.ndim == 4 else nn.functional.conv3d
+        return convolution(x, weight, bias, *settings)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        (weight,) = ctx.saved_tensors
+        gradient = nn.grad.conv2d_input if len(ctx.shape) == 4 else nn.grad.conv3d_input
+        with without_autocast(slope.device):  # the backward pass runs under what is on when it runs
+            return gradient(ctx.shape, weight, slope, *ctx.settings), *[None] * 6

@@ -1,0 +1,58 @@
+"""What an evaluation of a denoiser costs, from the sizes of its weights.
+
+A linear layer or a convolution does two operations for each of its weights at each place that it is
+applied to. A transformer is applied at each token; a U-Net's level i at a quarter of the places of
+level i − 1. Attention between tokens is left out, and text is taken as being as long as the image,
+so that this is an estimate (tests/test_ladder.py: within 35 % of what is counted). It is the same
+on every machine, and under every offloading: it needs shapes alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from .latents import denoiser
+from .weights import uncompiled
+
+
+def of_step(pipe: object, x0_shape: tuple[int, ...]) -> float:
+    """Operations of a denoiser for all samples of a step, with classifier-free guidance where the
+    pipeline says that it is on; 0 where nothing is known of the model.
+
+    Args:
+        pipe: a diffusers pipeline.
+        x0_shape: of the latents as the scheduler has them: B, C, h, w; packed B, L, C; or of
+            videos B, C, F, h, w.
+    """
+    model = denoiser(pipe)
+    if model is None:
+        return 0.0
+    model, batch = uncompiled(model), x0_shape[0]
+    guided = bool(getattr(pipe, "do_classifier_free_guidance", False))
+    places = x0_shape[1] if len(x0_shape) == 3 else math.prod(x0_shape[2:])
+    if hasattr(model, "up_blocks"):
+        each = _unet(model, places)
+    else:
+        patch = 1 if len(x0_shape) == 3 else _patch(model)
+        each = 2.0 * _weights(model) * places / patch
+    return each * batch * (1 + guided)
+
+
+def _unet(model: nn.Module, places: int) -> float:
+    down, up = list(model.down_blocks), list(model.up_blocks)[::-1]
+    ends = [(0, "conv_in"), (len(down) - 1, "mid_block"), (0, "conv_out")]
+    levels = [*enumerate(down), *enumerate(up)]
+    levels += [(level, getattr(model, name)) for level, name in ends if getattr(model, name, None)]
+    return 2 * sum(_weights(part) * places / 4**level for level, part in levels)
+
+
+def _patch(model: nn.Module) -> int:
+    """Latents to a token."""
+    size = model.config.get("patch_size") or 1
+    return math.prod(size) if isinstance(size, (tuple, list)) else size**2
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.ndim > 1)

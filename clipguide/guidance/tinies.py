@@ -1,0 +1,89 @@
+"""Tiny decoders: an AutoencoderTiny for a family's latents, handed in, in a folder, or on the hub.
+
+Those of the hub are TAESD and its siblings (Bohan 2023, MIT): about 10 MB each, distilled from one
+VAE each, so that they go by the family and by what tells that VAE from others of its kind.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import ClipguideError, UsageError, reason
+
+HUB = "hub"  # as `tiny`: the family's from the hub, downloaded if need be
+# Of pipelines whose names begin so, the first that fits: the model, its VAE's scaling factors.
+NAMES = (
+    ("StableDiffusionXL", "madebyollin/taesdxl", (0.13025,)),
+    ("StableDiffusion3", "madebyollin/taesd3", (1.5305,)),
+    ("StableDiffusionUpscale", None, ()),
+    ("StableDiffusion", "madebyollin/taesd", (0.18215,)),
+    ("LatentConsistency", "madebyollin/taesd", (0.18215,)),
+    ("AnimateDiff", "madebyollin/taesd", (0.18215,)),
+    ("Flux2", None, ()),
+    ("Flux", "madebyollin/taef1", (0.3611,)),
+    ("Chroma", "madebyollin/taef1", (0.3611,)),
+    ("ZImage", "madebyollin/taef1", (0.3611,)),
+    ("Lumina2", "madebyollin/taef1", (0.3611,)),
+    ("HiDream", "madebyollin/taef1", (0.3611,)),
+)
+WIDTHS = [128, 256, 512, 512]  # of the VAEs that they were distilled from
+
+
+def load_tiny(folder: str | Path) -> nn.Module:
+    """An AutoencoderTiny. UsageError if `folder` holds none, ClipguideError if it is damaged."""
+    from diffusers import AutoencoderTiny
+
+    if not (Path(folder) / "config.json").is_file():
+        raise UsageError(f"{folder} is no folder of a tiny decoder: it has no config.json.")
+    try:
+        return AutoencoderTiny.from_pretrained(folder, use_safetensors=True).eval()
+    except Exception as error:  # diffusers, safetensors and json each raise their own
+        why = reason(error)
+        raise ClipguideError(f"The tiny decoder {folder} cannot be loaded: {why}.") from error
+
+
+def name_on_hub(pipe: object) -> str | None:
+    """The hub's tiny decoder of a pipeline's VAE; None where there is none, or another VAE."""
+    config = getattr(getattr(pipe, "vae", None), "config", {})
+    for begin, name, scales in NAMES:
+        if any(base.__name__.startswith(begin) for base in type(pipe).__mro__):
+            own = list(config.get("block_out_channels") or ()) == WIDTHS
+            return name if own and config.get("scaling_factor") in scales else None
+    return None
+
+
+def from_hub(pipe: object, *, download: bool) -> nn.Module | None:
+    """A pipeline's tiny decoder by name; without `download` None unless it is in the cache.
+
+    Raises:
+        UsageError: `download`, and there is none for this pipeline.
+        ClipguideError: `download`, and it cannot be had.
+    """
+    from diffusers import AutoencoderTiny
+
+    name = name_on_hub(pipe)
+    if name is None:
+        if download:
+            raise UsageError(
+                f"The hub has no tiny decoder for the VAE of this {type(pipe).__name__}: name a "
+                "folder of one, or take decoder='linear'."
+            )
+        return None
+    try:
+        return AutoencoderTiny.from_pretrained(name, local_files_only=not download).eval()
+    except Exception as error:
+        if not download:
+            return None
+        why = reason(error)
+        raise ClipguideError(f"The tiny decoder {name} cannot be loaded: {why}.") from error
+
+
+def decode(tiny: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
+    """image_N3HW about in [0, 1] of latents as the model has them, unscaled."""
+    config = tiny.config
+    latents_NChw = latents_NChw / config.get("scaling_factor", 1.0)
+    latents_NChw = latents_NChw + (config.get("shift_factor") or 0.0)
+    return tiny.decode(latents_NChw, return_dict=False)[0] / 2 + 0.5
