@@ -39,10 +39,8 @@ def load_pipeline(model: str, *, device: str, dtype: str) -> DiffusionPipeline:
         raise UsageError(f"There is no model {shorten(model)!r}.{close_matches(model, ['mini'])}")
     if isinstance(source, Path) and not (source / "model_index.json").is_file():
         raise UsageError(f"{source} is no diffusers folder: it has no model_index.json.")
-    from diffusers import DiffusionPipeline
-
     try:
-        pipe = DiffusionPipeline.from_pretrained(
+        pipe = _pipeline_class(source).from_pretrained(
             source, dtype=weights_dtype, use_safetensors=True, safety_checker=None
         )
         family(pipe)
@@ -53,6 +51,19 @@ def load_pipeline(model: str, *, device: str, dtype: str) -> DiffusionPipeline:
         raise ClipguideError(f"The model {model} cannot be loaded: {reason(error)}.") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _pipeline_class(source: str | Path) -> type[DiffusionPipeline]:
+    """The embedded generator's own class, or diffusers', which finds the right one."""
+    from diffusers import DiffusionPipeline
+
+    if isinstance(source, Path):
+        index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+        if index.get("_class_name") == "MiniPipeline":
+            from ..mini.pipeline import MiniPipeline
+
+            return MiniPipeline
+    return DiffusionPipeline
 
 
 def load_canvas_model(canvas: str, model: str, *, device: str, dtype: str) -> nn.Module:

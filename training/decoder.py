@@ -4,7 +4,7 @@
     python -m training.decoder train --minutes 90 # resumes
     python -m training.decoder sheet              # maps of real drawings, decoded
 
-A U-Net of 12 M parameters, diffusers' own, in the 16x16x8 latents. The map is laid under the
+A U-Net of 10 M parameters, diffusers' own, in the 16x16x8 latents. The map is laid under the
 latents (28 channels more of input, each cell over 4x4) and read by the middle's cross-attention;
 the style is a class label. In training the map is noised by up to 0.3, so that the prior's errors
 do not matter, and left out of one sample in ten, for classifier-free guidance. v-prediction
@@ -38,7 +38,7 @@ def unet():
         in_channels=vae.CHANNELS + CONDITION,
         out_channels=vae.CHANNELS,
         layers_per_block=1,
-        block_out_channels=(96, 192, 224),
+        block_out_channels=(96, 192, 192),
         norm_num_groups=16,
         attention_head_dim=4,
         down_block_types=("DownBlock2D",) * 3,

@@ -23,12 +23,12 @@ from training.loop import Loop, averaged
 from training.samples import Samples
 
 CACHE = common.CACHE / "prior"
-CHANNELS, WIDTH, LAYERS = 28, 256, 6
+CHANNELS, WIDTH, LAYERS = 28, 224, 6
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
 def transformer():
-    """7 M parameters."""
+    """5.4 M parameters."""
     from diffusers import PixArtTransformer2DModel
 
     return PixArtTransformer2DModel(

@@ -3,7 +3,7 @@
 Three commands, in this order; each skips what is already there::
 
     python -m training.text corpus     # 300,000 short texts and their MiniLM vectors
-    python -m training.text tokenizer  # 16,000 lower-case byte-level word pieces (CLIP's BPE)
+    python -m training.text tokenizer  # 14,000 lower-case byte-level word pieces (CLIP's BPE)
     python -m training.text distil guide|judge
 
 The teacher is all-MiniLM-L6-v2 (384-d, mean pooling; Apache-2.0, from the package
@@ -36,7 +36,7 @@ from training.data.languages import languages, names_of
 from training.data.sources import Sources, fetch
 
 CACHE = common.CACHE / "text"
-CONTEXT, VOCABULARY, DIM = 32, 16_000, 384
+CONTEXT, VOCABULARY, DIM = 32, 14_000, 384
 THINGS = {5, 6, 8, 13, 17, 18, 19, 20, 25, 27}  # WordNet's files of nouns that can be drawn
 COLOURS = "red orange yellow green blue purple pink brown black white grey".split()
 TOWERS = {  # name -> (width, heads, layers, seed)

@@ -15,7 +15,7 @@ def vae(settings: Settings) -> Iterator[Figure]:
     from training.pictures import Pictures
 
     model = AutoencoderKL.from_pretrained(settings.folder("generator") / "vae").float().eval()
-    image_B3HW = Pictures().held_out(settings.limit)
+    image_B3HW = Pictures().held_out(model.config.sample_size, settings.limit)
     yield figure("generator: autoencoder's PSNR", vae.psnr(model, image_B3HW), n=len(image_B3HW),
                  weights=settings.weights("generator"), note="held-out drawings on white")
 
@@ -28,7 +28,7 @@ def vqgan(settings: Settings) -> Iterator[Figure]:
     from training.pictures import Pictures
 
     model = VQModel.from_pretrained(settings.folder("vqgan")).float().eval()
-    image_B3HW = Pictures().held_out(settings.limit)
+    image_B3HW = Pictures().held_out(model.config.sample_size, settings.limit)
     psnr, used = vqgan.measure(model, image_B3HW)
     weights = settings.weights("vqgan")
     yield figure("vqgan: PSNR", psnr, n=len(image_B3HW), weights=weights,
