@@ -139,8 +139,13 @@ def test_callback_and_interrupt(pipe):
         pipe._interrupt = step == 0
         return tensors
 
-    draw(pipe, "a fox", seeds(1), callback_on_step_end=callback,
-         callback_on_step_end_tensor_inputs=["latents", "maps"])
+    draw(
+        pipe,
+        "a fox",
+        seeds(1),
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=["latents", "maps"],
+    )
     assert seen == [(0, ["latents", "maps"])]
 
 

@@ -16,11 +16,14 @@ import typer
 from training import common, decoder, prior, text, vae
 
 CACHE = common.CACHE / "generator"
+SMALL_WORDS = """the and with for from that this into onto over under behind without not non one two
+three four big small large little tiny huge de la le les del des du el los las di da do das der die
+das den dem mit und auf von con en sur et il lo gli un une uno una ein eine em no na s"""
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
 def pipeline(large: bool | None = None):
-    """The pipeline of the latest checkpoints, float32; at 256 px where that autoencoder is there."""
+    """The pipeline of the latest checkpoints, float32; at 256 px where there is that autoencoder."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     from clipguide.mini.pipeline import MiniPipeline
@@ -46,6 +49,37 @@ def pipeline(large: bool | None = None):
     )
 
 
+def known() -> dict[str, list[str]]:
+    """What `clipguide.mini.known` reads: the things that are drawn, and the words for them."""
+    from clipguide.mini.known import split
+    from training.data.captions import COLOUR_WORDS, usable_names
+    from training.data.languages import languages, names_of
+    from training.data.sources import Sources
+    from training.samples import Maker
+
+    names, data = names_of(Sources(common.CACHE / "sources").annotations), Maker().data
+    things, words = set(), set()
+    for row in data.rows:
+        if row["symbol"] or not (row["emoji"] or len(data.by_concept[row["concept"]]) > 1):
+            continue
+        things.add(row["concept"])
+        said = usable_names([row["concept"], *row["names"]], None)
+        for foreign in names.get(row["emoji"], {}).values():
+            said += foreign
+        if row["emoji"]:
+            words.add("".join(chr(int(c, 16)) for c in row["emoji"].split("-")))
+        words.update(word for name in said for word in split(name))
+    small = set(SMALL_WORDS.split())
+    for language in languages().values():
+        small.update(form for forms in language.colours.values() for form in forms)
+        small.update(
+            w for order in language.orders for part in order.split() for w in part.split("/")
+        )
+    small = (small - things) | set(COLOUR_WORDS)  # a rose is a flower, though a colour in French
+    words = {w for w in words - small if len(w) > 2 or not w.isascii()}
+    return {"things": sorted(things), "words": sorted(words)}
+
+
 @app.command()
 def export(folder: Path = common.MINI / "generator") -> None:
     """Write the pipeline's folder, weights in fp16; the text encoder's config says float32, so
@@ -57,6 +91,7 @@ def export(folder: Path = common.MINI / "generator") -> None:
     config.write_text(
         json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n"
     )
+    (folder / "known.json").write_text(json.dumps(known(), ensure_ascii=False) + "\n", "utf-8")
     common.write_sums()
 
 

@@ -1,4 +1,4 @@
-"""The loop that the generator's networks are trained by: it resumes, averages weights and keeps time.
+"""The loop that the generator's networks are trained by: it resumes, averages and keeps time.
 
 The rate rises over the first 200 steps, stays, and falls linearly to a hundredth over the last
 `fall` of the minutes ("warm-up, stable, decay", Hu et al. 2024). The state before the fall is kept

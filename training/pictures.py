@@ -27,7 +27,7 @@ class Pictures:
         self.at_size = cache(lambda size: at_size(common.DATA, size))
 
     def on(self, index: int, size: int, colour: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
-        """A box of drawing `index` at `size` on a colour (RGB in [0, 1]) -> float32 HW3 in [0, 1]."""
+        """A box of a drawing at `size` on a colour (RGB in [0, 1]) -> float32 HW3 in [0, 1]."""
         rgba = np.asarray(self.at_size(size)[index][box], np.float32) / 255
         return rgba[..., :3] * rgba[..., 3:] + colour * (1 - rgba[..., 3:])
 

@@ -152,7 +152,9 @@ def train(
     for _ in loop:
         rows = rng.integers(0, len(samples), batch)
         words = [
-            samples.captions[i][rng.integers(len(samples.captions[i]))] if rng.random() > drop else ""
+            samples.captions[i][rng.integers(len(samples.captions[i]))]
+            if rng.random() > drop
+            else ""
             for i in rows
         ]
         ids_BL, mask_BL = (x.to(device) for x in tokens(words))

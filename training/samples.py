@@ -52,7 +52,9 @@ class Maps(torch.nn.Module):
     def features(self, image_B3HW: Tensor) -> Tensor:
         """Lite0's 112 channels at stride 16, averaged to cells_B(112)44."""
         x = F.interpolate(image_B3HW, (128, 128), mode="bilinear", antialias=True)
-        x = self.net.bn1(self.net.conv_stem((x * 2 - 1).contiguous(memory_format=torch.channels_last)))
+        x = self.net.bn1(
+            self.net.conv_stem((x * 2 - 1).contiguous(memory_format=torch.channels_last))
+        )
         for block in self.net.blocks[:5]:
             x = block(x)
         return F.adaptive_avg_pool2d(x, SIDE)
@@ -63,7 +65,9 @@ class Maps(torch.nn.Module):
 
     def joined(self, feature_BC44: Tensor, colour_BC44: Tensor) -> Tensor:
         a = self.axes
-        seen = torch.einsum("bchw,kc->bkhw", feature_BC44 - a["centre"].view(1, -1, 1, 1), a["axes"])
+        seen = torch.einsum(
+            "bchw,kc->bkhw", feature_BC44 - a["centre"].view(1, -1, 1, 1), a["axes"]
+        )
         both = torch.cat([seen, colour_BC44], 1)
         return (both - a["mean"].view(1, -1, 1, 1)) / a["deviation"].view(1, -1, 1, 1)
 
@@ -116,7 +120,9 @@ class Maker:
             sample.caption,
             *(self.data.caption(row["index"], rng, sample.colour, painted) for _ in range(2)),
         ]
-        captions += self.elsewhere(row, sample.colour if painted or rng.random() < 0.4 else None, rng)
+        captions += self.elsewhere(
+            row, sample.colour if painted or rng.random() < 0.4 else None, rng
+        )
         captions.append(self.loosely(captions[0], rng))
         return sample.rgb, captions, LABEL[row["set"]], row["concept"]
 
@@ -160,7 +166,12 @@ def axes(count: int = 3000) -> None:
     centre = rows.mean(0)
     found = torch.linalg.svd(rows - centre, full_matrices=False).Vh[:COMPONENTS].contiguous()
     share = ((rows - centre) @ found.T).var(0).sum() / (rows - centre).var(0).sum()
-    maps.axes = {"centre": centre, "axes": found, "mean": torch.zeros(28), "deviation": torch.ones(28)}
+    maps.axes = {
+        "centre": centre,
+        "axes": found,
+        "mean": torch.zeros(28),
+        "deviation": torch.ones(28),
+    }
     both = maps.joined(feature, colour)
     maps.axes |= {"mean": both.mean((0, 2, 3)), "deviation": both.std((0, 2, 3))}
     torch.save(maps.axes, CACHE / "axes.pt")

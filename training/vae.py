@@ -18,8 +18,6 @@ trained at 256 px, and at its end against a patch discriminator.
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -101,7 +101,7 @@ class MiniPipeline(DiffusionPipeline):
         return self._interrupt
 
     def encode_prompt(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(hidden states_BLD, mask_BL) of prompts. What is longer than the tokenizer reads is cut."""
+        """(hidden states_BLD, mask_BL) of prompts, cut to what the tokenizer reads."""
         tokens = self.tokenizer(
             list(prompts),
             padding="longest",
@@ -231,9 +231,11 @@ class MiniPipeline(DiffusionPipeline):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
         negatives = negative_prompt or ""
-        negatives = [negatives] * len(prompts) if isinstance(negatives, str) else [
-            n for n in negatives for _ in range(num_images_per_prompt)
-        ]
+        negatives = (
+            [negatives] * len(prompts)
+            if isinstance(negatives, str)
+            else [n for n in negatives for _ in range(num_images_per_prompt)]
+        )
         side = self.vae.config.sample_size
         height, width = height or side, width or side
         self._check(prompts, negatives, height, width, generator)

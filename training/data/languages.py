@@ -20,8 +20,8 @@ from training.data.colours import TERMS
 TABLE = Path(__file__).with_name("languages.txt")
 # "fox face" is a fox: what says that only the head is shown, by language.
 FACE = re.compile(
-    r"\b(cara|rosto|cabeza) de |\bt[êe]te d[e'’] ?|\b(muso|faccia|testa) d[ie] |[- ]?gesicht\b|[- ]?kopf\b"
-    r"|\b(морда|голова|морда) |\b(głowa|pysk|pyszczek) |\b(морда|мордочка) |[- ]?(hoofd|kop)\b"
+    r"\b(cara|rosto|cabeza) de |\bt[êe]te d[e'’] ?|\b(muso|faccia|testa) d[ie] |[- ]?gesicht\b"
+    r"|[- ]?kopf\b|\b(морда|мордочка|голова) |\b(głowa|pysk|pyszczek) |[- ]?(hoofd|kop)\b"
     r"| (yüzü|suratı)\b|の顔|[头脸头]$| 얼굴| (जैसा|का|के) (चेहरा|मुख)|\bوجه "
 )
 ORDER = "red orange yellow green blue purple pink brown grey black white".split()
