@@ -77,7 +77,8 @@ def pair_figures(
     contact_sheet(pictures, labels=[row[0] for row in rows], columns=10).save(
         settings.out / "generator-pairs.png")
     hit_B = both_B & sides_B
-    yield figure("generator: two things, both right, sides right", hit_B.float().mean(), n=len(rows),
+    what = "generator: two things, both right, sides right"
+    yield figure(what, hit_B.float().mean(), n=len(rows),
                  weights=settings.weights("generator", "referee"),
                  note=f"both {both_B.float().mean():.2f}, sides {sides_B.float().mean():.2f}")
 
