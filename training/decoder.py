@@ -70,10 +70,10 @@ def scheduler():
 
 @app.command()
 @torch.no_grad()
-def latents() -> None:
+def latents(device: str = "cpu") -> None:
     """Encode the composed images of every seed (samples/SEED/latent.npy, float16), and measure
     each channel's mean and deviation."""
-    autoencoder = vae.load().to(memory_format=torch.channels_last)
+    autoencoder = vae.load().to(device, memory_format=torch.channels_last)
     samples = Samples()
     for folder, image in zip(samples.folders, samples.image):
         path = folder / "latent.npy"
@@ -82,9 +82,10 @@ def latents() -> None:
         out = np.zeros((len(image), vae.CHANNELS, 16, 16), np.float16)
         for k in range(0, len(image), 32):
             x = torch.from_numpy(image[k : k + 32]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            with common.autocast():
-                z = autoencoder.encode(x.contiguous(memory_format=torch.channels_last))
-            out[k : k + 32] = z.latent_dist.mean.float().numpy()
+            x = x.to(device).contiguous(memory_format=torch.channels_last)
+            with common.autocast(device):
+                z = autoencoder.encode(x)
+            out[k : k + 32] = z.latent_dist.mean.float().cpu().numpy()
         np.save(path, out)
     first = torch.from_numpy(np.load(samples.folders[0] / "latent.npy")[:20_000]).float()
     moments = {"mean": first.mean((0, 2, 3)), "deviation": first.std((0, 2, 3))}
@@ -112,21 +113,29 @@ def predict(model, x: Tensor, t_B: Tensor, map_BC44: Tensor, label_B: Tensor) ->
 
 
 @app.command()
-def train(minutes: float = 90, lr: float = 8e-4, batch: int = 48, device: str = "cpu") -> None:
+def train(
+    minutes: float = 90,
+    lr: float = 8e-4,
+    batch: int = 48,
+    device: str = "cpu",
+    compiled: bool = False,
+) -> None:
     """Train for so many minutes in all."""
-    samples, rng = Samples(), np.random.default_rng()
+    samples = Samples()
     mean, deviation = moments()
     stored = [np.load(f / "latent.npy") for f in samples.folders]
     latent_N = (torch.from_numpy(np.concatenate(stored)).float() - mean) / deviation
-    latent_N, map_N, label_N = latent_N.half(), samples.map_NC44, samples.label_N
+    data = latent_N.half(), samples.map_NC44, samples.label_N
+    latent_N, map_N, label_N = (a.to(device) for a in data)
     alpha_bar_T = scheduler().alphas_cumprod.to(device)
     torch.manual_seed(0)
     model = unet().to(device, memory_format=torch.channels_last)
     loop = Loop(CACHE, model, minutes=minutes, lr=lr, ema=0.999)
     torch.manual_seed(loop.index)
+    network = torch.compile(model) if compiled else model
     for _ in loop:
-        rows = torch.from_numpy(rng.integers(0, len(latent_N), batch))
-        x0, condition, label = (a[rows].to(device) for a in (latent_N, map_N, label_N))
+        rows = torch.randint(len(latent_N), (batch,), device=device)
+        x0, condition, label = latent_N[rows], map_N[rows], label_N[rows]
         x0, condition = x0.float(), condition.float()
         amount = 0.3 * torch.rand(batch, 1, 1, 1, device=device)
         condition = condition + amount * torch.randn_like(condition)
@@ -137,7 +146,7 @@ def train(minutes: float = 90, lr: float = 8e-4, batch: int = 48, device: str = 
         a2 = alpha_bar_T[t_B].view(-1, 1, 1, 1)
         alpha, sigma, noise = a2.sqrt(), (1 - a2).sqrt(), torch.randn_like(x0)
         with common.autocast(device):
-            v = predict(model, alpha * x0 + sigma * noise, t_B, condition, label)
+            v = predict(network, alpha * x0 + sigma * noise, t_B, condition, label)
         error_B = (v.float() - (alpha * noise - sigma * x0)).square().flatten(1).mean(1)
         loop.step(error_B.mean())
     sheet()

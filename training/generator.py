@@ -53,11 +53,10 @@ def known() -> dict[str, list[str]]:
     """What `clipguide.mini.known` reads: the things that are drawn, and the words for them."""
     from clipguide.mini.known import split
     from training.data.captions import COLOUR_WORDS, usable_names
-    from training.data.languages import languages, names_of
-    from training.data.sources import Sources
-    from training.samples import Maker
+    from training.data.languages import languages
+    from training.samples import Maker, foreign_names
 
-    names, data = names_of(Sources(common.CACHE / "sources").annotations), Maker().data
+    names, data = foreign_names(), Maker().data
     things, words = set(), set()
     for row in data.rows:
         if row["symbol"] or not (row["emoji"] or len(data.by_concept[row["concept"]]) > 1):

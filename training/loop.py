@@ -130,7 +130,8 @@ class Loop:
         self.model.load_state_dict(state["model"])
         self.average.model.load_state_dict(state["average"])
         self.average.steps = state["average_steps"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"]:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.index, self.minutes = state["index"], state["minutes"]
 
 

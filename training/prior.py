@@ -133,7 +133,12 @@ class Tokens:
 
 @app.command()
 def train(
-    minutes: float = 60, lr: float = 6e-4, batch: int = 96, drop: float = 0.12, device: str = "cpu"
+    minutes: float = 60,
+    lr: float = 6e-4,
+    batch: int = 96,
+    drop: float = 0.12,
+    device: str = "cpu",
+    compiled: bool = False,
 ) -> None:
     """Train for so many minutes in all."""
     samples, tokens, rng = Samples(), Tokens(), np.random.default_rng()
@@ -149,6 +154,7 @@ def train(
         scale=lambda name: 0.3 if name.startswith("text_encoder") else 1.0,
     )
     torch.manual_seed(loop.index)
+    network = torch.compile(model, dynamic=True) if compiled else model
     for _ in loop:
         rows = rng.integers(0, len(samples), batch)
         words = [
@@ -163,7 +169,7 @@ def train(
         t = t_B.view(-1, 1, 1, 1)
         noisy = (1 - t) * x0 + t * torch.randn_like(x0)
         with common.autocast(device):
-            found = model(noisy, t_B, ids_BL, mask_BL)
+            found = network(noisy, t_B, ids_BL, mask_BL)
         error_B = (found.float() - x0).square().flatten(1).mean(1)
         weight_B = (1 / (t_B**2 + 0.05)).clamp(max=8)
         late_B = t_B > 0.8

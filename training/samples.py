@@ -44,7 +44,7 @@ class Maps(torch.nn.Module):
 
     def __init__(self, axes: dict[str, Tensor] | None = None) -> None:
         super().__init__()
-        self.net = common.backbone(0).to(memory_format=torch.channels_last).requires_grad_(False)
+        self.net = eye()
         if axes is None:
             axes = torch.load(CACHE / "axes.pt", weights_only=True)
         self.axes = axes
@@ -72,6 +72,30 @@ class Maps(torch.nn.Module):
         return (both - a["mean"].view(1, -1, 1, 1)) / a["deviation"].view(1, -1, 1, 1)
 
 
+def eye() -> torch.nn.Module:
+    """Lite0 as far as its features are looked at, kept in eye.pt: what a pack takes along."""
+    import timm
+
+    path = CACHE / "eye.pt"
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        state = common.backbone(0).state_dict()
+        kept = ("conv_stem", "bn1", *(f"blocks.{k}." for k in range(5)))
+        torch.save({k: v for k, v in state.items() if k.startswith(kept)}, path)
+    net = timm.create_model("tf_efficientnet_lite0")
+    net.load_state_dict(torch.load(path, weights_only=True), strict=False)
+    return net.eval().to(memory_format=torch.channels_last).requires_grad_(False)
+
+
+def foreign_names() -> dict[str, dict[str, list[str]]]:
+    """Names in other languages by emoji, kept in names.json."""
+    path = CACHE / "names.json"
+    if not path.exists():
+        found = names_of(Sources(common.CACHE / "sources").annotations)
+        path.write_text(json.dumps(found, ensure_ascii=False), "utf-8")
+    return json.loads(path.read_text("utf-8"))
+
+
 def colours(image_B3HW: Tensor) -> Tensor:
     """The mean colour of each quarter of a cell, in [-1, 1]_B(12)44."""
     return F.pixel_unshuffle(F.adaptive_avg_pool2d(image_B3HW, 2 * SIDE) * 2 - 1, 2)
@@ -83,7 +107,7 @@ class Maker:
 
     def __init__(self) -> None:
         self.data = TrainingSet(common.DATA, mix=Mix(recolour=0.4, ground=0.35, full=0.6))
-        self.names = names_of(Sources(common.CACHE / "sources").annotations)
+        self.names = foreign_names()
         weights = np.array([self.weight(r) for r in self.data.rows])
         self.chance = weights / weights.sum()
 
