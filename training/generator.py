@@ -16,9 +16,6 @@ import typer
 from training import common, decoder, prior, text, vae
 
 CACHE = common.CACHE / "generator"
-SMALL_WORDS = """the and with for from that this into onto over under behind without not non one two
-three four big small large little tiny huge de la le les del des du el los las di da do das der die
-das den dem mit und auf von con en sur et il lo gli un une uno una ein eine em no na s"""
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -51,7 +48,7 @@ def pipeline(large: bool | None = None):
 
 def known() -> dict[str, list[str]]:
     """What `clipguide.mini.known` reads: the things that are drawn, and the words for them."""
-    from clipguide.mini.known import split
+    from clipguide.mini.known import SMALL, split
     from training.data.captions import COLOUR_WORDS, usable_names
     from training.data.languages import languages
     from training.samples import Maker, foreign_names
@@ -68,14 +65,15 @@ def known() -> dict[str, list[str]]:
         if row["emoji"]:
             words.add("".join(chr(int(c, 16)) for c in row["emoji"].split("-")))
         words.update(word for name in said for word in split(name))
-    small = set(SMALL_WORDS.split())
+    small = set(SMALL)
     for language in languages().values():
         small.update(form for forms in language.colours.values() for form in forms)
         small.update(
             w for order in language.orders for part in order.split() for w in part.split("/")
         )
     small = (small - things) | set(COLOUR_WORDS)  # a rose is a flower, though a colour in French
-    words = {w for w in words - small if len(w) > 2 or not w.isascii()}
+    said = {word for thing in things for word in split(thing)}
+    words = {w for w in words - small if len(w) > 2 or not w.isascii() or w in said}
     return {"things": sorted(things), "words": sorted(words)}
 
 
