@@ -448,6 +448,15 @@ def test_replay_loads_what_it_is_told_to(picture, generator_folder):
 # models and the rest
 
 
+def test_models_things():
+    assert invoke("models", "--things", "fox").stdout.split() == ["fox"]
+    assert "pineapple" in json.loads(invoke("models", "--things", "apple", "--json").stdout)
+    missing = invoke("models", "--things", "qwertz")
+    assert missing.exit_code == 1 and "draws nothing named 'qwertz'" in missing.output
+    stray = invoke("models", "fox")
+    assert stray.exit_code == 2 and "--things fox" in stray.output
+
+
 def test_models(tiny_mini):
     result = invoke("models")
     assert "guide: test" in result.stdout and "top-1: 0.5" in result.stdout
