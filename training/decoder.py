@@ -121,6 +121,7 @@ def train(
     compiled: bool = False,
 ) -> None:
     """Train for so many minutes in all."""
+    latents(device)  # of images that were composed since
     samples = Samples()
     mean, deviation = moments()
     stored = [np.load(f / "latent.npy") for f in samples.folders]

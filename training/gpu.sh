@@ -15,8 +15,6 @@ say "unpacked"
 seq 0 $((workers - 1)) | OMP_NUM_THREADS=1 xargs -P "$workers" -I{} \
     $python -m training.samples make --count "$count" --seed {}
 say "composed $((workers * count)) images"
-$python -m training.decoder latents --device "$device"
-say "latents"
 compiled=$([ "$device" = cpu ] || echo --compiled)
 $python -m training.prior train --minutes "${PRIOR:-5}" --batch "$batch" --lr 1e-3 \
     --device "$device" $compiled &

@@ -23,7 +23,6 @@ case $lane in
 pixels)
     step vae training.vae small --minutes "${SMALL:-46}"
     waits samples/1/captions.json
-    step latents training.decoder latents
     step decoder training.decoder train --minutes "${DECODER:-90}"
     ;;
 words)
