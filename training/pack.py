@@ -1,11 +1,12 @@
 """The generator's training in a suitcase: for a machine with a GPU that nothing else reaches.
 
-    python -m training.pack make     # training/cache/pack, below 60 MB: drawings, words, weights
+    python -m training.pack make     # training/cache/pack: three parts, each below 60 MB
     bash training/gpu.sh OUT         # there: unpacks it, trains, and leaves weights in OUT
     python -m training.pack take OUT # here again: the weights become the checkpoints
 
-The drawings travel at 128 px as WebP, so the autoencoder is trained before, and grown after.
-Weights travel in half precision, in files below 15 MB.
+The parts may travel one by one: `drawings` (at 128 px as WebP, so the autoencoder is trained before,
+and grown after), `words` (names, the text tower, the autoencoder) and `networks` (prior and decoder
+so far; without it they begin anew). Weights travel in half precision, in files below 15 MB.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ app = typer.Typer(add_completion=False, help=__doc__)
 def make() -> None:
     """Pack what `gpu.sh` needs."""
     shutil.rmtree(CACHE, ignore_errors=True)
-    CACHE.mkdir(parents=True)
+    (CACHE / "drawings").mkdir(parents=True)
     pictures = at_size(common.DATA, SIDE)
     rows = [json.loads(line) for line in (common.DATA / "manifest.jsonl").open(encoding="utf-8")]
     ends = np.zeros(len(rows) + 1, np.int64)
-    with (CACHE / "drawings.bin").open("wb") as file:
+    with (CACHE / "drawings/drawings.bin").open("wb") as file:
         for row in rows:
             if row["split"] == "train":
                 image = Image.fromarray(pictures[row["index"]])
                 image.save(file, "WEBP", quality=QUALITY, method=4)
             ends[row["index"] + 1] = file.tell()
-    np.save(CACHE / "ends.npy", ends)
+    np.save(CACHE / "drawings/ends.npy", ends)
     samples.eye()
     samples.foreign_names()
     for file in (
@@ -57,34 +58,35 @@ def make() -> None:
         samples.CACHE / "names.json",
         *sorted((text.CACHE / "tokenizer").iterdir()),
     ):
-        target = CACHE / "files" / file.relative_to(common.CACHE)
+        target = CACHE / "words/files" / file.relative_to(common.CACHE)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
-    give(CACHE / "vae", averaged(vae.SMALL))
-    give(CACHE / "text", torch.load(text.CACHE / "guide.pt", weights_only=True))
+    give(CACHE / "words/vae", averaged(vae.SMALL))
+    give(CACHE / "words/text", torch.load(text.CACHE / "guide.pt", weights_only=True))
     for name, folder in TRAINED.items():
         if (folder / "checkpoint.pt").exists():
-            give(CACHE / name, averaged(folder))
-    size = sum(f.stat().st_size for f in CACHE.rglob("*") if f.is_file())
-    print(f"{size / 1e6:.1f} MB in {CACHE}")
+            give(CACHE / "networks" / name, averaged(folder))
+    for part in sorted(CACHE.iterdir()):
+        size = sum(f.stat().st_size for f in part.rglob("*") if f.is_file())
+        print(f"{size / 1e6:.1f} MB in {part}")
 
 
 @app.command()
 def unpack() -> None:
     """Lay the pack out as the other modules expect it."""
-    shutil.copytree(CACHE / "files", common.CACHE, dirs_exist_ok=True)
-    ends = np.load(CACHE / "ends.npy")
-    raw = (CACHE / "drawings.bin").read_bytes()
+    shutil.copytree(CACHE / "words/files", common.CACHE, dirs_exist_ok=True)
+    ends = np.load(CACHE / "drawings/ends.npy")
+    raw = (CACHE / "drawings/drawings.bin").read_bytes()
     pictures = np.zeros((len(ends) - 1, SIDE, SIDE, 4), np.uint8)
     for k, (start, end) in enumerate(zip(ends[:-1], ends[1:])):
         if end > start:
             pictures[k] = np.asarray(Image.open(io.BytesIO(raw[start:end])).convert("RGBA"))
     np.save(common.DATA / "pictures.npy", pictures)
-    keep(vae.SMALL, received(CACHE / "vae"))
-    torch.save(received(CACHE / "text"), text.CACHE / "guide.pt")
+    keep(vae.SMALL, received(CACHE / "words/vae"))
+    torch.save(received(CACHE / "words/text"), text.CACHE / "guide.pt")
     for name, folder in TRAINED.items():
-        if (CACHE / name).is_dir():
-            keep(folder, received(CACHE / name))
+        if (CACHE / "networks" / name).is_dir():
+            keep(folder, received(CACHE / "networks" / name))
 
 
 @app.command()
