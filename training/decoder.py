@@ -187,18 +187,17 @@ def load():
 @app.command()
 @torch.no_grad()
 def sheet(n: int = 48, guidance: float = 2.0) -> None:
-    """The autoencoder's own of n samples, above what the decoder draws from their maps."""
+    """n of the composed images, above what the decoder draws from their maps."""
     samples, model, autoencoder = Samples(), load(), vae.load()
     rows = np.random.default_rng(1).choice(len(samples), n, replace=False)
-    image = torch.stack(
-        [torch.from_numpy(samples.image[0][i % len(samples.image[0])]) for i in rows]
-    )
+    image = np.stack([samples.rgb(i) for i in rows])
     g = torch.Generator().manual_seed(0)
     z = draw(
         model, samples.map_NC44[rows].float(), samples.label_N[rows], guidance=guidance, generator=g
     )
     drawn = autoencoder.decode(z).sample / 2 + 0.5
-    common.before_and_after(CACHE / "sheet.png", image.permute(0, 3, 1, 2).float() / 255, drawn)
+    before = torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255
+    common.before_and_after(CACHE / "sheet.png", before, drawn)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     bash training/gpu.sh OUT         # there: unpacks it, trains, and leaves weights in OUT
     python -m training.pack take OUT # here again: the weights become the checkpoints
 
-The parts may travel one by one: `drawings` (at 128 px as WebP, so the autoencoder is trained before,
+The parts may travel one by one: `drawings` (at 128 px as WebP: the autoencoder is trained before,
 and grown after), `words` (names, the text tower, the autoencoder) and `networks` (prior and decoder
 so far; without it they begin anew). Weights travel in half precision, in files below 15 MB.
 """

@@ -243,6 +243,14 @@ class Samples:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def rgb(self, index: int) -> np.ndarray:
+        """Image `index`, uint8 (128, 128, 3)."""
+        for part in self.image:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
 
 if __name__ == "__main__":
     app()
