@@ -139,9 +139,11 @@ def train(
     drop: float = 0.12,
     device: str = "cpu",
     compiled: bool = False,
+    focus: float = 1.0,
 ) -> None:
-    """Train for so many minutes in all."""
+    """Train for so many minutes in all; `focus`: see `Samples.chances`."""
     samples, tokens, rng = Samples(), Tokens(), np.random.default_rng()
+    ends_N = samples.chances(focus).cumsum()
     torch.manual_seed(0)
     model = Prior().to(device)
     loop = Loop(
@@ -156,7 +158,7 @@ def train(
     torch.manual_seed(loop.index)
     network = torch.compile(model, dynamic=True) if compiled else model
     for _ in loop:
-        rows = rng.integers(0, len(samples), batch)
+        rows = np.searchsorted(ends_N, rng.random(batch)).clip(max=len(samples) - 1)
         words = [
             samples.captions[i][rng.integers(len(samples.captions[i]))]
             if rng.random() > drop

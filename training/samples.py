@@ -23,7 +23,7 @@ import typer
 from torch import Tensor
 
 from training import common
-from training.data.compose import Mix, TrainingSet
+from training.data.compose import REPAINT, Mix, TrainingSet
 from training.data.languages import languages, names_of
 from training.data.sources import Sources
 from training.styles import LABEL, styled
@@ -242,6 +242,22 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    def chances(self, focus: float) -> np.ndarray:
+        """How often each sample is to be drawn (sum 1): what people ask for first, single things
+        that five families draw and that are no people, `focus` times as often as the rest."""
+        families: dict[str, set[str]] = {}
+        for row in map(json.loads, (common.DATA / "manifest.jsonl").open(encoding="utf-8")):
+            if row["category"] in REPAINT and row["emoji"]:
+                families.setdefault(row["concept"], set()).add(row["family"])
+        common_ones = {concept for concept, found in families.items() if len(found) >= 5}
+        weights = np.array(
+            [
+                focus if concept in common_ones and len(captions) > 2 else 1.0
+                for concept, captions in zip(self.concepts, self.captions)
+            ]
+        )
+        return weights / weights.sum()
 
     def rgb(self, index: int) -> np.ndarray:
         """Image `index`, uint8 (128, 128, 3)."""
