@@ -5,6 +5,7 @@ Shapes: B pictures, F frames, D the width of the embedding.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import sqlite3
@@ -326,14 +327,29 @@ def _download(url: str) -> io.BytesIO:
 
 
 def processes() -> PartialState | None:
-    """accelerate's account of the processes that `accelerate launch` started; None in one alone."""
+    """accelerate's account of the processes that `accelerate launch` started; None in one alone.
+
+    The group of processes that this begins is ended when the program leaves, before the interpreter
+    does: its threads would otherwise outlive what they use, and the process abort.
+    """
     if "LOCAL_RANK" not in os.environ:
         return None
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
+    from torch import distributed
 
+    begun = distributed.is_initialized()  # by somebody else, who is to end it
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if distributed.is_initialized() and not begun:
+        atexit.register(_leave)
     return state if state.num_processes > 1 else None
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def shared(engine: Engine, paths: Iterable[str | os.PathLike]) -> Iterator[Embedded]:
@@ -351,3 +367,4 @@ def shared(engine: Engine, paths: Iterable[str | os.PathLike]) -> Iterator[Embed
         by_rank = gather_object([mine])
         for i in range(len(chunk)):
             yield by_rank[i % state.num_processes][i // state.num_processes]
+    state.wait_for_everyone()  # none leaves while another still receives

@@ -122,6 +122,7 @@ class Finetune:
                 break
             except NotFinite as error:
                 self._slow_down(fit, error)
+        self._wait()  # none leaves while another still receives
         folding.unskip(model.visual)
         model.load_state_dict(self.best.state)
         if self.config.method == "lora":
@@ -228,6 +229,10 @@ class Finetune:
             from accelerate.utils import broadcast_object_list
 
             (self.best.since,) = broadcast_object_list([self.best.since])
+
+    def _wait(self) -> None:
+        if self.state:
+            self.state.wait_for_everyone()
 
     def _save(self, fit: Fit) -> None:
         if self.checkpoints and (not self.state or self.state.is_main_process):
