@@ -267,14 +267,33 @@ def test_another_runs_checkpoint_is_refused(clip_folder, judge_folder, pictures,
         list(other.run())
 
 
-def test_a_cut_checkpoint_is_told_of(tmp_path):
+def test_in_the_place_of_a_cut_checkpoint_is_the_one_before(tmp_path):
+    """Only where both are cut, there is nothing to go on with."""
     checkpoints = Checkpoints(tmp_path / "run", {"model": "a"})
     assert checkpoints.load() is None
-    checkpoints.save({"x": torch.ones(2)})
+    for number in (1.0, 2.0):
+        checkpoints.save({"x": torch.full((2,), number)})
     whole = checkpoints.path.read_bytes()
     checkpoints.path.write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(ClipguideWarning, match="cannot be read: .*goes on from the one before"):
+        kept = checkpoints.load()
+    assert torch.equal(kept["x"], torch.ones(2))
+    checkpoints.before.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ClipguideError, match="cannot be read: delete"):
         checkpoints.load()
+
+
+def test_a_cut_checkpoint_is_not_moved_over_the_good_one(tmp_path):
+    """What is read from the one before stays there until a whole one is beside it."""
+    checkpoints = Checkpoints(tmp_path / "run", {"model": "a"})
+    for number in (1.0, 2.0):
+        checkpoints.save({"x": torch.full((2,), number)})
+    checkpoints.path.write_bytes(b"cut")
+    with pytest.warns(ClipguideWarning, match="the one before"):
+        checkpoints.load()
+    checkpoints.save({"x": torch.full((2,), 3.0)})
+    assert torch.equal(checkpoints.load(before=True)["x"], torch.ones(2))
+    assert torch.equal(checkpoints.load()["x"], torch.full((2,), 3.0))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
@@ -372,6 +391,37 @@ def test_two_processes_see_the_loss_of_one(clip_folder, captions, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(out) and done.stdout.count(str(out)) == 1
     assert load_clip(out).fingerprint != load_clip(clip_folder).fingerprint
+
+
+def test_no_process_writes_what_another_still_reads(clip_folder, pictures, tmp_path):
+    """Going back, all read the checkpoint before the first of them replaces it."""
+    fit = fit_of(clip_folder, pictures, tmp_path / "run", steps=9, lr=1e30)
+    done, kept = [], fit.checkpoints
+
+    class Several:
+        num_processes, process_index, is_main_process = 1, 0, True
+
+        def wait_for_everyone(self):
+            done.append("wait")
+
+    class Watched:
+        path, before = kept.path, kept.before
+
+        def load(self, **which):
+            done.append("load")
+            return kept.load(**which)
+
+        def save(self, state):
+            done.append("save")
+            return kept.save(state)
+
+    fit.state, fit.checkpoints = Several(), Watched()
+    with pytest.warns(ClipguideWarning, match="goes back"), pytest.raises(ClipguideError):
+        list(fit.run())
+    assert done.count("load") == 2
+    for k, what in enumerate(done):
+        if what == "load":
+            assert done[k + 1 : k + 3] == ["wait", "save"]
 
 
 # what it keeps

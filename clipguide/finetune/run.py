@@ -243,6 +243,7 @@ class Finetune:
         if kept is not None:
             fit.load_state_dict(kept["fit"])
             self.best = Best(**kept["best"])
+        self._wait()  # nobody writes before all have read
         return kept is not None
 
 
