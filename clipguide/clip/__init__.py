@@ -1,9 +1,10 @@
 """CLIP, any of them, under one contract: `load_clip` makes a `Clip`, `load_parts` what
 is trained and exported."""
 
-from .base import Clip, fingerprint, to_device, to_dtype
+from .base import Clip, to_device, to_dtype
 from .concepts import Concept, with_concept
 from .ensemble import Ensemble
+from .fingerprint import fingerprint
 from .load import load_clip, load_parts
 from .parts import Parts
 from .resize import clamp_with_gradient, resize

@@ -7,8 +7,6 @@ Images are RGB in [0, 1]; embeddings are float32 (float64 of a float64 model) an
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -22,6 +20,7 @@ from torch import nn
 from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
 from ..prompts import shorten
 from . import folding
+from .fingerprint import Architecture, Fingerprints, fingerprints
 from .resize import resize, tame
 
 DTYPES = {
@@ -52,8 +51,9 @@ class Clip:
         device: str = "cpu",
         dtype: str = "float32",
         live: bool = False,
+        architecture: Architecture = Architecture(),
     ) -> None:
-        self.name = name
+        self.name, self.architecture = name, architecture
         self.device = to_device(device)
         self.dtype = to_dtype(dtype)
         self.preprocess = dict(model.visual.preprocess_cfg)
@@ -62,9 +62,7 @@ class Clip:
         if height != width:
             raise ClipguideError(f"The CLIP {name} sees {width}x{height}; it must see squares.")
         self.image_size = int(height)
-        read = getattr(tokenizer, "context_length", None)  # less than a Hugging Face tower could
-        most = getattr(model, "text", model).context_length  # a CoCa's own is its decoder's
-        self.context_length = int(min(most, read or most))
+        self.context_length = context_length(model, tokenizer)
         self.logit_scale = float(model.logit_scale.detach().exp())
         bias = getattr(model, "logit_bias", None)
         self.logit_bias = 0.0 if bias is None else float(bias.detach())
@@ -90,14 +88,29 @@ class Clip:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the weights (as float32) and of the preprocessing."""
-        return fingerprint({"clip": self._model}, extra=self.preprocess)
+        """sha256 of all that changes a vector: weights (as float32), architecture, preprocessing,
+        tokenizer, and the words that it has learned."""
+        return self.checkpoint_fingerprint
+
+    @property
+    def checkpoint_fingerprint(self) -> str:
+        """The same without the words that it has learned."""
+        return self._fingerprints.whole
 
     @property
     def image_fingerprint(self) -> str:
-        """The fingerprint of what makes pictures' vectors: of a CLIP that reads learned words, that
-        of the CLIP without them."""
-        return self.__dict__.get("without_concepts", self.fingerprint)
+        """sha256 of all that changes an image's vector: the image tower's weights, its architecture
+        and the preprocessing. CLIPs that differ in their texts alone share it."""
+        return self._fingerprints.image
+
+    @cached_property
+    def _fingerprints(self) -> Fingerprints:
+        return fingerprints(
+            self._model,
+            preprocess=self.preprocess,
+            architecture=self.architecture,
+            tokenizer=self._tokenizer,
+        )
 
     @property
     def resize_mode(self) -> str:
@@ -106,7 +119,7 @@ class Clip:
 
     def _fold(self) -> None:
         """Batch norms become a part of the convolutions; the fingerprint stays the checkpoint's."""
-        _ = self.fingerprint  # cached before the weights change
+        _ = self._fingerprints  # cached before the weights change
         random = torch.Generator().manual_seed(0)
         image_13HW = torch.rand(1, 3, self.image_size, self.image_size, generator=random)
         image_13HW = image_13HW.to(self.device, self.dtype, memory_format=torch.channels_last)
@@ -114,7 +127,7 @@ class Clip:
 
     def astype(self, dtype: str) -> Clip:
         """A copy that computes in another dtype; its fingerprint is the same, the checkpoint's."""
-        _ = self.fingerprint
+        _ = self._fingerprints
         other = copy.copy(self)
         other.dtype = to_dtype(dtype)
         other._wide = torch.promote_types(other.dtype, torch.float32)
@@ -253,16 +266,11 @@ def to_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def fingerprint(modules: dict[str, nn.Module], *, extra: object = None) -> str:
-    """sha256 of all tensors, by sorted name, floats as float32, and of `extra` as JSON."""
-    digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode())
-    for part, module in sorted(modules.items()):
-        for name, tensor in sorted(module.state_dict().items()):
-            if tensor.is_floating_point():
-                tensor = tensor.float()
-            digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+def context_length(model: nn.Module, tokenizer: Callable[..., torch.Tensor]) -> int:
+    """The most tokens of a text that both the model and its tokenizer take."""
+    read = getattr(tokenizer, "context_length", None)  # less than a Hugging Face tower could
+    most = getattr(model, "text", model).context_length  # a CoCa's own is its decoder's
+    return int(min(most, read or most))
 
 
 def _chunks(items: Sequence) -> list[Sequence]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import ClipguideError, UsageError, reason
 from .base import Clip
+from .fingerprint import hf_architecture
 from .parts import Parts
 
 MODELS = {"clip": "CLIPModel", "siglip": "SiglipModel"}  # by model_type
@@ -89,7 +90,8 @@ def _parts(model: nn.Module, processor: object, tokenizer: object, name: str) ->
         processor.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    return Parts(tower, transform, tokenize, name, describe)
+    tokenize.tokenizer = tokenizer
+    return Parts(tower, transform, tokenize, name, describe, hf_architecture(model.config))
 
 
 class _Towers(nn.Module):

@@ -15,6 +15,7 @@ from . import hf, openai
 from .base import Clip, to_device, to_dtype
 from .concepts import with_concept
 from .ensemble import Ensemble
+from .fingerprint import open_clip_architecture
 from .parts import CONFIG, Parts, describe_open_clip, open_clip_config
 
 MINI = {"mini": "guide", "mini-judge": "judge"}
@@ -138,8 +139,10 @@ def _open_clip(source: str, tag: str | None = None, *, name: str) -> Parts:
         tokenizer = open_clip.get_tokenizer(source)
         local = source.startswith("local-dir:")
         files = Path(source.removeprefix("local-dir:")) if local else None
-        describe = describe_open_clip(open_clip_config(source, model), tokenizer, files)
-        return Parts(model, transform, tokenizer, name, describe)
+        config = open_clip_config(source, model)
+        describe = describe_open_clip(config, tokenizer, files)
+        architecture = open_clip_architecture(config["model_cfg"])
+        return Parts(model, transform, tokenizer, name, describe, architecture)
     except ClipguideError:
         raise
     except Exception as error:  # open_clip, safetensors and json each raise their own

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import __version__
-from ..clip import Clip, Parts, fingerprint, load_clip, load_parts
+from ..clip import Clip, Parts, load_clip, load_parts
 from ..errors import UsageError
 from ..export.folder import staged
 from ..zero_shot import default_templates, templates
@@ -188,7 +188,7 @@ def prepare_guide(
         if retain == HELD_OUT:
             kept = replace(kept, classes=CONCEPTS.read_text().splitlines())
     about = {name: str(value) for name, value in vars(config).items()}
-    about |= {"batch": str(batch), "model": fingerprint({"clip": parts.model})[:12]}
+    about |= {"batch": str(batch), "model": parts.fingerprint[:12]}
     about["data"] = found.digest()[:12]
     fit = guiding_fit(parts, classes=found.classes, config=config)
     checkpoints = Checkpoints(folder, about) if folder else None

@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..clip.base import fingerprint
 from ..clip.concepts import Concept, hook, places, shared_copy, token_embedding, word_tokens
 from ..clip.parts import Parts
 from ..errors import UsageError
@@ -149,8 +148,8 @@ class Inversion:
     def concept(self) -> Concept:
         """The word as far as it is learned."""
         vector_TW = self.vector_TW.detach().cpu().clone()
-        digest = fingerprint({"clip": self.parts.model}, extra=self.parts.preprocess)
-        return Concept(self.word, self.token_T, vector_TW, digest, self.parts.name)
+        clip = self.parts.fingerprint
+        return Concept(self.word, self.token_T, vector_TW, clip, self.parts.name)
 
     @torch.no_grad()
     def _shorten(self) -> None:

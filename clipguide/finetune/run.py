@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..clip import Parts, fingerprint, folding
+from ..clip import Parts, folding
 from ..engine import processes
 from ..errors import ClipguideError, ClipguideWarning, UsageError
 from ..zero_shot import default_templates, templates
@@ -96,8 +96,7 @@ class Finetune:
     def _about(self) -> dict[str, str]:
         """What tells one run from another."""
         mine = {f.name: str(getattr(self.config, f.name)) for f in fields(self.config)}
-        clip = fingerprint({"clip": self.parts.model}, extra=self.parts.preprocess)
-        return {**mine, "model": clip[:12], "data": self.train.digest()[:12]}
+        return {**mine, "model": self.parts.fingerprint[:12], "data": self.train.digest()[:12]}
 
     def run(self) -> Iterator[Progress]:
         """Trains, from the checkpoint on if there is one.

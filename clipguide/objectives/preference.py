@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ..clip import Clip, load_clip, resize, to_device, to_dtype
+from ..clip.fingerprint import open_clip_architecture
 from ..errors import ClipguideError, UsageError, close_matches
 from ..images import load, to_tensor
 from ..prompts import check_text, shorten
@@ -182,6 +183,7 @@ def _open_clip(
         name=f"{model} of {path}",
         device=device,
         dtype=dtype,
+        architecture=open_clip_architecture(open_clip.get_model_config(model)),
     )
 
 
