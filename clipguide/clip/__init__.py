@@ -5,7 +5,7 @@ from .base import Clip, to_device, to_dtype
 from .concepts import Concept, with_concept
 from .ensemble import Ensemble
 from .fingerprint import fingerprint
-from .load import load_clip, load_parts
+from .load import lasting_name, load_clip, load_parts
 from .parts import Parts
 from .resize import clamp_with_gradient, resize
 
@@ -16,6 +16,7 @@ __all__ = [
     "Parts",
     "clamp_with_gradient",
     "fingerprint",
+    "lasting_name",
     "load_clip",
     "load_parts",
     "resize",

@@ -95,6 +95,21 @@ def load_parts(
     return parts.to(device)
 
 
+def lasting_name(name: str) -> str:
+    """A name with its paths made absolute, so that it loads the same CLIP from any folder."""
+    if os.path.exists(name) and name not in MINI:
+        return os.path.abspath(name)
+    if not _is_one(name):
+        members = (member.rpartition("*") for member in name.split("+"))
+        return "+".join(f"{w}{star}{lasting_name(one.strip())}" for w, star, one in members)
+    source, at, suffix = name.rpartition("@") if "@" in name else (name, "", "")
+    words = [
+        word if word in MINI or not os.path.exists(word) else os.path.abspath(word)
+        for word in _words(source)
+    ]
+    return "~".join(words) + at + suffix
+
+
 def _load(name: str, *, device: str, dtype: str, trust_pickle: bool) -> Clip:
     """A CLIP by a name that is no ensemble's."""
     source, device, dtype = _placed(name, device, dtype)

@@ -10,6 +10,7 @@ import io
 import os
 import sqlite3
 import stat
+import time
 import urllib.request
 import warnings
 from collections import deque
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 
 from .. import images
-from ..clip import Clip
+from ..clip import Clip, lasting_name
 from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
 from ..mini import sha256
 from ..prompts import shorten
@@ -59,6 +60,7 @@ class _Slot:
 
     path: str
     about: os.stat_result | None = None
+    seen: int = 0  # ns, before `about`
     reading: Future | None = None
     done: Embedded | None = None
 
@@ -124,6 +126,11 @@ class Engine:
         settings = f"{dtype} alpha {self.alpha} frames {self.frames}{fast}"
         return f"{self.clip.image_fingerprint} {settings}"
 
+    @property
+    def clip_name(self) -> str:
+        """The CLIP's name as it is recorded: the same from any folder."""
+        return lasting_name(self.clip.name)
+
     def embed(self, paths: Iterable[str | os.PathLike]) -> Iterator[Embedded]:
         """Each file's vector, or why it has none, in the order of `paths`, as they are done.
 
@@ -151,7 +158,7 @@ class Engine:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _number(self) -> int | None:
-        return self._ask("model", self.key, self.clip.name)
+        return self._ask("model", self.key, self.clip_name)
 
     def _ask(self, what: str, *values: object) -> Any:
         """The cache's answer; None without one. A disk that is full, read-only or damaged costs the
@@ -175,7 +182,8 @@ class Engine:
         if path.lower().startswith(URLS):
             if not self.urls:
                 return _failed(path, "is a URL, which is read only where that is allowed")
-            return _Slot(path, None, pool.submit(self._read, path, None))
+            return _Slot(path, reading=pool.submit(self._read, path, None))
+        seen = time.time_ns()
         try:
             about = os.stat(path)
         except FileNotFoundError:
@@ -188,8 +196,8 @@ class Engine:
         if not self.verify:
             known_D = self._ask("by_file", path, about, self._model)
             if known_D is not None:
-                return _Slot(path, about, done=Embedded(path, torch.from_numpy(known_D.copy())))
-        return _Slot(path, about, pool.submit(self._read, path, about))
+                return _Slot(path, done=Embedded(path, torch.from_numpy(known_D.copy())))
+        return _Slot(path, about, seen, pool.submit(self._read, path, about))
 
     def _read(self, path: str, about: os.stat_result | None) -> Read:
         """In a thread: the file's digest and its frames as the tower sees them."""
@@ -234,7 +242,7 @@ class Engine:
 
     def _keep(self, reads: list[tuple[_Slot, Read]]) -> None:
         rows = [
-            (slot.path, slot.about, read.digest, slot.done.unit_D.numpy())
+            (slot.path, slot.about, slot.seen, read.digest, slot.done.unit_D.numpy())
             for slot, read in reads
             if read.digest
         ]
