@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from .errors import ClipguideError, UsageError
+from .errors import ClipguideError, ClipguideWarning, UsageError
 
 LABEL_HEIGHT = 18  # pixels under each picture of a contact sheet
 ALPHA = ("white", "drop")  # what becomes of transparency
+FAR = 10.0  # above which floats are not in [0, 1]
 GAP = 4  # pixels between the pictures of a contact sheet
 
 
@@ -32,7 +34,7 @@ def load(
 
     Turned as its EXIF says, laid on white where transparent (with alpha="drop" left transparent,
     for a transform that drops it), the first frame if it moves; 16-bit values are scaled, and
-    floating-point ones are taken to be in [0, 1]. With `side`, a JPEG may be decoded at a half, a
+    integers of 32 bits and floats by the range that their numbers tell. With `side`, a JPEG may be decoded at a half, a
     quarter or an eighth of its size if no side becomes shorter than that. UsageError if it cannot
     be read.
     """
@@ -138,11 +140,27 @@ def _to_rgb(image: Image.Image, alpha: str) -> Image.Image:
 
 
 def _from_wide_grey(image: Image.Image) -> Image.Image:
-    """16-bit integers or floats in [0, 1], one channel, as RGB."""
-    array = np.asarray(image, dtype=np.float64)
-    scale = 255 if image.mode == "F" else 255 / 65535
-    array = np.nan_to_num(array * scale).clip(0, 255).round().astype(np.uint8)
-    return Image.fromarray(array).convert("RGB")
+    """Numbers of more than 8 bits, one channel, as RGB. 16 bits are of that range; of 32, and of
+    floats, the numbers themselves tell: in [0, 1], of 8 bits, of 16, or any, which are spread from
+    black to white, with a ClipguideWarning."""
+    array = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(array.min()), float(array.max())
+    floats = image.mode == "F"
+    if image.mode.startswith("I;16"):
+        low, high = 0.0, 65535.0
+    elif floats and -FAR <= low and high <= FAR:
+        low, high = 0.0, 1.0
+    elif low >= 0 and high <= 65535:
+        low, high = 0.0, 255.0 if high <= 255 else 65535.0
+    else:
+        warnings.warn(
+            f"A picture of {'floats' if floats else 'integers'} has numbers from {low:.6g} to "
+            f"{high:.6g}: they are spread from black to white.",
+            ClipguideWarning,
+            stacklevel=2,
+        )
+    grey = ((array - low) * (255 / max(high - low, 1e-9))).clip(0, 255).round().astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
 
 
 def _fit(text: str, font: ImageFont.ImageFont, width: int) -> str:

@@ -7,7 +7,7 @@ from .ensemble import Ensemble
 from .fingerprint import fingerprint
 from .load import lasting_name, load_clip, load_parts
 from .parts import Parts
-from .resize import clamp_with_gradient, resize
+from .resize import clamp_with_gradient, resize, unit_range
 
 __all__ = [
     "Clip",
@@ -22,5 +22,6 @@ __all__ = [
     "resize",
     "to_device",
     "to_dtype",
+    "unit_range",
     "with_concept",
 ]

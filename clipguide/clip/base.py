@@ -21,7 +21,7 @@ from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
 from ..prompts import shorten
 from . import folding
 from .fingerprint import Architecture, Fingerprints, fingerprints
-from .resize import resize, tame
+from .resize import resize, tame, unit_range
 
 DTYPES = {
     "float32": torch.float32,
@@ -51,9 +51,9 @@ class Clip:
         device: str = "cpu",
         dtype: str = "float32",
         live: bool = False,
-        architecture: Architecture = Architecture(),
+        architecture: Architecture | None = None,
     ) -> None:
-        self.name, self.architecture = name, architecture
+        self.name, self.architecture = name, architecture or Architecture()
         self.device = to_device(device)
         self.dtype = to_dtype(dtype)
         self.preprocess = dict(model.visual.preprocess_cfg)
@@ -140,12 +140,12 @@ class Clip:
         self._model.encode_image = torch.compile(self._model.encode_image)
 
     def encode_image(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Unit vectors_BD of images in [0, 1] of any size, differentiable.
+        """Unit vectors_BD of images in [0, 1], or of uint8 or uint16, of any size, differentiable.
 
         Resized as the checkpoint's own transform does, antialiased, but without its rounding to
         8 bits. Values outside [0, 1] are clamped, and keep a gradient that leads back inside.
         """
-        image_B3HW = image_B3HW.to(self.device, self._wide)
+        image_B3HW = unit_range(image_B3HW).to(self.device, self._wide)
         image_B3HW = resize(image_B3HW, self.preprocess, self.image_size)
         image_B3HW = (image_B3HW - self._mean_3[:, None, None]) / self._std_3[:, None, None]
         image_B3HW = image_B3HW.to(self.dtype, memory_format=torch.channels_last)

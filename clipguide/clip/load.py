@@ -100,8 +100,8 @@ def lasting_name(name: str) -> str:
     if os.path.exists(name) and name not in MINI:
         return os.path.abspath(name)
     if not _is_one(name):
-        members = (member.rpartition("*") for member in name.split("+"))
-        return "+".join(f"{w}{star}{lasting_name(one.strip())}" for w, star, one in members)
+        members = (member.strip().rpartition("*") for member in name.split("+"))
+        return "+".join(f"{w}{star}{lasting_name(one)}" for w, star, one in members)
     source, at, suffix = name.rpartition("@") if "@" in name else (name, "", "")
     words = [
         word if word in MINI or not os.path.exists(word) else os.path.abspath(word)

@@ -5,11 +5,44 @@ Shapes: B images, 3 channels, H rows, W columns.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..errors import ClipguideWarning, UsageError
+
 LONG = 16  # times its other side: of such a strip no more is resized than is seen
+
+RANGES = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535}
+FAR = 10.0  # above 1: a clean image that a sampler expects is not so far outside of its range
+
+
+def unit_range(image_B3HW: torch.Tensor) -> torch.Tensor:
+    """Images as floats in [0, 1]: those of uint8 and uint16 divided by their range, floats as they
+    are, with a ClipguideWarning where values are so large that the range must be another.
+
+    UsageError for other integers, of which none can tell the range.
+    """
+    if image_B3HW.dtype in RANGES:
+        return image_B3HW.float() / RANGES[image_B3HW.dtype]
+    if not image_B3HW.is_floating_point():
+        kind = str(image_B3HW.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"An image of {kind} has no range that is known: give uint8, uint16, or floats in "
+            "[0, 1]."
+        )
+    if not torch.compiler.is_compiling() and image_B3HW.numel():
+        most = image_B3HW.detach().amax().item()
+        if most > FAR:
+            warnings.warn(
+                f"An image has values up to {most:.4g}, and is to be in [0, 1]: divide it by its "
+                "range.",
+                ClipguideWarning,
+                stacklevel=3,
+            )
+    return image_B3HW
 
 
 def clamp_with_gradient(x: torch.Tensor, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
