@@ -34,9 +34,9 @@ def load(
 
     Turned as its EXIF says, laid on white where transparent (with alpha="drop" left transparent,
     for a transform that drops it), the first frame if it moves; 16-bit values are scaled, and
-    integers of 32 bits and floats by the range that their numbers tell. With `side`, a JPEG may be decoded at a half, a
-    quarter or an eighth of its size if no side becomes shorter than that. UsageError if it cannot
-    be read.
+    integers of 32 bits and floats by the range that their numbers tell. With `side`, a JPEG may be
+    decoded at a half, a quarter or an eighth of its size if no side becomes shorter than that.
+    UsageError if it cannot be read.
     """
     return load_frames(source, count=1, alpha=alpha, side=side)[0]
 

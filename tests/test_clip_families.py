@@ -3,6 +3,7 @@ files, the same texts, the same zero-shot logits."""
 
 from __future__ import annotations
 
+import string
 import json
 import warnings
 
@@ -146,8 +147,12 @@ def test_it_is_transformers(write, files, tmp_path):
     folder = write(tmp_path)
     model = AutoModel.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
+    read = TEXTS
+    if write is write_hf_siglip:  # as big_vision trained them
+        marks = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+        read = [" ".join(text.translate(marks).lower().split()) for text in TEXTS]
     tokens = AutoTokenizer.from_pretrained(folder)(
-        TEXTS,
+        read,
         padding="max_length",
         truncation=True,
         max_length=CONTEXT_LENGTH,
@@ -248,3 +253,13 @@ def test_tensors_are_seen_as_a_hundred_photographs(mode, tmp_path):
     cosine_B = (seen_BD * clip.encode_pictures(pictures)).sum(1)
     assert cosine_B.min() >= 0.999
     assert (seen_BD @ seen_BD.T).min() < 0.99  # it tells the pictures apart
+
+
+def test_a_siglip_reads_texts_as_it_was_trained(tmp_path):
+    """Lower-cased and without punctuation, whatever the tokenizer in its folder does."""
+    siglip = load_clip(write_hf_siglip(tmp_path / "siglip"))
+    one, other = siglip.encode_text(["a red fox"]), siglip.encode_text([" A red_Fox,  (!) "])
+    assert torch.equal(one, other)
+    plain = load_clip(write_hf_clip(tmp_path / "clip"))
+    one, other = plain.encode_text(["a red fox"]), plain.encode_text(["a red_fox!"])
+    assert not torch.equal(one, other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -103,6 +104,17 @@ def test_a_clip_of_transformers(tmp_path, pictures, method):
     moved = {n for n, v in copy_state(loaded.model).items() if not torch.equal(v, fit.before[n])}
     assert bool(moved & text) == (method != "head")
     assert bool(moved - text - {"model.logit_scale"}) == (method != "lit")
+
+
+@pytest.mark.parametrize(("begins", "most"), [(117.0, 117.0), (99.0, 100.0)])
+def test_the_scale_stays_below_where_it_began(clip_folder, pictures, begins, most):
+    """CLIP's own training has it at most 100; the SigLIPs that are published begin above."""
+    fit = fit_of(clip_folder, pictures, steps=6, lr=0.5, warmup=0, augment=False)
+    with torch.no_grad():
+        fit.parts.model.logit_scale.fill_(math.log(begins))
+    scales = [step.scale for step in fit.run()]
+    assert scales[0] == pytest.approx(begins)
+    assert max(scales) <= most + 1e-3
 
 
 def test_batch_norms_keep_their_statistics(clip_folder, pictures):

@@ -6,7 +6,7 @@ Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, D the width 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,13 +73,14 @@ def wrap_hf_clip(
 
 def _parts(model: nn.Module, processor: object, tokenizer: object, name: str) -> Parts:
     tower = _Towers(model, _preprocess(processor, name))
+    clean = _clean(model.config.model_type)
 
     def transform(picture: Image.Image) -> torch.Tensor:
         return processor(images=picture, return_tensors="pt")["pixel_values"][0]
 
     def tokenize(texts: list[str], context_length: int = tower.context_length) -> torch.Tensor:
         return tokenizer(
-            texts,
+            [clean(text) for text in texts] if clean else texts,
             padding="max_length",
             truncation=True,
             max_length=context_length,
@@ -90,8 +91,18 @@ def _parts(model: nn.Module, processor: object, tokenizer: object, name: str) ->
         processor.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    tokenize.tokenizer = tokenizer
+    tokenize.tokenizer, tokenize.clean_fn = tokenizer, clean
     return Parts(tower, transform, tokenize, name, describe, hf_architecture(model.config))
+
+
+def _clean(kind: str) -> Callable[[str], str] | None:
+    """What a SigLIP's texts went through before its tokenizer: lower-cased, without punctuation, as
+    big_vision trained it. Not all tokenizers of its folders do that by themselves."""
+    if not kind.startswith("siglip"):
+        return None
+    from open_clip.tokenizer import get_clean_fn
+
+    return get_clean_fn("canonicalize")
 
 
 class _Towers(nn.Module):
