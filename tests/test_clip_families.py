@@ -3,8 +3,8 @@ files, the same texts, the same zero-shot logits."""
 
 from __future__ import annotations
 
-import string
 import json
+import string
 import warnings
 
 import open_clip

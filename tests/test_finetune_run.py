@@ -26,11 +26,11 @@ from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.finetune import methods
 from clipguide.finetune.checkpoint import Checkpoints
 from clipguide.finetune.config import FinetuneConfig
-from clipguide.finetune.data import read, split
+from clipguide.finetune.data import halves, read, split
 from clipguide.finetune.exam import Exam, calibration_error, recall
 from clipguide.finetune.head import fit_head
 from clipguide.finetune.job import prepare
-from clipguide.finetune.outcome import changed
+from clipguide.finetune.outcome import changed, settle
 from clipguide.finetune.run import Finetune, copy_state
 from clipguide.finetune.wise import Place, choose, curve, interpolate
 
@@ -504,6 +504,31 @@ def test_an_exam_is_the_classifier(clip_folder, pictures):
     assert_close(result.probability_B, classifier.probabilities(unit).max(1).values)
     right = (result.found_B == torch.tensor([e.label for e in data.examples])).double().mean()
     assert result.figures["top-1"] == pytest.approx(right.item())
+
+
+def test_retention_is_told_by_others_than_chose(clip_folder, pictures):
+    """No picture, and no near copy, on both sides; nothing but the choice depends on the half."""
+    job = prepare(
+        pictures, clip=clip_folder, retain=pictures, config=FinetuneConfig(**QUICK), share=0.3
+    )
+    assert job.weighed is job.retention and "by which was chosen" in job.kept  # 30 are too few
+    data = read(pictures)
+    few, more = halves(data, seed=3)
+    assert abs(len(few) - len(more)) <= 1 and len(few) + len(more) == len(data)
+    assert not {e.group for e in few.examples} & {e.group for e in more.examples}
+    assert {e.digest for e in few.examples} != {e.digest for e in halves(data)[0].examples}
+    list(job.run())
+    weighed, told = (Exam(job.fit.parts, side, templates=job.fit.templates) for side in (few, more))
+    seen = []
+    outcome = settle(job.fit, job.test, lambda parts: seen.append(told(parts)) or seen[-1], weighed)
+    assert len(outcome.places) == 11 and len(seen) == 2, "the other half is looked at twice only"
+    assert [result for _, result in (outcome.before, outcome.after)] == seen
+
+
+def test_of_another_clip_than_mini_one_is_asked_what_to_retain(clip_folder, pictures):
+    with pytest.raises(UsageError, match="Say what .* should still know: --retain DATA"):
+        prepare(pictures, clip=clip_folder)
+    assert prepare(pictures, clip=clip_folder, retain=None).retention is None
 
 
 # the whole

@@ -217,6 +217,19 @@ def split(dataset: Dataset, *, share: float = 0.2, seed: int = 0) -> tuple[Datas
     return train, test
 
 
+def halves(dataset: Dataset, *, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Two parts of about the same size, groups whole, whatever the classes; where it goes follows
+    from the seed and the digests."""
+    members = defaultdict(list)
+    for example in dataset.examples:
+        members[example.group].append(example)
+    key = {g: _draw(seed, min(e.digest for e in found)) for g, found in members.items()}
+    sides: tuple[list, list] = ([], [])
+    for group in sorted(members, key=key.__getitem__):
+        min(sides, key=len).extend(members[group])
+    return tuple(replace(dataset, examples=side) for side in sides)
+
+
 def _share_out(
     groups: list[int], weight: dict[int, int], target: float, tested: dict[int, bool]
 ) -> None:

@@ -26,7 +26,7 @@ from .data import Dataset, Report, read
 from .figure import GuideReport, guide_report
 from .fit import Fit, FitStep, NotFinite
 from .guiding import GuidingConfig, guiding_fit
-from .job import CONCEPTS, FACTS, HELD_OUT
+from .job import CONCEPTS, DEFAULT, FACTS, HELD_OUT, retained
 from .run import slow_down
 
 SECONDS = 60.0  # from one checkpoint to the next
@@ -148,7 +148,7 @@ def prepare_guide(
     clip: str | os.PathLike | Parts = "mini",
     config: GuidingConfig | None = None,
     judge: str = "mini-judge",
-    retain: str | os.PathLike | None = HELD_OUT,
+    retain: str | os.PathLike | None = DEFAULT,
     batch: int = BATCH,
     folder: Path | None = None,
     device: str = "cpu",
@@ -159,7 +159,8 @@ def prepare_guide(
     """Reads the data and makes ready. For FARE any folder of pictures will do; TeCoA needs classes.
 
     The figure is told by `judge`, another CLIP; `retain` are pictures with names to tell what it
-    costs. UsageError as `read` and `load_parts`, and for TeCoA without classes.
+    costs, by default as of `prepare`. UsageError as `read` and `load_parts`, and for TeCoA without
+    classes.
     """
     config = config or GuidingConfig()
     parts = (
@@ -167,6 +168,7 @@ def prepare_guide(
         if isinstance(clip, Parts)
         else load_parts(clip, device=device, trust_pickle=trust_pickle)
     )
+    retain = retained(parts, retain)
     if config.method == "tecoa":
         found = read(data, tokenizer=parts.tokenizer, progress=progress, **(columns or {}))
         if not found.classes:
