@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +30,14 @@ from ..clip import Clip, lasting_name
 from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
 from ..mini import sha256
 from ..prompts import shorten
+from ..reading import foreign_profile
 from .cache import Cache
 from .files import URLS
+from .resources import Budget, Lease, processors
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from PIL.Image import Image
 
 BATCH = {"cpu": 16}  # pictures; with more of them the embedded CLIPs leave the cache
 OTHER = 256
@@ -78,13 +82,15 @@ class Engine:
     """Embeds files of pictures by one Clip.
 
     `batch` pictures at a time (16 on a CPU, 256 elsewhere; halved when memory runs out), decoded by
-    `workers` threads (as many as there are processors). `cache` keeps vectors between runs; with
+    `workers` threads (as many as there are processors for this program), within a budget of memory:
+    large pictures wait for each other. `cache` keeps vectors between runs; with
     `verify` unchanged files are digested again, not only looked at. `alpha` is "white", on which
     transparent pictures are laid, or "drop", as open_clip does. `frames` of a moving picture,
     spread evenly, are averaged. With `fast`, JPEGs are decoded at an eighth, a quarter or half of
     their size where that is enough. `bf16` computes in bfloat16 if the cosines of the first
     pictures change by no more than 1e-3, and warns if they do. `compile` runs torch.compile on the
-    tower. `urls` are downloaded. UsageError for settings that make no sense.
+    tower. `urls` are downloaded. `icc` converts colours of other profiles to sRGB; pictures of more
+    than `megapixels` (179 by default) are not read. UsageError for settings that make no sense.
     """
 
     def __init__(
@@ -101,6 +107,8 @@ class Engine:
         bf16: bool = False,
         compile: bool = False,
         urls: bool = False,
+        icc: bool = False,
+        megapixels: float | None = None,
     ) -> None:
         for name, value in {"batch": batch, "workers": workers, "frames": frames}.items():
             if value is not None and value < 1:
@@ -109,7 +117,9 @@ class Engine:
             raise UsageError(f"alpha is {' or '.join(images.ALPHA)}, not {alpha!r}.")
         self.clip, self.cache = clip, cache
         self.batch = batch or BATCH.get(clip.device.type, OTHER)
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or processors()
+        self.icc, self.megapixels, self.memory = icc, megapixels, Budget()
+        self.profiles: dict[str, str] = {}  # by path, of pictures that are not sRGB, with `verify`
         self.fast, self.alpha, self.frames = fast, alpha, frames
         self.verify, self.urls = verify, urls
         self._half: Clip | None = None
@@ -123,7 +133,8 @@ class Engine:
         half = self._half is not None or self._to_check  # nothing is kept before it is checked
         dtype = "bfloat16" if half else str(self.clip.dtype).removeprefix("torch.")
         fast = f" fast {self.clip.image_size}" if self.fast else ""
-        settings = f"{dtype} alpha {self.alpha} frames {self.frames}{fast}"
+        icc = " icc" if self.icc else ""
+        settings = f"{dtype} alpha {self.alpha} frames {self.frames}{fast}{icc}"
         return f"{self.clip.image_fingerprint} {settings}"
 
     @property
@@ -207,12 +218,25 @@ class Engine:
             read.digest = bytes.fromhex(sha256(Path(path)))
             read.known_D = self._ask("by_digest", read.digest, self._model)
         if read.known_D is None:
-            side = self.clip.image_size if self.fast else None
-            pictures = images.load_frames(source, count=self.frames, alpha=self.alpha, side=side)
-            read.frames = [self.clip.prepare(picture) for picture in pictures]
+            with self.memory.lease() as lease:
+                pictures = self.decode(source, opened=partial(self._opened, path, lease))
+                read.frames = [self.clip.prepare(picture) for picture in pictures]
             if read.digest and not _same(about, os.stat(path)):  # written to while it was read
                 read.digest = b""
         return read
+
+    def _opened(self, path: str, lease: Lease, image: Image) -> None:
+        """Before a picture is decoded: its memory is waited for, its profile noted."""
+        lease.take(images.cost(image))
+        if self.verify and not self.icc and (profile := foreign_profile(image)):
+            self.profiles[path] = profile
+
+    def decode(self, source: object, **settings: Any) -> list:
+        """A picture's frames in RGB as the engine is set; `settings` are those of `load_frames`."""
+        given = {"count": self.frames, "alpha": self.alpha, "icc": self.icc}
+        given |= {"megapixels": self.megapixels}
+        given["side"] = self.clip.image_size if self.fast else None
+        return images.load_frames(source, **{**given, **settings})
 
     def _run(self, waiting: deque[_Slot]) -> int:
         """Finish the first batch of what waits; how many files that were."""
