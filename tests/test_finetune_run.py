@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from clipguide import load_clip
-from clipguide.clip import load_parts
+from clipguide.clip import Clip, load_parts
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.finetune import methods
 from clipguide.finetune.checkpoint import Checkpoints
@@ -115,6 +116,24 @@ def test_the_scale_stays_below_where_it_began(clip_folder, pictures, begins, mos
     scales = [step.scale for step in fit.run()]
     assert scales[0] == pytest.approx(begins)
     assert max(scales) <= most + 1e-3
+
+
+def test_the_head_keeps_vectors_and_no_pictures(clip_folder, pictures, monkeypatch):
+    """Of the pictures to train on, no more are in memory than two chunks."""
+    monkeypatch.setattr("clipguide.finetune.exam.CHUNK", 4)
+    fit = fit_of(clip_folder, pictures, method="head")
+    alive, most, prepare_ = set(), [0], Clip.prepare
+
+    def watched(self, picture):
+        found = prepare_(self, picture)
+        alive.add(id(found))
+        most[0] = max(most[0], len(alive))
+        weakref.finalize(found, alive.discard, id(found))
+        return found
+
+    monkeypatch.setattr(Clip, "prepare", watched)
+    list(fit.run())
+    assert len(fit.train) > 16 and 4 <= most[0] <= 12
 
 
 def test_batch_norms_keep_their_statistics(clip_folder, pictures):

@@ -76,7 +76,7 @@ class Clip:
                 f"The tokenizer of the CLIP {name} reads every text alike: the files of its "
                 "vocabulary are missing."
             )
-        self._transform, self._to_pixels = transform, _pixel_steps(transform)
+        self._transform, self._to_pixels = transform, pixel_steps(transform)
         self._wide = torch.promote_types(self.dtype, torch.float32)
         self._mean_3, self._std_3 = (
             torch.tensor(self.preprocess[key], dtype=self._wide, device=self.device)
@@ -277,7 +277,7 @@ def _chunks(items: Sequence) -> list[Sequence]:
     return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
 
 
-def _pixel_steps(transform: object) -> list[Callable] | None:
+def pixel_steps(transform: object) -> list[Callable] | None:
     """The steps of a torchvision transform that end in the 8-bit picture that the tower sees, if
     to scale and normalise it is all that follows; else None."""
     steps = getattr(transform, "transforms", [])

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..clip.base import _pixel_steps
+from ..clip.base import pixel_steps
 from ..clip.parts import Parts
 from ..clip.resize import tame
 from ..errors import UsageError
@@ -204,7 +204,7 @@ class _View:
 
     def __init__(self, parts: Parts, augment: Augment | None) -> None:
         self.config, self.size, self.augment = parts.preprocess, parts.image_size, augment
-        self.transform, self.steps = parts.transform, _pixel_steps(parts.transform)
+        self.transform, self.steps = parts.transform, pixel_steps(parts.transform)
         self.mode = self.config["resize_mode"]
         self.filter = Image.Resampling[self.config["interpolation"].upper()]
         self.side = math.ceil(self.size * MARGIN)

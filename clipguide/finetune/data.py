@@ -120,6 +120,7 @@ class Dataset:
     examples: list[Example]
     classes: list[str]
     report: Report
+    spill: object = field(default=None, repr=False, compare=False)  # see `Listing`
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -178,7 +179,7 @@ def read(
     if train:
         _check_enough(os.fspath(source), examples, bool(classes))
     report = _report(source, examples, classes, listing, broken, tokenizer)
-    return Dataset(examples, classes, report)
+    return Dataset(examples, classes, report, listing.spill)
 
 
 def near_copies(first: Sequence[Example], second: Sequence[Example]) -> set[int]:

@@ -20,7 +20,8 @@ from ..clip import Clip, Parts, load_parts
 from ..clip.load import MINI
 from ..errors import ClipguideWarning, UsageError
 from ..export.folder import staged
-from . import report, tables
+from ..tables import ENDINGS
+from . import report
 from .config import FinetuneConfig, Progress
 from .data import Dataset, Report, halves, near_copies, read, split
 from .exam import Exam
@@ -122,8 +123,8 @@ def retained(parts: Parts, source: str | os.PathLike | None) -> str | os.PathLik
         return source
     if parts.name.partition("@")[0] not in MINI:
         raise UsageError(
-            f"Say what {parts.name} should still know: --retain DATA (retain=), pictures with "
-            "names or captions of the kind that it is good at; or --retain none (None)."
+            f"Say what {parts.name} should still know: --retain DATA (retain=DATA), pictures with "
+            "names or captions of the kind that it is good at; or --retain none (retain=None)."
         )
     return HELD_OUT
 
@@ -165,7 +166,7 @@ def _same_classes(test: Dataset, train: Dataset, source: str) -> Dataset:
 
 def _test_data(source: str | os.PathLike, parts: Parts, columns: dict) -> Dataset:
     """The data to test on; columns are those of a table, names of either."""
-    if Path(source).suffix.lower() not in tables.ENDINGS:
+    if Path(source).suffix.lower() not in ENDINGS:
         columns = {"names": columns["names"]} if columns.get("names") else {}
     return read(source, tokenizer=parts.tokenizer, train=False, **columns)
 

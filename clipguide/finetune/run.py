@@ -203,7 +203,8 @@ class Finetune:
     def _head(self) -> Progress:
         """The whole fit of a linear map, on vectors that are computed once."""
         clip, parts = self.parts.live(), self.parts
-        seen = Exam(parts, self.train, templates=self.templates, most=len(self.train))
+        every = {"most": len(self.train), "once": True}
+        seen = Exam(parts, self.train, templates=self.templates, **every)
         sides = []
         for exam in (seen, self.exam):
             sides.append((exam.vectors(clip), exam.text_vectors(clip), exam.target_B))

@@ -19,7 +19,7 @@ from ..prompts import check_text, shorten
 from ..views import Cutouts
 from .base import Objective, times_each
 from .similarity import Prompts, Similarity
-from .weights import load_weights
+from .weights import check_trust, load_weights
 
 HPS_MODEL = "ViT-H-14"
 _BLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of ImageReward's transform
@@ -194,10 +194,7 @@ def _image_reward(
     for file in (path, config):
         if not os.path.isfile(file):
             raise UsageError(f"There is no file {file} for ImageReward.")
-    if not trust_pickle:
-        raise UsageError(
-            f"{path} is a pickle: give trust_pickle=True if you trust where it is from."
-        )
+    check_trust(path, trust_pickle=trust_pickle)
     try:
         import ImageReward as package
     except ImportError as error:
