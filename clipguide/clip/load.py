@@ -11,7 +11,7 @@ from pathlib import Path
 from .. import mini
 from ..errors import ClipguideError, UsageError, reason
 from ..prompts import shorten
-from . import hf, openai
+from . import checkpoints, hf, openai
 from .base import Clip, to_device, to_dtype
 from .concepts import with_concept
 from .ensemble import Ensemble
@@ -48,6 +48,7 @@ def load_clip(
     - a folder of open_clip (an open_clip_config.json and safetensors) or of transformers (the
       config.json of a CLIP or SigLIP, safetensors, and its processor's files);
     - a file of OpenAI's: a state dict, or with `trust_pickle` a JIT archive;
+    - an open_clip model and a checkpoint of its training: "ViT-B-32/logs/epoch_5.pt";
     - an open_clip model and tag such as "ViT-B-32/laion2b_s34b_b79k", or "hf-hub:" and the name of
       an open_clip model on the hub, which open_clip downloads where they are not cached;
     - one of these and "@device:dtype", which go before the arguments, as in "mini@cuda:0:bfloat16",
@@ -103,11 +104,16 @@ def lasting_name(name: str) -> str:
         members = (member.strip().rpartition("*") for member in name.split("+"))
         return "+".join(f"{w}{star}{lasting_name(one)}" for w, star, one in members)
     source, at, suffix = name.rpartition("@") if "@" in name else (name, "", "")
-    words = [
-        word if word in MINI or not os.path.exists(word) else os.path.abspath(word)
-        for word in _words(source)
-    ]
-    return "~".join(words) + at + suffix
+    return "~".join(map(_lasting, _words(source))) + at + suffix
+
+
+def _lasting(word: str) -> str:
+    if word in MINI:
+        return word
+    if os.path.exists(word):
+        return os.path.abspath(word)
+    trained = checkpoints.named(word)
+    return f"{trained[0]}/{os.path.abspath(trained[1])}" if trained else word
 
 
 def _load(name: str, *, device: str, dtype: str, trust_pickle: bool) -> Clip:
@@ -143,6 +149,8 @@ def _parts(source: str, name: str, *, trust_pickle: bool) -> Parts:
         return _open_clip(f"local-dir:{source}", name=name)
     if source.startswith("hf-hub:"):
         return _open_clip(source, name=name)
+    if trained := checkpoints.named(source):
+        return checkpoints.from_checkpoint(*trained, name=name)
     return _open_clip(*_known_tag(source), name=name)
 
 

@@ -114,6 +114,11 @@ def _read(path: Path, *, trust_pickle: bool) -> dict[str, torch.Tensor]:
             f"{path} is no CLIP: it is neither a whole state dict, of tensors and nothing else, "
             "nor a JIT archive, as OpenAI's files are. Other CLIPs are named by their folder."
         ) from error
+    if isinstance(state, dict) and "state_dict" in state:
+        raise UsageError(
+            f"{path} is a checkpoint of a training: name its open_clip model before it, as in "
+            f"ViT-B-32/{path}."
+        )
     missing = [key for key in NEEDED if key not in state] if isinstance(state, dict) else NEEDED
     if missing:
         raise ClipguideError(
