@@ -56,11 +56,11 @@ def open_image(stream: BinaryIO, *, megapixels: float | None = None) -> Image.Im
     prefix = stream.read(16)
     for name in Image.ID:
         factory, accepts = Image.OPEN[name]
-        accepted = not accepts or accepts(prefix)
-        if not accepted or isinstance(accepted, str):
-            continue
-        stream.seek(0)
         try:
+            accepted = not accepts or accepts(prefix)
+            if not accepted or isinstance(accepted, str):
+                continue
+            stream.seek(0)
             image = factory(stream, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue

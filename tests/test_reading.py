@@ -154,6 +154,8 @@ def test_a_limit_of_ones_own_is_above_pillows(tmp_path):
         (b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0" * 40, "is JPEG XL, .* djxl"),
         (b'<?xml version="1.0"?>\n<svg xmlns="x"></svg>', "is SVG, .* rsvg-convert"),
         (b"<SVG width='3'/>", "is SVG, .* rsvg-convert"),
+        (b"", "is empty"),
+        (b"no", "is not a picture in a format that Pillow reads"),
         (b"nothing at all", "is not a picture in a format that Pillow reads"),
     ],
 )
