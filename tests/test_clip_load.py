@@ -334,7 +334,7 @@ def test_a_tokenizer_without_its_vocabulary(write, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("siglip2", "NaFlex"), ("bert", "neither a CLIP nor a SigLIP"), (None, "of type None")],
+    [("bert", "neither a CLIP nor a SigLIP"), (None, "of type None")],
 )
 def test_other_models_of_transformers(tmp_path, kind, message):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))

@@ -114,7 +114,8 @@ class Clip:
 
     @property
     def resize_mode(self) -> str:
-        """How pictures become squares: "squash", "shortest" (and cropped) or "longest" (padded)."""
+        """How pictures become squares: "squash", "shortest" (and cropped) or "longest" (padded); or
+        "patches", where they keep their aspect."""
         return self.preprocess["resize_mode"]
 
     def _fold(self) -> None:

@@ -46,7 +46,7 @@ def load_clip(
 
     - "mini" (the embedded guide) or "mini-judge";
     - a folder of open_clip (an open_clip_config.json and safetensors) or of transformers (the
-      config.json of a CLIP or SigLIP, safetensors, and its processor's files);
+      config.json of a CLIP, SigLIP or SigLIP 2, safetensors, and its processor's files);
     - a file of OpenAI's: a state dict, or with `trust_pickle` a JIT archive;
     - an open_clip model and a checkpoint of its training: "ViT-B-32/logs/epoch_5.pt";
     - an open_clip model and tag such as "ViT-B-32/laion2b_s34b_b79k", or "hf-hub:" and the name of
@@ -92,6 +92,11 @@ def load_parts(
         )
     to_device(device)
     parts = _parts(source, name, trust_pickle=trust_pickle)
+    if parts.preprocess["resize_mode"] == "patches":
+        raise UsageError(
+            f"{shorten(name)!r} is a SigLIP 2 of flexible resolution (NaFlex), which clipguide "
+            "reads, but neither trains nor exports: take one of fixed resolution."
+        )
     parts.model.float().eval()
     return parts.to(device)
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..errors import ClipguideWarning, UsageError
+from . import naflex
 
 LONG = 16  # times its other side: of such a strip no more is resized than is seen
 
@@ -58,7 +59,7 @@ def tame(picture: Image.Image, config: dict, size: int) -> Image.Image:
     """
     short, long = sorted(picture.size)
     mode = config["resize_mode"]
-    if long < LONG * short or mode == "squash":
+    if long < LONG * short or mode in ("squash", "patches"):
         return picture
     filter_ = Image.Resampling[config["interpolation"].upper()]
     if mode == "longest":
@@ -92,6 +93,8 @@ def resize(image_B3HW: torch.Tensor, config: dict, size: int) -> torch.Tensor:
     mode = config["resize_mode"]
     if mode == "squash":
         target = (size, size)
+    elif mode == "patches":
+        target = naflex.target(height, width, patch=config["patch"], patches=config["patches"])
     elif mode == "shortest":  # torchvision truncates the longer side
         target = tuple(int(size * side / min(height, width)) for side in (height, width))
     else:
@@ -100,6 +103,8 @@ def resize(image_B3HW: torch.Tensor, config: dict, size: int) -> torch.Tensor:
         filter_ = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
         image_B3HW = F.interpolate(image_B3HW, target, mode=filter_, antialias=True)
     image_B3HW = clamp_with_gradient(image_B3HW)
+    if mode == "patches":
+        return image_B3HW
     height, width = image_B3HW.shape[-2:]
     if height < size or width < size:
         down, across = size - height, size - width
