@@ -78,8 +78,13 @@ def write_hf_siglip(folder, *, seed: int = 0):
 
 def write_hf_siglip2(folder, *, seed: int = 0):
     """A SigLIP 2 of flexible resolution: up to 16 patches of 8 pixels, of any aspect."""
-    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
-    from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model
+    from transformers import (
+        CLIPTokenizer,
+        PreTrainedTokenizerFast,
+        Siglip2Config,
+        Siglip2ImageProcessor,
+        Siglip2Model,
+    )
 
     size = write_tokenizer(folder)
     tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
