@@ -20,6 +20,7 @@ from torch.testing import assert_close
 
 from clipguide.clip import load_clip, load_parts
 from clipguide.errors import UsageError
+from clipguide.explain import heat_maps
 from clipguide.images import load, to_tensor
 
 TEXTS = ["a red fox", "An OWL,  on a tree!", "", "a photograph of two zebras"]
@@ -294,3 +295,5 @@ def test_a_siglip_2_of_flexible_resolution(tmp_path):
         image = to_tensor(pictures[1:2]).requires_grad_()
         clip.encode_image(image)[0, 0].backward()
         assert image.grad.abs().max() > 0
+    with pytest.raises(UsageError, match="cannot be explained yet"):
+        heat_maps(clip, pictures[:1], clip.encode_text(["a fox"]))

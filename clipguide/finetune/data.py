@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..engine import processors
 from ..errors import ClipguideError, UsageError
 from ..prompts import shorten
 from . import alike, sources
@@ -159,7 +160,7 @@ def read(
     else:
         listing, train = sources.pictures(source, image_column=image_column), False
     rows = list(dict.fromkeys(row for row in listing.rows if row.text))
-    looks = look_at(rows, workers or min(8, os.cpu_count() or 1), progress)
+    looks = look_at(rows, workers or min(8, processors()), progress)
     broken = {row.path: look for row, look in zip(rows, looks) if isinstance(look, str)}
     rows = [row for row, look in zip(rows, looks) if not isinstance(look, str)]
     looks = [look for look in looks if not isinstance(look, str)]
@@ -184,7 +185,7 @@ def read(
 
 def near_copies(first: Sequence[Example], second: Sequence[Example]) -> set[int]:
     """The places in `first` of pictures that are in `second`, to the byte or nearly."""
-    looks = look_at([e.row for e in (*first, *second)], min(8, os.cpu_count() or 1), None)
+    looks = look_at([e.row for e in (*first, *second)], min(8, processors()), None)
     if any(isinstance(look, str) for look in looks):
         raise ClipguideError("Pictures have changed since they were first read: begin anew.")
     groups = _groups([digest for digest, _ in looks], np.stack([small_D for _, small_D in looks]))
