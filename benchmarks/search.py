@@ -38,7 +38,7 @@ from benchmarks.none_of_these import kept, share
 from clipguide import load_clip
 from clipguide.cli.index import BOTH
 from clipguide.engine import Engine, find
-from clipguide.retrieval import Index, Query, refusal, settle, update
+from clipguide.retrieval import Index, Query, maintenance, refusal, update
 from clipguide.retrieval.store import Store
 from clipguide.zero_shot.none import unlike_each
 
@@ -178,9 +178,9 @@ def vectors(
         forget(folder / "db")
         index = Index(folder / "db")
         cold, recall = timed(ask, query_QD[:100], truth_QK[:100])
-        facts["clipguide, cold"] = row("clipguide, cold", settle.looked_into(count), cold, recall)
+        facts["clipguide, cold"] = row("clipguide, cold", maintenance.probes(count), cold, recall)
         times, recall = timed(ask, query_QD, truth_QK)
-        facts["clipguide"] = row("clipguide", settle.looked_into(count), times, recall)
+        facts["clipguide"] = row("clipguide", maintenance.probes(count), times, recall)
         for name, peer in PEERS.items() if peers else ():
             facts[name] = least(name, peer.opened(folder / peer.file), query_QD, truth_QK)
     if keep:
@@ -231,8 +231,8 @@ def build(
 
 def _fill_and_index(path: Path, unit_BD: np.ndarray, random: np.random.Generator) -> None:
     index = fill(path, unit_BD, random)
-    if len(unit_BD) >= settle.EXACT:
-        settle.index_vectors(index.store.table)
+    if len(unit_BD) >= maintenance.EXACT:
+        maintenance.index_vectors(index.store.table)
 
 
 def _within(total: float, random: np.random.Generator, centre_CD: np.ndarray) -> float:
@@ -472,7 +472,7 @@ def refused(
     half, text_ND = len(names) // 2, text_ND[names]
     keep_B = torch.isin(target_B, names[:half])
     here_BD, here_B = unit_BD[keep_B], target_B[keep_B]
-    usual = refusal.calibrate(here_BD.split(settle.CHUNK), word_WD)
+    usual = refusal.calibrate(here_BD.split(maintenance.CHUNK), word_WD)
     least = refusal.threshold(usual)
     label, kin = [concepts[n] for n in names.tolist()], refusal.kin(word_WD)
     other_NN = unlike_each(text_ND, text_ND, label, label)

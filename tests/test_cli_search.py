@@ -216,7 +216,7 @@ def test_duplicates(indexed, pictures, tmp_path):
         "first ".strip(),
         "same",
     ]
-    assert "1 copies in 1 groups." in result.stderr
+    assert "1 copies in 1 groups: each" in result.stderr
     assert "The same content" in (tmp_path / "copies.html").read_text()
     (group,) = json.loads(indexed("duplicates", "--exact", "--json").stdout)
     assert set(group["paths"]) == {str(pictures / "0.png"), str(pictures / "copy.png")}

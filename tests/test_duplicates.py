@@ -19,9 +19,9 @@ from test_search import made, units
 
 from clipguide.engine import Engine
 from clipguide.errors import UsageError
-from clipguide.retrieval import duplicates, page, settle, update
+from clipguide.retrieval import duplicates, maintenance, page, update
 
-MODULE = "clipguide.retrieval.duplicates"
+MODULE = "clipguide.retrieval.copies"
 
 
 def test_same_content(clip, tmp_path):
@@ -86,7 +86,7 @@ def test_by_an_index_of_vectors(tmp_path, monkeypatch):
     index = made(
         tmp_path / "db", unit_BD, digest=digests, width=ones, height=ones, size=ones, mtime=ones
     )
-    settle.index_vectors(index.store.table)
+    maintenance.index_vectors(index.store.table)
     groups = duplicates(tmp_path / "db", threshold=0.98)
     found = {tuple(sorted(group.paths)) for group in groups}
     expected = {(f"{i:03}", f"{600 + i:03}") for i in range(20)}

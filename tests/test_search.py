@@ -18,7 +18,16 @@ from benchmarks import search as benchmark
 from clipguide.engine import Engine
 from clipguide.errors import ClipguideWarning, UsageError
 from clipguide.rerank import rank
-from clipguide.retrieval import Index, Query, compose, encode_texts, refusal, search, settle, update
+from clipguide.retrieval import (
+    Index,
+    Query,
+    compose,
+    encode_texts,
+    maintenance,
+    refusal,
+    search,
+    update,
+)
 from clipguide.retrieval.filters import checked
 from clipguide.retrieval.store import Store
 from clipguide.zero_shot.none import unlike_each
@@ -39,7 +48,7 @@ def made(path, unit_BD, **columns):
         for f in schema
     ]
     store.table.add(pa.table(columns, schema=schema))
-    settle._index_texts(store.table)
+    maintenance._index_scalars(store.table, 0)
     return Index(path)
 
 
@@ -224,7 +233,7 @@ def test_an_index_of_vectors_gives_nearly_the_same(tmp_path):
     unit_BD = centre_CD[np.arange(3000) % 30] + noise_BD
     unit_BD /= np.linalg.norm(unit_BD, axis=1, keepdims=True)
     index = made(tmp_path / "db", unit_BD, width=list(range(3000)))
-    settle.index_vectors(index.store.table)
+    maintenance.index_vectors(index.store.table)
     for least in (0, 2500):
         hits = 0
         for query_D in unit_BD[:40] + 0.3 * units(40, width=32, seed=3):
@@ -239,9 +248,9 @@ def test_an_index_of_vectors_gives_nearly_the_same(tmp_path):
                 expected = unit_BD[int(hit.path)] @ query_D
                 assert math.isclose(hit.score, expected, abs_tol=1e-5)
         assert hits >= 0.9 * 400
-    assert settle.cells(3000) == 55 and settle.looked_into(3000) == 32
+    assert maintenance.cells(3000) == 55 and maintenance.probes(3000) == 32
     nearest = index.store.table.search(unit_BD[0], vector_column_name="vector")
-    plan = nearest.distance_type("l2").nprobes(settle.looked_into(3000)).limit(10).analyze_plan()
+    plan = nearest.distance_type("l2").nprobes(maintenance.probes(3000)).limit(10).analyze_plan()
     assert "partitions_ranked=55" in plan or "partitions_searched=32" in plan
 
 
@@ -330,7 +339,7 @@ def test_what_is_not_there_is_said(tmp_path):
     here, *gone = (Query(word_WD[w], refusal.words()[w]) for w in (5, *range(500, 1700, 40)))
     assert index.search(here).absent is None, "it is not calibrated"
     fake = type("Clip", (), {"encode_text": lambda self, names: word_WD})()
-    settle.calibrate(index.store, fake, 200)
+    maintenance.calibrate(index.store, fake, 200)
     assert index.search(here).absent is False
     refused = [query for query in gone if index.search(query).absent]
     assert len(refused) > 0.4 * len(gone)
@@ -343,9 +352,9 @@ def test_settling_is_done_when_it_is_due(clip, tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()
     done = []
-    monkeypatch.setattr(settle, "EXACT", 6)
-    monkeypatch.setattr(settle, "index_vectors", lambda table: done.append("vectors"))
-    monkeypatch.setattr(settle, "calibrate", lambda *a: done.append("threshold"))
+    monkeypatch.setattr(maintenance, "EXACT", 6)
+    monkeypatch.setattr(maintenance, "index_vectors", lambda table: done.append("vectors"))
+    monkeypatch.setattr(maintenance, "calibrate", lambda *a: done.append("threshold"))
 
     def grow(count):
         done.clear()
@@ -355,7 +364,7 @@ def test_settling_is_done_when_it_is_due(clip, tmp_path, monkeypatch):
         list(update(tmp_path / "db", [home], engine=Engine(clip)))
         return done
 
-    monkeypatch.setattr(settle, "calibrate", lambda store, clip, count: (
+    monkeypatch.setattr(maintenance, "calibrate", lambda store, clip, count: (
         done.append("threshold"), store.note(usual="-5", calibrated=str(count))))  # fmt: skip
     assert grow(5) == ["threshold"]
     assert grow(5) == []

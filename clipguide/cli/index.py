@@ -78,12 +78,15 @@ def index(
     if options.urls:
         raise UsageError("An index is of files: download the pictures first, without --urls.")
     _check_engine(engine, actors, folders, options)
-    with console.plain_speech():
-        from ..retrieval import default_path
+    from ..retrieval import places
 
+    place = places.default_path() if db is None else db
+    places.check_folder(place)
+    places.check_sources((folder for folder in folders if folder != "-"), place)
+    with console.plain_speech():
+        options = _adopt(place, options)
         update, options, settings = _updater(engine, actors, options)
         pictures = open_pictures(folders, options)
-        place = default_path() if db is None else db
         passed: list[str] = []
         runs: Iterator[Progress] = update(
             place,
@@ -109,6 +112,18 @@ def index(
             console.complain(f"{progress.failed} of {progress.total} could not be read.")
             if options.strict or progress.failed == progress.total:
                 raise typer.Exit(1)
+
+
+def _adopt(place: str | Path, options: Options) -> Options:
+    """The CLIP of an index that is there, if none is named on the command line."""
+    from click import get_current_context
+    from click.core import ParameterSource
+
+    from ..retrieval.store import model_of
+
+    named = get_current_context().get_parameter_source("clip") is ParameterSource.COMMANDLINE
+    model = None if named else model_of(place)
+    return options if model is None else replace(options, clip=model)
 
 
 def _check_engine(engine: str, actors: int | None, folders: list[str], options: Options) -> None:
