@@ -25,7 +25,7 @@ pytest.importorskip("lancedb")
 from clipguide.engine import Cache, Engine
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.recipe import CHUNK, save_png
-from clipguide.retrieval import Index, changes, update
+from clipguide.retrieval import Index, changes, facts, update
 from clipguide.retrieval.captions import Captions
 from clipguide.retrieval.store import Store
 
@@ -155,12 +155,12 @@ def test_a_file_that_had_not_settled_is_digested_again(run, home):
     os.utime(home / "0.png")  # now: it may yet change within the clock's step
     run()
     engine_reads = []
-    read = changes.Reader._read
+    read = facts.Reader._read
     try:
-        changes.Reader._read = lambda *a: engine_reads.append(a[1]) or read(*a)
+        facts.Reader._read = lambda *a: engine_reads.append(a[1]) or read(*a)
         assert run() == {"same": 5}
     finally:
-        changes.Reader._read = read
+        facts.Reader._read = read
     assert engine_reads == [str(home / "0.png")]
 
 
@@ -265,13 +265,13 @@ def test_an_emptied_folder_keeps_its_rows(run, home, tmp_path):
 def test_a_folder_that_vanishes(run, home, tmp_path, monkeypatch):
     """What was committed stays, and it is said once."""
     run(home / "0.png")
-    read = changes.Reader._read
+    read = facts.Reader._read
 
     def vanish(self, path, about):
         shutil.rmtree(home, ignore_errors=True)
         return read(self, path, about)
 
-    monkeypatch.setattr(changes.Reader, "_read", vanish)
+    monkeypatch.setattr(facts.Reader, "_read", vanish)
     with pytest.raises(ClipguideError, match="vanished while it was indexed"):
         run()
     assert "0.png" in rows(tmp_path)

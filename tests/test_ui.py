@@ -205,11 +205,6 @@ def test_the_browser_is_told_to_ask_no_other_host(page):
         assert policy.startswith("default-src 'self';") and "http" not in policy
 
 
-def test_on_a_network_any_name_will_do():
-    assert server._hosts("0.0.0.0") is None
-    assert server._hosts("::1") >= {"localhost", "[::1]"}
-
-
 # What is sent to it
 
 
@@ -221,8 +216,6 @@ def test_uploads_have_a_limit(page, home):
     route, form = "/gradio_api/upload", {"content-type": "multipart/form-data; boundary=a"}
     said = page.post(route, content=b"", headers={**form, "content-length": str(300 << 20)})
     assert (said.status_code, said.text) == (413, "That is too much at once.")
-    unsaid = page.post(route, content=iter([b"x"]), headers=form)
-    assert unsaid.status_code == 411
     assert page.post(JOIN, content=b"x" * (2 << 20)).status_code == 413
 
 
@@ -396,7 +389,7 @@ def test_filters(models):
     assert [h.facts["width"] for h in search(models, "a fox", where="width = 69").hits] == [69]
     with pytest.raises(UsageError) as caught:
         search(models, "a fox", where="width >")
-    assert words.sentence(caught.value).startswith("The filter is not understood: ")
+    assert words.sentence(caught.value).startswith("The filter is not understood at ")
     with pytest.raises(UsageError, match="nothing more"):
         search(models, "a fox", where="width > 5; drop table pictures")
 

@@ -41,6 +41,7 @@ def index(
         ),
     ],
     options: Options,
+    context: typer.Context,
     db: Db = None,
     captions: Annotated[
         Path | None,
@@ -84,7 +85,7 @@ def index(
     places.check_folder(place)
     places.check_sources((folder for folder in folders if folder != "-"), place)
     with console.plain_speech():
-        options = _adopt(place, options)
+        options = _adopt(context, place, options)
         update, options, settings = _updater(engine, actors, options)
         pictures = open_pictures(folders, options)
         passed: list[str] = []
@@ -105,7 +106,7 @@ def index(
                 for error in progress.errors:
                     console.complain(error)
         if not progress.total and not progress.gone:
-            raise UsageError(f"There are no pictures in {', '.join(pictures.sources)}.")
+            raise UsageError(f"There are no images in {', '.join(pictures.sources)}.")
         console.tell(console.one_line(f"{place}  {_sum(progress)}"))
         tell_passed(passed)
         if progress.failed:
@@ -114,14 +115,11 @@ def index(
                 raise typer.Exit(1)
 
 
-def _adopt(place: str | Path, options: Options) -> Options:
+def _adopt(context: typer.Context, place: str | Path, options: Options) -> Options:
     """The CLIP of an index that is there, if none is named on the command line."""
-    from click import get_current_context
-    from click.core import ParameterSource
-
     from ..retrieval.store import model_of
 
-    named = get_current_context().get_parameter_source("clip") is ParameterSource.COMMANDLINE
+    named = context.get_parameter_source("clip").name == "COMMANDLINE"
     model = None if named else model_of(place)
     return options if model is None else replace(options, clip=model)
 

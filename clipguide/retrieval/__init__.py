@@ -13,7 +13,7 @@ _HOMES = {
     "Group": "copies",
     "Hit": "search",
     "Index": "search",
-    "Progress": "changes",
+    "Progress": "items",
     "Query": "search",
     "compose": "search",
     "default_path": "places",
@@ -25,9 +25,9 @@ _HOMES = {
 __all__ = [*_HOMES]
 
 if TYPE_CHECKING:
-    from .changes import Progress
     from .copies import Group, duplicates
     from .index import update
+    from .items import Progress
     from .places import default_path
     from .search import Answer, Hit, Index, Query, compose, encode_texts
 

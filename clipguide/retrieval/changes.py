@@ -8,81 +8,20 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engine import Engine
-from ..engine.cache import signed
 from ..errors import ClipguideError, ClipguideWarning, UsageError
-from . import captions, lookup, maintenance
+from . import captions, clips, lookup, maintenance
 from .captions import GIVEN, Captions
 from .facts import Facts, Reader
-from .lookup import MICROSECOND, Digests, Row, Spool, chunks
+from .items import COPIED, Item, Listed, Progress, Work, row_of
+from .lookup import Digests, Row, Spool, chunks
 from .store import CHUNK, Store, text_of
-
-if TYPE_CHECKING:
-    import torch
 
 ROWS, SECONDS = 1000, 10.0  # of a commit, at most
 FRAGMENTS = 1000  # files of the table between two compactions: Lance's are of a million rows
-COPIED = ("width", "height", "format", "date", "camera", "prompt", "thumbnail")
-EPOCH = datetime(1970, 1, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far an update is: images of each kind so far, `done` of `total` looked at.
-
-    `kept` are the paths that the last commit acknowledged, `errors` what could not be read since
-    the last Progress, each one sentence. `rate` is in images a second, `left` in seconds.
-    """
-
-    total: int
-    done: int
-    new: int = 0
-    changed: int = 0
-    moved: int = 0
-    same: int = 0
-    gone: int = 0
-    failed: int = 0
-    rate: float = 0.0
-    left: float = 0.0
-    kept: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A file that was listed; of an object what the listing said: size and times, and the time of
-    the .txt beside it in ns."""
-
-    path: str
-    about: Any = None
-    stamp: int | None = None
-
-
-@dataclass(frozen=True)
-class Work:
-    """A file to be read, or of which only the caption changed (`facts` are then known); `caption`
-    is what a table says, `had` whether the index has a row of it."""
-
-    path: str
-    about: Any
-    stamp: int | None
-    caption: str | None
-    had: bool
-    facts: Facts | None = None
-
-
-@dataclass
-class Item:
-    """An image to be written: with a vector, or else as a copy of a row of the same content."""
-
-    work: Work
-    facts: Facts
-    unit_D: torch.Tensor | None = None
 
 
 class Update:
@@ -177,7 +116,7 @@ class Update:
             if embedded.error is None:
                 items.append(Item(work, facts, None if facts.known else embedded.unit_D))
             else:
-                self._check_folder(embedded.path, items)
+                self.check_folder(embedded.path, items)
                 self.counts["failed"] += 1
                 errors.append(embedded.error)
             if len(items) >= ROWS or time.monotonic() - begun > SECONDS:
@@ -276,9 +215,7 @@ class Update:
         """Make the table if there is none. UsageError if what was embedded is unlike the rest."""
         store, clip, key = self.store, self.engine.clip, self.key
         if store.table is None:
-            from .index import absolute
-
-            store.create(clip.embed_dim, key=key, model=absolute(clip.name))
+            store.create(clip.embed_dim, key=key, model=clips.absolute(clip.name))
         elif store.key != key:
             raise UsageError(
                 f"The images in the index {store.path} were embedded by other settings "
@@ -290,14 +227,14 @@ class Update:
         path, about = one.path, one.about
         if (text := text_of(path)) != path:
             self._spelt.add(text)
-        at = time.time_ns()
+        at = one.at or time.time_ns()
         stamp = one.stamp if about is not None else captions.stamp(path)
         caption = self.captions[path]
         if caption is not None:
             stamp = GIVEN
         elif stamp is None and row is not None and row.caption_mtime == GIVEN:
             stamp, caption = GIVEN, row.caption  # of a table that is not given again
-        work = Work(path, about, stamp, caption, row is not None)
+        work = Work(path, at, about, stamp, caption, row is not None)
         try:
             about = about or os.stat(path)
         except (OSError, ValueError):  # whoever reads it says why it cannot
@@ -307,14 +244,15 @@ class Update:
             self.to_read.add(work)
         elif row.caption_mtime != (stamp or 0) or (stamp == GIVEN and row.caption != caption):
             facts = Facts(about, row.digest, at, known=True)
-            self.to_copy.add(Work(path, one.about, stamp, caption, True, facts))
+            self.to_copy.add(Work(path, at, one.about, stamp, caption, True, facts))
         else:
             self.counts["same"] += 1
 
     def _records(self, items: Sequence[Item]) -> list[dict[str, Any]]:
         """Items as rows; those of which the content is not known after all are noted."""
         known = {item.facts.digest for item in items if item.facts.known}
-        of = self._known(sorted(known), {text_of(item.work.path) for item in items})
+        mine = {text_of(item.work.path) for item in items}
+        of = lookup.contents(self.store, sorted(known), mine)
         records = []
         for item in items:
             work, facts = item.work, item.facts
@@ -349,30 +287,8 @@ class Update:
         else:
             self.counts["new" if os.path.lexists(record["path"]) else "moved"] += 1
 
-    def _known(self, digests: list[bytes], mine: set[str]) -> dict[bytes, dict[str, dict]]:
-        """A row of each content, and those of `mine`, whole, by digest and path."""
-        if not digests or self.store.table is None:
-            return {}
-        found = self.store.find("digest", digests, ["path", "digest"])
-        chosen: dict[bytes, list[int]] = {}
-        columns = (found[name].to_pylist() for name in ("_rowid", "path", "digest"))
-        for rowid, path, digest in zip(*columns, strict=True):
-            if digest not in chosen or path in mine:
-                chosen.setdefault(digest, []).append(rowid)
-        ids = [rowid for rowids in chosen.values() for rowid in rowids]
-        if not ids:
-            return {}
-        rows = self.store.ask(
-            lambda table: table.take_row_ids(ids).select(table.schema.names).to_arrow()
-        )
-        known: dict[bytes, dict[str, dict]] = {}
-        for record in rows.to_pylist():
-            if record["digest"] in chosen:  # a compaction meanwhile may have renumbered rows
-                known.setdefault(record["digest"], {})[record["path"]] = record
-        return known
-
-    def _check_folder(self, path: str, items: list[Item]) -> None:
-        """ClipguideError if not only a file but its whole folder is gone; what was done is kept."""
+    def check_folder(self, path: str, items: list[Item]) -> None:
+        """ClipguideError if not only a file but its folder is gone; what was done is kept."""
         for folder in self.folders:
             if path.startswith(folder) and not os.path.isdir(folder):
                 self.commit(items)
@@ -380,19 +296,6 @@ class Update:
                     f"The folder {folder} vanished while it was indexed: what was indexed of it is "
                     "kept; repeat the command when it is back."
                 )
-
-
-def row_of(place: str, about: Any, stamp: int | None, at: int) -> dict[str, Any]:
-    """The columns of a file itself."""
-    return {
-        "path": place,
-        "folder": os.path.dirname(place),
-        "size": about.st_size,
-        "mtime": about.st_mtime_ns // MICROSECOND,
-        "inode": signed(about.st_ino),
-        "caption_mtime": stamp,
-        "indexed_at": EPOCH + timedelta(microseconds=at // MICROSECOND),
-    }
 
 
 def staying(folder: str, why: str, count: int) -> str:

@@ -18,6 +18,7 @@ from .. import images, recipe
 from ..engine import Engine
 from ..engine.engine import Read
 from ..errors import UsageError
+from .places import is_url
 
 SIDE = 192  # pixels of a thumbnail, at most
 QUALITY = 80
@@ -45,7 +46,7 @@ class Facts:
 class _File(io.BytesIO):
     """A file's bytes, by whose name errors are told."""
 
-    name: Path
+    name: str | Path
 
 
 class Reader(Engine):
@@ -67,15 +68,14 @@ class Reader(Engine):
         half = engine._to_check or engine._half is not None
         return cls(engine.clip, known=known, bf16=half, compile=engine._to_compile, **settings)
 
-    def look(self, path: str) -> tuple[os.stat_result, bytes]:
-        """What is known of a file before it is read, and its content."""
-        return os.stat(path), Path(path).read_bytes()
+    def look(self, path: str) -> tuple[int, os.stat_result, bytes]:
+        """A moment (ns), what is known of a file after it, and then its content."""
+        return time.time_ns(), os.stat(path), Path(path).read_bytes()
 
     def _read(self, path: str, about: os.stat_result) -> Read:
-        at = time.time_ns()
-        about, found = self.look(path)
+        at, about, found = self.look(path)
         content = _File(found)
-        content.name = Path(path)
+        content.name = path if is_url(path) else Path(path)
         read = Read(hashlib.sha256(content.getbuffer()).digest())
         if read.digest in self.known:
             read.known_D = np.zeros(self.clip.embed_dim, np.float32)

@@ -11,15 +11,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..clip.load import MINI
 from ..engine import Engine, find
-from . import maintenance
+from . import clips, maintenance
 from .captions import Captions
-from .changes import Listed, Progress, Update
+from .changes import Update
+from .items import Listed, Progress
 from .places import check_sources, default_path
 from .store import Store
-
-__all__ = ["Progress", "absolute", "run", "update"]
 
 
 def update(
@@ -61,36 +59,11 @@ def run(job: Update, listed: Iterable[Listed], recursive: bool, prune: bool) -> 
         if store.table is not None:
             store.refresh()
             store.same_model(clip.image_fingerprint, clip.name)
-            if store.model != absolute(clip.name) and not loads(store.model):
-                store.note(model=absolute(clip.name))
+            if not clips.there(store.model):
+                store.note(model=clips.absolute(clip.name))
         job.compare(listed)
         yield from job.embed()
         errors = job.remove(recursive=recursive, prune=prune)
         if store.table is not None:
             maintenance.maintain(store, clip, changed=job.has_changed)
         yield job.progress(errors=errors)
-
-
-def absolute(name: str) -> str:
-    """A CLIP's name that means the same in another folder."""
-    if name in MINI:
-        return name
-    if os.path.exists(name):
-        return os.path.abspath(name)
-    if "+" in name:
-        return "+".join(map(absolute, name.split("+")))
-    if "*" in name:
-        weight, _, one = name.partition("*")
-        return f"{weight}*{absolute(one)}"
-    if "@" in name:
-        source, _, place = name.rpartition("@")
-        return f"{absolute(source)}@{place}"
-    return "~".join(os.path.abspath(p) if os.path.exists(p) else p for p in name.split("~"))
-
-
-def loads(name: str) -> bool:
-    """Whether the folders and files that a CLIP's name names are there."""
-    parts = [part for one in name.split("+") for part in one.rpartition("*")[2].split("~")]
-    return all(not os.path.isabs(p) or os.path.exists(p.rpartition("@")[0] or p) or
-               os.path.exists(p) for p in parts)  # fmt: skip
-

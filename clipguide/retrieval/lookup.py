@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..engine.cache import SETTLED, signed
+from .items import MICROSECOND
 from .store import CHUNK, Store, quote, text_of
 
 T = TypeVar("T")
 INTEGERS = ("size", "mtime", "inode", "caption_mtime", "indexed_at")
-MICROSECOND = 1000  # ns
 BITS, HASHES = 16, 8  # of a digest in Digests: one of 1,700 others is taken for one of them
 LEAST = 1 << 16  # bits of Digests
 
@@ -64,6 +64,29 @@ def rows(store: Store, paths: Sequence[str]) -> dict[str, Row]:
         if path not in newest or age > newest[path]:
             newest[path], known[path] = age, Row(digest, caption, *of)
     store.delete_rows(again)
+    return known
+
+
+def contents(store: Store, digests: list[bytes], paths: set[str]) -> dict[bytes, dict[str, dict]]:
+    """A whole row of each content that the table has, and those of `paths`, by digest and path."""
+    if not digests or store.table is None:
+        return {}
+    found = store.find("digest", digests, ["path", "digest"])
+    chosen: dict[bytes, list[int]] = {}
+    columns = (found[name].to_pylist() for name in ("_rowid", "path", "digest"))
+    for rowid, path, digest in zip(*columns, strict=True):
+        if digest not in chosen or path in paths:
+            chosen.setdefault(digest, []).append(rowid)
+    ids = [rowid for rowids in chosen.values() for rowid in rowids]
+    if not ids:
+        return {}
+    whole = store.ask(
+        lambda table: table.take_row_ids(ids).select(table.schema.names).to_arrow()
+    )
+    known: dict[bytes, dict[str, dict]] = {}
+    for record in whole.to_pylist():
+        if record["digest"] in chosen:  # a compaction meanwhile may have renumbered rows
+            known.setdefault(record["digest"], {})[record["path"]] = record
     return known
 
 

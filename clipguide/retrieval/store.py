@@ -93,12 +93,13 @@ class Store:
         module = lancedb()
         if make and not self.remote:
             self._make_folder()
+        there = False
         try:
             self.db = module.connect(self.path)
-            if TABLE in tables(self.db):
+            if there := TABLE in tables(self.db):
                 self.table = self.db.open_table(TABLE)
         except faults.RAISED as error:
-            raise self.fault(error) from error
+            raise self.fault(error, newest=there) from error
         if self.table is not None:
             self._check_schema()
         elif self._lost():
