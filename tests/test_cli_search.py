@@ -242,12 +242,66 @@ def test_a_read_only_index_can_be_searched(indexed, clip_folder, tmp_path):
             os.chmod(folder, 0o755)
 
 
+REFUSED = (
+    (["index", "nowhere"], "There is no folder or file nowhere."),
+    (["index", "nowhere", "--db", "db"], "What the index holds of it stays there."),
+    (["index", "full", "--db", "file.txt"], "is no folder, so it is no index"),
+    (["index", "full", "--captions", "none.csv"], "There is no file of captions none.csv."),
+    (["index", "full", "--engine", "dask"], "--engine is local or ray"),
+    (["index", "full", "--bogus"], "No such option"),
+    (["search", "fox", "--db", "nowhere"], "There is no index nowhere: make it with"),
+    (["search", "fox", "--db", "full"], "full holds no index of images: make it with"),
+    (["search", "fox", "--db", "file.txt"], "is no folder, so it is no index"),
+    (["search", "fox", "-k", "0"], "count from 1, not 0"),
+    (["search", " "], "The text is empty"),
+    (["search", "fox", "--where", "width >"], "--where is not understood at"),
+    (["search", "fox", "--where", "widht > 5"], "there is no column widht"),
+    (["search", "fox", "--contact-sheet", "a.txt"], "must end in .png or .html"),
+    (["search", "fox", "--diversity", "2"], "is not in the range"),
+    (["duplicates", "--db", "nowhere"], "There is no index nowhere: make it with"),
+    (["duplicates", "--threshold", "2"], "above 0 and at most 1"),
+    (["ui", "--host", "0.0.0.0"], "give --auth"),
+)
+REFUSE = """
+import contextlib, io, json, sys
+from clipguide.cli.app import main
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["clipguide", *arguments]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            main()
+    except SystemExit as end:
+        print(json.dumps([end.code, said.getvalue()]))
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_what_is_wrong_is_told_before_anything_heavy_is_imported(tmp_path):
+    """All of these in one process, which has no torch, and no LanceDB, in the end."""
+    (tmp_path / "db" / "pictures.lance").mkdir(parents=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "file.txt").write_text("precious")
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSE, json.dumps([given for given, _ in REFUSED])],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+        env={**os.environ, "XDG_DATA_HOME": str(tmp_path)},
+    )  # fmt: skip
+    *answers, modules = map(json.loads, done.stdout.splitlines())
+    for (given, words), (code, said) in zip(REFUSED, answers, strict=True):
+        assert code == 2 and words in " ".join(said.split()), (given, said)
+    heavy = {"torch", "transformers", "diffusers", "open_clip", "lancedb", "lance", "ray", "gradio",
+             "pyarrow", "PIL"}  # fmt: skip
+    assert not heavy & set(modules)
+
+
 def test_without_lancedb(tmp_path):
     """One sentence, with what to install."""
     script = (
         "import sys; sys.modules['lancedb'] = None; from clipguide.cli.app import main; "
         f"sys.argv = ['clipguide', 'duplicates', '--db', {str(tmp_path)!r}]; main()"
     )
+    (tmp_path / "pictures.lance").mkdir()
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr == (

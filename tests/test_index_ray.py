@@ -232,7 +232,7 @@ class Actor:
     def __init__(self, asked, poison):
         self.asked, self.poison, self.is_dead = asked, poison, False
         self.ready = SimpleNamespace(remote=lambda: ("ready", self, None))
-        self.embed = SimpleNamespace(remote=lambda works: ("embed", self, works))
+        self.embed = SimpleNamespace(remote=lambda works: ("embed", self, tuple(works)))
 
 
 class Dead(Exception):

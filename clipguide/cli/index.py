@@ -84,6 +84,8 @@ def index(
     place = places.default_path() if db is None else db
     places.check_folder(place)
     places.check_sources((folder for folder in folders if folder != "-"), place)
+    if captions is not None and not captions.is_file():
+        raise UsageError(f"There is no file of captions {captions}.")
     with console.plain_speech():
         options = _adopt(context, place, options)
         update, options, settings = _updater(engine, actors, options)

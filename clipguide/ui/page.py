@@ -50,6 +50,12 @@ p.wrong { color: var(--error-text-color); }
 .trace span.judge { color: #1c7ed6; }
 .dark .trace span.judge { color: #74c0fc; }
 .dark .trace polyline.judge { stroke: #74c0fc; }
+@media (min-width: 700px) {
+  .work { display: grid !important; grid-template-columns: 2fr 3fr; align-items: start; }
+  .work > .asked { grid-column: 1; grid-row: 1; }
+  .work > .settings { grid-column: 1; grid-row: 2; }
+  .work > .shown { grid-column: 2; grid-row: 1 / 3; }
+}
 #picked { scroll-margin-top: 1rem; }
 #full img { max-height: 60vh; }
 footer { display: none !important; }
