@@ -5,6 +5,7 @@
     python -m benchmarks.search vectors --count 60000 --clusters 600
     python -m benchmarks.search overhead --clip mini       # indexing ÷ embedding alone
     python -m benchmarks.search unchanged                  # 100,000 files that have not changed
+    python -m benchmarks.search listing                    # the driver's memory, 10^4 to 10^7 names
     python -m benchmarks.search refusal                    # needs python -m training.data build
     python -m benchmarks.search refusal --towards 0.1      # what a better CLIP would do
     python -m benchmarks.search photographs                # 50 that packages hold, ten queries
@@ -23,6 +24,8 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -367,6 +370,74 @@ def unchanged(files: int = 100_000, keep: bool = True) -> dict:
     if keep:
         save("unchanged", facts)
     return facts
+
+
+def stub() -> None:
+    """Register stub://bucket/COUNT with fsspec: a store of so many images, a thousand a folder,
+    whose names are made as they are listed."""
+    import fsspec
+
+    class Stub(fsspec.AbstractFileSystem):
+        protocol = "stub"
+
+        def isdir(self, path: str) -> bool:
+            return True
+
+        def exists(self, path: str, **_: object) -> bool:
+            return True
+
+        def walk(self, path: str, maxdepth=None, topdown=True, on_error="omit", **_: object):
+            count = int(path.rpartition("/")[2])
+            for start in range(0, count, 1000):
+                names = [f"{i:08}.png" for i in range(start, min(start + 1000, count))]
+                yield f"{path}/{start:08}", {}, {name: {"size": 5, "mtime": 1.0} for name in names}
+
+    fsspec.register_implementation("stub", Stub, clobber=True)
+
+
+def compared(count: int, db: str | os.PathLike) -> int:
+    """How many of so many names the driver has to have read, against an empty index: it lists them,
+    compares them, and notes on disk what is to be done."""
+    from clipguide.retrieval import beyond, remote
+    from clipguide.retrieval.captions import Captions
+
+    stub()
+    with beyond.RayUpdate(Store(db, make=True), None, Captions(), []) as job:
+        url = f"stub://bucket/{count}"
+        job.listing = remote.Listing([url], recursive=True, walked=job.walked)
+        job.compare(job.listing)
+        return len(job.to_read)
+
+
+MEASURED = """
+import json, resource, sys, tempfile, time
+from benchmarks.search import compared
+with tempfile.TemporaryDirectory() as folder:
+    compared(1000, folder)
+    begin, count = time.perf_counter(), int(sys.argv[1])
+    assert compared(count, folder) == count
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"names": count, "MiB": round(peak), "s": round(time.perf_counter() - begin, 1)}))
+"""
+
+
+@app.command()
+def listing(
+    largest: Annotated[int, typer.Option(help="Powers of ten from 10,000 to this.")] = 10**7,
+    keep: bool = True,
+) -> list[dict]:
+    """The driver's peak of memory, with Python and its libraries, over the names that are listed:
+    a process for each number."""
+    rows, count = [], 10**4
+    while count <= largest:
+        command = [sys.executable, "-c", MEASURED, str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append(json.loads(done.stdout))
+        typer.echo(json.dumps(rows[-1]))
+        count *= 10
+    if keep:
+        save("listing", {"rows": rows})
+    return rows
 
 
 @app.command("photographs")

@@ -221,8 +221,10 @@ def test_duplicates(indexed, pictures, tmp_path):
     (group,) = json.loads(indexed("duplicates", "--exact", "--json").stdout)
     assert set(group["paths"]) == {str(pictures / "0.png"), str(pictures / "copy.png")}
     assert len(list(pictures.glob("*.png"))) == 5
-    (all_of_them,) = json.loads(indexed("duplicates", "--threshold", 0.01, "--json").stdout)
-    assert len(all_of_them["paths"]) == 5 and not all_of_them["exact"]
+    for group in json.loads(indexed("duplicates", "--threshold", 0.5, "--json").stdout):
+        assert min(group["scores"]) >= 0.5
+    said = indexed("duplicates", "--threshold", 0.5).stderr
+    assert "or a cosine of at least 0.5 with it" in said
     assert "above 0" in indexed("duplicates", "--threshold", 2, code=2).stderr
 
 
