@@ -259,7 +259,7 @@ REFUSED = (
     (["search", "fox", "--where", "width >"], "--where is not understood at"),
     (["search", "fox", "--where", "widht > 5"], "there is no column widht"),
     (["search", "fox", "--contact-sheet", "a.txt"], "must end in .png or .html"),
-    (["search", "fox", "--diversity", "2"], "is not in the range"),
+    (["search", "fox", "--diversity", "2"], "--diversity is from 0 to 1, not 2."),
     (["duplicates", "--db", "nowhere"], "There is no index nowhere: make it with"),
     (["duplicates", "--threshold", "2"], "above 0 and at most 1"),
     (["ui", "--host", "0.0.0.0"], "give --auth"),

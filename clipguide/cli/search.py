@@ -54,9 +54,7 @@ def search(
     ] = False,
     diversity: Annotated[
         float,
-        typer.Option(
-            min=0, max=1, metavar="X", help="From 0, only the score, to 1, as unlike as can be."
-        ),
+        typer.Option(metavar="X", help="From 0, only the score, to 1, as unlike as can be."),
     ] = 0.0,
     page: Annotated[int, typer.Option(metavar="N", help="The N-th K pictures.")] = 1,
     texts: Annotated[
@@ -90,6 +88,8 @@ def search(
 
     if k < 1 or page < 1:
         raise UsageError(f"-k and --page count from 1, not {min(k, page)}.")
+    if not 0 <= diversity <= 1:
+        raise UsageError(f"--diversity is from 0 to 1, not {diversity:g}.")
     for one in [text] if text is not None else []:
         if not one.strip():
             raise UsageError("The text is empty: say what to search for.")

@@ -104,7 +104,7 @@ class RemoteReader(Reader):
         if not is_url(path):
             return super()._start(path, pool)
         about = self.works[path].about
-        return _Slot(path, about, pool.submit(self._read, path, about))
+        return _Slot(path, about, reading=pool.submit(self._read, path, about))
 
     def look(self, path: str) -> tuple[int, Any, bytes]:
         if not is_url(path):

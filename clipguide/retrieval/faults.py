@@ -17,7 +17,7 @@ PATTERNS = {
     "denied": r"permission denied|access ?denied|forbidden|unauthori[sz]ed|credential",
     "damaged": r"fill whole buffer|sufficient data|invalid magic|magic number|protobuf|corrupt"
     r"|checksum|unexpected eof|unexpected end|failed to decode",
-    "gone": r"not found|no such file|nosuchkey",
+    "gone": r"not found: \S*/\S|no such file|nosuchkey|object at location|table \S+ was not found",
     "away": r"connect|timed? ?out|\bdns\b|lookup address|refused|unreachable|reset by|no route"
     r"|sending request|stale file handle|input/output error|transport endpoint|host is down"
     r"|status: 50\d|retryerror",

@@ -59,7 +59,7 @@ def run(job: Update, listed: Iterable[Listed], recursive: bool, prune: bool) -> 
         if store.table is not None:
             store.refresh()
             store.same_model(clip.image_fingerprint, clip.name)
-            if not clips.there(store.model):
+            if not clips.there(store.model) or clips.absolute(store.model) != store.model:
                 store.note(model=clips.absolute(clip.name))
         job.compare(listed)
         yield from job.embed()

@@ -19,7 +19,7 @@ from ..errors import ClipguideError, ClipguideWarning, UsageError
 from ..prompts import check_text
 from ..rerank import rank
 from . import filters, maintenance, refusal
-from .faults import RAISED, kind, reason
+from .faults import RAISED, reason
 from .places import default_path
 from .store import COLUMNS, Store
 
@@ -260,7 +260,7 @@ class Index:
             try:
                 return ask(table)
             except RAISED as error:
-                if condition is None or kind(error) is not None:
+                if condition is None or not isinstance(error, ValueError):
                     raise
                 raise filters.misunderstood(reason(error)) from None
 
