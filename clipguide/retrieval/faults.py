@@ -6,9 +6,12 @@ Only the last of these, and files that the newest version lacks, are damage.
 
 from __future__ import annotations
 
+import os
 import re
 
+from ..errors import ClipguideError
 from ..prompts import shorten
+from .places import is_url
 
 RAISED = (OSError, RuntimeError, ValueError)  # what LanceDB's calls raise
 PATTERNS = {
@@ -38,3 +41,41 @@ def reason(error: BaseException) -> str:
     words = re.sub(r",? ?(?:\S*/)?(?:registry|rust\w*|lance\S*)/\S+\.rs:\d+(?::\d+)?", "", words)
     words = re.sub(r"^(?:[A-Za-z]+ error|Invalid input|Invalid user input)[:,] ", "", words)
     return shorten(" ".join(words.split()) or type(error).__name__, 200).rstrip(".,: ")
+
+
+def explained(
+    path: str, error: BaseException, *, writing: bool = False, newest: bool = False
+) -> ClipguideError:
+    """What LanceDB raised of the index at `path`, in a sentence with what to do; `newest`: by the
+    newest version of its table, which no compaction has removed."""
+    why, words, is_gone = kind(error), reason(error), is_away(path)
+    if writing and why in ("full", "denied"):
+        return ClipguideError(
+            f"The index {path} cannot be written ({words}): free some space, or choose another "
+            "--db. What was committed is kept."
+        )
+    if why == "conflict":
+        return ClipguideError(
+            f"Other programs write to the index {path} all the time ({words}): repeat the command "
+            "when they are done. What was committed is kept."
+        )
+    if not is_gone and (why == "damaged" or (why == "gone" and newest)):
+        return damaged(path, words)
+    can = "reached" if is_gone or why in ("away", "denied") else "used"
+    return ClipguideError(
+        f"The index {path} cannot be {can} ({words}): repeat the command when it can. Nothing in "
+        "it has changed."
+    )
+
+
+def damaged(path: str, words: str) -> ClipguideError:
+    """That an index is damaged, where that is proved."""
+    place = "that place" if is_url(path) else "that folder"
+    return ClipguideError(
+        f"The index {path} is damaged ({words}): move {place} away, and index the images again."
+    )
+
+
+def is_away(path: str) -> bool:
+    """Whether the folder of an index is not there (any more)."""
+    return not is_url(path) and not os.path.isdir(path)

@@ -18,9 +18,13 @@ DATE = re.compile(r"(\d{4})(-\d{2})?(-\d{2})?([ T]\d{2}:\d{2}(:\d{2})?)?")
 def checked(condition: str) -> str:
     """The condition as LanceDB takes it: texts that are compared with a column of dates are made
     timestamps ('2020' is its first moment). UsageError if it is empty, or more than a condition."""
-    import sqlglot
-    from sqlglot import exp
-
+    try:
+        import sqlglot
+        from sqlglot import exp
+    except ModuleNotFoundError:
+        raise UsageError(
+            "--where needs sqlglot, which is not installed: pip install 'clipguide[search]'."
+        ) from None
     check_text(condition)
     if not condition.strip():
         raise UsageError("--where is empty: give a condition, as in width > 512.")

@@ -103,7 +103,7 @@ class Store:
         if self.table is not None:
             self._check_schema()
         elif self._lost():
-            raise ClipguideError(self._damaged("no version of its table is left"))
+            raise faults.damaged(self.path, "no version of its table is left")
         elif not make:
             raise places.no_index(self.path)
 
@@ -139,7 +139,7 @@ class Store:
         try:
             return question(self.table)
         except faults.RAISED as error:
-            if faults.kind(error) != "gone" or self._away():
+            if faults.kind(error) != "gone" or faults.is_away(self.path):
                 raise self.fault(error) from error
         self.refresh()
         try:
@@ -260,32 +260,8 @@ class Store:
     def fault(
         self, error: Exception, *, writing: bool = False, newest: bool = False
     ) -> ClipguideError:
-        """What LanceDB raised, in a sentence; `newest`: by the newest version of the table."""
-        kind, words = faults.kind(error), faults.reason(error)
-        if writing and kind in ("full", "denied"):
-            return ClipguideError(
-                f"The index {self.path} cannot be written ({words}): free some space, or choose "
-                "another --db. What was committed is kept."
-            )
-        if kind == "conflict":
-            return ClipguideError(
-                f"Other programs write to the index {self.path} all the time ({words}): repeat the "
-                "command when they are done. What was committed is kept."
-            )
-        if not self._away() and (kind == "damaged" or (kind == "gone" and newest)):
-            return ClipguideError(self._damaged(words))
-        if kind in ("away", "denied") or self._away():
-            return ClipguideError(
-                f"The index {self.path} cannot be reached ({words}): repeat the command when it "
-                "can. Nothing in it has changed."
-            )
-        return ClipguideError(
-            f"The index {self.path} cannot be used ({words}): repeat the command. Nothing in it "
-            "has changed."
-        )
-
-    def _away(self) -> bool:
-        return not self.remote and not os.path.isdir(self.path)
+        """What LanceDB raised, in a sentence: see `faults.explained`."""
+        return faults.explained(self.path, error, writing=writing, newest=newest)
 
     def _make_folder(self) -> None:
         try:
@@ -315,13 +291,6 @@ class Store:
         """Whether there are a table's data, and no version of it."""
         data = os.path.join(self.path, f"{TABLE}.lance", "data")
         return not self.remote and os.path.isdir(data) and bool(os.listdir(data))
-
-    def _damaged(self, words: str) -> str:
-        place = "that place" if self.remote else "that folder"
-        return (
-            f"The index {self.path} is damaged ({words}): move {place} away, and index the images "
-            "again."
-        )
 
 
 def model_of(path: str | os.PathLike) -> str | None:
