@@ -543,7 +543,7 @@ def refused(
     half, text_ND = len(names) // 2, text_ND[names]
     keep_B = torch.isin(target_B, names[:half])
     here_BD, here_B = unit_BD[keep_B], target_B[keep_B]
-    usual = refusal.calibrate(here_BD.split(maintenance.CHUNK), word_WD)
+    usual = refusal.calibrate(here_BD.split(4096), word_WD)
     least = refusal.threshold(usual)
     label, kin = [concepts[n] for n in names.tolist()], refusal.kin(word_WD)
     other_NN = unlike_each(text_ND, text_ND, label, label)

@@ -221,7 +221,8 @@ def test_an_image_that_kills_costs_itself_alone(run, home, tmp_path, monkeypatch
     """Its block is halved until it is found."""
     monkeypatch.setattr(beyond.actors, "Worker", Poisoned)
     assert run() == {"new": 12, "failed": 1}
-    assert "bad.png cannot be read: workers died over it." in run.errors
+    (error,) = run.errors
+    assert error == f"{home / 'bad.png'} cannot be read: workers died over it."
     assert len(rows(tmp_path / "db")) == 12
 
 

@@ -538,8 +538,8 @@ def test_the_best_of_candidates(drawn):
 
 def test_what_was_done_otherwise_is_said(drawn):
     """Warnings of the run stand beside what it made."""
-    *_, (cells, said, _) = drawn(negative="snow", count=1)
-    assert len(cells) == 1 and "is finished. negative is ignored: it takes a cfg above 1." in said
+    *_, (cells, said, _) = drawn(prompt="red fox " * 30, count=1)
+    assert len(cells) == 1 and "is finished. The CLIP " in said and "is lost." in said
 
 
 def test_no_seed_is_a_new_one(drawn):
@@ -664,8 +664,8 @@ def test_port_in_use():
 @pytest.mark.parametrize(
     "given, told",
     [
-        (("--host", "no host.invalid"), "There is no host"),
-        (("--host", "192.0.2.1"), "is no address of this machine"),
+        (("--host", "no host.invalid", "--auth", "a:b"), "There is no host"),
+        (("--host", "192.0.2.1", "--auth", "a:b"), "is no address of this machine"),
         (("--port", 70_000), "A port is a number from 0 to 65535"),
     ],
 )
