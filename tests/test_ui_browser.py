@@ -180,7 +180,7 @@ def working():
 def draw(page, *, pictures, steps):
     """Type a prompt and press Enter."""
     if not page.locator("#steps").is_visible():
-        page.click("#settings > button")
+        page.locator("#settings button").first.click()
     page.locator("#steps input[type=number]").fill(str(steps))
     page.locator("#count input[type=number]").fill(str(pictures))
     box = page.locator("#prompt textarea")
