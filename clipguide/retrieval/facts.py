@@ -62,11 +62,10 @@ class Reader(Engine):
 
     @classmethod
     def like(cls, engine: Engine, known: Container[bytes]) -> Reader:
-        """A reader with the settings of an engine."""
-        names = ("cache", "batch", "workers", "fast", "alpha", "frames")
-        settings = {name: getattr(engine, name) for name in names}
-        half = engine._to_check or engine._half is not None
-        return cls(engine.clip, known=known, bf16=half, compile=engine._to_compile, **settings)
+        """A reader with all settings of an engine, its cache, and what it knows of bfloat16."""
+        reader = cls.__new__(cls)
+        vars(reader).update(vars(engine), verify=True, known=known, facts={})
+        return reader
 
     def look(self, path: str) -> tuple[int, os.stat_result, bytes]:
         """A moment (ns), what is known of a file after it, and then its content."""
