@@ -78,7 +78,7 @@ def test_factors_of_the_rate(tmp_path):
 
 
 def test_weights_travel(tmp_path, monkeypatch):
-    """In half precision and in parts; what comes back is a checkpoint that training goes on from."""
+    """In half precision and in parts; what comes back is a checkpoint to go on from."""
     pack = pytest.importorskip("training.pack")
     monkeypatch.setattr(pack, "PART", 2000)
     state = {f"w{k}": torch.randn(30, 20) for k in range(3)} | {"n": torch.tensor(3)}

@@ -17,8 +17,8 @@ UNSPACED = re.compile(r"[぀-ヿ㐀-鿿]")  # kana and ideographs are not divide
 MOST = 3  # words for things, in a prompt that it can draw
 # Words that name nothing to draw, or that the generator takes as colour, size, place or style.
 SMALL = frozenset(
-    """a an the of in on at to and or with for from by near under over into onto off up down out about
-    as is are was be being been that this these those it its his her their my your our one two three
+    """a an the of in on at to and or with for from by near under over into onto off up down out
+    about as is are was be being been that this these those it its his her their my your our one two three
     four some any no not very so too than then there here who which what while when where how all
     each between beside next left right top bottom front back behind above below inside outside
     around along across through during after before like big small large little tiny huge red orange
