@@ -17,15 +17,16 @@ UNSPACED = re.compile(r"[぀-ヿ㐀-鿿]")  # kana and ideographs are not divide
 MOST = 3  # words for things, in a prompt that it can draw
 # Words that name nothing to draw, or that the generator takes as colour, size, place or style.
 SMALL = frozenset(
-    """a an the of in on at to and or with for from by near under over into onto off up down out
-    about as is are was be being been that this these those it its his her their my your our one two three
-    four some any no not very so too than then there here who which what while when where how all
-    each between beside next left right top bottom front back behind above below inside outside
-    around along across through during after before like big small large little tiny huge red orange
-    yellow green blue purple pink brown black white grey gray color colour background style picture
-    image photo photograph drawing painting icon illustration cartoon clip art emoji flat 3d simple
-    glossy outlined sticker retro game cute old new golden un une el la le una ein eine der die das
-    um uma o il lo een de het""".split()
+    """a an the of in on at to and or with for from by near under over into onto off up down
+    out about as is are was be being been that this these those it its his her their my your
+    our one two three four some any no not very so too than then there here who which what
+    while when where how all each between beside next left right top bottom front back
+    behind above below inside outside around along across through during after before like
+    big small large little tiny huge red orange yellow green blue purple pink brown black
+    white grey gray color colour background style picture image photo photograph drawing
+    painting icon illustration cartoon clip art emoji flat 3d simple glossy outlined sticker
+    retro game cute old new golden un une el la le una ein eine der die das um uma o il lo
+    een de het""".split()
 )
 
 
