@@ -33,7 +33,7 @@ from clipguide.clip import Parts, load_parts
 from clipguide.finetune.batches import Batches
 from clipguide.finetune.config import FinetuneConfig
 from clipguide.finetune.contrastive import Contrastive
-from clipguide.finetune.data import Dataset, read
+from clipguide.finetune.data import Dataset, halves, read
 from clipguide.finetune.exam import Exam
 from clipguide.finetune.fit import Fit, FitConfig
 from clipguide.finetune.job import CONCEPTS, HELD_OUT
@@ -101,13 +101,14 @@ def style(
         fit = Finetune(parts, train, aside, config)
         labels = CONCEPTS.read_text().splitlines()
         exam = _among(parts, test, labels)
-        retention = Exam(parts, read(HELD_OUT), labels=labels)
+        sides = halves(read(HELD_OUT), seed=seed)
+        retention, weighed = (Exam(parts, side, labels=labels) for side in sides)
         began = time.monotonic()
         for step in fit.run():
             if step.measured is not None:
                 print(f"{step.step} {step.loss:.3f} aside {step.measured:.3f}", flush=True)
         minutes = (time.monotonic() - began) / 60
-        outcome = settle(fit, exam, retention)
+        outcome = settle(fit, exam, retention, weighed)
     facts = {
         "settings": f"{clip} {method} lr {lr} epochs {epochs} seed {seed}",
         "pictures": [len(train), len(aside), len(test)],

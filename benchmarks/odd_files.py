@@ -93,7 +93,7 @@ def _bombs(folder: Path, note) -> None:
     text = zlib.compress(bytes(200 << 20), 9)
     chunk = _chunk(b"zTXt", b"a\0\0" + text)
     small = _png(1, 1, zlib.compress(bytes(2)), before=chunk)
-    note(folder / "bomb-text.png", False).write_bytes(small)
+    note(folder / "bomb-text.png", True).write_bytes(small)
 
 
 def _cut(folder: Path, picture: Image.Image, note, count: int) -> None:

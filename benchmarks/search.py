@@ -5,6 +5,7 @@
     python -m benchmarks.search vectors --count 60000 --clusters 600
     python -m benchmarks.search overhead --clip mini       # indexing ÷ embedding alone
     python -m benchmarks.search unchanged                  # 100,000 files that have not changed
+    python -m benchmarks.search listing                    # the driver's memory, 10^4 to 10^7 names
     python -m benchmarks.search refusal                    # needs python -m training.data build
     python -m benchmarks.search refusal --towards 0.1      # what a better CLIP would do
     python -m benchmarks.search photographs                # 50 that packages hold, ten queries
@@ -23,6 +24,8 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +41,7 @@ from benchmarks.none_of_these import kept, share
 from clipguide import load_clip
 from clipguide.cli.index import BOTH
 from clipguide.engine import Engine, find
-from clipguide.retrieval import Index, Query, refusal, settle, update
+from clipguide.retrieval import Index, Query, maintenance, refusal, update
 from clipguide.retrieval.store import Store
 from clipguide.zero_shot.none import unlike_each
 
@@ -178,9 +181,9 @@ def vectors(
         forget(folder / "db")
         index = Index(folder / "db")
         cold, recall = timed(ask, query_QD[:100], truth_QK[:100])
-        facts["clipguide, cold"] = row("clipguide, cold", settle.looked_into(count), cold, recall)
+        facts["clipguide, cold"] = row("clipguide, cold", maintenance.probes(count), cold, recall)
         times, recall = timed(ask, query_QD, truth_QK)
-        facts["clipguide"] = row("clipguide", settle.looked_into(count), times, recall)
+        facts["clipguide"] = row("clipguide", maintenance.probes(count), times, recall)
         for name, peer in PEERS.items() if peers else ():
             facts[name] = least(name, peer.opened(folder / peer.file), query_QD, truth_QK)
     if keep:
@@ -231,8 +234,8 @@ def build(
 
 def _fill_and_index(path: Path, unit_BD: np.ndarray, random: np.random.Generator) -> None:
     index = fill(path, unit_BD, random)
-    if len(unit_BD) >= settle.EXACT:
-        settle.index_vectors(index.store.table)
+    if len(unit_BD) >= maintenance.EXACT:
+        maintenance.index_vectors(index.store.table)
 
 
 def _within(total: float, random: np.random.Generator, centre_CD: np.ndarray) -> float:
@@ -369,6 +372,74 @@ def unchanged(files: int = 100_000, keep: bool = True) -> dict:
     return facts
 
 
+def stub() -> None:
+    """Register stub://bucket/COUNT with fsspec: a store of so many images, a thousand a folder,
+    whose names are made as they are listed."""
+    import fsspec
+
+    class Stub(fsspec.AbstractFileSystem):
+        protocol = "stub"
+
+        def isdir(self, path: str) -> bool:
+            return True
+
+        def exists(self, path: str, **_: object) -> bool:
+            return True
+
+        def walk(self, path: str, maxdepth=None, topdown=True, on_error="omit", **_: object):
+            count = int(path.rpartition("/")[2])
+            for start in range(0, count, 1000):
+                names = [f"{i:08}.png" for i in range(start, min(start + 1000, count))]
+                yield f"{path}/{start:08}", {}, {name: {"size": 5, "mtime": 1.0} for name in names}
+
+    fsspec.register_implementation("stub", Stub, clobber=True)
+
+
+def compared(count: int, db: str | os.PathLike) -> int:
+    """How many of so many names the driver has to have read, against an empty index: it lists them,
+    compares them, and notes on disk what is to be done."""
+    from clipguide.retrieval import beyond, remote
+    from clipguide.retrieval.captions import Captions
+
+    stub()
+    with beyond.RayUpdate(Store(db, make=True), None, Captions(), []) as job:
+        url = f"stub://bucket/{count}"
+        job.listing = remote.Listing([url], recursive=True, walked=job.walked)
+        job.compare(job.listing)
+        return len(job.to_read)
+
+
+MEASURED = """
+import json, resource, sys, tempfile, time
+from benchmarks.search import compared
+with tempfile.TemporaryDirectory() as folder:
+    compared(1000, folder)
+    begin, count = time.perf_counter(), int(sys.argv[1])
+    assert compared(count, folder) == count
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"names": count, "MiB": round(peak), "s": round(time.perf_counter() - begin, 1)}))
+"""
+
+
+@app.command()
+def listing(
+    largest: Annotated[int, typer.Option(help="Powers of ten from 10,000 to this.")] = 10**7,
+    keep: bool = True,
+) -> list[dict]:
+    """The driver's peak of memory, with Python and its libraries, over the names that are listed:
+    a process for each number."""
+    rows, count = [], 10**4
+    while count <= largest:
+        command = [sys.executable, "-c", MEASURED, str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append(json.loads(done.stdout))
+        typer.echo(json.dumps(rows[-1]))
+        count *= 10
+    if keep:
+        save("listing", {"rows": rows})
+    return rows
+
+
 @app.command("photographs")
 def of_photographs(
     sheet: Annotated[Path, typer.Option(help="A picture of the first five answers.")] = SHEET,
@@ -472,7 +543,7 @@ def refused(
     half, text_ND = len(names) // 2, text_ND[names]
     keep_B = torch.isin(target_B, names[:half])
     here_BD, here_B = unit_BD[keep_B], target_B[keep_B]
-    usual = refusal.calibrate(here_BD.split(settle.CHUNK), word_WD)
+    usual = refusal.calibrate(here_BD.split(4096), word_WD)
     least = refusal.threshold(usual)
     label, kin = [concepts[n] for n in names.tolist()], refusal.kin(word_WD)
     other_NN = unlike_each(text_ND, text_ND, label, label)

@@ -76,7 +76,6 @@ OWN = {
     # And these are there for how they decode.
     **dict.fromkeys(("CogView4", "HiDream", "Kandinsky 5"), _EULER),
     **dict.fromkeys(("Wan", "Wan 2.2"), {"flow UniPC": FLOWS["flow UniPC"]}),
-    "SD x4 upscaling": {"DDIM": DIFFUSION["DDIM"]},
     **dict.fromkeys((f"Hunyuan-DiT{kind}" for kind in ("", " PAG", " ControlNet")), _DDPM),
 }
 

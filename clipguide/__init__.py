@@ -46,6 +46,7 @@ _HOMES = {
     "Warped": "views",
     "compose": "prompts",
     "load_clip": "clip",
+    "load_pipeline": "pipelines.loading",
     "make_objective": "objectives",
     "regions": "objectives",
     "register_canvas": "pipelines.drawing",
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
         register_objective,
     )
     from .pipelines.drawing import register_canvas
+    from .pipelines.loading import load_pipeline
     from .pipelines.picture import Picture
     from .pipelines.text_to_canvas import Drawing, TextToCanvas
     from .pipelines.text_to_image import TextToImage

@@ -192,6 +192,11 @@ def _channels_first(features: torch.Tensor) -> torch.Tensor:
 
 def _maps(clip: Clip, picture: Image.Image, text_ND: torch.Tensor) -> torch.Tensor:
     """map_NHW of one picture."""
+    if clip.resize_mode == "patches":
+        raise UsageError(
+            f"The CLIP {clip.name} sees pictures in their own aspect (NaFlex), which cannot be "
+            "explained yet: take one of fixed resolution."
+        )
     if isinstance(clip, Ensemble):
         return _mean_maps(clip, picture, text_ND)
     image_13HW = resize(to_tensor([load(picture)]), clip.preprocess, clip.image_size)

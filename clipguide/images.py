@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from .errors import ClipguideError, UsageError
+from .errors import ClipguideError, ClipguideWarning, UsageError
+from .reading import open_image, to_srgb, too_wordy, turned, without_texts
 
 LABEL_HEIGHT = 18  # pixels under each picture of a contact sheet
 ALPHA = ("white", "drop")  # what becomes of transparency
+FAR = 10.0  # above which floats are not in [0, 1]
+BAND = 1 << 22  # pixels
+NARROW, WIDE = 12, 40  # bytes a pixel, at most, until a picture is RGB
 GAP = 4  # pixels between the pictures of a contact sheet
 
 
@@ -27,16 +33,20 @@ def load(
     *,
     alpha: str = "white",
     side: int | None = None,
+    icc: bool = False,
+    megapixels: float | None = None,
 ) -> Image.Image:
     """A picture file, or a PIL image of any mode, as 8-bit RGB.
 
     Turned as its EXIF says, laid on white where transparent (with alpha="drop" left transparent,
     for a transform that drops it), the first frame if it moves; 16-bit values are scaled, and
-    floating-point ones are taken to be in [0, 1]. With `side`, a JPEG may be decoded at a half, a
-    quarter or an eighth of its size if no side becomes shorter than that. UsageError if it cannot
-    be read.
+    integers of 32 bits and floats by the range that their numbers tell. With `side`, a JPEG may be
+    decoded at a half, a quarter or an eighth of its size if no side becomes shorter than that. With
+    `icc`, colours of another profile than sRGB are converted to it. UsageError if it cannot be
+    read, or has more than `megapixels` (179 by default).
     """
-    return load_frames(source, count=1, alpha=alpha, side=side)[0]
+    settings = {"alpha": alpha, "side": side, "icc": icc, "megapixels": megapixels}
+    return load_frames(source, count=1, **settings)[0]
 
 
 def load_frames(
@@ -45,23 +55,39 @@ def load_frames(
     count: int,
     alpha: str = "white",
     side: int | None = None,
+    icc: bool = False,
+    megapixels: float | None = None,
+    opened: Callable[[Image.Image], None] | None = None,
 ) -> list[Image.Image]:
     """As `load`, but `count` frames of a picture that moves, spread evenly, the first among them;
-    fewer if it has fewer."""
+    fewer if it has fewer. `opened` is called with the image before anything is decoded."""
     if alpha not in ALPHA:
         raise UsageError(f"alpha is {' or '.join(ALPHA)}, not {alpha!r}.")
     if isinstance(source, Image.Image):
-        return _frames(source, count, alpha)
+        return _frames(source, count, alpha, icc)
     name = getattr(source, "name", "the picture") if hasattr(source, "read") else Path(source)
+
+    def decode(stream: BinaryIO) -> list[Image.Image]:
+        with open_image(stream, megapixels=megapixels) as image:
+            if side:
+                image.draft("RGB", (side, side))
+            if opened:
+                opened(image)
+            return _frames(image, count, alpha, icc)
+
     try:
         if isinstance(name, Path) and not stat.S_ISREG(os.stat(name).st_mode):
             raise UsageError(f"{name} is not a file.")
-        with Image.open(source) as image:
-            if side:
-                image.draft("RGB", (side, side))
-            return _frames(image, count, alpha)
-    except UsageError:
-        raise
+        with _opened(source) as stream:
+            try:
+                return decode(stream)
+            except ValueError as error:
+                if not too_wordy(error):
+                    raise
+                stream.seek(0)
+                return decode(without_texts(stream.read()))
+    except UsageError as error:
+        raise UsageError(_sentence(name, error)) from None
     except FileNotFoundError:
         raise UsageError(f"There is no picture {name}.") from None
     except UnidentifiedImageError:
@@ -115,34 +141,79 @@ def contact_sheet(
     return sheet
 
 
-def _frames(image: Image.Image, count: int, alpha: str) -> list[Image.Image]:
+def _opened(source: str | os.PathLike | BinaryIO) -> AbstractContextManager[BinaryIO]:
+    return nullcontext(source) if hasattr(source, "read") else open(source, "rb")
+
+
+def _sentence(name: object, error: UsageError) -> str:
+    """What `open_image` says, of the picture of that name."""
+    words = str(error)
+    return f"{name} {words}." if words.startswith(("is ", "has ")) else words
+
+
+def cost(image: Image.Image) -> int:
+    """Bytes of memory that it takes to decode an image: the most for wide numbers."""
+    wide = image.mode.startswith("I") or image.mode == "F"
+    return image.width * image.height * (WIDE if wide else NARROW)
+
+
+def _frames(image: Image.Image, count: int, alpha: str, icc: bool) -> list[Image.Image]:
     total = getattr(image, "n_frames", 1) if count > 1 else 1
     frames = []
     for i in range(min(count, total)):
         image.seek(i * total // min(count, total))
-        frames.append(_to_rgb(image, alpha))
+        frames.append(_to_rgb(image, alpha, icc))
     return frames
 
 
-def _to_rgb(image: Image.Image, alpha: str) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+def _to_rgb(image: Image.Image, alpha: str, icc: bool) -> Image.Image:
+    image = turned(image)
     if image.mode.startswith("I") or image.mode == "F":
         return _from_wide_grey(image)
+    profile = image.info.get("icc_profile") if icc else None
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if alpha == "drop":
-            return image
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        if alpha == "drop" or profile:
+            image = image.convert("RGBA")
+        if profile:
+            image = to_srgb(image, profile)
+        return image if alpha == "drop" else _on_white(image)
+    return (to_srgb(image, profile) if profile else image).convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """A transparent picture on white, a band of rows at a time: what is between is four times as
+    large as it."""
+    laid = Image.new("RGB", image.size)
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        band = image.crop(box).convert("RGBA")
+        laid.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band), box)
+    return laid
 
 
 def _from_wide_grey(image: Image.Image) -> Image.Image:
-    """16-bit integers or floats in [0, 1], one channel, as RGB."""
-    array = np.asarray(image, dtype=np.float64)
-    scale = 255 if image.mode == "F" else 255 / 65535
-    array = np.nan_to_num(array * scale).clip(0, 255).round().astype(np.uint8)
-    return Image.fromarray(array).convert("RGB")
+    """Numbers of more than 8 bits, one channel, as RGB. 16 bits are of that range; of 32, and of
+    floats, the numbers themselves tell: in [0, 1], of 8 bits, of 16, or any, which are spread from
+    black to white, with a ClipguideWarning."""
+    array = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(array.min()), float(array.max())
+    floats = image.mode == "F"
+    if image.mode.startswith("I;16"):
+        low, high = 0.0, 65535.0
+    elif floats and -FAR <= low and high <= FAR:
+        low, high = 0.0, 1.0
+    elif low >= 0 and high <= 65535:
+        low, high = 0.0, 255.0 if high <= 255 else 65535.0
+    else:
+        warnings.warn(
+            f"A picture of {'floats' if floats else 'integers'} has numbers from {low:.6g} to "
+            f"{high:.6g}: they are spread from black to white.",
+            ClipguideWarning,
+            stacklevel=2,
+        )
+    grey = ((array - low) * (255 / max(high - low, 1e-9))).clip(0, 255).round().astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
 
 
 def _fit(text: str, font: ImageFont.ImageFont, width: int) -> str:

@@ -113,8 +113,15 @@ class Recipe:
             "Model": self.model,
             "Version": f"clipguide {self.libraries.get('clipguide', '')}".strip(),
         }
-        lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
+        lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items()))
         return "\n".join(lines)
+
+
+def _quoted(value: object) -> str:
+    """A setting as AUTOMATIC1111's web UI writes it: in JSON's quotes where it holds a sign that
+    parts settings."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if set(",:\n") & set(text) else text
 
 
 def from_json(text: str) -> Recipe:

@@ -25,7 +25,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "timm")
 
 
 def load_pipeline(
-    model: str, *, device: str, dtype: str, safety_checker: bool = False
+    model: str, *, device: str = "cpu", dtype: str = "float32", safety_checker: bool = False
 ) -> DiffusionPipeline:
     """A pipeline that can be steered, of "mini", a folder or a name; safetensors only. A safety
     checker is left out, with a warning, unless it is asked for.
@@ -43,11 +43,10 @@ def load_pipeline(
         raise UsageError(f"There is no model {shorten(model)!r}.{close_matches(model, ['mini'])}")
     if isinstance(source, Path) and not (source / "model_index.json").is_file():
         raise UsageError(f"{source} is no diffusers folder: it has no model_index.json.")
-    from diffusers import DiffusionPipeline
-
     without = {} if safety_checker else {"safety_checker": None}
     try:
-        said = DiffusionPipeline.load_config(source).get("safety_checker")
+        kind = _pipeline_class(source)
+        said = kind.load_config(source).get("safety_checker")
         if not safety_checker and said and said[0] is not None:
             warnings.warn(
                 f"The safety checker of {model} is left out: give safety_checker=True "
@@ -55,7 +54,7 @@ def load_pipeline(
                 ClipguideWarning,
                 stacklevel=3,
             )
-        pipe = DiffusionPipeline.from_pretrained(
+        pipe = kind.from_pretrained(
             source, dtype=weights_dtype, use_safetensors=True, **without
         )
         check(pipe)
@@ -66,6 +65,19 @@ def load_pipeline(
         raise ClipguideError(f"The model {model} cannot be loaded: {reason(error)}.") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _pipeline_class(source: str | Path) -> type[DiffusionPipeline]:
+    """The embedded generator's own class, or diffusers', which finds the right one."""
+    from diffusers import DiffusionPipeline
+
+    if isinstance(source, Path):
+        index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+        if index.get("_class_name") == "MiniPipeline":
+            from ..mini.pipeline import MiniPipeline
+
+            return MiniPipeline
+    return DiffusionPipeline
 
 
 def load_canvas_model(canvas: str, model: str, *, device: str, dtype: str) -> nn.Module:

@@ -4,16 +4,14 @@ from pathlib import Path
 
 import torch
 import typer
-from diffusers import DiffusionPipeline
 
 import clipguide
-import clipguide.mini
 from clipguide.images import contact_sheet
 
 
 def main(quick: bool = False, out: Path = Path("steer_diffusers.png")) -> None:
     """Draw a car without steering and with it."""
-    pipe = DiffusionPipeline.from_pretrained(clipguide.mini.path("generator"))
+    pipe = clipguide.load_pipeline("mini")  # or DiffusionPipeline.from_pretrained(…)
 
     def draw():
         noise = torch.Generator().manual_seed(3)

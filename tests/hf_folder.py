@@ -76,6 +76,41 @@ def write_hf_siglip(folder, *, seed: int = 0):
     return folder
 
 
+def write_hf_siglip2(folder, *, seed: int = 0):
+    """A SigLIP 2 of flexible resolution: up to 16 patches of 8 pixels, of any aspect."""
+    from transformers import (
+        CLIPTokenizer,
+        PreTrainedTokenizerFast,
+        Siglip2Config,
+        Siglip2ImageProcessor,
+        Siglip2Model,
+    )
+
+    size = write_tokenizer(folder)
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    tower["hidden_size"] = 32
+    ids = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
+    length = {"vocab_size": size, "max_position_embeddings": CONTEXT_LENGTH}
+    config = Siglip2Config(
+        text_config={**tower, **length, **ids},
+        vision_config={**tower, "patch_size": 8, "num_patches": 16},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Siglip2Model(config)
+    with torch.no_grad():
+        model.logit_scale.fill_(2.5)
+        model.logit_bias.fill_(-7.5)
+    _save(model, folder)
+    Siglip2ImageProcessor(patch_size=8, max_num_patches=16).save_pretrained(folder)
+    own = CLIPTokenizer.from_pretrained(folder)
+    tokens = {f"{name}_token": "<|endoftext|>" for name in ("eos", "pad", "unk")}
+    tokens["padding_side"] = "right"
+    fast = PreTrainedTokenizerFast(tokenizer_object=own.backend_tokenizer, **tokens)
+    fast.save_pretrained(folder)  # a tokenizer.json, as the hub's folders have
+    return folder
+
+
 def _save(model, folder) -> None:
     with torch.no_grad():  # weights so small would see all pictures alike
         for parameter in model.parameters():

@@ -1,21 +1,26 @@
 """Bad input to the commands: one sentence, exit code 2 or 1, nothing lost, no traceback."""
 
+import ast
 import json
 import os
+import re
 import resource
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 from clipguide.pipelines.text_to_image import TextToImage
 from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 from clipguide import mini
 from clipguide import recipe as recipes
+from clipguide.cli import console
 from clipguide.cli.app import app
 
 
@@ -304,3 +309,71 @@ def test_an_unknown_command_or_option():
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 2 and "Traceback" not in result.output
     assert os.listdir() == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("more", [["--format", "json"], ["--help"]])
+def test_what_is_printed_cannot_be_written(clip_folder, tmp_path, more):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    command = [sys.executable, "-m", "clipguide", "score", str(tmp_path), "-t", "a fox"]
+    command += ["--clip", str(clip_folder), *more]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "clipguide: What it prints cannot be written: No space left on device.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["score", "a.png", "-t", "a", "--metric", "cos"], "'cos' is not one of 'cosine',"),
+        (["rerank", "a.png", "-t", "a", "--keep", "0"], "'--keep': it must be at least 1"),
+        (["rerank", "a.png", "-t", "a", "--keep", "a"], "'--keep': it must be a whole number."),
+        (["rerank", "a.png", "-t", "a", "--diversity", "2"], "it must be at most 1"),
+        (["rerank", "a.png", "-t", "a", "--diversity", "x"], "it must be a number."),
+    ],
+)
+def test_wrong_values_in_our_own_words(arguments, said):
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2 and said in done.stderr, done.stderr
+    assert "Input should" not in done.stderr and "Value error" not in done.stderr
+
+
+def test_a_head_that_is_none(clip_folder, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("what I think of them")
+    words = ["rerank", str(tmp_path / "a.png"), "--clip", str(clip_folder), "--aesthetic"]
+    done = CliRunner().invoke(app, [*words, str(tmp_path / "notes.txt")])
+    said = f"clipguide: {tmp_path / 'notes.txt'} holds no weights: name a .safetensors file."
+    assert done.exit_code == 2 and done.stderr.strip() == said
+    torch.save({"weight": torch.ones(1, 24), "bias": torch.ones(1)}, tmp_path / "head.pth")
+    done = CliRunner().invoke(app, [*words, str(tmp_path / "head.pth")])
+    assert done.exit_code == 2 and "is a pickle, not safetensors: give --trust-p" in done.stderr
+
+
+def test_the_command_line_speaks_of_options():
+    for of_python, of_options in {
+        "give trust_pickle=True (--trust-pickle) if": "give --trust-pickle if",
+        "give trust_pickle=True if": "give --trust-pickle if",
+        "give --force (overwrite=True) or": "give --force or",
+        "(none=True, --none).": "(--none).",
+        "allow them by --megapixels 3 (megapixels=).": "allow them by --megapixels 3.",
+        "or --retain none (retain=None).": "or --retain none.",
+        "a path of (one) a=b.png": "a path of (one) a=b.png",
+    }.items():
+        assert console.options_for_names(of_python) == of_options
+
+
+def test_no_message_names_what_the_command_line_does_not_know():
+    """Of each name in Python in a message there is an option beside it, or it becomes one."""
+    known = set()
+    for command in typer.main.get_command(app).commands.values():
+        known |= {option for one in command.params for option in getattr(one, "opts", ())}
+    root, found = Path(console.__file__).parents[1], set()
+    for file in root.rglob("*.py"):
+        for text in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found |= {m for m in re.findall(r"\b([a-z_]+)=True\b", text.value)}
+    docs = {"requires_grad", "weights_only", "strict", "antialias", "truncation"}  # code in readmes
+    names = {f"--{name.replace('_', '-')}" for name in found - docs}
+    assert names <= known | {"--overwrite"}, names - known

@@ -447,6 +447,14 @@ def test_replay_loads_what_it_is_told_to(picture, generator_folder):
 # models and the rest
 
 
+def test_models_things():
+    assert invoke("models", "--things", "fox").stdout.split() == ["fox"]
+    assert "pineapple" in json.loads(invoke("models", "--things", "apple", "--json").stdout)
+    missing = invoke("models", "--things", "qwertz", code=1)
+    assert "draws nothing named 'qwertz'" in missing.output
+    assert "--things fox" in invoke("models", "fox", code=2).output
+
+
 def test_models(tiny_mini):
     result = invoke("models")
     assert "guide: test" in result.stdout and "top-1: 0.5" in result.stdout

@@ -42,7 +42,7 @@ def test_a_word_behind_the_name(concept, clip_folder, judge_folder, clip):
     assert Engine(learned).key == Engine(clip).key
     pair = load_clip(f"{clip_folder}~{concept}+{judge_folder}")
     plain = load_clip(f"{clip_folder}+{judge_folder}")
-    assert pair.image_fingerprint == plain.image_fingerprint == plain.fingerprint
+    assert pair.image_fingerprint == plain.image_fingerprint
     assert pair.fingerprint != plain.fingerprint
     assert (pair.encode_text(texts) - plain.encode_text(texts)).norm(dim=1).tolist()[1] == 0
 
@@ -69,10 +69,19 @@ def test_words_of_others(concept, clip_folder, judge_folder):
     assert Concept.load(concept).word == "zorp"
 
 
+@pytest.mark.parametrize(("word", "known"), [("fox", True), ("owl", True), ("zorp", False)])
+def test_a_word_that_means_something(pictures, clip_folder, word, known):
+    """One token of its own, or a name that mini was trained on."""
+    done = invert(pictures, "-w", word, "--clip", clip_folder, "--steps", 1, "-o", pictures / "x")
+    assert done.exit_code == 0, done.output
+    assert (f"'{word}' is a word already" in done.stderr) == known
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("-w", ""), "makes no tokens of the word ''"),
+        (("-w", "two words"), "'two words' are several words: take one"),
         (("-w", "zorp", "--steps", "0"), "steps must be above 0"),
         (("-w", "zorp", "--like", ""), "is there already: give --force"),
     ],

@@ -197,6 +197,8 @@ def test_bad_input(run, pictures, tmp_path):
     (tmp_path / "latin.csv").write_bytes("image,text\n0.png,café\n".encode("latin-1"))
     (tmp_path / "other.csv").write_text("image,texts\n0.png,a fox\n")
     (tmp_path / "none.csv").write_text("image,text\n")
+    (tmp_path / "comma.csv").write_text("image,text\n0.png,a fox\n0.png,a fox, red\n")
+    (tmp_path / "number.jsonl").write_text('{"image": "0.png", "text": 5}\n')
     (tmp_path / "blank.jsonl").write_text('{"image": "a.png", "text": " "}\n')
     (tmp_path / "wrong.jsonl").write_text("[1]\n")
     for arguments, message in [
@@ -212,11 +214,13 @@ def test_bad_input(run, pictures, tmp_path):
         ([pictures, "--text", "a", "--reference", "b"], "no use for --reference"),
         ([pictures, "--text", "a", "--metric", "probability"], "is always 1"),
         ([pictures, "--pairs", "none.csv"], "give no others"),
-        (["--pairs", "none.csv"], "There are no rows"),
+        (["--pairs", "none.csv"], "has no rows"),
         (["--pairs", "none.txt"], "must end in .csv"),
         (["--pairs", "missing.csv"], "cannot be read"),
         (["--pairs", "latin.csv"], "is not UTF-8 text"),
-        (["--pairs", "other.csv"], "There is no column 'text' in line 2 of other.csv. Did you"),
+        (["--pairs", "other.csv"], "other.csv has no column 'text'"),
+        (["--pairs", "comma.csv"], "more cells than columns in line 3 of comma.csv"),
+        (["--pairs", "number.jsonl"], "A text is int, 5, in line 1 of number.jsonl"),
         (["--pairs", "blank.jsonl"], "The text is empty"),
         (["--pairs", "wrong.jsonl"], "no JSON object in line 1"),
     ]:

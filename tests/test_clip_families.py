@@ -4,6 +4,7 @@ files, the same texts, the same zero-shot logits."""
 from __future__ import annotations
 
 import json
+import string
 import warnings
 
 import open_clip
@@ -11,13 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import CONTEXT_LENGTH, write_clip, write_tokenizer
-from hf_folder import write_hf_clip, write_hf_siglip
+from hf_folder import write_hf_clip, write_hf_siglip, write_hf_siglip2
 from PIL import Image
 from safetensors.torch import save_file
 from test_clip import landscape
 from torch.testing import assert_close
 
-from clipguide.clip import load_clip
+from clipguide.clip import load_clip, load_parts
+from clipguide.errors import UsageError
+from clipguide.explain import heat_maps
 from clipguide.images import load, to_tensor
 
 TEXTS = ["a red fox", "An OWL,  on a tree!", "", "a photograph of two zebras"]
@@ -146,8 +149,12 @@ def test_it_is_transformers(write, files, tmp_path):
     folder = write(tmp_path)
     model = AutoModel.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
+    read = TEXTS
+    if write is write_hf_siglip:  # as big_vision trained them
+        marks = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+        read = [" ".join(text.translate(marks).lower().split()) for text in TEXTS]
     tokens = AutoTokenizer.from_pretrained(folder)(
-        TEXTS,
+        read,
         padding="max_length",
         truncation=True,
         max_length=CONTEXT_LENGTH,
@@ -248,3 +255,45 @@ def test_tensors_are_seen_as_a_hundred_photographs(mode, tmp_path):
     cosine_B = (seen_BD * clip.encode_pictures(pictures)).sum(1)
     assert cosine_B.min() >= 0.999
     assert (seen_BD @ seen_BD.T).min() < 0.99  # it tells the pictures apart
+
+
+def test_a_siglip_reads_texts_as_it_was_trained(tmp_path):
+    """Lower-cased and without punctuation, whatever the tokenizer in its folder does."""
+    siglip = load_clip(write_hf_siglip(tmp_path / "siglip"))
+    one, other = siglip.encode_text(["a red fox"]), siglip.encode_text([" A red_Fox,  (!) "])
+    assert torch.equal(one, other)
+    plain = load_clip(write_hf_clip(tmp_path / "clip"))
+    one, other = plain.encode_text(["a red fox"]), plain.encode_text(["a red_fox!"])
+    assert not torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_a_siglip_2_of_flexible_resolution(tmp_path):
+    """Pictures of all aspects in one batch are those that transformers sees one at a time."""
+    from transformers import AutoImageProcessor, AutoModel
+
+    folder = write_hf_siglip2(tmp_path)
+    model = AutoModel.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    clip, sizes = load_clip(folder), [(64, 64), (100, 30), (20, 90), (33, 47), (8, 200)]
+    pictures = [landscape(*size, seed=k) for k, size in enumerate(sizes)]
+    expected = [
+        model(**processor(images=[one], return_tensors="pt"), input_ids=torch.zeros(1, 16).long())
+        for one in pictures
+    ]
+    expected_BD = torch.cat([one.image_embeds for one in expected])
+    assert_close(clip.encode_pictures(pictures), expected_BD, atol=1e-5, rtol=0)
+    assert (expected_BD @ expected_BD.T).triu(1).max() < 0.9999
+    seen_BD = torch.cat([clip.encode_image(to_tensor([one])) for one in pictures])
+    assert F.cosine_similarity(seen_BD, expected_BD).min() > 0.99
+    half = clip.astype("bfloat16").encode_pictures(pictures)
+    assert F.cosine_similarity(half, expected_BD).min() > 0.99
+    assert clip.image_size == 32 and clip.logit_bias == -7.5
+    with pytest.raises(UsageError, match="NaFlex.*neither trains nor exports"):
+        load_parts(folder)
+    with torch.enable_grad():
+        image = to_tensor(pictures[1:2]).requires_grad_()
+        clip.encode_image(image)[0, 0].backward()
+        assert image.grad.abs().max() > 0
+    with pytest.raises(UsageError, match="cannot be explained yet"):
+        heat_maps(clip, pictures[:1], clip.encode_text(["a fox"]))

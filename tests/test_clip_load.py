@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 import clipguide
 from clipguide import Cutouts, Ensemble, Similarity, load_clip
+from clipguide.clip import lasting_name
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.images import to_tensor
 
@@ -68,6 +69,29 @@ def test_a_path_that_exists_wins(clip_folder, tmp_path, name):
     shutil.copytree(clip_folder, tmp_path / name)
     assert load_clip(tmp_path / name).name == str(tmp_path / name)
     assert load_clip(f"{tmp_path / name}@:bf16").dtype == torch.bfloat16
+
+
+def test_a_lasting_name_means_the_same_from_anywhere(clip_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("own", "a word.st", "mini"):
+        shutil.copytree(clip_folder, tmp_path / name)
+    own, word = tmp_path / "own", tmp_path / "a word.st"
+    for name, lasting in {
+        "own": f"{own}",
+        "./own@cpu:bf16": f"{own}@cpu:bf16",
+        "own~a word.st~own@:float16": f"{own}~{word}~{own}@:float16",
+        "mini": "mini",
+        "mini~a word.st": f"mini~{word}",
+        "0.7*mini+0.3*../x/./own@cpu": "0.7*mini+0.3*../x/./own@cpu",
+        "0.7*own + 2*mini-judge": f"0.7*{own}+2*mini-judge",
+        "own+mini@:bf16": f"{own}+mini@:bf16",
+        "ViT-B-32/openai": "ViT-B-32/openai",
+        "hf-hub:timm/x": "hf-hub:timm/x",
+    }.items():
+        assert lasting_name(name) == lasting
+        assert lasting_name(lasting) == lasting
+    monkeypatch.chdir(tmp_path.parent)
+    assert load_clip(f"{own}+{own}@:bf16").dtype == torch.float32
 
 
 # ensembles
@@ -310,7 +334,7 @@ def test_a_tokenizer_without_its_vocabulary(write, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("siglip2", "NaFlex"), ("bert", "neither a CLIP nor a SigLIP"), (None, "of type None")],
+    [("bert", "neither a CLIP nor a SigLIP"), (None, "of type None")],
 )
 def test_other_models_of_transformers(tmp_path, kind, message):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))

@@ -19,9 +19,9 @@ from test_search import made, units
 
 from clipguide.engine import Engine
 from clipguide.errors import UsageError
-from clipguide.retrieval import duplicates, page, settle, update
+from clipguide.retrieval import duplicates, maintenance, page, update
 
-MODULE = "clipguide.retrieval.duplicates"
+MODULE = "clipguide.retrieval.copies"
 
 
 def test_same_content(clip, tmp_path):
@@ -40,18 +40,16 @@ def test_same_content(clip, tmp_path):
 
 
 def reference(unit_BD, threshold):
-    """The sets of what hangs together, by growing them."""
+    """Leaders, the largest first, each with those that are like it and not taken."""
     alike_BB = unit_BD @ unit_BD.T >= threshold
-    left, groups = set(range(len(unit_BD))), []
+    left, groups = list(range(len(unit_BD)))[::-1], set()  # the largest are the last
     while left:
-        group, edge = set(), {left.pop()}
-        while edge:
-            group |= edge
-            edge = {j for i in edge for j in np.flatnonzero(alike_BB[i])} - group
-        left -= group
+        first = left[0]
+        group = [i for i in left if i == first or alike_BB[first, i]]
+        left = [i for i in left if i not in group]
         if len(group) > 1:
-            groups.append(frozenset(f"{i:03}" for i in group))
-    return set(groups)
+            groups.add(frozenset(f"{i:03}" for i in group))
+    return groups
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
@@ -70,8 +68,22 @@ def test_nearly_the_same(tmp_path, monkeypatch, threshold, block):
         first = unit_BD[int(group.paths[0])]
         expected = [first @ unit_BD[int(path)] for path in group.paths]
         np.testing.assert_allclose(group.scores, expected, atol=1e-6)
+        assert min(group.scores) >= threshold - 1e-6, "what is said is what was compared"
         assert not group.exact
     assert duplicates(tmp_path / "db", threshold=threshold, near=False) == []
+
+
+def test_no_group_is_a_chain(tmp_path):
+    """Three in a row, the outer two of which are less alike than the threshold."""
+    angles = np.radians([0, 20, 40])
+    unit_BD = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    ones = [1] * 3
+    made(tmp_path / "db", unit_BD, digest=[bytes([i]) * 32 for i in range(3)], width=[3, 2, 1],
+         height=ones, size=ones, mtime=ones)  # fmt: skip
+    (group,) = duplicates(tmp_path / "db", threshold=0.9)
+    assert group.paths == ["000", "001"] and group.scores == pytest.approx([1, 0.9397], abs=1e-4)
+    (group,) = duplicates(tmp_path / "db", threshold=0.7)
+    assert group.paths == ["000", "001", "002"]
 
 
 def test_by_an_index_of_vectors(tmp_path, monkeypatch):
@@ -86,7 +98,7 @@ def test_by_an_index_of_vectors(tmp_path, monkeypatch):
     index = made(
         tmp_path / "db", unit_BD, digest=digests, width=ones, height=ones, size=ones, mtime=ones
     )
-    settle.index_vectors(index.store.table)
+    maintenance.index_vectors(index.store.table)
     groups = duplicates(tmp_path / "db", threshold=0.98)
     found = {tuple(sorted(group.paths)) for group in groups}
     expected = {(f"{i:03}", f"{600 + i:03}") for i in range(20)}

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from test_clip import landscape
 
+from clipguide import load_clip
 from clipguide.engine import Cache, Engine, default_path
 from clipguide.errors import ClipguideError
 
@@ -110,6 +112,66 @@ def test_a_file_that_was_just_written_is_digested_again(clip, cache, picture, ru
     assert len(runs) == 2
 
 
+def test_a_file_is_settled_by_the_time_that_it_was_looked_at(clip, cache, picture, monkeypatch):
+    """Written twice within a tick of two seconds, and between the two read: that the vector is kept
+    long after changes nothing."""
+    clock, encode = [OLD + 1.0], clip.encode_prepared
+    monkeypatch.setattr(time, "time_ns", lambda: int(clock[0] * 1e9))
+
+    def late(prepared):
+        clock[0] += 60
+        return encode(prepared)
+
+    monkeypatch.setattr(clip, "encode_prepared", late)
+    first = embed(clip, cache, picture)
+    with picture.open("r+b") as stream:
+        landscape(40, 40, seed=5).save(stream, "bmp")
+    os.utime(picture, (OLD, OLD))
+    second = embed(clip, cache, picture)
+    assert not torch.equal(second, first)
+    clock[0] += 60
+    monkeypatch.setattr(Engine, "_read", lambda *_: pytest.fail("it is settled, and read again"))
+    assert torch.equal(embed(clip, cache, picture), second)
+
+
+def test_numbers_of_models_are_not_used_again(cache, picture):
+    """One program clears the cache, another model comes, the first goes on with its number."""
+    other = Cache(cache.path)
+    about = os.stat(picture)
+    mine = cache.model("mine", "a")
+    other.clear()
+    theirs = other.model("theirs", "b")
+    cache.add([("x", about, 0, b"digest", np.zeros(4, np.float32))], mine)
+    assert other.by_digest(b"digest", theirs) is None
+    assert other.by_digest(b"digest", other.model("mine", "a")) is not None
+    assert {m["name"]: m["vectors"] for m in cache.info()["models"]} == {"a": 1, "b": 0}
+
+
+def test_info_names_a_model_as_it_was_called(clip_folder, cache, picture, tmp_path, monkeypatch):
+    """Of several names for one model all are told, each from anywhere the same."""
+    monkeypatch.chdir(tmp_path)
+    os.symlink(clip_folder, tmp_path / "mine")
+    for name in ("mine", str(clip_folder), "./mine"):
+        embed(load_clip(name), cache, picture)
+    (model,) = cache.info()["models"]
+    assert model["names"] == sorted([str(clip_folder), str(tmp_path / "mine")])
+    assert model["name"] == " = ".join(model["names"])
+
+
+def test_a_cache_of_an_older_version_is_emptied(tmp_path):
+    """Its vectors are of fingerprints of another kind."""
+    db = sqlite3.connect(tmp_path / "old")
+    db.executescript(
+        "CREATE TABLE models (id INTEGER PRIMARY KEY, key TEXT, name TEXT NOT NULL);"
+        "INSERT INTO models VALUES (1, 'k', 'n'); CREATE TABLE files (x); CREATE TABLE vectors (y);"
+        "PRAGMA user_version=1"
+    )
+    db.close()
+    cache = Cache(tmp_path / "old")
+    assert cache.info()["models"] == [] and cache.info()["files"] == 0
+    cache.model("key", "name")
+
+
 def test_a_file_that_changes_while_it_is_read_is_not_kept(clip, cache, picture, monkeypatch):
     """Its vector would be that of one content by the digest of another."""
     prepare = clip.prepare
@@ -169,13 +231,14 @@ def test_where_it_is(monkeypatch, tmp_path):
 WRITER = """
 import os, sys
 import numpy as np
+from clipguide import load_clip
 from clipguide.engine import Cache
 cache = Cache(sys.argv[1])
 model = cache.model("key", "name")
 about = os.stat(sys.argv[1])
 for i in range(int(sys.argv[3])):
     name = f"{sys.argv[2]}-{i}"
-    cache.add([(name, about, name.encode(), np.full(64, i, np.float32))], model)
+    cache.add([(name, about, 0, name.encode(), np.full(64, i, np.float32))], model)
     print(name, flush=True)
 """
 

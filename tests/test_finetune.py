@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipguide.finetune import Fit, FitConfig, bank_loss, caption_loss, l2_attack
+from clipguide.finetune import Ema, Fit, FitConfig, bank_loss, caption_loss, l2_attack
 
 
 def unit(*shape, seed=0):
@@ -79,3 +79,29 @@ def test_the_loop_ends_when_its_minutes_are_used_up():
     spent = fit()
     spent.minutes = 60.0
     assert list(spent.run(batches(3))) == []
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.0])
+def test_an_average_by_hand(decay):
+    """Its formula over parameters and buffers; what is counted in whole numbers is the model's."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    average, expected = Ema(model, decay), None
+    generator = torch.Generator().manual_seed(0)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    for step in range(1, 30):
+        with torch.no_grad():
+            for value in model.state_dict().values():
+                if value.is_floating_point():
+                    value.add_(torch.randn(value.shape, generator=generator))
+                else:
+                    value.add_(1)
+        average.update(model)
+        keep = min(decay, step / (step + 10)) if decay else 0.0
+        for name, value in model.state_dict().items():
+            mixed = keep * state[name] + (1 - keep) * value
+            state[name] = mixed if value.is_floating_point() else value.clone()
+        expected = state
+    for name, value in average.model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5)
+    assert average.steps == (29 if decay else 0)
+    assert decay == 0 or not any(p.requires_grad for p in average.model.parameters())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,16 +22,16 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from clipguide import load_clip
-from clipguide.clip import load_parts
+from clipguide.clip import Clip, load_parts
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.finetune import methods
 from clipguide.finetune.checkpoint import Checkpoints
 from clipguide.finetune.config import FinetuneConfig
-from clipguide.finetune.data import read, split
+from clipguide.finetune.data import halves, read, split
 from clipguide.finetune.exam import Exam, calibration_error, recall
 from clipguide.finetune.head import fit_head
 from clipguide.finetune.job import prepare
-from clipguide.finetune.outcome import changed
+from clipguide.finetune.outcome import changed, settle
 from clipguide.finetune.run import Finetune, copy_state
 from clipguide.finetune.wise import Place, choose, curve, interpolate
 
@@ -103,6 +105,35 @@ def test_a_clip_of_transformers(tmp_path, pictures, method):
     moved = {n for n, v in copy_state(loaded.model).items() if not torch.equal(v, fit.before[n])}
     assert bool(moved & text) == (method != "head")
     assert bool(moved - text - {"model.logit_scale"}) == (method != "lit")
+
+
+@pytest.mark.parametrize(("begins", "most"), [(117.0, 117.0), (99.0, 100.0)])
+def test_the_scale_stays_below_where_it_began(clip_folder, pictures, begins, most):
+    """CLIP's own training has it at most 100; the SigLIPs that are published begin above."""
+    fit = fit_of(clip_folder, pictures, steps=6, lr=0.5, warmup=0, augment=False)
+    with torch.no_grad():
+        fit.parts.model.logit_scale.fill_(math.log(begins))
+    scales = [step.scale for step in fit.run()]
+    assert scales[0] == pytest.approx(begins)
+    assert max(scales) <= most + 1e-3
+
+
+def test_the_head_keeps_vectors_and_no_pictures(clip_folder, pictures, monkeypatch):
+    """Of the pictures to train on, no more are in memory than two chunks."""
+    monkeypatch.setattr("clipguide.finetune.exam.CHUNK", 4)
+    fit = fit_of(clip_folder, pictures, method="head")
+    alive, most, prepare_ = set(), [0], Clip.prepare
+
+    def watched(self, picture):
+        found = prepare_(self, picture)
+        alive.add(id(found))
+        most[0] = max(most[0], len(alive))
+        weakref.finalize(found, alive.discard, id(found))
+        return found
+
+    monkeypatch.setattr(Clip, "prepare", watched)
+    list(fit.run())
+    assert len(fit.train) > 16 and 4 <= most[0] <= 12
 
 
 def test_batch_norms_keep_their_statistics(clip_folder, pictures):
@@ -267,14 +298,33 @@ def test_another_runs_checkpoint_is_refused(clip_folder, judge_folder, pictures,
         list(other.run())
 
 
-def test_a_cut_checkpoint_is_told_of(tmp_path):
+def test_in_the_place_of_a_cut_checkpoint_is_the_one_before(tmp_path):
+    """Only where both are cut, there is nothing to go on with."""
     checkpoints = Checkpoints(tmp_path / "run", {"model": "a"})
     assert checkpoints.load() is None
-    checkpoints.save({"x": torch.ones(2)})
+    for number in (1.0, 2.0):
+        checkpoints.save({"x": torch.full((2,), number)})
     whole = checkpoints.path.read_bytes()
     checkpoints.path.write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(ClipguideWarning, match="cannot be read: .*goes on from the one before"):
+        kept = checkpoints.load()
+    assert torch.equal(kept["x"], torch.ones(2))
+    checkpoints.before.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ClipguideError, match="cannot be read: delete"):
         checkpoints.load()
+
+
+def test_a_cut_checkpoint_is_not_moved_over_the_good_one(tmp_path):
+    """What is read from the one before stays there until a whole one is beside it."""
+    checkpoints = Checkpoints(tmp_path / "run", {"model": "a"})
+    for number in (1.0, 2.0):
+        checkpoints.save({"x": torch.full((2,), number)})
+    checkpoints.path.write_bytes(b"cut")
+    with pytest.warns(ClipguideWarning, match="the one before"):
+        checkpoints.load()
+    checkpoints.save({"x": torch.full((2,), 3.0)})
+    assert torch.equal(checkpoints.load(before=True)["x"], torch.ones(2))
+    assert torch.equal(checkpoints.load()["x"], torch.full((2,), 3.0))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
@@ -374,6 +424,37 @@ def test_two_processes_see_the_loss_of_one(clip_folder, captions, tmp_path):
     assert load_clip(out).fingerprint != load_clip(clip_folder).fingerprint
 
 
+def test_no_process_writes_what_another_still_reads(clip_folder, pictures, tmp_path):
+    """Going back, all read the checkpoint before the first of them replaces it."""
+    fit = fit_of(clip_folder, pictures, tmp_path / "run", steps=9, lr=1e30)
+    done, kept = [], fit.checkpoints
+
+    class Several:
+        num_processes, process_index, is_main_process = 1, 0, True
+
+        def wait_for_everyone(self):
+            done.append("wait")
+
+    class Watched:
+        path, before = kept.path, kept.before
+
+        def load(self, **which):
+            done.append("load")
+            return kept.load(**which)
+
+        def save(self, state):
+            done.append("save")
+            return kept.save(state)
+
+    fit.state, fit.checkpoints = Several(), Watched()
+    with pytest.warns(ClipguideWarning, match="goes back"), pytest.raises(ClipguideError):
+        list(fit.run())
+    assert done.count("load") == 2
+    for k, what in enumerate(done):
+        if what == "load":
+            assert done[k + 1 : k + 3] == ["wait", "save"]
+
+
 # what it keeps
 
 
@@ -442,6 +523,31 @@ def test_an_exam_is_the_classifier(clip_folder, pictures):
     assert_close(result.probability_B, classifier.probabilities(unit).max(1).values)
     right = (result.found_B == torch.tensor([e.label for e in data.examples])).double().mean()
     assert result.figures["top-1"] == pytest.approx(right.item())
+
+
+def test_retention_is_told_by_others_than_chose(clip_folder, pictures):
+    """No picture, and no near copy, on both sides; nothing but the choice depends on the half."""
+    job = prepare(
+        pictures, clip=clip_folder, retain=pictures, config=FinetuneConfig(**QUICK), share=0.3
+    )
+    assert job.weighed is job.retention and "by which was chosen" in job.kept  # 30 are too few
+    data = read(pictures)
+    few, more = halves(data, seed=3)
+    assert abs(len(few) - len(more)) <= 1 and len(few) + len(more) == len(data)
+    assert not {e.group for e in few.examples} & {e.group for e in more.examples}
+    assert {e.digest for e in few.examples} != {e.digest for e in halves(data)[0].examples}
+    list(job.run())
+    weighed, told = (Exam(job.fit.parts, side, templates=job.fit.templates) for side in (few, more))
+    seen = []
+    outcome = settle(job.fit, job.test, lambda parts: seen.append(told(parts)) or seen[-1], weighed)
+    assert len(outcome.places) == 11 and len(seen) == 2, "the other half is looked at twice only"
+    assert [result for _, result in (outcome.before, outcome.after)] == seen
+
+
+def test_of_another_clip_than_mini_one_is_asked_what_to_retain(clip_folder, pictures):
+    with pytest.raises(UsageError, match="Say what .* should still know: --retain DATA"):
+        prepare(pictures, clip=clip_folder)
+    assert prepare(pictures, clip=clip_folder, retain=None).retention is None
 
 
 # the whole

@@ -90,7 +90,8 @@ def test_on_the_command_line(pictures, clip_folder, judge_folder, tmp_path, monk
     monkeypatch.setattr(GuideJob, "report", few)
     out = tmp_path / "guide"
     words = ["finetune", pictures, "-o", out, "--for-guiding", "--steps", 2, "--batch", 6]
-    words += ["--clip", clip_folder, "--judge", judge_folder, "--epsilon", "0.1,0.2"]
+    words += ["--clip", clip_folder, "--judge", judge_folder, "--retain", "held-out"]
+    words += ["--epsilon", "0.1,0.2"]
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     assert "top-5 of 174" in done.stdout and "clean top-1" in done.stdout

@@ -25,10 +25,8 @@ pytest.importorskip("lancedb")
 from clipguide.engine import Cache, Engine
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.recipe import CHUNK, save_png
-from clipguide.retrieval import Index, update
-from clipguide.retrieval import index as index_module
-from clipguide.retrieval.facts import Captions
-from clipguide.retrieval.state import State
+from clipguide.retrieval import Index, changes, facts, update
+from clipguide.retrieval.captions import Captions
 from clipguide.retrieval.store import Store
 
 COUNTS = ("new", "changed", "moved", "same", "gone", "failed")
@@ -114,7 +112,9 @@ def test_what_moved_is_not_embedded_again(run, home, tmp_path):
     was = rows(tmp_path)
     (home / "more").rename(home / "less")
     shutil.copy(home / "0.png", home / "copy.png")
-    assert run() == {"new": 1, "moved": 2, "same": 3, "gone": 2} and run.encoded == 0
+    assert run() == {"new": 1, "moved": 2, "same": 3} and run.encoded == 0
+    assert "more is not there, and 2 images of it stay in the index" in run.errors[0]
+    assert run(prune=True) == {"same": 6, "gone": 2}
     now = rows(tmp_path)
     assert now["3.png"]["folder"] == str(home / "less")
     for name, original in {"3.png": "3.png", "copy.png": "0.png"}.items():
@@ -155,12 +155,12 @@ def test_a_file_that_had_not_settled_is_digested_again(run, home):
     os.utime(home / "0.png")  # now: it may yet change within the clock's step
     run()
     engine_reads = []
-    read = index_module.Reader._read
+    read = facts.Reader._read
     try:
-        index_module.Reader._read = lambda *a: engine_reads.append(a[1]) or read(*a)
+        facts.Reader._read = lambda *a: engine_reads.append(a[1]) or read(*a)
         assert run() == {"same": 5}
     finally:
-        index_module.Reader._read = read
+        facts.Reader._read = read
     assert engine_reads == [str(home / "0.png")]
 
 
@@ -249,28 +249,29 @@ def test_an_emptied_folder_keeps_its_rows(run, home, tmp_path):
     for path in (home / "more").iterdir():
         path.unlink()
     assert run() == {"same": 3}
-    assert "more is empty now, and the 2 pictures of it stay" in run.errors[0]
+    assert "more is empty now, and 2 images of it stay" in run.errors[0]
     assert run(prune=True) == {"same": 3, "gone": 2}
     run()
     shutil.rmtree(home)
-    with pytest.raises(UsageError, match="no folder or file .* The 3 pictures of it .* stay"):
+    with pytest.raises(UsageError, match="no folder or file .* What the index holds of it stays"):
         run()
     home.mkdir()
     assert run() == {} and len(rows(tmp_path)) == 3
     shutil.rmtree(home)
-    assert run(tmp_path) == {"gone": 3} or len(rows(tmp_path)) == 0
+    assert run(tmp_path) == {} and len(rows(tmp_path)) == 3
+    assert run(tmp_path, prune=True) == {"gone": 3}
 
 
 def test_a_folder_that_vanishes(run, home, tmp_path, monkeypatch):
     """What was committed stays, and it is said once."""
     run(home / "0.png")
-    read = index_module.Reader._read
+    read = facts.Reader._read
 
     def vanish(self, path, about):
         shutil.rmtree(home, ignore_errors=True)
         return read(self, path, about)
 
-    monkeypatch.setattr(index_module.Reader, "_read", vanish)
+    monkeypatch.setattr(facts.Reader, "_read", vanish)
     with pytest.raises(ClipguideError, match="vanished while it was indexed"):
         run()
     assert "0.png" in rows(tmp_path)
@@ -370,26 +371,26 @@ def test_half_of_an_index(run, home, tmp_path, part):
     for path in (tmp_path / "db" / "pictures.lance").glob(pattern):
         path.write_bytes(b"LANC") if truncated else path.unlink()
     for ask in (lambda: Index(tmp_path / "db").search(Query(torch.ones(24) / 24**0.5)), run):
-        with pytest.raises(ClipguideError, match="is damaged .*: delete that folder, and index"):
+        with pytest.raises(ClipguideError, match="is damaged .*: move that folder away, and index"):
             ask()
 
 
 def test_a_run_without_pictures_makes_no_table(run, tmp_path):
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty") == {}
-    with pytest.raises(UsageError, match="holds no index of pictures"):
+    with pytest.raises(UsageError, match="holds no index of images"):
         Index(tmp_path / "db")
     with pytest.raises(UsageError, match="There is no index .*clipguide index FOLDER --db"):
         Index(tmp_path / "none")
 
 
 def test_commits_come_in_pieces_and_are_acknowledged(clip, home, tmp_path, monkeypatch):
-    monkeypatch.setattr(index_module, "ROWS", 2)
+    monkeypatch.setattr(changes, "ROWS", 2)
     kept = []
     for progress in update(tmp_path / "db", [home], engine=Engine(clip)):
         kept += progress.kept
         if progress.kept:
-            assert set(kept) <= set(State.of(Store(tmp_path / "db"), captions=False).paths)
+            assert set(kept) <= set(Store(tmp_path / "db").table.to_arrow()["path"].to_pylist())
         assert progress.total == 5 and 0 <= progress.done <= 5 and progress.left >= 0
     assert sorted(kept) == sorted(map(str, home.rglob("*.png")))
     assert progress.done == 5 and progress.left == 0
@@ -401,8 +402,8 @@ import torch
 torch.set_num_threads(1)
 from clipguide.clip import load_clip
 from clipguide.engine import Engine
-from clipguide.retrieval import index
-index.ROWS = 2
+from clipguide.retrieval import changes, index
+changes.ROWS = 2
 print("ready", flush=True)
 for progress in index.update(sys.argv[1], [sys.argv[2]], engine=Engine(load_clip(sys.argv[3]), batch=2)):
     for path in progress.kept:

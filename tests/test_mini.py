@@ -26,7 +26,7 @@ def test_nothing_that_a_pickle_could_hide_in():
 
 def test_small_enough_to_ship():
     sizes = [file.stat().st_size for file in mini.FOLDER.rglob("*.safetensors")]
-    assert sum(sizes) <= 80e6 and max(sizes) <= 48e6
+    assert sum(sizes) <= 95e6 and max(sizes) <= 48e6
 
 
 def test_unknown():

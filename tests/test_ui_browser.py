@@ -179,6 +179,8 @@ def working():
 
 def draw(page, *, pictures, steps):
     """Type a prompt and press Enter."""
+    if not page.locator("#steps").is_visible():
+        page.locator("#settings button").first.click()
     page.locator("#steps input[type=number]").fill(str(steps))
     page.locator("#count input[type=number]").fill(str(pictures))
     box = page.locator("#prompt textarea")
@@ -204,12 +206,12 @@ def test_pictures_are_drawn_before_ones_eyes(open_page):
                                                          attributes: true});
     }""")
     draw(page, pictures=2, steps=100)
-    said(page, "#drawn-line", r"Picture 1 of 2, step \d+ of 100")
-    said(page, "#drawn-line", "Picture 2 of 2 is finished")
+    said(page, "#drawn-line", r"Image 1 of 2, step \d+ of 100")
+    said(page, "#drawn-line", "Image 2 of 2 is finished")
     assert page.evaluate("seen.size") >= 4
     page.wait_for_function("document.querySelectorAll('#drawn img').length == 2")
     assert all(
-        re.match(r"seed \d+\s+guide -?0\.\d+\s+judge", one) for one in labels(page, "#drawn")
+        re.fullmatch(r"seed \d+\s+score -?0\.\d+", one.strip()) for one in labels(page, "#drawn")
     )
     assert page.locator("#trace polyline.guide").count() == 1
     assert page.locator("#trace polyline.judge").count() == 1
@@ -219,20 +221,20 @@ def test_pictures_are_drawn_before_ones_eyes(open_page):
 def test_stop_stops_the_work(open_page):
     page = open_page()
     draw(page, pictures=8, steps=100)
-    said(page, "#drawn-line", "Picture 1 of 8, step")
+    said(page, "#drawn-line", "Image 1 of 8, step")
     (thread,) = working()
     page.click("#stop")
     thread.join(timeout=5)
     assert not thread.is_alive()
     said(page, "#drawn-line", "Stopped")
     draw(page, pictures=1, steps=2)  # and the next run is not in anybody's way
-    said(page, "#drawn-line", "Picture 1 of 1 is finished")
+    said(page, "#drawn-line", "Image 1 of 1 is finished")
 
 
 def test_a_page_that_is_closed_stops_the_work(open_page):
     page = open_page()
     draw(page, pictures=8, steps=100)
-    said(page, "#drawn-line", "Picture 1 of 8, step")
+    said(page, "#drawn-line", "Image 1 of 8, step")
     (thread,) = working()
     page.context.close()
     thread.join(timeout=10)
@@ -384,6 +386,9 @@ def test_on_a_phone_by_day_and_by_night(open_page, collection, scheme):
     draw(page, pictures=1, steps=5)
     said(page, "#drawn-line", "finished")
     shoot(page, f"phone-generate-{scheme}")
+    drawn, settings = (page.locator(one).first.bounding_box()["y"]
+                       for one in ("#drawn img", "#settings"))  # fmt: skip
+    assert drawn < settings, "the image comes above the settings"
     for name in ("Generate", "Search", "Rerank"):
         tab(page, name)
         if name == "Search":

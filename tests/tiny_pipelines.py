@@ -601,7 +601,27 @@ TINY = {
     "Hunyuan-DiT": hunyuan,
     "Hunyuan-DiT PAG": lambda: hunyuan("PAG"),
     "Hunyuan-DiT ControlNet": lambda: hunyuan("ControlNet"),
+    "mini": lambda: mini(),
 }
+
+
+def mini():
+    """The embedded generator's class; its maps are noise, so there is no prior."""
+    from clipguide.mini.pipeline import MiniPipeline
+
+    pipe = MiniPipeline(
+        vae=kl(8, latents_mean=[0.1] * 8, latents_std=[1.3] * 8, scaling_factor=1.0),
+        text_encoder=None,
+        tokenizer=None,
+        prior=None,
+        prior_scheduler=None,
+        unet=unet(
+            8 + 6, out_channels=8, encoder_hid_dim=6, encoder_hid_dim_type="text_proj",
+            num_class_embeds=11,
+        ),
+        scheduler=ddim(prediction_type="v_prediction"),
+    )
+    return pipe, {"prompt": ["a fox", "a cat, 3d"], "maps": noise(BATCH, 6, 4, 4), **SIZE}
 
 
 def tiny(name: str):

@@ -48,11 +48,11 @@ def backbone(size: int) -> torch.nn.Module:
     return model.eval()
 
 
-def autocast() -> contextlib.AbstractContextManager:
+def autocast(device: str = "cpu") -> contextlib.AbstractContextManager:
     """bfloat16 where the processor computes in it; elsewhere it is emulated, ten times slower than
     float32."""
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.autocast("cpu", torch.bfloat16)
+    if device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.autocast(device.split(":")[0], torch.bfloat16)
     return contextlib.nullcontext()
 
 

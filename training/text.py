@@ -2,8 +2,8 @@
 
 Three commands, in this order; each skips what is already there::
 
-    python -m training.text corpus     # 240,000 short texts and their MiniLM vectors
-    python -m training.text tokenizer  # 12,000 lower-case byte-level word pieces (CLIP's BPE)
+    python -m training.text corpus     # 300,000 short texts and their MiniLM vectors
+    python -m training.text tokenizer  # 14,000 lower-case byte-level word pieces (CLIP's BPE)
     python -m training.text distil guide|judge
 
 The teacher is all-MiniLM-L6-v2 (384-d, mean pooling; Apache-2.0, from the package
@@ -30,10 +30,13 @@ import typer
 
 from clipguide.finetune import Ema
 from training import common
+from training.data.captions import colour_words
+from training.data.emoji import concept_key
+from training.data.languages import languages, names_of
 from training.data.sources import Sources, fetch
 
 CACHE = common.CACHE / "text"
-CONTEXT, VOCABULARY, DIM = 32, 12_000, 384
+CONTEXT, VOCABULARY, DIM = 32, 14_000, 384
 THINGS = {5, 6, 8, 13, 17, 18, 19, 20, 25, 27}  # WordNet's files of nouns that can be drawn
 COLOURS = "red orange yellow green blue purple pink brown black white grey".split()
 TOWERS = {  # name -> (width, heads, layers, seed)
@@ -103,11 +106,35 @@ def compose(things: list[str], adjectives: list[str], n: int, rng: random.Random
     return [phrase() for _ in range(n)]
 
 
-def gather(sources: Sources, rng: random.Random) -> tuple[list[str], dict[str, int]]:
-    """All texts, unique and shuffled, and the weights of the words that must be known well.
+def foreign(sources: Sources, rng: np.random.Generator, coloured: int = 3) -> dict[str, str]:
+    """Names of emoji in other languages, bare and with a colour, and the emoji themselves: each
+    with its English twin, which the teacher reads in its place."""
+    by_code, found = names_of(sources.annotations), {}
+    emoji = json.loads((sources.emojibase / "data.json").read_text())
+    for entry in emoji:
+        code = "-".join(p for p in entry["hexcode"].lower().split("-") if p != "fe0f")
+        english, symbol = concept_key(entry["label"]), entry["emoji"].replace("\ufe0f", "")
+        if re.search("skin tone", entry["label"]):
+            continue
+        found |= {symbol: english, f"a {symbol}": f"a {english}"}
+        for language, names in by_code.get(code, {}).items():
+            found |= dict.fromkeys(names, english)
+            for _ in range(coloured):
+                colour = COLOURS[int(rng.integers(len(COLOURS)))]
+                name = names[int(rng.integers(len(names)))]
+                said = languages()[language].phrase(name, colour, rng)
+                found[said] = f"a {colour} {english}"
+    return found
 
-    Those are the names and keywords that pictures bear, the ImageNet names, and the single words
-    of WordNet that MiniLM's vocabulary holds, which are the frequent ones; things count most.
+
+def gather(
+    sources: Sources, rng: random.Random
+) -> tuple[list[str], dict[str, int], dict[str, str]]:
+    """All texts, unique and shuffled; the weights of the words that must be known well; and the
+    English twins of those in other languages.
+
+    Known well are the names and keywords that images bear, the ImageNet names, and the single
+    words of WordNet that MiniLM's vocabulary holds, which are the frequent ones; things count most.
     """
     nouns, others, glosses, things = wordnet(sources.wordnet)
     emoji = json.loads((sources.emojibase / "data.json").read_text())
@@ -123,18 +150,22 @@ def gather(sources: Sources, rng: random.Random) -> tuple[list[str], dict[str, i
     words = [w for w in words if re.fullmatch(r"[a-z]{3,14}", w)]
     plain = [n for n in nouns if re.fullmatch(r"[a-z ]{3,20}", n)]
     adjectives = [w for w in others if re.fullmatch(r"[a-z]{3,12}", w)]
+    twins = foreign(sources, np.random.default_rng(0))
     texts = [
         *known,
-        *compose(names * 6 + plain, adjectives, 110_000, rng),
+        *twins,
+        *compose(names * 6 + plain, adjectives, 90_000, rng),
         *(things & set(words)),
-        *rng.sample(plain, min(45_000, len(plain))),
-        *rng.sample(glosses, 45_000),
-        *rng.sample(words, 30_000),
+        *rng.sample(plain, min(40_000, len(plain))),
+        *rng.sample(glosses, 25_000),
+        *rng.sample(words, 20_000),
         *rng.sample(others, 15_000),
     ]
     texts = sorted({t.lower().strip() for t in texts if t.strip()})
     rng.shuffle(texts)
-    return texts, known
+    bare = {t for t in twins if not colour_words(twins[t]) and not twins[t].startswith("a ")}
+    known |= {t: 15 for t in bare if t not in known}
+    return texts, known, twins
 
 
 def minilm() -> Path:
@@ -166,19 +197,21 @@ class MiniLM:
 
 @app.command()
 def corpus(sources: Path = common.CACHE / "sources") -> None:
-    """Gather the texts and let MiniLM embed them (CACHE/texts.json, known.json, vectors.npy)."""
+    """Gather the texts and let MiniLM embed them, those in other languages by their English twins
+    (CACHE/texts.json, known.json, vectors.npy)."""
     if (CACHE / "vectors.npy").exists():
         return
     CACHE.mkdir(parents=True, exist_ok=True)
-    texts, known = gather(fetch(sources), random.Random(0))
+    texts, known, twins = gather(fetch(sources), random.Random(0))
     (CACHE / "texts.json").write_text(json.dumps(texts))
     (CACHE / "known.json").write_text(json.dumps(known))
+    read = [twins.get(t, t) for t in texts]
     teacher, start = MiniLM(), time.time()
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equal lengths share a batch
+    order = sorted(range(len(texts)), key=lambda i: len(read[i]))  # equal lengths share a batch
     vectors = np.zeros((len(texts), DIM), np.float16)
     for k in range(0, len(order), 256):
         rows = order[k : k + 256]
-        vectors[rows] = teacher([texts[i] for i in rows]).numpy()
+        vectors[rows] = teacher([read[i] for i in rows]).numpy()
         if k % 25_600 == 0:
             print(
                 f"{k:7d} of {len(texts)} texts, {k / (time.time() - start):.0f} a second",

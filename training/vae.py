@@ -1,56 +1,66 @@
-"""The generator's autoencoder: 128 px -> 16x16x4 (f8), a diffusers ``AutoencoderKL``.
+"""The generator's autoencoder, a diffusers ``AutoencoderKL``: 128 px -> 16x16x8 latents, then 256.
 
-    python -m training.vae --minutes 30                  # resumes; the generator's export ships it
-    python -m training.vae --minutes 30 --decoder-only   # once a U-Net knows the latents
+    python -m training.vae small --minutes 50  # at 128 px, factor 8; resumes
+    python -m training.vae grow --minutes 40   # one level outside: 256 px, the same latents
+    python -m training.vae figures             # what the latest of both reach on held-out drawings
 
-Loss: absolute error, plus Lite0's feature distances (a small LPIPS: unit-normalised features of
-four strides, Zhang et al. 2018), plus a slight KL (Rombach et al. 2022). Half of the steps see
-64-pixel crops, four times as many for the same time; the other half see whole pictures, so that
-the group norms know both.
+`small` learns the latents. Its loss: absolute and squared error; distances of Lite0's features at
+five strides (a small LPIPS: unit-normalised features, Zhang et al. 2018); a slight KL (Rombach et
+al. 2022); 1 - cosine between a 1x1 convolution of the latents and Lite0's features at strides 8
+and 16 (VA-VAE, Yao et al. 2025); and from a third of the time on, decoding of latents shrunk to
+0.5 or 0.75 against the image shrunk alike (EQ-VAE, Kouzelis et al. 2025) or with noise of up to
+0.15 of their deviation, so that what a generator draws only nearly right decodes well too.
+
+`grow` puts a level of 16 channels outside: its encoder is taught the latents that the small one
+gives of the halved image, so that a generator trained on those goes on unchanged; its decoder is
+trained at 256 px, and at its end against a patch discriminator.
 """
 
 from __future__ import annotations
-
-import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 
-from clipguide.finetune import Ema
 from training import common
+from training.loop import Loop, averaged
 from training.pictures import Pictures
 
 CACHE = common.CACHE / "vae"
+SMALL, LARGE = CACHE / "small", CACHE / "large"
+WIDTHS, CHANNELS = (16, 48, 128, 192), 8
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
-def build():
-    """The architecture: 2.6 M parameters, no attention, so that any multiple of 8 pixels works."""
+def build(large: bool = False):
+    """The architecture: 6 M parameters, no attention, so that any multiple of 8 (of 16, if
+    large) pixels works."""
     from diffusers import AutoencoderKL
 
+    widths = (16, *WIDTHS) if large else WIDTHS
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 128),
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=CHANNELS,
         norm_num_groups=8,
         mid_block_add_attention=False,
-        sample_size=128,
+        sample_size=256 if large else 128,
     )
 
 
-class Perceptual(torch.nn.Module):
-    """Distance of Lite0's features at strides 2 to 16: images_B3HW in [-1, 1] -> loss."""
+class Perceptual(nn.Module):
+    """Lite0's features at strides 2, 4, 8, 16 and 16, of images_B3HW in [-1, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = common.backbone(0).to(memory_format=torch.channels_last).requires_grad_(False)
 
     def features(self, x_B3HW: Tensor) -> list[Tensor]:
+        """Five maps, each normalised over its channels."""
         out, x = [], self.net.bn1(self.net.conv_stem(x_B3HW))
         for block in self.net.blocks[:5]:
             x = block(x)
@@ -58,88 +68,162 @@ class Perceptual(torch.nn.Module):
         return out
 
     def forward(self, a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
+        """Mean squared distance of the features of two images."""
         with torch.no_grad():
             want = self.features(b_B3HW)
-        return sum((a - b).square().sum(1).mean() for a, b in zip(self.features(a_B3HW), want)) / 5
+        return distance(self.features(a_B3HW), want)
+
+
+def distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    return sum((x - y).square().sum(1).mean() for x, y in zip(a, b)) / len(a)
+
+
+class Aligned(nn.Module):
+    """The autoencoder with the 1x1 convolutions that read Lite0's features off its latents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vae = build().to(memory_format=torch.channels_last)
+        self.read_8, self.read_16 = nn.Conv2d(CHANNELS, 40, 1), nn.Conv2d(CHANNELS, 112, 1)
+
+    def misalignment(self, z_B8hw: Tensor, features: list[Tensor]) -> Tensor:
+        """1 - cosine to the features at strides 8 and 16."""
+        at_8 = F.cosine_similarity(self.read_8(z_B8hw), features[2], dim=1)
+        at_16 = F.cosine_similarity(self.read_16(F.avg_pool2d(z_B8hw, 2)), features[4], dim=1)
+        return 1 - (at_8.mean() + at_16.mean()) / 2
 
 
 @torch.no_grad()
 def psnr(vae, image_N3HW: Tensor) -> float:
-    """Mean over pictures of -10·log10(MSE), pixels in [0, 1], decoded from the mean latent."""
+    """Mean over images of -10·log10(MSE), pixels in [0, 1], decoded from the mean latent."""
     out = []
-    for x_B3HW in (image_N3HW * 2 - 1).split(16):
+    for x_B3HW in (image_N3HW * 2 - 1).split(8):
         y_B3HW = vae.decode(vae.encode(x_B3HW).latent_dist.mean).sample.clamp(-1, 1)
-        out.append(
-            -10 * torch.log10(((x_B3HW - y_B3HW) / 2).square().flatten(1).mean(1).clamp_min(1e-8))
-        )
+        error_B = ((x_B3HW - y_B3HW) / 2).square().flatten(1).mean(1)
+        out.append(-10 * torch.log10(error_B.clamp_min(1e-8)))
     return torch.cat(out).mean().item()
 
 
+def resized(x: Tensor, scale: float) -> Tensor:
+    return F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True)
+
+
 @app.command()
-def train(
-    minutes: float = 30, lr: float = 1e-3, batch: int = 8, decoder_only: bool = False
-) -> None:
-    """Train for so many minutes of processor time more; the rate falls within this call.
-
-    With `--decoder-only` the latents stay what they are, so a U-Net trained on them stays valid.
-    """
+def small(minutes: float = 50, lr: float = 1e-3, device: str = "cpu", batch: int = 24) -> None:
+    """Train at 128 px: `batch` crops of 64 px, every third step a third as many whole images."""
     pictures, rng = Pictures(), np.random.default_rng()
-    vae = build().to(memory_format=torch.channels_last)
-    path, log = CACHE / "checkpoint.pt", common.Log(CACHE / "log.csv")
-    if path.exists():
-        vae.load_state_dict(torch.load(path, weights_only=True))
-    vae.encoder.requires_grad_(not decoder_only)
-    vae.quant_conv.requires_grad_(not decoder_only)
-    perceptual, average = Perceptual(), Ema(vae, 0.998)
-    trained = [p for p in vae.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
-    held = pictures.held_out(limit=96)
-    start, step = time.process_time(), 0
-    while (done := (time.process_time() - start) / 60 / minutes) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * done))
-        whole = rng.random() < 0.5
-        x = pictures.batch(rng, batch // 2 if whole else 2 * batch, 128 if whole else 64)
-        x_B3HW = (x * 2 - 1).to(memory_format=torch.channels_last)
-        with common.autocast():
-            posterior = vae.encode(x_B3HW).latent_dist
-            y_B3HW = vae.decode(posterior.sample()).sample
-        y_B3HW = y_B3HW.float()
-        l1 = (y_B3HW - x_B3HW).abs().mean()
-        l2 = (y_B3HW - x_B3HW).square().mean()
-        features, kl = perceptual(y_B3HW, x_B3HW), posterior.kl().float().mean() / x[0].numel()
-        loss = l1 + l2 + 0.15 * features + 1e-4 * kl
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        average.update(vae)
-        step += 1
-        if step % 200 == 0:
-            log(
-                step=step,
-                minutes=(time.process_time() - start) / 60,
-                l1=l1.item(),
-                features=features.item(),
-                kl=kl.item(),
-                psnr=psnr(average.model, held),
+    model, perceptual = Aligned().to(device), Perceptual().to(device)
+    loop = Loop(SMALL, model, minutes=minutes, lr=lr, weight_decay=1e-3, fall=0.6)
+    held, deviation = pictures.held_out(128, limit=64), 1.0
+    for done in loop:
+        whole = loop.index % 3 == 0
+        x = pictures.batch(rng, batch // 3 if whole else batch, 128, None if whole else 64)
+        x_B3HW = (x.to(device) * 2 - 1).to(memory_format=torch.channels_last)
+        late = done > 0.33
+        with common.autocast(device):
+            posterior = model.vae.encode(x_B3HW).latent_dist
+            z = posterior.sample()
+        features, target = perceptual.features(x_B3HW), x_B3HW
+        align = model.misalignment(z.float(), features)
+        deviation = 0.99 * deviation + 0.01 * z.detach().float().std().item()
+        if late and rng.random() < 0.5:
+            scale = (0.5, 0.75)[rng.integers(2)]
+            z, target = resized(z.float(), scale), resized(x_B3HW, scale)
+            features = perceptual.features(target)
+        elif late and rng.random() < 0.5:
+            z = z + 0.15 * deviation * torch.rand(len(z), 1, 1, 1, device=device) * (
+                torch.randn_like(z)
             )
-            torch.save(average.model.state_dict(), path)
-    torch.save(average.model.state_dict(), path)
-    print(f"held-out PSNR {psnr(average.model, pictures.held_out()):.2f} dB")
-    log.plot()
+        with common.autocast(device):
+            y = model.vae.decode(z).sample.float()
+        l1, l2 = (y - target).abs().mean(), (y - target).square().mean()
+        seen = distance(perceptual.features(y), features)
+        kl = posterior.kl().float().mean() / x[0].numel()
+        loss = l1 + l2 + 0.15 * seen + (1e-3 if late else 1e-4) * kl + 0.15 * align
+        loop.step(loss, l1=l1, features=seen, kl=kl, align=align)
+        if loop.index % 1000 == 0:
+            print(f"held-out PSNR {psnr(loop.average.model.vae, held):.2f} dB", flush=True)
+    print(f"held-out PSNR {psnr(loop.average.model.vae, pictures.held_out(128)):.2f} dB")
+    _sheet(loop.average.model.vae, held[:32], SMALL / "sheet.png")
+
+
+def grown():
+    """The large autoencoder with the small one's weights in its inner levels."""
+    inner, outer = load(), build(large=True)
+    given, state = inner.state_dict(), outer.state_dict()
+    for name, value in given.items():
+        parts = name.split(".")
+        if name.startswith("encoder.down_blocks."):
+            parts[2] = str(int(parts[2]) + 1)
+        name = ".".join(parts)
+        if name.startswith("encoder.conv_in"):
+            continue  # sees twice the pixels now
+        assert state[name].shape == value.shape, name
+        state[name] = value
+    outer.load_state_dict(state)
+    return outer.to(memory_format=torch.channels_last)
+
+
+class Grown(nn.Module):
+    """The large autoencoder, under the name that a checkpoint has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vae = grown()
+
+
+@app.command()
+def grow(minutes: float = 40, lr: float = 8e-4, device: str = "cpu", batch: int = 12) -> None:
+    """Train the large one on crops of 128 px of images of 256: its decoder on the small one's
+    latents of the halved crop, its encoder towards them."""
+    pictures, rng = Pictures(), np.random.default_rng()
+    model, perceptual, inner = Grown().to(device), Perceptual().to(device), load().to(device)
+    inner = inner.to(memory_format=torch.channels_last)
+    loop = Loop(LARGE, model, minutes=minutes, lr=lr, weight_decay=1e-3, fall=0.6)
+    held = pictures.held_out(256, limit=32)
+    for _ in loop:
+        x = pictures.batch(rng, batch, 256, 128).to(device) * 2 - 1
+        x_B3HW = x.contiguous(memory_format=torch.channels_last)
+        half = resized(x_B3HW, 0.5)
+        with torch.no_grad(), common.autocast(device):
+            posterior = inner.encode(half).latent_dist
+        if loop.index % 3 == 0:
+            with common.autocast(device):
+                found = model.vae.encode(x_B3HW).latent_dist.mean.float()
+            far = (found - posterior.mean.float()).square().mean() / posterior.mean.float().var()
+            loop.step(far, encoder=far)
+            continue
+        with common.autocast(device):
+            y = model.vae.decode(posterior.sample()).sample.float()
+        l1, l2 = (y - x_B3HW).abs().mean(), (y - x_B3HW).square().mean()
+        seen = perceptual(y, x_B3HW)
+        loop.step(l1 + l2 + 0.2 * seen, l1=l1, features=seen)
+        if loop.index % 500 == 1:
+            print(f"held-out PSNR {psnr(loop.average.model.vae, held):.2f} dB", flush=True)
+    print(f"held-out PSNR {psnr(loop.average.model.vae, pictures.held_out(256)):.2f} dB")
+    _sheet(loop.average.model.vae, held, LARGE / "sheet.png")
+
+
+def _sheet(vae, held_N3HW: Tensor, path) -> None:
     with torch.no_grad():
-        latent = average.model.encode(held[:32] * 2 - 1).latent_dist.mean
-        common.before_and_after(
-            CACHE / "sheet.png", held[:32], average.model.decode(latent).sample / 2 + 0.5
-        )
+        latent = vae.encode(held_N3HW * 2 - 1).latent_dist.mean
+        common.before_and_after(path, held_N3HW, vae.decode(latent).sample / 2 + 0.5)
 
 
-def load():
+def load(large: bool = False):
     """The trained autoencoder, float32."""
-    vae = build()
-    vae.load_state_dict(torch.load(CACHE / "checkpoint.pt", weights_only=True))
+    state = averaged(LARGE if large else SMALL)
+    vae = build(large)
+    vae.load_state_dict(
+        {k.removeprefix("vae."): v for k, v in state.items() if k.startswith("vae.")}
+    )
     return vae.eval().requires_grad_(False)
+
+
+@app.command()
+def figures() -> None:
+    """Print the held-out PSNR of the latest small autoencoder."""
+    print(f"held-out PSNR {psnr(load(), Pictures().held_out(128)):.2f} dB")
 
 
 if __name__ == "__main__":

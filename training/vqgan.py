@@ -122,7 +122,7 @@ def train(minutes: float = 25, lr: float = 8e-4, batch: int = 8, fresh: bool = F
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=lr / 2, betas=(0.5, 0.9))
     held, used, start, step = (
-        pictures.held_out(limit=96),
+        pictures.held_out(128, limit=96),
         torch.zeros(CODES),
         time.process_time(),
         0,
@@ -132,7 +132,8 @@ def train(minutes: float = 25, lr: float = 8e-4, batch: int = 8, fresh: bool = F
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * done))
         whole = rng.random() < 0.5
-        x = pictures.batch(rng, batch // 2 if whole else 2 * batch, 128 if whole else 64) * 2 - 1
+        crop, count = (None, batch // 2) if whole else (64, 2 * batch)
+        x = pictures.batch(rng, count, 128, crop) * 2 - 1
         x = x.to(memory_format=torch.channels_last)
         with common.autocast():
             z = model.quant_conv(model.encoder(x))

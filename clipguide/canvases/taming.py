@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import ClipguideError, UsageError
-from ..objectives.weights import load_weights
+from ..objectives.weights import check_trust, load_weights
 
 if TYPE_CHECKING:
     from diffusers import VQModel
@@ -70,11 +70,8 @@ def load_taming(path: str | os.PathLike, *, trust_pickle: bool = False) -> VQMod
     that is not trusted, or it holds no VQGAN; ClipguideError if it cannot be read.
     """
     path = Path(path)
-    if path.is_file() and path.suffix != ".safetensors" and not trust_pickle:
-        raise UsageError(
-            f"{path} is a pickle, not safetensors: give trust_pickle=True if you trust where it is "
-            "from."
-        )
+    if path.is_file():
+        check_trust(path, trust_pickle=trust_pickle)
     with torch.serialization.safe_globals([(_Nothing, name) for name in LIGHTNING]):
         state = load_weights(path, trust_pickle=trust_pickle)
     return convert(state)

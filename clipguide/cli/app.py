@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +11,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import ClipguideError, UsageError, out_of_memory
+from . import console
 from .cache import cache
 from .classify import classify
 from .duplicates import duplicates
@@ -37,8 +40,11 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = console.of_values(error.message)
+            raise
         except ClipguideError as error:
-            typer.echo(f"clipguide: {error}", err=True)
+            typer.echo(f"clipguide: {console.options_for_names(str(error))}", err=True)
             raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -99,5 +105,14 @@ def _options(
 
 
 def main() -> None:
-    """The console script."""
-    app()
+    """The console script. What it prints may go to a disk that is full."""
+    try:
+        app()
+    except OSError as error:
+        from ..recipe import FULL
+
+        if error.filename is not None or error.errno not in FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries once more as it leaves
+        console.complain(f"What it prints cannot be written: {error.strerror}.")
+        sys.exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ..pipelines.text_to_image import Step
+
+VALUES = (
+    (r"Input should be greater than or equal to", "it must be at least"),
+    (r"Input should be less than or equal to", "it must be at most"),
+    (r"Input should be a valid integer.*", "it must be a whole number."),
+    (r"Input should be a valid number.*", "it must be a number."),
+    (r"Input should be a valid boolean.*", "it must be yes or no."),
+    (r"Input should be", "it must be"),
+)
 
 
 @contextlib.contextmanager
@@ -37,13 +47,31 @@ def plain_speech(*, drawing: bool = False) -> Iterator[None]:
     def show(message: Warning | str, *_: object, **__: object) -> None:
         if str(message) not in shown:
             shown.add(str(message))
-            typer.echo(f"clipguide: {one_line(str(message))}", err=True)
+            complain(str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ClipguideWarning)
         warnings.showwarning = show
         yield
+
+
+def options_for_names(message: str) -> str:
+    """A message of the library, which names settings as Python does, for the command line: of an
+    option and its name in Python the option is left, of a name alone an option is made."""
+    message = re.sub(r"\b[a-z]\w*=\w* \((--[\w-]+)\)", r"\1", message)
+    message = re.sub(r" \([a-z]\w*=\w*\)", "", message)
+    message = re.sub(r"\([a-z]\w*=\w*, (--[\w-]+)\)", r"(\1)", message)
+    return re.sub(r"\b([a-z]\w*)=True\b", lambda m: "--" + m[1].replace("_", "-"), message)
+
+
+def of_values(message: str) -> str:
+    """What is wrong with an option's value, in the words of this program: typer passes on those of
+    the library that it checks by."""
+    message = message.removeprefix("Value error, ")
+    for theirs, ours in VALUES:
+        message = re.sub(theirs, ours, message)
+    return message
 
 
 def tell(line: str | os.PathLike) -> None:
@@ -53,7 +81,7 @@ def tell(line: str | os.PathLike) -> None:
 
 def complain(message: str) -> None:
     """Print a message on stderr, in one line, whatever the names of files in it are made of."""
-    typer.echo(os.fsencode(f"clipguide: {one_line(message)}"), err=True)
+    typer.echo(os.fsencode(f"clipguide: {one_line(options_for_names(message))}"), err=True)
 
 
 def one_line(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import UsageError
 from . import console
 from .index import Db
 
@@ -19,7 +20,7 @@ def duplicates(
     db: Db = None,
     exact: Annotated[bool, typer.Option("--exact", help="Only files of the same content.")] = False,
     threshold: Annotated[
-        float, typer.Option(metavar="COSINE", help="From where on two pictures are alike.")
+        float, typer.Option(metavar="COSINE", help="Cosine with a larger image that makes a copy.")
     ] = 0.98,
     contact_sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .png or .html to show them on.")
@@ -31,20 +32,24 @@ def duplicates(
     Of each group, the largest picture comes first, then its copies, each with its cosine; "same"
     are those of the same content. Groups are parted by blank lines.
     """
-    from ..retrieval import duplicates as find
-    from ..retrieval import page
+    from ..retrieval import page, places
 
+    if not 0 < threshold <= 1:
+        raise UsageError(f"--threshold is a cosine above 0 and at most 1, not {threshold}.")
+    if contact_sheet is not None:
+        page.check(contact_sheet)
+    places.check_index(places.default_path() if db is None else db)
     with console.plain_speech():
-        if contact_sheet is not None:
-            page.check(contact_sheet)
+        from ..retrieval import duplicates as find
+
         groups = find(db, near=not exact, threshold=threshold)
-        _print(groups, as_json)
+        _print(groups, as_json, None if exact else threshold)
         if contact_sheet is not None and groups:
             page.write(contact_sheet, "Duplicates", list(map(_cells, groups)))
             console.complain(f"{contact_sheet} is written.")
 
 
-def _print(groups: list[Group], as_json: bool) -> None:
+def _print(groups: list[Group], as_json: bool, threshold: float | None) -> None:
     if as_json:
         found = [
             {"paths": g.paths, "sizes": g.sizes, "scores": g.scores, "exact": g.exact}
@@ -58,7 +63,11 @@ def _print(groups: list[Group], as_json: bool) -> None:
         for i, (path, score) in enumerate(zip(group.paths, group.scores, strict=True)):
             console.tell(console.one_line(f"{_mark(group, i, score)}  {path}"))
     copies = sum(len(group.paths) - 1 for group in groups)
-    console.complain(f"{copies} copies in {len(groups)} groups.")
+    by = "" if threshold is None else f" or a cosine of at least {threshold:g} with it"
+    console.complain(
+        f"{copies} copies in {len(groups)} groups: each is of the content of the first of its "
+        f"group{by}."
+    )
 
 
 def _mark(group: Group, place: int, score: float) -> str:

@@ -33,7 +33,7 @@ def embed(
         pictures = open_pictures(images, options)
         engine = pictures.engine
         count = table.write(
-            out, pictures, key=lambda: engine.key, model=engine.clip.name, overwrite=force
+            out, pictures, key=lambda: engine.key, model=engine.clip_name, overwrite=force
         )
         console.tell(f"{out}  {count} vectors of {engine.clip.embed_dim}")
         pictures.finish()

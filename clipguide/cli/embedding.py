@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from ..errors import ClipguideError, UsageError
+from ..prompts import shorten
 from . import console
 
 if TYPE_CHECKING:
@@ -64,6 +65,13 @@ class Options:
         ),
     ] = "white"
     frames: Annotated[int, _option(text="Frames of a moving picture to average.", metavar="N")] = 1
+    icc: Annotated[
+        bool, _option("--icc", text="Convert colours of other profiles to sRGB.")
+    ] = False
+    megapixels: Annotated[
+        float | None,
+        _option(text="The largest picture that is read. [default: 179]", metavar="N"),
+    ] = None
     fast: Annotated[
         bool, _option("--fast", text="Decode JPEGs no larger than needed: quicker, less exact.")
     ] = False
@@ -159,6 +167,12 @@ class Pictures:
     def finish(self) -> None:
         """Tell how many could not be read. Exit 1 if that is all, or any where --strict is."""
         tell_passed(self.passed)
+        if profiles := self.engine.profiles:
+            path, name = next(iter(profiles.items()))
+            console.complain(
+                f"{len(profiles)} of the pictures are not sRGB ({path}: {shorten(name)}), and were "
+                "taken as if they were: --icc converts them."
+            )
         if self.bad:
             many = self.bad + self.good
             console.complain(
@@ -201,6 +215,7 @@ def open_pictures(sources: Sequence[str], options: Options) -> Pictures:
     device = options.device or (best_device() if state is None else str(state.device))
     clip = load_clip(options.clip, device=device, trust_pickle=options.trust_pickle)
     names = ("alpha", "frames", "fast", "bf16", "batch", "workers", "compile", "urls", "verify")
+    names += ("icc", "megapixels")
     engine = Engine(
         clip,
         cache=None if options.no_cache else _open_cache(Cache, options.cache),
@@ -212,8 +227,13 @@ def open_pictures(sources: Sequence[str], options: Options) -> Pictures:
 def tell_passed(passed: Sequence[str]) -> None:
     """Tell how many files in folders were passed over."""
     if passed:
+        from ..reading import ENDINGS, UNREAD
+
         what = "1 file is" if len(passed) == 1 else f"{len(passed)} files are"
         console.complain(f"{what} passed over, not being named as pictures are.")
+        kinds = Counter(ENDINGS.get(Path(path).suffix.lower()) for path in passed)
+        for kind in filter(None, kinds):
+            console.complain(f"{kinds[kind]} of them may be {kind}: {UNREAD[kind]}.")
 
 
 def _open_cache(cache: type, path: Path | None) -> Any:
@@ -231,6 +251,8 @@ def _from_stdin() -> list[str]:
     """Names on stdin, one a line, or with zero bytes between them (find -print0)."""
     import os
 
+    from ..engine import Named
+
     content = sys.stdin.buffer.read()
     names = content.split(b"\0") if b"\0" in content else content.splitlines()
-    return [os.fsdecode(name) for name in names if name]
+    return [Named(os.fsdecode(name)) for name in names if name]

@@ -132,14 +132,14 @@ def finetune(
         bool, _option("--look", text="Only report on the data, and train nothing.", panel=DATA)
     ] = False,
     retain: Annotated[
-        str,
+        str | None,
         _option(
             text="What it should still know: held-out (drawings among 1,740 names, which mini was "
-            "not trained on), other pictures, or none.",
+            "not trained on), other pictures, or none. [default: of mini held-out]",
             panel=KEEPING,
             metavar="held-out|DATA|none",
         ),
-    ] = HELD_OUT,
+    ] = None,
     allow: Annotated[
         float, _option(text="Points of retention that may be lost.", panel=KEEPING)
     ] = 1.0,
@@ -216,12 +216,13 @@ def finetune(
             raise UsageError("--for-guiding runs in one process: leave out accelerate launch.")
         if not 0 <= allow <= 100:
             raise UsageError(f"--allow is in points, from 0 to 100, not {allow:g}.")
+        from ..finetune.job import DEFAULT
         from ..finetune.job import HELD_OUT as DRAWINGS
 
         run = Run(out, look=look, resume=resume, force=force)
         shared = dict(
             clip=clip,
-            retain={HELD_OUT: DRAWINGS, NONE: None}.get(retain, retain),
+            retain={None: DEFAULT, HELD_OUT: DRAWINGS, NONE: None}.get(retain, retain),
             device=device or (str(state.device) if state else best_device()),
             trust_pickle=trust_pickle,
             columns=dict(

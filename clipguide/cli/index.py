@@ -41,6 +41,7 @@ def index(
         ),
     ],
     options: Options,
+    context: typer.Context,
     db: Db = None,
     captions: Annotated[
         Path | None,
@@ -78,12 +79,17 @@ def index(
     if options.urls:
         raise UsageError("An index is of files: download the pictures first, without --urls.")
     _check_engine(engine, actors, folders, options)
-    with console.plain_speech():
-        from ..retrieval import default_path
+    from ..retrieval import places
 
+    place = places.default_path() if db is None else db
+    places.check_folder(place)
+    places.check_sources((folder for folder in folders if folder != "-"), place)
+    if captions is not None and not captions.is_file():
+        raise UsageError(f"There is no file of captions {captions}.")
+    with console.plain_speech():
+        options = _adopt(context, place, options)
         update, options, settings = _updater(engine, actors, options)
         pictures = open_pictures(folders, options)
-        place = default_path() if db is None else db
         passed: list[str] = []
         runs: Iterator[Progress] = update(
             place,
@@ -102,13 +108,22 @@ def index(
                 for error in progress.errors:
                     console.complain(error)
         if not progress.total and not progress.gone:
-            raise UsageError(f"There are no pictures in {', '.join(pictures.sources)}.")
+            raise UsageError(f"There are no images in {', '.join(pictures.sources)}.")
         console.tell(console.one_line(f"{place}  {_sum(progress)}"))
         tell_passed(passed)
         if progress.failed:
             console.complain(f"{progress.failed} of {progress.total} could not be read.")
             if options.strict or progress.failed == progress.total:
                 raise typer.Exit(1)
+
+
+def _adopt(context: typer.Context, place: str | Path, options: Options) -> Options:
+    """The CLIP of an index that is there, if none is named on the command line."""
+    from ..retrieval.store import model_of
+
+    named = context.get_parameter_source("clip").name == "COMMANDLINE"
+    model = None if named else model_of(place)
+    return options if model is None else replace(options, clip=model)
 
 
 def _check_engine(engine: str, actors: int | None, folders: list[str], options: Options) -> None:

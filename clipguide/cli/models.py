@@ -15,6 +15,10 @@ CONFIGS = ("open_clip_config.json", "config.json")
 
 
 def models(
+    word: Annotated[str, typer.Argument(help="With --things: only names that contain it.")] = "",
+    things: Annotated[
+        bool, typer.Option("--things", help="List what the embedded generator draws.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the models that are here: the embedded ones, and CLIPs in the hub's cache.
@@ -22,8 +26,19 @@ def models(
     Sizes, licences, what a CLIP sees and reads, fingerprints, figures.
     """
     from .. import mini
+    from ..errors import ClipguideError, UsageError
 
     with console.plain_speech():
+        if word and not things:
+            raise UsageError(f"What is {word!r}? `clipguide models --things {word}` looks for it.")
+        if things:
+            from ..mini import known
+
+            names = known.things(word)
+            if not names:
+                raise ClipguideError(f"The embedded generator draws nothing named {word!r}.")
+            typer.echo(json.dumps(names) if as_json else "\n".join(names))
+            return
         found = [embedded(name) for name in mini.MODELS]
         found += cached()
     if as_json:

@@ -5,17 +5,15 @@ Shapes: B pairs, D the width of the embedding.
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError, close_matches
+from ..errors import UsageError
 from ..prompts import check_text
+from ..tables import CAPTION, IMAGE, choose, located, open_table, text
 from . import console
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from .embedding import Pictures
 
 PART = 1024  # pairs at a time
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -37,26 +34,25 @@ class Pair:
 
 
 def read(file: Path, *, references: bool) -> Iterator[Pair]:
-    """The rows of a .csv or .tsv with a head, or of a .jsonl: `image`, `text` and, if they are
-    asked for, `reference`, which in a .jsonl may be a list. Paths are relative to its folder.
+    """The rows of a table: `image`, `text` and, if they are asked for, `reference`, which may be a
+    list. Paths are relative to its folder.
 
-    UsageError for a file that is not there or not UTF-8, another ending, a column that is missing,
-    and a row that is empty in one of them, by its line.
+    UsageError as `open_table`, for a column that is missing, and a row that is empty in one of
+    them, by its line.
     """
-    kind = file.suffix.lower()
-    if kind not in (*DELIMITERS, ".jsonl"):
-        raise UsageError(f"{file} must end in .csv, .tsv or .jsonl.")
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            rows = _json_rows(stream) if kind == ".jsonl" else _csv_rows(stream, DELIMITERS[kind])
-            for line, row in rows:
-                yield _pair(row, f"line {line} of {file}", file.parent, references)
-    except UnicodeDecodeError:
-        raise UsageError(
-            f"{file} is not UTF-8 text: save it as UTF-8 (iconv -f latin1 -t utf-8)."
-        ) from None
-    except (OSError, csv.Error) as error:
-        raise UsageError(f"{file} cannot be read: {error}.") from None
+    table = open_table(file)
+    columns = {
+        "image": choose(table.columns, None, IMAGE, "image", str(file)),
+        "text": choose(table.columns, None, ("text", *CAPTION), "text", str(file)),
+    }
+    if references:
+        columns["reference"] = choose(table.columns, None, ("reference",), "reference", str(file))
+    for where, row in table.rows():
+        values = {what: _texts(row.get(column), what, where) for what, column in columns.items()}
+        (image, *more), (said, *others) = values["image"], values["text"]
+        if more or others:
+            raise UsageError(f"There are several images or texts in {where}: give one of each.")
+        yield Pair(located(image, file.parent), said, tuple(values.get("reference", ())))
 
 
 def embed(rows: Iterable[Pair], pictures: Pictures) -> Iterator[tuple[list[Pair], torch.Tensor]]:
@@ -81,37 +77,11 @@ def embed(rows: Iterable[Pair], pictures: Pictures) -> Iterator[tuple[list[Pair]
             yield good, torch.stack([vectors[row.image] for row in good])
 
 
-def _csv_rows(stream: Iterable[str], delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(stream, delimiter=delimiter)
-    for row in reader:
-        yield reader.line_num, row
-
-
-def _json_rows(stream: Iterable[str]) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(stream, start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError:
-                yield number, None
-
-
-def _pair(row: Any, where: str, folder: Path, references: bool) -> Pair:
-    if not isinstance(row, dict):
-        raise UsageError(f"There is no JSON object in {where}.")
-    columns = ("image", "text", "reference") if references else ("image", "text")
-    values = {}
-    for column in columns:
-        if column not in row:
-            names = [str(name) for name in row if name]
-            raise UsageError(
-                f"There is no column {column!r} in {where}.{close_matches(column, names)}"
-            )
-        found = row[column] if isinstance(row[column], list) else [row[column]]
-        if not found or not all(isinstance(one, str) and one.strip() for one in found):
-            raise UsageError(f"The {column} is empty, or no text, in {where}.")
-        values[column] = found
-    for text in chain(*values.values()):
-        check_text(text)
-    image, text = values["image"][0], values["text"][0]
-    return Pair(os.path.join(folder, image), text, tuple(values.get("reference", ())))
+def _texts(value: Any, what: str, where: str) -> list[str]:
+    """The texts of a cell. UsageError if one is empty, or no text."""
+    found = [text(one, where) for one in (value if isinstance(value, list) else [value])]
+    if not found or not all(found):
+        raise UsageError(f"The {what} is empty, or no text, in {where}.")
+    for one in found:
+        check_text(one)
+    return found

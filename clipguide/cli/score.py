@@ -57,8 +57,8 @@ def score(
         typer.Option(
             "--pairs",
             metavar="FILE",
-            help="A .csv, .tsv or .jsonl of columns image, text and perhaps reference, in place of "
-            "IMAGES and --text. Its images are relative to its folder.",
+            help="A table (csv, tsv, jsonl, parquet) of columns image, text and perhaps reference, "
+            "in place of IMAGES and --text. Its images are relative to its folder.",
         ),
     ] = None,
     metric: Annotated[

@@ -54,9 +54,7 @@ def search(
     ] = False,
     diversity: Annotated[
         float,
-        typer.Option(
-            min=0, max=1, metavar="X", help="From 0, only the score, to 1, as unlike as can be."
-        ),
+        typer.Option(metavar="X", help="From 0, only the score, to 1, as unlike as can be."),
     ] = 0.0,
     page: Annotated[int, typer.Option(metavar="N", help="The N-th K pictures.")] = 1,
     texts: Annotated[
@@ -85,28 +83,34 @@ def search(
     --plus and --minus add texts to the query and take them from it: the sum of unit vectors, each
     times its weight, is what is searched for. The score is the cosine with it.
     """
+    from ..retrieval import filters, places
+    from ..retrieval import page as pages
+
     if k < 1 or page < 1:
         raise UsageError(f"-k and --page count from 1, not {min(k, page)}.")
+    if not 0 <= diversity <= 1:
+        raise UsageError(f"--diversity is from 0 to 1, not {diversity:g}.")
     for one in [text] if text is not None else []:
         if not one.strip():
             raise UsageError("The text is empty: say what to search for.")
-    with console.plain_speech():
-        from ..retrieval import page as pages
-
-        if contact_sheet is not None:
-            pages.check(contact_sheet)
-        if texts is not None:
-            if not image or text is not None or plus or minus:
-                raise UsageError("--texts says which lines a picture shows: give it --image alone.")
+    if contact_sheet is not None:
+        pages.check(contact_sheet)
+    if texts is not None:
+        if not image or text is not None or plus or minus:
+            raise UsageError("--texts says which lines an image shows: give it --image alone.")
+        with console.plain_speech():
             _print_texts(image, texts, k, clip or BOTH, device, trust_pickle, as_json)
-            return
-        if text is None and not image and not plus:
-            raise UsageError("There is nothing to search for: give a text or --image.")
+        return
+    if text is None and not image and not plus:
+        raise UsageError("There is nothing to search for: give a text or --image.")
+    if where is not None:
+        filters.checked(where)
+    places.check_index(places.default_path() if db is None else db)
+    with console.plain_speech():
         from ..retrieval import Index
 
         index = Index(db)
-        model = _load(clip or index.model, device, trust_pickle)
-        index.check(model)
+        model = _load(index, clip, device, trust_pickle)
         query = _query(index, model, text, image or [], plus or [], minus or [])
         answer = index.search(
             query,
@@ -120,11 +124,11 @@ def search(
         _show(answer, text or "search", contact_sheet, open_)
 
 
-def _load(name: str, device: str | None, trust_pickle: bool) -> Clip:
-    from .. import load_clip
+def _load(index: Index, name: str | None, device: str | None, trust_pickle: bool) -> Clip:
+    """The CLIP of an index, or that which is named in its place. UsageError if it is another."""
     from .generate import best_device
 
-    return load_clip(name, device=device or best_device(), trust_pickle=trust_pickle)
+    return index.load(name, device=device or best_device(), trust_pickle=trust_pickle)
 
 
 def _query(
@@ -204,11 +208,13 @@ def _print_texts(
     as_json: bool,
 ) -> None:
     """The lines of a file that a picture shows, the best first."""
+    from .. import load_clip
     from ..prompts import read_lines
     from ..retrieval import compose, encode_texts
+    from .generate import best_device
 
     lines = list(dict.fromkeys(read_lines(file, what="texts")))
-    clip = _load(name, device, trust_pickle)
+    clip = load_clip(name, device=device or best_device(), trust_pickle=trust_pickle)
     query = compose([(unit_D, 1.0) for unit_D in _embed(clip, images)])
     cosine_N = encode_texts(clip, lines) @ query.unit_D
     best = cosine_N.argsort(descending=True, stable=True)[:k].tolist()

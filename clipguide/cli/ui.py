@@ -27,6 +27,21 @@ def ui(
         typer.Option(metavar="NAME", help="The CLIP that steers and ranks. [default: the model's]"),
     ] = None,
     device: Device = None,
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER:PASSWORD",
+            envvar="CLIPGUIDE_AUTH",
+            help="What the browser asks for. Others may read it on the way: put HTTPS before it.",
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name under which others ask for the page, such as pictures.lan; repeatable.",
+        ),
+    ] = None,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Do not open the browser.")
     ] = False,
@@ -34,20 +49,23 @@ def ui(
     """Generate, search and rerank on a page in the browser.
 
     It listens on this machine alone, asks no other host, and serves the pictures of the index and
-    what is uploaded to it, and no other file. Ctrl+C ends it.
+    what is uploaded to it, and no other file. With --host others reach it, by --auth or under the
+    names of --allow-host. Ctrl+C ends it.
     """
+    from ..ui import network
+
+    access = network.access(host, auth=auth, allow=allow_host or ())
     if importlib.util.find_spec("gradio") is None:
         raise UsageError("The page needs Gradio: pip install 'clipguide[ui]'.")
     with console.plain_speech(drawing=True):
         from ..ui import Models, listen, serve
-        from ..ui.server import is_local
         from .generate import best_device
 
         sock = listen(host, port)
-        if not is_local(host):
+        if not network.is_local(host) and auth is None:
             console.complain(
-                f"whoever reaches {host} can search the pictures and draw: the page has no "
-                "password."
+                f"whoever reaches {host} by one of those names can search and draw: the page has "
+                "no password."
             )
 
         def ready(address: str) -> None:
@@ -56,4 +74,4 @@ def ui(
                 typer.launch(address)
 
         models = Models(db=db, model=model, clip=clip, device=device or best_device())
-        serve(models, sock, host=host, ready=ready)
+        serve(models, sock, host=host, access=access, ready=ready)

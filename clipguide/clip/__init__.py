@@ -1,12 +1,13 @@
 """CLIP, any of them, under one contract: `load_clip` makes a `Clip`, `load_parts` what
 is trained and exported."""
 
-from .base import Clip, fingerprint, to_device, to_dtype
+from .base import Clip, to_device, to_dtype
 from .concepts import Concept, with_concept
 from .ensemble import Ensemble
-from .load import load_clip, load_parts
+from .fingerprint import fingerprint
+from .load import lasting_name, load_clip, load_parts
 from .parts import Parts
-from .resize import clamp_with_gradient, resize
+from .resize import clamp_with_gradient, resize, unit_range
 
 __all__ = [
     "Clip",
@@ -15,10 +16,12 @@ __all__ = [
     "Parts",
     "clamp_with_gradient",
     "fingerprint",
+    "lasting_name",
     "load_clip",
     "load_parts",
     "resize",
     "to_device",
     "to_dtype",
+    "unit_range",
     "with_concept",
 ]

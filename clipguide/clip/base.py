@@ -7,8 +7,6 @@ Images are RGB in [0, 1]; embeddings are float32 (float64 of a float64 model) an
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -22,7 +20,8 @@ from torch import nn
 from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
 from ..prompts import shorten
 from . import folding
-from .resize import resize, tame
+from .fingerprint import Architecture, Fingerprints, fingerprints
+from .resize import resize, tame, unit_range
 
 DTYPES = {
     "float32": torch.float32,
@@ -52,8 +51,9 @@ class Clip:
         device: str = "cpu",
         dtype: str = "float32",
         live: bool = False,
+        architecture: Architecture | None = None,
     ) -> None:
-        self.name = name
+        self.name, self.architecture = name, architecture or Architecture()
         self.device = to_device(device)
         self.dtype = to_dtype(dtype)
         self.preprocess = dict(model.visual.preprocess_cfg)
@@ -62,9 +62,7 @@ class Clip:
         if height != width:
             raise ClipguideError(f"The CLIP {name} sees {width}x{height}; it must see squares.")
         self.image_size = int(height)
-        read = getattr(tokenizer, "context_length", None)  # less than a Hugging Face tower could
-        most = getattr(model, "text", model).context_length  # a CoCa's own is its decoder's
-        self.context_length = int(min(most, read or most))
+        self.context_length = context_length(model, tokenizer)
         self.logit_scale = float(model.logit_scale.detach().exp())
         bias = getattr(model, "logit_bias", None)
         self.logit_bias = 0.0 if bias is None else float(bias.detach())
@@ -78,7 +76,7 @@ class Clip:
                 f"The tokenizer of the CLIP {name} reads every text alike: the files of its "
                 "vocabulary are missing."
             )
-        self._transform, self._to_pixels = transform, _pixel_steps(transform)
+        self._transform, self._to_pixels = transform, pixel_steps(transform)
         self._wide = torch.promote_types(self.dtype, torch.float32)
         self._mean_3, self._std_3 = (
             torch.tensor(self.preprocess[key], dtype=self._wide, device=self.device)
@@ -90,23 +88,39 @@ class Clip:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the weights (as float32) and of the preprocessing."""
-        return fingerprint({"clip": self._model}, extra=self.preprocess)
+        """sha256 of all that changes a vector: weights (as float32), architecture, preprocessing,
+        tokenizer, and the words that it has learned."""
+        return self.checkpoint_fingerprint
+
+    @property
+    def checkpoint_fingerprint(self) -> str:
+        """The same without the words that it has learned."""
+        return self._fingerprints.whole
 
     @property
     def image_fingerprint(self) -> str:
-        """The fingerprint of what makes pictures' vectors: of a CLIP that reads learned words, that
-        of the CLIP without them."""
-        return self.__dict__.get("without_concepts", self.fingerprint)
+        """sha256 of all that changes an image's vector: the image tower's weights, its architecture
+        and the preprocessing. CLIPs that differ in their texts alone share it."""
+        return self._fingerprints.image
+
+    @cached_property
+    def _fingerprints(self) -> Fingerprints:
+        return fingerprints(
+            self._model,
+            preprocess=self.preprocess,
+            architecture=self.architecture,
+            tokenizer=self._tokenizer,
+        )
 
     @property
     def resize_mode(self) -> str:
-        """How pictures become squares: "squash", "shortest" (and cropped) or "longest" (padded)."""
+        """How pictures become squares: "squash", "shortest" (and cropped) or "longest" (padded); or
+        "patches", where they keep their aspect."""
         return self.preprocess["resize_mode"]
 
     def _fold(self) -> None:
         """Batch norms become a part of the convolutions; the fingerprint stays the checkpoint's."""
-        _ = self.fingerprint  # cached before the weights change
+        _ = self._fingerprints  # cached before the weights change
         random = torch.Generator().manual_seed(0)
         image_13HW = torch.rand(1, 3, self.image_size, self.image_size, generator=random)
         image_13HW = image_13HW.to(self.device, self.dtype, memory_format=torch.channels_last)
@@ -114,7 +128,7 @@ class Clip:
 
     def astype(self, dtype: str) -> Clip:
         """A copy that computes in another dtype; its fingerprint is the same, the checkpoint's."""
-        _ = self.fingerprint
+        _ = self._fingerprints
         other = copy.copy(self)
         other.dtype = to_dtype(dtype)
         other._wide = torch.promote_types(other.dtype, torch.float32)
@@ -127,12 +141,12 @@ class Clip:
         self._model.encode_image = torch.compile(self._model.encode_image)
 
     def encode_image(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Unit vectors_BD of images in [0, 1] of any size, differentiable.
+        """Unit vectors_BD of images in [0, 1], or of uint8 or uint16, of any size, differentiable.
 
         Resized as the checkpoint's own transform does, antialiased, but without its rounding to
         8 bits. Values outside [0, 1] are clamped, and keep a gradient that leads back inside.
         """
-        image_B3HW = image_B3HW.to(self.device, self._wide)
+        image_B3HW = unit_range(image_B3HW).to(self.device, self._wide)
         image_B3HW = resize(image_B3HW, self.preprocess, self.image_size)
         image_B3HW = (image_B3HW - self._mean_3[:, None, None]) / self._std_3[:, None, None]
         image_B3HW = image_B3HW.to(self.dtype, memory_format=torch.channels_last)
@@ -257,23 +271,18 @@ def to_device(name: str | torch.device) -> torch.device:
     return torch.device(name)
 
 
-def fingerprint(modules: dict[str, nn.Module], *, extra: object = None) -> str:
-    """sha256 of all tensors, by sorted name, floats as float32, and of `extra` as JSON."""
-    digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode())
-    for part, module in sorted(modules.items()):
-        for name, tensor in sorted(module.state_dict().items()):
-            if tensor.is_floating_point():
-                tensor = tensor.float()
-            digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+def context_length(model: nn.Module, tokenizer: Callable[..., torch.Tensor]) -> int:
+    """The most tokens of a text that both the model and its tokenizer take."""
+    read = getattr(tokenizer, "context_length", None)  # less than a Hugging Face tower could
+    most = getattr(model, "text", model).context_length  # a CoCa's own is its decoder's
+    return int(min(most, read or most))
 
 
 def _chunks(items: Sequence) -> list[Sequence]:
     return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
 
 
-def _pixel_steps(transform: object) -> list[Callable] | None:
+def pixel_steps(transform: object) -> list[Callable] | None:
     """The steps of a torchvision transform that end in the 8-bit picture that the tower sees, if
     to scale and normalise it is all that follows; else None."""
     steps = getattr(transform, "transforms", [])

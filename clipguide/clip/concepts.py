@@ -88,8 +88,8 @@ def with_concept(clip: Clip, *concepts: Concept | str | os.PathLike) -> Clip:
     """
     if hasattr(clip, "members"):
         raise UsageError("A concept belongs to one CLIP: give it to a member of the ensemble.")
-    base, other = clip.image_fingerprint, copy.copy(clip)
-    other._model, digest = shared_copy(clip._model), clip.fingerprint
+    base, digest, other = clip.checkpoint_fingerprint, clip.fingerprint, copy.copy(clip)
+    other._model = shared_copy(clip._model)
     for given in concepts:
         concept = given if isinstance(given, Concept) else Concept.load(given)
         if concept.clip != base:
@@ -102,7 +102,7 @@ def with_concept(clip: Clip, *concepts: Concept | str | os.PathLike) -> Clip:
         vector_TW = concept.vector_TW.to(embedding.weight)
         embedding.register_forward_hook(hook(concept.token_T, vector_TW))
         digest = hashlib.sha256((digest + concept.digest).encode()).hexdigest()
-    other.__dict__.update(fingerprint=digest, without_concepts=base)
+    other.fingerprint = digest
     return other
 
 

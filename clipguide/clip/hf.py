@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from PIL import Image
 from torch import nn
 
 from ..errors import ClipguideError, UsageError, reason
+from . import naflex
 from .base import Clip
+from .fingerprint import hf_architecture
 from .parts import Parts
 
-MODELS = {"clip": "CLIPModel", "siglip": "SiglipModel"}  # by model_type
+MODELS = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}  # by model_type
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the processor's are
 
 
@@ -84,13 +87,15 @@ def _view(model: nn.Module) -> nn.Module:
 
 def _parts(model: nn.Module, processor: object, tokenizer: object, name: str) -> Parts:
     tower = _Towers(model, _preprocess(processor, name))
+    clean = _clean(model.config.model_type)
 
     def transform(picture: Image.Image) -> torch.Tensor:
-        return processor(images=picture, return_tensors="pt")["pixel_values"][0]
+        found = processor(images=picture, return_tensors="pt")
+        return naflex.packed(found) if tower.patch else found["pixel_values"][0]
 
     def tokenize(texts: list[str], context_length: int = tower.context_length) -> torch.Tensor:
         return tokenizer(
-            texts,
+            [clean(text) for text in texts] if clean else texts,
             padding="max_length",
             truncation=True,
             max_length=context_length,
@@ -101,7 +106,18 @@ def _parts(model: nn.Module, processor: object, tokenizer: object, name: str) ->
         processor.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    return Parts(tower, transform, tokenize, name, describe)
+    tokenize.tokenizer, tokenize.clean_fn = tokenizer, clean
+    return Parts(tower, transform, tokenize, name, describe, hf_architecture(model.config))
+
+
+def _clean(kind: str) -> Callable[[str], str] | None:
+    """What a SigLIP's texts went through before its tokenizer: lower-cased, without punctuation, as
+    big_vision trained it. Not all tokenizers of its folders do that by themselves."""
+    if not kind.startswith("siglip"):
+        return None
+    from open_clip.tokenizer import get_clean_fn
+
+    return get_clean_fn("canonicalize")
 
 
 class _Towers(nn.Module):
@@ -113,6 +129,7 @@ class _Towers(nn.Module):
         super().__init__()
         self.model, self.visual = model, nn.Module()
         self.visual.preprocess_cfg = preprocess
+        self.patch = preprocess.get("patch")  # of a SigLIP 2 of flexible resolution
         self.context_length = model.config.text_config.max_position_embeddings
 
     @property
@@ -125,6 +142,10 @@ class _Towers(nn.Module):
 
     def encode_image(self, pixel_B3HW: torch.Tensor) -> torch.Tensor:
         """Embedding_BD, not of unit length."""
+        if self.patch:
+            whole = pixel_B3HW.shape[1] == 3
+            found = naflex.cut(pixel_B3HW, self.patch) if whole else naflex.unpacked(pixel_B3HW)
+            return self.model.vision_model(*found).pooler_output
         pooled_BD = self.model.vision_model(pixel_values=pixel_B3HW).pooler_output
         return self._project("visual_projection", pooled_BD)
 
@@ -163,11 +184,6 @@ def _kind(folder: Path, *, trust_pickle: bool) -> str:
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError):
         raise UsageError(f"{folder / 'config.json'} is not the configuration of a model.") from None
-    if kind == "siglip2":
-        raise UsageError(
-            f"{folder} holds a SigLIP 2 of flexible resolution (NaFlex), which clipguide does not "
-            "read: take one of fixed resolution."
-        )
     if kind not in MODELS:
         raise UsageError(f"{folder} holds a model of type {kind!r}, neither a CLIP nor a SigLIP.")
     if not any(folder.glob("*.safetensors")) and not trust_pickle:
@@ -197,6 +213,8 @@ def _preprocess(processor: object, name: str) -> dict:
 
     UsageError if it does something else, such as a crop of another size than it resizes to.
     """
+    if hasattr(processor, "max_num_patches"):
+        return _patches(processor)
     crops = getattr(processor, "do_center_crop", None)  # a SigLIP's knows no crop
     size, crop = dict(processor.size), dict(getattr(processor, "crop_size", None) or {})
     squash = not crops and size.get("height") == size.get("width")
@@ -216,4 +234,19 @@ def _preprocess(processor: object, name: str) -> dict:
         "std": list(processor.image_std),
         "interpolation": RESAMPLING[int(processor.resample)],
         "resize_mode": "squash" if squash else "shortest",
+    }
+
+
+def _patches(processor: object) -> dict:
+    """The same of a SigLIP 2 that keeps the aspect: the size is that of a square."""
+    patch, most = int(processor.patch_size), int(processor.max_num_patches)
+    return {
+        "size": patch * math.isqrt(most),
+        "patch": patch,
+        "patches": most,
+        "mode": "RGB",
+        "mean": list(processor.image_mean),
+        "std": list(processor.image_std),
+        "interpolation": RESAMPLING[int(processor.resample)],
+        "resize_mode": "patches",
     }

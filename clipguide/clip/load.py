@@ -13,10 +13,11 @@ import torch
 from .. import mini
 from ..errors import ClipguideError, UsageError, reason
 from ..prompts import shorten
-from . import hf, openai
+from . import checkpoints, hf, openai
 from .base import Clip, to_device, to_dtype
 from .concepts import with_concept
 from .ensemble import Ensemble
+from .fingerprint import open_clip_architecture
 from .parts import CONFIG, Parts, describe_open_clip, open_clip_config
 
 MINI = {"mini": "guide", "mini-judge": "judge"}
@@ -47,10 +48,11 @@ def load_clip(
 
     - "mini" (the embedded guide) or "mini-judge";
     - a folder of open_clip (an open_clip_config.json and safetensors) or of transformers (the
-      config.json of a CLIP or SigLIP, safetensors, and its processor's files);
+      config.json of a CLIP, SigLIP or SigLIP 2, safetensors, and its processor's files);
     - a file of OpenAI's: a state dict, or with `trust_pickle` a JIT archive;
     - the hub's name of a CLIP or SigLIP of transformers, as "openai/clip-vit-base-patch32", that is
       in the cache already;
+    - an open_clip model and a checkpoint of its training: "ViT-B-32/logs/epoch_5.pt";
     - an open_clip model and tag such as "ViT-B-32/laion2b_s34b_b79k", or "hf-hub:" and the name of
       an open_clip model on the hub, which open_clip downloads where they are not cached;
     - one of these and "@device:dtype", which go before the arguments, as in "mini@cuda:0:bfloat16",
@@ -100,8 +102,33 @@ def load_parts(
         )
     to_device(device)
     parts = _parts(source, name, trust_pickle=trust_pickle)
+    if parts.preprocess["resize_mode"] == "patches":
+        raise UsageError(
+            f"{shorten(name)!r} is a SigLIP 2 of flexible resolution (NaFlex), which clipguide "
+            "reads, but neither trains nor exports: take one of fixed resolution."
+        )
     parts.model.float().eval()
     return parts.to(device)
+
+
+def lasting_name(name: str) -> str:
+    """A name with its paths made absolute, so that it loads the same CLIP from any folder."""
+    if os.path.exists(name) and name not in MINI:
+        return os.path.abspath(name)
+    if not _is_one(name):
+        members = (member.strip().rpartition("*") for member in name.split("+"))
+        return "+".join(f"{w}{star}{lasting_name(one)}" for w, star, one in members)
+    source, at, suffix = name.rpartition("@") if "@" in name else (name, "", "")
+    return "~".join(map(_lasting, _words(source))) + at + suffix
+
+
+def _lasting(word: str) -> str:
+    if word in MINI:
+        return word
+    if os.path.exists(word):
+        return os.path.abspath(word)
+    trained = checkpoints.named(word)
+    return f"{trained[0]}/{os.path.abspath(trained[1])}" if trained else word
 
 
 def _load(name: str, *, device: str, dtype: str, trust_pickle: bool) -> Clip:
@@ -137,6 +164,8 @@ def _parts(source: str, name: str, *, trust_pickle: bool) -> Parts:
         return _open_clip(f"local-dir:{source}", name=name)
     if source.startswith("hf-hub:"):
         return _open_clip(source, name=name)
+    if trained := checkpoints.named(source):
+        return checkpoints.from_checkpoint(*trained, name=name)
     if cached := _in_cache(source):
         return hf.from_folder(cached, trust_pickle=trust_pickle, name=name)
     return _open_clip(*_known_tag(source), name=name)
@@ -176,8 +205,10 @@ def _open_clip(source: str, tag: str | None = None, *, name: str) -> Parts:
         tokenizer = open_clip.get_tokenizer(source)
         local = source.startswith("local-dir:")
         files = Path(source.removeprefix("local-dir:")) if local else None
-        describe = describe_open_clip(open_clip_config(source, model), tokenizer, files)
-        return Parts(model, transform, tokenizer, name, describe)
+        config = open_clip_config(source, model)
+        describe = describe_open_clip(config, tokenizer, files)
+        architecture = open_clip_architecture(config["model_cfg"])
+        return Parts(model, transform, tokenizer, name, describe, architecture)
     except ClipguideError:
         raise
     except Exception as error:  # open_clip, safetensors and json each raise their own

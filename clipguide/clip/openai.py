@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import ClipguideError, ClipguideWarning, UsageError, reason
+from .fingerprint import open_clip_architecture
 from .parts import Parts, describe_open_clip
 
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # of an archive
@@ -56,8 +57,10 @@ def from_file(path: Path, *, name: str, trust_pickle: bool) -> Parts:
             f"{model.vocab_size} tokens, not {tokenizer.vocab_size}."
         )
     transform = image_transform_v2(preprocess, is_train=False)
-    describe = describe_open_clip(_config(model, asdict(preprocess)), tokenizer, None)
-    return Parts(model, transform, tokenizer, name, describe)
+    config = _config(model, asdict(preprocess))
+    describe = describe_open_clip(config, tokenizer, None)
+    architecture = open_clip_architecture(config["model_cfg"])
+    return Parts(model, transform, tokenizer, name, describe, architecture)
 
 
 def _config(model: nn.Module, preprocess: dict) -> dict:
@@ -111,6 +114,11 @@ def _read(path: Path, *, trust_pickle: bool) -> dict[str, torch.Tensor]:
             f"{path} is no CLIP: it is neither a whole state dict, of tensors and nothing else, "
             "nor a JIT archive, as OpenAI's files are. Other CLIPs are named by their folder."
         ) from error
+    if isinstance(state, dict) and "state_dict" in state:
+        raise UsageError(
+            f"{path} is a checkpoint of a training: name its open_clip model before it, as in "
+            f"ViT-B-32/{path}."
+        )
     missing = [key for key in NEEDED if key not in state] if isinstance(state, dict) else NEEDED
     if missing:
         raise ClipguideError(

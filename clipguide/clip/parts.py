@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from torch import nn
 
 from ..errors import UsageError
 from . import folding
-from .base import Clip, to_device
+from .base import Clip, context_length, to_device
+from .fingerprint import Architecture, fingerprints
 
 CONFIG = "open_clip_config.json"
 TOKENIZER = (".json", ".txt", ".model")  # endings of the files of tokenizers
@@ -31,7 +33,7 @@ class Parts:
 
     `model` is open_clip's, or a transformers model under its names: `encode_image` of normalised
     pictures, `encode_text` of tokens, `logit_scale`, perhaps `logit_bias`, `visual`. `describe`
-    writes what a folder holds beside the weights.
+    writes what a folder holds beside the weights; `architecture` is what the weights do not tell.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Parts:
     tokenizer: Callable[..., torch.Tensor]
     name: str
     describe: Callable[[Path], None] | None = None
+    architecture: Architecture = Architecture()
 
     @property
     def preprocess(self) -> dict:
@@ -73,6 +76,7 @@ class Parts:
             name=self.name,
             device=device,
             dtype=dtype,
+            architecture=self.architecture,
         )
 
     def live(self) -> Clip:
@@ -85,7 +89,19 @@ class Parts:
             name=self.name,
             device=str(next(self.model.parameters()).device),
             live=True,
+            architecture=self.architecture,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """That of `clip`, with the weights as they are now."""
+        length = context_length(self.model, self.tokenizer)
+        return fingerprints(
+            self.model,
+            preprocess=dict(self.preprocess),
+            architecture=self.architecture,
+            tokenizer=partial(self.tokenizer, context_length=length),
+        ).whole
 
     def to(self, device: str) -> Parts:
         """The same parts, the model moved to a device."""

@@ -5,11 +5,45 @@ Shapes: B images, 3 channels, H rows, W columns.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..errors import ClipguideWarning, UsageError
+from . import naflex
+
 LONG = 16  # times its other side: of such a strip no more is resized than is seen
+
+RANGES = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535}
+FAR = 10.0  # above 1: a clean image that a sampler expects is not so far outside of its range
+
+
+def unit_range(image_B3HW: torch.Tensor) -> torch.Tensor:
+    """Images as floats in [0, 1]: those of uint8 and uint16 divided by their range, floats as they
+    are, with a ClipguideWarning where values are so large that the range must be another.
+
+    UsageError for other integers, of which none can tell the range.
+    """
+    if image_B3HW.dtype in RANGES:
+        return image_B3HW.float() / RANGES[image_B3HW.dtype]
+    if not image_B3HW.is_floating_point():
+        kind = str(image_B3HW.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"An image of {kind} has no range that is known: give uint8, uint16, or floats in "
+            "[0, 1]."
+        )
+    if not torch.compiler.is_compiling() and image_B3HW.numel():
+        most = image_B3HW.detach().amax().item()
+        if most > FAR:
+            warnings.warn(
+                f"An image has values up to {most:.4g}, and is to be in [0, 1]: divide it by its "
+                "range.",
+                ClipguideWarning,
+                stacklevel=3,
+            )
+    return image_B3HW
 
 
 def clamp_with_gradient(x: torch.Tensor, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
@@ -25,7 +59,7 @@ def tame(picture: Image.Image, config: dict, size: int) -> Image.Image:
     """
     short, long = sorted(picture.size)
     mode = config["resize_mode"]
-    if long < LONG * short or mode == "squash":
+    if long < LONG * short or mode in ("squash", "patches"):
         return picture
     filter_ = Image.Resampling[config["interpolation"].upper()]
     if mode == "longest":
@@ -59,6 +93,8 @@ def resize(image_B3HW: torch.Tensor, config: dict, size: int) -> torch.Tensor:
     mode = config["resize_mode"]
     if mode == "squash":
         target = (size, size)
+    elif mode == "patches":
+        target = naflex.target(height, width, patch=config["patch"], patches=config["patches"])
     elif mode == "shortest":  # torchvision truncates the longer side
         target = tuple(int(size * side / min(height, width)) for side in (height, width))
     else:
@@ -67,6 +103,8 @@ def resize(image_B3HW: torch.Tensor, config: dict, size: int) -> torch.Tensor:
         filter_ = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
         image_B3HW = F.interpolate(image_B3HW, target, mode=filter_, antialias=True)
     image_B3HW = clamp_with_gradient(image_B3HW)
+    if mode == "patches":
+        return image_B3HW
     height, width = image_B3HW.shape[-2:]
     if height < size or width < size:
         down, across = size - height, size - width

@@ -2,6 +2,8 @@
 
 from .cache import Cache, default_path
 from .engine import Embedded, Engine, processes, shared
-from .files import find
+from .files import Named, find
+from .resources import processors
 
-__all__ = ["Cache", "Embedded", "Engine", "default_path", "find", "processes", "shared"]
+__all__ = ["Cache", "Embedded", "Engine", "Named", "default_path", "find", "processes"]
+__all__ += ["processors", "shared"]

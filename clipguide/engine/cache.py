@@ -7,10 +7,10 @@ once (write-ahead log), and what one had committed when it was killed is there.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,14 +18,16 @@ import numpy as np
 
 from ..errors import ClipguideError
 
-VERSION = 1
-SETTLED = 2e9  # ns: a file changed later than this before it was read may change unseen
+VERSION = 2
+SETTLED = 2e9  # ns: a file changed later than this before it was looked at may change unseen
+TABLES = ("models", "names", "files", "vectors")
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS models (
-    id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, name TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS models (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL);
+CREATE TABLE IF NOT EXISTS names (
+    model INTEGER, name TEXT NOT NULL, PRIMARY KEY (model, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files (
     path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, inode INTEGER, device INTEGER,
-    read INTEGER, digest BLOB NOT NULL) WITHOUT ROWID;
+    seen INTEGER, digest BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS vectors (
     digest BLOB, model INTEGER, vector BLOB NOT NULL, PRIMARY KEY (digest, model)) WITHOUT ROWID;
 """
@@ -48,6 +50,7 @@ class Cache:
     def __init__(self, path: str | os.PathLike | None = None) -> None:
         self.path = Path(path) if path is not None else default_path()
         self._lock = threading.Lock()
+        self._known: dict[int, tuple[str, str]] = {}  # keys and names by number
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
@@ -59,9 +62,9 @@ class Cache:
                 )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(SCHEMA)
             if version < VERSION:
-                self._db.execute(f"PRAGMA user_version={VERSION}")
+                self._renew()
+            self._db.executescript(SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise ClipguideError(
                 f"The cache {self.path} cannot be used ({error}): remove it, give --cache another "
@@ -69,21 +72,19 @@ class Cache:
             ) from None
 
     def model(self, key: str, name: str) -> int:
-        """The number of a model in this file, by its key (a fingerprint and settings)."""
-        select = "SELECT id FROM models WHERE key = ?"
+        """The number of a model, by its key (a fingerprint and settings): always the same, so that
+        it stands for no other, whatever was forgotten meanwhile. `name` is kept for `info`."""
+        number = signed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]))
+        self._known[number] = key, name
         with self._lock, self._db:
-            row = self._db.execute(select, (key,)).fetchone()
-            if row is None:
-                insert = "INSERT INTO models (key, name) VALUES (?, ?) ON CONFLICT DO NOTHING"
-                self._db.execute(insert, (key, name))
-                row = self._db.execute(select, (key,)).fetchone()
-        return row[0]
+            self._introduce(number)
+        return number
 
     def by_file(self, path: str, about: os.stat_result, model: int) -> np.ndarray | None:
         """The vector_D of a file that has not changed, or None."""
         return self._vector(
             "SELECT vector FROM files JOIN vectors USING (digest) WHERE path = ? AND size = ? AND "
-            "changed = ? AND inode = ? AND device = ? AND read - changed > ? AND model = ?",
+            "changed = ? AND inode = ? AND device = ? AND seen - changed > ? AND model = ?",
             (_key(path), *_about(about), SETTLED, model),
         )
 
@@ -94,45 +95,69 @@ class Cache:
         )
 
     def add(
-        self, rows: Sequence[tuple[str, os.stat_result, bytes, np.ndarray]], model: int
+        self, rows: Sequence[tuple[str, os.stat_result, int, bytes, np.ndarray]], model: int
     ) -> None:
-        """Keep (path, stat before it was read, digest, vector_D), all or none."""
-        now = time.time_ns()
+        """Keep (path, stat before it was read, time in ns before that, digest, vector_D), all or
+        none."""
         with self._lock, self._db:
+            self._introduce(model)
             self._db.executemany(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(_key(path), *_about(about), now, digest) for path, about, digest, _ in rows],
+                [(_key(p), *_about(about), seen, digest) for p, about, seen, digest, _ in rows],
             )
             self._db.executemany(
                 "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)",
-                [(digest, model, vector.tobytes()) for _, _, digest, vector in rows],
+                [(digest, model, vector.tobytes()) for *_, digest, vector in rows],
             )
 
     def info(self) -> dict:
-        """Its path, bytes, files, and for each model its name, key and number of vectors."""
+        """Its path, bytes, files, and of each model the names that it was called by, its key and
+        its number of vectors."""
         with self._lock:
             (files,) = self._db.execute("SELECT count(*) FROM files").fetchone()
             models = self._db.execute(
-                "SELECT name, key, count(digest) FROM models LEFT JOIN vectors ON model = id "
-                "GROUP BY id ORDER BY id"
+                "SELECT id, key, count(digest) FROM models LEFT JOIN vectors ON model = id "
+                "GROUP BY id ORDER BY key"
             ).fetchall()
+            names: dict[int, list[str]] = {number: [] for number, *_ in models}
+            for number, name in self._db.execute("SELECT model, name FROM names ORDER BY name"):
+                names[number].append(name)
         return {
             "path": str(self.path),
             "bytes": sum(f.stat().st_size for f in self._parts() if f.exists()),
             "files": files,
-            "models": [{"name": n, "key": k, "vectors": v} for n, k, v in models],
+            "models": [
+                {"name": " = ".join(names[i]), "names": names[i], "key": k, "vectors": v}
+                for i, k, v in models
+            ],
         }
 
     def clear(self) -> None:
         """Forget all, and give the space back."""
         with self._lock:
             with self._db:
-                for table in ("files", "vectors", "models"):
+                for table in TABLES:
                     self._db.execute(f"DELETE FROM {table}")
             self._db.execute("VACUUM")
 
     def close(self) -> None:
         self._db.close()
+
+    def _introduce(self, model: int) -> None:
+        """A model's key and name are there, even if another program has cleared the file."""
+        key, name = self._known[model]
+        self._db.execute("INSERT OR IGNORE INTO models VALUES (?, ?)", (model, key))
+        self._db.execute("INSERT OR IGNORE INTO names VALUES (?, ?)", (model, name))
+
+    def _renew(self) -> None:
+        """What an older version kept goes: its fingerprints said less. One program alone does it,
+        and does it once."""
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            if self._db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
+                for table in TABLES:
+                    self._db.execute(f"DROP TABLE IF EXISTS {table}")
+                self._db.execute(f"PRAGMA user_version={VERSION}")
 
     def _parts(self) -> list[Path]:
         return [self.path, *(Path(f"{self.path}{end}") for end in ("-wal", "-shm"))]
@@ -153,4 +178,5 @@ def _about(about: os.stat_result) -> tuple[int, int, int, int]:
 
 
 def signed(number: int) -> int:
+    """An unsigned number of 64 bits as SQLite's and Lance's integers are."""
     return (number + 2**63) % 2**64 - 2**63

@@ -5,16 +5,19 @@ Shapes: B pictures, F frames, D the width of the embedding.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import sqlite3
 import stat
+import time
 import urllib.request
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +26,18 @@ import numpy as np
 import torch
 
 from .. import images
-from ..clip import Clip
+from ..clip import Clip, lasting_name
 from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
 from ..mini import sha256
 from ..prompts import shorten
+from ..reading import foreign_profile
 from .cache import Cache
 from .files import URLS
+from .resources import Budget, Lease, processors
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from PIL.Image import Image
 
 BATCH = {"cpu": 16}  # pictures; with more of them the embedded CLIPs leave the cache
 OTHER = 256
@@ -58,6 +64,7 @@ class _Slot:
 
     path: str
     about: os.stat_result | None = None
+    seen: int = 0  # ns, before `about`
     reading: Future | None = None
     done: Embedded | None = None
 
@@ -75,13 +82,15 @@ class Engine:
     """Embeds files of pictures by one Clip.
 
     `batch` pictures at a time (16 on a CPU, 256 elsewhere; halved when memory runs out), decoded by
-    `workers` threads (as many as there are processors). `cache` keeps vectors between runs; with
+    `workers` threads (as many as there are processors for this program), within a budget of memory:
+    large pictures wait for each other. `cache` keeps vectors between runs; with
     `verify` unchanged files are digested again, not only looked at. `alpha` is "white", on which
     transparent pictures are laid, or "drop", as open_clip does. `frames` of a moving picture,
     spread evenly, are averaged. With `fast`, JPEGs are decoded at an eighth, a quarter or half of
     their size where that is enough. `bf16` computes in bfloat16 if the cosines of the first
     pictures change by no more than 1e-3, and warns if they do. `compile` runs torch.compile on the
-    tower. `urls` are downloaded. UsageError for settings that make no sense.
+    tower. `urls` are downloaded. `icc` converts colours of other profiles to sRGB; pictures of more
+    than `megapixels` (179 by default) are not read. UsageError for settings that make no sense.
     """
 
     def __init__(
@@ -98,6 +107,8 @@ class Engine:
         bf16: bool = False,
         compile: bool = False,
         urls: bool = False,
+        icc: bool = False,
+        megapixels: float | None = None,
     ) -> None:
         for name, value in {"batch": batch, "workers": workers, "frames": frames}.items():
             if value is not None and value < 1:
@@ -106,7 +117,9 @@ class Engine:
             raise UsageError(f"alpha is {' or '.join(images.ALPHA)}, not {alpha!r}.")
         self.clip, self.cache = clip, cache
         self.batch = batch or BATCH.get(clip.device.type, OTHER)
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or processors()
+        self.icc, self.megapixels, self.memory = icc, megapixels, Budget()
+        self.profiles: dict[str, str] = {}  # by path, of pictures that are not sRGB, with `verify`
         self.fast, self.alpha, self.frames = fast, alpha, frames
         self.verify, self.urls = verify, urls
         self._half: Clip | None = None
@@ -120,8 +133,14 @@ class Engine:
         half = self._half is not None or self._to_check  # nothing is kept before it is checked
         dtype = "bfloat16" if half else str(self.clip.dtype).removeprefix("torch.")
         fast = f" fast {self.clip.image_size}" if self.fast else ""
-        settings = f"{dtype} alpha {self.alpha} frames {self.frames}{fast}"
+        icc = " icc" if self.icc else ""
+        settings = f"{dtype} alpha {self.alpha} frames {self.frames}{fast}{icc}"
         return f"{self.clip.image_fingerprint} {settings}"
+
+    @property
+    def clip_name(self) -> str:
+        """The CLIP's name as it is recorded: the same from any folder."""
+        return lasting_name(self.clip.name)
 
     def embed(self, paths: Iterable[str | os.PathLike]) -> Iterator[Embedded]:
         """Each file's vector, or why it has none, in the order of `paths`, as they are done.
@@ -150,7 +169,7 @@ class Engine:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _number(self) -> int | None:
-        return self._ask("model", self.key, self.clip.name)
+        return self._ask("model", self.key, self.clip_name)
 
     def _ask(self, what: str, *values: object) -> Any:
         """The cache's answer; None without one. A disk that is full, read-only or damaged costs the
@@ -174,7 +193,8 @@ class Engine:
         if path.lower().startswith(URLS):
             if not self.urls:
                 return _failed(path, "is a URL, which is read only where that is allowed")
-            return _Slot(path, None, pool.submit(self._read, path, None))
+            return _Slot(path, reading=pool.submit(self._read, path, None))
+        seen = time.time_ns()
         try:
             about = os.stat(path)
         except FileNotFoundError:
@@ -187,8 +207,8 @@ class Engine:
         if not self.verify:
             known_D = self._ask("by_file", path, about, self._model)
             if known_D is not None:
-                return _Slot(path, about, done=Embedded(path, torch.from_numpy(known_D.copy())))
-        return _Slot(path, about, pool.submit(self._read, path, about))
+                return _Slot(path, done=Embedded(path, torch.from_numpy(known_D.copy())))
+        return _Slot(path, about, seen, pool.submit(self._read, path, about))
 
     def _read(self, path: str, about: os.stat_result | None) -> Read:
         """In a thread: the file's digest and its frames as the tower sees them."""
@@ -198,12 +218,25 @@ class Engine:
             read.digest = bytes.fromhex(sha256(Path(path)))
             read.known_D = self._ask("by_digest", read.digest, self._model)
         if read.known_D is None:
-            side = self.clip.image_size if self.fast else None
-            pictures = images.load_frames(source, count=self.frames, alpha=self.alpha, side=side)
-            read.frames = [self.clip.prepare(picture) for picture in pictures]
+            with self.memory.lease() as lease:
+                pictures = self.decode(source, opened=partial(self._opened, path, lease))
+                read.frames = [self.clip.prepare(picture) for picture in pictures]
             if read.digest and not _same(about, os.stat(path)):  # written to while it was read
                 read.digest = b""
         return read
+
+    def _opened(self, path: str, lease: Lease, image: Image) -> None:
+        """Before a picture is decoded: its memory is waited for, its profile noted."""
+        lease.take(images.cost(image))
+        if self.verify and not self.icc and (profile := foreign_profile(image)):
+            self.profiles[path] = profile
+
+    def decode(self, source: object, **settings: Any) -> list:
+        """A picture's frames in RGB as the engine is set; `settings` are those of `load_frames`."""
+        given = {"count": self.frames, "alpha": self.alpha, "icc": self.icc}
+        given |= {"megapixels": self.megapixels}
+        given["side"] = self.clip.image_size if self.fast else None
+        return images.load_frames(source, **{**given, **settings})
 
     def _run(self, waiting: deque[_Slot]) -> int:
         """Finish the first batch of what waits; how many files that were."""
@@ -233,7 +266,7 @@ class Engine:
 
     def _keep(self, reads: list[tuple[_Slot, Read]]) -> None:
         rows = [
-            (slot.path, slot.about, read.digest, slot.done.unit_D.numpy())
+            (slot.path, slot.about, slot.seen, read.digest, slot.done.unit_D.numpy())
             for slot, read in reads
             if read.digest
         ]
@@ -326,14 +359,29 @@ def _download(url: str) -> io.BytesIO:
 
 
 def processes() -> PartialState | None:
-    """accelerate's account of the processes that `accelerate launch` started; None in one alone."""
+    """accelerate's account of the processes that `accelerate launch` started; None in one alone.
+
+    The group of processes that this begins is ended when the program leaves, before the interpreter
+    does: its threads would otherwise outlive what they use, and the process abort.
+    """
     if "LOCAL_RANK" not in os.environ:
         return None
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
+    from torch import distributed
 
+    begun = distributed.is_initialized()  # by somebody else, who is to end it
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if distributed.is_initialized() and not begun:
+        atexit.register(_leave)
     return state if state.num_processes > 1 else None
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def shared(engine: Engine, paths: Iterable[str | os.PathLike]) -> Iterator[Embedded]:
@@ -351,3 +399,4 @@ def shared(engine: Engine, paths: Iterable[str | os.PathLike]) -> Iterator[Embed
         by_rank = gather_object([mine])
         for i in range(len(chunk)):
             yield by_rank[i % state.num_processes][i // state.num_processes]
+    state.wait_for_everyone()  # none leaves while another still receives

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import glob
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from ..errors import UsageError
+from ..errors import ClipguideWarning, UsageError
 from ..prompts import shorten
 
 URLS = ("http://", "https://")
+
+
+class Named(str):
+    """A source that is meant as it is: no pattern, whatever signs are in it."""
+
 
 
 def find(
@@ -19,24 +25,32 @@ def find(
     recursive: bool = True,
     urls: bool = False,
     passed: list[str] | None = None,
+    unread: list[str] | None = None,
 ) -> Iterator[str]:
     """The files that `sources` mean, each once, a folder's in the order of their names.
 
     A source is a file, which need not exist (whoever reads it says so), a pattern such as
     "a/**/*.png", or a folder: of it, files whose names end as pictures' do, those of its
     subfolders as well if `recursive`, no hidden ones, and no link in circles. What else is in
-    folders is noted in `passed`. UsageError for a pattern that matches nothing, a folder that
-    cannot be read, and a URL unless `urls`.
+    folders is noted in `passed`. A folder in a folder that cannot be read is noted in `unread`, or
+    warned of. UsageError for a pattern that matches nothing (but `Named` ones are none), a folder
+    that is a source itself and cannot be read, and a URL unless `urls`.
     """
     seen: set[str] = set()
     for source in map(os.fspath, sources):
-        for path in _expand(source, recursive, urls, passed):
+        for path in _expand(source, recursive, urls, passed, unread):
             if path not in seen:
                 seen.add(path)
                 yield path
 
 
-def _expand(source: str, recursive: bool, urls: bool, passed: list[str] | None) -> Iterable[str]:
+def _expand(
+    source: str,
+    recursive: bool,
+    urls: bool,
+    passed: list[str] | None,
+    unread: list[str] | None,
+) -> Iterable[str]:
     if source.lower().startswith(URLS):
         if not urls:
             raise UsageError(
@@ -44,7 +58,9 @@ def _expand(source: str, recursive: bool, urls: bool, passed: list[str] | None) 
             )
         return [source]
     if os.path.isdir(source):
-        return _walk(source, recursive, passed, set())
+        return _walk(source, recursive, passed, unread)
+    if isinstance(source, Named):
+        return [str(source)]
     if glob.has_magic(source) and not os.path.lexists(source):
         found = sorted(p for p in glob.iglob(source, recursive=True) if not os.path.isdir(p))
         if not found:
@@ -54,26 +70,52 @@ def _expand(source: str, recursive: bool, urls: bool, passed: list[str] | None) 
 
 
 def _walk(
-    folder: str, recursive: bool, passed: list[str] | None, parents: set[tuple[int, int]]
+    folder: str, recursive: bool, passed: list[str] | None, unread: list[str] | None
 ) -> Iterator[str]:
     try:
-        about = os.stat(folder)
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        waiting = [_listed(folder)]
     except OSError as error:
         raise UsageError(f"The folder {folder} cannot be read: {error.strerror}.") from None
-    here = (about.st_dev, about.st_ino)
-    if here in parents:  # a link to a folder that holds it
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
+    while waiting:
+        _, entries = waiting[-1]
+        entry = next(entries, None)
+        if entry is None:
+            waiting.pop()
+        elif entry.name.startswith("."):
             continue
-        if os.path.isdir(entry.path):
-            if recursive:
-                yield from _walk(entry.path, recursive, passed, parents | {here})
+        elif os.path.isdir(entry.path):
+            if not recursive:
+                continue
+            try:
+                found = _listed(entry.path)
+            except OSError as error:
+                _tell_unread(entry.path, error, unread)
+                continue
+            if all(found[0] != here for here, _ in waiting):  # no link to a folder that holds it
+                waiting.append(found)
         elif os.path.splitext(entry.name)[1].lower() in picture_endings():
             yield entry.path
         elif passed is not None:
             passed.append(entry.path)
+
+
+def _listed(folder: str) -> tuple[tuple[int, int], Iterator[os.DirEntry]]:
+    """What tells a folder from others, and what is in it, by name."""
+    about = os.stat(folder)
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    return (about.st_dev, about.st_ino), iter(found)
+
+
+def _tell_unread(folder: str, error: OSError, unread: list[str] | None) -> None:
+    if unread is not None:
+        unread.append(folder)
+        return
+    warnings.warn(
+        f"The folder {folder} cannot be read ({error.strerror}), and is passed over.",
+        ClipguideWarning,
+        stacklevel=4,
+    )
 
 
 @cache
@@ -81,7 +123,9 @@ def picture_endings() -> frozenset[str]:
     """The endings of files that Pillow reads, ".png" and so on; not of films and documents."""
     from PIL import Image
 
-    Image.init()
+    from ..reading import formats
+
+    formats()
     readable = {
         end for end, format_ in Image.registered_extensions().items() if format_ in Image.OPEN
     }

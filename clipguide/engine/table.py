@@ -44,7 +44,8 @@ def write(
     overwrite: bool = False,
 ) -> int:
     """Write the rows that have a vector to an .npz (of paths, vectors_ND float32, key and model) or
-    a .parquet (columns path and vector; key and model in the schema's metadata); how many.
+    a .parquet (columns path, vector, and path_bytes of names that are not UTF-8; key and model in
+    the schema's metadata); how many.
 
     `key` is asked when the first vector is there: bfloat16 that does not hold changes an engine's.
     The file appears when it is whole. UsageError for another ending, or a file that is there,
@@ -98,12 +99,14 @@ def _write_parquet(path: Path, rows: Iterable[Embedded], key: Callable[[], str],
         width = vectors.shape[1]
         if writer is None:
             kind = arrow.list_(arrow.float32(), width)
-            fields = [("path", arrow.string()), ("vector", kind)]
+            fields = [("path", arrow.string()), ("vector", kind), ("path_bytes", arrow.binary())]
             schema = arrow.schema(fields, metadata={"key": key(), "model": model})
             writer = parquet.ParquetWriter(path, schema)
-        names = [os.fsencode(row.path).decode(errors="replace") for row in chunk]
+        raw = [os.fsencode(row.path) for row in chunk]
+        names = [name.decode(errors="replace") for name in raw]
+        odd = [None if name.encode() == one else one for name, one in zip(names, raw)]
         flat = arrow.array(vectors.ravel())
-        columns = [names, arrow.FixedSizeListArray.from_arrays(flat, width)]
+        columns = [names, arrow.FixedSizeListArray.from_arrays(flat, width), odd]
         writer.write_table(arrow.table(columns, schema=writer.schema))
         chunk.clear()
 
@@ -142,6 +145,9 @@ def _read_parquet(path: Path, key: str) -> Iterator[Embedded]:
     _compare(path, found, model, key)
     for batch in file.iter_batches(ROWS):
         names, column = batch.column("path").to_pylist(), batch.column("vector")
+        if "path_bytes" in batch.schema.names:
+            odd = batch.column("path_bytes").to_pylist()
+            names = [os.fsdecode(raw) if raw else name for name, raw in zip(names, odd)]
         flat = column.flatten().to_numpy(zero_copy_only=False)
         for name, vector in zip(names, flat.reshape(len(names), -1), strict=True):
             yield Embedded(name, torch.from_numpy(vector.copy()))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import threading
 import time
 from collections import defaultdict, deque
@@ -23,9 +22,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..clip.base import _pixel_steps
+from ..clip.base import pixel_steps
 from ..clip.parts import Parts
 from ..clip.resize import tame
+from ..engine import processors
 from ..errors import UsageError
 from .data import Dataset, Example
 
@@ -90,7 +90,7 @@ class Batches:
             augment = Augment(flip=0.5 if dataset.classes else 0.0)
         self.dataset, self.batch, self.seed, self.start = dataset, batch, seed, start
         self.augment = augment or None
-        self.workers = workers or min(8, os.cpu_count() or 1)
+        self.workers = workers or min(8, processors())
         self.waited = 0.0
         self._view = _View(parts, self.augment)
         self._strata = _strata(dataset, balanced)
@@ -204,7 +204,7 @@ class _View:
 
     def __init__(self, parts: Parts, augment: Augment | None) -> None:
         self.config, self.size, self.augment = parts.preprocess, parts.image_size, augment
-        self.transform, self.steps = parts.transform, _pixel_steps(parts.transform)
+        self.transform, self.steps = parts.transform, pixel_steps(parts.transform)
         self.mode = self.config["resize_mode"]
         self.filter = Image.Resampling[self.config["interpolation"].upper()]
         self.side = math.ceil(self.size * MARGIN)

@@ -21,6 +21,7 @@ class Checkpoints:
         self.path, self.about = folder / FILE, about
         self.before = folder / BEFORE
         self._warned = False
+        self._cut = False  # what is at `path` cannot be read
 
     def save(self, state: dict) -> bool:
         """Replaces what was there once the new one is whole. On a full disk the old one stays, with
@@ -30,9 +31,10 @@ class Checkpoints:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with fresh.open("wb") as stream:
                 torch.save({"about": self.about, "state": state}, stream)
-            if self.path.exists():
+            if self.path.exists() and not self._cut:
                 self.path.replace(self.before)
             fresh.replace(self.path)
+            self._cut = False
             return True
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
             fresh.unlink(missing_ok=True)
@@ -50,22 +52,31 @@ class Checkpoints:
 
     def load(self, *, before: bool = False) -> dict | None:
         """The state, or None if there is none; with `before` the one before it, if there is one.
+        Where a file cannot be read, the other is taken, with a warning.
 
         UsageError if it is of another model, other data or other settings, which it names;
-        ClipguideError if it cannot be read.
+        ClipguideError if neither can be read.
         """
-        path = self.path if self.path.exists() and not before else self.before
-        if not path.exists():
-            path = self.path
-        if not path.exists():
+        paths = [path for path in (self.path, self.before) if path.exists()]
+        paths = paths[::-1] if before else paths
+        if not paths:
             return None
-        try:
-            kept = torch.load(path, map_location="cpu", weights_only=True)
-            then, state = dict(kept["about"]), kept["state"]
-        except Exception as error:  # torch, pickle and zipfile each raise their own
+        read = ((path, kept) for path in paths if (kept := _read(path)))
+        path, kept = next(read, (None, None))
+        if kept is None:
             raise ClipguideError(
-                f"{path} cannot be read: delete {self.path.parent} to begin anew."
-            ) from error
+                f"{' and '.join(map(str, paths))} cannot be read: delete {self.path.parent} to "
+                "begin anew."
+            )
+        if path != paths[0]:
+            self._cut = paths[0] == self.path
+            which = "the one before" if path == self.before else "the last one"
+            warnings.warn(
+                f"{paths[0]} cannot be read: the run goes on from {which}.",
+                ClipguideWarning,
+                stacklevel=2,
+            )
+        then, state = kept
         other = [name for name, value in self.about.items() if then.get(name) != value]
         if other:
             changes = ", ".join(f"{n} was {then.get(n)}, not {self.about[n]}" for n in other)
@@ -81,6 +92,15 @@ class Checkpoints:
             path.unlink(missing_ok=True)
         if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
             self.path.parent.rmdir()
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict] | None:
+    """What a file says of its run, and its state; None if it is cut."""
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(kept["about"]), kept["state"]
+    except Exception:  # torch, pickle and zipfile each raise their own
+        return None
 
 
 def _full(error: Exception) -> bool:

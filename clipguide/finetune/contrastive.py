@@ -18,7 +18,7 @@ from .gradcache import Tower, cached_backward
 from .losses import caption_loss, sigmoid_loss
 from .methods import is_scale, is_text
 
-MOST_SCALE = 100.0  # of logits, as CLIP's own training has it
+MOST_SCALE = 100.0  # of logits, as CLIP's own training has it, or where a checkpoint began above
 
 
 class Contrastive:
@@ -36,10 +36,11 @@ class Contrastive:
         self.locked_text = not any(is_text(n) for n in opened)
         self.locked_image = all(is_text(n) for n in opened)
         self.device = next(parts.model.parameters()).device
+        self.most = max(math.log(MOST_SCALE), parts.model.logit_scale.item())
 
     def __call__(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, float]]:
         with torch.no_grad():  # as open_clip's training does after each step
-            model.logit_scale.clamp_(0, math.log(MOST_SCALE))
+            model.logit_scale.clamp_(0, self.most)
         captions = batch["captions"]
         texts = [captions[k : k + self.chunk] for k in range(0, len(captions), self.chunk)]
         same_BB = self._same(captions)

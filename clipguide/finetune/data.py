@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..engine import processors
 from ..errors import ClipguideError, UsageError
 from ..prompts import shorten
 from . import alike, sources
@@ -120,6 +121,7 @@ class Dataset:
     examples: list[Example]
     classes: list[str]
     report: Report
+    spill: object = field(default=None, repr=False, compare=False)  # see `Listing`
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -158,7 +160,7 @@ def read(
     else:
         listing, train = sources.pictures(source, image_column=image_column), False
     rows = list(dict.fromkeys(row for row in listing.rows if row.text))
-    looks = look_at(rows, workers or min(8, os.cpu_count() or 1), progress)
+    looks = look_at(rows, workers or min(8, processors()), progress)
     broken = {row.path: look for row, look in zip(rows, looks) if isinstance(look, str)}
     rows = [row for row, look in zip(rows, looks) if not isinstance(look, str)]
     looks = [look for look in looks if not isinstance(look, str)]
@@ -178,12 +180,12 @@ def read(
     if train:
         _check_enough(os.fspath(source), examples, bool(classes))
     report = _report(source, examples, classes, listing, broken, tokenizer)
-    return Dataset(examples, classes, report)
+    return Dataset(examples, classes, report, listing.spill)
 
 
 def near_copies(first: Sequence[Example], second: Sequence[Example]) -> set[int]:
     """The places in `first` of pictures that are in `second`, to the byte or nearly."""
-    looks = look_at([e.row for e in (*first, *second)], min(8, os.cpu_count() or 1), None)
+    looks = look_at([e.row for e in (*first, *second)], min(8, processors()), None)
     if any(isinstance(look, str) for look in looks):
         raise ClipguideError("Pictures have changed since they were first read: begin anew.")
     groups = _groups([digest for digest, _ in looks], np.stack([small_D for _, small_D in looks]))
@@ -215,6 +217,19 @@ def split(dataset: Dataset, *, share: float = 0.2, seed: int = 0) -> tuple[Datas
     sides = [[e for e in dataset.examples if tested[e.group] is test] for test in (False, True)]
     train, test = (replace(dataset, examples=side) for side in sides)
     return train, test
+
+
+def halves(dataset: Dataset, *, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Two parts of about the same size, groups whole, whatever the classes; where it goes follows
+    from the seed and the digests."""
+    members = defaultdict(list)
+    for example in dataset.examples:
+        members[example.group].append(example)
+    key = {g: _draw(seed, min(e.digest for e in found)) for g, found in members.items()}
+    sides: tuple[list, list] = ([], [])
+    for group in sorted(members, key=key.__getitem__):
+        min(sides, key=len).extend(members[group])
+    return tuple(replace(dataset, examples=side) for side in sides)
 
 
 def _share_out(

@@ -6,8 +6,9 @@ Shapes: B pictures, N classes, T different captions, D the width of the embeddin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,8 @@ class Exam:
     """Pictures that are prepared once, to be shown to a model again and again.
 
     `labels` are the texts to choose from, by default the classes of the data; each class's vector
-    is the mean over `templates`. At most `most` pictures, evenly drawn, are kept.
+    is the mean over `templates`. At most `most` pictures, evenly drawn, are kept; with `once` none
+    are, but each is prepared when its vector is asked for.
     """
 
     def __init__(
@@ -63,15 +65,15 @@ class Exam:
         labels: Sequence[str] | None = None,
         most: int = 5000,
         workers: int = 2,
+        once: bool = False,
     ) -> None:
         stride = -(-len(data.examples) // most)
         self._known: dict[str, Tensor] = {}  # the last vectors, by the digest of their tower
         self.templates = tuple(templates)
         self.examples = data.examples[::stride]
         self.labels = list(labels or data.classes)
-        clip = parts.live()
-        with ThreadPoolExecutor(workers) as pool:
-            self.prepared = list(pool.map(lambda e: clip.prepare(e.picture()), self.examples))
+        self.workers = workers
+        self.prepared = None if once else [p for some in self._chunks(parts.live()) for p in some]
         if self.labels:
             place = {label: n for n, label in enumerate(self.labels)}
             self.target_B = torch.tensor([place[data.classes[e.label]] for e in self.examples])
@@ -103,7 +105,10 @@ class Exam:
     @torch.no_grad()
     def vectors(self, clip: Clip) -> Tensor:
         """Unit vectors_BD of the pictures."""
-        chunks = [self.prepared[k : k + CHUNK] for k in range(0, len(self), CHUNK)]
+        if self.prepared is None:
+            chunks = self._chunks(clip)
+        else:
+            chunks = (self.prepared[k : k + CHUNK] for k in range(0, len(self), CHUNK))
         return torch.cat([clip.encode_prepared(chunk).cpu() for chunk in chunks])
 
     @torch.no_grad()
@@ -112,6 +117,18 @@ class Exam:
         if not self.labels:
             return clip.encode_text(self.texts).cpu()
         return class_vectors(clip, [[label] for label in self.labels], self.templates).cpu()
+
+    def _chunks(self, clip: Clip) -> Iterator[list[Tensor]]:
+        """What the tower sees of the pictures, prepared a chunk ahead of who takes them."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            ahead: deque[list[Future]] = deque()
+            for k in range(0, len(self), CHUNK):
+                some = self.examples[k : k + CHUNK]
+                ahead.append([pool.submit(lambda e=e: clip.prepare(e.picture())) for e in some])
+                if len(ahead) > 1:
+                    yield [one.result() for one in ahead.popleft()]
+            while ahead:
+                yield [one.result() for one in ahead.popleft()]
 
     def _vectors(self, parts: Parts) -> tuple[Tensor, Tensor]:
         """Of pictures and texts. What a tower of the very same weights made is not made again."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import __version__
-from ..clip import Clip, Parts, fingerprint, load_clip, load_parts
+from ..clip import Clip, Parts, load_clip, load_parts
 from ..errors import UsageError
 from ..export.folder import staged
 from ..zero_shot import default_templates, templates
@@ -26,7 +26,7 @@ from .data import Dataset, Report, read
 from .figure import GuideReport, guide_report
 from .fit import Fit, FitStep, NotFinite
 from .guiding import GuidingConfig, guiding_fit
-from .job import CONCEPTS, FACTS, HELD_OUT
+from .job import CONCEPTS, DEFAULT, FACTS, HELD_OUT, retained
 from .run import slow_down
 
 SECONDS = 60.0  # from one checkpoint to the next
@@ -148,7 +148,7 @@ def prepare_guide(
     clip: str | os.PathLike | Parts = "mini",
     config: GuidingConfig | None = None,
     judge: str = "mini-judge",
-    retain: str | os.PathLike | None = HELD_OUT,
+    retain: str | os.PathLike | None = DEFAULT,
     batch: int = BATCH,
     folder: Path | None = None,
     device: str = "cpu",
@@ -159,7 +159,8 @@ def prepare_guide(
     """Reads the data and makes ready. For FARE any folder of pictures will do; TeCoA needs classes.
 
     The figure is told by `judge`, another CLIP; `retain` are pictures with names to tell what it
-    costs. UsageError as `read` and `load_parts`, and for TeCoA without classes.
+    costs, by default as of `prepare`. UsageError as `read` and `load_parts`, and for TeCoA without
+    classes.
     """
     config = config or GuidingConfig()
     parts = (
@@ -167,6 +168,7 @@ def prepare_guide(
         if isinstance(clip, Parts)
         else load_parts(clip, device=device, trust_pickle=trust_pickle)
     )
+    retain = retained(parts, retain)
     if config.method == "tecoa":
         found = read(data, tokenizer=parts.tokenizer, progress=progress, **(columns or {}))
         if not found.classes:
@@ -188,7 +190,7 @@ def prepare_guide(
         if retain == HELD_OUT:
             kept = replace(kept, classes=CONCEPTS.read_text().splitlines())
     about = {name: str(value) for name, value in vars(config).items()}
-    about |= {"batch": str(batch), "model": fingerprint({"clip": parts.model})[:12]}
+    about |= {"batch": str(batch), "model": parts.fingerprint[:12]}
     about["data"] = found.digest()[:12]
     fit = guiding_fit(parts, classes=found.classes, config=config)
     checkpoints = Checkpoints(folder, about) if folder else None

@@ -19,18 +19,20 @@ pictures, N names that are none of it, 3 channels, H rows, W columns of pictures
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..clip.base import fingerprint
 from ..clip.concepts import Concept, hook, places, shared_copy, token_embedding, word_tokens
 from ..clip.parts import Parts
-from ..errors import UsageError
+from ..errors import ClipguideWarning, UsageError
 from ..prompts import shorten
 
 TEMPLATES = ("{}", "a {}", "the {}", "a picture of a {}", "a drawing of a {}", "one {} outside")
@@ -72,6 +74,13 @@ class InversionConfig:
             raise UsageError("A concept is told from other names: give at least one.")
 
 
+@cache
+def known_words() -> frozenset[str]:
+    """The words that name what mini was trained on."""
+    text = (Path(__file__).parent / "concepts.txt").read_text(encoding="utf-8")
+    return frozenset(text.lower().split())
+
+
 @dataclass(frozen=True)
 class InversionStep:
     """One step of `total`: the loss, and the mean cosine of the word's texts with the pictures."""
@@ -104,9 +113,21 @@ class Inversion:
         if not pictures:
             raise UsageError("There are no pictures to learn the word from: three to five will do.")
         self.parts, self.config, self.word = parts, config, word.strip()
+        if len(self.word.split()) > 1:
+            raise UsageError(
+                f"{shorten(self.word)!r} are several words: take one that means nothing yet, such "
+                "as blorvek."
+            )
         self.model = shared_copy(parts.model).eval()
         self.device = parts.model.logit_scale.device
         self.token_T = word_tokens(parts.tokenizer, self.word)
+        if len(self.token_T) == 1 or self.word.lower() in known_words():
+            warnings.warn(
+                f"{self.word!r} is a word already: what it meant is lost to the CLIP that reads "
+                "the concept. Take one that means nothing yet, such as blorvek, to keep it.",
+                ClipguideWarning,
+                stacklevel=2,
+            )
         table_VW = token_embedding(self.model).weight
         self.longest = table_VW.norm(dim=1).max().item()
         begin_T = self.token_T
@@ -149,8 +170,8 @@ class Inversion:
     def concept(self) -> Concept:
         """The word as far as it is learned."""
         vector_TW = self.vector_TW.detach().cpu().clone()
-        digest = fingerprint({"clip": self.parts.model}, extra=self.parts.preprocess)
-        return Concept(self.word, self.token_T, vector_TW, digest, self.parts.name)
+        clip = self.parts.fingerprint
+        return Concept(self.word, self.token_T, vector_TW, clip, self.parts.name)
 
     @torch.no_grad()
     def _shorten(self) -> None:

@@ -17,11 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..clip import Clip, Parts, load_parts
+from ..clip.load import MINI
 from ..errors import ClipguideWarning, UsageError
 from ..export.folder import staged
-from . import report, tables
+from ..tables import ENDINGS
+from . import report
 from .config import FinetuneConfig, Progress
-from .data import Dataset, Report, near_copies, read, split
+from .data import Dataset, Report, halves, near_copies, read, split
 from .exam import Exam
 from .outcome import Outcome, settle
 from .run import Finetune
@@ -29,17 +31,19 @@ from .run import Finetune
 HELD_OUT = Path(__file__).parent / "held-out.tar"
 CONCEPTS = Path(__file__).parent / "concepts.txt"
 FACTS = "finetune.json"
+DEFAULT = ""  # of `retain`: HELD_OUT, of the embedded CLIPs
 TWICE = 40  # pictures to set aside, at least, for half of them to be tested on alone
 
 
 @dataclass
 class Job:
     """What `prepare` made: `report` says what was found, `fit` trains, `test` and `retention` tell
-    what came of it."""
+    what came of it. What is kept is chosen on `weighed`, the other half of what to retain."""
 
     fit: Finetune
     test: Exam
     retention: Exam | None
+    weighed: Exam | None
     report: Report
     data: str
     kept: str
@@ -50,7 +54,9 @@ class Job:
 
     def settle(self, *, allowed: float = 0.01, wise: bool = True) -> Outcome:
         """As `outcome.settle`, once the run has ended."""
-        return settle(self.fit, self.test, self.retention, allowed=allowed, wise=wise)
+        return settle(
+            self.fit, self.test, self.retention, self.weighed, allowed=allowed, wise=wise
+        )
 
     def save(self, outcome: Outcome, out: str | os.PathLike, *, overwrite: bool = False) -> Clip:
         """The folder of the model, with its card; the checkpoint is gone then. -> the CLIP.
@@ -72,7 +78,7 @@ def prepare(
     clip: str | os.PathLike | Parts = "mini",
     config: FinetuneConfig | None = None,
     test: str | os.PathLike | None = None,
-    retain: str | os.PathLike | None = HELD_OUT,
+    retain: str | os.PathLike | None = DEFAULT,
     share: float = 0.2,
     folder: Path | None = None,
     device: str = "cpu",
@@ -83,16 +89,17 @@ def prepare(
     """Reads the data, sets a `share` of it aside, and makes ready to train.
 
     Of what is set aside, half is tested on, or `test`, other data of the same classes. `retain` is
-    what the CLIP should still know: by default drawings that mini was not trained on, among the
-    names of all that it was. `folder` keeps the checkpoint; `columns` are those of `read`.
-    UsageError as `read`, `load_parts` and `Finetune`.
+    what the CLIP should still know, chosen by on one half and reported on the other; None for
+    nothing. By default that are, for mini, drawings that it was not trained on, among the names of
+    all that it was; other CLIPs have no default. `folder` keeps the checkpoint; `columns` are those
+    of `read`. UsageError as `read`, `load_parts` and `Finetune`, and where `retain` is to be named.
     """
     parts = (
         clip
         if isinstance(clip, Parts)
         else load_parts(clip, device=device, trust_pickle=trust_pickle)
     )
-    config = config or FinetuneConfig()
+    config, retain = config or FinetuneConfig(), retained(parts, retain)
     found = read(data, tokenizer=parts.tokenizer, progress=progress, **(columns or {}))
     train, held = split(found, share=share, seed=config.seed)
     aside, tested = held, held
@@ -105,21 +112,40 @@ def prepare(
     exam = fit.exam
     if tested is not aside:
         exam = Exam(parts, tested, templates=fit.templates)
-    retention, kept = _retention(parts, retain, fit)
-    return Job(fit, exam, retention, found.report, os.fspath(data), kept)
+    retention, weighed, kept = _retention(parts, retain, fit)
+    return Job(fit, exam, retention, weighed, found.report, os.fspath(data), kept)
+
+
+def retained(parts: Parts, source: str | os.PathLike | None) -> str | os.PathLike | None:
+    """What is to be retained where nobody says: the drawings, of the embedded CLIPs. UsageError for
+    others, of which drawings tell nothing."""
+    if source is None or os.fspath(source) != DEFAULT:
+        return source
+    if parts.name.partition("@")[0] not in MINI:
+        raise UsageError(
+            f"Say what {parts.name} should still know: --retain DATA (retain=DATA), pictures with "
+            "names or captions of the kind that it is good at; or --retain none (retain=None)."
+        )
+    return HELD_OUT
 
 
 def _retention(
     parts: Parts, source: str | os.PathLike | None, fit: Finetune
-) -> tuple[Exam | None, str]:
+) -> tuple[Exam | None, Exam | None, str]:
+    """What is reported on, what is chosen by, and what both are, in words."""
     if source is None:
-        return None, "nothing"
+        return None, None, "nothing"
     data = read(source, tokenizer=parts.tokenizer, train=False)
     labels, what = None, os.fspath(source)
     if source == HELD_OUT:
         labels = CONCEPTS.read_text().splitlines()
-        what = f"{len(data)} drawings that mini was not trained on, among {len(labels)} names"
-    return Exam(parts, data, templates=fit.templates, labels=labels), what
+        what = f"drawings that mini was not trained on, among {len(labels)} names"
+    settings = {"templates": fit.templates, "labels": labels}
+    if len(data) < TWICE:
+        exam = Exam(parts, data, **settings)
+        return exam, exam, f"{what}: {len(data)}, by which was chosen as well"
+    told, chosen = (Exam(parts, half, **settings) for half in halves(data, seed=fit.config.seed))
+    return told, chosen, f"{what}: {len(told)}, chosen by {len(chosen)} others"
 
 
 def _same_classes(test: Dataset, train: Dataset, source: str) -> Dataset:
@@ -140,7 +166,7 @@ def _same_classes(test: Dataset, train: Dataset, source: str) -> Dataset:
 
 def _test_data(source: str | os.PathLike, parts: Parts, columns: dict) -> Dataset:
     """The data to test on; columns are those of a table, names of either."""
-    if Path(source).suffix.lower() not in tables.ENDINGS:
+    if Path(source).suffix.lower() not in ENDINGS:
         columns = {"names": columns["names"]} if columns.get("names") else {}
     return read(source, tokenizer=parts.tokenizer, train=False, **columns)
 

@@ -48,8 +48,6 @@ def _look(row: Row) -> tuple[str, np.ndarray] | str:
 
 def content_of(row: Row) -> bytes:
     """The bytes of a picture. UsageError if they are not there."""
-    if row.content is not None:
-        return row.content
     if row.file.lower().startswith(URLS):
         raise UsageError(f"{shorten(row.file, 200)} is a URL: download it first.")
     if not row.file:

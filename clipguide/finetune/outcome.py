@@ -20,9 +20,9 @@ from .wise import ALPHAS, Place, choose, curve, interpolate
 class Outcome:
     """The model as it is kept, and how it came to be.
 
-    `places` is WiSE-FT's curve on the pictures set aside and the retention set, `chosen` the place
-    on it. Of `before` and `after` (which is at `chosen`) the results on the target's test pictures
-    and on the retention set, where there is one.
+    `places` is WiSE-FT's curve on the pictures set aside and those of the retention set that are
+    weighed by, `chosen` the place on it. Of `before` and `after` (which is at `chosen`) the results
+    on the target's test pictures and on the rest of the retention set, where there is one.
     """
 
     parts: Parts
@@ -41,29 +41,32 @@ class Outcome:
 
 
 def settle(
-    fit: Finetune, test: Exam, retention: Exam | None, *, allowed: float = 0.01, wise: bool = True
+    fit: Finetune,
+    test: Exam,
+    retention: Exam | None,
+    weighed: Exam | None,
+    *,
+    allowed: float = 0.01,
+    wise: bool = True,
 ) -> Outcome:
     """Chooses the place between the weights before and after, and leaves the model there.
 
-    It is where the pictures set aside are told best while retention falls by `allowed` at most;
-    without a retention set, or `wise`, it is the end. What is reported are the pictures of `test`,
-    by which nothing was chosen.
+    It is where the pictures set aside are told best while the retention that is `weighed` falls by
+    `allowed` at most; without such a set, or `wise`, it is the end. What is reported are the
+    pictures of `test` and of `retention`, by which nothing was chosen.
     """
     model, after = fit.parts.model, copy_state(fit.parts.model)
 
-    kept: list[Result | None] = []
-
     def measure() -> tuple[float, float]:
-        kept.append(retention(fit.parts) if retention else None)
-        return fit.exam(fit.parts).main, kept[-1].main if retention else 0.0
+        return fit.exam(fit.parts).main, weighed(fit.parts).main if weighed else 0.0
 
-    alphas = ALPHAS if wise and retention else (0.0, 1.0)
+    alphas = ALPHAS if wise and weighed else (0.0, 1.0)
     places = curve(model, fit.before, after, measure, alphas)
     chosen = choose(places, allowed=allowed) if len(alphas) > 2 else places[-1]
     results = []
     for place in (places[0], chosen):
         interpolate(model, fit.before, after, place.alpha)
-        results.append((test(fit.parts), kept[places.index(place)]))
+        results.append((test(fit.parts), retention(fit.parts) if retention else None))
     if chosen.alpha == 0:
         warnings.warn(
             "Nothing of what was learned can be kept within the retention that is asked for: the "

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..clip import Parts, fingerprint, folding
+from ..clip import Parts, folding
 from ..engine import processes
 from ..errors import ClipguideError, ClipguideWarning, UsageError
 from ..zero_shot import default_templates, templates
@@ -96,8 +96,7 @@ class Finetune:
     def _about(self) -> dict[str, str]:
         """What tells one run from another."""
         mine = {f.name: str(getattr(self.config, f.name)) for f in fields(self.config)}
-        clip = fingerprint({"clip": self.parts.model}, extra=self.parts.preprocess)
-        return {**mine, "model": clip[:12], "data": self.train.digest()[:12]}
+        return {**mine, "model": self.parts.fingerprint[:12], "data": self.train.digest()[:12]}
 
     def run(self) -> Iterator[Progress]:
         """Trains, from the checkpoint on if there is one.
@@ -122,6 +121,7 @@ class Finetune:
                 break
             except NotFinite as error:
                 self._slow_down(fit, error)
+        self._wait()  # none leaves while another still receives
         folding.unskip(model.visual)
         model.load_state_dict(self.best.state)
         if self.config.method == "lora":
@@ -203,7 +203,8 @@ class Finetune:
     def _head(self) -> Progress:
         """The whole fit of a linear map, on vectors that are computed once."""
         clip, parts = self.parts.live(), self.parts
-        seen = Exam(parts, self.train, templates=self.templates, most=len(self.train))
+        every = {"most": len(self.train), "once": True}
+        seen = Exam(parts, self.train, templates=self.templates, **every)
         sides = []
         for exam in (seen, self.exam):
             sides.append((exam.vectors(clip), exam.text_vectors(clip), exam.target_B))
@@ -229,6 +230,10 @@ class Finetune:
 
             (self.best.since,) = broadcast_object_list([self.best.since])
 
+    def _wait(self) -> None:
+        if self.state:
+            self.state.wait_for_everyone()
+
     def _save(self, fit: Fit) -> None:
         if self.checkpoints and (not self.state or self.state.is_main_process):
             self.checkpoints.save({"fit": fit.state_dict(), "best": vars(self.best)})
@@ -238,6 +243,7 @@ class Finetune:
         if kept is not None:
             fit.load_state_dict(kept["fit"])
             self.best = Best(**kept["best"])
+        self._wait()  # nobody writes before all have read
         return kept is not None
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from ..engine.files import find, picture_endings
 from ..errors import UsageError
 from ..prompts import shorten
+from ..tables import CAPTION, ENDINGS, sidecar
 from . import tables
 from .names import Names, give, is_number, spoken
-from .tables import CAPTION, LABEL, Listing, Row
+from .tables import LABEL, Listing, Row
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 TABLES = tuple(f"metadata{ending}" for ending in (".csv", ".jsonl", ".parquet"))
@@ -62,8 +63,8 @@ def rows(
             raise UsageError(f"names are of classes, and {source} has captions: leave them out.")
         if all(is_number(row.text) for row in listing.rows if row.text):
             raise UsageError(
-                f"The captions in {source} are numbers: name the column by label_column if they "
-                "are classes, and give the names of those."
+                f"The captions in {source} are numbers: name the column by --label-column "
+                "(label_column=) if they are classes, and give the names of those."
             )
         return listing
     return give(listing, names, place)
@@ -72,7 +73,7 @@ def rows(
 def pictures(source: str | os.PathLike, *, image_column: str | None = None) -> Listing:
     """All pictures of a folder, a pattern, a table or a tar, of which nothing is said but that they
     are. UsageError if there are none."""
-    if Path(source).suffix.lower() in (*tables.ENDINGS, ".tar"):
+    if Path(source).suffix.lower() in (*ENDINGS, ".tar"):
         rows_ = rows(source, image_column=image_column).rows
     else:
         rows_ = [Row(path, "", path) for path in find([source])]
@@ -128,21 +129,13 @@ def _beside(folder: Path, given: list[str]) -> Listing:
     paths = list(find([folder], recursive=False))
     if not paths:
         raise UsageError(f"The folder {folder} holds no pictures.")
-    made = [Row(path, _sidecar(path), path) for path in paths]
+    made = [Row(path, sidecar(path) or "", path) for path in paths]
     if given or not any(row.text for row in made):
         raise UsageError(
             f"Nothing says what the {len(paths)} pictures in {folder} show: put those of each "
             "class into a subfolder of its name, or give a .csv of the columns image and caption."
         )
     return Listing(made, False)
-
-
-def _sidecar(path: str) -> str:
-    try:
-        content = Path(os.path.splitext(path)[0] + ".txt").read_bytes()[:20_000]
-    except OSError:
-        return ""
-    return tables.texts(content.decode("utf-8-sig", "replace"))[0]
 
 
 def _files(source: str) -> list[Path]:
@@ -173,20 +166,23 @@ def _of_files(files: list[Path], columns: dict, image_column: str | None) -> Lis
     endings = {file.suffix.lower() for file in files}
     if endings == {".tar"}:
         if image_column:
-            raise UsageError("image_column is of tables: a tar's pictures are its own files.")
+            raise UsageError(
+                "--image-column (image_column=) is of tables: a tar's pictures are its own files."
+            )
         return _of_tars(files, **columns)
-    if not endings <= set(tables.ENDINGS):
-        odd = next(file for file in files if file.suffix.lower() not in (*tables.ENDINGS, ".tar"))
+    if not endings <= set(ENDINGS):
+        odd = next(file for file in files if file.suffix.lower() not in (*ENDINGS, ".tar"))
         packed = " (unpack it: a packed tar cannot be read at any place)"
         raise UsageError(
-            f"{odd} must be a folder, or end in {', '.join(tables.ENDINGS)} or .tar"
+            f"{odd} must be a folder, or end in {', '.join(ENDINGS)} or .tar"
             f"{packed if '.tar.' in odd.name or odd.suffix == '.tgz' else ''}."
         )
     parts = [tables.read(file, image_column=image_column, **columns) for file in files]
     if len({part.classes for part in parts}) > 1:
         raise UsageError("Some of the tables have captions, and others labels: name the column.")
     every = [row for part in parts for row in part.rows]
-    return Listing(every, parts[0].classes, names=parts[0].names)
+    spills = [part.spill for part in parts]
+    return Listing(every, parts[0].classes, names=parts[0].names, spill=spills)
 
 
 def _of_tars(
@@ -252,11 +248,23 @@ def _samples(file: Path) -> dict[str, dict]:
                     sample[ending] = (
                         _json(content) if ending == "json" else tables.texts(content)[0]
                     )
+            _check_end(archive, file)
     except (OSError, tarfile.TarError) as error:
         packed = "it is packed, or no tar" if isinstance(error, tarfile.ReadError) else ""
         words = packed if not samples and packed else getattr(error, "strerror", None) or str(error)
         raise UsageError(f"{file} cannot be read: {words.rstrip('.')}.") from None
     return samples
+
+
+def _check_end(archive: tarfile.TarFile, file: Path) -> None:
+    """UsageError if a tar does not end as tars do, in a block of zeros: `tarfile` takes a head that
+    is cut for its end."""
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise UsageError(
+            f"{file} is cut, or damaged after {archive.offset} bytes: copy it anew, or pack it "
+            "again."
+        )
 
 
 def _json(text: str) -> dict:

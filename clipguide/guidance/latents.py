@@ -188,6 +188,7 @@ _NAMES = {
         *(f"{_XL}ControlNet{kind}" for kind in ("", "Img2Img", "Union", "UnionImg2Img")),
         *(f"{_XL}ControlNetPAG{kind}" for kind in ("", "Img2Img")),
         f"{_XL}Modular",
+        "Mini",  # the embedded generator's: clipguide.mini.pipeline
     ],
     SHIFTED: [
         *(f"StableDiffusion3{kind}" for kind in ("", "Img2Img", "PAG", "PAGImg2Img")),

@@ -5,12 +5,14 @@ Shapes: B images, 3 channels, H rows, W columns.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from ..clip import unit_range
 from ..errors import ClipguideError, UsageError
 from ..schedules import Spec, schedule
 
@@ -20,7 +22,13 @@ _ROUNDING = 1e-9
 
 class Objective:
     """The base of all. `generators`, one an image, feed what is random in an objective; without
-    them every image gets a new one of seed 0, so that a call repeats."""
+    them every image gets a new one of seed 0, so that a call repeats. Images of uint8 and uint16
+    are divided by their range before a subclass sees them."""
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__call__" in vars(cls):
+            cls.__call__ = _in_range(vars(cls)["__call__"])
 
     def __call__(
         self, image_B3HW: torch.Tensor, generators: Generators | None = None
@@ -79,6 +87,14 @@ class Objective:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def _in_range(call: Callable) -> Callable:
+    @functools.wraps(call)
+    def wrapped(self, image_B3HW, *args, **kwargs):
+        return call(self, unit_range(image_B3HW), *args, **kwargs)
+
+    return wrapped
 
 
 class Nothing(Objective):

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 from ..clip import Clip, load_clip, resize, to_device, to_dtype
+from ..clip.fingerprint import open_clip_architecture
 from ..errors import ClipguideError, UsageError, close_matches
 from ..images import load, to_tensor
 from ..prompts import check_text, shorten
 from ..views import Cutouts
 from .base import Objective, times_each
 from .similarity import Prompts, Similarity
-from .weights import load_weights
+from .weights import check_trust, load_weights
 
 HPS_MODEL = "ViT-H-14"
 _BLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of ImageReward's transform
@@ -182,6 +183,7 @@ def _open_clip(
         name=f"{model} of {path}",
         device=device,
         dtype=dtype,
+        architecture=open_clip_architecture(open_clip.get_model_config(model)),
     )
 
 
@@ -192,10 +194,7 @@ def _image_reward(
     for file in (path, config):
         if not os.path.isfile(file):
             raise UsageError(f"There is no file {file} for ImageReward.")
-    if not trust_pickle:
-        raise UsageError(
-            f"{path} is a pickle: give trust_pickle=True if you trust where it is from."
-        )
+    check_trust(path, trust_pickle=trust_pickle)
     try:
         import ImageReward as package
     except ImportError as error:

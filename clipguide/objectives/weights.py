@@ -11,6 +11,28 @@ from ..errors import ClipguideError, UsageError
 from ..prompts import shorten
 
 
+def check_trust(path: str | os.PathLike, *, trust_pickle: bool) -> None:
+    """UsageError for a file that is neither safetensors, by its name, nor a pickle, by what is in
+    it; and for a pickle that is not trusted."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return
+    if not _is_pickle(path):
+        raise UsageError(f"{path} holds no weights: name a .safetensors file.")
+    if not trust_pickle:
+        raise UsageError(
+            f"{path} is a pickle, not safetensors: give trust_pickle=True (--trust-pickle) if you "
+            "trust where it is from."
+        )
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file is a zip, as torch.save writes it, or a bare pickle: by its first bytes."""
+    with path.open("rb") as stream:
+        head = stream.read(4)
+    return head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+
+
 def load_weights(path: str | os.PathLike, *, trust_pickle: bool) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors file, or of a pickled state dict (or a dict with one under
     "state_dict"), which is read with `weights_only` and only if `trust_pickle` is on.
@@ -20,11 +42,7 @@ def load_weights(path: str | os.PathLike, *, trust_pickle: bool) -> dict[str, to
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"There are no weights {path}.")
-    if path.suffix != ".safetensors" and not trust_pickle:
-        raise UsageError(
-            f"{path} is a pickle, not safetensors: give trust_pickle=True if you trust where it is "
-            "from."
-        )
+    check_trust(path, trust_pickle=trust_pickle)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

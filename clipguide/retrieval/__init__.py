@@ -1,20 +1,44 @@
-"""A folder of pictures as something that one can ask: kept in LanceDB, on the same engine."""
+"""A folder of images as something that one can ask: kept in LanceDB, on the same engine.
 
-from .duplicates import Group, duplicates
-from .index import Progress, update
-from .search import Answer, Hit, Index, Query, compose, encode_texts
-from .store import default_path
+Importing this loads nothing heavy: each name below is imported when it is first used.
+"""
 
-__all__ = [
-    "Answer",
-    "Group",
-    "Hit",
-    "Index",
-    "Progress",
-    "Query",
-    "compose",
-    "default_path",
-    "duplicates",
-    "encode_texts",
-    "update",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+_HOMES = {
+    "Answer": "search",
+    "Group": "copies",
+    "Hit": "search",
+    "Index": "search",
+    "Progress": "items",
+    "Query": "search",
+    "compose": "search",
+    "default_path": "places",
+    "duplicates": "copies",
+    "encode_texts": "search",
+    "update": "index",
+}
+
+__all__ = [*_HOMES]
+
+if TYPE_CHECKING:
+    from .copies import Group, duplicates
+    from .index import update
+    from .items import Progress
+    from .places import default_path
+    from .search import Answer, Hit, Index, Query, compose, encode_texts
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

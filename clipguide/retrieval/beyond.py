@@ -1,33 +1,30 @@
-"""The same update by many machines: Ray's actors hold the model, lance-ray writes fragments.
+"""The same update by many machines: Ray's actors hold the model, and write fragments of the table.
 
 The driver lists the files and knows what is new. An actor makes of a block of names one fragment of
 the table, a file that nobody sees until the driver commits it; so an actor that is killed loses
-nothing, for Ray gives its block to another, and what it left is never part of the table.
+nothing, for its block is given to another, and what it left is never part of the table.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ..engine import Engine, find
-from ..engine.cache import signed
 from ..errors import ClipguideError, UsageError
-from . import actors, cluster, index, remote, settle
-from .actors import Digests, Job, Report
-from .facts import GIVEN, Facts
-from .remote import About, Captions, is_url
-from .state import State
-from .store import Store, default_path, quote, text_of
+from . import actors, clips, cluster, index, remote
+from .captions import Captions
+from .changes import Update, staying
+from .items import Item, Listed, Progress, Work
+from .lookup import Spool, chunks, inside
+from .places import check_sources, default_path, is_url
+from .store import Store, quote, text_of
 
-BLOCK = 1000  # pictures of a fragment, at most: what is done again if an actor dies
-COMMIT, SECONDS = 20_000, 60.0  # pictures and seconds of a commit, at most
-RETRIES = 3  # of a block whose actor dies: then its pictures are said to be bad
+BLOCK = 1000  # images of a fragment, at most: what is done again if an actor dies
+COMMIT, SECONDS = 20_000, 60.0  # images and seconds of a commit, at most
 SHARES = 4  # blocks an actor, at least, so that none waits long for the last
 
 
@@ -45,7 +42,7 @@ def update(
     verify: bool = False,
     prune: bool = False,
     passed: list[str] | None = None,
-) -> Iterator[index.Progress]:
+) -> Iterator[Progress]:
     """As `retrieval.update`, by Ray: `sources` may be URLs of fsspec's too (s3://bucket/folder).
 
     `workers` actors (by default one a GPU of the cluster, or one a processor) load the engine's
@@ -58,217 +55,196 @@ def update(
     for name, value in {"workers": workers, "threads": threads}.items():
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}.")
-    cluster.modules()
+    ray = cluster.modules()
     place = os.fspath(default_path() if path is None else path)
+    local, urls = remote.split(sources)
+    check_sources(local, place)
     store = Store(place if is_url(place) else os.path.abspath(place), make=True)
-    urls = [str(source) for source in sources if is_url(source)]
-    locals_ = [source for source in sources if not is_url(source)]
-    folders = [os.path.abspath(source) for source in locals_ if os.path.isdir(source)]
-    index._check_sources(store, locals_)
-    listed = remote.Listing(urls, recursive=recursive, passed=passed)
-    with store.writer():
-        if store.table is not None:
-            store.same_model(engine.clip.image_fingerprint, engine.clip.name)
-            with store.told():
-                store.table.checkout_latest()
-        found = find(locals_, recursive=recursive, passed=passed)
-        paths = [*dict.fromkeys(map(os.path.abspath, found)), *listed.files]
-        told = Captions(captions, listed)
-        state = State.of(store, captions=told.has_table)
-        run = _Run(store, engine, told, state, folders)
-        run.listed, run.wishes = listed, {"workers": workers, "threads": threads, "device": device}
-        run.trust_pickle = trust_pickle
-        yield from run.embed(paths, verify=verify)
-        errors = run.remove(recursive=recursive, prune=prune)
-        if store.table is not None:
-            with store.told(writing=True):
-                store.table.checkout_latest()
-                settle.settle(store, engine.clip, changed=run.has_changed)
-        yield run.progress(errors=errors)
+    folders = [os.path.abspath(source) for source in local if os.path.isdir(source)]
+    job = RayUpdate(store, engine, Captions(captions), folders, verify=verify)
+    job.ray, job.trust_pickle = ray, trust_pickle
+    job.wishes = {"workers": workers, "threads": threads, "device": device}
+    job.listing = remote.Listing(urls, recursive=recursive, passed=passed, walked=job.walked)
+
+    def listed() -> Iterator[Listed]:
+        found = find(local, recursive=recursive, passed=passed)
+        yield from map(Listed, map(os.path.abspath, found))
+        yield from job.listing
+
+    yield from index.run(job, listed(), recursive, prune)
 
 
-class _Run(index._Run):
+class RayUpdate(Update):
     """One update, of which actors do the reading."""
 
-    listed: remote.Listing
+    ray: Any
+    listing: remote.Listing
     wishes: dict[str, Any]
     trust_pickle: bool = False
 
-    def embed(self, paths: list[str], *, verify: bool) -> Iterator[index.Progress]:
-        """Look at every file, have embedded what is new, commit now and then."""
-        self.abouts: dict[str, About] = {}
-        self.written: list[str] = []
-        self.fragments: list[bytes] = []
-        items: list[index._Item] = []
-        unlike = list(self._unlike(paths, items, verify))
-        self.total, self.work = len(paths), len(unlike)
-        self.begin = begun = time.monotonic()
-        reports = self._reports(unlike)
-        while report := self._next(reports, items):
-            self.read += report.count
-            self._count(report, items)
-            errors = [sentence for _, sentence in report.errors]
-            for path, _ in report.errors:
-                self._check_folder(path, items)
-            full = len(self.written) + len(items) >= COMMIT
-            kept: list[str] = []
-            if full or time.monotonic() - begun > SECONDS:
-                kept, items, begun = self._commit(items), [], time.monotonic()
-            yield self.progress(kept=kept, errors=errors)
-        yield self.progress(kept=self._commit(items))
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.missing = Spool()  # rows of URLs that were not listed: path, folder, is it empty
+        self.written: list[Work] = []
+        self.new: list = []  # fragments
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.missing.close()
+
+    def walked(self, folder: str, names: set[str], is_empty: bool) -> None:
+        """Note the rows of a folder of URLs that was listed without them."""
+        if self.store.table is None:
+            return
+        home = text_of(folder)
+        rule = f"{inside(home)} AND folder = {quote(home[:-1])}"
+        listed = set(map(text_of, names))
+        for batch in self.store.batches(["path"], rule):
+            for path in set(batch["path"].to_pylist()) - listed:
+                self.missing.add((path, home, is_empty))
+
+    def embed(self) -> Iterator[Progress]:
+        """Have embedded what is new, by a cluster if there is anything."""
+        if not len(self.to_read):
+            yield from super().embed()
+            return
+        wishes = self.wishes
+        with (
+            cluster.cluster(self.ray, wishes["workers"], wishes["threads"]),
+            cluster.explained(self.store),
+        ):
+            yield from super().embed()
+
+    def read(self, works: Spool, known: Container[bytes]) -> Iterator[Progress]:
+        """Have files read and embedded by actors, and commit what they write."""
+        self.make_ready()
+        share = cluster.share(self.ray, **self.wishes)
+        size = -(-len(works) // (share.workers * SHARES))
+        size = min(max(size, self.engine.batch), BLOCK)
+        job, lent = self._job(share), self.ray.put(known)
+        worker = self.ray.remote(num_cpus=share.threads, num_gpus=share.gpus)(actors.Worker)
+        crew = cluster.Crew(self.ray, lambda: worker.remote(job, lent), share.workers)
+        items: list[Item] = []
+        begun = time.monotonic()
+        try:
+            for block, report in crew.run(chunks(works, size)):
+                self.done += len(block)
+                errors = self._count(report, items) if report else self._killed(block)
+                full = len(self.written) + len(items) >= COMMIT
+                kept: list[str] = []
+                if full or time.monotonic() - begun > SECONDS:
+                    kept, items, begun = self.commit(items), [], time.monotonic()
+                yield self.progress(kept=kept, errors=errors)
+        except (ClipguideError, self.ray.exceptions.RayError):
+            self.commit(items)
+            raise
+        finally:
+            crew.close()
+        yield self.progress(kept=self.commit(items))
 
     def remove(self, *, recursive: bool, prune: bool) -> list[str]:
         """As of folders, so of URLs: a listing tells what is gone."""
         errors = super().remove(recursive=recursive, prune=prune)
-        gone: list[str] = []
-        for folder, empty in self.listed.folders.items():
-            inside = [
-                path
-                for path, seen in zip(self.state.paths, self.state.seen, strict=True)
-                if not seen
-                and path.startswith(folder)
-                and (recursive or "/" not in path[len(folder) :])
-            ]
-            if inside and empty and not prune:
-                errors.append(
-                    f"{folder} is empty now, and the {len(inside)} pictures of it stay in the "
-                    "index: --prune removes them."
-                )
+        gone, stay = [], {}
+        for path, home, is_empty in self.missing:
+            if prune or not is_empty:
+                gone.append(path)
             else:
-                gone += inside
-        self._delete(gone)
-        return errors
+                stay[home, "is empty now"] = stay.get((home, "is empty now"), 0) + 1
+        roots = self.listing.roots if recursive and self.store.table is not None else ()
+        for root in roots:
+            for batch in self.store.batches(["path", "folder"], inside(text_of(root))):
+                for path, home in zip(batch["path"].to_pylist(), batch["folder"].to_pylist()):
+                    if f"{home}/" in self.listing.folders:
+                        continue
+                    if prune:
+                        gone.append(path)
+                    else:
+                        stay[home, "is not there"] = stay.get((home, "is not there"), 0) + 1
+        self.forget(list(dict.fromkeys(gone)))
+        return errors + [staying(home, why, count) for (home, why), count in stay.items()]
 
-    def _next(self, reports: Iterator[Report], items: list) -> Report | None:
-        """The next of the reports; if actors cannot go on, what they did is kept."""
-        try:
-            report = next(reports, None)
-            if report is not None and report.refusal is not None:
-                raise report.refusal
-            return report
-        except ClipguideError:
-            self._commit(items)
-            raise
+    def caption(self, work: Work) -> str | None:
+        return remote.caption(work)
 
-    def _unlike(self, paths: list[str], items: list, verify: bool) -> Iterator[str]:
-        """The files to be read, what is known of which goes to `abouts`."""
-        for path in paths:
-            row, about = self.state.row(path), self.listed.files.get(path)
-            if row is not None:
-                self.state.seen[row] = True
-            try:
-                about = about or About.of(os.stat(path))
-            except (OSError, ValueError):  # whoever reads it says why it cannot
-                self.abouts[path] = About(0, 0, 0)
-                yield path
-                continue
-            if row is None or verify or not self.state.unchanged(row, about):
-                self.abouts[path] = about
-                yield path
-            elif self._same_caption(path, row):
-                self.counts["same"] += 1
-            else:
-                self.counts["changed"] += 1
-                known = Facts(about, self.state.digests[row], known=True)
-                items.append(self._copy(path, known, row))
-
-    def _count(self, report: Report, items: list) -> None:
-        """What is new, changed, moved, the same or bad."""
-        for path in report.written:
-            self.counts["new" if self.state.row(path) is None else "changed"] += 1
-        for path, digest in report.known:
-            items.append(self._item(path, Facts(self.abouts[path], digest, known=True), None))
-        self.counts["failed"] += len(report.errors)
-        self.written += report.written
-        self.fragments += report.fragments
-
-    def _commit(self, items: list) -> list[str]:
+    def commit(self, items: Sequence[Item]) -> list[str]:
         """Make visible what the actors wrote, by one commit, and write copies of known rows."""
-        written, fragments = self.written, self.fragments
-        self.written, self.fragments = [], []
+        written, fragments = self.written, self.new
+        self.written, self.new = [], []
         if fragments:
-            self._publish([pickle.loads(fragment) for fragment in fragments], written)
-        return written + super()._commit(items)
+            self.publish(fragments, [text_of(work.path) for work in written if work.had])
+            self.committed([text_of(work.path) for work in written], len(fragments))
+        return [work.path for work in written] + super().commit(items)
 
-    def _publish(self, fragments: list, written: list[str]) -> None:
-        """One commit: rows of the same paths go, the fragments come."""
+    def publish(self, fragments: list, again: list[str]) -> None:
+        """One commit: rows of the paths `again` go, the fragments come."""
         import lance
 
-        store = self.store
-        uri, options = _where(store.table)
-        if not store.remote:
+        uri, options = _where(self.store.table)
+        if not self.store.remote:
             _check_seen(uri, fragments)
-        with store.told(writing=True):
+
+        def change(_: Any) -> None:
             dataset = lance.dataset(uri, storage_options=options)
-            again = [path for path in written if self.state.row(path) is not None]
-            left, removed = _without(dataset, again)
-            change = lance.LanceOperation.Append(fragments)
+            operation = lance.LanceOperation.Append(fragments)
             if again:
-                change = lance.LanceOperation.Update(
+                left, removed = self._without(dataset, again)
+                operation = lance.LanceOperation.Update(
                     removed_fragment_ids=removed, updated_fragments=left, new_fragments=fragments
                 )
             lance.LanceDataset.commit(
-                uri, change, read_version=dataset.version, storage_options=options
+                uri, operation, read_version=dataset.version, storage_options=options
             )
-            store.table.checkout_latest()
 
-    def _reports(self, unlike: list[str]) -> Iterator[Report]:
-        """What actors made of the files, block by block, as they are done."""
-        if not unlike:
-            return
-        ray, engine, store = cluster.modules(), self.reader, self.store
-        self._make_ready()
-        with (
-            cluster.cluster(ray, self.wishes["workers"], self.wishes["threads"]),
-            cluster.told(store),
-        ):
-            share = cluster.share(ray, **self.wishes)
-            size = -(-len(unlike) // (share.workers * SHARES))
-            size = min(max(size, engine.batch), BLOCK)
-            blocks = [self._block(unlike[i : i + size]) for i in range(0, len(unlike), size)]
-            ledger = cluster.ledger(ray, Digests.of(self.state.digests), RETRIES)
-            count = {"min_size": 1, "initial_size": share.workers, "max_size": share.workers}
-            done = ray.data.from_arrow(blocks).map_batches(
-                actors.Worker,
-                fn_constructor_args=[self._job(share), ledger],
-                compute=ray.data.ActorPoolStrategy(**count),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=share.threads,
-                num_gpus=share.gpus or None,
-            )
-            for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for report in batch["report"].to_pylist():
-                    yield pickle.loads(report)
+        self.store.write(change)
+        self.store.refresh()
 
-    def _block(self, paths: list[str]) -> Any:
-        """Files as an actor is told of them."""
-        import pyarrow as pa
+    def _without(self, dataset: Any, paths: list[str]) -> tuple[list, list[int]]:
+        """The fragments of a dataset that have rows of `paths`, without these, and the numbers of
+        those of which nothing is left. Which they are, the rows' addresses say."""
+        self.store.refresh()
+        found = self.store.find("path", paths, ["path"])
+        places: dict[int, list[str]] = {}
+        for rowid, path in zip(found["_rowid"].to_pylist(), found["path"].to_pylist()):
+            places.setdefault(rowid >> 32, []).append(path)
+        left, removed = [], []
+        for number, some in places.items():
+            rule = f"path IN ({', '.join(map(quote, some))})"
+            fragment = dataset.get_fragment(number).delete(rule)
+            if fragment is None:
+                removed.append(number)
+            else:
+                left.append(fragment)
+        return left, removed
 
-        rows = []
-        for path in paths:
-            about, stamp = self.abouts[path], self.captions.stamp(path)
-            given = self.captions.text(path) if stamp == GIVEN else None
-            facts = [about.st_size, about.st_mtime_ns, signed(about.st_ino), given, stamp]
-            rows.append([os.fsencode(path), *facts])
-        names = {"path": pa.binary(), "size": pa.int64(), "mtime": pa.int64(), "inode": pa.int64()}
-        names |= {"caption": pa.string(), "stamp": pa.int64()}
-        columns = [pa.array(column, kind) for column, kind in zip(zip(*rows), names.values())]
-        return pa.table(columns, names=list(names))
+    def _count(self, report: actors.Report, items: list[Item]) -> list[str]:
+        """Note what a report says; its errors."""
+        for work in report.written:
+            self.counts["changed" if work.had else "new"] += 1
+        items += [Item(work, facts) for work, facts in report.known]
+        for path, _ in report.errors:
+            self.check_folder(path, items)
+        self.counts["failed"] += len(report.errors)
+        self.written += report.written
+        self.new += report.fragments
+        return [sentence for _, sentence in report.errors]
 
-    def _job(self, share: SimpleNamespace) -> Job:
+    def _killed(self, block: list[Work]) -> list[str]:
+        self.counts["failed"] += len(block)
+        return [f"{work.path} cannot be read: workers died over it." for work in block]
+
+    def _job(self, share: Any) -> actors.Job:
         import lance
 
-        engine = self.reader
+        engine = self.engine
         uri, options = _where(self.store.table)
-        names = ("batch", "fast", "alpha", "frames")
-        return Job(
-            clip=_absolute(engine.clip.name),
+        return actors.Job(
+            clip=clips.absolute(engine.clip.name),
             key=engine.key,
             device=share.device,
             trust_pickle=self.trust_pickle,
             settings={
-                **{n: getattr(engine, n) for n in names},
+                **{name: getattr(engine, name) for name in ("batch", "fast", "alpha", "frames")},
                 "bf16": engine._to_check,
                 "compile": engine._to_compile,
                 "workers": share.threads,
@@ -276,36 +252,12 @@ class _Run(index._Run):
             uri=uri,
             schema=self.store.table.schema,
             storage=lance.dataset(uri, storage_options=options).data_storage_version,
+            options=options,
         )
-
-
-def _absolute(name: str) -> str:
-    """A CLIP's name that means the same in another folder."""
-    source, at, suffix = name, "", ""
-    if "@" in name and not os.path.exists(name):
-        source, at, suffix = name.rpartition("@")
-    return f"{os.path.abspath(source)}{at}{suffix}" if os.path.exists(source) else name
 
 
 def _where(table: Any) -> tuple[str, dict | None]:
     return table.uri, table.latest_storage_options()
-
-
-def _without(dataset: Any, paths: list[str]) -> tuple[list, list[int]]:
-    """The fragments of a dataset that have rows of `paths`, without these, and the numbers of those
-    of which nothing is left."""
-    left, removed = [], []
-    if not paths:
-        return left, removed
-    rule = f"path IN ({', '.join(quote(text_of(path)) for path in paths)})"
-    for fragment in dataset.get_fragments():
-        before = fragment.count_rows()
-        after = fragment.delete(rule)
-        if after is None:
-            removed.append(fragment.fragment_id)
-        elif after.num_rows != before:
-            left.append(after)
-    return left, removed
 
 
 def _check_seen(uri: str, fragments: list) -> None:

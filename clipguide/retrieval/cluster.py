@@ -6,7 +6,8 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,8 @@ from ..errors import ClipguideError, UsageError, reason
 from ..prompts import shorten
 from .store import Store
 
+AT_ONCE = 2  # blocks of an actor
+DEATHS = 2  # of actors over a block, then it is halved
 OBJECTS = 200_000_000  # bytes of Ray's store where it runs on one machine: only names pass it
 
 
@@ -66,37 +69,110 @@ def cluster(ray: Any, workers: int | None, threads: int | None) -> Iterator[None
         ray.shutdown()
 
 
-def ledger(ray: Any, known: Any, retries: int) -> Any:
-    """An actor that lends what is `known`, and counts how often each block was begun, by the first
-    of its names: `deaths` begins it, and is 0, or how often it ended in a death if that is too
-    often."""
+class Block:
+    """Work of one actor at a time, and over how many deaths of one it was."""
 
-    class Ledger:  # in here it travels by its text, and imports no torch
-        def __init__(self, known: list) -> None:
-            self.lent, self.begun = known, {}
+    def __init__(self, works: list, deaths: int = 0) -> None:
+        self.works, self.deaths = works, deaths
 
-        def known(self) -> list:
-            return self.lent
+    def after_a_death(self) -> list[Block]:
+        """What is tried next: the same once more, for a machine may be lost; then its halves, until
+        the one file is found that kills. None if it is: it is not tried again."""
+        deaths = self.deaths + 1
+        if deaths < DEATHS:
+            return [Block(self.works, deaths)]
+        half = len(self.works) // 2
+        halves = (self.works[:half], self.works[half:]) if half else ()
+        return [Block(works, deaths - 1) for works in halves]
 
-        def deaths(self, first: str) -> int:
-            before = self.begun.get(first, 0)
-            self.begun[first] = before + 1
-            return before if before > retries else 0
 
-    return ray.remote(num_cpus=0)(Ledger).remote([ray.put(known)])
+class Crew:
+    """Actors that work off blocks as they come: two each at a time, so that none waits for the
+    driver. `make` starts an actor with the methods `ready` and `embed`; one that dies is replaced.
+    What is under way is all that is in memory.
+
+    ClipguideError if actors die before they are ready, over and over.
+    """
+
+    def __init__(self, ray: Any, make: Callable[[], Any], count: int) -> None:
+        self.ray, self.make = ray, make
+        self.work: dict[Any, deque[tuple[Any, Block]]] = {}  # of each actor: tasks and blocks
+        self.starting = {actor.ready.remote(): actor for actor in (make() for _ in range(count))}
+        self.most_stillborn = 3 * count
+        self.stillborn = 0
+
+    def run(self, blocks: Iterable[list]) -> Iterator[tuple[list, Any]]:
+        """The works of each block and what `embed` made of them, as they are done; None for a file
+        over which actors died."""
+        new, again = (Block(works) for works in blocks), deque()
+        while True:
+            for actor, tasks in self.work.items():
+                while len(tasks) < AT_ONCE and (block := self._next(again, new)):
+                    tasks.append((actor.embed.remote(block.works), block))
+            tasks = [task for of in self.work.values() for task, _ in of]
+            if self.work and not tasks:
+                return
+            done, _ = self.ray.wait([*self.starting, *tasks], num_returns=1)
+            if done[0] in self.starting:
+                self._started(done[0])
+                continue
+            yield from self._finished(done[0], again)
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in [*self.work, *self.starting.values()]:
+            self.ray.kill(actor)
+
+    def _next(self, again: deque[Block], new: Iterator[Block]) -> Block | None:
+        return again.popleft() if again else next(new, None)
+
+    def _start(self) -> None:
+        actor = self.make()
+        self.starting[actor.ready.remote()] = actor
+
+    def _started(self, task: Any) -> None:
+        actor = self.starting.pop(task)
+        try:
+            self.ray.get(task)
+        except self.ray.exceptions.RayActorError:
+            self.stillborn += 1
+            if self.stillborn > self.most_stillborn:
+                raise
+            self._start()
+        else:
+            self.work[actor] = deque()
+
+    def _finished(self, task: Any, again: deque[Block]) -> Iterator[tuple[list, Any]]:
+        actor = next(a for a, tasks in self.work.items() if any(task == t for t, _ in tasks))
+        tasks = self.work[actor]
+        try:
+            report = self.ray.get(task)
+        except (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError):
+            del self.work[actor]
+            self._start()
+            _, first = tasks.popleft()  # tasks are run in their order: it is this that it died of
+            again.extend(block for _, block in tasks)
+            if rest := first.after_a_death():
+                again.extend(rest)
+            else:
+                yield first.works, None
+            return
+        (block,) = [block for t, block in tasks if t == task]
+        self.work[actor] = deque(pair for pair in tasks if pair[0] != task)
+        yield block.works, report
 
 
 @contextlib.contextmanager
-def told(store: Store) -> Iterator[None]:
-    """Turn what Ray raises into one sentence."""
+def explained(store: Store) -> Iterator[None]:
+    """Turn what Ray raises into one sentence; a worker's own words are passed on."""
     import ray
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
         yield
     except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, ClipguideError):
+            raise type(cause)(str(cause)) from None
         lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
         words = shorten(lines[-1].strip() if lines else type(error).__name__, 200).rstrip(".")
         raise ClipguideError(
@@ -106,12 +182,12 @@ def told(store: Store) -> Iterator[None]:
 
 
 def modules() -> Any:
-    """Ray, with its data. UsageError where it or a companion is not installed."""
+    """Ray. UsageError where it or a companion is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import fsspec  # noqa: F401
-        import lance_ray  # noqa: F401
-        import ray.data
+        import lance  # noqa: F401
+        import ray
     except ModuleNotFoundError as error:
         raise UsageError(
             f"--engine ray needs {error.name}, which is not installed: pip install "

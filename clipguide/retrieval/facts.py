@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import time
 from collections.abc import Container
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,20 +18,21 @@ from .. import images, recipe
 from ..engine import Engine
 from ..engine.engine import Read
 from ..errors import UsageError
+from .places import is_url
 
 SIDE = 192  # pixels of a thumbnail, at most
 QUALITY = 80
-GIVEN = -1  # the stamp of a caption from a table
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap the sides
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A file's own facts. `known`: it has the content of a picture in the index already, from
-    where all else is to be taken."""
+    """A file's own facts, of the moment `at` (ns) before it was looked at. `known`: its content
+    seems to be that of an image in the index, from where all else is to be taken."""
 
     about: os.stat_result
     digest: bytes
+    at: int
     known: bool = False
     width: int = 0
     height: int = 0
@@ -44,7 +46,7 @@ class Facts:
 class _File(io.BytesIO):
     """A file's bytes, by whose name errors are told."""
 
-    name: Path
+    name: str | Path
 
 
 class Reader(Engine):
@@ -60,26 +62,32 @@ class Reader(Engine):
 
     @classmethod
     def like(cls, engine: Engine, known: Container[bytes]) -> Reader:
-        """A reader with the settings of an engine."""
-        names = ("cache", "batch", "workers", "fast", "alpha", "frames")
-        settings = {name: getattr(engine, name) for name in names}
-        half = engine._to_check or engine._half is not None
-        return cls(engine.clip, known=known, bf16=half, compile=engine._to_compile, **settings)
+        """A reader with all settings of an engine, its cache, and what it knows of bfloat16."""
+        reader = cls.__new__(cls)
+        vars(reader).update(vars(engine), verify=True, known=known, facts={})
+        return reader
+
+    def look(self, path: str) -> tuple[int, os.stat_result, bytes]:
+        """A moment (ns), what is known of a file after it, and then its content."""
+        return time.time_ns(), os.stat(path), Path(path).read_bytes()
 
     def _read(self, path: str, about: os.stat_result) -> Read:
-        content = _File(Path(path).read_bytes())
-        content.name = Path(path)
+        at, about, found = self.look(path)
+        content = _File(found)
+        content.name = path if is_url(path) else Path(path)
         read = Read(hashlib.sha256(content.getbuffer()).digest())
         if read.digest in self.known:
             read.known_D = np.zeros(self.clip.embed_dim, np.float32)
-            self.facts[path] = Facts(about, read.digest, known=True)
+            self.facts[path] = Facts(about, read.digest, at, known=True)
             return read
         if self.cache is not None:
             read.known_D = self._ask("by_digest", read.digest, self._model)
         side = SIDE if read.known_D is not None else self.clip.image_size if self.fast else None
         count = self.frames if read.known_D is None else 1
         frames = images.load_frames(content, count=count, alpha=self.alpha, side=side)
-        self.facts[path] = Facts(about, read.digest, **_head(content), thumbnail=_small(frames[0]))
+        self.facts[path] = Facts(
+            about, read.digest, at, **_head(content), thumbnail=_small(frames[0])
+        )
         if read.known_D is None:
             read.frames = [self.clip.prepare(frame) for frame in frames]
         return read
@@ -150,64 +158,3 @@ def _small(picture: Image.Image) -> bytes:
 
 def _encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
-
-
-class Captions:
-    """What is said of pictures: in a parquet or CSV of columns path (or image) and caption (or
-    text), relative to its folder; or else in a .txt beside a picture, of its name.
-
-    UsageError if the table cannot be read.
-    """
-
-    def __init__(self, table: str | os.PathLike | None = None) -> None:
-        self.has_table = table is not None
-        self._given = _read_table(Path(table)) if self.has_table else {}
-
-    def stamp(self, path: str) -> int | None:
-        """What tells whether a picture's caption has changed: GIVEN from the table, the time of a
-        sidecar in ns, None without one."""
-        if path in self._given:
-            return GIVEN
-        try:
-            return os.stat(os.path.splitext(path)[0] + ".txt").st_mtime_ns
-        except (OSError, ValueError):
-            return None
-
-    def text(self, path: str) -> str | None:
-        """A picture's caption."""
-        if path in self._given:
-            return self._given[path]
-        try:
-            content = Path(os.path.splitext(path)[0] + ".txt").read_bytes()[:20_000]
-        except OSError:
-            return None
-        return " ".join(content.decode("utf-8-sig", "replace").replace("\0", " ").split()) or None
-
-
-def _read_table(path: Path) -> dict[str, str]:
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pa.parquet.read_table(path)
-        else:
-            between = pa.csv.ParseOptions(newlines_in_values=True)
-            table = pa.csv.read_csv(path, parse_options=between)
-    except FileNotFoundError:
-        raise UsageError(f"There is no file of captions {path}.") from None
-    except (OSError, pa.ArrowException) as error:
-        words = " ".join(str(error).split())[:200].rstrip(".")
-        raise UsageError(f"The captions in {path} cannot be read: {words}.") from None
-    names = [next((n for n in pair if n in table.column_names), None)
-             for pair in (("path", "image"), ("caption", "text"))]  # fmt: skip
-    if None in names:
-        raise UsageError(f"The captions in {path} need the columns path and caption.")
-    paths, texts = (table[name].to_pylist() for name in names)
-    home = os.path.abspath(path.parent)
-    return {
-        os.path.normpath(os.path.join(home, str(p))): " ".join(str(t).split())
-        for p, t in zip(paths, texts, strict=True)
-        if p and t
-    }

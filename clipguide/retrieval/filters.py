@@ -1,76 +1,94 @@
-"""The condition of --where: one SQL expression over an index's columns, and nothing more.
-
-LanceDB reads an expression and ignores what follows it ("width > 5; drop table x" is "width > 5"),
-so what a condition may hold is looked at first.
-"""
+"""The condition of --where: one SQL expression over an index's columns, and nothing more."""
 
 from __future__ import annotations
 
 import re
+from functools import cache
+from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, close_matches
 from ..prompts import check_text, shorten
 from .store import COLUMNS
 
 LONGEST = 10_000  # characters
-TOKEN = re.compile(
-    r"(?P<string>'(?:[^']|'')*')|(?P<name>`[^`]*`|\"[^\"]*\")|(?P<word>\w+)|(?P<blank>\s+)"
-    r"|(?P<comment>--|/\*)|(?P<sign>.)",
-    re.DOTALL,
-)
-VERBS = frozenset(
-    "select insert update delete drop create alter truncate attach copy grant revoke merge union "
-    "intersect except into exec execute call set pragma vacuum".split()
-)
 DATES = ("date", "indexed_at", "mtime")
-TYPES = ("date", "timestamp")  # before a literal
-DATE = re.compile(r"'\d{4}-\d{2}-\d{2}(?:[ T]\d{2}:\d{2}(?::\d{2})?)?'")
-BETWEEN = frozenset("between and in not is".split())  # words that keep to the column before them
+DATE = re.compile(r"(\d{4})(-\d{2})?(-\d{2})?([ T]\d{2}:\d{2}(:\d{2})?)?")
 
 
 def checked(condition: str) -> str:
-    """The condition in parentheses, where texts that are dates stand by a column of dates made
-    timestamps. UsageError if it is empty, or more than a condition."""
+    """The condition as LanceDB takes it: texts that are compared with a column of dates are made
+    timestamps ('2020' is its first moment). UsageError if it is empty, or more than a condition."""
+    try:
+        import sqlglot
+        from sqlglot import exp
+    except ModuleNotFoundError:
+        raise UsageError(
+            "--where needs sqlglot, which is not installed: pip install 'clipguide[search]'."
+        ) from None
     check_text(condition)
     if not condition.strip():
         raise UsageError("--where is empty: give a condition, as in width > 512.")
     if len(condition) > LONGEST:
         raise UsageError(f"--where is longer than {LONGEST} characters.")
-    parts, depth, column, before = [], 0, "", ""
-    for match in TOKEN.finditer(condition):
-        kind, text = match.lastgroup, match[0]
-        depth += {"(": 1, ")": -1}.get(text, 0)
-        word = text.strip('`"').lower()
-        if text == ";" or kind == "comment" or (kind == "word" and word in VERBS) or depth < 0:
+    try:
+        found = sqlglot.parse(condition, read=_dialect())
+        fine = len(found) == 1 and isinstance(found[0], exp.Condition)
+        if not fine or found[0].find(exp.Query, exp.Star, exp.Window, exp.Placeholder):
             raise UsageError(
-                f"--where is a condition over columns, and nothing more: {shorten(text)!r} in "
-                f"{shorten(condition)!r} is not allowed."
+                f"--where is a condition over columns, and nothing more: {shorten(condition)!r} is "
+                "not one."
             )
-        if text in "'\"`":
-            raise UsageError(f"--where has a {text} that is not closed: {shorten(condition)!r}.")
-        if kind == "string" and column in DATES and DATE.fullmatch(text):
-            if before not in TYPES:
-                text = f"timestamp {text}"
-        elif kind in ("word", "name") and word not in BETWEEN and not word.isdecimal():
-            column = column if word in TYPES and _typed(condition, match) else word
-        if kind != "blank":
-            before = word if kind == "word" else text
-        parts.append(text)
-    return f"({''.join(parts)})"
+        for column in list(found[0].find_all(exp.Column)):
+            _check_column(column, exp)
+        return f"({found[0].sql(dialect=_dialect(), identify=True, comments=False)})"
+    except sqlglot.errors.ParseError as error:
+        near = " ".join(str(error.errors[0]["highlight"]).split())
+        raise UsageError(
+            f"--where is not understood at {shorten(near)!r}: give a condition, as in width > 512."
+        ) from None
+    except sqlglot.errors.TokenError:
+        raise UsageError(
+            f"--where has a quote that is not closed: {shorten(condition)!r}."
+        ) from None
+    except RecursionError:
+        raise UsageError("--where has too many parentheses.") from None
+
+
+@cache
+def _dialect() -> type:
+    """SQL as LanceDB reads it: names in backticks, or in double quotes."""
+    import sqlglot
+
+    class Lance(sqlglot.Dialect):
+        class Tokenizer(sqlglot.Tokenizer):
+            IDENTIFIERS = ["`", '"']
+
+    return Lance
 
 
 def misunderstood(words: str) -> UsageError:
-    """The error of a condition that LanceDB does not take, with its parser's words."""
-    if field := re.search(r"No field named \"?([^\s\"]+?)\"?\. Valid", words):
-        return UsageError(
-            f"--where: there is no column {field[1]}; there are {', '.join(COLUMNS)}."
-        )
-    if parser := re.search(r"\(sql parser error: (.*)\)$", words):
-        words = parser[1]
+    """The error of a condition that LanceDB does not take, with its words."""
     words = re.sub(r"^Error resolving filter expression.*Invalid user input: ", "", words)
     return UsageError(f"--where is not understood: {words}.")
 
 
-def _typed(condition: str, match: re.Match) -> bool:
-    """Whether a word is the type of the literal that follows it."""
-    return condition[match.end() :].lstrip().startswith("'")
+def _check_column(column: Any, exp: Any) -> None:
+    """Spell a column as the table does, and make timestamps of the texts beside one of dates."""
+    name = column.name.lower()
+    if name not in COLUMNS:
+        close = close_matches(name, COLUMNS)
+        raise UsageError(f"--where: there is no column {shorten(column.name)}.{close}")
+    column.this.set("this", name)
+    beside = column.parent
+    if name not in DATES or not isinstance(beside, (exp.Binary, exp.In, exp.Between)):
+        return
+    for literal in list(beside.iter_expressions()):
+        if isinstance(literal, exp.Literal) and literal.is_string:
+            if not (found := DATE.fullmatch(literal.this)):
+                raise UsageError(
+                    f"--where compares {name} with {shorten(literal.this)!r}, which is no date: "
+                    "write '2024-05-06', or '2024-05-06 07:08'."
+                )
+            year, month, day, time, _ = found.groups()
+            text = f"{year}{month or '-01'}{day or '-01'}{time or ''}"
+            literal.replace(exp.cast(exp.Literal.string(text), "TIMESTAMP"))

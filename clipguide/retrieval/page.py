@@ -8,16 +8,16 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-
-from PIL import Image, ImageDraw
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from ..images import contact_sheet
-from ..recipe import write_file, write_png
-from .facts import SIDE
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ENDINGS = (".png", ".html")
 COLUMNS = 5  # of a sheet
+SQUARE = 96  # pixels of the sign for a thumbnail that is broken
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }
 body { margin: 1rem auto; max-width: 75rem; padding: 0 1rem; }
@@ -44,6 +44,9 @@ def write(
     path: str | os.PathLike, title: str, groups: Sequence[tuple[str, Sequence[Cell]]]
 ) -> None:
     """Write groups of pictures, each under its heading. UsageError as for `check`."""
+    from ..images import contact_sheet
+    from ..recipe import write_file, write_png
+
     path = Path(path)
     check(path)
     if path.suffix.lower() == ".html":
@@ -69,6 +72,8 @@ def is_whole(thumbnail: bytes | None) -> bool:
 
 
 def _decoded(thumbnail: bytes | None) -> Image.Image | None:
+    from PIL import Image
+
     try:
         with Image.open(io.BytesIO(thumbnail or b""), formats=["JPEG"]) as image:
             return image.convert("RGB")
@@ -77,7 +82,9 @@ def _decoded(thumbnail: bytes | None) -> Image.Image | None:
 
 
 def _cross() -> Image.Image:
-    square = Image.new("RGB", (SIDE // 2, SIDE // 2), "lightgrey")
+    from PIL import Image, ImageDraw
+
+    square = Image.new("RGB", (SQUARE, SQUARE), "lightgrey")
     draw = ImageDraw.Draw(square)
     draw.line([(0, 0), square.size], fill="grey")
     draw.line([(0, square.height), (square.width, 0)], fill="grey")

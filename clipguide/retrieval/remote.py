@@ -1,23 +1,25 @@
-"""Pictures in object storage, by fsspec: what is there, and what has changed."""
+"""Images in object storage, by fsspec: listed as a stream, folder by folder; what has changed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from glob import has_magic
 from typing import Any
 
-from ..engine.files import URLS, picture_endings
+from ..engine.files import picture_endings
 from ..errors import UsageError, reason
-from . import facts
-from .facts import GIVEN
+from . import captions
+from .captions import ENDING, GIVEN
+from .items import Listed, Work
+from .places import is_url
 
 TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 TAGS = ("ETag", "etag", "md5Hash", "crc32c", "content_md5")
-SIDECAR = ".txt"
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -31,10 +33,6 @@ class About:
     st_ino: int
 
     @classmethod
-    def of(cls, about: os.stat_result) -> About:
-        return cls(about.st_size, about.st_mtime_ns, about.st_ino)
-
-    @classmethod
     def listed(cls, info: dict[str, Any]) -> About:
         """Of an entry of fsspec's listing; a time that it does not tell is 0."""
         tag = next((str(info[name]) for name in TAGS if info.get(name)), None)
@@ -45,110 +43,107 @@ class About:
         return cls(int(info.get("size") or 0), _nanoseconds(when), number)
 
 
-def is_url(source: object) -> bool:
-    """Whether fsspec is to read it; http is not."""
-    text = os.fspath(source)
-    return isinstance(text, str) and "://" in text and not text.lower().startswith(URLS)
-
-
 class Listing:
-    """The pictures under URLs, in the order of their names: `files` by URL, `sidecars` of them (ns
-    by URL), and for each folder (with a slash at its end) whether it is empty.
+    """The images under URLs, as a stream of `Listed`: one folder at a time is in memory. `roots`
+    are the folders among the URLs, and `folders` those that were walked, each with a slash at its
+    end; `walked(folder, names, is_empty)` is called with each of these.
 
     UsageError for what is not there or cannot be listed.
     """
 
     def __init__(
-        self, urls: Sequence[str], *, recursive: bool, passed: list[str] | None = None
+        self,
+        urls: Sequence[str],
+        *,
+        recursive: bool,
+        passed: list[str] | None = None,
+        walked: Callable[[str, set[str], bool], None] | None = None,
     ) -> None:
-        self.files: dict[str, About] = {}
-        self.sidecars: dict[str, int] = {}
-        self.folders: dict[str, bool] = {}
-        for url in urls:
-            for name, info, named in self._entries(url, recursive):
-                ending = os.path.splitext(name)[1].lower()
-                if named or ending in picture_endings():
-                    self.files[name] = About.listed(info)
-                    continue
-                if ending == SIDECAR:
-                    self.sidecars[name] = About.listed(info).st_mtime_ns
-                if passed is not None:
-                    passed.append(name)
+        self.recursive, self.passed, self.walked = recursive, passed, walked
+        self.folders: set[str] = set()
+        self.roots: list[str] = []
+        self._sources = [self._source(url) for url in urls]
 
-    def _entries(self, url: str, recursive: bool) -> Iterator[tuple[str, dict, bool]]:
-        """Each entry's URL and facts, and whether it was named and not only found in a folder."""
+    def __iter__(self) -> Iterator[Listed]:
+        for fs, place, named in self._sources:
+            if named is None:
+                yield from self._walk(fs, place)
+            else:
+                yield from self._named(fs, named)
+
+    def _source(self, url: str) -> tuple[Any, str, dict | None]:
+        """The file system and place of a URL, and the files that it names, None for a folder."""
         fs, place = filesystem(url)
-        alone = place  # what is named by itself may be hidden
         try:
             if has_magic(place) and not fs.exists(place):
                 found = fs.glob(place, detail=True)
                 if not found:
                     raise UsageError(f"No file matches {url}.")
-                folder = None
-            elif fs.isdir(place):
-                found = fs.find(place, maxdepth=None if recursive else 1, detail=True)
-                folder = fs.unstrip_protocol(place).rstrip("/") + "/"
-                self.folders[folder] = not found
-            else:
-                found, folder = {place: fs.info(place)}, None
-            if folder is None:
-                self._beside(fs, found)
+                return fs, place, found
+            if fs.isdir(place):
+                self.roots.append(fs.unstrip_protocol(place).rstrip("/") + "/")
+                return fs, place, None
+            return fs, place, {place: fs.info(place)}
         except FileNotFoundError:
             raise UsageError(f"There is no folder or file {url}.") from None
         except UsageError:
             raise
         except Exception as error:  # every store raises its own
             raise UsageError(f"{url} cannot be listed: {reason(error)}.") from error
-        for place, info in sorted(found.items()):
-            name = fs.unstrip_protocol(place)
-            inside = name[len(folder) :] if folder else os.path.basename(name)
-            hidden = any(part.startswith(".") for part in inside.split("/"))
-            if info.get("type") != "directory" and (place == alone or not hidden):
-                yield name, info, folder is None
 
-    def _beside(self, fs: Any, found: Iterable[str]) -> None:
-        """Note the sidecars in the folders of files that were named."""
+    def _walk(self, fs: Any, place: str) -> Iterator[Listed]:
+        depth, at = None if self.recursive else 1, time.time_ns()
+        for folder, inner, files in fs.walk(place, maxdepth=depth, detail=True):
+            name = fs.unstrip_protocol(folder).rstrip("/") + "/"
+            shown = {
+                f"{name}{one}": info for one, info in files.items() if one[:1] not in ("", ".")
+            }
+            for one in [one for one in inner if one.startswith(".")]:
+                del inner[one]
+            listed = list(self._listed(shown, at))
+            self.folders.add(name)
+            if self.walked is not None:
+                self.walked(name, {one.path for one in listed}, not (files or inner))
+            yield from listed
+            at = time.time_ns()  # the next folder is listed after this
+
+    def _named(self, fs: Any, found: dict[str, dict]) -> Iterator[Listed]:
+        """Files that were named, whatever their endings, with what is beside them."""
+        at, beside = time.time_ns(), {}
         for home in {place.rpartition("/")[0] for place in found}:
             for info in fs.ls(home, detail=True):
-                if info["name"].lower().endswith(SIDECAR):
-                    stamp = About.listed(info).st_mtime_ns
-                    self.sidecars[fs.unstrip_protocol(info["name"])] = stamp
+                if info["name"].lower().endswith(ENDING):
+                    beside[fs.unstrip_protocol(info["name"])] = About.listed(info).st_mtime_ns
+        for place, info in sorted(found.items()):
+            name = fs.unstrip_protocol(place)
+            hidden = os.path.basename(name).startswith(".") and len(found) > 1
+            if info.get("type") != "directory" and not hidden:
+                yield Listed(name, About.listed(info), beside.get(captions.beside(name)), at)
+
+    def _listed(self, files: dict[str, dict], at: int) -> Iterator[Listed]:
+        """The images among a folder's files; the others are passed over."""
+        beside = {
+            name: About.listed(info).st_mtime_ns
+            for name, info in files.items()
+            if name.lower().endswith(ENDING)
+        }
+        for name, info in sorted(files.items()):
+            if os.path.splitext(name)[1].lower() in picture_endings():
+                yield Listed(name, About.listed(info), beside.get(captions.beside(name)), at)
+            elif self.passed is not None:
+                self.passed.append(name)
 
 
-class Captions(facts.Captions):
-    """Captions of files, and of objects by the same rules: from a table, else from a .txt."""
-
-    def __init__(self, table: str | os.PathLike | None, listing: Listing) -> None:
-        super().__init__(table)
-        self.home = os.path.abspath(os.path.dirname(table)) if table is not None else ""
-        self.sidecars = listing.sidecars
-
-    def stamp(self, path: str) -> int | None:
-        if not is_url(path):
-            return super().stamp(path)
-        known = self._key(path) in self._given
-        return GIVEN if known else self.sidecars.get(os.path.splitext(path)[0] + SIDECAR)
-
-    def text(self, path: str) -> str | None:
-        if not is_url(path):
-            return super().text(path)
-        stamp = self.stamp(path)
-        return self._given[self._key(path)] if stamp == GIVEN else sidecar(path) if stamp else None
-
-    def _key(self, path: str) -> str:
-        """A URL as a table's column of paths relative to its folder comes out."""
-        return os.path.normpath(os.path.join(self.home, path))
-
-
-def sidecar(path: str) -> str | None:
-    """The text beside a picture."""
-    if not is_url(path):
-        return facts.Captions().text(path)
+def caption(work: Work) -> str | None:
+    """What is said of a file or an object."""
+    if work.stamp is None or work.stamp == GIVEN:
+        return work.caption
+    if not is_url(work.path):
+        return captions.sidecar(work.path)
     try:
-        text = content(os.path.splitext(path)[0] + SIDECAR, most=20_000)
+        return captions.text_of(content(captions.beside(work.path), most=captions.LONGEST))
     except OSError:
         return None
-    return " ".join(text.decode("utf-8-sig", "replace").replace("\0", " ").split()) or None
 
 
 def content(url: str, *, most: int | None = None) -> bytes:
@@ -158,15 +153,22 @@ def content(url: str, *, most: int | None = None) -> bytes:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and the place in it. UsageError if there is none."""
+    """fsspec's file system of a URL, which keeps no listing, and the place in it. UsageError if
+    there is none."""
     from fsspec.core import url_to_fs
 
     try:
-        return url_to_fs(url)
+        return url_to_fs(url, use_listings_cache=False)
     except ImportError as error:  # of the package for one kind of store
         raise UsageError(f"{url} cannot be read: {reason(error)}.") from None
     except ValueError as error:
         raise UsageError(f"{url} is no place that fsspec knows: {reason(error)}.") from None
+
+
+def split(sources: Iterable[str | os.PathLike]) -> tuple[list, list[str]]:
+    """Sources on this machine's disks, and URLs."""
+    sources = list(sources)
+    return [s for s in sources if not is_url(s)], [str(s) for s in sources if is_url(s)]
 
 
 def _nanoseconds(when: Any) -> int:

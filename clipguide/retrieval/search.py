@@ -8,18 +8,20 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import ClipguideWarning, UsageError
+from ..errors import ClipguideError, ClipguideWarning, UsageError
 from ..prompts import check_text
 from ..rerank import rank
-from . import filters, refusal, settle
-from .store import COLUMNS, Store, default_path, quote, reason
+from . import filters, maintenance, refusal
+from .faults import RAISED, reason
+from .places import default_path
+from .store import COLUMNS, Store
 
 if TYPE_CHECKING:
     import os
@@ -111,6 +113,25 @@ class Index:
         """The name of the CLIP that it was made by."""
         return self.store.model
 
+    def load(
+        self, name: str | None = None, *, device: str = "cpu", trust_pickle: bool = False
+    ) -> Clip:
+        """The CLIP that it was made by, by the name that the index keeps, or by another `name` of
+        the same. UsageError if it does not load, or is another."""
+        from ..clip import load_clip
+
+        try:
+            clip = load_clip(name or self.model, device=device, trust_pickle=trust_pickle)
+        except ClipguideError as error:
+            if name is not None:
+                raise
+            raise type(error)(
+                f"The index {self.store.path} was made by the CLIP {self.model}, which does not "
+                f"load: {str(error).rstrip('.')}. If it lies elsewhere now, say where with --clip."
+            ) from None
+        self.check(clip)
+        return clip
+
     def check(self, clip: Clip) -> None:
         """UsageError if it was made by another CLIP."""
         self.store.same_model(clip.image_fingerprint, clip.name)
@@ -123,9 +144,7 @@ class Index:
 
     def vector(self, path: str) -> torch.Tensor:
         """The unit vector_D of a picture of the index. UsageError if it is not there (any more)."""
-        rows = self.store.table.search().where(f"path = {quote(path)}").select(["vector"]).limit(1)
-        with self.store.told():
-            vectors = rows.to_arrow().to_pylist()
+        vectors = self.store.find("path", [path], ["vector"]).to_pylist()
         if not vectors:
             raise UsageError(f"{path} is not in the index any more: search again.")
         return torch.tensor(vectors[0]["vector"])
@@ -179,17 +198,20 @@ class Index:
         self, query: Query, count: int, condition: str | None, *, vectors: bool = False
     ) -> list[dict]:
         """Rows by their vectors, the nearest first."""
-        search = self.store.table.search(query.unit_D.numpy(), vector_column_name="vector")
-        search, cells = search.distance_type("l2"), settle.looked_into(self.store.count())
-        if condition is None:
-            search = search.nprobes(cells)
-        else:  # what is asked for may be in any of them: 0 is as many as there are
-            search = search.minimum_nprobes(cells).maximum_nprobes(0)
-        search = search.refine_factor(REFINE).limit(count)
-        if condition is not None:
-            search = search.where(condition, prefilter=True)
-        columns = [*COLUMNS, "thumbnail", *(["vector"] if vectors else [])]
-        rows = self._rows(search.select([*columns, "_distance"]), condition)
+        cells = maintenance.probes(self.store.count())
+        columns = [*COLUMNS, "thumbnail", *(["vector"] if vectors else []), "_distance"]
+
+        def ask(table: Any) -> list[dict]:
+            search = table.search(query.unit_D.numpy(), vector_column_name="vector")
+            search = search.distance_type("l2").refine_factor(REFINE).limit(count)
+            if condition is None:
+                search = search.nprobes(cells)
+            else:  # what is asked for may be in any of them: 0 is as many as there are
+                search = search.minimum_nprobes(cells).maximum_nprobes(0)
+                search = search.where(condition, prefilter=True)
+            return search.select(columns).to_arrow().to_pylist()
+
+        rows = self._rows(ask, condition)
         for row in rows:
             row["score"] = 1 - row.pop("_distance") / 2  # of unit vectors
         return rows
@@ -200,7 +222,8 @@ class Index:
         """Rows by the sum of 1 / (60 + rank) over both orders (Cormack et al. 2009)."""
         from lancedb.query import MultiMatchQuery
 
-        indexed = [c for i in self.store.table.list_indices() for c in i.columns if c != "vector"]
+        there = self.store.ask(lambda table: table.list_indices())
+        indexed = [c for i in there for c in i.columns if c in maintenance.TEXTS]
         if not indexed:
             warnings.warn(
                 "No picture of the index has a caption or a prompt, so --hybrid is as without it.",
@@ -208,10 +231,14 @@ class Index:
                 stacklevel=3,
             )
             return rows
-        search = self.store.table.search(MultiMatchQuery(query.text, indexed)).limit(count)
-        if condition is not None:
-            search = search.where(condition, prefilter=True)
-        worded = self._rows(search.select([*COLUMNS, "thumbnail", "vector", "_score"]), condition)
+
+        def ask(table: Any) -> list[dict]:
+            search = table.search(MultiMatchQuery(query.text, indexed)).limit(count)
+            if condition is not None:
+                search = search.where(condition, prefilter=True)
+            return search.select([*COLUMNS, "thumbnail", "vector", "_score"]).to_arrow().to_pylist()
+
+        worded = self._rows(ask, condition)
         for row in worded:
             del row["_score"]
             row["score"] = float(torch.tensor(row["vector"]) @ query.unit_D)
@@ -226,17 +253,18 @@ class Index:
         score_B = torch.tensor([row.get("rrf", row["score"]) for row in rows])
         return [rows[i] for i in rank(score_B, unit_BD, keep=last, diversity=diversity).best]
 
-    def _rows(self, search: Any, condition: str | None) -> list[dict]:
-        if condition is None:
-            with self.store.told():
-                return search.to_arrow().to_pylist()
-        try:
-            return search.to_arrow().to_pylist()
-        except ValueError as error:
-            raise filters.misunderstood(reason(error)) from None
-        except Exception:
-            with self.store.told():
-                raise
+    def _rows(self, ask: Callable[[Any], list[dict]], condition: str | None) -> list[dict]:
+        """The answer; UsageError if LanceDB does not take the condition."""
+
+        def asked(table: Any) -> list[dict]:
+            try:
+                return ask(table)
+            except RAISED as error:
+                if condition is None or not isinstance(error, ValueError):
+                    raise
+                raise filters.misunderstood(reason(error)) from None
+
+        return self.store.ask(asked)
 
     def _absent(self, query: Query) -> bool | None:
         """Whether the collection does not have what a text asks for."""
@@ -246,8 +274,7 @@ class Index:
         rows = self._nearest(query, refusal.CANDIDATES, None, vectors=True)
         unit_BD = torch.tensor([row["vector"] for row in rows])
         if self._word_WD is None:
-            with self.store.told():
-                self._word_WD = settle.known_background(self.store)
+            self._word_WD = maintenance.known_background(self.store)
         if self._word_WD is None:
             return None
         kin, usual = float(notes["kin"]), float(notes["usual"])

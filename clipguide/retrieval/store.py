@@ -1,4 +1,4 @@
-"""The table of a collection: its columns, its version, who may write it, what is wrong with it.
+"""The table of a collection: its columns, its version, who may write it, and how it is asked.
 
 LanceDB keeps it in a folder. Every change is one commit that is there or is not, so a program that
 is killed loses only what it had not committed.
@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from ..errors import ClipguideError, UsageError
-from ..prompts import shorten
+from . import faults, places
+from .places import TABLE
 
+T = TypeVar("T")
 FORMAT = 1
-TABLE, WORDS = "pictures", "background"
+WORDS = "background"
 LOCK = ".writer"
 HEADS = ("clipguide.format", "clipguide.key", "clipguide.model")
+TRIES = 10  # of a commit that others are quicker with
+CHUNK = 4096  # values of one IN
 COLUMNS = (  # those that a --where may name, and that an answer has
     "path",
     "folder",
@@ -34,15 +36,6 @@ COLUMNS = (  # those that a --where may name, and that an answer has
     "caption",
     "indexed_at",
 )
-
-
-def default_path() -> Path | str:
-    """$CLIPGUIDE_DB, which may be a URI, or clipguide/pictures in the user's data folder; it need
-    not exist."""
-    if place := os.environ.get("CLIPGUIDE_DB"):
-        return place if "://" in place else Path(place)
-    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(home) / "clipguide" / "pictures"
 
 
 def lancedb() -> Any:
@@ -78,7 +71,7 @@ def schema(width: int, *, key: str, model: str) -> Any:
         "caption": pa.string(),
         "caption_mtime": pa.int64(),  # ns, of the sidecar; -1 from a table, null without
         "thumbnail": pa.binary(),  # JPEG
-        "indexed_at": pa.timestamp("us"),
+        "indexed_at": pa.timestamp("us"),  # when the file was looked at, before it was read
     }
     metadata = dict(zip(HEADS, (str(FORMAT), key, model), strict=True))
     return pa.schema(list(kinds.items()), metadata=metadata)
@@ -87,42 +80,36 @@ def schema(width: int, *, key: str, model: str) -> Any:
 class Store:
     """An index at `path`: the folder of a database, or a URI of one in object storage.
 
-    `table` is None until it is made. ClipguideError if what is there cannot be used.
+    `table` is None until it is made. UsageError if there is none and it is not to be made;
+    ClipguideError if what is there cannot be used.
     """
 
     def __init__(self, path: str | os.PathLike, *, make: bool = False) -> None:
         self.path = os.fspath(path)
         self.table: Any = None
-        if not self.remote and not Path(self.path).exists() and not make:
-            raise UsageError(
-                f"There is no index {self.path}: make it with clipguide index FOLDER{self.option}."
-            )
+        places.check_folder(self.path)
+        if not make:
+            places.check_index(self.path)
         module = lancedb()
-        if not self.remote and os.path.lexists(self.path) and not os.path.isdir(self.path):
-            raise UsageError(f"{self.path} is no folder, so it is no index: choose another --db.")
         if make and not self.remote:
             self._make_folder()
-        with self.told():
+        there = False
+        try:
             self.db = module.connect(self.path)
-            if TABLE in tables(self.db):
+            if there := TABLE in tables(self.db):
                 self.table = self.db.open_table(TABLE)
-                self._check()
-        if self.table is None and not make:
-            if self._leftovers():
-                raise ClipguideError(self._damaged("its table is gone"))
-            raise UsageError(
-                f"{self.path} holds no index of pictures: make it with clipguide index FOLDER"
-                f"{self.option}."
-            )
+        except faults.RAISED as error:
+            raise self.fault(error, newest=there) from error
+        if self.table is not None:
+            self._check_schema()
+        elif self._lost():
+            raise faults.damaged(self.path, "no version of its table is left")
+        elif not make:
+            raise places.no_index(self.path)
 
     @property
     def remote(self) -> bool:
-        return "://" in self.path
-
-    @property
-    def option(self) -> str:
-        """What names this index on the command line."""
-        return "" if self.path == os.fspath(default_path()) else f" --db {self.path}"
+        return places.is_url(self.path)
 
     @property
     def key(self) -> str:
@@ -132,12 +119,100 @@ class Store:
     @property
     def model(self) -> str:
         """The name of its CLIP."""
-        return self._head(HEADS[2])
+        return self.notes().get("model") or self._head(HEADS[2])
 
     def create(self, width: int, *, key: str, model: str) -> None:
-        """Make the table."""
-        with self.told(writing=True):
+        """Make the table; where another program was quicker, open its. UsageError if that is of
+        another CLIP."""
+        try:
             self.table = self.db.create_table(TABLE, schema=schema(width, key=key, model=model))
+        except faults.RAISED as error:
+            if faults.kind(error) != "conflict":
+                raise self.fault(error, writing=True) from error
+            self.table = self.db.open_table(TABLE)
+            self._check_schema()
+            self.same_model(key.split()[0], model)
+
+    def ask(self, question: Callable[[Any], T]) -> T:
+        """What `question(table)` answers. If it asks for files that a compaction has removed, it is
+        asked again of the newest version."""
+        try:
+            return question(self.table)
+        except faults.RAISED as error:
+            if faults.kind(error) != "gone" or faults.is_away(self.path):
+                raise self.fault(error) from error
+        self.refresh()
+        try:
+            return question(self.table)
+        except faults.RAISED as error:
+            raise self.fault(error, newest=True) from error
+
+    def write(self, change: Callable[[Any], T]) -> T:
+        """What `change(table)` gives, which is one commit: tried again of the newest version where
+        another program has committed meanwhile."""
+        for left in reversed(range(TRIES)):
+            try:
+                return change(self.table)
+            except faults.RAISED as error:
+                if faults.kind(error) != "conflict" or not left:
+                    raise self.fault(error, writing=True) from error
+            self.refresh()
+        raise AssertionError("unreachable")
+
+    def refresh(self) -> None:
+        """Go to the newest version."""
+        try:
+            self.table = self.db.open_table(TABLE)
+        except faults.RAISED as error:
+            raise self.fault(error, newest=True) from error
+
+    def find(self, column: str, values: Sequence[str | bytes], columns: Sequence[str]) -> Any:
+        """Rows of which a column has one of some values, as an Arrow table with `_rowid`."""
+        import pyarrow as pa
+
+        def rows(some: Sequence[str | bytes]) -> Callable[[Any], Any]:
+            rule = f"{column} IN ({', '.join(map(quote, some))})"
+            return lambda table: (
+                table.search().where(rule).select(list(columns)).with_row_id(True).limit(None)
+            ).to_arrow()
+
+        found = [self.ask(rows(values[i : i + CHUNK])) for i in range(0, len(values), CHUNK)]
+        return pa.concat_tables(found)
+
+    def batches(self, columns: Sequence[str], where: str | None = None) -> Iterator[Any]:
+        """All rows, or those of a condition, in record batches with `_rowid`."""
+
+        def begin(table: Any) -> Any:
+            query = table.search().select(list(columns)).with_row_id(True).limit(None)
+            return (query.where(where) if where else query).to_batches(CHUNK)
+
+        reader = self.ask(begin)
+        while True:
+            try:
+                batch = next(reader, None)
+            except faults.RAISED as error:
+                raise self.fault(error) from error
+            if batch is None:
+                return
+            yield batch
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Delete the rows of files."""
+        for i in range(0, len(paths), CHUNK):
+            some = ", ".join(map(quote, paths[i : i + CHUNK]))
+            self.write(lambda table, some=some: table.delete(f"path IN ({some})"))
+
+    def delete_rows(self, rowids: Sequence[int]) -> None:
+        """Delete rows by the `_rowid` that they have in the version that is open; none where
+        another program has committed a newer one, of which the numbers may be others."""
+        try:
+            for i in range(0, len(rowids), CHUNK):
+                some = ", ".join(map(str, rowids[i : i + CHUNK]))
+                self.table.delete(f"_rowid IN ({some})")
+        except faults.RAISED as error:
+            if faults.kind(error) != "conflict":
+                raise self.fault(error, writing=True) from error
+            self.refresh()
 
     def notes(self) -> dict[str, str]:
         """What `note` wrote."""
@@ -146,13 +221,12 @@ class Store:
 
     def note(self, **facts: str) -> None:
         """Write facts about the collection beside its vectors."""
-        with self.told(writing=True):
-            self.table.update_field_metadata({"path": "vector", "metadata": facts})
+        about = {"path": "vector", "metadata": facts}
+        self.write(lambda table: table.update_field_metadata(about))
 
     def count(self) -> int:
-        """How many pictures it holds."""
-        with self.told():
-            return 0 if self.table is None else self.table.count_rows()
+        """How many images it holds."""
+        return 0 if self.table is None else self.ask(lambda table: table.count_rows())
 
     def same_model(self, fingerprint: str, name: str) -> None:
         """UsageError if the vectors are of another CLIP than that one."""
@@ -165,7 +239,8 @@ class Store:
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:
-        """Be the only one that writes. ClipguideError if another does, or nobody can."""
+        """Be the only one that writes, where the index is on a disk. ClipguideError if another
+        does, or nobody can."""
         if self.remote:
             yield
             return
@@ -182,21 +257,11 @@ class Store:
                 ) from None
             yield
 
-    @contextlib.contextmanager
-    def told(self, *, writing: bool = False) -> Iterator[None]:
-        """Turn what LanceDB raises into one sentence."""
-        try:
-            yield
-        except ClipguideError:
-            raise
-        except (OSError, RuntimeError, ValueError) as error:
-            words = reason(error)
-            if writing and re.search(r"read-only|permission denied|no space|quota", words, re.I):
-                raise ClipguideError(
-                    f"The index {self.path} cannot be written ({words}): free some space, or "
-                    "choose another --db. What was committed is kept."
-                ) from error
-            raise ClipguideError(self._damaged(words)) from error
+    def fault(
+        self, error: Exception, *, writing: bool = False, newest: bool = False
+    ) -> ClipguideError:
+        """What LanceDB raised, in a sentence: see `faults.explained`."""
+        return faults.explained(self.path, error, writing=writing, newest=newest)
 
     def _make_folder(self) -> None:
         try:
@@ -212,7 +277,7 @@ class Store:
     def _head(self, name: str) -> str:
         return (self.table.schema.metadata or {})[name.encode()].decode()
 
-    def _check(self) -> None:
+    def _check_schema(self) -> None:
         about = self.table.schema.metadata or {}
         if any(name.encode() not in about for name in HEADS):
             raise UsageError(f"{self.path} is not an index of clipguide's: choose another --db.")
@@ -222,14 +287,18 @@ class Store:
                 "another --db."
             )
 
-    def _leftovers(self) -> bool:
-        return not self.remote and os.path.isdir(os.path.join(self.path, f"{TABLE}.lance"))
+    def _lost(self) -> bool:
+        """Whether there are a table's data, and no version of it."""
+        data = os.path.join(self.path, f"{TABLE}.lance", "data")
+        return not self.remote and os.path.isdir(data) and bool(os.listdir(data))
 
-    def _damaged(self, words: str) -> str:
-        return (
-            f"The index {self.path} is damaged ({words}): delete that folder, and index the "
-            "pictures again."
-        )
+
+def model_of(path: str | os.PathLike) -> str | None:
+    """The name of the CLIP of an index; None where there is none yet."""
+    if places.is_url(path) or os.path.isdir(os.path.join(path, f"{TABLE}.lance")):
+        store = Store(path, make=True)
+        return store.model if store.table is not None else None
+    return None
 
 
 def text_of(path: str) -> str:
@@ -237,16 +306,11 @@ def text_of(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def quote(text: str) -> str:
-    """A text as an SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def reason(error: BaseException) -> str:
-    """What LanceDB said, without its source files, types and full stop."""
-    words = re.sub(r",? ?(?:\S*/)?(?:registry|rust|lance\S*)/\S+\.rs:\d+(?::\d+)?", "", str(error))
-    words = re.sub(r"^(?:[A-Za-z]+ error|Invalid input|Invalid user input)[:,] ", "", words)
-    return shorten(" ".join(words.split()) or type(error).__name__, 200).rstrip(".,: ")
+def quote(value: str | bytes) -> str:
+    """A text or bytes as an SQL literal."""
+    if isinstance(value, bytes):
+        return f"X'{value.hex()}'"
+    return "'" + value.replace("'", "''") + "'"
 
 
 def tables(db: Any) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 import warnings
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 LARGEST = 20 << 20  # bytes of a picture that is uploaded
 PIXELS = 50_000_000  # of a picture that is uploaded, or shown
+OLDEST = 86400  # seconds that a file of the page is kept
 SHOWN = 1600  # pixels of a picture's longer side where it is shown in full
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 EPOCH = datetime(1970, 1, 1)
@@ -31,6 +33,23 @@ def inside(path: str, folder: str | os.PathLike) -> bool:
         return os.path.isabs(path) and os.path.commonpath([real, home]) == home != real
     except ValueError:  # a null byte, another drive
         return False
+
+
+def held(folder: str | os.PathLike) -> int:
+    """The bytes of all files in a folder. Those older than a day, which nobody waits for, go."""
+    total, now = 0, time.time()
+    for home, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(home, name)
+            try:
+                about = os.lstat(path)
+                if now - about.st_mtime > OLDEST:
+                    os.unlink(path)
+                else:
+                    total += about.st_size
+            except OSError:  # Gradio was quicker
+                pass
+    return total
 
 
 def uploaded(path: str, *, alpha: str = "white") -> Image.Image:

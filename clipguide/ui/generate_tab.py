@@ -6,13 +6,14 @@ import secrets
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ClipguideError, UsageError, out_of_memory
+from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
 from ..images import to_pil
 from ..recipe import save_png
 from . import parts, words
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from ..pipelines.picture import Picture
     from .models import Models
 
-MOST, STEPS = 8, 100  # pictures a run, steps a picture
+MOST, STEPS = 8, 100  # images a run and candidates of each, steps an image
+EXAMPLES = ["a red fox", "a lighthouse | oil painting:0.5", "a bowl of fruit | blurry:-0.3"]
 EVERY = 0.3  # seconds between previews
 DONE = object()
 
@@ -45,12 +47,24 @@ class Moment:
     previews: list[Image.Image]
 
 
+@dataclass(frozen=True)
+class Note:
+    """What was done otherwise than asked: a warning of clipguide's."""
+
+    text: str
+
+
 def stream(
     run: Callable[[Callable[[Step], None]], Iterator[Picture]], stop: threading.Event
-) -> Iterator[Moment | Picture]:
-    """Every step and picture of `run(on_step)`, which works in a thread, as they come. When `stop`
-    is set, or this generator closed, the run ends with the step that it is at; then this ends."""
+) -> Iterator[Moment | Note | Picture]:
+    """Every step, warning and image of `run(on_step)`, which works in a thread, as they come. When
+    `stop` is set, or this generator closed, the run ends with the step that it is at; then this
+    ends."""
     box: SimpleQueue = SimpleQueue()
+
+    def note(message: Warning | str, *_: object, **__: object) -> None:
+        box.put(Note(str(message)))
+
     latest = -EVERY
 
     def on_step(step: Step) -> None:
@@ -69,10 +83,14 @@ def stream(
 
     def work() -> None:
         try:
-            for picture in run(on_step):
-                box.put(picture)
-                if stop.is_set():
-                    break
+            with warnings.catch_warnings():  # one run draws at a time
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("always", ClipguideWarning)
+                warnings.showwarning = note
+                for picture in run(on_step):
+                    box.put(picture)
+                    if stop.is_set():
+                        break
         except _Stopped:
             pass
         except Exception as error:
@@ -102,6 +120,7 @@ def draw(
     steps: int,
     seed: str,
     count: int,
+    best_of: int = 1,
 ) -> Iterator[tuple[list[tuple[Any, str]], str, str]]:
     """Pictures and their labels so far, what is said, and the plot, again and again; nothing unless
     the session asked for a run.
@@ -113,8 +132,13 @@ def draw(
         return
     shown: list[tuple[str, str]] = []
     trace: list[dict[str, float]] = []
+    notes: dict[str, None] = {}
+
+    def said(line: str) -> str:
+        return words.said(" ".join([line, *notes]))
+
     try:
-        settings = _settings(prompt, negative, strength, steps, seed, count)
+        settings = _settings(prompt, negative, strength, steps, seed, count, best_of)
         yield [], words.said("The models are being loaded…"), ""
         generator = models.generator()
 
@@ -122,20 +146,22 @@ def draw(
             return generator.iterate(**settings, trace=True, on_step=on_step)
 
         for item in stream(run, stop):
-            if isinstance(item, Moment):
+            if isinstance(item, Note):
+                notes[item.text] = None
+            elif isinstance(item, Moment):
                 trace = [*(trace if item.index else []), {"step": item.index, **item.scores}]
                 if item.previews:
                     label = f"step {item.index + 1} of {item.total}"
-                    line = words.said(f"Picture {len(shown) + 1} of {count}, {label}.")
+                    line = said(f"Image {len(shown) + 1} of {count}, {label}.")
                     previews = [(picture, label) for picture in item.previews]
                     yield [*shown, *previews], line, words.plot(trace)
             else:
                 shown.append((_saved(item, folder), _label(item)))
-                line = f"Picture {len(shown)} of {count} is finished."
-                yield list(shown), words.said(line), words.plot(item.trace)
+                line = f"Image {len(shown)} of {count} is finished."
+                yield list(shown), said(line), words.plot(item.trace)
         if len(shown) < count:
             kept = f"; {len(shown)} of {count} are finished" if shown else ""
-            yield list(shown), words.said(f"Stopped{kept}."), words.plot(trace)
+            yield list(shown), said(f"Stopped{kept}."), words.plot(trace)
     except ClipguideError as error:
         yield list(shown), words.said(words.sentence(error), wrong=True), words.plot(trace)
     except (RuntimeError, MemoryError) as error:
@@ -150,25 +176,29 @@ def build(models: Models, folder: str) -> None:
     """The tab's components and what they do."""
     import gradio as gr
 
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(equal_height=False, elem_classes="work"):
+        with gr.Column(scale=2, min_width=300, elem_classes="asked"):
             prompt = parts.text("Prompt", "a red fox | oil painting:0.5", "prompt", autofocus=True)
             with gr.Row():
                 start = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
                 halt = gr.Button("Stop", elem_id="stop", min_width=120)
-            negative = parts.text("Negative", "what to keep away from", "negative")
-            strength = gr.Slider(0, 1, value=0.1, step=0.01, label="Strength of the steering")
-            steps = gr.Slider(1, STEPS, value=30, step=1, label="Steps", elem_id="steps")
-            with gr.Row():
-                seed = parts.text("Seed", "a new one", "seed", min_width=120)
-                count = gr.Slider(
-                    1, MOST, value=1, step=1, label="Pictures", min_width=120, elem_id="count"
-                )
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=3, min_width=300, elem_classes="shown"):
             line = gr.HTML(words.said("Say what to draw, and press Enter."), elem_id="drawn-line")
             pictures = parts.gallery("drawn", "download", "fullscreen")
             plot = gr.HTML(elem_id="trace")
-    asked = [prompt, negative, strength, steps, seed, count]
+        with gr.Column(scale=2, min_width=300, elem_classes="settings"):
+            with gr.Accordion("Settings", open=False, elem_id="settings"):
+                negative = parts.text("Negative", "what to keep away from", "negative")
+                strength = gr.Slider(0, 1, value=0.1, step=0.01, label="Strength of the steering")
+                steps = gr.Slider(1, STEPS, value=30, step=1, label="Steps", elem_id="steps")
+                seed = parts.text("Seed", "a new one", "seed")
+                count = gr.Slider(1, MOST, value=1, step=1, label="Images", elem_id="count")
+                best_of = gr.Slider(
+                    1, MOST, value=1, step=1, label="Candidates of each, the best is kept",
+                    elem_id="best-of",
+                )  # fmt: skip
+            gr.Examples(EXAMPLES, inputs=prompt, label="Examples", cache_examples=False)
+    asked = [prompt, negative, strength, steps, seed, count, best_of]
     triggers = [prompt.submit, negative.submit, seed.submit, start.click]
     _wire(models, folder, triggers, halt, asked, [pictures, line, plot])
 
@@ -215,13 +245,22 @@ def _wire(
 
 
 def _settings(
-    prompt: str, negative: str, strength: float, steps: int, seed: str, count: int
+    prompt: str,
+    negative: str,
+    strength: float,
+    steps: int,
+    seed: str,
+    count: int,
+    best_of: int,
 ) -> dict[str, Any]:
     prompt = words.checked(prompt)
     if not prompt:
         raise UsageError("The prompt is empty: say what to draw.")
-    if not 1 <= count <= MOST or not 1 <= steps <= STEPS:
-        raise UsageError(f"The page draws 1 to {MOST} pictures in 1 to {STEPS} steps.")
+    if not 1 <= count <= MOST or not 1 <= steps <= STEPS or not 1 <= best_of <= MOST:
+        raise UsageError(
+            f"The page draws 1 to {MOST} images of 1 to {MOST} candidates each, in 1 to {STEPS} "
+            "steps."
+        )
     seed = seed.strip()
     if seed and not (seed.isdecimal() and len(seed) < 20):
         raise UsageError(
@@ -234,12 +273,14 @@ def _settings(
         "steps": int(steps),
         "seed": int(seed) if seed else secrets.randbelow(2**31),
         "count": int(count),
+        "best_of": int(best_of),
     }
 
 
 def _label(picture: Picture) -> str:
-    judged = "" if picture.judge_score is None else f"  judge {picture.judge_score:.3f}"
-    return f"seed {picture.seed}  guide {picture.guide_score:.3f}{judged}"
+    """Seed and score: the judge's, which did not steer, where there is a judge."""
+    score = picture.guide_score if picture.judge_score is None else picture.judge_score
+    return f"seed {picture.seed}  score {score:.3f}"
 
 
 def _saved(picture: Picture, folder: str) -> str:

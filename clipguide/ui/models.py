@@ -49,7 +49,10 @@ class Models:
         from ..retrieval import Index
 
         index = Index(self.db)
-        clip = self._load(index.model)
+        with self._lock:
+            clip = self._clips.get(index.model)
+            if clip is None:
+                clip = self._clips[index.model] = index.load(device=self.device)
         index.check(clip)
         return index, clip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from . import generate_tab, rerank_tab, search_tab
+from . import files, generate_tab, rerank_tab, search_tab
 from .models import Models
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 WAITING = 16  # events, then the page says that the queue is full
 SESSIONS = 100  # whose answers are remembered
-OLD = (3600, 86400)  # seconds: how often files are looked at, how old they may become
+LOOKED_AT = 3600  # seconds between looks at how old files are
 CSS = """
 .gradio-container, .gradio-container .main.app { padding: 8px !important; }
 #head h1 { margin: 0; font-size: 1.25rem; }
@@ -50,6 +50,12 @@ p.wrong { color: var(--error-text-color); }
 .trace span.judge { color: #1c7ed6; }
 .dark .trace span.judge { color: #74c0fc; }
 .dark .trace polyline.judge { stroke: #74c0fc; }
+@media (min-width: 700px) {
+  .work { display: grid !important; grid-template-columns: 2fr 3fr; align-items: start; }
+  .work > .asked { grid-column: 1; grid-row: 1; }
+  .work > .settings { grid-column: 1; grid-row: 2; }
+  .work > .shown { grid-column: 2; grid-row: 1 / 3; }
+}
 #picked { scroll-margin-top: 1rem; }
 #full img { max-height: 60vh; }
 footer { display: none !important; }
@@ -74,7 +80,8 @@ def build(models: Models, folder: str | os.PathLike) -> gr.Blocks:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
-    with gr.Blocks(title="clipguide", analytics_enabled=False, delete_cache=OLD) as blocks:
+    old = (LOOKED_AT, files.OLDEST)
+    with gr.Blocks(title="clipguide", analytics_enabled=False, delete_cache=old) as blocks:
         gr.HTML("<h1>clipguide</h1>", elem_id="head")
         with gr.Tabs():
             with gr.Tab("Generate", id="generate"):

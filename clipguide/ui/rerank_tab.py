@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ClipguideError, UsageError
 from . import files, parts, words
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MOST = 64  # pictures
 SIDE = 512  # pixels of each, where it is shown
+BATCH = 16  # that are embedded together
 
 
 def rerank(
@@ -26,6 +27,8 @@ def rerank(
 
     UsageError if none can, there are more than MOST, or there is no text.
     """
+    import torch
+
     from ..rerank import DUPLICATE, Criterion, combine, rank
     from ..retrieval import encode_texts
 
@@ -37,8 +40,11 @@ def rerank(
     if not text and not negative:
         raise UsageError("There is nothing to rank by: say what the pictures should show.")
     clip = models.ranker()
-    pictures, names, wrong = _read(uploads)
-    unit_BD = clip.encode_pictures(pictures).float().cpu()
+    prepared, pictures, names, wrong = _read(uploads, clip.prepare)
+    unit_BD = torch.cat(
+        [clip.encode_prepared(prepared[i : i + BATCH]) for i in range(0, len(prepared), BATCH)]
+    )
+    unit_BD = unit_BD.float().cpu()
     criteria = [
         Criterion(name, unit_BD @ encode_texts(clip, [given])[0], weight)
         for name, given, weight in (("text", text, 1.0), ("negative", negative, -1.0))
@@ -47,24 +53,30 @@ def rerank(
     order = rank(combine(criteria), unit_BD, duplicate=DUPLICATE if drop else None)
     ranked = []
     for number, place in enumerate(order.best, start=1):
-        pictures[place].thumbnail((SIDE, SIDE))
         ranked.append((pictures[place], f"{number}  {order.relevance[place]:.3f}  {names[place]}"))
     copies = f" {len(order.duplicate_of)} copies are left out." if order.duplicate_of else ""
     return ranked, " ".join([f"{len(ranked)} pictures, the best first.{copies}", *wrong])
 
 
-def _read(uploads: Sequence[str]) -> tuple[list[Image.Image], list[str], list[str]]:
-    """Pictures and their names, and what is wrong with the others. UsageError if none is left."""
-    pictures, names, wrong = [], [], []
+def _read(
+    uploads: Sequence[str], prepare: Callable[[Image.Image], Any]
+) -> tuple[list, list[Image.Image], list[str], list[str]]:
+    """Images as the tower sees them and small ones to be shown, their names, and what is wrong with
+    the others: one at a time is in memory at its full size. UsageError if none is left."""
+    prepared, small, names, wrong = [], [], [], []
     for path in uploads:
         try:
-            pictures.append(files.uploaded(path))
-            names.append(os.path.basename(path))
+            picture = files.uploaded(path)
         except UsageError as error:
             wrong.append(str(error))
-    if not pictures:
+            continue
+        prepared.append(prepare(picture))
+        picture.thumbnail((SIDE, SIDE))
+        small.append(picture)
+        names.append(os.path.basename(path))
+    if not small:
         raise UsageError(" ".join(wrong))
-    return pictures, names, wrong
+    return prepared, small, names, wrong
 
 
 def build(models: Models) -> None:

@@ -76,7 +76,7 @@ def more(models: Models, found: Found) -> Found:
     return _next(models.index()[0], found)
 
 
-def alike(models: Models, found: Found, place: int, count: int) -> Found:
+def similar(models: Models, found: Found, place: int, count: int) -> Found:
     """Pictures of the index that are like one of those found."""
     from ..retrieval import Query
 
@@ -104,18 +104,36 @@ def cells(found: Found) -> list[tuple[Image.Image, str]]:
     """Thumbnails and labels for a grid."""
     from ..retrieval import page
 
-    return [(page.opened(hit.thumbnail), f"{hit.score:.3f} {_name(hit)}") for hit in found.hits]
+    return [
+        (page.opened(hit.thumbnail), f"{words.score(hit.score)} {_name(hit)}")
+        for hit in found.hits
+    ]
 
 
 def build(models: Models) -> None:
     """The tab's components and what they do."""
     import gradio as gr
 
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(equal_height=False, elem_classes="work"):
+        with gr.Column(scale=2, min_width=300, elem_classes="asked"):
             text = parts.text("Text", "a red fox on snow", "query")
             start = gr.Button("Search", variant="primary", elem_id="search")
             picture = parts.upload("query-picture")
+        with gr.Column(scale=3, min_width=300, elem_classes="shown"):
+            line = gr.HTML(words.said("Say what the images show."), elem_id="found-line")
+            with gr.Column(visible=False, elem_id="picked") as panel:
+                full = gr.Image(
+                    show_label=False,
+                    interactive=False,
+                    format="jpeg",
+                    buttons=["fullscreen"],
+                    elem_id="full",
+                )
+                about = gr.HTML(elem_id="about")
+                like = gr.Button("More like this", elem_id="like")
+            grid = parts.gallery("grid", preview=False)
+            further = gr.Button("Show more", visible=False, elem_id="further")
+        with gr.Column(scale=2, min_width=300, elem_classes="settings"):
             with gr.Accordion("More and less", open=False, elem_id="sums"):
                 plus = parts.text("Plus", "at night:0.5", "plus", info="Added to the query.")
                 minus = parts.text("Minus", "people", "minus", info="Taken from the query.")
@@ -129,21 +147,7 @@ def build(models: Models) -> None:
                 )
                 hybrid = gr.Checkbox(label="Search in captions and prompts as well")
                 diversity = gr.Slider(0, 1, value=0, step=0.05, label="Variety")
-                count = gr.Dropdown(COUNTS, value=COUNTS[1], label="Pictures at a time")
-        with gr.Column(scale=3, min_width=300):
-            line = gr.HTML(words.said("Say what the pictures show."), elem_id="found-line")
-            with gr.Column(visible=False, elem_id="picked") as panel:
-                full = gr.Image(
-                    show_label=False,
-                    interactive=False,
-                    format="jpeg",
-                    buttons=["fullscreen"],
-                    elem_id="full",
-                )
-                about = gr.HTML(elem_id="about")
-                like = gr.Button("More like this", elem_id="like")
-            grid = parts.gallery("grid", preview=False)
-            further = gr.Button("Show more", visible=False, elem_id="further")
+                count = gr.Dropdown(COUNTS, value=COUNTS[1], label="Images at a time")
     fields = [text, where, plus, minus]
     triggers = [*(field.submit for field in fields), start.click, picture.upload]
     asked = [text, picture, where, hybrid, diversity, count, plus, minus]
@@ -187,7 +191,7 @@ def _wire(
     )
     further.click(lambda old: attempt(more, old, old), inputs=[found], **look)
     like.click(
-        lambda old, place, count: attempt(alike, old, old, place, count),
+        lambda old, place, count: attempt(similar, old, old, place, count),
         inputs=[found, *liked],
         **look,
     )
@@ -215,11 +219,11 @@ def _next(index: Index, found: Found) -> Found:
     k = settings.pop("k") + bool(found.but and not found.hits)
     answer = index.search(found.query, k=k, offset=found.seen, **settings)
     hits = [hit for hit in answer.hits if hit.path != found.but]
-    line = f"{len(found.hits) + len(hits)} of {answer.total} pictures, the best first."
+    line = f"{len(found.hits) + len(hits)} of {answer.total} images, the best first."
     if answer.absent:
-        line = f"Nothing like that is among the {answer.total} pictures; these come nearest."
+        line = f"Nothing like that is among the {answer.total} images; these come nearest."
     elif not hits:
-        line = "There are no more pictures." if found.hits else "No picture is left."
+        line = "There are no more images." if found.hits else "No image is left."
     together, seen = (*found.hits, *hits), found.seen + len(answer.hits)
     over = len(answer.hits) < k or seen >= min(MOST, answer.total)
     return replace(found, hits=together, seen=seen, line=line, over=over)

@@ -44,9 +44,14 @@ def checked(text: str | None) -> str:
     return text
 
 
-def facts(path: str, score: float, columns: dict[str, Any], *, note: str = "") -> str:
+def score(value: float) -> str:
+    """A score, in the same digits wherever it stands."""
+    return f"{value:.3f}"
+
+
+def facts(path: str, cosine: float, columns: dict[str, Any], *, note: str = "") -> str:
     """What is known about a picture, as a list."""
-    rows = {"score": f"{score:.4f}", "path": path}
+    rows = {"score": score(cosine), "path": path}
     if columns.get("width"):
         rows["size"] = f"{columns['width']} x {columns['height']} {columns.get('format') or ''}"
     for name in FACTS:

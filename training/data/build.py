@@ -1,6 +1,6 @@
 """Render every drawing and write the folder that training reads.
 
-pictures.npy    uint8 (N, 192, 192, 4), RGBA not premultiplied; 0 where transparent
+pictures.npy    uint8 (N, 256, 256, 4), RGBA not premultiplied; 0 where transparent
 manifest.jsonl  one line a picture, in the same order
 crops.npy       uint8 (2400, 128, 128, 3), of ten photographs (`photographs.py`)
 table.md        sets, packages, versions, licences, counts, and what was left out

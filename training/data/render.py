@@ -10,8 +10,8 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-SIZE, LONG = 192, 180  # pixels of the picture, and of the drawing's longer side in it
-RENDER, RENDER_MAX = 384, 2048
+SIZE, LONG = 256, 240  # pixels of the picture, and of the drawing's longer side in it
+RENDER, RENDER_MAX = 512, 2048
 ALPHA = 8  # of 255: below this a pixel is no part of the drawing
 MAX_BYTES = 500_000
 
@@ -77,8 +77,8 @@ def fit(image: Image.Image) -> Image.Image:
     """Scaled (Lanczos on premultiplied colour) so that the longer side is LONG, and centred."""
     scale = LONG / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
-    if min(size) < 9:
-        raise LeftOut("thinner than 9 px")
+    if min(size) < 12:
+        raise LeftOut("thinner than 12 px")
     small = image.resize(size, Image.Resampling.LANCZOS)  # Pillow premultiplies RGBA itself
     page = Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, 0))
     page.paste(small, ((SIZE - size[0]) // 2, (SIZE - size[1]) // 2))

@@ -17,6 +17,7 @@ NPM = {
     "@iconify/json": "2.2.535",
     "@lobehub/fluent-emoji-3d": "1.1.0",
     "emojibase-data": "17.0.0",
+    "cldr-annotations-full": "48.2.0",
 }
 DEBIAN = {"openclipart-svg": "1:0.18+dfsg-19", "tango-icon-theme": "0.8.90-11",
           "wordnet-base": "1:3.0-37", "wamerican-large": "2020.12.07-2",
@@ -113,6 +114,10 @@ class Sources:
         return self.root / "npm/node_modules/emojibase-data/en"
 
     @property
+    def annotations(self) -> Path:
+        return self.root / "npm/node_modules/cldr-annotations-full/annotations"
+
+    @property
     def openclipart(self) -> Path:
         return self.root / "deb/x/usr/share/openclipart/svg"
 
@@ -140,7 +145,8 @@ class Sources:
 def fetch(root: Path) -> Sources:
     """Fetch what is missing under `root` by npm, apt-get and pip; the versions must be right."""
     sources = Sources(root)
-    if not all(x.is_dir() for x in (sources.iconify, sources.fluent_3d, sources.emojibase)):
+    if not all(x.is_dir() for x in (sources.iconify, sources.fluent_3d, sources.emojibase,
+                                sources.annotations)):
         folder = root / "npm"
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "package.json").exists():

@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--out", type=Path, help=f"where figures go [{FIGURES.name}]")
     common.add_argument("--models", type=Path, help="a folder with all models, for trials")
     common.add_argument("--photos", type=Path, help="a copy of imagenet-sample-images")
+    common.add_argument("--before", type=Path, help="an earlier autoencoder's folder, to compare")
     common.add_argument("--steps", type=int, default=Settings.steps, help="of the gradients")
     top = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,7 +73,8 @@ def main() -> int:
 
         cards.write_all()
         return 0
-    settings = Settings(limit=args.limit, models=args.models, photos=args.photos, steps=args.steps)
+    settings = Settings(limit=args.limit, models=args.models, photos=args.photos,
+                        before=args.before, steps=args.steps)
     quick = bool(args.limit or args.models) and not args.out
     ledger = Ledger(None if quick else args.out or FIGURES)
     names = {"all": list(GROUPS), "table": []}.get(args.command, [args.command])

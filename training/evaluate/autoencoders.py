@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
 
 from training.evaluate.ledger import Figure, Settings, figure
 
 
 def vae(settings: Settings) -> Iterator[Figure]:
-    """Mean PSNR of the shipped weights, computed in float32."""
+    """Mean PSNR of the shipped weights, computed in float32; with --before, how far the features
+    of what it gives back lie from the drawing's, divided by the same of an earlier autoencoder."""
     from diffusers import AutoencoderKL
 
     from training import vae
     from training.pictures import Pictures
 
-    model = AutoencoderKL.from_pretrained(settings.folder("generator") / "vae").float().eval()
-    image_B3HW = Pictures().held_out(settings.limit)
+    def load(folder: Path):
+        return AutoencoderKL.from_pretrained(folder).float().eval()
+
+    model = load(settings.folder("generator") / "vae")
+    image_B3HW = Pictures().held_out(model.config.sample_size, settings.limit)
+    weights = settings.weights("generator")
     yield figure("generator: autoencoder's PSNR", vae.psnr(model, image_B3HW), n=len(image_B3HW),
-                 weights=settings.weights("generator"), note="held-out drawings on white")
+                 weights=weights, note=f"held-out drawings on white, {image_B3HW.shape[-1]} px")
+    if settings.before:
+        perceptual, old = vae.Perceptual(), load(settings.before)
+        new, before = (far(m, image_B3HW, perceptual) for m in (model, old))
+        yield figure("generator: autoencoder's feature distance, times the one before",
+                     new / before, n=len(image_B3HW), weights=weights,
+                     note=f"{new:.4f} / {before:.4f}, Lite0 at {image_B3HW.shape[-1]} px")
+
+
+@torch.no_grad()
+def far(model, image_B3HW: torch.Tensor, perceptual) -> float:
+    """Mean feature distance of what comes back, enlarged from the model's own size, to images."""
+    own, side, found = model.config.sample_size, image_B3HW.shape[-1], []
+    for x_B3HW in (image_B3HW * 2 - 1).split(8):
+        small = F.interpolate(x_B3HW, (own, own), mode="bilinear", antialias=True)
+        back = model.decode(model.encode(small).latent_dist.mean).sample.clamp(-1, 1)
+        back = F.interpolate(back, (side, side), mode="bilinear", antialias=True)
+        found.append(perceptual(back, x_B3HW).item() * len(x_B3HW))
+    return sum(found) / len(image_B3HW)
 
 
 def vqgan(settings: Settings) -> Iterator[Figure]:
@@ -28,7 +55,7 @@ def vqgan(settings: Settings) -> Iterator[Figure]:
     from training.pictures import Pictures
 
     model = VQModel.from_pretrained(settings.folder("vqgan")).float().eval()
-    image_B3HW = Pictures().held_out(settings.limit)
+    image_B3HW = Pictures().held_out(model.config.sample_size, settings.limit)
     psnr, used = vqgan.measure(model, image_B3HW)
     weights = settings.weights("vqgan")
     yield figure("vqgan: PSNR", psnr, n=len(image_B3HW), weights=weights,

@@ -5,7 +5,6 @@ Legend: B pictures, P prompts, S seeds, K concepts, D width of an embedding.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,11 +19,9 @@ from training.evaluate.clips import all_drawings, colour_hits
 from training.evaluate.drawings import Drawings, ranks, share_of_pairs
 from training.evaluate.ledger import Figure, Settings, figure
 
-SAME = 0.02  # RMSE of 32x32, values in [0, 1]: the eye sees one picture
-
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """Unguided: things, things in a colour, and whether it only remembers."""
+    """Unguided: things, things in a colour, two things, variety, and whether it only remembers."""
     drawings, draw = all_drawings(), samples.Samples(settings)
     referee, things = settings.clip("referee"), samples.things_drawn(drawings.concepts)
     weights = settings.weights("generator", "referee")
@@ -32,30 +29,80 @@ def measure(settings: Settings) -> Iterator[Figure]:
 
     prompts, of = samples.concept_prompts(things)
     prompts, of = settings.cut(prompts), settings.cut(of)
-    drawn = draw(prompts, seeds=samples.SEEDS, steered=False)
-    contact_sheet(samples.pictures(drawn[:50, 0]), labels=prompts[:50], columns=10).save(
+    drawn = draw(prompts, seeds=1, steered=False)
+    contact_sheet(samples.pictures(drawn[:100, 0]), labels=prompts[:100], columns=10).save(
         settings.out / "generator.png")
-    target_B = torch.tensor([drawings.place[t] for t in of]).repeat_interleave(samples.SEEDS)
+    target_B = torch.tensor([drawings.place[t] for t in of])
     rank_B = ranks(referee.encode_pictures(samples.pictures(drawn)), text_KD, target_B)
     share = (rank_B < 5).float().mean().item()
     yield figure("generator: referee's top-5", share, n=len(rank_B), weights=weights,
-                 note=f"{len(prompts)} prompts of {len(set(of))} things x {samples.SEEDS} seeds")
-    real = [d for d in drawings.held_out if d.concept in set(of)]
-    if not real:
-        real = [d for d in drawings.style("openmoji") if d.concept in set(of)]
+                 note=f"{len(prompts)} things by chance, seed 0")
+    real = [d for d in drawings.held_out if d.concept in set(things)]
     rank_B = ranks(drawings.encode(referee, real), text_KD, drawings.targets(real))
     ceiling, pairs = share_of_pairs(rank_B < 5, real)
     yield figure("generator: referee's top-5 of real drawings", ceiling, n=pairs,
-                 weights=settings.weights("referee"), note="held-out drawings of the same things")
+                 weights=settings.weights("referee"), note="held-out drawings of such things")
     yield figure("generator: referee's top-5, times that of real drawings",
                  share / ceiling if ceiling else 0.0, n=len(prompts), weights=weights,
                  note=f"{share:.3f} / {ceiling:.3f}")
 
     coloured = yield from colour_figures(settings, draw, things, text_KD)
-    alike = settings.cut([samples.phrase(t)
-                          for t in things[::max(1, len(things) // samples.ALIKE)]][:samples.ALIKE])
-    eight = draw(alike, seeds=8, steered=False)
-    yield from memory_figures(drawings, [drawn, coloured, eight], weights)
+    yield from pair_figures(settings, draw, things, text_KD)
+    varied, of = samples.concept_prompts(things, samples.VARIED, seed=1)
+    varied, of = settings.cut(varied), settings.cut(of)
+    many = draw(varied, seeds=samples.OF_EACH, steered=False)
+    yield variety(settings, drawings, many, of)
+    yield from memory_figures(drawings, [drawn, coloured, many], weights)
+
+
+def pair_figures(
+    settings: Settings, draw: samples.Samples, things: list[str], text_KD: torch.Tensor
+) -> Iterator[Figure]:
+    """Two things with colours: each among the first ten of its own half, and not the other way
+    round."""
+    drawings, referee = all_drawings(), settings.clip("referee")
+    rows = settings.cut(samples.pair_prompts(things, TERMS))
+    pictures = samples.pictures(draw([prompt for prompt, _, _ in rows], seeds=1, steered=False))
+    width, height = pictures[0].size
+    side = width * 9 // 16
+    top = (height - side) // 2
+    boxes = ((0, top, side, top + side), (width - side, top, width, top + side))
+    left_BD, right_BD = (referee.encode_pictures([p.crop(box) for p in pictures]) for box in boxes)
+    first_B, second_B = (
+        torch.tensor([drawings.place[row[k]] for row in rows]) for k in (1, 2)
+    )
+    both_B = (ranks(left_BD, text_KD, first_B) < 10) & (ranks(right_BD, text_KD, second_B) < 10)
+    apart_BD = text_KD[first_B] - text_KD[second_B]
+    sides_B = ((left_BD - right_BD) * apart_BD).sum(1) > 0
+    contact_sheet(pictures, labels=[row[0] for row in rows], columns=10).save(
+        settings.out / "generator-pairs.png")
+    hit_B = both_B & sides_B
+    what = "generator: two things, both right, sides right"
+    yield figure(what, hit_B.float().mean(), n=len(rows),
+                 weights=settings.weights("generator", "referee"),
+                 note=f"both {both_B.float().mean():.2f}, sides {sides_B.float().mean():.2f}")
+
+
+def variety(
+    settings: Settings, drawings: Drawings, many: np.ndarray, of: list[str]
+) -> Figure:
+    """Mean distance (1 - cosine) between the seeds of a prompt, by the referee, divided by that
+    between real drawings of the thing."""
+    referee, ratios = settings.clip("referee"), []
+    for eight, thing in zip(many, of):
+        real = [d for d in drawings.trained + drawings.held_out if d.concept == thing]
+        if len(real) >= 3:
+            mine = apart(referee.encode_pictures(samples.pictures(eight)))
+            ratios.append(mine / apart(drawings.encode(referee, real)))
+    return figure("generator: variety, times that of real drawings", float(np.mean(ratios)),
+                  n=len(ratios), weights=settings.weights("generator", "referee"),
+                  note=f"{samples.OF_EACH} seeds each")
+
+
+def apart(image_BD: torch.Tensor) -> float:
+    """Mean 1 - cosine of all pairs."""
+    n = len(image_BD)
+    return float(1 - ((image_BD @ image_BD.T).sum() - n) / (n * (n - 1)))
 
 
 def colour_figures(settings: Settings, draw: samples.Samples, things: list[str],
@@ -89,7 +136,7 @@ def colour_figures(settings: Settings, draw: samples.Samples, things: list[str],
 def memory_figures(
     drawings: Drawings, drawn: list[np.ndarray], weights: dict[str, str]
 ) -> Iterator[Figure]:
-    """Nearest training drawings on white, the samples mirrored too; and how seeds differ."""
+    """Nearest training drawings on white, the samples mirrored too."""
     size = drawn[0].shape[-2]
     pixels = np.concatenate([part.reshape(-1, size, size, 3) for part in drawn])
     opaque = np.pad(pixels, [(0, 0)] * 3 + [(0, 1)], constant_values=255)
@@ -99,19 +146,14 @@ def memory_figures(
     yield figure("generator: nearly a training picture", float((distance_B < NEAR).mean()),
                  n=len(distance_B), weights=weights,
                  note=f"RMSE below {NEAR} at 32x32; median {np.median(distance_B):.3f}")
-    eight = thumbnails(opaque[-drawn[-1].shape[0] * 8:]).reshape(len(drawn[-1]), 8, -1)
-    apart = np.array([[np.sqrt(np.square(a - b).mean()) for a, b in itertools.combinations(row, 2)]
-                      for row in eight])
-    yield figure("generator: prompts whose 8 seeds differ", float((apart.min(1) >= SAME).mean()),
-                 n=len(apart), weights=weights,
-                 note=f"no two within RMSE {SAME}; median of pairs {np.median(apart):.3f}")
 
 
 def steering(settings: Settings) -> Iterator[Figure]:
     """The default steering against none: the same prompts and seeds, paired."""
     drawings, draw = all_drawings(), samples.Samples(settings)
     referee = settings.clip("referee")
-    prompts, of = samples.concept_prompts(samples.things_drawn(drawings.concepts))
+    things = samples.things_drawn(drawings.concepts)
+    prompts, of = samples.concept_prompts(things, samples.STEERED)
     prompts, of = settings.cut(prompts), settings.cut(of)
     text_KD, prompt_PD = referee.encode_text(drawings.concepts), referee.encode_text(prompts)
     target_B = torch.tensor([drawings.place[t] for t in of]).repeat_interleave(samples.SEEDS)

@@ -14,18 +14,16 @@ import numpy as np
 from PIL import Image
 
 from clipguide import TextToImage
-from training import common
+from clipguide.mini.known import things as known_things
 from training.data.captions import article, number_of
-from training.data.compose import TrainingSet
 from training.evaluate.ledger import Settings
-from training.generator import things
 
-PROMPTS = 200
-SEEDS = 4
-COLOURED = 100
-ALIKE = 13  # prompts of 8 seeds: with the others, 1,004 pictures
+PROMPTS = 400
+STEERED, SEEDS = 200, 4
+COLOURED = 200
+PAIRS = 100
+VARIED, OF_EACH = 24, 8
 BATCH = 8
-TEMPLATES = ("{}", "a drawing of {}", "a picture of {}")
 
 
 class Samples:
@@ -66,8 +64,7 @@ class Samples:
 
 def things_drawn(concepts: Sequence[str]) -> list[str]:
     """What the generator was trained to draw, of these concepts."""
-    drawn = things(TrainingSet(common.DATA))
-    return [thing for thing in drawn if thing in set(concepts)]
+    return [thing for thing in known_things() if thing in set(concepts)]
 
 
 def phrase(thing: str, name: str | None = None) -> str:
@@ -75,17 +72,33 @@ def phrase(thing: str, name: str | None = None) -> str:
     return article(name or thing) if number_of(thing) == "one" else name or thing
 
 
-def concept_prompts(things: Sequence[str]) -> tuple[list[str], list[str]]:
-    """200 (prompts, their things): every thing in one phrasing before any in the next."""
-    pairs = [(template.format(phrase(thing)), thing) for template in TEMPLATES for thing in things]
-    prompts, of = zip(*pairs[:PROMPTS])
-    return list(prompts), list(of)
+def concept_prompts(
+    things: Sequence[str], count: int = PROMPTS, seed: int = 0
+) -> tuple[list[str], list[str]]:
+    """(prompts, their things): so many things, drawn by chance."""
+    order = np.random.default_rng(seed).permutation(len(things))[:count]
+    of = [things[i] for i in order]
+    return [phrase(thing) for thing in of], of
+
+
+def pair_prompts(
+    things: Sequence[str], colours: Sequence[str], count: int = PAIRS
+) -> list[tuple[str, str, str]]:
+    """(prompt, the thing on the left, the thing on the right): two things with colours."""
+    rng, found = np.random.default_rng(3), []
+    single = [thing for thing in things if number_of(thing) == "one" and len(thing.split()) < 3]
+    for _ in range(count):
+        left, right = (single[i] for i in rng.choice(len(single), 2, replace=False))
+        said = (colours[int(rng.integers(len(colours)))] for _ in range(2))
+        a, b = (article(f"{colour} {thing}") for colour, thing in zip(said, (left, right)))
+        found.append((f"{a} to the left of {b}", left, right))
+    return found
 
 
 def coloured_prompts(
     things: Sequence[str], never: Sequence[tuple[str, str]], colours: Sequence[str]
 ) -> list[tuple[str, str, bool]]:
-    """100 (colour, thing, never trained on), half of them never, if there are so many."""
+    """200 (colour, thing, never trained on), half of them never, if there are so many."""
     rng = np.random.default_rng(0)
     new = [(colour, thing) for colour, thing in never if thing in things]
     new = [new[i] for i in rng.permutation(len(new))[:COLOURED // 2]]

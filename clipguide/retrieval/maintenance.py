@@ -1,4 +1,5 @@
-"""After pictures have been written: compaction, the indexes of vectors and words, the threshold."""
+"""After images have been written: compaction, indexes of paths, vectors and words, the threshold
+of what is absent."""
 
 from __future__ import annotations
 
@@ -11,31 +12,32 @@ import numpy as np
 import torch
 
 from ..errors import ClipguideWarning
-from . import refusal
+from . import faults, refusal
 from .store import WORDS, Store, tables
 
 if TYPE_CHECKING:
     from ..clip import Clip
 
 EXACT = 50_000  # rows below which every vector is compared
+LOOKED_UP = 20_000  # rows from which paths and digests have an index
 GROWN = 2.0  # times as many rows as the index of vectors was trained on: it is trained again
 DRIFT = 1.1  # times as many or few rows as the threshold is of
-CHUNK = 4096
 FEWEST = 32  # cells that a query looks into
 TEXTS = ("caption", "prompt")
+KEYS = ("path", "digest")
 OLD = timedelta(hours=1)  # versions of the table older than this are deleted
 
 
-def settle(store: Store, clip: Clip, *, changed: bool) -> None:
+def maintain(store: Store, clip: Clip, *, changed: bool) -> None:
     """Do what is due. Killed in it, the next run does it."""
     count = store.count()
     notes = store.notes()
     if not changed and notes.get("settled") == str(count):
         return
-    store.table.optimize(cleanup_older_than=OLD)
-    _index_texts(store.table)
+    compact(store)
+    store.write(lambda table: _index_scalars(table, count))
     if count >= EXACT and count >= GROWN * int(notes.get("trained", 0)):
-        index_vectors(store.table)
+        store.write(index_vectors)
         store.note(trained=str(count))
     known = int(notes.get("calibrated", 0))
     if not known / DRIFT <= count <= known * DRIFT or "usual" not in notes:
@@ -43,10 +45,14 @@ def settle(store: Store, clip: Clip, *, changed: bool) -> None:
     store.note(settled=str(count))
 
 
+def compact(store: Store) -> None:
+    """Make few files of many, bring indexes up to date, and forget old versions."""
+    store.write(lambda table: table.optimize(cleanup_older_than=OLD))
+
+
 def index_vectors(table: Any) -> None:
     """The index for many vectors: cells, and in them a bit a number (RaBitQ, Gao & Long 2024) to
-    choose those that are then compared in full. Product quantisation is no better there, and slow
-    to train: benchmarks/search.py."""
+    choose those that are then compared in full: benchmarks/search.py."""
     from lancedb.index import IvfRq
 
     config = IvfRq(distance_type="l2", num_partitions=cells(table.count_rows()))
@@ -58,7 +64,7 @@ def cells(count: int) -> int:
     return max(1, round(count**0.5))
 
 
-def looked_into(count: int) -> int:
+def probes(count: int) -> int:
     """How many of them a query looks into: a seventh, which has 0.95 and more of the ten nearest of
     a million (`python -m benchmarks.search vectors`)."""
     return max(FEWEST, -(-cells(count) // 7))
@@ -86,8 +92,12 @@ def background(store: Store, clip: Clip) -> torch.Tensor:
         unit_WD = clip.encode_text(names).float().cpu()
     kind = pa.list_(pa.float32(), unit_WD.shape[1])
     rows = pa.table({"word": names, "vector": pa.array(list(unit_WD.numpy()), kind)})
-    there = WORDS in tables(store.db)
-    store.db.create_table(WORDS, rows, mode="overwrite" if there else "create")
+    try:
+        there = WORDS in tables(store.db)
+        store.db.create_table(WORDS, rows, mode="overwrite" if there else "create")
+    except faults.RAISED as error:
+        if faults.kind(error) != "conflict":  # another program writes the same
+            raise store.fault(error, writing=True) from error
     return unit_WD
 
 
@@ -95,20 +105,19 @@ def known_background(store: Store) -> torch.Tensor | None:
     """The background's unit vectors_WD, if they are kept, and whole."""
     try:
         known = store.db.open_table(WORDS).to_arrow()
-    except (OSError, RuntimeError, ValueError):  # not there, or half of it: it is made again
+    except faults.RAISED:  # not there, or half of it: it is made again
         return None
-    return _stack(known["vector"]) if known["word"].to_pylist() == refusal.words() else None
+    return stacked(known["vector"]) if known["word"].to_pylist() == refusal.words() else None
 
 
 def vectors(store: Store) -> Iterator[torch.Tensor]:
     """All vectors, in chunks unit_BD."""
-    query = store.table.search().select(["vector"]).limit(None)
-    for batch in query.to_batches(CHUNK):
+    for batch in store.batches(["vector"]):
         if len(batch):
-            yield _stack(batch["vector"])
+            yield stacked(batch["vector"])
 
 
-def _stack(column: Any) -> torch.Tensor:
+def stacked(column: Any) -> torch.Tensor:
     """A column of vectors as unit_BD."""
     import pyarrow as pa
 
@@ -118,11 +127,15 @@ def _stack(column: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(flat, np.float32).reshape(len(column), -1))
 
 
-def _index_texts(table: Any) -> None:
-    """Full-text indexes of the columns that say something; optimize keeps them up to date."""
-    from lancedb.index import FTS
+def _index_scalars(table: Any, count: int) -> None:
+    """Full-text indexes of the columns that say something, and of many rows those by which files
+    and contents are looked up; optimize keeps them up to date."""
+    from lancedb.index import FTS, BTree
 
     there = {column for index in table.list_indices() for column in index.columns}
     for name in TEXTS:
         if name not in there and table.count_rows(f"{name} IS NOT NULL"):
             table.create_index(name, config=FTS())
+    for name in KEYS if count >= LOOKED_UP else ():
+        if name not in there:
+            table.create_index(name, config=BTree())

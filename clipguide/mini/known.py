@@ -1,0 +1,90 @@
+"""What the embedded generator was taught, and whether a prompt asks for more.
+
+`known.json` in the generator's folder holds `things`, the English names of what it draws, and
+`words`, the words of their names in all languages that it was taught, without articles and colours.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+
+from ..prompts import shorten
+from . import path
+
+UNSPACED = re.compile(r"[぀-ヿ㐀-鿿]")  # kana and ideographs are not divided by spaces
+MOST = 3  # words for things, in a prompt that it can draw
+# Words that name nothing to draw, or that the generator takes as colour, size, place or style.
+SMALL = frozenset(
+    """a an the of in on at to and or with for from by near under over into onto off up down
+    out about as is are was be being been that this these those it its his her their my your
+    our one two three four some any no not very so too than then there here who which what
+    while when where how all each between beside next left right top bottom front back
+    behind above below inside outside around along across through during after before like
+    big small large little tiny huge red orange yellow green blue purple pink brown black
+    white grey gray color colour background style picture image photo photograph drawing
+    painting icon illustration cartoon clip art emoji flat 3d simple glossy outlined sticker
+    retro game cute old new golden un une el la le una ein eine der die das um uma o il lo
+    een de het""".split()
+)
+
+
+@cache
+def _known() -> dict[str, frozenset[str]]:
+    found = json.loads((path("generator") / "known.json").read_text(encoding="utf-8"))
+    return {name: frozenset(words) for name, words in found.items()}
+
+
+@cache
+def _unspaced() -> frozenset[str]:
+    return frozenset(word for word in _known()["words"] if UNSPACED.search(word))
+
+
+def things(word: str = "") -> list[str]:
+    """The names of what the generator draws, sorted; with `word`, those that contain it."""
+    return sorted(name for name in _known()["things"] if word.lower() in name)
+
+
+def split(prompt: str) -> list[str]:
+    """The words of a prompt, in lower case; an emoji is a word."""
+    return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s,.;:!?\"'()|\-]", prompt.lower())
+
+
+def is_known(word: str) -> bool:
+    """Whether a word helps to name something that the generator draws."""
+    words = _known()["words"]
+    if {word, word.removesuffix("s"), word.removesuffix("es")} & words:
+        return True
+    return bool(UNSPACED.search(word)) and any(part in word for part in _unspaced())
+
+
+def doubt(prompt: str) -> str | None:
+    """Says that a prompt asks for what the embedded generator was not taught.
+
+    It goes by words alone: none of them is known, more are unknown than known, or there are more
+    things than fit into one of its images.
+
+    Args:
+        prompt: the text that the generator gets.
+
+    Returns:
+        One sentence and the next step, or None where there is no reason for doubt.
+    """
+    words = [word for word in split(prompt) if word not in SMALL]
+    if not words:
+        return None
+    unknown = [word for word in words if not is_known(word)]
+    known = len(words) - len(unknown)
+    if not known or len(unknown) > known or len(unknown) >= MOST:
+        said = shorten(", ".join(dict.fromkeys(unknown)))
+        return f"mini does not seem to know {said!r}. {ADVICE}"
+    if len(words) > MOST:
+        return (
+            f"mini may not draw all of {shorten(prompt)!r}: it draws one thing, two side by side, "
+            f"or up to four of a kind. {ADVICE}"
+        )
+    return None
+
+
+ADVICE = "`clipguide models --things` lists what it draws; for photographs and scenes use --model."

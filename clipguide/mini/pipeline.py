@@ -1,0 +1,336 @@
+"""The pipeline of the embedded generator: meaning first, then paint.
+
+A prior draws a small map of what is where from the text; a U-Net draws latents from the map; a VAE
+decodes them. All parts are stock diffusers and transformers classes.
+
+Shapes: B images, L tokens, D channels of text, K channels of a map, C channels of latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ImagePipelineOutput,
+    PixArtTransformer2DModel,
+    UNet2DConditionModel,
+)
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..errors import UsageError, close_matches
+
+STYLES = (
+    "any",
+    "glossy",
+    "3d",
+    "flat",
+    "emoji",
+    "simple",
+    "retro",
+    "clip art",
+    "outlined",
+    "sticker",
+    "game",
+)
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class MiniPipeline(DiffusionPipeline):
+    """Text to image by two diffusion models, as unCLIP (Ramesh et al. 2022) and Würstchen (Pernias
+    et al. 2024) split the work.
+
+    Args:
+        vae: decodes latents to images.
+        text_encoder: encodes the prompt.
+        tokenizer: of the text encoder.
+        prior: predicts the map, given a noisy one and the text.
+        prior_scheduler: of the map's steps.
+        unet: predicts v of the latents, given the map and the style.
+        scheduler: of the latents' steps; this is the one that `clipguide.steer` wraps.
+    """
+
+    model_cpu_offload_seq = "text_encoder->prior->unet->vae"
+    _callback_tensor_inputs = ["latents", "maps"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        prior: PixArtTransformer2DModel,
+        prior_scheduler: FlowMatchEulerDiscreteScheduler,
+        unet: UNet2DConditionModel,
+        scheduler: DDIMScheduler,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            prior=prior,
+            prior_scheduler=prior_scheduler,
+            unet=unet,
+            scheduler=scheduler,
+        )
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    def encode_prompt(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(hidden states_BLD, mask_BL) of prompts, cut to what the tokenizer reads."""
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="longest",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        device = self._execution_device
+        lengths = (tokens.input_ids != self.tokenizer.pad_token_id).sum(1) + 1
+        mask_BL = torch.arange(tokens.input_ids.shape[1]) < lengths[:, None]
+        hidden_BLD = self.text_encoder(tokens.input_ids.to(device)).last_hidden_state
+        return hidden_BLD, mask_BL.to(device)
+
+    def draw_maps(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str],
+        *,
+        steps: int,
+        guidance_scale: float,
+        generator: Generators = None,
+    ) -> Tensor:
+        """Maps_BKhw of prompts, by Euler steps of the prior's flow.
+
+        The prior predicts the map itself; the velocity is (x - map) / sigma.
+        """
+        guided = guidance_scale > 1
+        hidden, mask = self.encode_prompt([*prompts, *negatives] if guided else prompts)
+        config, device = self.prior.config, self._execution_device
+        shape = (len(prompts), config.in_channels, config.sample_size, config.sample_size)
+        x = randn_tensor(shape, generator=generator, device=device, dtype=self.prior.dtype)
+        self.prior_scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=device)
+        for t, sigma in zip(self.prior_scheduler.timesteps, self.prior_scheduler.sigmas):
+            x0 = self.prior(
+                torch.cat([x, x]) if guided else x,
+                encoder_hidden_states=hidden,
+                timestep=t.expand(len(hidden)),
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+                encoder_attention_mask=mask,
+                return_dict=False,
+            )[0]
+            if guided:
+                told, untold = x0.chunk(2)
+                x0 = untold + guidance_scale * (told - untold)
+            velocity = (x - x0) / sigma.to(x0)
+            x = self.prior_scheduler.step(velocity, t, x, return_dict=False)[0]
+        return x
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        height: int,
+        width: int,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """Noise_BChw, or the latents that are given, at the scheduler's first level."""
+        factor = self.vae_scale_factor
+        shape = (batch_size, self.vae.config.latent_channels, height // factor, width // factor)
+        device, dtype = self._execution_device, self.unet.dtype
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        elif latents.shape != shape:
+            raise UsageError(f"latents must have the shape {shape}, not {tuple(latents.shape)}.")
+        return latents.to(device, dtype) * self.scheduler.init_noise_sigma
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images_B3HW in [-1, 1] of latents_BChw."""
+        config = self.vae.config
+        mean, deviation = (
+            torch.tensor(x).to(latents).view(1, -1, 1, 1)
+            for x in (config.latents_mean, config.latents_std)
+        )
+        latents = latents * deviation / config.scaling_factor + mean
+        return self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 3.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        maps: Tensor | None = None,
+        style: str | None = None,
+        prior_num_inference_steps: int = 25,
+        map_guidance_scale: float = 2.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple:
+        """Draws images.
+
+        Args:
+            prompt: one text or several.
+            height: pixels, a multiple of 16; by default what the VAE was trained at.
+            width: as height.
+            num_inference_steps: of the U-Net.
+            guidance_scale: of the prior: how closely the map follows the prompt; 1 is no guidance.
+            negative_prompt: what the prior is guided away from.
+            num_images_per_prompt: how many of each.
+            eta: of DDIM; 0 is deterministic.
+            generator: one, or one an image.
+            latents: the initial noise_BChw.
+            maps: maps_BKhw to draw from, in place of the prior's.
+            style: one of STYLES; by default the one that the prompt names, else "any".
+            prior_num_inference_steps: of the prior.
+            map_guidance_scale: how closely the U-Net follows the map; 1 is no guidance.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: return an ImagePipelineOutput, else a tuple.
+            callback_on_step_end: called as `callback(pipe, step, timestep, tensors)`.
+            callback_on_step_end_tensor_inputs: which tensors it gets: "latents", "maps".
+
+        Returns:
+            The images.
+
+        Raises:
+            UsageError: a size, a style or a number of generators that does not fit.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
+        negatives = negative_prompt or ""
+        negatives = (
+            [negatives] * len(prompts)
+            if isinstance(negatives, str)
+            else [n for n in negatives for _ in range(num_images_per_prompt)]
+        )
+        side = self.vae.config.sample_size
+        height, width = height or side, width or side
+        self._check(prompts, negatives, height, width, generator)
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        labels = [self.style_of(p, style) for p in prompts]
+        if maps is None:
+            said = [with_style(p, STYLES[k]) for p, k in zip(prompts, labels)]
+            maps = self.draw_maps(
+                said,
+                negatives,
+                steps=prior_num_inference_steps,
+                guidance_scale=guidance_scale,
+                generator=generator,
+            )
+        device = self._execution_device
+        maps = maps.to(device, self.unet.dtype)
+        label_B = torch.tensor(labels, device=device)
+        latents = self.prepare_latents(len(prompts), height, width, generator, latents)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        extra = self.prepare_extra_step_kwargs(generator, eta)
+        with self.progress_bar(total=len(timesteps)) as bar:
+            for i, t in enumerate(timesteps):
+                if self._interrupt:
+                    continue
+                output = self._denoise(latents, t, maps, label_B, map_guidance_scale)
+                latents = self.scheduler.step(output, t, latents, **extra, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    tensors = {"latents": latents, "maps": maps}
+                    wanted = {k: tensors[k] for k in callback_on_step_end_tensor_inputs}
+                    given = callback_on_step_end(self, i, t, wanted)
+                    latents, maps = given.pop("latents", latents), given.pop("maps", maps)
+                bar.update()
+        image = latents
+        if output_type != "latent":
+            image = self.image_processor.postprocess(self.decode(latents), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=image) if return_dict else (image,)
+
+    def prepare_extra_step_kwargs(self, generator: Generators, eta: float) -> dict[str, object]:
+        """What this scheduler's `step` takes beside the usual."""
+        import inspect
+
+        taken = inspect.signature(self.scheduler.step).parameters
+        return {k: v for k, v in (("eta", eta), ("generator", generator)) if k in taken}
+
+    def style_of(self, prompt: str, style: str | None) -> int:
+        """The label of a style, or of the one that a prompt names."""
+        if style is None:
+            words = f" {prompt.lower().replace(',', ' ')} "
+            return next((k for k, s in enumerate(STYLES) if k and f" {s} " in words), 0)
+        if style not in STYLES:
+            raise UsageError(f"There is no style {style!r}.{close_matches(style, STYLES)}")
+        return STYLES.index(style)
+
+    def _denoise(
+        self, latents: Tensor, t: Tensor, maps: Tensor, label_B: Tensor, scale: float
+    ) -> Tensor:
+        """The U-Net's output, guided towards the map."""
+        guided = scale > 1
+        if guided:
+            maps = torch.cat([maps, torch.zeros_like(maps)])
+            label_B = torch.cat([label_B, torch.zeros_like(label_B)])
+        x = self.scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
+        under = torch.nn.functional.interpolate(maps, x.shape[-2:], mode="nearest")
+        output = self.unet(
+            torch.cat([x, under], 1),
+            t,
+            encoder_hidden_states=maps.flatten(2).mT,
+            class_labels=label_B,
+            return_dict=False,
+        )[0]
+        if guided:
+            told, untold = output.chunk(2)
+            output = untold + scale * (told - untold)
+        return output
+
+    def _check(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str],
+        height: int,
+        width: int,
+        generator: Generators,
+    ) -> None:
+        factor = self.vae_scale_factor
+        if height % factor or width % factor:
+            raise UsageError(f"height and width must be multiples of {factor}.")
+        if len(negatives) != len(prompts):
+            raise UsageError("There must be one negative prompt, or one for each prompt.")
+        if isinstance(generator, Sequence) and len(generator) != len(prompts):
+            raise UsageError(f"There are {len(generator)} generators for {len(prompts)} images.")
+
+
+def with_style(prompt: str, style: str) -> str:
+    """The prompt as the prior was taught: the style's word after a comma, unless it is there."""
+    return prompt if style == "any" or style in prompt.lower() else f"{prompt}, {style}"

@@ -1,0 +1,159 @@
+"""Files of images opened: by what is in them, within a limit of pixels, whatever heads say."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from functools import cache
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+from .errors import UsageError
+
+MEGAPIXELS = 179.0  # of an image, at most, if nobody allows more
+PNG = b"\x89PNG\r\n\x1a\n"
+WORDY = (b"zTXt", b"iTXt", b"tEXt", b"iCCP")  # chunks of which Pillow takes 1 MiB, unpacked
+TURNS = {  # EXIF's orientations (2.32, table 4): how the pixels are to be turned
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+UNREAD = {  # kinds that Pillow does not read alone, and what does
+    "HEIC": "pip install pillow-heif reads it",
+    "JPEG XL": "convert it first, as by djxl a.jxl a.png",
+    "SVG": "draw it first, as by rsvg-convert a.svg -o a.png",
+}
+ENDINGS = {".heic": "HEIC", ".heif": "HEIC", ".jxl": "JPEG XL", ".svg": "SVG"}
+
+
+@cache
+def formats() -> None:
+    """Register all that Pillow reads, and HEIC where pillow-heif is installed."""
+    Image.init()
+    try:
+        import pillow_heif
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener()
+
+
+def open_image(stream: BinaryIO, *, megapixels: float | None = None) -> Image.Image:
+    """The image of a stream, of which nothing but the head is read.
+
+    As `Image.open`, but that the limit of pixels is given, and no global of Pillow's. UsageError,
+    that begins with a verb, if it has more `megapixels` (10^6 pixels; 179 by default), and for a
+    kind that Pillow does not read.
+    """
+    formats()
+    prefix = stream.read(16)
+    for name in Image.ID:
+        factory, accepts = Image.OPEN[name]
+        try:
+            accepted = not accepts or accepts(prefix)
+            if not accepted or isinstance(accepted, str):
+                continue
+            stream.seek(0)
+            image = factory(stream, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue
+        _check_size(image, MEGAPIXELS if megapixels is None else megapixels)
+        return image
+    stream.seek(0)
+    kind = _kind(stream.read(1024))
+    if kind:
+        raise UsageError(f"is {kind}, which Pillow does not read: {UNREAD[kind]}")
+    raise UnidentifiedImageError
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """The image as its EXIF says that it is to be shown; as it is, where that cannot be read."""
+    image.load()  # a PNG's EXIF may follow its pixels
+    try:
+        turn = TURNS.get(image.getexif().get(0x0112))
+    except Exception:  # Pillow raises what it likes at damaged EXIF
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def without_texts(content: bytes) -> io.BytesIO:
+    """A PNG without the chunks that hold texts and profiles, of which Pillow refuses long ones."""
+    kept = [PNG]
+    for kind, body in chunks(content):
+        if kind not in WORDY:
+            crc = zlib.crc32(kind + body)
+            kept.append(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc))
+    return io.BytesIO(b"".join(kept))
+
+
+def chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, body) of each whole chunk of a PNG."""
+    place = len(PNG)
+    while place + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, place)
+        if place + 12 + length > len(content):
+            return
+        yield content[place + 4 : place + 8], content[place + 8 : place + 8 + length]
+        place += 12 + length
+
+
+def too_wordy(error: Exception) -> bool:
+    """Whether Pillow refused a PNG for the length of its texts."""
+    return "MAX_TEXT" in str(error) or "memory used in text chunks" in str(error)
+
+
+def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Colours of an ICC profile as sRGB, perceptually, transparency kept; as they are where the
+    profile cannot be read, or is not of such an image."""
+    from PIL import ImageCms
+
+    if image.mode == "RGBA":
+        converted = to_srgb(image.convert("RGB"), profile)
+        converted.putalpha(image.getchannel("A"))
+        return converted
+    image = image.convert("RGB") if image.mode == "P" else image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image
+
+
+def foreign_profile(image: Image.Image) -> str | None:
+    """The name of an image's ICC profile, where it is another than sRGB and can be read."""
+    from PIL import ImageCms
+
+    if not image.info.get("icc_profile"):
+        return None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+        name = " ".join(ImageCms.getProfileDescription(source).split())
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+    return None if "srgb" in name.lower() else name
+
+
+def _check_size(image: Image.Image, most: float) -> None:
+    size = image.width * image.height / 1e6
+    if size > most:
+        image.close()
+        raise UsageError(
+            f"has {image.width} x {image.height} pixels, {size:.4g} megapixels, and more than "
+            f"{most:g} are not read: allow them by --megapixels {-(-size // 1):g} (megapixels=)"
+        )
+
+
+def _kind(head: bytes) -> str | None:
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC:
+        return "HEIC"
+    if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "JPEG XL"
+    return "SVG" if b"<svg" in head.lower() else None

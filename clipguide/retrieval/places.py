@@ -1,0 +1,68 @@
+"""Where an index and what is indexed lie: checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import UsageError
+
+TABLE = "pictures"
+
+
+def default_path() -> Path | str:
+    """$CLIPGUIDE_DB, which may be a URI, or clipguide/pictures in the user's data folder; it need
+    not exist."""
+    if place := os.environ.get("CLIPGUIDE_DB"):
+        return place if is_url(place) else Path(place)
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / "clipguide" / "pictures"
+
+
+def is_url(place: str | os.PathLike) -> bool:
+    """Whether a place is a URL or URI, and not of this machine's disks."""
+    text = os.fspath(place)
+    return isinstance(text, str) and "://" in text
+
+
+def check_index(place: str | os.PathLike) -> None:
+    """UsageError if a folder holds no index; of a URI it is seen when it is opened."""
+    place = os.fspath(place)
+    if is_url(place):
+        return
+    if not os.path.lexists(place):
+        raise UsageError(
+            f"There is no index {place}: make it with clipguide index FOLDER{option(place)}."
+        )
+    check_folder(place)
+    if not os.path.isdir(os.path.join(place, f"{TABLE}.lance")):
+        raise no_index(place)
+
+
+def check_folder(place: str | os.PathLike) -> None:
+    """UsageError if what is there is no folder."""
+    if not is_url(place) and os.path.lexists(place) and not os.path.isdir(place):
+        raise UsageError(f"{place} is no folder, so it is no index: choose another --db.")
+
+
+def check_sources(sources: Iterable[str | os.PathLike], place: str | os.PathLike) -> None:
+    """UsageError if a folder or file to be indexed is not there."""
+    for source in map(os.fspath, sources):
+        if is_url(source) or os.path.lexists(source) or set("*?[") & set(source):
+            continue
+        there = is_url(place) or os.path.isdir(os.path.join(place, f"{TABLE}.lance"))
+        kept = " What the index holds of it stays there." if there else ""
+        raise UsageError(f"There is no folder or file {source}.{kept}")
+
+
+def no_index(place: str | os.PathLike) -> UsageError:
+    """That a place holds no index, and how to make one."""
+    return UsageError(
+        f"{place} holds no index of images: make it with clipguide index FOLDER{option(place)}."
+    )
+
+
+def option(place: str | os.PathLike) -> str:
+    """What names an index on the command line."""
+    return "" if os.fspath(place) == os.fspath(default_path()) else f" --db {os.fspath(place)}"

@@ -1,0 +1,260 @@
+"""Tables of what is said of pictures, read a part at a time: CSV, TSV, JSONL and parquet; captions
+in files beside pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError, close_matches
+from .prompts import shorten
+
+IMAGE = ("image", "filepath", "file_path", "image_path", "path", "file_name", "filename", "file")
+CAPTION = ("caption", "text", "title", "description", "prompt")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+PART = 1024  # rows of a parquet at a time
+LONGEST = 20_000  # bytes of a caption beside a picture
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's file and columns. `features` are the names of numbered classes, by column, that the
+    hub's parquets tell."""
+
+    file: Path
+    columns: list[str]
+    features: dict[str, list[str]] = field(default_factory=dict)
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(where, row) of each row, `where` for messages, as they are read from the file.
+
+        UsageError for a row that is none: of more cells than columns, as an unquoted comma makes
+        it, or no JSON object.
+        """
+        kind = self.file.suffix.lower()
+        with _told(self.file):
+            if kind == ".parquet":
+                yield from _parquet_rows(self.file)
+            elif kind == ".jsonl":
+                yield from _json_rows(self.file)
+            else:
+                yield from _csv_rows(self.file)
+
+
+def open_table(file: str | os.PathLike) -> Table:
+    """A table by its file's name. UsageError if it has another ending, cannot be read, is not UTF-8
+    or has no rows."""
+    file = Path(file)
+    kind = file.suffix.lower()
+    if kind not in ENDINGS:
+        raise UsageError(f"{file} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}.")
+    with _told(file):
+        if kind == ".parquet":
+            columns, count, features = _parquet_head(file)
+            table, empty = Table(file, columns, features), not count
+        elif kind == ".jsonl":
+            columns = list(dict.fromkeys(name for _, row in _json_rows(file) for name in row))
+            table = Table(file, columns)
+            empty = not columns
+        else:
+            with file.open(encoding="utf-8-sig", newline="") as stream:
+                reader = _csv_reader(stream, kind)
+                table = Table(file, [name for name in reader.fieldnames or [] if name])
+                empty = next(reader, None) is None
+    if empty:
+        raise UsageError(f"{file} has no rows.")
+    return table
+
+
+def captions(file: str | os.PathLike) -> dict[str, str]:
+    """What a table of the columns path (or another usual name) and caption says of pictures, by
+    their absolute paths; those in it are relative to its folder, by / or by \\.
+
+    UsageError as `open_table`, for a caption that is no text, and for two of one picture.
+    """
+    table = open_table(file)
+    image = choose(table.columns, None, ("path", *IMAGE), "image", str(file))
+    caption = choose(table.columns, None, CAPTION, "caption", str(file))
+    found: dict[str, str] = {}
+    for where, row in table.rows():
+        said = text(row.get(caption), where)
+        name = text(row.get(image), where)
+        if not (name and said):
+            continue
+        path = located(name, Path(os.path.abspath(table.file.parent)))
+        if found.setdefault(path, said) != said:
+            raise UsageError(f"{path} has two captions, the second in {where}: keep one.")
+    return found
+
+
+def sidecar(path: str | os.PathLike) -> str | None:
+    """The caption in the .txt beside a picture, blanks made one; None if there is none. What is not
+    UTF-8 is taken to be of Windows."""
+    try:
+        content = Path(os.path.splitext(path)[0] + ".txt").read_bytes()[:LONGEST]
+    except (OSError, ValueError):
+        return None
+    try:
+        said = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        whole = error.start >= len(content) - 3 and len(content) == LONGEST  # cut in a letter
+        said = content.decode("utf-8-sig" if whole else "cp1252", "replace")
+    return _one_line(said) or None
+
+
+def located(name: str, folder: Path) -> str:
+    """The path of a picture that a table in `folder` names. Backslashes are of Windows where there
+    is no such file."""
+    path = os.path.normpath(os.path.join(folder, name))
+    if "\\" in name and os.sep == "/" and not os.path.exists(path):
+        path = os.path.normpath(os.path.join(folder, name.replace("\\", "/")))
+    return path
+
+
+def text(value: object, where: str) -> str:
+    """A cell's text, blanks made one; "" of an empty one. UsageError if it is something else."""
+    if value is None or value != value:  # NaN of a parquet
+        return ""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise UsageError(f"A text is not UTF-8 in {where}: save it as UTF-8.") from None
+    if not isinstance(value, str):
+        kind = "a list" if isinstance(value, (list, tuple)) else f"{type(value).__name__}"
+        raise UsageError(f"A text is {kind}, {shorten(str(value))}, in {where}: give it as text.")
+    return _one_line(value)
+
+
+def choose(
+    columns: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, where: str
+) -> str:
+    """The column that is wanted, or the first with a usual name. UsageError if it is not there."""
+    if wanted is not None:
+        if wanted not in columns:
+            raise UsageError(f"{where} has no column {wanted!r}.{close_matches(wanted, columns)}")
+        return wanted
+    known = {name.lower(): name for name in reversed(columns)}
+    for name in usual:
+        if name in known:
+            return known[name]
+    have = ", ".join(shorten(name, 40) for name in columns[:12])
+    other = " and no label either" if what == "caption" else ""
+    others = [name for name in usual if name != what]
+    near = next(filter(None, (close_matches(name, columns) for name in usual)), "")
+    raise UsageError(
+        f"{where} has no column {what!r}, or one of another usual name ({', '.join(others)})"
+        f"{other}: {_by(what)}. Its columns: {have}.{near}"
+    )
+
+
+def _by(what: str) -> str:
+    if what in ("image", "caption", "label"):
+        return f"name it by --{what}-column ({what}_column=)"
+    return f"call it {what}"
+
+
+def _one_line(said: str) -> str:
+    return " ".join(said.replace("\0", " ").split())
+
+
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """What is wrong with a file, in a sentence."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"{file} is not UTF-8 text: save it as UTF-8 (iconv -f latin1 -t utf-8)."
+        ) from None
+    except (OSError, csv.Error) as error:
+        words = str(getattr(error, "strerror", None) or error).rstrip(".")
+        words = shorten(" ".join(words.split()), 200)
+        raise UsageError(f"{file} cannot be read: {words}.") from None
+
+
+def _csv_reader(stream: Any, kind: str) -> csv.DictReader:
+    head = stream.readline()
+    between = DELIMITERS[kind]
+    if kind == ".csv" and "," not in head:  # as Excel writes where the comma is decimal
+        between = next((sign for sign in ";\t" if sign in head), between)
+    stream.seek(0)
+    return csv.DictReader(stream, delimiter=between, strict=True)
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[str, dict]]:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = _csv_reader(stream, file.suffix.lower())
+        for row in reader:
+            where = f"line {reader.line_num} of {file}"
+            if None in row:
+                raise UsageError(
+                    f"There are more cells than columns in {where}: put texts with a separator in "
+                    "them into double quotes."
+                )
+            yield where, row
+
+
+def _json_rows(file: Path) -> Iterator[tuple[str, dict]]:
+    with file.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise UsageError(f"There is no JSON object in line {number} of {file}.")
+            yield f"line {number} of {file}", row
+
+
+def _parquet(file: Path) -> Any:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise UsageError("Parquet needs pyarrow: pip install pyarrow, or save a .csv.") from None
+    try:
+        return pa.parquet.ParquetFile(file, memory_map=True)
+    except pa.ArrowException as error:
+        raise OSError(str(error)) from None
+
+
+def _parquet_head(file: Path) -> tuple[list[str], int, dict[str, list[str]]]:
+    """Columns, the number of rows, and the names of those classes that the hub's data sets
+    number."""
+    found = _parquet(file)
+    schema = found.schema_arrow
+    try:
+        about = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = {name: kind["names"] for name, kind in about.items() if "names" in kind}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        features = {}
+    return schema.names, found.metadata.num_rows, features
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:
+    found, number = _parquet(file), 0
+    import pyarrow as pa
+
+    try:
+        for part in found.iter_batches(PART):
+            for row in _dicts(part):
+                number += 1
+                yield f"{file}, row {number}", row
+    except pa.ArrowException as error:
+        raise OSError(str(error)) from None
+
+
+def _dicts(part: Any) -> Iterable[dict]:
+    """The rows of a batch one by one, so that no more than one picture's bytes are Python's."""
+    for i in range(part.num_rows):
+        yield {name: part.column(k)[i].as_py() for k, name in enumerate(part.schema.names)}

@@ -1,0 +1,62 @@
+"""What the embedded generator says that it knows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from clipguide import mini
+from clipguide.mini import known
+
+
+@pytest.fixture
+def taught(tmp_path, monkeypatch):
+    """A generator that knows foxes, apples and sushi."""
+    words = ["fox", "apple", "sushi", "hot", "air", "balloon", "zorro", "狐", "🦊", "glass", "glas"]
+    found = {"things": ["fox", "apple", "hot air balloon", "sushi"], "words": words}
+    (tmp_path / "generator").mkdir()
+    (tmp_path / "generator/known.json").write_text(json.dumps(found), "utf-8")
+    monkeypatch.setattr(mini, "FOLDER", tmp_path)
+    for function in (known._known, known._unspaced):
+        function.cache_clear()
+    yield
+    for function in (known._known, known._unspaced):
+        function.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["a red fox", "three green apples", "a hot air balloon", "un zorro negro", "赤い狐", "🦊",
+     "a fox, flat icon", "an apple on a yellow background", "a shiny fox", "red", "", "sushi!"],
+)
+def test_no_doubt(taught, prompt):
+    assert known.doubt(prompt) is None
+
+
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        ("freedom", "does not seem to know 'freedom'"),
+        ("asdfghjkl qwertz", "know 'asdfghjkl, qwertz'"),
+        ("a courtroom sketch of a fox", "know 'courtroom, sketch'"),
+        ("a fox with an apple, sushi and a balloon", "may not draw all of 'a fox with an apple"),
+        ("赤い車", "know '赤い車'"),
+    ],
+)
+def test_doubt(taught, prompt, message):
+    said = known.doubt(prompt)
+    assert message in said and said.endswith("use --model.")
+
+
+def test_things(taught):
+    assert known.things() == ["apple", "fox", "hot air balloon", "sushi"]
+    assert known.things("Air") == ["hot air balloon"] and known.things("zebra") == []
+
+
+def test_the_embedded_list():
+    """Every thing is made of known words, so that its own name never raises a doubt."""
+    names = known.things()
+    assert len(names) > 1000
+    doubted = [name for name in names if known.doubt(name) and len(name.split()) <= known.MOST]
+    assert not doubted

@@ -1,0 +1,181 @@
+"""The embedded generator's pipeline on tiny parts: text to map to image.
+
+Shapes: B images, K channels of a map, C channels of latents.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, PixArtTransformer2DModel
+from tiny_pipelines import mini as tiny_mini_pipeline
+from tiny_pipelines import noise
+from torch.testing import assert_close
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from clipguide import mini, steer
+from clipguide.errors import UsageError
+from clipguide.mini.pipeline import STYLES, MiniPipeline, with_style
+
+
+def seeds(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(n) for n in numbers]
+
+
+@pytest.fixture
+def pipe() -> MiniPipeline:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = CLIPTokenizer.from_pretrained(mini.path("guide"))
+        pipe, _ = tiny_mini_pipeline()
+        pipe.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=CLIPTextModel(
+                CLIPTextConfig(
+                    vocab_size=len(tokenizer),
+                    hidden_size=16,
+                    intermediate_size=16,
+                    num_hidden_layers=1,
+                    num_attention_heads=2,
+                    max_position_embeddings=32,
+                    eos_token_id=tokenizer.eos_token_id,
+                )
+            ).eval(),
+            prior=PixArtTransformer2DModel(
+                num_attention_heads=2,
+                attention_head_dim=8,
+                in_channels=6,
+                out_channels=6,
+                num_layers=1,
+                cross_attention_dim=16,
+                sample_size=4,
+                patch_size=1,
+                caption_channels=16,
+                use_additional_conditions=False,
+            ).eval(),
+            prior_scheduler=FlowMatchEulerDiscreteScheduler(),
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: MiniPipeline, prompt, generator, **more) -> torch.Tensor:
+    few = {"num_inference_steps": 2, "prior_num_inference_steps": 3, "output_type": "pt"}
+    return pipe(prompt, generator=generator, **few, **more).images
+
+
+def test_alone_is_as_in_a_batch(pipe):
+    """Prompts of other lengths beside it, which are padded, change nothing."""
+    both = draw(pipe, ["a fox", "a small red apple beside a big blue whale"], seeds(1, 2))
+    assert_close(draw(pipe, "a fox", seeds(1))[0], both[0], atol=1e-5, rtol=1e-5)
+    again = draw(pipe, "a fox", seeds(1))
+    assert torch.equal(again, draw(pipe, "a fox", seeds(1)))
+    assert not torch.equal(again, draw(pipe, "a fox", seeds(3)))
+
+
+def test_the_map_is_the_flow_of_its_prior(pipe):
+    """Against Euler steps written out: x at t' is (1 - t'/t)·x0 + (t'/t)·x."""
+    found = pipe.draw_maps(["a fox"], [""], steps=4, guidance_scale=2.5, generator=seeds(5))
+    x = torch.randn(1, 6, 4, 4, generator=torch.Generator().manual_seed(5))
+    hidden, mask = pipe.encode_prompt(["a fox", ""])
+    with torch.no_grad():
+        for t, after in ((1.0, 0.75), (0.75, 0.5), (0.5, 0.25), (0.25, 0.0)):
+            told, untold = pipe.prior(
+                torch.cat([x, x]),
+                encoder_hidden_states=hidden,
+                timestep=torch.full((2,), 1000 * t),
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+                encoder_attention_mask=mask,
+            ).sample.chunk(2)
+            x0 = untold + 2.5 * (told - untold)
+            x = (1 - after / t) * x0 + after / t * x
+    assert_close(found, x, atol=1e-5, rtol=1e-5)
+
+
+def test_a_map_can_be_given(pipe):
+    maps = pipe.draw_maps(["a fox"], [""], steps=3, guidance_scale=3.0, generator=seeds(1))
+    noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(9))
+    given = draw(pipe, "anything", seeds(7), maps=maps, latents=noise)
+    assert torch.equal(given, draw(pipe, "anything", seeds(8), maps=maps, latents=noise))
+    assert not torch.equal(given, draw(pipe, "anything", seeds(8), maps=maps + 1, latents=noise))
+
+
+def test_styles(pipe):
+    assert pipe.style_of("a fox, flat icon", None) == STYLES.index("flat")
+    assert pipe.style_of("a flatfish", None) == 0
+    assert pipe.style_of("a fox", "3d") == STYLES.index("3d")
+    assert with_style("a fox", "3d") == "a fox, 3d" and with_style("a 3D fox", "3d") == "a 3D fox"
+    assert with_style("a fox", "any") == "a fox"
+    with pytest.raises(UsageError, match="no style 'glosy'.*Did you mean glossy"):
+        draw(pipe, "a fox", seeds(1), style="glosy")
+
+
+def test_negative_prompts_and_guidance(pipe):
+    plain = draw(pipe, "a fox", seeds(1))
+    assert not torch.equal(plain, draw(pipe, "a fox", seeds(1), negative_prompt="a cat"))
+    one = draw(pipe, "a fox", seeds(1), guidance_scale=1.0)
+    assert torch.equal(one, draw(pipe, "a fox", seeds(1), guidance_scale=1.0, negative_prompt="x"))
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"height": 33}, "multiples of 2"),
+        ({"latents": torch.zeros(1, 8, 4, 4)}, r"shape \(1, 8, 16, 16\), not \(1, 8, 4, 4\)"),
+        ({"negative_prompt": ["a", "b"]}, "one negative prompt, or one for each"),
+        ({"generator": seeds(1, 2)}, "2 generators for 1 images"),
+    ],
+)
+def test_what_does_not_fit(pipe, wrong, message):
+    with pytest.raises(UsageError, match=message):
+        draw(pipe, "a fox", **{"generator": None, **wrong})
+
+
+def test_callback_and_interrupt(pipe):
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append((step, sorted(tensors)))
+        pipe._interrupt = step == 0
+        return tensors
+
+    draw(
+        pipe,
+        "a fox",
+        seeds(1),
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=["latents", "maps"],
+    )
+    assert seen == [(0, ["latents", "maps"])]
+
+
+def test_saved_and_loaded(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = MiniPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(pipe, "a fox", seeds(1)), draw(again, "a fox", seeds(1)))
+    half = MiniPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    apart = draw(half, "a fox", seeds(1), latents=noise(1, 8, 16, 16)).float()
+    apart = apart - draw(pipe, "a fox", seeds(1), latents=noise(1, 8, 16, 16))
+    assert apart.abs().mean() < 0.05
+
+
+def test_steered(pipe):
+    """The steps that are steered are the U-Net's, and none of the prior's."""
+    with steer(pipe, red_loss(), strength=0.2) as s:
+        red = draw(pipe, "a fox", seeds(1))
+    plain = draw(pipe, "a fox", seeds(1))
+    assert 1 <= s.report.steered <= len(s.report.trace) == 2
+    assert (red[:, 0] - red[:, 1:].mean(1)).mean() > (plain[:, 0] - plain[:, 1:].mean(1)).mean()
+
+
+def red_loss():
+    from clipguide.objectives import Objective
+
+    class Red(Objective):
+        def __call__(self, image_B3HW, generators=None):
+            red = image_B3HW.new_tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+            return (image_B3HW - red).square().flatten(1).mean(1)
+
+    return Red()

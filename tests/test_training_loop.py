@@ -1,0 +1,98 @@
+"""The loop that trains the generator's networks, and the suitcase that its weights travel in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from clipguide.mini.pipeline import STYLES
+from training import styles
+from training.loop import Loop, averaged
+
+
+class Clock(Loop):
+    """A loop whose clock moves by half a minute at each look, so that a run repeats."""
+
+    seconds = 0.0
+
+    @property
+    def clock(self) -> float:
+        self.seconds += 30
+        return self.seconds
+
+
+def train(folder, minutes, steps=None, **settings) -> Clock:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    loop = Clock(folder, model, minutes=minutes, lr=0.1, save_every=0.4, **settings)
+    for k, done in enumerate(loop):
+        assert 0 <= done < 1
+        if steps is not None and k == steps:
+            break
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(loop.index))
+        loop.step((model(x) - x.sum(1, keepdim=True)).square().mean())
+    return loop
+
+
+def test_it_resumes(tmp_path):
+    """Stopped in the middle and begun again: the same weights, to the bit."""
+    whole = train(tmp_path / "whole", 10.0)
+    train(tmp_path / "cut", 10.0, steps=7)
+    again = train(tmp_path / "cut", 10.0)
+    assert again.index == whole.index == 20
+    for a, b in zip(again.model.state_dict().values(), whole.model.state_dict().values()):
+        assert torch.equal(a, b)
+    for a, b in zip(averaged(tmp_path / "cut").values(), whole.average.model.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+def test_the_rate_falls_at_the_end(tmp_path):
+    loop = train(tmp_path, 10.0, fall=0.5)
+    assert loop.optimizer.param_groups[0]["lr"] < 0.1 * 20 / 200 * 0.21
+    assert (tmp_path / "stable.pt").exists()
+
+
+def test_more_minutes_go_on_from_before_the_fall(tmp_path):
+    """And where that run is stopped before its own fall, from there."""
+    train(tmp_path, 10.0, fall=0.5)
+    stable = torch.load(tmp_path / "stable.pt", weights_only=True)
+    assert stable["minutes"] == 5.0
+    longer = train(tmp_path, 40.0, steps=3, fall=0.5)
+    assert longer.index == stable["index"] + 3
+    assert train(tmp_path, 40.0, steps=0, fall=0.5).index == stable["index"] + 3
+
+
+def test_a_loss_that_is_no_number_is_left_out(tmp_path):
+    loop = train(tmp_path, 10.0, steps=2)
+    before = loop.model.weight.clone()
+    loop.step((loop.model.weight * float("nan")).sum())
+    assert torch.equal(before, loop.model.weight)
+
+
+def test_factors_of_the_rate(tmp_path):
+    loop = train(tmp_path, 10.0, steps=1, scale=lambda name: 0.5 if name == "bias" else 1.0)
+    rates = {len(g["params"][0]): g["lr"] for g in loop.optimizer.param_groups}
+    (bias,) = (g["lr"] for g in loop.optimizer.param_groups if g["factor"] == 0.5)
+    assert bias == 0.5 * max(rates.values())
+
+
+def test_weights_travel(tmp_path, monkeypatch):
+    """In half precision and in parts; what comes back is a checkpoint to go on from."""
+    pack = pytest.importorskip("training.pack")
+    monkeypatch.setattr(pack, "PART", 2000)
+    state = {f"w{k}": torch.randn(30, 20) for k in range(3)} | {"n": torch.tensor(3)}
+    pack.give(tmp_path / "out", state)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
+    found = pack.received(tmp_path / "out")
+    assert found.keys() == state.keys() and found["n"] == 3
+    assert_close(found["w1"], state["w1"].half().float())
+    model = train(tmp_path / "a", 10.0).model
+    pack.keep(tmp_path / "b", dict(model.state_dict()))
+    begun = train(tmp_path / "b", 10.0, steps=0)
+    assert torch.equal(begun.model.weight, model.weight) and begun.index == 0
+
+
+def test_styles_are_the_pipelines():
+    assert styles.WORDS == STYLES
+    assert sorted(styles.LABEL.values())[-1] == len(STYLES) - 1

@@ -1,0 +1,81 @@
+"""Names and colours in other languages, from the Unicode CLDR's annotations of emoji.
+
+    names_of(root) -> {emoji's code points: {language: [names]}}
+
+A phrase in another language always has an English twin, which MiniLM, an English model, embeds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from training.data.colours import TERMS
+
+TABLE = Path(__file__).with_name("languages.txt")
+# "fox face" is a fox: what says that only the head is shown, by language.
+FACE = re.compile(
+    r"\b(cara|rosto|cabeza) de |\bt[êe]te d[e'’] ?|\b(muso|faccia|testa) d[ie] |[- ]?gesicht\b"
+    r"|[- ]?kopf\b|\b(морда|мордочка|голова) |\b(głowa|pysk|pyszczek) |[- ]?(hoofd|kop)\b"
+    r"| (yüzü|suratı)\b|の顔|[头脸头]$| 얼굴| (जैसा|का|के) (चेहरा|मुख)|\bوجه "
+)
+ORDER = "red orange yellow green blue purple pink brown grey black white".split()
+
+
+@dataclass(frozen=True)
+class Language:
+    """How a language puts a colour to a noun: `orders` as in languages.txt, and the forms of each
+    colour."""
+
+    orders: tuple[str, ...]
+    colours: dict[str, tuple[str, ...]]
+
+    def phrase(self, noun: str, colour: str | None, rng: np.random.Generator) -> str:
+        """The noun, with a colour if one is given (an English term)."""
+        if colour is None:
+            return noun
+        order = self.orders[int(rng.integers(len(self.orders)))]
+        forms = self.colours[colour]
+        said = forms[int(rng.integers(len(forms)))]
+        words = []
+        for word in order.split():
+            choice = word.split("/")
+            word = choice[int(rng.integers(len(choice)))]
+            words.append({"n": noun, "c": said}.get(word, word.replace("cn", said + noun)))
+        return " ".join(words)
+
+
+@cache
+def languages() -> dict[str, Language]:
+    """languages.txt by code."""
+    lines = [x for x in TABLE.read_text("utf-8").splitlines() if x and x[0] != "#"]
+    found = {}
+    for head, words in zip(lines[::2], lines[1::2], strict=True):
+        code, _, orders = head.removeprefix("[").partition("] ")
+        forms = [tuple(word.split("/")) for word in words.split()]
+        colours = dict(zip(ORDER, forms, strict=True))
+        assert colours.keys() == set(TERMS), code
+        found[code] = Language(tuple(orders.split("; ")), colours)
+    return found
+
+
+def names_of(root: Path) -> dict[str, dict[str, list[str]]]:
+    """By an emoji's code points (lower-case hex, as the manifest has them) and language: the spoken
+    name, without and with the word for a face. `root`: the package's folder `annotations`."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for code in languages():
+        data = json.loads((root / code / "annotations.json").read_text("utf-8"))
+        for emoji, entry in data["annotations"]["annotations"].items():
+            key = "-".join(f"{ord(c):x}" for c in emoji if ord(c) != 0xFE0F)
+            for name in entry.get("tts", [])[:1]:
+                name = name.lower().partition(",")[0]
+                names = [FACE.sub("", name).strip() or name, name]
+                if code in ("ja", "zh"):  # 車 of 自動車; 狐 of 狐狸
+                    names += [w for w in entry.get("default", []) if w in name]
+                found.setdefault(key, {})[code] = list(dict.fromkeys(names))
+    return found

@@ -1,0 +1,204 @@
+"""The generator's second half: a map becomes an image's latents.
+
+    python -m training.decoder latents            # of the composed images, by the small autoencoder
+    python -m training.decoder train --minutes 90 # resumes
+    python -m training.decoder sheet              # maps of real drawings, decoded
+
+A U-Net of 10 M parameters, diffusers' own, in the 16x16x8 latents. The map is laid under the
+latents (28 channels more of input, each cell over 4x4) and read by the middle's cross-attention;
+the style is a class label. In training the map is noised by up to 0.3, so that the prior's errors
+do not matter, and left out of one sample in ten, for classifier-free guidance. v-prediction
+(Salimans & Ho 2022) on a schedule that ends in pure noise (Lin et al. 2024), t = sigmoid(1.1·n +
+0.4), n normal.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from training import common, vae
+from training.loop import Loop, averaged
+from training.samples import SIDE, Samples
+from training.styles import WORDS
+
+CACHE = common.CACHE / "decoder"
+CONDITION = 28
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+def unet():
+    """The network."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=vae.CHANNELS + CONDITION,
+        out_channels=vae.CHANNELS,
+        layers_per_block=1,
+        block_out_channels=(96, 192, 192),
+        norm_num_groups=16,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D",) * 3,
+        up_block_types=("UpBlock2D",) * 3,
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        cross_attention_dim=192,
+        encoder_hid_dim=CONDITION,
+        encoder_hid_dim_type="text_proj",
+        num_class_embeds=len(WORDS),
+    )
+
+
+def scheduler():
+    """DDIM on a schedule that ends in pure noise."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+@app.command()
+@torch.no_grad()
+def latents(device: str = "cpu") -> None:
+    """Encode the composed images of every seed (samples/SEED/latent.npy, float16), and measure
+    each channel's mean and deviation."""
+    autoencoder = vae.load().to(device, memory_format=torch.channels_last)
+    samples = Samples()
+    for folder, image in zip(samples.folders, samples.image):
+        path = folder / "latent.npy"
+        if path.exists():
+            continue
+        out = np.zeros((len(image), vae.CHANNELS, 16, 16), np.float16)
+        for k in range(0, len(image), 32):
+            x = torch.from_numpy(image[k : k + 32]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            x = x.to(device).contiguous(memory_format=torch.channels_last)
+            with common.autocast(device):
+                z = autoencoder.encode(x)
+            out[k : k + 32] = z.latent_dist.mean.float().cpu().numpy()
+        np.save(path, out)
+    first = torch.from_numpy(np.load(samples.folders[0] / "latent.npy")[:20_000]).float()
+    moments = {"mean": first.mean((0, 2, 3)), "deviation": first.std((0, 2, 3))}
+    CACHE.mkdir(parents=True, exist_ok=True)
+    torch.save(moments, CACHE / "moments.pt")
+    print({k: [round(x, 3) for x in v.tolist()] for k, v in moments.items()})
+
+
+def moments() -> tuple[Tensor, Tensor]:
+    """(mean_1C11, deviation_1C11) of the latents."""
+    found = torch.load(CACHE / "moments.pt", weights_only=True)
+    return found["mean"].view(1, -1, 1, 1), found["deviation"].view(1, -1, 1, 1)
+
+
+def predict(model, x: Tensor, t_B: Tensor, map_BC44: Tensor, label_B: Tensor) -> Tensor:
+    """v_B8hw from noisy latents, whole timesteps, maps and styles."""
+    under = torch.nn.functional.interpolate(map_BC44, x.shape[-2:], mode="nearest")
+    return model(
+        torch.cat([x, under], 1).contiguous(memory_format=torch.channels_last),
+        t_B,
+        encoder_hidden_states=map_BC44.flatten(2).mT,
+        class_labels=label_B,
+        return_dict=False,
+    )[0]
+
+
+@app.command()
+def train(
+    minutes: float = 90,
+    lr: float = 8e-4,
+    batch: int = 48,
+    device: str = "cpu",
+    compiled: bool = False,
+) -> None:
+    """Train for so many minutes in all."""
+    latents(device)  # of images that were composed since
+    samples = Samples()
+    mean, deviation = moments()
+    stored = [np.load(f / "latent.npy") for f in samples.folders]
+    latent_N = (torch.from_numpy(np.concatenate(stored)).float() - mean) / deviation
+    data = latent_N.half(), samples.map_NC44, samples.label_N
+    latent_N, map_N, label_N = (a.to(device) for a in data)
+    alpha_bar_T = scheduler().alphas_cumprod.to(device)
+    torch.manual_seed(0)
+    model = unet().to(device, memory_format=torch.channels_last)
+    loop = Loop(CACHE, model, minutes=minutes, lr=lr, ema=0.999)
+    torch.manual_seed(loop.index)
+    network = torch.compile(model) if compiled else model
+    for _ in loop:
+        rows = torch.randint(len(latent_N), (batch,), device=device)
+        x0, condition, label = latent_N[rows], map_N[rows], label_N[rows]
+        x0, condition = x0.float(), condition.float()
+        amount = 0.3 * torch.rand(batch, 1, 1, 1, device=device)
+        condition = condition + amount * torch.randn_like(condition)
+        condition = condition * (torch.rand(batch, 1, 1, 1, device=device) > 0.1)
+        label = label * (torch.rand(batch, device=device) > 0.15)
+        t_B = torch.sigmoid(1.1 * torch.randn(batch, device=device) + 0.4)
+        t_B = (t_B * 1000).long().clamp(0, 999)
+        a2 = alpha_bar_T[t_B].view(-1, 1, 1, 1)
+        alpha, sigma, noise = a2.sqrt(), (1 - a2).sqrt(), torch.randn_like(x0)
+        with common.autocast(device):
+            v = predict(network, alpha * x0 + sigma * noise, t_B, condition, label)
+        error_B = (v.float() - (alpha * noise - sigma * x0)).square().flatten(1).mean(1)
+        loop.step(error_B.mean())
+    sheet()
+
+
+@torch.no_grad()
+def draw(
+    model,
+    map_BC44: Tensor,
+    label_B: Tensor,
+    *,
+    steps: int = 25,
+    guidance: float = 2.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Latents_B8hw, as the autoencoder has them, of maps."""
+    solver = scheduler()
+    solver.set_timesteps(steps)
+    x = torch.randn(len(map_BC44), vae.CHANNELS, 4 * SIDE, 4 * SIDE, generator=generator)
+    maps = torch.cat([map_BC44, torch.zeros_like(map_BC44)])
+    labels = torch.cat([label_B, torch.zeros_like(label_B)])
+    for t in solver.timesteps:
+        both = predict(model, torch.cat([x, x]), t.expand(2 * len(x)), maps, labels)
+        told, untold = both.chunk(2)
+        x = solver.step(untold + guidance * (told - untold), t, x).prev_sample
+    mean, deviation = moments()
+    return x * deviation + mean
+
+
+def load():
+    """The trained U-Net, averaged weights."""
+    model = unet()
+    model.load_state_dict(averaged(CACHE))
+    return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+@app.command()
+@torch.no_grad()
+def sheet(n: int = 48, guidance: float = 2.0) -> None:
+    """n of the composed images, above what the decoder draws from their maps."""
+    samples, model, autoencoder = Samples(), load(), vae.load()
+    rows = np.random.default_rng(1).choice(len(samples), n, replace=False)
+    image = np.stack([samples.rgb(i) for i in rows])
+    g = torch.Generator().manual_seed(0)
+    z = draw(
+        model, samples.map_NC44[rows].float(), samples.label_N[rows], guidance=guidance, generator=g
+    )
+    drawn = autoencoder.decode(z).sample / 2 + 0.5
+    before = torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255
+    common.before_and_after(CACHE / "sheet.png", before, drawn)
+
+
+if __name__ == "__main__":
+    app()

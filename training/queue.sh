@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Trains the generator, a lane a core, from whatever is done already:
+#   bash training/queue.sh pixels 1
+#   bash training/queue.sh words 0
+# Logs are in training/cache/logs. Minutes are totals of processor time: raise them and start it
+# again, and each network goes on from where its rate had not fallen yet.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+lane=$1 core=$2 python=${PYTHON:-python}
+export OMP_NUM_THREADS=1
+mkdir -p training/cache/logs
+
+step() { # name, module and its arguments; what it prints goes to a log of that name
+    local name=$1
+    shift
+    echo "$(date +%H:%M) $*"
+    taskset -c "$core" "$python" -m "$@" >>"training/cache/logs/$name.log" 2>&1
+}
+
+waits() { until [ -e "training/cache/$1" ]; do sleep 20; done; }
+
+case $lane in
+pixels)
+    step vae training.vae small --minutes "${SMALL:-46}"
+    waits samples/1/captions.json
+    step decoder training.decoder train --minutes "${DECODER:-90}"
+    ;;
+words)
+    step text training.text corpus
+    step text training.text tokenizer
+    [ -e training/cache/text/guide.pt ] || step text training.text distil guide --minutes 9
+    [ -e training/cache/samples/axes.pt ] || step samples training.samples axes
+    for seed in 0 1 2; do step samples training.samples make --count 15000 --seed $seed; done
+    step prior training.prior train --minutes "${PRIOR:-60}"
+    step grow training.vae grow --minutes "${LARGE:-30}"
+    ;;
+*)
+    echo "The lanes are pixels and words." >&2
+    exit 2
+    ;;
+esac
