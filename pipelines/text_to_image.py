@@ -27,6 +27,7 @@ from ..guidance.decoders import Decoder
 from ..guidance.latents import check, default_clip, execution_device
 from ..guidance.tape import Tape
 from ..images import to_pil
+from ..mini import known
 from ..objectives import Similarity
 from ..prompts import parse
 from ..recipe import Recipe
@@ -152,6 +153,9 @@ class TextToImage:
             warnings.warn(
                 "negative is ignored: it takes a cfg above 1.", ClipguideWarning, stacklevel=2
             )
+        if self.model == "mini":
+            for said in filter(None, (known.doubt(to_draw(prompt)) for prompt in prompts)):
+                warnings.warn(said, ClipguideWarning, stacklevel=2)
         resolved = self._resolved(asked, method, best_of, width, height)
         jobs = [
             Job(prompt, text, asked.seed + i + k * CANDIDATE_STRIDE)

@@ -18,11 +18,6 @@ def taught(tmp_path, monkeypatch):
     (tmp_path / "generator").mkdir()
     (tmp_path / "generator/known.json").write_text(json.dumps(found), "utf-8")
     monkeypatch.setattr(mini, "FOLDER", tmp_path)
-    for function in (known._known, known._unspaced):
-        function.cache_clear()
-    yield
-    for function in (known._known, known._unspaced):
-        function.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -52,6 +47,12 @@ def test_doubt(taught, prompt, message):
 def test_things(taught):
     assert known.things() == ["apple", "fox", "hot air balloon", "sushi"]
     assert known.things("Air") == ["hot air balloon"] and known.things("zebra") == []
+
+
+def test_without_a_list(tmp_path, monkeypatch):
+    (tmp_path / "generator").mkdir()
+    monkeypatch.setattr(mini, "FOLDER", tmp_path)
+    assert known.things() == [] and known.doubt("freedom") is None
 
 
 def test_the_embedded_list():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 
 import diffusers
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from clipguide.pipelines.generation import CANDIDATE_STRIDE
 from clipguide.pipelines.text_to_image import TextToImage
 
+from clipguide import mini
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.guidance import METHODS
@@ -349,3 +351,16 @@ def test_refined(tiny_mini):
     assert together[0].recipe.batch_seeds == (0, 1)
     with pytest.raises(UsageError, match="refine must be from 0"):
         draw("a fox", refine=-1)
+
+
+def test_it_says_what_it_was_not_taught(draw, tmp_path, monkeypatch):
+    """The embedded generator alone, by its list of words; the images are drawn all the same."""
+    (tmp_path / "generator").mkdir()
+    words = '{"things": ["fox"], "words": ["fox"]}'
+    (tmp_path / "generator/known.json").write_text(words, "utf-8")
+    monkeypatch.setattr(mini, "FOLDER", tmp_path)
+    with pytest.warns(ClipguideWarning, match="does not seem to know 'justice'.*use --model"):
+        assert len(draw(["a fox", "justice"], steps=2, strength=0.0)) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ClipguideWarning)
+        draw("a fox", steps=2, strength=0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
+from pathlib import Path
 
 from ..prompts import shorten
 from . import path
@@ -30,15 +31,18 @@ SMALL = frozenset(
 )
 
 
-@cache
 def _known() -> dict[str, frozenset[str]]:
-    found = json.loads((path("generator") / "known.json").read_text(encoding="utf-8"))
-    return {name: frozenset(words) for name, words in found.items()}
+    """things, words, and of these the ones of languages without spaces; empty without the file."""
+    return _read(path("generator") / "known.json")
 
 
 @cache
-def _unspaced() -> frozenset[str]:
-    return frozenset(word for word in _known()["words"] if UNSPACED.search(word))
+def _read(file: Path) -> dict[str, frozenset[str]]:
+    if not file.is_file():
+        return dict.fromkeys(("things", "words", "unspaced"), frozenset())
+    found = json.loads(file.read_text(encoding="utf-8"))
+    unspaced = frozenset(word for word in found["words"] if UNSPACED.search(word))
+    return {**{name: frozenset(words) for name, words in found.items()}, "unspaced": unspaced}
 
 
 def things(word: str = "") -> list[str]:
@@ -56,7 +60,7 @@ def is_known(word: str) -> bool:
     words = _known()["words"]
     if {word, word.removesuffix("s"), word.removesuffix("es")} & words:
         return True
-    return bool(UNSPACED.search(word)) and any(part in word for part in _unspaced())
+    return bool(UNSPACED.search(word)) and any(part in word for part in _known()["unspaced"])
 
 
 def doubt(prompt: str) -> str | None:
@@ -72,7 +76,7 @@ def doubt(prompt: str) -> str | None:
         One sentence and the next step, or None where there is no reason for doubt.
     """
     words = [word for word in split(prompt) if word not in SMALL]
-    if not words:
+    if not words or not _known()["words"]:
         return None
     unknown = [word for word in words if not is_known(word)]
     known = len(words) - len(unknown)
