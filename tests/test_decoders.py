@@ -248,7 +248,7 @@ def test_no_vae():
     """Not: the latents as pixels."""
     pipe = tiny("SD 1.5")[0]
     pipe.vae = None
-    with pytest.raises(ClipguideError, match="This StableDiffusionPipeline has no vae"):
+    with pytest.raises(ClipguideError, match="this StableDiffusionPipeline has no VAE: load one"):
         Decoder(pipe)
 
 

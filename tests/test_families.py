@@ -126,7 +126,8 @@ def test_only_packed_latents_are_listened_for():
 
 
 def test_every_name_in_the_table_is_a_pipeline():
-    for name in families.FAMILIES:
+    ours = {"MiniPipeline"}
+    for name in set(families.FAMILIES) - ours:
         assert hasattr(diffusers, name), name
     assert {pipeline for pipeline, _ in families.GUIDES} <= set(families.FAMILIES)
 
@@ -170,12 +171,12 @@ def test_a_family_of_ones_own():
 
     entry = families.Family(families.PLAIN.to_vae)
     try:
-        families.register("Mine", entry)
+        families.register("Mine", like=entry)
         pipe, _ = tiny("SD 1.5")
         pipe.__class__ = Mine
         assert families.family(pipe) is entry
     finally:
-        del families.FAMILIES["Mine"]
+        families.FAMILIES.unregister("Mine")
 
 
 def test_unknown_family():

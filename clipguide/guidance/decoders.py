@@ -20,7 +20,7 @@ from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
 from . import cost, ladder, linear, memory, tinies
 from .clean import Made, clean
 from .ladder import Decoding, Plan
-from .latents import denoiser, family
+from .latents import decodable, denoiser
 
 KINDS = ("auto", "vae", "linear", "tiny")
 BUDGET = 1.2  # × the cost of plain sampling
@@ -64,7 +64,7 @@ class Decoder:
         memory: float | None = None,
         like: str | None = None,
     ) -> None:
-        self.family = family(pipe, like)
+        self.family = decodable(pipe, like)
         if not callable(kind) and kind not in KINDS:
             raise UsageError(f"There is no decoder {kind!r}.{close_matches(kind, KINDS)}")
         for name, value, least in (("budget", budget, 1), ("memory", memory, 0)):
@@ -129,6 +129,7 @@ class Decoder:
 
     def exact(self, x0: torch.Tensor) -> torch.Tensor:
         """The same by the VAE, whatever the kind; to look at, one image at a time."""
+        self.choose(x0)
         if self.kind == "vae" or self.family.decoder is None:
             return self(x0)
         with torch.no_grad():

@@ -301,9 +301,18 @@ def execution_device(pipe: object) -> torch.device:
 def check(pipe: object, like: str | None = None) -> Family:
     """The family of a pipeline that can be steered, as `family` has it. ClipguideError if it
     cannot be, as it is."""
-    found, name = family(pipe, like), type(pipe).__name__
+    found = decodable(pipe, like)
     if getattr(pipe, "scheduler", None) is None:
-        raise ClipguideError(f"{name} has no scheduler, so nothing to steer by.")
+        raise ClipguideError(
+            f"{type(pipe).__name__} has no scheduler, so nothing to steer by."
+        )
+    return found
+
+
+def decodable(pipe: object, like: str | None = None) -> Family:
+    """The family of a pipeline whose latents can be decoded. ClipguideError if its VAE is not
+    there."""
+    found, name = family(pipe, like), type(pipe).__name__
     if found.decoder is not None and getattr(pipe, found.decoder, None) is None:
         raise ClipguideError(
             f"Steering looks at images, and this {name} has no {found.decoder.upper()}: load one."

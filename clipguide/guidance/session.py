@@ -294,11 +294,11 @@ class Session:
         """The decoded x0; of the last step by the VAE itself."""
         last = at.index == self.run.total - 1
         decode = self.decoder.exact if last else self.decoder
-        seen = not (last and self.decoder.kind != "vae")
 
         @functools.cache
         def image() -> torch.Tensor:
-            if outcome.image_N3HW is not None and seen:
+            self.decoder.choose(at.x0.detach())
+            if outcome.image_N3HW is not None and not (last and self.decoder.kind != "vae"):
                 return outcome.image_N3HW
             x0 = at.level.x0(outcome.model_output, outcome.sample) if replayed else at.x0
             with torch.no_grad(), without_autocast(x0.device):
