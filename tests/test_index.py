@@ -218,7 +218,6 @@ def test_no_limit_but_the_engine_s(run, home, monkeypatch):
     """Of pixels: Pillow's own, which is a global, is not asked."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     assert run(settings={"megapixels": 1e-3}) == {"failed": 5}
-    assert "50 x 40 pixels, 0.002 megapixels, and more than 0.001 are not read" in run.errors[0]
     assert run(settings={"megapixels": 2e-3}) == {"new": 5}
 
 
