@@ -86,8 +86,9 @@ class Reader(Engine):
         side = SIDE if read.known_D is not None else self.clip.image_size if self.fast else None
         count = self.frames if read.known_D is None else 1
         with self.memory.lease() as lease:
-            opened = lambda image: lease.take(images.cost(image))  # noqa: E731
-            frames = self.decode(content, count=count, side=side, opened=opened)
+            settings = {"count": count, "side": side}
+            settings["opened"] = lambda image: lease.take(images.cost(image))
+            frames = self.decode(content, **settings)
             small = _small(frames[0])
             if read.known_D is None:
                 read.frames = [self.clip.prepare(frame) for frame in frames]
