@@ -101,12 +101,17 @@ def sidecar(path: str | os.PathLike) -> str | None:
         content = Path(os.path.splitext(path)[0] + ".txt").read_bytes()[:LONGEST]
     except (OSError, ValueError):
         return None
+    return said(content)
+
+
+def said(content: bytes) -> str | None:
+    """The caption in the first LONGEST bytes of such a .txt."""
     try:
-        said = content.decode("utf-8-sig")
+        words = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         whole = error.start >= len(content) - 3 and len(content) == LONGEST  # cut in a letter
-        said = content.decode("utf-8-sig" if whole else "cp1252", "replace")
-    return _one_line(said) or None
+        words = content.decode("utf-8-sig" if whole else "cp1252", "replace")
+    return _one_line(words) or None
 
 
 def located(name: str, folder: Path) -> str:

@@ -319,4 +319,4 @@ def test_both_embedded_clips_are_the_default(run):
 
 def test_the_index_keeps_the_name_of_its_clip(indexed, clip_folder, tmp_path):
     assert Store(tmp_path / "db").model == str(clip_folder)
-    assert load_clip(Store(tmp_path / "db").model).fingerprint in Store(tmp_path / "db").key
+    assert load_clip(Store(tmp_path / "db").model).image_fingerprint in Store(tmp_path / "db").key

@@ -18,11 +18,14 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 from test_clip import landscape
+from test_metadata import FILES
+from test_reading import swapped_profile
 from test_recipe import RECIPE
 
 pytest.importorskip("lancedb")
 
 from clipguide.engine import Cache, Engine
+from clipguide.engine.resources import Budget
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.recipe import CHUNK, save_png
 from clipguide.retrieval import Index, changes, facts, update
@@ -190,15 +193,77 @@ def test_the_prompt_of_a_recipe(run, home, tmp_path):
     assert rows(tmp_path)["false.png"]["prompt"] is None
 
 
+def test_the_prompts_of_other_generators(run, tmp_path):
+    """And no graph of ComfyUI's in EXIF is a camera."""
+    home, images = tmp_path / "made", {k: v for k, v in FILES.items() if k != "no image"}
+    home.mkdir()
+    for name, (content, _) in images.items():
+        (home / f"{name}.png").write_bytes(content)
+    assert run(home) == {"new": len(images)}
+    found = rows(tmp_path)
+    for name, (_, prompt) in images.items():
+        assert found[f"{name}.png"]["prompt"] == prompt, name
+        assert found[f"{name}.png"]["camera"] == ("Canon EOS" if name == "a photo" else None)
+
+
+def test_texts_that_pillow_refuses(run, home, tmp_path):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", f"a fox\nNegative prompt: {'x' * (2 << 20)}", zip=True)
+    landscape(50, 40, seed=32).save(home / "wordy.png", pnginfo=chunks)
+    assert run() == {"new": 6}
+    assert rows(tmp_path)["wordy.png"]["prompt"] == "a fox"
+
+
+def test_no_limit_but_the_engine_s(run, home, monkeypatch):
+    """Of pixels: Pillow's own, which is a global, is not asked."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    assert run(settings={"megapixels": 1e-3}) == {"failed": 5}
+    assert run(settings={"megapixels": 2e-3}) == {"new": 5}
+
+
+def test_settings_of_the_engine_change_what_they_change(run, clip, tmp_path):
+    """A colour profile, transparency, frames and a large JPEG, each as the engine alone has it."""
+    home = tmp_path / "odd"
+    home.mkdir()
+    scenes = [landscape(400, 300, seed=i) for i in range(2)]
+    scenes[0].save(home / "icc.png", icc_profile=swapped_profile())
+    clear = scenes[0].convert("RGBA")
+    clear.putalpha(100)
+    clear.save(home / "alpha.png")
+    scenes[0].save(home / "frames.gif", save_all=True, append_images=[scenes[1]])
+    scenes[0].save(home / "fast.jpg")
+    settings = {"icc": True, "alpha": "drop", "frames": 2, "fast": True}
+    run(home, settings=settings)
+    for name, row in rows(tmp_path).items():
+        ((same,), (other,)) = (Engine(clip, **s).embed([home / name]) for s in (settings, {}))
+        torch.testing.assert_close(torch.tensor(row["vector"]), same.unit_D)
+        assert (same.unit_D - other.unit_D).abs().max() > 1e-5, name
+        assert (row["width"], row["height"]) == (400, 300)
+
+
+def test_decoding_waits_for_memory(clip, home, tmp_path):
+    class Watched(Budget):
+        def _take(self, count):
+            taken.append(count)
+            return super()._take(count)
+
+    taken, engine = [], Engine(clip)
+    engine.memory = Watched()
+    list(update(tmp_path / "db", [home], engine=engine))
+    assert taken == [50 * 40 * 12] * 5
+    assert engine.memory._left == engine.memory.bytes, "all is given back"
+
+
 def test_captions_beside_pictures(run, home, tmp_path):
     (home / "0.txt").write_text("a red\nfox\n", encoding="utf-8")
     run()
     assert rows(tmp_path)["0.png"]["caption"] == "a red fox"
     assert rows(tmp_path)["1.png"]["caption"] is None
     (home / "0.txt").write_text("a blue fox", encoding="utf-8")
-    (home / "1.txt").write_text("a hare", encoding="utf-8")
+    (home / "1.txt").write_text("ein Häschen", encoding="cp1252")
     assert run() == {"changed": 2, "same": 3} and run.encoded == 0
     assert rows(tmp_path)["0.png"]["caption"] == "a blue fox"
+    assert rows(tmp_path)["1.png"]["caption"] == "ein Häschen"
     (home / "0.txt").unlink()
     assert run() == {"changed": 1, "same": 4}
     assert rows(tmp_path)["0.png"]["caption"] is None
@@ -228,7 +293,7 @@ def test_captions_of_a_table(run, home, tmp_path, end):
     assert run(captions=home / f"captions.{end}") == {"changed": 1, "same": 4}
     assert rows(tmp_path)["0.png"]["caption"] == "a blue fox"
     (home / "bad.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match="need the columns path and caption"):
+    with pytest.raises(UsageError, match="no column 'image', or one of another usual name .path,"):
         Captions(home / "bad.csv")
 
 

@@ -19,6 +19,7 @@ from clipguide.cli.app import app
 from clipguide.engine import Engine
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.retrieval import Index, Query, update
+from clipguide.retrieval.clips import there
 from clipguide.retrieval.store import Store
 
 COUNTS = ("new", "changed", "moved", "same", "gone", "failed")
@@ -174,6 +175,46 @@ def test_a_linked_folder_that_is_away(run, home, tmp_path):
     assert run(prune=True) == {"same": 3, "gone": 1}
 
 
+@pytest.mark.parametrize("prune", [False, True])
+def test_a_folder_that_may_not_be_read(run, home, tmp_path, monkeypatch, prune):
+    """Nobody knows what is in it and below it: its rows stay, even with --prune. Whoever runs the
+    tests may read all, so that the system's refusal is made here."""
+    (home / "more" / "deep").mkdir()
+    shutil.move(home / "more" / "3.png", home / "more" / "deep" / "3.png")
+    (home / "more2").mkdir()
+    shutil.move(home / "1.png", home / "more2" / "1.png")
+    monkeypatch.chdir(tmp_path)
+    run("images")
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    (home / "more" / "2.png").unlink()
+    shutil.rmtree(home / "more" / "deep")
+    (home / "more" / "4.txt").write_text("it is not empty")
+    shutil.rmtree(home / "more2")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refused)
+        counts = {"same": 1, "gone": 1} if prune else {"same": 1}
+        assert run("images", prune=prune) == counts
+    kept = NAMES if not prune else ["0.png", "2.png", "3.png"]
+    assert paths(tmp_path / "db") == kept
+    assert run.errors[0] == f"{home / 'more'} cannot be read: what the index holds of it stays."
+    assert run("images", prune=True)["gone"] == len(kept) - 1, "it can be read again"
+
+
+def test_a_checkpoint_that_was_moved_is_not_there(tmp_path):
+    """Of open_clip's training, under its model's name; with a device and words behind it."""
+    file = tmp_path / "epoch_5.pt"
+    names = [f"RN50/{file}", f"mini+2*{file}", f"{file}@cuda:bfloat16", f"RN50/{file}~{tmp_path}"]
+    assert not any(map(there, names))
+    file.write_bytes(b"")
+    assert all(map(there, [*names, "mini", "ViT-B-32/openai", "hf-hub:org/name"]))
+
+
 def test_the_clip_is_adopted_wherever_one_is(clip_folder, home, tmp_path, monkeypatch):
     """A relative --clip; then search and index from another folder, without naming it."""
 
@@ -212,11 +253,13 @@ def table_of(path, rows, **kinds):
     [
         ("path,caption\n0.png,caf\xe9 fox\n".encode("latin-1"), "captions.csv is not UTF-8"),
         (b"path,caption\nnone.png,a\nno.png,b\n", "0 of 2 captions .* belong to an image here"),
-        (b"path,caption\n", "has no captions"),
-        (b"path,caption\n0.png,a\n0.png,b\n", "two captions for"),
-        ({"path": ["0.png"], "caption": [["a", "b"]]}, "caption .* list<.*> and not text"),
-        ({"path": [5], "caption": ["a"]}, "path .* int64 and not text"),
-        ({"path": ["0.png"], "caption": [b"caf\xe9"]}, "caption .* binary and not text"),
+        (b"path,caption\n", "has no rows"),
+        (b"path,caption\n0.png,\n", "has no captions"),
+        (b"path,caption\n0.png,a\n0.png,b\n", "0.png has two captions, the second in line 3"),
+        (b"path,caption\n0.png,a fox, red\n", "more cells than columns in line 2"),
+        ({"path": ["0.png"], "caption": [["a", "b"]]}, r"A text is a list, \['a', 'b'\], in"),
+        ({"path": [5], "caption": ["a"]}, "A text is int, 5, in .*row 1"),
+        ({"path": ["0.png"], "caption": [b"caf\xe9"]}, "A text is not UTF-8 in .*row 1"),
     ],
 )
 def test_captions_that_are_none(run, home, tmp_path, content, message):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 
@@ -24,10 +25,11 @@ import ray
 
 from benchmarks.search import compared
 from clipguide.cli.app import app
-from clipguide.engine import Engine
+from clipguide.engine import Engine, processors
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.retrieval import Index, Query, beyond, update
 from clipguide.retrieval import cluster as cluster_module
+from clipguide.retrieval.captions import Captions
 from clipguide.retrieval.items import Work
 from clipguide.retrieval.lookup import Digests
 from clipguide.retrieval.remote import About, Listing, caption, content
@@ -115,6 +117,41 @@ def test_the_rows_are_the_local_engine_s(run, clip, home, tmp_path):
     query = Query(clip.encode_text(["a red fox"])[0])
     mine, others = (Index(tmp_path / name).search(query).hits for name in ("db", "other"))
     assert [hit.path for hit in mine] == [hit.path for hit in others]
+
+
+def test_an_actor_has_the_settings_of_the_driver_s_engine(clip, home, tmp_path):
+    """So that it makes the same key; and it looks at an object when the listing did."""
+    settings = {"icc": True, "megapixels": 1e-4, "frames": 2, "alpha": "drop", "fast": True}
+    engine = Engine(clip, batch=2, **settings)
+    job = beyond.RayUpdate(Store(tmp_path / "db", make=True), engine, Captions(), [])
+    with job:
+        job.make_ready()
+        worker = beyond.actors.Worker(job._job(SimpleNamespace(device="cpu", threads=1)), ())
+        worker.ready()
+    reader = worker.reader
+    assert reader.key == engine.key
+    assert {name: getattr(reader, name) for name in settings} == settings
+    report = worker.embed([Work(str(home / "1.png"), 1, None, None, None, False)])
+    ((_, error),) = report.errors
+    assert "more than 0.0001 are not read" in error
+    about = About(7, 10**18, 0)
+    reader.works = {"memory://a.png": Work("memory://a.png", 5, about, None, None, False)}
+    with ThreadPoolExecutor(1) as pool:
+        slot = reader._start("memory://a.png", pool)
+    assert (slot.about, slot.seen) == (about, 5)
+
+
+@pytest.mark.parametrize("bound", [1, 3])
+def test_ray_alone_takes_the_processors_of_this_program(monkeypatch, bound):
+    """Not all of the machine's."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)))
+    told, alone = {}, lambda **settings: told.update(settings)
+    fake = SimpleNamespace(is_initialized=lambda: False, init=alone, shutdown=lambda: None)
+    with cluster_module.cluster(fake, None, None):
+        assert told["num_cpus"] == min(bound, processors())
+    with cluster_module.cluster(fake, 4, 2):
+        assert told["num_cpus"] == 8
 
 
 @pytest.mark.slow
@@ -367,6 +404,7 @@ def test_listings_of_object_storage():
     fs = MemoryFileSystem()
     for name in ("a.png", "b.JPG", "a.txt", ".hidden.png", ".more/c.png", "sub/d.png", "e.pdf"):
         fs.pipe(f"/bucket/set/{name}", name.encode())
+    fs.pipe("/bucket/set/a.txt", "ein  Häschen\n".encode("cp1252"))
     url, passed = "memory://bucket/set", []
     listing = Listing([url], recursive=True, passed=passed)
     base, found = fs.unstrip_protocol("/bucket/set"), list(listing)
@@ -375,7 +413,7 @@ def test_listings_of_object_storage():
     assert content(f"{base}/b.JPG") == b"b.JPG"
     assert listing.folders == {f"{base}/", f"{base}/sub/"} and listing.roots == [f"{base}/"]
     first, second, _ = (Work(o.path, o.at, o.about, o.stamp, None, False) for o in found)
-    assert caption(first) == "a.txt" and second.stamp is None and caption(second) is None
+    assert caption(first) == "ein Häschen" and second.stamp is None and caption(second) is None
     assert len(list(Listing([url], recursive=False))) == 2
     for named in (f"{url}/*.png", f"{url}/a.png"):
         (one,) = Listing([named], recursive=True)

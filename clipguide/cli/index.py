@@ -47,8 +47,8 @@ def index(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A .parquet or .csv of columns path and caption. A .txt beside a picture, of its "
-            "name, is read without.",
+            help="A .csv, .tsv, .jsonl or .parquet of columns path and caption. A .txt beside a "
+            "picture, of its name, is read without.",
         ),
     ] = None,
     prune: Annotated[

@@ -103,8 +103,8 @@ class RemoteReader(Reader):
     def _start(self, path: str, pool: ThreadPoolExecutor) -> _Slot:
         if not is_url(path):
             return super()._start(path, pool)
-        about = self.works[path].about
-        return _Slot(path, about, reading=pool.submit(self._read, path, about))
+        work = self.works[path]
+        return _Slot(path, work.about, work.at, pool.submit(self._read, path, work.about))
 
     def look(self, path: str) -> tuple[int, Any, bytes]:
         if not is_url(path):

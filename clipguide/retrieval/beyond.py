@@ -15,7 +15,7 @@ from typing import Any
 
 from ..engine import Engine, find
 from ..errors import ClipguideError, UsageError
-from . import actors, clips, cluster, index, remote
+from . import actors, cluster, index, remote
 from .captions import Captions
 from .changes import Update, staying
 from .items import Item, Listed, Progress, Work
@@ -25,6 +25,7 @@ from .store import Store, quote, text_of
 
 BLOCK = 1000  # images of a fragment, at most: what is done again if an actor dies
 COMMIT, SECONDS = 20_000, 60.0  # images and seconds of a commit, at most
+SETTINGS = ("batch", "fast", "alpha", "frames", "icc", "megapixels")  # of the driver's engine
 SHARES = 4  # blocks an actor, at least, so that none waits long for the last
 
 
@@ -67,7 +68,7 @@ def update(
     job.listing = remote.Listing(urls, recursive=recursive, passed=passed, walked=job.walked)
 
     def listed() -> Iterator[Listed]:
-        found = find(local, recursive=recursive, passed=passed)
+        found = find(local, recursive=recursive, passed=passed, unread=job.unread)
         yield from map(Listed, map(os.path.abspath, found))
         yield from job.listing
 
@@ -239,12 +240,12 @@ class RayUpdate(Update):
         engine = self.engine
         uri, options = _where(self.store.table)
         return actors.Job(
-            clip=clips.absolute(engine.clip.name),
+            clip=engine.clip_name,
             key=engine.key,
             device=share.device,
             trust_pickle=self.trust_pickle,
             settings={
-                **{name: getattr(engine, name) for name in ("batch", "fast", "alpha", "frames")},
+                **{name: getattr(engine, name) for name in SETTINGS},
                 "bf16": engine._to_check,
                 "compile": engine._to_compile,
                 "workers": share.threads,

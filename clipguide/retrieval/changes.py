@@ -11,9 +11,10 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+from .. import tables
 from ..engine import Engine
 from ..errors import ClipguideError, ClipguideWarning, UsageError
-from . import captions, clips, lookup, maintenance
+from . import captions, lookup, maintenance
 from .captions import GIVEN, Captions
 from .facts import Facts, Reader
 from .items import COPIED, Item, Listed, Progress, Work, row_of
@@ -26,7 +27,8 @@ FRAGMENTS = 1000  # files of the table between two compactions: Lance's are of a
 
 class Update:
     """One update of `store` by `engine`: `compare`, `embed`, `remove`, in this order. A context,
-    which ends what it keeps on disk. `folders` are those below which rows may be removed."""
+    which ends what it keeps on disk. `folders` are those below which rows may be removed; but for
+    those below `unread`, which whoever lists notes there."""
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class Update:
     ) -> None:
         self.store, self.engine, self.captions, self.verify = store, engine, captions, verify
         self.folders = [os.path.join(folder, "") for folder in folders]
+        self.unread: list[str] = []
         self.counts = dict.fromkeys(("new", "changed", "moved", "same", "gone", "failed"), 0)
         self.to_read, self.to_copy, self.to_read_again = Spool(), Spool(), Spool()
         self.total = self.done = 0
@@ -144,7 +147,10 @@ class Update:
 
     def remove(self, *, recursive: bool, prune: bool) -> list[str]:
         """Delete the rows of files that are gone; sentences about those of folders that are not
-        there or are empty now, which stay unless `prune`."""
+        there or are empty now, which stay unless `prune`, and of folders that cannot be read, which
+        stay."""
+        unread = [os.path.abspath(folder) for folder in self.unread]
+        closed = tuple(os.path.join(text_of(folder), "") for folder in unread)
         gone: dict[str, None] = {}
         stay: dict[tuple[str, str], int] = {}
         state = lru_cache(CHUNK)(_state)
@@ -152,7 +158,7 @@ class Update:
             for batch in self.store.batches(["path"], lookup.inside(text_of(folder))):
                 for path in batch["path"].to_pylist():
                     home = os.path.dirname(path)
-                    if path in self._spelt or os.path.lexists(path):
+                    if path.startswith(closed) or path in self._spelt or os.path.lexists(path):
                         continue
                     if not recursive and os.path.join(home, "") != folder:
                         continue
@@ -162,7 +168,10 @@ class Update:
                     else:
                         stay[home, why] = stay.get((home, why), 0) + 1
         self.forget(list(gone))
-        return [staying(home, why, count) for (home, why), count in stay.items()]
+        return [
+            *(f"{folder} cannot be read: what the index holds of it stays." for folder in unread),
+            *(staying(home, why, count) for (home, why), count in stay.items()),
+        ]
 
     def forget(self, paths: Sequence[str]) -> None:
         """Delete the rows of files that are gone."""
@@ -215,7 +224,7 @@ class Update:
         """Make the table if there is none. UsageError if what was embedded is unlike the rest."""
         store, clip, key = self.store, self.engine.clip, self.key
         if store.table is None:
-            store.create(clip.embed_dim, key=key, model=clips.absolute(clip.name))
+            store.create(clip.embed_dim, key=key, model=self.engine.clip_name)
         elif store.key != key:
             raise UsageError(
                 f"The images in the index {store.path} were embedded by other settings "
@@ -275,7 +284,7 @@ class Update:
         """What is said of an image."""
         if work.stamp is None or work.stamp == GIVEN:
             return work.caption
-        return captions.sidecar(work.path)
+        return tables.sidecar(work.path)
 
     def _count_known(self, work: Work, record: dict[str, Any]) -> None:
         if work.facts is not None:  # only its caption, which is counted

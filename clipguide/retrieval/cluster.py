@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+from ..engine import processors
 from ..errors import ClipguideError, UsageError, reason
 from ..prompts import shorten
 from .store import Store
@@ -58,7 +59,7 @@ def cluster(ray: Any, workers: int | None, threads: int | None) -> Iterator[None
         if os.environ.get("RAY_ADDRESS"):
             ray.init(**quiet)
         else:
-            cpus = max(os.cpu_count() or 1, (workers or 1) * (threads or 1))
+            cpus = max(processors(), (workers or 1) * (threads or 1))
             alone = {"num_cpus": cpus, "object_store_memory": OBJECTS}
             ray.init(address="local", include_dashboard=False, **alone, **quiet)
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import time
 from collections.abc import Container
@@ -14,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from .. import images, recipe
+from .. import images, metadata
 from ..engine import Engine
 from ..engine.engine import Read
-from ..errors import UsageError
+from ..reading import open_image, too_wordy, without_texts
 from .places import is_url
 
 SIDE = 192  # pixels of a thumbnail, at most
@@ -84,24 +85,26 @@ class Reader(Engine):
             read.known_D = self._ask("by_digest", read.digest, self._model)
         side = SIDE if read.known_D is not None else self.clip.image_size if self.fast else None
         count = self.frames if read.known_D is None else 1
-        frames = images.load_frames(content, count=count, alpha=self.alpha, side=side)
-        self.facts[path] = Facts(
-            about, read.digest, at, **_head(content), thumbnail=_small(frames[0])
-        )
-        if read.known_D is None:
-            read.frames = [self.clip.prepare(frame) for frame in frames]
+        with self.memory.lease() as lease:
+            settings = {"count": count, "side": side}
+            settings["opened"] = lambda image: lease.take(images.cost(image))
+            frames = self.decode(content, **settings)
+            small = _small(frames[0])
+            if read.known_D is None:
+                read.frames = [self.clip.prepare(frame) for frame in frames]
+        self.facts[path] = Facts(about, read.digest, at, **_head(found), thumbnail=small)
         return read
 
     def _keep(self, reads: list) -> None:
         super()._keep([(slot, read) for slot, read in reads if not self.facts[slot.path].known])
 
 
-def _head(content: io.BytesIO) -> dict:
-    """What a picture's head says: nothing is decoded, and nothing that is odd is an error."""
-    content.seek(0)
-    with Image.open(content) as image:
+def _head(content: bytes) -> dict:
+    """What the head says of an image that was decoded already: nothing is decoded again, and
+    nothing that is odd is an error."""
+    with _opened(content) as image:
         width, height = image.size
-        found = {"format": image.format or "", "prompt": _prompt(image)}
+        found = {"format": image.format or "", "prompt": metadata.prompt(content)}
         try:
             # a PNG would be decoded to see whether EXIF follows the pixels
             exif = Image.Exif() if image.format == "PNG" and "exif" not in image.info else None
@@ -112,6 +115,16 @@ def _head(content: io.BytesIO) -> dict:
         except Exception:  # Pillow raises what it likes at damaged EXIF
             pass
     return {**found, "width": width, "height": height}
+
+
+def _opened(content: bytes) -> Image.Image:
+    """An image of which the size was allowed; without the texts that Pillow refuses."""
+    try:
+        return open_image(io.BytesIO(content), megapixels=math.inf)
+    except ValueError as error:
+        if not too_wordy(error):
+            raise
+        return open_image(without_texts(content), megapixels=math.inf)
 
 
 def _date(exif: Image.Exif) -> datetime | None:
@@ -125,22 +138,14 @@ def _date(exif: Image.Exif) -> datetime | None:
 
 
 def _camera(exif: Image.Exif) -> str | None:
-    """Make and model, the make once."""
+    """Make and model, the make once; none where ComfyUI keeps its graph in their place."""
     make, model = (
         " ".join(str(exif.get(tag, "")).replace("\0", " ").split())
         for tag in (ExifTags.Base.Make, ExifTags.Base.Model)
     )
+    make, model = ("" if word.startswith(metadata.GRAPHS) else word for word in (make, model))
     name = model if model.lower().startswith(make.lower()) else f"{make} {model}"
     return _encodable(name.strip()) or None
-
-
-def _prompt(image: Image.Image) -> str | None:
-    """The prompt of clipguide's recipe in a PNG."""
-    text = image.info.get(recipe.CHUNK) if image.format == "PNG" else None
-    try:
-        return recipe.from_json(text).prompt if isinstance(text, str) else None
-    except UsageError:
-        return None
 
 
 def _small(picture: Image.Image) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
+from ..clip import lasting_name
 from ..engine import Engine, find
 from . import clips, maintenance
 from .captions import Captions
@@ -35,9 +36,9 @@ def update(
     patterns, with a Progress now and then; the last is the sum.
 
     Rows of files that are gone are deleted if they lay in a folder below `sources` that is there
-    and is not empty; with `prune`, whatever has become of the folder. With `verify` every file is
-    digested again. `captions` is a table of them: see `Captions`. What else is in folders is noted
-    in `passed`.
+    and is not empty; with `prune`, whatever has become of the folder, unless it cannot be read.
+    With `verify` every file is digested again. `captions` is a table of them: see `Captions`. What
+    else is in folders is noted in `passed`.
 
     UsageError for a source that is not there, captions of which none belongs to an image here, or
     an index of another CLIP; ClipguideError if another program writes, the index cannot be written,
@@ -47,8 +48,8 @@ def update(
     check_sources(sources, place)
     store = Store(place, make=True)
     folders = [os.path.abspath(source) for source in sources if os.path.isdir(source)]
-    found = find(sources, recursive=recursive, passed=passed)
     job = Update(store, engine, Captions(captions), folders, verify=verify)
+    found = find(sources, recursive=recursive, passed=passed, unread=job.unread)
     yield from run(job, (Listed(os.path.abspath(path)) for path in found), recursive, prune)
 
 
@@ -59,8 +60,8 @@ def run(job: Update, listed: Iterable[Listed], recursive: bool, prune: bool) -> 
         if store.table is not None:
             store.refresh()
             store.same_model(clip.image_fingerprint, clip.name)
-            if not clips.there(store.model) or clips.absolute(store.model) != store.model:
-                store.note(model=clips.absolute(clip.name))
+            if not clips.there(store.model) or lasting_name(store.model) != store.model:
+                store.note(model=job.engine.clip_name)
         job.compare(listed)
         yield from job.embed()
         errors = job.remove(recursive=recursive, prune=prune)

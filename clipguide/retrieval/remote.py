@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from glob import has_magic
 from typing import Any
 
+from .. import tables
 from ..engine.files import picture_endings
 from ..errors import UsageError, reason
 from . import captions
@@ -139,9 +140,9 @@ def caption(work: Work) -> str | None:
     if work.stamp is None or work.stamp == GIVEN:
         return work.caption
     if not is_url(work.path):
-        return captions.sidecar(work.path)
+        return tables.sidecar(work.path)
     try:
-        return captions.text_of(content(captions.beside(work.path), most=captions.LONGEST))
+        return tables.said(content(captions.beside(work.path), most=tables.LONGEST))
     except OSError:
         return None
 
