@@ -38,8 +38,8 @@ class Registry(Mapping[str, T]):
         """Add an entry. UsageError if the name is taken and `replace` is not set."""
         if name in self._entries and not replace:
             raise UsageError(
-                f"There is a {self.kind} {name!r} already: choose another name, or give "
-                "replace=True."
+                f"There is a {self.kind} {name!r} already: choose another name, or set "
+                "`replace`."
             )
         self._entries[name] = entry
         return entry

@@ -356,7 +356,7 @@ def test_frames_with_a_judge(clip, judge):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("FLUX", lambda pipe: _inverted(pipe), "invert_sigmas=True counts from clean to noise"),
+        ("FLUX", lambda pipe: _inverted(pipe), r"counts from clean to noise \(invert_sigmas\)"),
         ("SD 1.5", lambda pipe: setattr(pipe, "vae", None), "has no VAE: load one"),
         ("FLUX", lambda pipe: setattr(pipe, "vae", None), "has no VAE: load one"),
         ("SD 1.5", lambda pipe: setattr(pipe, "scheduler", None), "has no scheduler"),

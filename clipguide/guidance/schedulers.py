@@ -196,8 +196,8 @@ def check(scheduler: object) -> None:
     row(scheduler)
     if scheduler.config.get("invert_sigmas"):
         raise ClipguideError(
-            f"{type(scheduler).__name__} with invert_sigmas=True counts from clean to noise, and "
-            "cannot be steered: make it from its config with invert_sigmas=False."
+            f"{type(scheduler).__name__} counts from clean to noise (invert_sigmas), and "
+            "cannot be steered: make it from its config without that."
         )
     _kind(scheduler)
 
