@@ -226,9 +226,11 @@ def test_files_that_are_refused(tmp_path, capfd):
     torch.save({"weight": Unsafe()}, tmp_path / "file.pt")
     refused("neither a whole state dict", trust_pickle=True)  # it is not a matter of trust
     assert "run" not in capfd.readouterr().out
-    for state in ([1], {}, {"state_dict": {}}, torch.nn.Linear(2, 2).state_dict()):
+    for state in ([1], {}, torch.nn.Linear(2, 2).state_dict()):
         torch.save(state, tmp_path / "file.pt")
         refused("there is no token_embedding.weight", ClipguideError)
+    torch.save({"state_dict": {}}, tmp_path / "file.pt")
+    refused("is a checkpoint of a training: name its open_clip model before it")
     (tmp_path / "empty").touch()
     with pytest.raises(UsageError, match="neither a whole state dict"):
         load_clip(tmp_path / "empty")
