@@ -73,7 +73,8 @@ def scheduler():
 def latents(device: str = "cpu") -> None:
     """Encode the composed images of every seed (samples/SEED/latent.npy, float16), and measure
     each channel's mean and deviation."""
-    autoencoder = vae.load().to(device, memory_format=torch.channels_last)
+    large = not (vae.SMALL / "checkpoint.pt").exists()  # after `training.generator recover`
+    autoencoder = vae.load(large).to(device, memory_format=torch.channels_last)
     samples = Samples()
     for folder, image in zip(samples.folders, samples.image):
         path = folder / "latent.npy"
@@ -82,11 +83,14 @@ def latents(device: str = "cpu") -> None:
         out = np.zeros((len(image), vae.CHANNELS, 16, 16), np.float16)
         for k in range(0, len(image), 32):
             x = torch.from_numpy(image[k : k + 32]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            x = x.to(device).contiguous(memory_format=torch.channels_last)
+            x = vae.resized(x.to(device), 2.0) if large else x.to(device)
+            x = x.contiguous(memory_format=torch.channels_last)
             with common.autocast(device):
                 z = autoencoder.encode(x)
             out[k : k + 32] = z.latent_dist.mean.float().cpu().numpy()
         np.save(path, out)
+    if (CACHE / "moments.pt").exists():
+        return
     first = torch.from_numpy(np.load(samples.folders[0] / "latent.npy")[:20_000]).float()
     moments = {"mean": first.mean((0, 2, 3)), "deviation": first.std((0, 2, 3))}
     CACHE.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 
     python -m training.generator sheet --prompts FILE  # what it draws, a prompt a line
     python -m training.generator export                # clipguide/mini/generator, fp16
+    python -m training.generator recover               # the cache, from what is shipped
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import torch
 import typer
+from safetensors.torch import load_file, save_file
 
-from training import common, decoder, prior, text, vae
+from training import common, decoder, pack, prior, samples, text, vae
 
 CACHE = common.CACHE / "generator"
+AXES = "map_axes.safetensors"  # of the map that prior and decoder share: see training.samples
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -88,8 +91,44 @@ def export(folder: Path = common.MINI / "generator") -> None:
     config.write_text(
         json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n"
     )
+    save_file(torch.load(samples.CACHE / "axes.pt", weights_only=True), folder / AXES)
     (folder / "known.json").write_text(json.dumps(known(), ensure_ascii=False) + "\n", "utf-8")
     common.write_sums()
+
+
+@app.command()
+def recover() -> None:
+    """Fill the cache from the shipped folder where nothing else is left: training goes on from
+    what is shipped, on images that `training.samples make` composes anew."""
+    from diffusers import AutoencoderKL
+
+    from clipguide.mini.pipeline import MiniPipeline
+
+    folder = common.MINI / "generator"
+    pipe = MiniPipeline.from_pretrained(folder)
+    for part in (pipe.vae, pipe.text_encoder, pipe.prior, pipe.unet):
+        part.float()
+    assert isinstance(pipe.vae, AutoencoderKL)
+    prefixed = {f"text_encoder.{k}": v for k, v in pipe.text_encoder.state_dict().items()}
+    prefixed |= {f"transformer.{k}": v for k, v in pipe.prior.state_dict().items()}
+    pack.keep(prior.CACHE, prefixed)
+    pack.keep(decoder.CACHE, pipe.unet.state_dict())
+    pack.keep(vae.LARGE, {f"vae.{k}": v for k, v in pipe.vae.state_dict().items()})
+    config = pipe.vae.config
+    moments = {"mean": config.latents_mean, "deviation": config.latents_std}
+    torch.save({k: torch.tensor(v) for k, v in moments.items()}, decoder.CACHE / "moments.pt")
+    samples.CACHE.mkdir(parents=True, exist_ok=True)
+    torch.save(load_file(folder / AXES), samples.CACHE / "axes.pt")
+    (text.CACHE / "tokenizer").mkdir(parents=True, exist_ok=True)
+    pipe.tokenizer.save_pretrained(text.CACHE / "tokenizer")
+    write_vocabulary(pipe.tokenizer)
+
+
+def write_vocabulary(tokenizer) -> None:
+    """vocab.json, which the text towers' configuration is read from."""
+    vocabulary = dict(sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]))
+    path = text.CACHE / "tokenizer" / "vocab.json"
+    path.write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
 
 
 @app.command()

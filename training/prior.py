@@ -67,7 +67,10 @@ def text_encoder():
             pad_token_id=cfg["pad_id"],
         )
     )
-    theirs = torch.load(text.CACHE / "guide.pt", weights_only=True)
+    distilled = text.CACHE / "guide.pt"
+    if not distilled.exists():  # after `training.generator recover`: the checkpoint has its weights
+        return model
+    theirs = torch.load(distilled, weights_only=True)
     mine = {
         "embeddings.token_embedding.weight": theirs["token_embedding.weight"],
         "embeddings.position_embedding.weight": theirs["positional_embedding"],
