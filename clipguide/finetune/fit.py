@@ -5,6 +5,7 @@ The loop is a generator of steps, so progress, checkpoints and early stop are it
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from ..errors import ClipguideError, UsageError
 
@@ -59,36 +59,24 @@ class FitStep:
 
 
 class Ema:
-    """Exponential moving average of a model's parameters and buffers, by torch's `AveragedModel`;
-    early steps count more. With a decay of 0 it is the model itself."""
+    """Exponential moving average of a model's parameters and buffers; early steps count more. With
+    a decay of 0 it is the model itself."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self._averaged, self.model = decay, None, model
-        if decay:
-            self._averaged = AveragedModel(model, avg_fn=self._mean, use_buffers=True)
-            self.model = self._averaged.module.eval().requires_grad_(False)
-            self.steps = 0
-
-    @property
-    def steps(self) -> int:
-        """Updates so far."""
-        return int(self._averaged.n_averaged) - 1 if self._averaged is not None else 0
-
-    @steps.setter
-    def steps(self, count: int) -> None:
-        if self._averaged is not None:  # which copies the model where it has averaged none
-            self._averaged.n_averaged.fill_(count + 1)
+        self.model = copy.deepcopy(model).eval().requires_grad_(False) if decay else model
+        self.decay, self.steps = decay, 0
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        if self._averaged is not None:
-            self._averaged.update_parameters(model)
-
-    def _mean(self, mine: Tensor, theirs: Tensor, count: Tensor) -> Tensor:
-        if not mine.dtype.is_floating_point:
-            return theirs
-        decay = min(self.decay, int(count) / (int(count) + 10))
-        return torch.lerp(mine, theirs.to(mine.dtype), 1 - decay)
+        if model is self.model:
+            return
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 10))
+        for mine, theirs in zip(self.model.state_dict().values(), model.state_dict().values()):
+            if mine.dtype.is_floating_point:
+                mine.lerp_(theirs.to(mine.dtype), 1 - decay)
+            else:
+                mine.copy_(theirs)
 
 
 class Fit:
