@@ -252,7 +252,7 @@ def main() -> None:
     settings = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    text = table(list(TINY))
+    text = table([name for name in TINY if name != "mini"])  # which the package itself tests
     if settings.print:
         print(text, end="")
     else:

@@ -101,7 +101,7 @@ def test_tiles_of_the_embedded_autoencoder():
 
     vae = diffusers.AutoencoderKL.from_pretrained(mini.path("generator") / "vae").eval()
     decode = lambda vae, latents: vae.decode(latents, return_dict=False)[0] / 2 + 0.5  # noqa: E731
-    latents = noise(1, 4, 32, 32)
+    latents = noise(1, vae.config.latent_channels, 32, 32)
     whole = taken(Decoding(clean(vae, "cpu"), decode, Plan()), latents)
     found = taken(Decoding(clean(vae, "cpu"), decode, Plan(single=True, tiles=2)), latents)
     assert cosine(found[0], whole[0]) > 0.98

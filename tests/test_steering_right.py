@@ -390,11 +390,11 @@ def test_a_method_that_does_not_fit(name, method, message):
 
 
 def test_a_video_pipeline_is_refused_in_the_first_sentence():
-    class WanPipeline:
+    class LTXPipeline:
         video_processor = None
 
-    with pytest.raises(ClipguideError, match="^WanPipeline makes videos"):
-        steer(WanPipeline(), "a fox")
+    with pytest.raises(ClipguideError, match="^LTXPipeline makes videos"):
+        steer(LTXPipeline(), "a fox")
 
 
 def test_a_cache_under_backprop():

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import mini
-from ..errors import ClipguideError, UsageError, close_matches, reason
+from ..errors import ClipguideError, UsageError, reason
 from ..prompts import shorten
 from . import checkpoints, hf, openai
 from .base import Clip, to_device, to_dtype
@@ -185,8 +185,12 @@ def _in_cache(source: str) -> Path | None:
     except HFValidationError:
         return None
     except (LocalEntryNotFoundError, HfHubHTTPError):
-        near = close_matches(owner, _architectures())
-        advice = near or f" Download it with `hf download {source}`, or name a folder."
+        near = difflib.get_close_matches(owner, _architectures(), n=3, cutoff=0.7)
+        advice = (
+            f" Did you mean {' or '.join(near)}?"
+            if near
+            else f" Download it with `hf download {source}`, or name a folder."
+        )
         raise UsageError(
             f"{shorten(source)!r} is no open_clip model and tag, and not in the hub's cache."
             f"{advice}"

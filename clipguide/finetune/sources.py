@@ -280,9 +280,9 @@ def _of_index(folder: Path, *, caption_column: str | None, label_column: str | N
     from ..retrieval.store import Store
 
     store = Store(folder)
-    with store.told():
-        query = store.table.search().select(["path", "folder", "caption", "prompt"])
-        found = sorted(query.limit(None).to_arrow().to_pylist(), key=lambda row: row["path"])
+    columns = ["path", "folder", "caption", "prompt"]
+    found = store.ask(lambda table: table.search().select(columns).limit(None).to_arrow())
+    found = sorted(found.to_pylist(), key=lambda row: row["path"])
     if not found:
         raise UsageError(f"The index {folder} holds no pictures.")
     captioned = sum(bool(row["caption"]) for row in found)

@@ -230,7 +230,13 @@ class Decoder:
         if self.family.decoder is None:
             return latents.float() / 2 + 0.5
         if kind == "function":
-            return self._function(self.family.to_vae(latents, self._live, self._pipe)).float()
+            image = self._function(self.family.to_vae(latents, self._live, self._pipe))
+            if image.ndim != 4 or image.shape[:2] != (len(latents), 3):
+                raise UsageError(
+                    "A decoder of one's own returns images of shape (N, 3, height, width), not "
+                    f"{tuple(image.shape)}."
+                )
+            return image.float()
         if kind == "linear":
             return self._map(latents)(latents)
         return self._by(kind, self._plan(x0, kind), latents)

@@ -10,6 +10,8 @@ import torch
 from ..errors import ClipguideError, UsageError
 from ..prompts import shorten
 
+PICKLES = (".pt", ".pth", ".ckpt", ".bin")  # what torch.save's files are called
+
 
 def check_trust(path: str | os.PathLike, *, trust_pickle: bool) -> None:
     """UsageError for a file that is neither safetensors, by its name, nor a pickle, by what is in
@@ -17,7 +19,7 @@ def check_trust(path: str | os.PathLike, *, trust_pickle: bool) -> None:
     path = Path(path)
     if path.suffix == ".safetensors":
         return
-    if not _is_pickle(path):
+    if path.suffix not in PICKLES and not _is_pickle(path):
         raise UsageError(f"{path} holds no weights: name a .safetensors file.")
     if not trust_pickle:
         raise UsageError(
