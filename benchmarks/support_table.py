@@ -70,7 +70,7 @@ OWN = {
     "DDIM": {"DDIM": ("DDIMScheduler", {})},  # its pipeline takes no other
     # Their denoising is that of SD 1.5 and SDXL: one scheduler of each kind.
     **dict.fromkeys(("SD image to image", "SD inpainting", "SD ControlNet"), _FEW),
-    "SD x4 upscaling": _FEW,
+    "SD x4 upscaling": {"DDIM": DIFFUSION["DDIM"]},
     "CogView4": {"flow Euler": FLOWS["flow Euler"]},  # its pipeline sets the sigmas itself
     **dict.fromkeys(("SDXL with moments", "SDXL image to image", "SDXL inpainting"), _FEW),
     # And these are there for how they decode.
