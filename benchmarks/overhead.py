@@ -141,6 +141,7 @@ def draw(pipe, settings: dict, steps: int) -> tuple[torch.Tensor, torch.Tensor, 
 def timed(job: Job) -> dict[str, Pieces]:
     """By the clock, and of the processor. On CUDA a first round warms up, and does not count."""
     from clipguide import Similarity, steer
+    from clipguide.guidance.steer import SCORE_EVERY
 
     pipe, settings = pipeline(job.geometry, device=job.device, side=job.side)
     clip = guide(job.geometry, device=job.device)
@@ -157,7 +158,7 @@ def timed(job: Job) -> dict[str, Pieces]:
         begin_2 = now(job.device)
         objective.score(image_B3HW)
         score_2 = now(job.device) - begin_2
-        unscored = [i > 0 and t.guide_score_B is None for i, t in enumerate(steering.report.trace)]
+        unscored = [i % SCORE_EVERY != 0 for i in range(len(guided_S2))]  # the last one at its end
         rounds.append({
             "denoiser": torch.cat([denoiser_S2, again_S2]),
             "plain": plain_S2,
