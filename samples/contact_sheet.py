@@ -26,6 +26,9 @@ PROMPTS = [
     a cat and a dog, two blue fish, a flat icon of a fox, un gato negro, красный дракон, 🦊,
     a 3d snowman, 赤い車, une pomme verte, 🍕""".split(",")
 ]
+# What the sheet's font has no letters for.
+LABELS = {"красный дракон": "red dragon (Russian)", "赤い車": "red car (Japanese)"}
+LABELS |= {"🦊": "the fox emoji", "🍕": "the pizza emoji"}
 OUT = Path(__file__).with_name("contact-sheet.png")
 
 
@@ -37,7 +40,8 @@ def main(quick: bool = False, out: Path = OUT) -> None:
         drawn += draw(prompt, seed=0, steps=4 if quick else 30)
         print(f"{prompt}: judge {drawn[-1].judge_score:.3f}", flush=True)
     half = [p.image.resize((128, 128), Image.Resampling.LANCZOS) for p in drawn]
-    images.contact_sheet(half, labels=[p.recipe.prompt for p in drawn], columns=8).save(out)
+    labels = [LABELS.get(p.recipe.prompt, p.recipe.prompt) for p in drawn]
+    images.contact_sheet(half, labels=labels, columns=8).save(out)
 
 
 if __name__ == "__main__":
