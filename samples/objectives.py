@@ -4,10 +4,8 @@ from pathlib import Path
 
 import torch
 import typer
-from diffusers import DiffusionPipeline
 
 import clipguide
-import clipguide.mini
 from clipguide.images import contact_sheet
 
 
@@ -20,7 +18,7 @@ class Dark(clipguide.Objective):
 
 def main(quick: bool = False, out: Path = Path("objectives.png")) -> None:
     """Steer a house down four objectives."""
-    pipe = DiffusionPipeline.from_pretrained(clipguide.mini.path("generator"))
+    pipe = clipguide.load_pipeline("mini")
     house = clipguide.Similarity(clipguide.load_clip(), "a house")
     objectives = {
         "a house": house,
