@@ -21,11 +21,10 @@ from torch import Tensor
 
 from training import common, vae
 from training.loop import Loop, averaged
-from training.samples import SIDE, Samples
+from training.samples import CHANNELS, SIDE, Samples
 from training.styles import WORDS
 
 CACHE = common.CACHE / "decoder"
-CONDITION = 28
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -35,7 +34,7 @@ def unet():
 
     return UNet2DConditionModel(
         sample_size=16,
-        in_channels=vae.CHANNELS + CONDITION,
+        in_channels=vae.CHANNELS + CHANNELS,
         out_channels=vae.CHANNELS,
         layers_per_block=1,
         block_out_channels=(96, 192, 192),
@@ -45,7 +44,7 @@ def unet():
         up_block_types=("UpBlock2D",) * 3,
         mid_block_type="UNetMidBlock2DCrossAttn",
         cross_attention_dim=192,
-        encoder_hid_dim=CONDITION,
+        encoder_hid_dim=CHANNELS,
         encoder_hid_dim_type="text_proj",
         num_class_embeds=len(WORDS),
     )

@@ -100,15 +100,12 @@ def export(folder: Path = common.MINI / "generator") -> None:
 def recover() -> None:
     """Fill the cache from the shipped folder where nothing else is left: training goes on from
     what is shipped, on images that `training.samples make` composes anew."""
-    from diffusers import AutoencoderKL
-
     from clipguide.mini.pipeline import MiniPipeline
 
     folder = common.MINI / "generator"
     pipe = MiniPipeline.from_pretrained(folder)
     for part in (pipe.vae, pipe.text_encoder, pipe.prior, pipe.unet):
         part.float()
-    assert isinstance(pipe.vae, AutoencoderKL)
     prefixed = {f"text_encoder.{k}": v for k, v in pipe.text_encoder.state_dict().items()}
     prefixed |= {f"transformer.{k}": v for k, v in pipe.prior.state_dict().items()}
     pack.keep(prior.CACHE, prefixed)

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from training import common, text
 from training.loop import Loop, averaged
-from training.samples import Samples
+from training.samples import CHANNELS, Samples
 
 CACHE = common.CACHE / "prior"
-CHANNELS, WIDTH, LAYERS = 28, 224, 6
+WIDTH, LAYERS = 224, 6
 app = typer.Typer(add_completion=False, help=__doc__)
 
 

@@ -30,6 +30,7 @@ from training.styles import LABEL, styled
 
 CACHE = common.CACHE / "samples"
 SIDE, COMPONENTS = 4, 16
+CHANNELS = COMPONENTS + 12  # of a map
 KINDS = {"single": 0.66, "placed": 0.14, "pair": 0.11, "several": 0.09}
 SETTINGS = (
     "at night|in the rain|in the forest|on a table|on a hill|in the snow|by the sea|with a ribbon"
@@ -193,8 +194,8 @@ def axes(count: int = 3000) -> None:
     maps.axes = {
         "centre": centre,
         "axes": found,
-        "mean": torch.zeros(28),
-        "deviation": torch.ones(28),
+        "mean": torch.zeros(CHANNELS),
+        "deviation": torch.ones(CHANNELS),
     }
     both = maps.joined(feature, colour)
     maps.axes |= {"mean": both.mean((0, 2, 3)), "deviation": both.std((0, 2, 3))}
@@ -211,7 +212,7 @@ def make(count: int = 60_000, seed: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     maker, rng, maps = Maker(), np.random.default_rng([7, seed]), Maps()
     image = np.lib.format.open_memmap(folder / "image.npy", "w+", np.uint8, (count, 128, 128, 3))
-    found = np.zeros((count, 28, SIDE, SIDE), np.float16)
+    found = np.zeros((count, CHANNELS, SIDE, SIDE), np.float16)
     captions, labels, concepts = [], np.zeros(count, np.int64), []
     for k in range(count):
         image[k], texts, labels[k], concept = maker.draw(rng)

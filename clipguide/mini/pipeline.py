@@ -8,6 +8,7 @@ Shapes: B images, L tokens, D channels of text, K channels of a map, C channels 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -278,8 +279,6 @@ class MiniPipeline(DiffusionPipeline):
 
     def prepare_extra_step_kwargs(self, generator: Generators, eta: float) -> dict[str, object]:
         """What this scheduler's `step` takes beside the usual."""
-        import inspect
-
         taken = inspect.signature(self.scheduler.step).parameters
         return {k: v for k, v in (("eta", eta), ("generator", generator)) if k in taken}
 
