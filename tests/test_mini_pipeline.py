@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from clipguide import mini, steer
 from clipguide.errors import UsageError
 from clipguide.mini.pipeline import STYLES, MiniPipeline, with_style
+from clipguide.mini.reader import MapReader, pool
 
 
 def seeds(*numbers: int) -> list[torch.Generator]:
@@ -54,6 +55,7 @@ def pipe() -> MiniPipeline:
                 use_additional_conditions=False,
             ).eval(),
             prior_scheduler=FlowMatchEulerDiscreteScheduler(),
+            reader=MapReader(channels=6, text_channels=16, hidden=16, embed_dim=8).eval(),
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -92,6 +94,50 @@ def test_the_map_is_the_flow_of_its_prior(pipe):
     assert_close(found, x, atol=1e-5, rtol=1e-5)
 
 
+def test_the_reader_picks_one_of_several_maps(pipe):
+    """Of each image's own candidates, the one whose cosine with its own prompt is highest."""
+    prompts, few = ["a fox", "a small red apple beside a whale"], {"steps": 3, "guidance_scale": 2}
+    picked = pipe.draw_maps(prompts, ["", ""], candidates=5, generator=seeds(1, 2), **few)
+    hidden_BLD, mask_BL = pipe.encode_prompt(prompts)
+    text_BD = pipe.reader.encode_text(pool(hidden_BLD, mask_BL))
+    score_B = (pipe.reader.encode_map(picked) * text_BD).sum(1)
+    assert_close(score_B, pipe.reader(picked, hidden_BLD, mask_BL))
+    for k, prompt in enumerate(prompts):
+        noise_5 = torch.randn(5, 6, 4, 4, generator=seeds(k + 1)[0])
+        alone = [_map_of(pipe, prompt, noise[None], few) for noise in noise_5]
+        cosines = [pipe.reader.encode_map(x) @ text_BD[k] for x in alone]
+        assert max(cosines) - min(cosines) > 1e-4
+        assert_close(score_B[k], max(cosines)[0], atol=1e-4, rtol=1e-4)
+        best = alone[max(range(5), key=cosines.__getitem__)]
+        assert_close(picked[k], best[0], atol=1e-4, rtol=1e-4)
+    pipe.reader = None
+    first = pipe.draw_maps(prompts, ["", ""], candidates=5, generator=seeds(1, 2), **few)
+    one = pipe.draw_maps(prompts, ["", ""], generator=seeds(1, 2), **few)
+    assert torch.equal(first, one)
+
+
+def _map_of(pipe, prompt: str, start: torch.Tensor, few: dict) -> torch.Tensor:
+    """The map that the prior draws from a noise that is given."""
+    hidden, mask = pipe.encode_prompt([prompt, ""])
+    x, steps, scale = start, few["steps"], few["guidance_scale"]
+    with torch.no_grad():
+        for k in range(steps, 0, -1):
+            told, untold = pipe.prior(
+                torch.cat([x, x]),
+                encoder_hidden_states=hidden,
+                timestep=torch.full((2,), 1000 * k / steps),
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+                encoder_attention_mask=mask,
+            ).sample.chunk(2)
+            x = x + (untold + scale * (told - untold) - x) / k
+    return x
+
+
+def test_pooling_leaves_out_what_is_padded():
+    hidden = torch.tensor([[[1.0, 2], [3, 4], [9, 9]]])
+    assert_close(pool(hidden, torch.tensor([[1, 1, 0]])), torch.tensor([[3.0, 4, 2, 3]]))
+
+
 def test_a_map_can_be_given(pipe):
     maps = pipe.draw_maps(["a fox"], [""], steps=3, guidance_scale=3.0, generator=seeds(1))
     noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(9))
@@ -124,6 +170,7 @@ def test_negative_prompts_and_guidance(pipe):
         ({"latents": torch.zeros(1, 8, 4, 4)}, r"shape \(1, 8, 16, 16\), not \(1, 8, 4, 4\)"),
         ({"negative_prompt": ["a", "b"]}, "one negative prompt, or one for each"),
         ({"generator": seeds(1, 2)}, "2 generators for 1 images"),
+        ({"map_candidates": 0}, "map_candidates must be 1 or more"),
     ],
 )
 def test_what_does_not_fit(pipe, wrong, message):

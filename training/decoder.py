@@ -122,8 +122,11 @@ def train(
     batch: int = 48,
     device: str = "cpu",
     compiled: bool = False,
+    focus: float = 1.0,
+    fall: float = 0.3,
 ) -> None:
-    """Train for so many minutes in all."""
+    """Train for so many minutes in all, of which the rate falls over the last `fall`; `focus`: see
+    `Samples.chances`."""
     latents(device)  # of images that were composed since
     samples = Samples()
     mean, deviation = moments()
@@ -134,11 +137,12 @@ def train(
     alpha_bar_T = scheduler().alphas_cumprod.to(device)
     torch.manual_seed(0)
     model = unet().to(device, memory_format=torch.channels_last)
-    loop = Loop(CACHE, model, minutes=minutes, lr=lr, ema=0.999)
+    loop = Loop(CACHE, model, minutes=minutes, lr=lr, ema=0.999, fall=fall)
     torch.manual_seed(loop.index)
     network = torch.compile(model) if compiled else model
+    chance_N = torch.from_numpy(samples.chances(focus)).to(device)
     for _ in loop:
-        rows = torch.randint(len(latent_N), (batch,), device=device)
+        rows = torch.multinomial(chance_N, batch, replacement=True)
         x0, condition, label = latent_N[rows], map_N[rows], label_N[rows]
         x0, condition = x0.float(), condition.float()
         amount = 0.3 * torch.rand(batch, 1, 1, 1, device=device)

@@ -15,7 +15,7 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from training import common, decoder, pack, prior, samples, text, vae
+from training import common, decoder, pack, prior, reader, samples, text, vae
 
 CACHE = common.CACHE / "generator"
 AXES = "map_axes.safetensors"  # of the map that prior and decoder share: see training.samples
@@ -46,6 +46,7 @@ def pipeline(large: bool | None = None):
         prior_scheduler=FlowMatchEulerDiscreteScheduler(),
         unet=decoder.load().to(memory_format=torch.contiguous_format),
         scheduler=decoder.scheduler(),
+        reader=reader.load(),
     )
 
 
@@ -104,12 +105,14 @@ def recover() -> None:
 
     folder = common.MINI / "generator"
     pipe = MiniPipeline.from_pretrained(folder)
-    for part in (pipe.vae, pipe.text_encoder, pipe.prior, pipe.unet):
+    for part in (pipe.vae, pipe.text_encoder, pipe.prior, pipe.unet, pipe.reader):
         part.float()
     prefixed = {f"text_encoder.{k}": v for k, v in pipe.text_encoder.state_dict().items()}
     prefixed |= {f"transformer.{k}": v for k, v in pipe.prior.state_dict().items()}
     pack.keep(prior.CACHE, prefixed)
     pack.keep(decoder.CACHE, pipe.unet.state_dict())
+    readers = {f"reader.{k}": v for k, v in pipe.reader.state_dict().items()}
+    pack.keep(reader.CACHE, readers | {"log_scale": torch.tensor(3.0)})
     pack.keep(vae.LARGE, {f"vae.{k}": v for k, v in pipe.vae.state_dict().items()})
     config = pipe.vae.config
     moments = {"mean": config.latents_mean, "deviation": config.latents_std}

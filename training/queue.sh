@@ -32,6 +32,7 @@ words)
     [ -e training/cache/samples/axes.pt ] || step samples training.samples axes
     for seed in 0 1 2; do step samples training.samples make --count 15000 --seed $seed; done
     step prior training.prior train --minutes "${PRIOR:-60}"
+    step reader training.reader train
     step grow training.vae grow --minutes "${LARGE:-30}"
     ;;
 *)

@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UsageError, close_matches
+from .reader import MapReader
 
 STYLES = (
     "any",
@@ -57,9 +58,11 @@ class MiniPipeline(DiffusionPipeline):
         prior_scheduler: of the map's steps.
         unet: predicts v of the latents, given the map and the style.
         scheduler: of the latents' steps; this is the one that `clipguide.steer` wraps.
+        reader: picks one of several maps; without it the first is taken.
     """
 
-    model_cpu_offload_seq = "text_encoder->prior->unet->vae"
+    model_cpu_offload_seq = "text_encoder->prior->reader->unet->vae"
+    _optional_components = ["reader"]
     _callback_tensor_inputs = ["latents", "maps"]
 
     def __init__(
@@ -71,6 +74,7 @@ class MiniPipeline(DiffusionPipeline):
         prior_scheduler: FlowMatchEulerDiscreteScheduler,
         unet: UNet2DConditionModel,
         scheduler: DDIMScheduler,
+        reader: MapReader | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -81,6 +85,7 @@ class MiniPipeline(DiffusionPipeline):
             prior_scheduler=prior_scheduler,
             unet=unet,
             scheduler=scheduler,
+            reader=reader,
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
@@ -123,17 +128,22 @@ class MiniPipeline(DiffusionPipeline):
         *,
         steps: int,
         guidance_scale: float,
+        candidates: int = 1,
         generator: Generators = None,
     ) -> Tensor:
-        """Maps_BKhw of prompts, by Euler steps of the prior's flow.
+        """Maps_BKhw of prompts, by Euler steps of the prior's flow; of so many candidates for each
+        prompt the one that the reader finds closest to it.
 
         The prior predicts the map itself; the velocity is (x - map) / sigma.
         """
-        guided = guidance_scale > 1
+        guided, many = guidance_scale > 1, candidates if self.reader is not None else 1
         hidden, mask = self.encode_prompt([*prompts, *negatives] if guided else prompts)
+        hidden, mask = (a.repeat_interleave(many, 0) for a in (hidden, mask))
         config, device = self.prior.config, self._execution_device
-        shape = (len(prompts), config.in_channels, config.sample_size, config.sample_size)
+        side, channels = config.sample_size, config.in_channels
+        shape = (len(prompts), many * channels, side, side)
         x = randn_tensor(shape, generator=generator, device=device, dtype=self.prior.dtype)
+        x = x.view(-1, channels, side, side)
         self.prior_scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=device)
         for t, sigma in zip(self.prior_scheduler.timesteps, self.prior_scheduler.sigmas):
             x0 = self.prior(
@@ -149,7 +159,10 @@ class MiniPipeline(DiffusionPipeline):
                 x0 = untold + guidance_scale * (told - untold)
             velocity = (x - x0) / sigma.to(x0)
             x = self.prior_scheduler.step(velocity, t, x, return_dict=False)[0]
-        return x
+        if many == 1:
+            return x
+        score_BN = self.reader(x, hidden[: len(x)], mask[: len(x)]).view(-1, many)
+        return x.view(-1, many, *x.shape[1:])[torch.arange(len(score_BN)), score_BN.argmax(1)]
 
     def prepare_latents(
         self,
@@ -195,6 +208,7 @@ class MiniPipeline(DiffusionPipeline):
         maps: Tensor | None = None,
         style: str | None = None,
         prior_num_inference_steps: int = 25,
+        map_candidates: int = 8,
         map_guidance_scale: float = 2.0,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -217,6 +231,7 @@ class MiniPipeline(DiffusionPipeline):
             maps: maps_BKhw to draw from, in place of the prior's.
             style: one of STYLES; by default the one that the prompt names, else "any".
             prior_num_inference_steps: of the prior.
+            map_candidates: maps that are drawn for each image; the reader picks one.
             map_guidance_scale: how closely the U-Net follows the map; 1 is no guidance.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: return an ImagePipelineOutput, else a tuple.
@@ -240,6 +255,8 @@ class MiniPipeline(DiffusionPipeline):
         side = self.vae.config.sample_size
         height, width = height or side, width or side
         self._check(prompts, negatives, height, width, generator)
+        if map_candidates < 1:
+            raise UsageError(f"map_candidates must be 1 or more, not {map_candidates}.")
         self._guidance_scale, self._interrupt = guidance_scale, False
         labels = [self.style_of(p, style) for p in prompts]
         if maps is None:
@@ -249,6 +266,7 @@ class MiniPipeline(DiffusionPipeline):
                 negatives,
                 steps=prior_num_inference_steps,
                 guidance_scale=guidance_scale,
+                candidates=map_candidates,
                 generator=generator,
             )
         device = self._execution_device
