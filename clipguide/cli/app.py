@@ -14,6 +14,7 @@ from ..errors import ClipguideError, UsageError, out_of_memory
 from . import console
 from .cache import cache
 from .classify import classify
+from .doctor import doctor
 from .duplicates import duplicates
 from .embed import embed
 from .export import export
@@ -62,7 +63,6 @@ app = typer.Typer(
     "on the models that it ships.",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -84,6 +84,7 @@ app.command()(finetune)
 app.command()(invert)
 app.add_typer(cache, name="cache")
 app.command()(models)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:
