@@ -143,8 +143,11 @@ def train(
     device: str = "cpu",
     compiled: bool = False,
     focus: float = 1.0,
+    fall: float = 0.3,
+    named: float = 0.75,
 ) -> None:
-    """Train for so many minutes in all; `focus`: see `Samples.chances`."""
+    """Train for so many minutes in all, of which the rate falls over the last `fall`; `focus`: see
+    `Samples.chances`; `named`: how many captions name the style."""
     samples, tokens, rng = Samples(), Tokens(), np.random.default_rng()
     ends_N = samples.chances(focus).cumsum()
     torch.manual_seed(0)
@@ -156,18 +159,14 @@ def train(
         lr=lr,
         weight_decay=0.03,
         ema=0.999,
+        fall=fall,
         scale=lambda name: 0.3 if name.startswith("text_encoder") else 1.0,
     )
     torch.manual_seed(loop.index)
     network = torch.compile(model, dynamic=True) if compiled else model
     for _ in loop:
         rows = np.searchsorted(ends_N, rng.random(batch)).clip(max=len(samples) - 1)
-        words = [
-            samples.captions[i][rng.integers(len(samples.captions[i]))]
-            if rng.random() > drop
-            else ""
-            for i in rows
-        ]
+        words = [samples.caption(i, rng, named) if rng.random() > drop else "" for i in rows]
         ids_BL, mask_BL = (x.to(device) for x in tokens(words))
         x0 = samples.map_NC44[rows].float().to(device)
         t_B = torch.sigmoid(1.2 * torch.randn(batch, device=device) + 0.3)

@@ -260,6 +260,16 @@ class Samples:
         )
         return weights / weights.sum()
 
+    def caption(self, index: int, rng: np.random.Generator, named: float) -> str:
+        """One of sample `index`'s captions; the last one names the style, and so do as many of the
+        others as make up a share of `named`."""
+        told = self.captions[index]
+        k, label = int(rng.integers(len(told))), int(self.label_N[index])
+        others = (named * len(told) - 1) / max(1, len(told) - 1)
+        if label and k < len(told) - 1 and rng.random() < others:
+            return styled(told[k], label, rng)
+        return told[k]
+
     def rgb(self, index: int) -> np.ndarray:
         """Image `index`, uint8 (128, 128, 3)."""
         for part in self.image:

@@ -43,6 +43,7 @@ STYLES = (
     "sticker",
     "game",
 )
+USUAL = ("glossy", "3d", "flat", "emoji", "simple", "retro")  # what draws nearly all things
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -229,7 +230,8 @@ class MiniPipeline(DiffusionPipeline):
             generator: one, or one an image.
             latents: the initial noise_BChw.
             maps: maps_BKhw to draw from, in place of the prior's.
-            style: one of STYLES; by default the one that the prompt names, else "any".
+            style: one of STYLES; by default the one that the prompt names, else one of USUAL,
+                drawn anew for each image; "any" leaves it to the models.
             prior_num_inference_steps: of the prior.
             map_candidates: maps that are drawn for each image; the reader picks one.
             map_guidance_scale: how closely the U-Net follows the map; 1 is no guidance.
@@ -258,7 +260,8 @@ class MiniPipeline(DiffusionPipeline):
         if map_candidates < 1:
             raise UsageError(f"map_candidates must be 1 or more, not {map_candidates}.")
         self._guidance_scale, self._interrupt = guidance_scale, False
-        labels = [self.style_of(p, style) for p in prompts]
+        usual = USUAL if maps is None else ("any",)  # a map that is given has a style already
+        labels = self.draw_styles(prompts, style, usual, generator)
         if maps is None:
             said = [with_style(p, STYLES[k]) for p, k in zip(prompts, labels)]
             maps = self.draw_maps(
@@ -300,14 +303,23 @@ class MiniPipeline(DiffusionPipeline):
         taken = inspect.signature(self.scheduler.step).parameters
         return {k: v for k, v in (("eta", eta), ("generator", generator)) if k in taken}
 
-    def style_of(self, prompt: str, style: str | None) -> int:
-        """The label of a style, or of the one that a prompt names."""
-        if style is None:
-            words = f" {prompt.lower().replace(',', ' ')} "
-            return next((k for k, s in enumerate(STYLES) if k and f" {s} " in words), 0)
-        if style not in STYLES:
+    def draw_styles(
+        self,
+        prompts: Sequence[str],
+        style: str | None,
+        usual: Sequence[str] = USUAL,
+        generator: Generators = None,
+    ) -> list[int]:
+        """The label of `style`, or of the one that each prompt names, or a usual one by chance."""
+        if style is not None and style not in STYLES:
             raise UsageError(f"There is no style {style!r}.{close_matches(style, STYLES)}")
-        return STYLES.index(style)
+        by_chance = randn_tensor((len(prompts), 1), generator=generator, device=torch.device("cpu"))
+        share_B = torch.special.ndtr(by_chance[:, 0].double())  # uniform, from an image's own seed
+        labels = []
+        for prompt, share in zip(prompts, share_B.tolist()):
+            named = style or style_in(prompt) or usual[min(int(share * len(usual)), len(usual) - 1)]
+            labels.append(STYLES.index(named))
+        return labels
 
     def _denoise(
         self, latents: Tensor, t: Tensor, maps: Tensor, label_B: Tensor, scale: float
@@ -346,6 +358,12 @@ class MiniPipeline(DiffusionPipeline):
             raise UsageError("There must be one negative prompt, or one for each prompt.")
         if isinstance(generator, Sequence) and len(generator) != len(prompts):
             raise UsageError(f"There are {len(generator)} generators for {len(prompts)} images.")
+
+
+def style_in(prompt: str) -> str | None:
+    """The style that a prompt names."""
+    words = f" {prompt.lower().replace(',', ' ')} "
+    return next((style for style in STYLES[1:] if f" {style} " in words), None)
 
 
 def with_style(prompt: str, style: str) -> str:
