@@ -7,7 +7,7 @@ import yaml
 
 from clipguide import mini
 from training.evaluate import cards
-from training.evaluate.ledger import BARS, Ledger, figure, fingerprint
+from training.evaluate.ledger import BARS, FIGURES, Ledger, figure, fingerprint
 
 FIELDS = ("name", "licence", "task", "data", "figures")
 
@@ -40,6 +40,14 @@ def test_a_card_tells_value_bar_number_and_stale_weights():
     rows = [line for line in rendered.splitlines() if line.startswith(("| PSNR", "| codes"))]
     assert "**missed**" in rows[0] and cards.STALE in rows[0] and "541" in rows[0]
     assert ">= 80.0 %, met" in rows[1] and cards.STALE not in rows[1] and "of 1024" in rows[1]
+
+
+def test_no_figure_is_of_a_model_that_is_not_in_the_tree():
+    """A figure of an older model is measured again or deleted."""
+    now = {name: fingerprint(mini.path(name)) for name in mini.MODELS}
+    for found in Ledger(FIGURES).figures.values():
+        for name in found.weights.keys() & now.keys():
+            assert found.weights[name] == now[name], f"{found.key}: measure it again"
 
 
 def test_a_card_without_figures_says_so():

@@ -94,6 +94,28 @@ def test_the_map_is_the_flow_of_its_prior(pipe):
     assert_close(found, x, atol=1e-5, rtol=1e-5)
 
 
+def test_new_noise_at_each_step_of_the_map(pipe):
+    """Against the steps written out, with an eta between; the last step adds none."""
+    few = {"steps": 2, "guidance_scale": 1.0, "eta": 0.6}
+    found = pipe.draw_maps(["a fox"], [""], generator=seeds(5), **few)
+    g = torch.Generator().manual_seed(5)
+    x, fresh = (torch.randn(1, 6, 4, 4, generator=g) for _ in range(2))
+    hidden, mask = pipe.encode_prompt(["a fox"])
+
+    def x0(x, t):
+        with torch.no_grad():
+            return pipe.prior(
+                x,
+                encoder_hidden_states=hidden,
+                timestep=torch.full((1,), 1000 * t),
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+                encoder_attention_mask=mask,
+            ).sample
+
+    half = 0.5 * x0(x, 1.0) + 0.5 * (0.8 * x + 0.6 * fresh)
+    assert_close(found, x0(half, 0.5), atol=1e-5, rtol=1e-5)
+
+
 def test_the_reader_picks_one_of_several_maps(pipe):
     """Of each image's own candidates, the one whose cosine with its own prompt is highest."""
     prompts, few = ["a fox", "a small red apple beside a whale"], {"steps": 3, "guidance_scale": 2}
@@ -176,6 +198,7 @@ def test_negative_prompts_and_guidance(pipe):
         ({"latents": torch.zeros(1, 8, 4, 4)}, r"shape \(1, 8, 16, 16\), not \(1, 8, 4, 4\)"),
         ({"negative_prompt": ["a", "b"]}, "one negative prompt, or one for each"),
         ({"generator": seeds(1, 2)}, "2 generators for 1 images"),
+        ({"prior_eta": 1.5}, "prior_eta must be between 0 and 1, not 1.5"),
         ({"map_candidates": 0}, "map_candidates must be 1 or more"),
     ],
 )

@@ -130,23 +130,32 @@ class MiniPipeline(DiffusionPipeline):
         steps: int,
         guidance_scale: float,
         candidates: int = 1,
+        eta: float = 0.0,
         generator: Generators = None,
     ) -> Tensor:
-        """Maps_BKhw of prompts, by Euler steps of the prior's flow; of so many candidates for each
-        prompt the one that the reader finds closest to it.
+        """Maps_BKhw of prompts, by the prior's flow; of so many candidates for each prompt the one
+        that the reader finds closest to it.
 
-        The prior predicts the map itself; the velocity is (x - map) / sigma.
+        The prior predicts x0; noise = (x - (1 - sigma)·x0) / sigma; the next x is (1 - sigma')·x0 +
+        sigma'·(sqrt(1 - eta²)·noise + eta·new noise). With eta 0 that is an Euler step; 1 draws all
+        noise anew, which mends the errors of earlier steps (DDIM, Song et al. 2021, equation 16, on
+        a flow's path).
         """
         guided, many = guidance_scale > 1, candidates if self.reader is not None else 1
         hidden, mask = self.encode_prompt([*prompts, *negatives] if guided else prompts)
         hidden, mask = (a.repeat_interleave(many, 0) for a in (hidden, mask))
         config, device = self.prior.config, self._execution_device
         side, channels = config.sample_size, config.in_channels
-        shape = (len(prompts), many * channels, side, side)
-        x = randn_tensor(shape, generator=generator, device=device, dtype=self.prior.dtype)
-        x = x.view(-1, channels, side, side)
+
+        def noise() -> Tensor:
+            shape = (len(prompts), many * channels, side, side)
+            drawn = randn_tensor(shape, generator=generator, device=device, dtype=self.prior.dtype)
+            return drawn.view(-1, channels, side, side)
+
+        x = noise()
         self.prior_scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=device)
-        for t, sigma in zip(self.prior_scheduler.timesteps, self.prior_scheduler.sigmas):
+        sigmas = self.prior_scheduler.sigmas
+        for t, sigma, after in zip(self.prior_scheduler.timesteps, sigmas[:-1], sigmas[1:]):
             x0 = self.prior(
                 torch.cat([x, x]) if guided else x,
                 encoder_hidden_states=hidden,
@@ -158,8 +167,10 @@ class MiniPipeline(DiffusionPipeline):
             if guided:
                 told, untold = x0.chunk(2)
                 x0 = untold + guidance_scale * (told - untold)
-            velocity = (x - x0) / sigma.to(x0)
-            x = self.prior_scheduler.step(velocity, t, x, return_dict=False)[0]
+            epsilon = (x - (1 - sigma) * x0) / sigma
+            if eta > 0 and after > 0:
+                epsilon = (1 - eta**2) ** 0.5 * epsilon + eta * noise()
+            x = ((1 - after) * x0 + after * epsilon).to(x0.dtype)
         if many == 1:
             return x
         score_BN = self.reader(x, hidden[: len(x)], mask[: len(x)]).view(-1, many)
@@ -209,6 +220,7 @@ class MiniPipeline(DiffusionPipeline):
         maps: Tensor | None = None,
         style: str | None = None,
         prior_num_inference_steps: int = 16,
+        prior_eta: float = 1.0,
         map_candidates: int = 4,
         map_guidance_scale: float = 2.0,
         output_type: str = "pil",
@@ -233,6 +245,7 @@ class MiniPipeline(DiffusionPipeline):
             style: one of STYLES; by default the one that the prompt names, else one of USUAL,
                 drawn anew for each image; "any" leaves it to the models.
             prior_num_inference_steps: of the prior.
+            prior_eta: how much of the noise each step of the prior draws anew, 0 to 1.
             map_candidates: maps that are drawn for each image; the reader picks one.
             map_guidance_scale: how closely the U-Net follows the map; 1 is no guidance.
             output_type: "pil", "np", "pt" or "latent".
@@ -259,6 +272,8 @@ class MiniPipeline(DiffusionPipeline):
         self._check(prompts, negatives, height, width, generator)
         if map_candidates < 1:
             raise UsageError(f"map_candidates must be 1 or more, not {map_candidates}.")
+        if not 0 <= prior_eta <= 1:
+            raise UsageError(f"prior_eta must be between 0 and 1, not {prior_eta}.")
         self._guidance_scale, self._interrupt = guidance_scale, False
         usual = USUAL if maps is None else ("any",)  # a map that is given has a style already
         labels = self.draw_styles(prompts, style, usual, generator)
@@ -270,6 +285,7 @@ class MiniPipeline(DiffusionPipeline):
                 steps=prior_num_inference_steps,
                 guidance_scale=guidance_scale,
                 candidates=map_candidates,
+                eta=prior_eta,
                 generator=generator,
             )
         device = self._execution_device
