@@ -39,7 +39,8 @@ class Decoder:
         kind: "vae", the pipeline's own, by the ladder of plans; "tiny", of `tiny`; "linear", a map
             fitted to the VAE once; "auto", the VAE where its gradient fits the budget and the
             memory, else a tiny decoder that is at hand, else the linear map; or a function of
-            latents, as the VAE takes them, to image_N3HW in [0, 1].
+            latents, as the VAE takes them, to image_N3HW in [0, 1]. "vae" and "tiny" may have a
+            rung of the ladder behind them, as "vae:half", which is taken whatever it needs.
         tiny: an AutoencoderTiny for this family's latents, a local folder of one, or "hub": the
             one of that family by name, downloaded if need be. One in the hub's cache is at hand.
         budget: × the cost of plain sampling that "auto" may come to by the decoder; 1.2 by default.
@@ -47,7 +48,8 @@ class Decoder:
             of what is free where that is less.
         like: the class whose latents the pipeline shares, where its own is not in the table.
 
-    `kind` is what decodes: while "auto" has not chosen yet, "auto"; `tiny` is the model.
+    `kind` is what decodes: while "auto" has not chosen yet, "auto"; `name` is that with its rung,
+    as `kind` takes it; `tiny` is the model.
 
     Raises:
         UsageError: a setting is out of range.
@@ -65,18 +67,19 @@ class Decoder:
         like: str | None = None,
     ) -> None:
         self.family = decodable(pipe, like)
-        if not callable(kind) and kind not in KINDS:
-            raise UsageError(f"There is no decoder {kind!r}.{close_matches(kind, KINDS)}")
+        self._function, self._asked, self._rung = None, "function", ""
+        if callable(kind):
+            self._function = kind
+        else:
+            self._asked, self._rung = parsed(kind)
         for name, value, least in (("budget", budget, 1), ("memory", memory, 0)):
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise UsageError(f"The {name} is a number from {least}, not {value}.")
-        if self.family.decoder is None and kind in ("linear", "tiny"):
+        if self.family.decoder is None and self._asked in ("linear", "tiny"):
             raise UsageError(
                 f"{type(pipe).__name__} draws pixels: there is nothing for decoder={kind!r} to do."
             )
         self._pipe, self._budget, self._memory = pipe, budget or BUDGET, memory
-        self._function = kind if callable(kind) else None
-        self._asked = "function" if callable(kind) else kind
         self.tiny = self._found(tiny)
         self._size: tuple[int, int] | None = None
         self._undo = None
@@ -115,6 +118,7 @@ class Decoder:
 
     def _forget(self) -> None:
         self.kind, self._said = self._asked, ""
+        self.name = f"{self.kind}:{self._rung}" if self._rung else self.kind
         self._plans: dict[tuple, Plan] = {}
         self._decodings: dict[str, Decoding] = {}
 
@@ -143,32 +147,38 @@ class Decoder:
         beside those of a step of the denoiser, and by what it needs beside the limit.
         """
         if not self._said:
-            self._said = "decoder: " + self._settled(x0)
+            self.name, why = self._settled(x0)
+            self._said = f"decoder: {why}"
         return self._said
 
-    def _settled(self, x0: torch.Tensor) -> str:
+    def _settled(self, x0: torch.Tensor) -> tuple[str, str]:
+        """Its name, and what is said of it."""
         if self.family.decoder is None:
             self.kind = "vae"
-            return "none, these latents are pixels"
+            return self.kind, "none, these latents are pixels"
         if self._asked == "auto":
             why = self._too_dear(x0)
             if why is not None:
                 if self.tiny is None:
                     self.tiny = tinies.from_hub(self._pipe, download=False)
                 self.kind = "linear" if self.tiny is None else "tiny"
-                return f"{self.kind}, as the gradient through the vae {why}"
+                return self._named(x0), f"{self.kind}, as the gradient through the vae {why}"
             self.kind = "vae"
         if self.kind not in ("vae", "tiny"):
-            return self.kind
+            return self.kind, self.kind
         plan = self._plan(x0, self.kind)
-        if self._asked == "vae" and not plan.exact:
+        if self._asked == "vae" and not self._rung and not plan.exact:
             warnings.warn(
                 f"The gradient through the VAE is taken {plan}, to need less than "
                 f"{self._limit(x0):.1f} GiB. Allow more by memory=…, or take a tiny decoder.",
                 ClipguideWarning,
                 stacklevel=2,
             )
-        return f"{self.kind} ({plan})"
+        return self._named(x0), f"{self.kind} ({plan})"
+
+    def _named(self, x0: torch.Tensor) -> str:
+        has_rungs = self.kind in ("vae", "tiny")
+        return f"{self.kind}:{self._plan(x0, self.kind).rung}" if has_rungs else self.kind
 
     def _too_dear(self, x0: torch.Tensor) -> str | None:
         """Why the VAE's gradient is beyond the budget or the memory; None if it is not."""
@@ -200,6 +210,8 @@ class Decoder:
 
     def _plan(self, x0: torch.Tensor, kind: str) -> Plan:
         shape = self._shape(x0, kind)
+        if (kind, shape) not in self._plans and self._rung:
+            self._plans[kind, shape] = ladder.RUNGS[self._rung]
         if (kind, shape) not in self._plans:
             need = functools.partial(ladder.need, *self._made(kind), shape)
             limit = self._limit(x0) * memory.GIB
@@ -221,6 +233,7 @@ class Decoder:
         if plan is None or (exact and not plan.exact):
             return False
         self._plans.update(dict.fromkeys(keys, plan))
+        self.name = f"{self.kind}:{plan.rung}"
         self._said = f"decoder: {self.kind} ({plan}, as memory ran out)"
         return True
 
@@ -313,6 +326,22 @@ class Decoder:
                 "patches: steer it through its own __call__."
             )
         return rows, columns
+
+
+def parsed(kind: str) -> tuple[str, str]:
+    """A decoder's kind, and its rung where it has one. UsageError if there is no such decoder."""
+    name, _, rung = str(kind).partition(":")
+    if name not in KINDS:
+        raise UsageError(f"There is no decoder {kind!r}.{close_matches(name, KINDS)}")
+    if ":" not in str(kind):
+        return name, ""
+    if name not in ("vae", "tiny") or rung not in ladder.RUNGS:
+        near = close_matches(kind, [f"{k}:{r}" for k in ("vae", "tiny") for r in ladder.RUNGS])
+        raise UsageError(
+            f"There is no decoder {kind!r}: vae and tiny have the rungs "
+            f"{', '.join(ladder.RUNGS)}.{near}"
+        )
+    return name, rung
 
 
 def _listen(pipe: object, hear) -> object:

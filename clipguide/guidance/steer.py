@@ -78,6 +78,12 @@ class Steering:
         return self._session.plan.judge
 
     @property
+    def decoder(self) -> str:
+        """What decodes x0, as the argument of that name takes it: "auto" while that has not chosen,
+        then its choice, with its rung of the ladder, as "vae:half"."""
+        return self._decoder.name
+
+    @property
     def prompt(self) -> object:
         """What is steered towards: one prompt or a list. Set, it holds from the next run on, read
         by the same CLIPs. UsageError if the objective is more than a similarity to prompts."""
@@ -244,7 +250,8 @@ def steer(
             from latents to RGB fitted to it in seconds; "auto", the VAE where the gradient through
             it fits the budget and the memory, by sizes, else a tiny one that is at hand, else the
             linear map; or a function of latents, as the VAE takes them, to image_B3HW in [0, 1].
-            The report says which it was. The score of the last step is by the VAE in any case.
+            "vae" and "tiny" may have a rung of the ladder behind them, as "vae:half". The report
+            says which it was. The score of the last step is by the VAE in any case.
         tiny: an AutoencoderTiny for the pipeline's latents, a local folder of one, or "hub", which
             downloads TAESD of the pipeline's family. One in the hub's cache is at hand anyway.
         memory: GiB that the decoder and its gradient may take beside weights; 4 by default, and
