@@ -174,6 +174,40 @@ def test_a_tape_needs_a_call(pipe, clip, tmp_path):
                 s("a fox", callback_on_step_end=lambda p, i, t, k, stream=stream: k)
 
 
+def test_weights_are_hashed_once(monkeypatch):
+    """And again where one was changed, however it was: by an operation, behind PyTorch's back
+    through `.data`, by loading, by another in its place; changed back, it is the old one."""
+    from clipguide.guidance import digest as module
+
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)).bfloat16()
+    first, saved = digest(net), {k: v.clone() for k, v in net.state_dict().items()}
+
+    def changed(how) -> None:
+        how()
+        assert digest(net) not in seen
+        seen.add(digest(net))
+        net.load_state_dict(saved)
+        assert digest(net) == first
+
+    seen = {first}
+    with torch.no_grad():
+        changed(lambda: net[0].weight.add_(1))
+        changed(lambda: net[0].weight.data.add_(2))
+        changed(lambda: net[1].running_mean.fill_(3))
+        changed(lambda: net[1].num_batches_tracked.add_(1))
+        changed(lambda: setattr(net[0], "bias", torch.nn.Parameter(torch.ones(3).bfloat16())))
+        changed(lambda: net.load_state_dict({k: 4 * v + 1 for k, v in saved.items()}))
+        with torch.inference_mode():
+            changed(lambda: net[0].weight.mul_(0.5))
+    assert digest(net.float()) != first
+    other = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    other.load_state_dict(net.state_dict())
+    assert digest(other) == digest(net)
+    digest(net)
+    monkeypatch.setattr(module, "_feed_tensor", lambda *_: pytest.fail("hashed again"))
+    assert digest(net) == digest(other)
+
+
 def test_digests():
     """Alike is alike, and anything that differs differs."""
     things = [
