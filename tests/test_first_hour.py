@@ -13,7 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from clipguide.clip import load_clip
-from clipguide.errors import UsageError
+from clipguide.errors import ClipguideError, UsageError
 from clipguide.guidance import Particles, steer
 from clipguide.objectives import Similarity, TotalVariation, as_objective
 
@@ -59,6 +59,27 @@ def test_a_loss_per_image(pipe, wrong):
 def test_not_an_objective(pipe):
     with pytest.raises(UsageError, match="prompts, an Objective or a function"):
         as_objective(3)
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "message"),
+    [
+        (5, {}, "A prompt is a text, a picture or a Prompt, not 5"),
+        (["a fox", None], {}, "A prompt is a text, a picture or a Prompt, not None"),
+        ("", {}, "The prompt is empty"),
+        ([], {}, "no prompts"),
+        ("a fox", {"generators": "x"}, "generators is a torch.Generator"),
+        ("a fox", {"generators": [torch.Generator(), 3]}, "generators is a torch.Generator"),
+        ("a fox", {"on_step": 3}, "on_step is a function"),
+        ("a fox", {"tape": 3}, "The tape is a folder"),
+        ("a fox", {"score_every": "2"}, "score_every must be a whole number from 1"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_before_a_clip_is_loaded(
+    pipe, objective, settings, message
+):
+    with pytest.raises(ClipguideError, match=message):
+        steer(pipe, objective, clip="a CLIP that is not there", **settings)
 
 
 def test_objectives_are_reckoned_with():

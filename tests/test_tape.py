@@ -9,7 +9,7 @@ from test_guidance import PAIRS, STEPS, draw, use
 from tiny_pipelines import TINY, tiny
 
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.guidance import Particles, Shortcut, steer
+from clipguide.guidance import Particles, Shortcut, memory, steer
 from clipguide.guidance.digest import digest
 from clipguide.guidance.latents import denoiser
 from clipguide.objectives import Similarity, TotalVariation
@@ -131,6 +131,17 @@ def test_a_harmed_tape_ends_there(pipe, clip, tmp_path, harm):
     assert torch.equal(run(pipe, "a fox", tmp_path, clip=clip)[0], whole)
 
 
+def test_a_tape_keeps_its_decoder(pipe, clip, tmp_path, monkeypatch):
+    """What "auto" chose by the memory of that day holds, though there is none today."""
+    use(pipe, "DDIM")
+    whole, *_ = run(pipe, "a fox", None, clip=clip)
+    with pytest.raises(Stop):
+        run(pipe, "a fox", tmp_path, stop=2, clip=clip)
+    monkeypatch.setattr(memory, "limit", lambda device: 0.0)
+    assert not torch.equal(run(pipe, "a fox", None, clip=clip)[0], whole)  # by the linear map
+    assert torch.equal(run(pipe, "a fox", tmp_path, clip=clip)[0], whole)
+
+
 OTHERS = {
     "seeds": {"seeds": (5, 6)},
     "strength": {"strength": 0.2},
@@ -138,6 +149,9 @@ OTHERS = {
     "guidance": {"call": {"guidance_scale": 3.0}},
     "views": {"generators": [torch.Generator().manual_seed(k) for k in (1, 2)]},
     "decoder": {"decoder": "linear"},
+    "rung": {"decoder": "vae:half"},
+    "memory": {"memory": 1e-5},
+    "budget": {"budget": 2.0},
     "scoring": {"score_every": 2},
 }
 

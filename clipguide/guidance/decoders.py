@@ -7,7 +7,6 @@ latents, 3 channels of H x W pixels.
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch import nn
 from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
 from . import cost, ladder, linear, memory, tinies
 from .clean import Made, clean
+from .grid import Grid
 from .ladder import Decoding, Plan
 from .latents import decodable, denoiser
 
@@ -81,8 +81,7 @@ class Decoder:
             )
         self._pipe, self._budget, self._memory = pipe, budget or BUDGET, memory
         self.tiny = self._found(tiny)
-        self._size: tuple[int, int] | None = None
-        self._undo = None
+        self._grid = Grid(pipe, told=self.family.sized)
         self._forget()
 
     def _found(self, tiny: nn.Module | str | Path | None) -> nn.Module | None:
@@ -106,25 +105,35 @@ class Decoder:
         for linear layers differ in the last bit between weights that are and are not, so that the
         pipeline's own decoding would change.
         """
-        if self.family.sized and self._size is None:
-            self._undo = _listen(self._pipe, self.hear)
+        self._grid.listen()
 
     def close(self) -> None:
         """End: undo `open`, and let go of the copies."""
-        if self._undo is not None:
-            self._undo()
-        self._undo, self._size = None, None
+        self._grid.forget()
         self._forget()
 
     def _forget(self) -> None:
-        self.kind, self._said = self._asked, ""
-        self.name = f"{self.kind}:{self._rung}" if self._rung else self.kind
+        self._take(self._asked, self._rung)
+
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """All that the choice goes by, but for what memory is free."""
+        return self._asked, self._rung, self._budget, self._memory
+
+    def take(self, name: str) -> None:
+        """Until `close` decode by what was chosen before, as `name` says it."""
+        if self._function is None:
+            self._take(*parsed(name))
+
+    def _take(self, kind: str, rung: str) -> None:
+        self.kind, self._fixed, self._said = kind, rung, ""
+        self.name = f"{kind}:{rung}" if rung else kind
         self._plans: dict[tuple, Plan] = {}
         self._decodings: dict[str, Decoding] = {}
 
     def hear(self, height: int, width: int) -> None:
         """The size in pixels of what packed latents decode to, until `close`."""
-        self._size = int(height), int(width)
+        self._grid.hear(height, width)
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
         """image_N3HW of latents as the scheduler sees them, by the kind that is chosen."""
@@ -156,7 +165,9 @@ class Decoder:
         if self.family.decoder is None:
             self.kind = "vae"
             return self.kind, "none, these latents are pixels"
-        if self._asked == "auto":
+        if self.kind == "tiny" and self.tiny is None:  # as was chosen before
+            self.tiny = tinies.from_hub(self._pipe, download=True)
+        if self.kind == "auto":
             why = self._too_dear(x0)
             if why is not None:
                 if self.tiny is None:
@@ -167,7 +178,7 @@ class Decoder:
         if self.kind not in ("vae", "tiny"):
             return self.kind, self.kind
         plan = self._plan(x0, self.kind)
-        if self._asked == "vae" and not self._rung and not plan.exact:
+        if self._asked == "vae" and not self._fixed and not plan.exact:
             warnings.warn(
                 f"The gradient through the VAE is taken {plan}, to need less than "
                 f"{self._limit(x0):.1f} GiB. Allow more by memory=…, or take a tiny decoder.",
@@ -210,8 +221,8 @@ class Decoder:
 
     def _plan(self, x0: torch.Tensor, kind: str) -> Plan:
         shape = self._shape(x0, kind)
-        if (kind, shape) not in self._plans and self._rung:
-            self._plans[kind, shape] = ladder.RUNGS[self._rung]
+        if (kind, shape) not in self._plans and kind == self.kind and self._fixed:
+            self._plans[kind, shape] = ladder.RUNGS[self._fixed]
         if (kind, shape) not in self._plans:
             need = functools.partial(ladder.need, *self._made(kind), shape)
             limit = self._limit(x0) * memory.GIB
@@ -295,7 +306,7 @@ class Decoder:
     def _unpacked(self, x0: torch.Tensor) -> torch.Tensor:
         latents = x0.to(torch.promote_types(x0.dtype, torch.float32))
         unpack = self.family.unpack
-        return unpack(latents, self._grid(x0)) if unpack else latents
+        return unpack(latents, self._grid.of(x0)) if unpack else latents
 
     def _shape(self, x0: torch.Tensor, kind: str) -> tuple[int, ...]:
         """Of what a decoder takes."""
@@ -310,22 +321,6 @@ class Decoder:
                 f"{type(self._pipe).__name__} has {latents.shape[1]}: it is another family's."
             )
         return tuple(latents.shape)
-
-    def _grid(self, x0: torch.Tensor) -> tuple[int, int] | None:
-        """Rows and columns of patches in packed latents; a square if the pipeline did not say."""
-        if not self.family.sized:
-            return None
-        length = x0.shape[1]
-        if self._size is None:
-            rows = columns = math.isqrt(length)
-        else:
-            rows, columns = (side // (2 * self._pipe.vae_scale_factor) for side in self._size)
-        if rows * columns != length:
-            raise ClipguideError(
-                f"{type(self._pipe).__name__} did not say the height and width of its {length} "
-                "patches: steer it through its own __call__."
-            )
-        return rows, columns
 
 
 def parsed(kind: str) -> tuple[str, str]:
@@ -342,28 +337,3 @@ def parsed(kind: str) -> tuple[str, str]:
             f"{', '.join(ladder.RUNGS)}.{near}"
         )
     return name, rung
-
-
-def _listen(pipe: object, hear) -> object:
-    """Tell `hear` the height and width that the pipeline prepares its latents for; how to undo."""
-    if not hasattr(pipe, "prepare_latents"):
-        raise ClipguideError(
-            f"{type(pipe).__name__} does not say the height and width of its packed latents: put "
-            "its blocks through clipguide.pipelines.modular.steered."
-        )
-    original, own = pipe.prepare_latents, pipe.__dict__.get("prepare_latents")
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def prepare_latents(*args, **kwargs):
-        given = signature.bind(*args, **kwargs).arguments
-        hear(given["height"], given["width"])
-        return original(*args, **kwargs)
-
-    def undo() -> None:
-        del pipe.prepare_latents
-        if own is not None:
-            pipe.prepare_latents = own
-
-    pipe.prepare_latents = prepare_latents
-    return undo
