@@ -145,12 +145,13 @@ def cost(job: Job) -> dict:
     """Pieces by the clock and of the processor, MiB of plain and guided runs, and the decoder. On
     CUDA a first round warms up, and does not count."""
     from clipguide import Similarity, steer
+    from clipguide.guidance.steer import guide_dtype
 
     pipe, settings = made(job)
     forget_peak(job.device)
     drawn = [draw(pipe, settings, job.steps)]
     before = peak(job.device)
-    clip = guide(job.geometry, device=job.device)
+    clip = guide(job.geometry, device=job.device, dtype=guide_dtype(pipe))  # as steer loads it
     objective = Similarity(clip, PROMPT)
     rounds, after = [], 0.0
     for _ in range(job.rounds + (job.device == "cuda")):

@@ -169,18 +169,19 @@ def pipeline(
     return pipe, {**settings, "height": size, "width": size}
 
 
-def guide(geometry: str, *, device: str = "cpu"):
+def guide(geometry: str, *, device: str = "cpu", dtype: str = "float32"):
     """The CLIP that guides a geometry by default, of random weights; the toy's is mini."""
     from clipguide.clip import Clip, load_clip
 
     if geometry == "toy":
-        return load_clip("mini", device=device)
+        return load_clip("mini", device=device, dtype=dtype)
     import open_clip
 
     name = GUIDES[geometry]
     model, _, transform = open_clip.create_model_and_transforms(name)
     tokenizer = open_clip.get_tokenizer(name)
-    return Clip(model, transform=transform, tokenizer=tokenizer, name=name, device=device)
+    parts = {"transform": transform, "tokenizer": tokenizer, "name": name}
+    return Clip(model, **parts, device=device, dtype=dtype)
 
 
 def _toy(name: str):

@@ -61,6 +61,27 @@ def test_not_an_objective(pipe):
         as_objective(3)
 
 
+def test_a_named_guide_computes_in_what_the_pipeline_does(pipe, clip_folder, clip):
+    """In bfloat16 beside 16 bits, unless its name says what else; one that is handed in as it is.
+    The judge stays in float32."""
+    use(pipe, "DDIM")
+    name, seen = str(clip_folder), []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        pipe.to(dtype)
+        s = steer(pipe, "a red fox", clip=name, judge=name)
+        seen.append(s.guide.clip.dtype)
+        assert s.judge.clip.dtype == torch.float32
+    assert seen == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert steer(pipe, "a fox", clip=f"{name}@cpu:float32").guide.clip.dtype == torch.float32
+    assert steer(pipe, "a fox", clip=clip).guide.clip is clip
+    pipe.to(torch.bfloat16)
+    plain = draw(pipe)
+    with steer(pipe, "a red fox", clip=name, strength=0.3):
+        steered = draw(pipe)
+    whole = Similarity(clip, "a red fox")
+    assert (whole.score(steered) > whole.score(plain)).all()
+
+
 @pytest.mark.parametrize(
     ("objective", "settings", "message"),
     [

@@ -141,12 +141,14 @@ class Decoder:
         return self._decode(x0, self.kind)
 
     def exact(self, x0: torch.Tensor) -> torch.Tensor:
-        """The same by the VAE, whatever the kind; to look at, one image at a time."""
+        """The same by the VAE, whatever the kind; to look at, one image at a time, in bfloat16
+        where the pipeline itself decodes so."""
         self.choose(x0)
         if self.kind == "vae" or self.family.decoder is None:
             return self(x0)
         with torch.no_grad():
-            return self._by("vae", Plan(single=True), self._unpacked(x0))
+            half = getattr(self._live, "dtype", None) == torch.bfloat16
+            return self._by("vae", Plan(single=True, half=half), self._unpacked(x0))
 
     # --------------------------------------------------------------- the choice
     def choose(self, x0: torch.Tensor) -> str:

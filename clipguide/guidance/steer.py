@@ -21,7 +21,7 @@ from .auto import Choice, choose
 from .contract import Method
 from .decoders import Decoder
 from .latents import check as check_family
-from .latents import default_clip, execution_device
+from .latents import default_clip, denoiser, execution_device
 from .methods import configure
 from .report import Step
 from .session import Plan
@@ -66,7 +66,9 @@ def steer(
         method: one of METHODS by name, its class, or configured, as `Particles(number=8)`; or
             "auto", the one that gains most for `budget`, with its decoder, and of prompts with its
             cutouts.
-        clip: the CLIP that prompts are read by; by default the one of the pipeline's family.
+        clip: the CLIP that prompts are read by; by default the one of the pipeline's family. Given
+            by name it computes in bfloat16 beside a denoiser in 16 bits, unless the name says what
+            else, as "mini@cuda:float32".
         judge: a CLIP that only scores, on the prompts of the objective; or a Similarity of its own.
         strength: length of a step as a fraction of rms(x0): a number, 0 changes no bit; or a
             schedule, as "0.1@0..0.5", over progress from 0 (pure noise) to 1 (clean); or a function
@@ -188,7 +190,7 @@ def _objective(
     ):
         parsed = as_prompts(objective)  # before a CLIP is loaded
         clip = default_clip(pipe, like) if clip is None else clip
-        return Similarity(_loaded(clip, pipe), parsed, **views), []
+        return Similarity(_loaded(clip, pipe, guide_dtype(pipe)), parsed, **views), []
     ignored = [] if clip is None else ["clip is ignored: the objective has its own."]
     return as_objective(objective), ignored
 
@@ -204,6 +206,15 @@ def _judge(
     return Similarity(_loaded(judge, pipe), guide.prompts, views=None), []
 
 
-def _loaded(clip: Clip | str, pipe: object) -> Clip:
+def _loaded(clip: Clip | str, pipe: object, dtype: str = "float32") -> Clip:
     """A CLIP, where the pipeline computes."""
-    return load_clip(clip, device=str(execution_device(pipe))) if isinstance(clip, str) else clip
+    if not isinstance(clip, str):
+        return clip
+    return load_clip(clip, device=str(execution_device(pipe)), dtype=dtype)
+
+
+def guide_dtype(pipe: object) -> str:
+    """What a guide that is named computes in: beside a denoiser in 16 bits or less in bfloat16, as
+    in float32 its gradient would take as long as a step of that on many accelerators."""
+    dtype = getattr(denoiser(pipe), "dtype", None) or torch.float32
+    return "bfloat16" if dtype.itemsize < 4 else "float32"
