@@ -16,12 +16,13 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.overhead import LADDER_BAR, MEMORY, MEMORY_BAR, RESULTS, ROOT, TIME_BAR
-from benchmarks.random_models import LATENTS, hollow
+from benchmarks.random_models import GUIDES, LATENTS, hollow
 
 DOCUMENT = ROOT / "docs" / "memory.md"
 GIB = 2**30
 CARDS = 8, 12, 16, 24, 48, 80  # GiB
 COUNTED = "<!-- table -->\n", "<!-- end of table -->"
+DEFAULTS = "<!-- defaults -->\n", "<!-- end of defaults -->"
 MEASURED = "<!-- measured -->\n", "<!-- end of measured -->"
 
 
@@ -91,6 +92,57 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def default(geometry: str, images: int) -> tuple[float, float]:
+    """Time ÷ plain sampling where every step is steered, and peak ÷ plain, by default beside models
+    in 16 bits: the linear map, and the guide's gradient for its views, image by image. The peaks
+    are those of decoding: of all images at the end, and of the last score, one by one."""
+    import open_clip
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from clipguide import Cutouts
+    from clipguide.guidance import cost, ladder
+    from clipguide.guidance.clean import Made
+    from clipguide.guidance.decoders import Decoder
+    from clipguide.guidance.latents import denoiser
+
+    pipe, shape = hollow(geometry), (images, *LATENTS[geometry][1:])
+    with torch.device("meta"):
+        name = GUIDES.get(geometry, GUIDES["SDXL"])
+        tower = open_clip.create_model(name, device="meta").eval()
+    tower = tower.requires_grad_(False).bfloat16()
+    size = tower.visual.image_size
+    size = size[0] if isinstance(size, tuple) else size
+    views = torch.empty(
+        len(Cutouts()), 3, size, size, device="meta", dtype=torch.bfloat16, requires_grad=True
+    )
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        tower.encode_image(views)
+    with ladder.Alive() as alive:
+        torch.autograd.grad(tower.encode_image(views).sum(), views)
+    decoder = Decoder(pipe, kind="vae")
+    made, latents = Made.of(pipe.vae), decoder.sizes(torch.empty(shape, device="meta"))
+    decoding = ladder.forward(made, decoder.family.decode, latents) / 2  # counted in float32
+    weights = 2 * sum(p.numel() for m in (denoiser(pipe), pipe.vae) for p in m.parameters())
+    guide = 2 * sum(p.numel() for p in tower.parameters())
+    copy = 2 * sum(p.numel() for p in made.bare().parameters())
+    gradient = 2 * images * counter.get_total_flops()  # going back to pixels counts as one more
+    time = 1 + gradient / cost.of_step(pipe, shape)
+    guided = weights + guide + max(decoding + copy, images * alive.most)
+    return time, guided / (weights + decoding)
+
+
+def defaults() -> str:
+    """The table of what the default comes to."""
+    lines = ["| model | images | time ÷ plain | peak ÷ plain |", "|---|---|---|---|"]
+    jobs = [("SD 1.5", 1), *((name, 4 if name == "SD 1.5" else 1) for name in LATENTS)]
+    for geometry, images in jobs:
+        time, peak = default(geometry, images)
+        cells = f"{time:.2f}{verdict(time <= TIME_BAR, True)}"
+        cells += f" | {peak:.2f}{verdict(peak <= MEMORY_BAR, True)}"
+        lines.append(f"| {geometry} | {images} | {cells} |")
+    return "\n".join(lines)
+
+
 def measured() -> str:
     """The table of what was measured."""
     lines = [
@@ -133,7 +185,8 @@ def verdict(met: bool, barred: bool) -> str:
 def write() -> None:
     """Put the tables in their places."""
     text = DOCUMENT.read_text()
-    for (begin, end), made in ((MEASURED, measured()), (COUNTED, table())):
+    parts = (MEASURED, measured()), (DEFAULTS, defaults()), (COUNTED, table())
+    for (begin, end), made in parts:
         before, after = text.split(begin)[0], text.split(end)[1]
         text = f"{before}{begin}{made}\n{end}{after}"
     DOCUMENT.write_text(text)

@@ -142,12 +142,12 @@ class Decoder:
 
     def exact(self, x0: torch.Tensor) -> torch.Tensor:
         """The same by the VAE, whatever the kind; to look at, one image at a time, in bfloat16
-        where the pipeline itself decodes so."""
+        where the VAE itself is in 16 bits."""
         self.choose(x0)
         if self.kind == "vae" or self.family.decoder is None:
             return self(x0)
         with torch.no_grad():
-            half = getattr(self._live, "dtype", None) == torch.bfloat16
+            half = getattr(self._live, "dtype", None) in (torch.float16, torch.bfloat16)
             return self._by("vae", Plan(single=True, half=half), self._unpacked(x0))
 
     # --------------------------------------------------------------- the choice

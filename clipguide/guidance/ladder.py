@@ -238,7 +238,7 @@ def operations(made: Made, decode: Decode, shape: tuple[int, ...]) -> int:
 
 def forward(made: Made, decode: Decode, shape: tuple[int, ...]) -> int:
     """Bytes at most of decoding without a gradient, beside weights."""
-    with torch.inference_mode(False), torch.no_grad(), _Alive() as alive:
+    with torch.inference_mode(False), torch.no_grad(), Alive() as alive:
         decode(skeleton(made), torch.empty(shape, device="meta"))
     return alive.most
 
@@ -254,13 +254,13 @@ def _run(made: Made, decode: Decode, shape: tuple[int, ...], plan: Plan) -> tupl
     with torch.inference_mode(False), torch.enable_grad():
         decoding = Decoding(made.bare(), decode, plan)
         latents = torch.empty(shape, device="meta", requires_grad=True)
-        with _Alive() as alive:
+        with Alive() as alive:
             image_N3HW = decoding(latents)
             torch.autograd.grad(image_N3HW.sum(), latents)
     return alive.most, image_N3HW.nbytes
 
 
-class _Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):
     """Counts the bytes of storage that operations made and that is still alive; `most` at once."""
 
     def __init__(self) -> None:
