@@ -61,6 +61,12 @@ def test_not_an_objective(pipe):
         as_objective(3)
 
 
+@pytest.mark.parametrize("other", ["mini", None, torch.nn.Linear(1, 1)])
+def test_what_is_no_pipeline_is_said_to_be_none(other):
+    with pytest.raises(UsageError, match="not a (str|NoneType|Linear): load one"):
+        steer(other, "a fox")
+
+
 def test_a_named_guide_computes_in_what_the_pipeline_does(pipe, clip_folder, clip):
     """In bfloat16 beside 16 bits, unless its name says what else; one that is handed in as it is.
     The judge stays in float32."""

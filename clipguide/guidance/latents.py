@@ -286,6 +286,11 @@ def family(pipe: object, like: str | None = None) -> Family:
     name = type(pipe).__name__
     if name in STAGES:
         raise ClipguideError(f"{name} cannot be steered: {STAGES[name]}.")
+    if not any(hasattr(pipe, part) for part in ("scheduler", "components", "video_processor")):
+        raise UsageError(
+            f"A pipeline of diffusers' is steered, not a {name}: load one, as by "
+            "DiffusionPipeline.from_pretrained(…), or clipguide.load_pipeline(…)."
+        )
     if hasattr(pipe, "video_processor"):
         raise ClipguideError(
             f"{name} makes videos, and of these only AnimateDiff's, whose frames decode one at a "
