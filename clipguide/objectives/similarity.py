@@ -164,7 +164,10 @@ def as_prompts(prompts: Prompts) -> tuple[Prompt, ...]:
     known = (str, Prompt, Part, ImagePart, Image.Image, torch.Tensor)
     several = prompts if isinstance(prompts, Sequence) else [prompts]
     if odd := [one for one in several if not isinstance(one, known)]:
-        raise UsageError(f"A prompt is a text, a picture or a Prompt, not {str(odd[0])[:40]}.")
+        raise UsageError(
+            "A prompt is a text, a Prompt, or a picture: a PIL image or a tensor, not "
+            f"{type(odd[0]).__name__}."
+        )
     if not several:
         raise ClipguideError("There are no prompts to be similar to.")
     return tuple(map(compose, several))
