@@ -168,7 +168,8 @@ def check(method: str, dtype: str, task: str, mode: str) -> None:
     assert state(pipe) == before
     assert image.isfinite().all() and s.report.skipped == 0
     if method == "particles":  # they draw noise: against the same without weights
-        with running(mode, DTYPES[dtype]), steer(pipe, Brightness(), method=replace(config, sharpness=0.0)) as s:
+        loose = replace(config, sharpness=0.0)
+        with running(mode, DTYPES[dtype]), steer(pipe, Brightness(), method=loose) as s:
             assert Brightness()(image).mean() <= Brightness()(draw(s, given)).mean()
     elif method != "rollover":  # whose noise two samples do not outweigh: see test_rollover.py
         assert Brightness()(image).mean() < Brightness()(plain).mean()
