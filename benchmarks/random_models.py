@@ -120,16 +120,24 @@ def _assembled(geometry: str, **parts):
     return kind(**{**dict.fromkeys(needed), **given})
 
 
-def pipeline(geometry: str, *, device: str = "cpu", side: int | None = None):
-    """A pipeline, in half precision on CUDA, and the settings that it is called with: for one
-    picture of `side` latents a side, its own if None. The toy has its own size, and draws two."""
+def pipeline(
+    geometry: str,
+    *,
+    device: str = "cpu",
+    side: int | None = None,
+    batch: int = 1,
+    dtype: torch.dtype | None = None,
+):
+    """A pipeline, by default in half precision on CUDA, and the settings that it is called with:
+    for `batch` images of `side` latents a side, its own if None. The toy has its own size, and
+    draws two."""
     if geometry.startswith("toy"):
         return _toy("SD3" if geometry == "toy flow" else "SD 1.5")
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(0)
-    dtype = torch.float16 if device == "cuda" else torch.float32
-    dtype = torch.bfloat16 if geometry in TRANSFORMERS else dtype
+    usual = torch.float16 if device == "cuda" else torch.float32
+    dtype = dtype or (torch.bfloat16 if geometry in TRANSFORMERS else usual)
     hollowed = hollow(geometry)
     name = "transformer" if geometry in TRANSFORMERS else "unet"
     parts = {key: filled(getattr(hollowed, key), device, dtype) for key in (name, "vae")}
@@ -144,13 +152,15 @@ def pipeline(geometry: str, *, device: str = "cpu", side: int | None = None):
             num_attention_heads=width // 64,
             projection_dim=width,
         )
-        parts[f"text_encoder{number}"] = kind(config).to(device, dtype)
+        with torch.device("meta"):
+            encoder = kind(config)
+        parts[f"text_encoder{number}"] = filled(encoder, device, dtype)
     model = parts[name]
     width = model.config.get("cross_attention_dim") or model.config.joint_attention_dim
-    words = {"prompt_embeds": torch.randn(1, 77, width)}
+    words = {"prompt_embeds": torch.randn(batch, 77, width)}
     if geometry != "SD 1.5":
         pooled = model.config.get("pooled_projection_dim", 1280)
-        words["pooled_prompt_embeds"] = torch.randn(1, pooled)
+        words["pooled_prompt_embeds"] = torch.randn(batch, pooled)
     pipe = _assembled(geometry, **parts)
     pipe.set_progress_bar_config(disable=True)
     words |= {f"negative_{key}": torch.randn_like(value) for key, value in words.items()}
@@ -159,18 +169,19 @@ def pipeline(geometry: str, *, device: str = "cpu", side: int | None = None):
     return pipe, {**settings, "height": size, "width": size}
 
 
-def guide(geometry: str, *, device: str = "cpu"):
+def guide(geometry: str, *, device: str = "cpu", dtype: str = "float32"):
     """The CLIP that guides a geometry by default, of random weights; the toy's is mini."""
     from clipguide.clip import Clip, load_clip
 
     if geometry == "toy":
-        return load_clip("mini", device=device)
+        return load_clip("mini", device=device, dtype=dtype)
     import open_clip
 
     name = GUIDES[geometry]
     model, _, transform = open_clip.create_model_and_transforms(name)
     tokenizer = open_clip.get_tokenizer(name)
-    return Clip(model, transform=transform, tokenizer=tokenizer, name=name, device=device)
+    parts = {"transform": transform, "tokenizer": tokenizer, "name": name}
+    return Clip(model, **parts, device=device, dtype=dtype)
 
 
 def _toy(name: str):

@@ -66,6 +66,7 @@ _DDPM = {"DDPM": DIFFUSION["DDPM"]}
 _FEW = {name: DIFFUSION[name] for name in ("DDIM", "Euler a", "DPM++ 2M")}
 OWN = {
     "Sana Sprint": {"SCM": ("SCMScheduler", {})},
+    "Stable Cascade": {"DDPM of Würstchen": ("DDPMWuerstchenScheduler", {})},
     "LCM": _LCM,
     "DDIM": {"DDIM": ("DDIMScheduler", {})},  # its pipeline takes no other
     # Their denoising is that of SD 1.5 and SDXL: one scheduler of each kind.

@@ -15,7 +15,7 @@ import os
 import secrets
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -39,12 +39,12 @@ class Recipe:
 
     `seed` is the seed of this picture's own generator, `batch_seeds` those of the batch in which it
     was sampled, `batch_position` its place there. `options` are those of the steering method that
-    are not as by default, each as JSON. Fingerprints are sha256 digests of weights (and,
-    of a CLIP, of its preprocessing). Scores are cosine similarities; without a judge its name and
-    fingerprint are empty. `libraries` maps a package to its version. `decoder` is what steering saw
-    by, `tiny` the folder of a tiny one, `cutouts` how many the guide looked at beside the whole
-    picture, `refine` how many steps of the loop came after it; recipes from before there was a
-    choice lack these.
+    are not as by default, each as JSON. Fingerprints are sha256 digests of weights (and, of a CLIP,
+    of its preprocessing). Scores are cosine similarities; without a judge its name and fingerprint
+    are empty. `libraries` maps a package to its version. `decoder` is what steering saw by, with
+    its rung of the ladder, as "vae:whole" ("auto" where nothing was looked at), `tiny` the folder
+    of a tiny one, `cutouts` how many the guide looked at beside the whole picture, `refine` how
+    many steps of the loop came after it; recipes from before there was a choice lack these.
     """
 
     version: int = FORMAT
@@ -85,6 +85,14 @@ class Recipe:
     def to_json(self) -> str:
         """The recipe as one line of JSON."""
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+
+    def resolving(self, asked: Recipe) -> Recipe:
+        """What was asked for, with the decoder that was chosen for this picture where the choice
+        was left open, or its rung."""
+        if asked.decoder not in ("auto", self.decoder.partition(":")[0]):
+            return asked
+        chosen = ("decoder", "tiny", "tiny_fingerprint")
+        return replace(asked, **{name: getattr(self, name) for name in chosen})
 
     @property
     def files(self) -> tuple[str, ...]:

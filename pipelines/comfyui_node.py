@@ -9,7 +9,6 @@ Shapes: B images, C channels and h x w of latents, 3 channels of H x W pixels.
 
 from __future__ import annotations
 
-import copy
 import functools
 import warnings
 from collections.abc import Callable
@@ -20,8 +19,10 @@ from torch import nn
 from clipguide.clip import Clip, load_clip
 from clipguide.errors import ClipguideWarning, UsageError
 from clipguide.guidance import Shortcut
+from clipguide.guidance.clean import clean
 from clipguide.guidance.contract import Run
 from clipguide.guidance.descent import descend
+from clipguide.guidance.ladder import Decoding, Plan
 from clipguide.guidance.latents import VIT_B_32
 from clipguide.guidance.levels import Level
 from clipguide.objectives import Objective, Similarity
@@ -77,14 +78,24 @@ class SteerByClip:
             raise UsageError("Only models of still pictures are steered: this VAE is another kind.")
         with torch.inference_mode(False):  # ComfyUI's own tensors take no part in gradients
             objective = Similarity(_clip(clip, str(model.load_device)), prompt)
-            decoder = copy.deepcopy(vae.first_stage_model).float().requires_grad_(False).eval()
+            decode = _decoding(vae.first_stage_model, str(model.load_device))
         patched = model.clone()
-        patched.set_model_sampler_post_cfg_function(_hook(config, objective, decoder))
+        patched.set_model_sampler_post_cfg_function(_hook(config, objective, decode))
         return (patched,)
 
 
+def _decoding(vae: nn.Module, device: str) -> Decoding:
+    """Latents as the VAE takes them to image_B3HW, by a clean copy of its decoding half, an image
+    at a time, its layers recomputed; the VAE itself is not touched."""
+    return Decoding(clean(vae, device), _decoded, Plan(single=True, layers=True))
+
+
+def _decoded(vae: nn.Module, latents_BChw: torch.Tensor) -> torch.Tensor:
+    return vae.decode(latents_BChw) / 2 + 0.5
+
+
 def _hook(
-    config: Shortcut, objective: Objective, decoder: nn.Module
+    config: Shortcut, objective: Objective, decode: Callable[[torch.Tensor], torch.Tensor]
 ) -> Callable[[dict], torch.Tensor]:
     """What ComfyUI calls after classifier-free guidance: x0 in, x0 out.
 
@@ -97,15 +108,10 @@ def _hook(
         noise = _noise(base.model_sampling, args["sigma"])
         if config.idle or not config.covers(noise):
             return x0_BChw
-        decoder.to(x0_BChw.device)
-
-        def decode(x0_BChw: torch.Tensor) -> torch.Tensor:
-            return decoder.decode(base.process_latent_out(x0_BChw)).float() / 2 + 0.5
-
         seed = round(noise * 2**40)
         run = Run(
             scheduler=None,
-            decode=decode,
+            decode=lambda x0_BChw: decode(base.process_latent_out(x0_BChw)),
             objective=objective,
             generators=[torch.Generator().manual_seed(seed) for _ in x0_BChw],
             streams=(),

@@ -33,8 +33,8 @@ class Generation:
             None.
         negative: what classifier-free guidance leads away from.
         count: images of each prompt; the i-th has the seed `seed` + i.
-        best_of: candidates of each image, the k-th of the image's seed + k·1,000,000; the one with
-            the best guide score is kept.
+        best_of: candidates of each image, the k-th of the image's seed + k·1,000,000; the one on
+            which the objective is the lowest is kept.
         method: how to steer: a name in `guidance.METHODS`, or a configured one. Particles of an
             image are its candidates. "auto" is the one that gains most for `budget`.
         strength: of the steering, as a fraction of rms(x0), a number or a schedule, as `steer` has
@@ -43,11 +43,14 @@ class Generation:
         seed: 0 … 2⁶³ − 1.
         cfg: scale of classifier-free guidance; 1 is none.
         size: side in pixels, or width and height.
-        budget: of "auto": × the cost of plain sampling, from 1, or seconds an image, as "30s", for
-            which plain sampling is timed first; 4 by default.
+        budget: × the cost of plain sampling, from 1, or seconds an image, as "30s", for which plain
+            sampling is timed first: of method "auto" for it all, 4 by default; else what decoder
+            "auto" may come to, 1.2 by default.
+        memory: GiB that the decoder and its gradient may take beside weights, as `steer` has it.
         cutouts: crops of an image that the guide looks at, beside the whole; 0 … 256; 4 by default.
-        decoder: what steering sees x0 by: "auto", the default, "vae", "linear" or "tiny", as
-            `steer` has it. The finished image is always the VAE's.
+        decoder: what steering sees x0 by: "auto", the default, "vae", "linear" or "tiny", or a
+            rung of the ladder, as "vae:half", as `steer` has it. The recipe keeps what was chosen.
+            The finished image is always the VAE's.
         tiny: a folder of an AutoencoderTiny, or "hub", for "tiny" and "auto".
         refine: steps of the loop on each finished image's latents; the judge decides whether the
             image is better for them.
@@ -72,6 +75,7 @@ class Generation:
     cfg: float = CFG
     size: int | tuple[int, int] | None = None
     budget: float | str | None = None
+    memory: float | None = None
     cutouts: int | None = None
     decoder: str | None = None
     tiny: str | Path | None = None
@@ -96,8 +100,8 @@ class Generation:
             raise UsageError(f"cutouts must be from 0 to 256, not {self.cutouts}.")
         if not 0 <= self.refine <= MOST:
             raise UsageError(f"refine must be from 0 to {MOST}, not {self.refine}.")
-        if self.method != "auto" and self.budget is not None:
-            raise UsageError("A budget is for the method auto, which chooses by it.")
+        if self.budget is not None and "auto" not in (self.method, self.decoder or "auto"):
+            raise UsageError("A budget is for the method or the decoder auto, which choose by it.")
 
     def changed(self, changes: dict[str, object]) -> Generation:
         """The same with some settings changed. UsageError, with close matches, for a name that

@@ -36,6 +36,8 @@ class Settings:
     height: int
     cutouts: int
     decoder: str
+    budget: float | None
+    memory: float | None
     tiny: str
     tiny_fingerprint: str
     tiny_decoder: torch.nn.Module | None

@@ -43,11 +43,11 @@ def load_pipeline(
         raise UsageError(f"There is no model {shorten(model)!r}.{close_matches(model, ['mini'])}")
     if isinstance(source, Path) and not (source / "model_index.json").is_file():
         raise UsageError(f"{source} is no diffusers folder: it has no model_index.json.")
-    without = {} if safety_checker else {"safety_checker": None}
     try:
         kind = _pipeline_class(source)
-        said = kind.load_config(source).get("safety_checker")
-        if not safety_checker and said and said[0] is not None:
+        said = kind.load_config(source).get("safety_checker")  # of two, where the class has one
+        without = {"safety_checker": None} if said and not safety_checker else {}
+        if without and said[0] is not None:
             warnings.warn(
                 f"The safety checker of {model} is left out: give safety_checker=True "
                 "(--safety-checker) to keep it.",

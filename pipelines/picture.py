@@ -13,7 +13,8 @@ from ..recipe import Recipe
 class Picture:
     """A picture, how it was made, its cosines with the guide's text, for guide and judge, what
     steering saw at each step, as `Report.rows` has it, and if they were asked for the `frames`: a
-    picture for each step of what its x0 decodes to, the last of them the finished one."""
+    picture for each step of what its x0 decodes to, the last of them the finished one. `rank`,
+    higher is better, is −objective, which best-of goes by."""
 
     image: Image.Image
     recipe: Recipe
@@ -22,3 +23,4 @@ class Picture:
     seed: int
     trace: list[dict[str, float]]
     frames: tuple[Image.Image, ...] = ()
+    rank: float = 0.0

@@ -20,18 +20,19 @@ import torch
 
 from ..clip import Clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
-from ..guidance import Step, steer
+from ..guidance import Step, steer, tinies
 from ..guidance.auto import Choice, times_plain
 from ..guidance.contract import Method, call_signature
-from ..guidance.decoders import Decoder
+from ..guidance.decoders import Decoder, parsed
 from ..guidance.latents import check, default_clip, execution_device
+from ..guidance.observers import ranks
 from ..guidance.tape import Tape
 from ..images import to_pil
 from ..mini import known
-from ..objectives import Similarity
-from ..prompts import parse
+from ..objectives import Objective, Similarity, finished
+from ..prompts import Prompt, parse
 from ..recipe import Recipe
-from ..views import Cutouts
+from ..views import Cutouts, Views
 from .film import Film
 from .generation import (
     CANDIDATE_STRIDE,
@@ -171,12 +172,12 @@ class TextToImage:
     def _chosen(self, asked: Generation, width: int, height: int) -> Generation:
         """The settings that "auto" chooses, or those that were asked for."""
         self.choice = None
-        if asked.method != "auto":
-            return asked
-        given = {name: getattr(asked, name) for name in ("strength", "cutouts", "decoder")}
         budget = times_plain(
             asked.budget, lambda: self._plain_seconds(asked.steps, asked.cfg, width, height)
         )
+        if asked.method != "auto":
+            return replace(asked, budget=budget)
+        given = {name: getattr(asked, name) for name in ("strength", "cutouts", "decoder")}
         choice = self.choice = auto_of(budget, given, asked.best_of)
         return replace(
             asked,
@@ -200,11 +201,18 @@ class TextToImage:
             width=width,
             height=height,
             cutouts=CUTOUTS if asked.cutouts is None else asked.cutouts,
-            **self._decoding(asked.decoder or "auto", str(asked.tiny or "")),
+            **self._decoding(
+                asked.decoder or "auto", str(asked.tiny or ""), asked.budget, asked.memory
+            ),
             refine=asked.refine,
             trace=asked.trace,
             frames=asked.frames,
         )
+
+    def objective(self, guides: list[Prompt], views: Views) -> Objective:
+        """What the images of a batch go down, and candidates are picked by: the similarity to their
+        guides. A class of one's own may scale it, or add to it; recipes do not say that it did."""
+        return Similarity(self.clip, guides, views=views)
 
     def replay(self, recipe: Recipe) -> Picture:
         """The picture that a recipe made, with the same bits where weights, libraries, device and
@@ -247,7 +255,7 @@ class TextToImage:
                 place += 1
                 if len(candidates) == number:
                     best = done.get((place - 1) // number)
-                    yield best or max(candidates, key=lambda candidate: candidate.guide_score)
+                    yield best or max(candidates, key=lambda candidate: candidate.rank)
                     candidates = []
             if not candidates:
                 for tape in used:
@@ -274,18 +282,22 @@ class TextToImage:
     def _tape(self, tapes: str | Path, batch: Sequence[Job], settings: Settings) -> Path:
         """Where a batch's steps are kept: a name for all that bears on them."""
         recipes = [self._recipe(batch, i, settings).to_json() for i in range(len(batch))]
-        text = "\n".join([*recipes, str(settings.trace)])
+        text = "\n".join([*recipes, str((settings.trace, settings.budget, settings.memory))])
         return Path(tapes) / hashlib.sha256(text.encode()).hexdigest()[:20]
 
-    def _decoding(self, decoder: str, tiny: str) -> dict[str, object]:
+    def _decoding(
+        self, decoder: str, tiny: str, budget: float | None, memory: float | None
+    ) -> dict[str, object]:
         """The settings of what steering sees by. UsageError if there is no such decoder."""
-        if tiny and decoder in ("vae", "linear"):
+        if tiny and parsed(decoder)[0] in ("vae", "linear"):
             warnings.warn(
                 f"tiny is ignored: the decoder is {decoder}.", ClipguideWarning, stacklevel=3
             )
             tiny = ""
-        loaded = Decoder(self.pipe, kind=decoder, tiny=tiny or None).tiny
+        limits = {"budget": budget, "memory": memory}
+        loaded = Decoder(self.pipe, kind=decoder, tiny=tiny or None, **limits).tiny
         return {
+            **limits,
             "decoder": decoder,
             "tiny": tiny,
             "tiny_fingerprint": fingerprint({"tiny": loaded}) if loaded else "",
@@ -301,7 +313,7 @@ class TextToImage:
     ) -> list[Picture]:
         """One batch."""
         guides = [parse(job.guide) for job in jobs]
-        objective = Similarity(self.clip, guides, views=Cutouts(number=settings.cutouts))
+        objective = self.objective(guides, Cutouts(number=settings.cutouts))
         film = Film(on_step) if settings.frames else None
         with steer(
             self.pipe,
@@ -310,6 +322,8 @@ class TextToImage:
             judge=self.judge,
             decoder=settings.decoder,
             tiny=settings.tiny_decoder,
+            budget=settings.budget,
+            memory=settings.memory,
             trace=settings.trace,
             on_step=film or on_step,
             tape=tape,
@@ -324,10 +338,16 @@ class TextToImage:
                 generator=[torch.Generator().manual_seed(job.seed) for job in jobs],
                 output_type="pt",
             ).images
+            settings = self._drawn_by(steering.decoder, settings)
         if settings.refine:
             image_B3HW = self._refined(image_B3HW, jobs, settings)
+        rank_B = [0.0] * len(jobs)
+        if settings.best_of > 1:
+            image_B3HW = image_B3HW.float().clamp(0, 1)
+            rank_B = ranks(finished(objective), image_B3HW, len(jobs)).tolist()
         pictures = to_pil(image_B3HW)
-        guide_scores = objective.score_pictures(pictures).tolist()
+        guide = Similarity(self.clip, guides, views=None)
+        guide_scores = guide.score_pictures(pictures).tolist()
         judge_scores: list[float | None] = [None] * len(jobs)
         if steering.judge is not None:
             judge_scores = steering.judge.score_pictures(pictures).tolist()
@@ -341,12 +361,21 @@ class TextToImage:
                 ),
                 guide_score=guide_scores[i],
                 judge_score=judge_scores[i],
+                rank=rank_B[i],
                 seed=jobs[i].seed,
                 trace=steering.report.rows(i),
                 frames=film.of(i, pictures[i]) if film else (),
             )
             for i in range(len(jobs))
         ]
+
+    def _drawn_by(self, decoder: str, settings: Settings) -> Settings:
+        """The settings that draw the same again: with what "auto" chose for the decoder, and the
+        tiny one of the hub's cache by name where it chose that."""
+        found = {"decoder": decoder}
+        if parsed(decoder)[0] == "tiny" and settings.tiny_decoder is None:
+            found = self._decoding(decoder, tinies.HUB, None, settings.memory)
+        return replace(settings, **found)
 
     def _negative(self, settings: Settings, number: int) -> dict[str, object]:
         """The negative prompts, where this pipeline takes them."""

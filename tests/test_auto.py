@@ -121,7 +121,7 @@ def test_text_to_image(table, tiny_mini):
     (picture,) = model("a fox", method="auto", budget=3, steps=3, seed=2)
     recipe = picture.recipe
     assert (recipe.method, recipe.strength, recipe.best_of) == ("shortcut", 0.2, 2)
-    assert (recipe.cutouts, recipe.decoder) == (2, "vae")
+    assert (recipe.cutouts, recipe.decoder) == (2, "vae:whole")
     assert model.choice.cost == 3.0
     (by_hand,) = model("a fox", strength=0.2, best_of=2, cutouts=2, steps=3, seed=2)
     for other in (by_hand, model.replay(recipe)):
@@ -138,7 +138,7 @@ def test_text_to_image(table, tiny_mini):
         ({"method": "auto", "cutouts": 3}, "cutouts"),
         ({"method": "auto", "best_of": 2}, "best_of"),
         ({"method": "auto", "budget": "0.000001s"}, "without any steering"),
-        ({"budget": 3}, "auto"),
+        ({"budget": 3, "decoder": "linear"}, "auto"),
         ({"cutouts": -1}, "cutouts"),
         ({"cutouts": 1000}, "cutouts"),
     ],

@@ -309,11 +309,27 @@ def test_animate_several(tiny_mini):
     assert (last[40:72, 40:72] == 255).all()
 
 
-@pytest.mark.parametrize("decoder", ["vae", "linear", "auto"])
-def test_decoder(tiny_mini, decoder):
-    invoke("generate", "fox", "--seed", 7, *FAST, "--decoder", decoder, "--out", "a.png")
-    assert recipes.read_png("a.png").decoder == decoder
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        (["--decoder", "vae:layers"], "vae:layers"),
+        (["--decoder", "linear"], "linear"),
+        (["--decoder", "auto"], "vae:whole"),
+        (["--memory", "0.00001"], "linear"),
+        (["--decoder", "vae", "--memory", "0.00001"], "vae:tiles"),
+        (["--budget", "1"], "vae:whole"),  # so small that nobody waits for it
+    ],
+    ids=str,
+)
+def test_decoder(tiny_mini, flags, kept):
+    """The recipe keeps what was chosen: a replay draws the same, whatever memory there is."""
+    run = ["generate", "fox", "--seed", 7, *FAST, *flags, "--out", "a.png"]
+    invoke(*run)
+    assert recipes.read_png("a.png").decoder.startswith(kept)
     assert "pixel for pixel" in invoke("replay", "a.png").stdout
+    before = Path("a.png").read_bytes()
+    invoke(*run, "--resume")  # it is that picture
+    assert Path("a.png").read_bytes() == before
 
 
 def test_tiny_decoder(tiny_mini, tiny_decoder_folder):
@@ -321,7 +337,7 @@ def test_tiny_decoder(tiny_mini, tiny_decoder_folder):
     flags = ["--decoder", "tiny", "--tiny", tiny_decoder_folder]
     invoke("generate", "fox", "--seed", 7, *FAST, *flags, "--out", "a.png")
     recipe = recipes.read_png("a.png")
-    assert (recipe.decoder, recipe.tiny) == ("tiny", str(tiny_decoder_folder))
+    assert (recipe.decoder, recipe.tiny) == ("tiny:whole", str(tiny_decoder_folder))
     assert "--trust" in invoke("replay", "a.png", code=2).stderr
     assert "pixel for pixel" in invoke("replay", "a.png", "--trust").stdout
 

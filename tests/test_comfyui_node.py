@@ -116,6 +116,29 @@ def vae(model):
     return SimpleNamespace(first_stage_model=Autoencoder(model.pipe.vae), latent_dim=2)
 
 
+def decoding(vae):
+    return node._decoding(vae.first_stage_model, "cpu")
+
+
+def test_the_vae_is_not_touched(vae):
+    """The decoder is a clean one: its decoding half in float32, without the hooks of the live one,
+    which stays in half precision, and trainable as it was; images and gradients are its own."""
+    live, seen = vae.first_stage_model.half(), []
+    live.vae.decoder.conv_in.register_forward_hook(lambda *_: seen.append(1))
+    before = [(p.dtype, p.requires_grad, p.data_ptr()) for p in live.parameters()]
+    found = decoding(vae)
+    latents = noise(BATCH, 4, 8, 8).requires_grad_()
+    image_B3HW = found(latents)
+    (slope,) = torch.autograd.grad(image_B3HW.square().sum(), latents)
+    assert not seen and {p.dtype for p in found.vae.parameters()} == {torch.float32}
+    assert [(p.dtype, p.requires_grad, p.data_ptr()) for p in live.parameters()] == before
+    wide = copy.deepcopy(live).float()
+    expected_B3HW = wide.decode(latents) / 2 + 0.5
+    (expected,) = torch.autograd.grad(expected_B3HW.square().sum(), latents)
+    assert_close(image_B3HW, expected_B3HW, atol=1e-5, rtol=1e-5)
+    assert_close(slope, expected, atol=1e-5, rtol=1e-4)
+
+
 SETTINGS = {"prompt": "a red fox", "strength": 0.2, "window_low": 0.1, "window_high": 1.0}
 
 
@@ -130,7 +153,7 @@ def test_it_is_steer(model, vae):
         objective = TotalVariation() + Range()
         with steer(model.pipe, objective, strength=0.2):
             theirs = model.pipe(**settings).images
-        hook = node._hook(Shortcut(strength=0.2), objective, vae.first_stage_model)
+        hook = node._hook(Shortcut(strength=0.2), objective, decoding(vae))
         model.set_model_sampler_post_cfg_function(hook)
         mine = model.sample(latents, model.words)
     assert (mine - plain).abs().max() > 0.05
@@ -166,7 +189,7 @@ def test_patch(model, vae, clip_folder):
 
 def test_a_move_is_as_long_as_it_says(model, vae):
     """strength · sin(πn/2) · rms(x0), in the type of x0."""
-    hook = node._hook(Shortcut(strength=0.2), TotalVariation(), vae.first_stage_model)
+    hook = node._hook(Shortcut(strength=0.2), TotalVariation(), decoding(vae))
     x0 = noise(BATCH, 4, 16, 32).half()
     moved = hook(model.arguments(x0, 1.0))
     assert moved.dtype == torch.float16
@@ -191,7 +214,7 @@ def test_gradients_that_are_no_numbers(model, vae):
             loss_B = super().__call__(image_B3HW, generators)
             return loss_B * torch.tensor([math.nan, 1.0])
 
-    hook = node._hook(Shortcut(), Broken(), vae.first_stage_model)
+    hook = node._hook(Shortcut(), Broken(), decoding(vae))
     x0 = noise(BATCH, 4, 16, 32)
     with pytest.warns(ClipguideWarning, match="gradient of image 0 is not a number"):
         moved = hook(model.arguments(x0, 1.0))

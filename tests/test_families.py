@@ -10,7 +10,7 @@ import inspect
 import diffusers
 import pytest
 import torch
-from tiny_pipelines import BATCH, HEIGHT, TINY, WIDTH, draw, noise, tiny
+from tiny_pipelines import BATCH, HEIGHT, TINY, WIDTH, draw, qwen_edit, tiny
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, UsageError
@@ -134,28 +134,53 @@ def test_every_name_in_the_table_is_a_pipeline():
 
 def test_every_family_is_tested():
     names = ("SD 1.5", "SDXL", "SD3", "Sana Sprint", "DDPM", "AnimateDiff", *SIZED)
-    names += ("Wan", "Kandinsky 5")
+    names += ("Wan", "Kandinsky 5", "Stable Cascade")
     found = {families.family(tiny(name)[0]) for name in names}
-    assert found == set(families.FAMILIES.values()) - {families.CASCADE}  # see below
+    assert found == set(families.FAMILIES.values())
 
 
-def test_stable_cascade():
-    """Its decoder's latents, by its VQGAN; its own scheduler is in no table yet."""
-    from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
-
-    torch.manual_seed(0)
-    vqgan = PaellaVQModel(levels=2, bottleneck_blocks=1, embed_dim=8, num_vq_embeddings=8).eval()
-    pipe = diffusers.StableCascadeDecoderPipeline(
-        decoder=None,
-        tokenizer=None,
-        text_encoder=None,
-        scheduler=diffusers.DDPMWuerstchenScheduler(),
-        vqgan=vqgan,
+def test_stable_cascades_other_stages_are_refused():
+    """Each in a sentence that names the one that is steered."""
+    pipe, _ = tiny("Stable Cascade")
+    prior = diffusers.StableCascadePriorPipeline(
+        tokenizer=None, text_encoder=None, prior=pipe.decoder, scheduler=pipe.scheduler
     )
-    latents = noise(BATCH, 4, 8, 16)
-    with torch.no_grad():  # as its __call__ ends
-        expected = vqgan.decode(vqgan.config.scale_factor * latents).sample
-        assert_close(Decoder(pipe)(latents), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ClipguideError, match="its latents are features.*DecoderPipeline"):
+        steer(prior, Red())
+    both = diffusers.StableCascadeCombinedPipeline(
+        **pipe.components,
+        **{f"prior_{key}": None for key in ("text_encoder", "tokenizer", "image_encoder")},
+        prior_prior=pipe.decoder,
+        prior_scheduler=pipe.scheduler,
+        prior_feature_extractor=None,
+    )
+    with pytest.raises(ClipguideError, match="calls two pipelines.*decoder_pipe"):
+        steer(both, Red())
+
+
+@pytest.mark.parametrize("kind", ["", "Plus"])
+def test_qwen_image_edit(kind):
+    """The decoder is the pipeline's own, beside the latents of the image that it starts from; the
+    objective falls, and strength 0 changes no bit."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe, settings = qwen_edit(kind)
+    pipe.set_progress_bar_config(disable=True)
+    plain_B3HW = draw(pipe, settings, steps=2)
+    seen = []
+    with steer(pipe, Red(), strength=0.3, decoder="vae", on_step=lambda step: seen.append(step)):
+        steered_B3HW = draw(pipe, settings, steps=2)
+        last_B3HW = seen[-1].preview()
+    assert steered_B3HW.shape == (1, 3, 128, 256) == last_B3HW.shape
+    assert (Red()(steered_B3HW) < Red()(plain_B3HW)).all()
+    with steer(pipe, Red(), strength=0.0):
+        assert torch.equal(draw(pipe, settings, steps=2), plain_B3HW)
+    decoder = Decoder(pipe)
+    decoder.open()
+    latents, image_B3HW = last_latents(pipe, settings, "Qwen-Image-Edit")
+    with torch.no_grad():
+        assert_close(decoder(latents).clamp(0, 1), image_B3HW, atol=1e-5, rtol=0)
+    decoder.close()
 
 
 def test_videos_are_refused():
@@ -197,7 +222,7 @@ def test_guides():
         families.default_clip(pipe)  # its text is 16 wide
     pipe.unet.register_to_config(cross_attention_dim=2048)
     assert families.default_clip(pipe) == families.CONVNEXT.name
-    for name in ("SD3", "FLUX", "FLUX.2", "Qwen-Image", "Z-Image", "Sana", "PixArt-Sigma"):
+    for name in ("SD3", "FLUX", "FLUX.2", "Qwen-Image", "Z-Image", "Stable Cascade", "Sana"):
         assert families.default_clip(tiny(name)[0]) == families.CONVNEXT.name
     with pytest.raises(UsageError, match="Which CLIP should guide this DDPMPipeline"):
         families.default_clip(tiny("DDPM")[0])

@@ -13,7 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from clipguide.clip import load_clip
-from clipguide.errors import UsageError
+from clipguide.errors import ClipguideError, UsageError
 from clipguide.guidance import Particles, steer
 from clipguide.objectives import Similarity, TotalVariation, as_objective
 
@@ -59,6 +59,54 @@ def test_a_loss_per_image(pipe, wrong):
 def test_not_an_objective(pipe):
     with pytest.raises(UsageError, match="prompts, an Objective or a function"):
         as_objective(3)
+
+
+@pytest.mark.parametrize("other", ["mini", None, torch.nn.Linear(1, 1)])
+def test_what_is_no_pipeline_is_said_to_be_none(other):
+    with pytest.raises(UsageError, match="not a (str|NoneType|Linear): load one"):
+        steer(other, "a fox")
+
+
+def test_a_named_guide_computes_in_what_the_pipeline_does(pipe, clip_folder, clip):
+    """In bfloat16 beside 16 bits, unless its name says what else; one that is handed in as it is.
+    The judge stays in float32."""
+    use(pipe, "DDIM")
+    name, seen = str(clip_folder), []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        pipe.to(dtype)
+        s = steer(pipe, "a red fox", clip=name, judge=name)
+        seen.append(s.guide.clip.dtype)
+        assert s.judge.clip.dtype == torch.float32
+    assert seen == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert steer(pipe, "a fox", clip=f"{name}@cpu:float32").guide.clip.dtype == torch.float32
+    assert steer(pipe, "a fox", clip=clip).guide.clip is clip
+    pipe.to(torch.bfloat16)
+    plain = draw(pipe)
+    with steer(pipe, "a red fox", clip=name, strength=0.3):
+        steered = draw(pipe)
+    whole = Similarity(clip, "a red fox")
+    assert (whole.score(steered) > whole.score(plain)).all()
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "message"),
+    [
+        (5, {}, "A prompt is a text, a Prompt, or a picture: .*, not int"),
+        (["a fox", None], {}, "a PIL image or a tensor, not NoneType"),
+        ("", {}, "The prompt is empty"),
+        ([], {}, "no prompts"),
+        ("a fox", {"generators": "x"}, "generators is a torch.Generator"),
+        ("a fox", {"generators": [torch.Generator(), 3]}, "generators is a torch.Generator"),
+        ("a fox", {"on_step": 3}, "on_step is a function"),
+        ("a fox", {"tape": 3}, "The tape is a folder"),
+        ("a fox", {"score_every": "2"}, "score_every must be a whole number from 1"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_before_a_clip_is_loaded(
+    pipe, objective, settings, message
+):
+    with pytest.raises(ClipguideError, match=message):
+        steer(pipe, objective, clip="a CLIP that is not there", **settings)
 
 
 def test_objectives_are_reckoned_with():

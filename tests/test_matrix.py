@@ -115,11 +115,14 @@ def prepared(task: str, dtype: torch.dtype, mode: str):
     return pipe, {**given, **more, "num_inference_steps": 5, "output_type": "pt"}
 
 
-def running(mode: str):
+def running(mode: str, dtype: torch.dtype):
+    """What the pipeline runs under: a model in float16 under autocast to that, for autocast to
+    bfloat16 on the CPU knows no float16, steered or not."""
     if mode == "inference_mode":
         return torch.inference_mode()
     if mode == "autocast":
-        return torch.autocast("cpu", dtype=torch.bfloat16)
+        half = torch.float16 if dtype == torch.float16 else torch.bfloat16
+        return torch.autocast("cpu", dtype=half)
     return contextlib.nullcontext()
 
 
@@ -153,7 +156,7 @@ def check(method: str, dtype: str, task: str, mode: str) -> None:
             with steer(pipe, Brightness(), method=config) as s:
                 draw(s, given)
         return
-    with running(mode):
+    with running(mode, DTYPES[dtype]):
         plain = draw(pipe, given)
         before = state(pipe)
         if idle is not None:
@@ -165,11 +168,12 @@ def check(method: str, dtype: str, task: str, mode: str) -> None:
     assert state(pipe) == before
     assert image.isfinite().all() and s.report.skipped == 0
     if method == "particles":  # they draw noise: against the same without weights
-        with running(mode), steer(pipe, Brightness(), method=replace(config, sharpness=0.0)) as s:
+        loose = replace(config, sharpness=0.0)
+        with running(mode, DTYPES[dtype]), steer(pipe, Brightness(), method=loose) as s:
             assert Brightness()(image).mean() <= Brightness()(draw(s, given)).mean()
     elif method != "rollover":  # whose noise two samples do not outweigh: see test_rollover.py
         assert Brightness()(image).mean() < Brightness()(plain).mean()
-    with running(mode):
+    with running(mode, DTYPES[dtype]):
         assert torch.equal(draw(pipe, given), plain)
 
 

@@ -295,5 +295,36 @@ def test_next_level_of_a_scheduler_that_looks_back():
 def test_every_scheduler_of_stable_diffusion_is_in_the_table():
     for scheduler in diffusers.DDIMScheduler().compatibles:
         assert scheduler.__name__ in schedulers.SCHEDULERS, scheduler.__name__
-    tested = {ALL[case][0] for case in ALL} | {"DPMSolverSDEScheduler"}
+    tested = {ALL[case][0] for case in ALL}
+    tested |= {"DPMSolverSDEScheduler", "DDPMWuerstchenScheduler"}  # below
     assert tested == set(schedulers.SCHEDULERS)
+
+
+@pytest.mark.parametrize(("scaler", "shape"), [(1.0, ()), (2.0, (3,)), (0.5, (3,))])
+def test_wuerstchens_scheduler(scaler, shape):
+    """It goes by a share of the way. Known x0 and ε are found again at every level, where the next
+    level is the one that its step's mean leads to, and a run ends at x0."""
+
+    def alphas(t: float) -> float:  # Nichol & Dhariwal 2021, eq. 17, bent by the scaler
+        t = 1 - (1 - t) ** scaler if scaler > 1 else t**scaler
+        now, first = (math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2 for u in (t, 0))
+        return min(max(now / first, 1e-4), 1 - 1e-4)
+
+    scheduler = diffusers.DDPMWuerstchenScheduler(scaler=scaler)
+    scheduler.set_timesteps(STEPS)
+    x0, noise = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    generator, sample = torch.Generator().manual_seed(1), noise
+    assert schedulers.stochastic(scheduler) and schedulers.first_order(scheduler)
+    for k, t in enumerate(scheduler.timesteps[:-1]):
+        level = schedulers.level(scheduler, t.expand(shape) if shape else t)
+        squared = alphas(1 - k / STEPS)
+        assert (level.alpha, level.sigma) == pytest.approx(
+            (squared**0.5, (1 - squared) ** 0.5), abs=1e-5
+        )
+        made = level.alpha * x0 + level.sigma * noise
+        assert_close(level.x0(noise, made), x0, atol=2e-3, rtol=0)  # by up to 100 in float32
+        after = schedulers.next_level(scheduler, t)
+        assert after.alpha**2 == pytest.approx(alphas(1 - (k + 1) / STEPS), abs=1e-5)
+        epsilon = (sample - level.alpha * x0) / level.sigma
+        sample = scheduler.step(epsilon, t[None], sample, generator=generator).prev_sample
+    assert_close(sample, x0, atol=0.05, rtol=0)  # the last level is 1e-4 from clean

@@ -184,7 +184,7 @@ def test_an_enter_that_raises_leaves_nothing(pipe, clip, monkeypatch):
     before = dict(pipe.__dict__)
     hooks = dict(pipe.unet._forward_hooks)
     s = steer(pipe, "a red fox", clip=clip)
-    module = importlib.import_module("clipguide.guidance.steer")
+    module = importlib.import_module("clipguide.guidance.steering")
     monkeypatch.setattr(module, "tap", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError), s:
         pass

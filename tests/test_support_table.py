@@ -39,6 +39,14 @@ def test_sample(script, family, scheduler):
     assert script.parsed(script.DOCUMENT.read_text())[family, scheduler].split(" (")[0] == word
 
 
+def test_the_methods_are_the_matrixs(script, monkeypatch):
+    """The page says of each method and task what tests/test_matrix.py proves of it."""
+    import test_matrix
+
+    monkeypatch.setattr(test_matrix, "check", lambda *cell: None)  # it is tried there
+    assert "\n".join(script.methods()) in script.DOCUMENT.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_page_is_current(script):

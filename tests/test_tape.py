@@ -9,7 +9,7 @@ from test_guidance import PAIRS, STEPS, draw, use
 from tiny_pipelines import TINY, tiny
 
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.guidance import Particles, Shortcut, steer
+from clipguide.guidance import Particles, Shortcut, memory, steer
 from clipguide.guidance.digest import digest
 from clipguide.guidance.latents import denoiser
 from clipguide.objectives import Similarity, TotalVariation
@@ -131,6 +131,17 @@ def test_a_harmed_tape_ends_there(pipe, clip, tmp_path, harm):
     assert torch.equal(run(pipe, "a fox", tmp_path, clip=clip)[0], whole)
 
 
+def test_a_tape_keeps_its_decoder(pipe, clip, tmp_path, monkeypatch):
+    """What "auto" chose by the memory of that day holds, though there is none today."""
+    use(pipe, "DDIM")
+    whole, *_ = run(pipe, "a fox", None, clip=clip)
+    with pytest.raises(Stop):
+        run(pipe, "a fox", tmp_path, stop=2, clip=clip)
+    monkeypatch.setattr(memory, "limit", lambda device: 0.0)
+    assert not torch.equal(run(pipe, "a fox", None, clip=clip)[0], whole)  # by the linear map
+    assert torch.equal(run(pipe, "a fox", tmp_path, clip=clip)[0], whole)
+
+
 OTHERS = {
     "seeds": {"seeds": (5, 6)},
     "strength": {"strength": 0.2},
@@ -138,6 +149,9 @@ OTHERS = {
     "guidance": {"call": {"guidance_scale": 3.0}},
     "views": {"generators": [torch.Generator().manual_seed(k) for k in (1, 2)]},
     "decoder": {"decoder": "linear"},
+    "rung": {"decoder": "vae:half"},
+    "memory": {"memory": 1e-5},
+    "budget": {"budget": 2.0},
     "scoring": {"score_every": 2},
 }
 
@@ -172,6 +186,40 @@ def test_a_tape_needs_a_call(pipe, clip, tmp_path):
         with open(__file__) as stream:
             with pytest.raises(UsageError, match="TextIOWrapper cannot be compared"):
                 s("a fox", callback_on_step_end=lambda p, i, t, k, stream=stream: k)
+
+
+def test_weights_are_hashed_once(monkeypatch):
+    """And again where one was changed, however it was: by an operation, behind PyTorch's back
+    through `.data`, by loading, by another in its place; changed back, it is the old one."""
+    from clipguide.guidance import digest as module
+
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)).bfloat16()
+    first, saved = digest(net), {k: v.clone() for k, v in net.state_dict().items()}
+
+    def changed(how) -> None:
+        how()
+        assert digest(net) not in seen
+        seen.add(digest(net))
+        net.load_state_dict(saved)
+        assert digest(net) == first
+
+    seen = {first}
+    with torch.no_grad():
+        changed(lambda: net[0].weight.add_(1))
+        changed(lambda: net[0].weight.data.add_(2))
+        changed(lambda: net[1].running_mean.fill_(3))
+        changed(lambda: net[1].num_batches_tracked.add_(1))
+        changed(lambda: setattr(net[0], "bias", torch.nn.Parameter(torch.ones(3).bfloat16())))
+        changed(lambda: net.load_state_dict({k: 4 * v + 1 for k, v in saved.items()}))
+        with torch.inference_mode():
+            changed(lambda: net[0].weight.mul_(0.5))
+    assert digest(net.float()) != first
+    other = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    other.load_state_dict(net.state_dict())
+    assert digest(other) == digest(net)
+    digest(net)
+    monkeypatch.setattr(module, "_feed_tensor", lambda *_: pytest.fail("hashed again"))
+    assert digest(net) == digest(other)
 
 
 def test_digests():

@@ -16,8 +16,10 @@ from clipguide.pipelines.text_to_image import TextToImage
 from clipguide import mini
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
-from clipguide.guidance import METHODS
-from clipguide.images import to_pil
+from clipguide.guidance import METHODS, memory
+from clipguide.images import to_pil, to_tensor
+from clipguide.objectives import Objective, Similarity
+from clipguide.views import Cutouts
 
 STEPS = 3
 
@@ -86,18 +88,63 @@ def test_seeds_and_order(draw):
     assert [len(p.recipe.batch_seeds) for p in pictures] == [4, 4, 4, 4, 2, 2]
 
 
+class Bright(Objective):
+    """A dark image is a loss."""
+
+    def __call__(self, image_B3HW, generators=None):
+        return -image_B3HW.flatten(1).mean(1)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [lambda s: s, lambda s: -1.0 * s, lambda s: s + 100.0 * Bright()],
+    ids=["similarity", "negative", "sum"],
+)
+@pytest.mark.parametrize("method", ["shortcut", "particles"])
+def test_candidates_are_picked_by_what_is_minimised(tiny_mini, made, method):
+    """Not by the guide's cosine: the lowest loss of the finished images, in the views that best-of
+    looks at."""
+
+    class Own(TextToImage):
+        def objective(self, guides, views):
+            return made(super().objective(guides, views))
+
+    seen = []
+
+    class Watched(Own):
+        def _sample(self, *args):
+            seen.extend(found := super()._sample(*args))
+            return found
+
+    draw = Watched()
+    number = {"best_of": 5} if method == "shortcut" else {}
+    (best,) = draw("a red fox", method=method, steps=STEPS, seed=4, **number)
+    loss = made(Similarity(draw.clip, "a red fox", views=Cutouts(number=4)))
+    images = [to_tensor([p.image]) for p in seen]
+    losses = [float(loss(image, [torch.Generator().manual_seed(0)])) for image in images]
+    assert len(seen) == 5 if number else 4
+    assert best is seen[int(np.argmin(losses))]
+    assert best.guide_score == pytest.approx(
+        float(Similarity(draw.clip, "a red fox").score_pictures([best.image])), abs=1e-5
+    )
+
+
 def test_best_of(draw):
-    """The best of the candidates by the guide, which are pictures of the strided seeds."""
+    """The candidates are pictures of the strided seeds."""
     settings = {"steps": STEPS, "exact": True}
+    objective = Similarity(draw.clip, "a red fox", views=Cutouts(number=4))
+
+    def rank(picture):
+        return -float(objective(to_tensor([picture.image]), [torch.Generator().manual_seed(0)]))
+
     best = draw("a red fox", count=2, best_of=3, seed=4, **settings)
     for i, picture in enumerate(best):
         seeds = [4 + i + k * CANDIDATE_STRIDE for k in range(3)]
         candidates = [draw("a red fox", seed=seed, **settings)[0] for seed in seeds]
-        winner = max(candidates, key=lambda candidate: candidate.guide_score)
+        winner = max(candidates, key=rank)
         assert same(picture, winner)
         assert picture.seed == winner.seed
         assert picture.recipe.best_of == 3
-        assert not picture.guide_score < max(c.guide_score for c in candidates)
 
 
 def test_pictures_come_batch_by_batch(draw):
@@ -205,11 +252,31 @@ def test_decoders(draw, decoder, tiny_decoder_folder):
     settings = {"steps": STEPS, "seed": 4, "strength": 0.3}
     (picture,) = draw("a fox", decoder=decoder, tiny=tiny, **settings)
     recipe = picture.recipe
-    assert (recipe.decoder, recipe.tiny) == (decoder, str(tiny or ""))
+    chosen = {"tiny": "tiny:whole", "auto": "vae:whole"}.get(decoder, decoder)
+    assert (recipe.decoder, recipe.tiny) == (chosen, str(tiny or ""))
     assert len(recipe.tiny_fingerprint) == (64 if tiny else 0)
     assert decoder == "auto" or not same(picture, draw("a fox", **settings)[0])
     remade = draw.replay(recipe)
     assert same(remade, picture) and remade.recipe == recipe
+
+
+def test_a_replay_decodes_by_what_auto_chose(draw, monkeypatch):
+    """The rung that the memory of that day allowed, whatever is free today; by budget and memory of
+    one's own too."""
+    settings = {"steps": STEPS, "seed": 4, "strength": 0.5}
+    whole = draw("a fox", **settings)[0]
+    with pytest.warns(ClipguideWarning, match="taken one image at a time"):
+        (small,) = draw("a fox", decoder="vae", memory=1e-5, **settings)
+    assert small.recipe.decoder.startswith("vae:") and not same(small, whole)
+    (linear,) = draw("a fox", memory=1e-5, **settings)
+    assert linear.recipe.decoder == "linear"
+    monkeypatch.setattr(memory, "limit", lambda device: 0.0)
+    assert draw("a fox", **settings)[0].recipe.decoder == "linear"
+    for picture in (whole, small, linear):
+        again = draw.replay(picture.recipe)
+        assert same(again, picture) and again.recipe == picture.recipe
+    (plain,) = draw("a fox", steps=STEPS, strength=0.0)  # nothing was looked at
+    assert plain.recipe.decoder == "auto"
 
 
 def test_decoders_that_are_not(draw, tiny_decoder_folder, tmp_path):
@@ -219,6 +286,10 @@ def test_decoders_that_are_not(draw, tiny_decoder_folder, tmp_path):
     (tmp_path / "config.json").write_text("{")
     for settings, message in [
         ({"decoder": "lineal"}, "Did you mean linear"),
+        ({"decoder": "vae:hal"}, "rungs whole.*Did you mean vae:half"),
+        ({"decoder": "linear:half"}, "vae and tiny have the rungs"),
+        ({"memory": -1.0}, "The memory is a number from 0"),
+        ({"decoder": "vae", "budget": 2.0}, "A budget is for"),
         ({"decoder": "tiny"}, "needs `tiny`"),
         ({"decoder": "tiny", "tiny": "no/such/folder"}, "no config.json"),
         ({"decoder": "tiny", "tiny": tmp_path}, "cannot be loaded"),

@@ -72,6 +72,7 @@ class Files:
         if not path.exists():
             return None
         recipe = read_png(path)
+        recipes = [recipe.resolving(one) for one in recipes]
         if changes := min((differences(recipe, one) for one in recipes), key=len):
             raise UsageError(
                 f"{path} is there already, and this run would not make it "

@@ -34,8 +34,16 @@ Budget = Annotated[
     str | None,
     _option(
         "What auto may spend: a number, times the cost of plain sampling, or seconds a picture. "
-        "[default: 4]",
+        "Of --method auto for it all, else of --decoder auto. [default: 4, else 1.2]",
         "X|SECONDSs",
+    ),
+]
+Memory = Annotated[
+    float | None,
+    _option(
+        "What the decoder and its gradient may take beside weights. [default: 4, or 80 % of what "
+        "is free]",
+        "GIB",
     ),
 ]
 Cutouts = Annotated[
@@ -119,8 +127,9 @@ Decoder = Annotated[
         show_default=False,
         help="What shows CLIP each step's picture. vae: the model's own decoder, the best and "
         "slowest. linear: a rough map to colours, the fastest. tiny: a small decoder, named by "
-        "--tiny. auto: the vae where it costs little beside the model, else tiny or linear. The "
-        "finished picture is the vae's in any case. [default: auto]",
+        "--tiny. auto: the vae where it costs little beside the model, else tiny or linear. "
+        "vae:whole, vae:layers, vae:half, vae:tiles2 … take less and less memory; vae picks one of "
+        "them. The finished picture is the vae's in any case. [default: auto]",
     ),
 ]
 Tiny = Annotated[

@@ -15,7 +15,8 @@ from .methods import (
 from .methods import register as register_method
 from .report import Report, Step, Trace
 from .schedulers import register as register_scheduler
-from .steer import Steering, steer
+from .steer import steer
+from .steering import Steering
 
 __all__ = [
     "METHODS",

@@ -7,6 +7,7 @@ the half that decodes, in the mode for inference, with weights that want no grad
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from dataclasses import dataclass
@@ -46,17 +47,44 @@ class Made:
         """The half that decodes, for inference, without values (on "meta")."""
         with torch.inference_mode(False), torch.device("meta"):
             made = self.kind(**json.loads(self.config))
-        for name in ENCODING:
-            if isinstance(getattr(made, name, None), nn.Module):
-                setattr(made, name, None)
-        for part in made.modules():
-            if isinstance(part, (nn.Conv2d, nn.Conv3d)) and not isinstance(part.padding, str):
-                part._conv_forward = _Sparing(part)
-        return made.eval().requires_grad_(False)
+        return _decoding_half(made)
+
+
+def _decoding_half(made: nn.Module) -> nn.Module:
+    for name in ENCODING:
+        if isinstance(getattr(made, name, None), nn.Module):
+            setattr(made, name, None)
+    for part in made.modules():
+        if isinstance(part, (nn.Conv2d, nn.Conv3d)) and not isinstance(part.padding, str):
+            part._conv_forward = _Sparing(part)
+    return made.eval().requires_grad_(False)
+
+
+def _structure(live: nn.Module) -> nn.Module:
+    """The half that decodes of a module that no configuration makes, such as ComfyUI's: its parts
+    copied without values, hooks and whatever stands in the place of a part's forward."""
+    tensors = [t for part in live.modules() for t in _own_tensors(part)]
+    with torch.inference_mode(False):
+        empty = {id(t): torch.empty(t.shape, dtype=t.dtype, device="meta") for t in tensors}
+        for tensor in tensors:
+            if isinstance(tensor, nn.Parameter):
+                empty[id(tensor)] = nn.Parameter(empty[id(tensor)], requires_grad=False)
+        made = copy.deepcopy(live, empty)
+    for part in made.modules():
+        part.__dict__.pop("forward", None)
+        for name, value in vars(part).items():
+            if name.endswith("_hooks"):
+                value.clear()
+    return _decoding_half(made)
+
+
+def _own_tensors(part: nn.Module) -> list[torch.Tensor]:
+    return [t for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
 
 
 def clean(vae: nn.Module, device: torch.device | str) -> nn.Module:
-    """The decoding half of a live VAE, whole, on `device`, in float32 (float64 stays).
+    """The decoding half of a live VAE, of diffusers' or, as far as its parts can be copied, of
+    others', whole, on `device`, in float32 (float64 stays).
 
     Weights that are in float32 on that device already, with no hook that could take them away, are
     shared, not copied. That is safe: they stand in parameters of the clean module's own, so that
@@ -65,7 +93,8 @@ def clean(vae: nn.Module, device: torch.device | str) -> nn.Module:
     Raises:
         ClipguideError: a weight is nowhere, quantised, or of another shape than its class makes it.
     """
-    made, live = Made.of(vae).bare(), uncompiled(vae)
+    live = uncompiled(vae)
+    made = Made.of(vae).bare() if hasattr(live, "config") else _structure(live)
     readers, hooked = located(live), offloaded(live)
     with torch.inference_mode(False), torch.no_grad():
         for path, part in made.named_modules():

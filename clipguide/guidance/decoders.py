@@ -7,7 +7,6 @@ latents, 3 channels of H x W pixels.
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch import nn
 from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
 from . import cost, ladder, linear, memory, tinies
 from .clean import Made, clean
+from .grid import Grid
 from .ladder import Decoding, Plan
 from .latents import decodable, denoiser
 
@@ -39,7 +39,8 @@ class Decoder:
         kind: "vae", the pipeline's own, by the ladder of plans; "tiny", of `tiny`; "linear", a map
             fitted to the VAE once; "auto", the VAE where its gradient fits the budget and the
             memory, else a tiny decoder that is at hand, else the linear map; or a function of
-            latents, as the VAE takes them, to image_N3HW in [0, 1].
+            latents, as the VAE takes them, to image_N3HW in [0, 1]. "vae" and "tiny" may have a
+            rung of the ladder behind them, as "vae:half", which is taken whatever it needs.
         tiny: an AutoencoderTiny for this family's latents, a local folder of one, or "hub": the
             one of that family by name, downloaded if need be. One in the hub's cache is at hand.
         budget: × the cost of plain sampling that "auto" may come to by the decoder; 1.2 by default.
@@ -47,7 +48,8 @@ class Decoder:
             of what is free where that is less.
         like: the class whose latents the pipeline shares, where its own is not in the table.
 
-    `kind` is what decodes: while "auto" has not chosen yet, "auto"; `tiny` is the model.
+    `kind` is what decodes: while "auto" has not chosen yet, "auto"; `name` is that with its rung,
+    as `kind` takes it; `tiny` is the model.
 
     Raises:
         UsageError: a setting is out of range.
@@ -65,21 +67,21 @@ class Decoder:
         like: str | None = None,
     ) -> None:
         self.family = decodable(pipe, like)
-        if not callable(kind) and kind not in KINDS:
-            raise UsageError(f"There is no decoder {kind!r}.{close_matches(kind, KINDS)}")
+        self._function, self._asked, self._rung = None, "function", ""
+        if callable(kind):
+            self._function = kind
+        else:
+            self._asked, self._rung = parsed(kind)
         for name, value, least in (("budget", budget, 1), ("memory", memory, 0)):
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise UsageError(f"The {name} is a number from {least}, not {value}.")
-        if self.family.decoder is None and kind in ("linear", "tiny"):
+        if self.family.decoder is None and self._asked in ("linear", "tiny"):
             raise UsageError(
                 f"{type(pipe).__name__} draws pixels: there is nothing for decoder={kind!r} to do."
             )
         self._pipe, self._budget, self._memory = pipe, budget or BUDGET, memory
-        self._function = kind if callable(kind) else None
-        self._asked = "function" if callable(kind) else kind
         self.tiny = self._found(tiny)
-        self._size: tuple[int, int] | None = None
-        self._undo = None
+        self._grid = Grid(pipe, told=self.family.sized)
         self._forget()
 
     def _found(self, tiny: nn.Module | str | Path | None) -> nn.Module | None:
@@ -103,24 +105,35 @@ class Decoder:
         for linear layers differ in the last bit between weights that are and are not, so that the
         pipeline's own decoding would change.
         """
-        if self.family.sized and self._size is None:
-            self._undo = _listen(self._pipe, self.hear)
+        self._grid.listen()
 
     def close(self) -> None:
         """End: undo `open`, and let go of the copies."""
-        if self._undo is not None:
-            self._undo()
-        self._undo, self._size = None, None
+        self._grid.forget()
         self._forget()
 
     def _forget(self) -> None:
-        self.kind, self._said = self._asked, ""
+        self._take(self._asked, self._rung)
+
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """All that the choice goes by, but for what memory is free."""
+        return self._asked, self._rung, self._budget, self._memory
+
+    def take(self, name: str) -> None:
+        """Until `close` decode by what was chosen before, as `name` says it."""
+        if self._function is None:
+            self._take(*parsed(name))
+
+    def _take(self, kind: str, rung: str) -> None:
+        self.kind, self._fixed, self._said = kind, rung, ""
+        self.name = f"{kind}:{rung}" if rung else kind
         self._plans: dict[tuple, Plan] = {}
         self._decodings: dict[str, Decoding] = {}
 
     def hear(self, height: int, width: int) -> None:
         """The size in pixels of what packed latents decode to, until `close`."""
-        self._size = int(height), int(width)
+        self._grid.hear(height, width)
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
         """image_N3HW of latents as the scheduler sees them, by the kind that is chosen."""
@@ -128,12 +141,14 @@ class Decoder:
         return self._decode(x0, self.kind)
 
     def exact(self, x0: torch.Tensor) -> torch.Tensor:
-        """The same by the VAE, whatever the kind; to look at, one image at a time."""
+        """The same by the VAE, whatever the kind; to look at, one image at a time, in bfloat16
+        where the VAE itself is in 16 bits."""
         self.choose(x0)
         if self.kind == "vae" or self.family.decoder is None:
             return self(x0)
         with torch.no_grad():
-            return self._by("vae", Plan(single=True), self._unpacked(x0))
+            half = getattr(self._live, "dtype", None) in (torch.float16, torch.bfloat16)
+            return self._by("vae", Plan(single=True, half=half), self._unpacked(x0))
 
     # --------------------------------------------------------------- the choice
     def choose(self, x0: torch.Tensor) -> str:
@@ -143,32 +158,40 @@ class Decoder:
         beside those of a step of the denoiser, and by what it needs beside the limit.
         """
         if not self._said:
-            self._said = "decoder: " + self._settled(x0)
+            self.name, why = self._settled(x0)
+            self._said = f"decoder: {why}"
         return self._said
 
-    def _settled(self, x0: torch.Tensor) -> str:
+    def _settled(self, x0: torch.Tensor) -> tuple[str, str]:
+        """Its name, and what is said of it."""
         if self.family.decoder is None:
             self.kind = "vae"
-            return "none, these latents are pixels"
-        if self._asked == "auto":
+            return self.kind, "none, these latents are pixels"
+        if self.kind == "tiny" and self.tiny is None:  # as was chosen before
+            self.tiny = tinies.from_hub(self._pipe, download=True)
+        if self.kind == "auto":
             why = self._too_dear(x0)
             if why is not None:
                 if self.tiny is None:
                     self.tiny = tinies.from_hub(self._pipe, download=False)
                 self.kind = "linear" if self.tiny is None else "tiny"
-                return f"{self.kind}, as the gradient through the vae {why}"
+                return self._named(x0), f"{self.kind}, as the gradient through the vae {why}"
             self.kind = "vae"
         if self.kind not in ("vae", "tiny"):
-            return self.kind
+            return self.kind, self.kind
         plan = self._plan(x0, self.kind)
-        if self._asked == "vae" and not plan.exact:
+        if self._asked == "vae" and not self._fixed and not plan.exact:
             warnings.warn(
                 f"The gradient through the VAE is taken {plan}, to need less than "
                 f"{self._limit(x0):.1f} GiB. Allow more by memory=…, or take a tiny decoder.",
                 ClipguideWarning,
                 stacklevel=2,
             )
-        return f"{self.kind} ({plan})"
+        return self._named(x0), f"{self.kind} ({plan})"
+
+    def _named(self, x0: torch.Tensor) -> str:
+        has_rungs = self.kind in ("vae", "tiny")
+        return f"{self.kind}:{self._plan(x0, self.kind).rung}" if has_rungs else self.kind
 
     def _too_dear(self, x0: torch.Tensor) -> str | None:
         """Why the VAE's gradient is beyond the budget or the memory; None if it is not."""
@@ -200,6 +223,8 @@ class Decoder:
 
     def _plan(self, x0: torch.Tensor, kind: str) -> Plan:
         shape = self._shape(x0, kind)
+        if (kind, shape) not in self._plans and kind == self.kind and self._fixed:
+            self._plans[kind, shape] = ladder.RUNGS[self._fixed]
         if (kind, shape) not in self._plans:
             need = functools.partial(ladder.need, *self._made(kind), shape)
             limit = self._limit(x0) * memory.GIB
@@ -221,6 +246,7 @@ class Decoder:
         if plan is None or (exact and not plan.exact):
             return False
         self._plans.update(dict.fromkeys(keys, plan))
+        self.name = f"{self.kind}:{plan.rung}"
         self._said = f"decoder: {self.kind} ({plan}, as memory ran out)"
         return True
 
@@ -282,7 +308,7 @@ class Decoder:
     def _unpacked(self, x0: torch.Tensor) -> torch.Tensor:
         latents = x0.to(torch.promote_types(x0.dtype, torch.float32))
         unpack = self.family.unpack
-        return unpack(latents, self._grid(x0)) if unpack else latents
+        return unpack(latents, self._grid.of(x0)) if unpack else latents
 
     def _shape(self, x0: torch.Tensor, kind: str) -> tuple[int, ...]:
         """Of what a decoder takes."""
@@ -298,43 +324,18 @@ class Decoder:
             )
         return tuple(latents.shape)
 
-    def _grid(self, x0: torch.Tensor) -> tuple[int, int] | None:
-        """Rows and columns of patches in packed latents; a square if the pipeline did not say."""
-        if not self.family.sized:
-            return None
-        length = x0.shape[1]
-        if self._size is None:
-            rows = columns = math.isqrt(length)
-        else:
-            rows, columns = (side // (2 * self._pipe.vae_scale_factor) for side in self._size)
-        if rows * columns != length:
-            raise ClipguideError(
-                f"{type(self._pipe).__name__} did not say the height and width of its {length} "
-                "patches: steer it through its own __call__."
-            )
-        return rows, columns
 
-
-def _listen(pipe: object, hear) -> object:
-    """Tell `hear` the height and width that the pipeline prepares its latents for; how to undo."""
-    if not hasattr(pipe, "prepare_latents"):
-        raise ClipguideError(
-            f"{type(pipe).__name__} does not say the height and width of its packed latents: put "
-            "its blocks through clipguide.pipelines.modular.steered."
+def parsed(kind: str) -> tuple[str, str]:
+    """A decoder's kind, and its rung where it has one. UsageError if there is no such decoder."""
+    name, _, rung = str(kind).partition(":")
+    if name not in KINDS:
+        raise UsageError(f"There is no decoder {kind!r}.{close_matches(name, KINDS)}")
+    if ":" not in str(kind):
+        return name, ""
+    if name not in ("vae", "tiny") or rung not in ladder.RUNGS:
+        near = close_matches(kind, [f"{k}:{r}" for k in ("vae", "tiny") for r in ladder.RUNGS])
+        raise UsageError(
+            f"There is no decoder {kind!r}: vae and tiny have the rungs "
+            f"{', '.join(ladder.RUNGS)}.{near}"
         )
-    original, own = pipe.prepare_latents, pipe.__dict__.get("prepare_latents")
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def prepare_latents(*args, **kwargs):
-        given = signature.bind(*args, **kwargs).arguments
-        hear(given["height"], given["width"])
-        return original(*args, **kwargs)
-
-    def undo() -> None:
-        del pipe.prepare_latents
-        if own is not None:
-            pipe.prepare_latents = own
-
-    pipe.prepare_latents = prepare_latents
-    return undo
+    return name, rung

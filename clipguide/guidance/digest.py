@@ -12,6 +12,7 @@ import enum
 import hashlib
 import sys
 import types
+import weakref
 from collections.abc import Mapping
 from pathlib import PurePath
 
@@ -23,6 +24,7 @@ from torch import nn
 from ..clip import Clip
 from ..errors import UsageError
 
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), PurePath, torch.dtype, torch.device)
 
 
@@ -55,13 +57,40 @@ def _feed(hashed, thing: object, seen: dict[int, object]) -> None:
     if isinstance(thing, torch.Generator):
         return _feed_tensor(hashed, thing.get_state())
     if isinstance(thing, nn.Module):
-        for name, tensor in sorted(thing.state_dict().items()):
-            say(name)
-            _feed(hashed, tensor, seen)
-        return None
+        return say(_of_weights(thing))
     for part in _parts(thing):
         _feed(hashed, part, seen)
     return None
+
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[list, str]] = weakref.WeakKeyDictionary()
+
+
+def _of_weights(module: nn.Module) -> str:
+    """sha256 of a module's weights, kept for as long as they are the same by their marks."""
+    state = sorted(module.state_dict().items())
+    marks = [(name, *_mark(value)) for name, value in state]
+    before, known = _KNOWN.get(module, (None, ""))
+    if before is None or before != marks:
+        hashed = hashlib.sha256()
+        for name, value in state:
+            hashed.update(name.encode() + b"\1")
+            _feed(hashed, value, {})
+        known = hashed.hexdigest()
+        _KNOWN[module] = marks, known
+    return known
+
+
+def _mark(value: object) -> tuple:
+    """What tells that a weight is not the one that it was, without bringing it to the CPU: where it
+    is, how often it was written to, and the sum of its bits, as what writes through `.data` is not
+    counted."""
+    if not isinstance(value, torch.Tensor) or value.is_meta:
+        return (digest(value),)
+    version = 0 if value.is_inference() else value._version
+    whole = torch.view_as_real(value) if value.is_complex() else value
+    bits = whole.detach().view(_BITS[whole.element_size()])
+    return value.dtype, value.shape, value.data_ptr(), version, int(bits.sum(dtype=torch.int64))
 
 
 def _parts(thing: object) -> list[object]:

@@ -51,6 +51,11 @@ class Plan:
     tiles: int = 1
 
     @property
+    def rung(self) -> str:
+        """Its name in RUNGS."""
+        return next(name for name, plan in RUNGS.items() if plan == self)
+
+    @property
     def exact(self) -> bool:
         """Whether the gradient is the whole decoder's, but for rounding in float32."""
         return not self.half and self.tiles == 1
@@ -70,13 +75,17 @@ class Plan:
         return ", ".join(filter(None, words)) or "whole"
 
 
-PLANS = (
-    Plan(),
-    Plan(single=True),
-    Plan(single=True, layers=True),
-    Plan(single=True, layers=True, half=True),
-    *(Plan(single=True, layers=True, half=True, tiles=tiles) for tiles in (2, 4, 8)),
-)
+RUNGS = {
+    "whole": Plan(),
+    "single": Plan(single=True),
+    "layers": Plan(single=True, layers=True),
+    "half": Plan(single=True, layers=True, half=True),
+    **{
+        f"tiles{tiles}": Plan(single=True, layers=True, half=True, tiles=tiles)
+        for tiles in (2, 4, 8)
+    },
+}
+PLANS = tuple(RUNGS.values())
 
 
 def planned(
@@ -84,9 +93,8 @@ def planned(
 ) -> Plan | None:
     """The first plan whose need in bytes is within the limit; those after `after` where one failed;
     the last one if none is; None if there is none left."""
-    plans = [plan for plan in PLANS if number > 1 or plan != PLANS[1]]  # one image is single
-    if after is not None:
-        plans = plans[plans.index(after) + 1 :]
+    plans = PLANS if after is None else PLANS[PLANS.index(after) + 1 :]
+    plans = [plan for plan in plans if number > 1 or plan != PLANS[1]]  # one image is single
     return next((plan for plan in plans if need(plan) <= limit), plans[-1] if plans else None)
 
 
@@ -230,7 +238,7 @@ def operations(made: Made, decode: Decode, shape: tuple[int, ...]) -> int:
 
 def forward(made: Made, decode: Decode, shape: tuple[int, ...]) -> int:
     """Bytes at most of decoding without a gradient, beside weights."""
-    with torch.inference_mode(False), torch.no_grad(), _Alive() as alive:
+    with torch.inference_mode(False), torch.no_grad(), Alive() as alive:
         decode(skeleton(made), torch.empty(shape, device="meta"))
     return alive.most
 
@@ -246,13 +254,13 @@ def _run(made: Made, decode: Decode, shape: tuple[int, ...], plan: Plan) -> tupl
     with torch.inference_mode(False), torch.enable_grad():
         decoding = Decoding(made.bare(), decode, plan)
         latents = torch.empty(shape, device="meta", requires_grad=True)
-        with _Alive() as alive:
+        with Alive() as alive:
             image_N3HW = decoding(latents)
             torch.autograd.grad(image_N3HW.sum(), latents)
     return alive.most, image_N3HW.nbytes
 
 
-class _Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):
     """Counts the bytes of storage that operations made and that is still alive; `most` at once."""
 
     def __init__(self) -> None:

@@ -225,6 +225,13 @@ FAMILIES: Registry[Family] = Registry(
     {f"{name}Pipeline": entry for entry, names in _NAMES.items() for name in names},
 )
 
+STAGES = {  # of models in several, those that draw no image, or call what does
+    "StableCascadePriorPipeline": "its latents are features, of which no VAE makes an image. Steer "
+    "the stage after it, StableCascadeDecoderPipeline",
+    "StableCascadeCombinedPipeline": "it calls two pipelines. Call its prior_pipe, then steer its "
+    "decoder_pipe, which takes the image_embeddings of that",
+}
+
 DENOISERS = ("unet", "transformer", "decoder")  # the last is Stable Cascade's
 
 VIT_B_32 = Guide("ViT-B-32/laion2b_s34b_b79k", 605, "MIT")
@@ -243,7 +250,7 @@ GUIDES = {
     },
     **{
         (f"{name}Pipeline", width): CONVNEXT
-        for entry in (PLAIN, SDXL, SHIFTED, FLUX, FLUX_2, QWEN, WAN, KANDINSKY, SPRINT, FRAMES)
+        for entry in set(_NAMES) - {PIXELS}
         for name in _NAMES[entry]
         for width in (None, 1280, 2048)  # no U-Net, SDXL's refiner, SDXL
     },
@@ -277,6 +284,13 @@ def family(pipe: object, like: str | None = None) -> Family:
     if found is not None:
         return found
     name = type(pipe).__name__
+    if name in STAGES:
+        raise ClipguideError(f"{name} cannot be steered: {STAGES[name]}.")
+    if not any(hasattr(pipe, part) for part in ("scheduler", "components", "video_processor")):
+        raise UsageError(
+            f"A pipeline of diffusers' is steered, not a {name}: load one, as by "
+            "DiffusionPipeline.from_pretrained(…), or clipguide.load_pipeline(…)."
+        )
     if hasattr(pipe, "video_processor"):
         raise ClipguideError(
             f"{name} makes videos, and of these only AnimateDiff's, whose frames decode one at a "
@@ -285,10 +299,10 @@ def family(pipe: object, like: str | None = None) -> Family:
     raise ClipguideError(
         f"{name} cannot be steered: how its latents become an image is known for Stable Diffusion "
         "(1, 2, XL, 3, x4 upscaling), FLUX, FLUX.2, Chroma, Qwen-Image, Z-Image, Sana, PixArt, "
-        "Kolors, Hunyuan-DiT, AuraFlow, Lumina 2, CogView4, HiDream, Kandinsky 5, single frames of "
-        "Wan, AnimateDiff and plain DDPM and DDIM pipelines. If its latents are those of one of "
-        "them, say so: like='StableDiffusionPipeline', or clipguide.register_family("
-        f'"{name}", like="StableDiffusionPipeline").'
+        "Kolors, Hunyuan-DiT, AuraFlow, Lumina 2, CogView4, HiDream, Kandinsky 5, Stable Cascade's "
+        "decoder, single frames of Wan, AnimateDiff and plain DDPM and DDIM pipelines. If its "
+        "latents are those of one of them, say so: like='StableDiffusionPipeline', or "
+        f'clipguide.register_family("{name}", like="StableDiffusionPipeline").'
     )
 
 

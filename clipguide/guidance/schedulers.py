@@ -35,6 +35,7 @@ SIGMA = "sigmas[step_index], of a sample whose variance grows"
 EDM = "sigmas[step_index], of a sample whose variance grows from sigma_data squared"
 FLOW = "sigmas[step_index], of a straight path"
 TRIG = "timesteps[step_index], an angle"
+SHARE = "the timestep, from 1 to 0, by the scheduler's own formula"  # a cosine
 
 
 def _at_step(scheduler: object) -> float:
@@ -127,6 +128,7 @@ _ROWS = {
     "DDIMParallelScheduler": Row(TIMESTEP, stochastic=_by_eta(0.0)),
     "DDPMScheduler": Row(TIMESTEP, stochastic=_always),
     "DDPMParallelScheduler": Row(TIMESTEP, stochastic=_always),
+    "DDPMWuerstchenScheduler": Row(SHARE, stochastic=_always),
     "LCMScheduler": Row(TIMESTEP, stochastic=_always),
     "TCDScheduler": Row(TIMESTEP, stochastic=_by_eta(0.3), last=0),
     "PNDMScheduler": Row(
@@ -251,6 +253,8 @@ def level(scheduler: object, timestep: int | float | torch.Tensor) -> Level:
     entry = row(scheduler)
     if entry.where is TIMESTEP:
         return _of_alpha(scheduler, float(scheduler.alphas_cumprod[int(timestep)]))
+    if entry.where is SHARE:
+        return _of_alpha(scheduler, _of_share(scheduler, timestep))
     if scheduler.step_index is None:
         scheduler._init_step_index(timestep)
     return _of_sigma(scheduler, entry.sigma(scheduler))
@@ -264,6 +268,9 @@ def next_level(scheduler: object, timestep: int | float | torch.Tensor) -> Level
             f"{type(scheduler).__name__} is not of first order: its step at one level is not over "
             "at the next."
         )
+    if entry.where is SHARE:
+        following = scheduler.previous_timestep(torch.as_tensor(timestep).reshape(-1))
+        return _of_alpha(scheduler, _of_share(scheduler, following))
     if entry.where is not TIMESTEP:
         return _of_sigma(scheduler, entry.sigma(scheduler))
     following = _following(scheduler, int(timestep), entry.last)
@@ -278,6 +285,12 @@ def _following(scheduler: object, timestep: int, last: int) -> int:
         following = int(scheduler.previous_timestep(timestep))
         return last if following < 0 else following
     return timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+
+
+def _of_share(scheduler: object, timestep: float | torch.Tensor) -> float:
+    """α² at a timestep, of which some pipelines give one a sample."""
+    share_1 = torch.as_tensor(timestep).reshape(-1)[:1].cpu()
+    return float(scheduler._alpha_cumprod(share_1, share_1.device))
 
 
 def _of_alpha(scheduler: object, alpha_squared: float) -> Level:
@@ -302,10 +315,11 @@ def _kind(scheduler: object) -> str:
         return "flow"
     if where is EDM and scheduler.config.prediction_type == "epsilon":
         return "F"
-    kind = PREDICTIONS.get(scheduler.config.prediction_type)
+    said = scheduler.config.get("prediction_type", "epsilon")
+    kind = PREDICTIONS.get(said)
     if kind is None:
         raise ClipguideError(
-            f"The prediction type {scheduler.config.prediction_type!r} cannot be steered: "
+            f"The prediction type {said!r} cannot be steered: "
             f"{', '.join(PREDICTIONS)} can."
         )
     return kind

@@ -232,6 +232,8 @@ class Session:
         seen = Seen(
             run, at, outcome, self._image(at, outcome, replayed), due, bool(replayed), trace
         )
+        if self.tape is not None:
+            self.tape.decoder = self.decoder.name
         for observer in self._observers:
             observer.step(seen)
         stepped = self._stepped(original, at, outcome, after, args, kwargs)

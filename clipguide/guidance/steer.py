@@ -1,199 +1,33 @@
 """`with steer(pipe, "a red fox"): pipe("a fox")`: an unmodified diffusers pipeline, steered.
 
-Methods that run the pipeline their own way do so by `s(…)` of `with steer(pipe, …) as s`.
+What is asked for is checked here, and made: the context itself is in `steering`.
 """
 
 from __future__ import annotations
 
-import contextlib
+import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..clip import Clip, load_clip
-from ..errors import ClipguideError, ClipguideWarning, UsageError
-from ..objectives import Generators, Objective, Similarity, as_objective, finished
+from ..errors import ClipguideWarning, UsageError
+from ..objectives import Generators, Objective, Similarity, as_objective, as_prompts, finished
 from ..prompts import ImagePart, Prompt
-from . import gradients, schedulers
+from . import schedulers
 from .auto import Choice, choose
-from .calls import Calls
-from .contract import Method, call_signature
+from .contract import Method
 from .decoders import Decoder
-from .digest import digest
-from .guidance_direction import GuidanceHook
-from .latents import Family, default_clip, denoiser, execution_device
 from .latents import check as check_family
+from .latents import default_clip, denoiser, execution_device
 from .methods import configure
-from .report import Report, Step
-from .session import Mode, Plan, Session
-from .tap import tap
-from .tape import Tape, replaying
+from .report import Step
+from .session import Plan
+from .steering import Steering, check_fit
 
 SCORE_EVERY = 5
-
-
-class Steering:
-    """The context of `steer`. `report` tells of the latest run inside it; `attach` and `detach` are
-    the context's two ends, for servers."""
-
-    def __init__(self, pipe: object, plan: Plan, decoder: Decoder) -> None:
-        self.pipe = pipe
-        direction = GuidanceHook(pipe)
-        self._session = Session(pipe, plan, decoder, direction)
-        self._direction, self._decoder = direction, decoder
-        self._stack: contextlib.ExitStack | None = None
-
-    def __repr__(self) -> str:
-        plan = self._session.plan
-        where = "open" if self._stack else "closed"
-        return f"<steering {type(self.pipe).__name__} by {plan.method}: {plan.objective}; {where}>"
-
-    # ------------------------------------------------------------ what was asked for, and came
-    @property
-    def report(self) -> Report:
-        """What was seen in the latest run."""
-        return self._session.report
-
-    @property
-    def method(self) -> Method:
-        """How it is steered."""
-        return self._session.plan.method
-
-    @property
-    def objective(self) -> Objective:
-        """What is minimised."""
-        return self._session.plan.objective
-
-    @property
-    def guide(self) -> Similarity | None:
-        """The first similarity of the objective."""
-        return self._session.plan.guide
-
-    @property
-    def judge(self) -> Similarity | None:
-        """What scores only."""
-        return self._session.plan.judge
-
-    @property
-    def prompt(self) -> object:
-        """What is steered towards: one prompt or a list. Set, it holds from the next run on, read
-        by the same CLIPs. UsageError if the objective is more than a similarity to prompts."""
-        return None if self.guide is None else self.guide.prompts
-
-    @prompt.setter
-    def prompt(self, prompts: object) -> None:
-        plan = self._session.plan
-        if plan.guide is None or plan.objective is not plan.guide:
-            raise UsageError(
-                "Only where the objective is a similarity alone can its prompt be changed: open "
-                "another context."
-            )
-        guide = plan.guide.towards(prompts)
-        judge = plan.judge and plan.judge.towards(guide.prompts)
-        self._session.plan = replace(
-            plan, objective=guide, ranking=guide, guide=guide, judge=judge
-        )
-
-    # ------------------------------------------------------------ the context
-    def __enter__(self) -> Steering:
-        _check(self.pipe, self.method, self._decoder.family)
-        session = self._session
-        with contextlib.ExitStack() as stack:
-            session.asked = session.acted = False
-            session.tape = None
-            self._tape = session.plan.tape
-            self._decoder.open()
-            stack.callback(self._decoder.close)
-            stack.enter_context(self._direction)
-            self._scheduler = stack.enter_context(
-                tap(self.pipe, on_timesteps=session.set_timesteps, on_step=session.step)
-            )
-            stack.callback(session.end)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, exception_type: type | None, *_: object) -> None:
-        stack, self._stack = self._stack, None
-        replaced = self.pipe.scheduler is not self._scheduler
-        stack.close()
-        if exception_type is not None:
-            return
-        session = self._session
-        if replaced:
-            session.warn("The pipeline's scheduler was replaced, and its steps were not steered.")
-        elif session.asked and not session.acted:
-            session.warn(
-                f"No step was steered: none had a noise level in {self.method.window}."
-            )
-
-    def attach(self) -> Steering:
-        """Enter the context."""
-        return self.__enter__()
-
-    def detach(self) -> None:
-        """Leave the context."""
-        self.__exit__(None)
-
-    def expect(
-        self, *, height: int | None = None, width: int | None = None, steps: int | None = None
-    ) -> None:
-        """Say, before the context, what is drawn in it, where the pipeline has no `__call__` that
-        would: the size in pixels, which packed latents do not tell, and how many steps."""
-        if height and width:
-            self._decoder.hear(height, width)
-        if steps is not None:
-            self._session.expect(steps)
-
-    # ------------------------------------------------------------ a call
-    def __call__(self, *args: object, **settings: object) -> object:
-        """Run the pipeline by the method: its own arguments, what it returns."""
-        if self._stack is None:
-            raise ClipguideError("Enter the context first: with steer(…) as s: s(…).")
-        arguments = _bound(self.pipe, args, settings)
-        session = self._session
-        session.report = session.new_report()
-        session.mode = Mode(None, called=True)
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._idle)
-            if self._tape is not None:
-                stack.enter_context(self._taping(arguments))
-            return self.method.call(Calls(session), **arguments)
-
-    def _idle(self) -> None:
-        self._session.end()
-        self._session.mode = Mode(self.method)
-
-    @contextlib.contextmanager
-    def _taping(self, arguments: dict[str, object]):
-        """The first call of the context is on the tape."""
-        session, plan = self._session, self._session.plan
-        tape, self._tape = Tape(self._tape), None
-        weights = {k: v for k, v in self.pipe.components.items() if isinstance(v, torch.nn.Module)}
-        scheduler = dict(self.pipe.scheduler.config)
-        said = (plan.objective, plan.method, plan.judge, plan.generators, self._decoder.kind)
-        tape.begin(digest(said, arguments, weights, scheduler, plan.score_every))
-        session.tape = tape
-        try:
-            with replaying(tape, denoiser(self.pipe)):
-                yield
-        finally:
-            session.tape = None
-
-
-def _bound(pipe: object, args: tuple, settings: dict[str, object]) -> dict[str, object]:
-    """The arguments of a call by name, those that a pipeline collects in **kwargs among them."""
-    signature = call_signature(pipe)
-    try:
-        arguments = dict(signature.bind(*args, **settings).arguments)
-    except TypeError as error:
-        raise UsageError(f"{type(pipe).__name__} is not called so: {error}.") from None
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            arguments |= arguments.pop(name, {})
-    return arguments
 
 
 def steer(
@@ -232,7 +66,9 @@ def steer(
         method: one of METHODS by name, its class, or configured, as `Particles(number=8)`; or
             "auto", the one that gains most for `budget`, with its decoder, and of prompts with its
             cutouts.
-        clip: the CLIP that prompts are read by; by default the one of the pipeline's family.
+        clip: the CLIP that prompts are read by; by default the one of the pipeline's family. Given
+            by name it computes in bfloat16 beside a denoiser in 16 bits, unless the name says what
+            else, as "mini@cuda:float32".
         judge: a CLIP that only scores, on the prompts of the objective; or a Similarity of its own.
         strength: length of a step as a fraction of rms(x0): a number, 0 changes no bit; or a
             schedule, as "0.1@0..0.5", over progress from 0 (pure noise) to 1 (clean); or a function
@@ -244,7 +80,8 @@ def steer(
             from latents to RGB fitted to it in seconds; "auto", the VAE where the gradient through
             it fits the budget and the memory, by sizes, else a tiny one that is at hand, else the
             linear map; or a function of latents, as the VAE takes them, to image_B3HW in [0, 1].
-            The report says which it was. The score of the last step is by the VAE in any case.
+            "vae" and "tiny" may have a rung of the ladder behind them, as "vae:half". The report
+            says which it was. The score of the last step is by the VAE in any case.
         tiny: an AutoencoderTiny for the pipeline's latents, a local folder of one, or "hub", which
             downloads TAESD of the pipeline's family. One in the hub's cache is at hand anyway.
         memory: GiB that the decoder and its gradient may take beside weights; 4 by default, and
@@ -278,10 +115,9 @@ def steer(
     config, choice = _method(method, named, budget)
     if choice is not None:
         decoder, budget = choice.decoder, None
-    if score_every < 1:
-        raise UsageError(f"score_every must be at least 1, not {score_every}.")
+    _check_kinds(score_every, generators, on_step, tape)
     decodes = Decoder(pipe, kind=decoder, tiny=tiny, budget=budget, memory=memory, like=like)
-    _check(pipe, config, decodes.family)
+    check_fit(pipe, config, decodes.family)
     views = {"views": choice.views} if choice else {}
     with torch.inference_mode(False):  # what is made in it takes no part in gradients
         made, ignored = _objective(pipe, objective, clip, views, like)
@@ -310,16 +146,22 @@ def steer(
     return Steering(pipe, plan, decodes)
 
 
-def _check(pipe: object, method: Method, family: Family) -> None:
-    """ClipguideError if the method does not fit the pipeline."""
-    if method.of_images and family.video:
-        raise ClipguideError(
-            f"{method.name} ranks finished images, and {type(pipe).__name__} makes videos: use "
-            "shortcut or particles."
+def _check_kinds(
+    score_every: object, generators: object, on_step: object, tape: object
+) -> None:
+    """UsageError for what is not of the kind that `steer` says."""
+    if type(score_every) is not int or score_every < 1:
+        raise UsageError(f"score_every must be a whole number from 1, not {score_every!r}.")
+    several = generators if isinstance(generators, (list, tuple)) else [generators]
+    if generators is not None and not all(isinstance(g, torch.Generator) for g in several):
+        raise UsageError(
+            "generators is a torch.Generator, or a list of one for each image, not "
+            f"{generators!r}."
         )
-    if method.differentiates:
-        gradients.check(pipe)
-    method.check(pipe)
+    if on_step is not None and not callable(on_step):
+        raise UsageError(f"on_step is a function of a Step, not {on_step!r}.")
+    if tape is not None and not isinstance(tape, (str, os.PathLike)):
+        raise UsageError(f"The tape is a folder, not {tape!r}.")
 
 
 def _method(
@@ -346,8 +188,9 @@ def _objective(
     if isinstance(objective, prompts) or not (
         isinstance(objective, Objective) or callable(objective)
     ):
+        parsed = as_prompts(objective)  # before a CLIP is loaded
         clip = default_clip(pipe, like) if clip is None else clip
-        return Similarity(_loaded(clip, pipe), objective, **views), []
+        return Similarity(_loaded(clip, pipe, guide_dtype(pipe)), parsed, **views), []
     ignored = [] if clip is None else ["clip is ignored: the objective has its own."]
     return as_objective(objective), ignored
 
@@ -363,6 +206,15 @@ def _judge(
     return Similarity(_loaded(judge, pipe), guide.prompts, views=None), []
 
 
-def _loaded(clip: Clip | str, pipe: object) -> Clip:
+def _loaded(clip: Clip | str, pipe: object, dtype: str = "float32") -> Clip:
     """A CLIP, where the pipeline computes."""
-    return load_clip(clip, device=str(execution_device(pipe))) if isinstance(clip, str) else clip
+    if not isinstance(clip, str):
+        return clip
+    return load_clip(clip, device=str(execution_device(pipe)), dtype=dtype)
+
+
+def guide_dtype(pipe: object) -> str:
+    """What a guide that is named computes in: beside a denoiser in 16 bits or less in bfloat16, as
+    in float32 its gradient would take as long as a step of that on many accelerators."""
+    dtype = getattr(denoiser(pipe), "dtype", None) or torch.float32
+    return "bfloat16" if dtype.itemsize < 4 else "float32"

@@ -28,7 +28,7 @@ from ..errors import ClipguideError
 from ..recipe import write_file
 from .report import Trace
 
-FORMAT = 2
+FORMAT = 3
 SEEN = ("loss_B", "gradient_B", "angle_B", "guide_score_B", "judge_score_B", "rank_B")
 
 
@@ -45,7 +45,8 @@ class TapeStep:
 
 
 class Tape:
-    """The steps of one run in a folder, one file each; `position` is the step that comes next.
+    """The steps of one run in a folder, one file each; `position` is the step that comes next, and
+    `decoder` is what its steps were seen by, as `Decoder.name` has it.
 
     A file that cannot be read ends the tape: that step is drawn again.
     """
@@ -54,7 +55,7 @@ class Tape:
         self.folder, self.position = folder, 0
         self._kept: list[TapeStep] = []
         self._shapes: list = []  # of the denoiser's output: one, or where it gives a list one each
-        self._digest = ""
+        self._digest = self.decoder = ""
         while step := self._load(len(self._kept)):
             self._kept.append(step)
 
@@ -91,6 +92,7 @@ class Tape:
             "sigma": step.trace.sigma,
             "shapes": self._shapes,
             "digest": self._digest,
+            "decoder": self.decoder,
             "states": len(step.states),
         }
         metadata = {"clipguide": json.dumps(facts)}
@@ -134,6 +136,7 @@ class Tape:
             trace = Trace(index=index, noise=facts["noise"], sigma=facts["sigma"], **seen)
             states = [found[f"state.{i}"] for i in range(facts["states"])]
             self._shapes, self._digest = list(facts["shapes"]), facts["digest"]
+            self.decoder = str(facts["decoder"])
             return TapeStep(
                 found["model_output"], found.get("sample"), found.get("finite_B"), states, trace
             )

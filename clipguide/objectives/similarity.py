@@ -56,7 +56,7 @@ class Similarity(Objective):
             )
         self.clip, self.views, self._distance = clip, views, KINDS[kind]
         self._kind, self._chunk = kind, chunk
-        self.prompts = _prompts(prompts)
+        self.prompts = as_prompts(prompts)
         self._encoder = Encoder(clip, views, chunk)
         self._text_BPD, self._weight_BP = _encode(clip, self.prompts)
         self._target_BPD, self._source = self._text_BPD, None
@@ -155,14 +155,22 @@ class InitSimilarity(Objective):
         return _dot(unit_BND, init_BND).mean(1)
 
 
-def _prompts(prompts: Prompts) -> tuple[Prompt, ...]:
+def as_prompts(prompts: Prompts) -> tuple[Prompt, ...]:
+    """One prompt or several, parsed. UsageError for what is none, ClipguideError for no prompts."""
     if isinstance(prompts, torch.Tensor) and prompts.ndim == 4:
         prompts = prompts.unbind()
     elif isinstance(prompts, (str, Prompt, Image.Image, torch.Tensor)):
         prompts = [prompts]
-    if not len(prompts):
+    known = (str, Prompt, Part, ImagePart, Image.Image, torch.Tensor)
+    several = prompts if isinstance(prompts, Sequence) else [prompts]
+    if odd := [one for one in several if not isinstance(one, known)]:
+        raise UsageError(
+            "A prompt is a text, a Prompt, or a picture: a PIL image or a tensor, not "
+            f"{type(odd[0]).__name__}."
+        )
+    if not several:
         raise ClipguideError("There are no prompts to be similar to.")
-    return tuple(map(compose, prompts))
+    return tuple(map(compose, several))
 
 
 def _encode(clip: Clip, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -197,7 +205,7 @@ def _encode_part(clip: Clip, part: str | ImagePart) -> torch.Tensor:
 
 def _direction_from(clip: Clip, source: OnePrompt) -> torch.Tensor:
     """unit_D of a prompt: its parts' weighted mean."""
-    text_BPD, weight_BP = _encode(clip, _prompts([source]))
+    text_BPD, weight_BP = _encode(clip, as_prompts([source]))
     return F.normalize((text_BPD * weight_BP[..., None]).sum(1), dim=-1)[0]
 
 

@@ -1,0 +1,222 @@
+"""The tables of docs/memory.md: what steering costs, as measured and as counted. Nothing is run.
+
+    python -m benchmarks.memory_table
+
+Measured is what `python -m benchmarks.overhead --out benchmarks/overhead.json` found. Counted, on
+"meta", where tensors have sizes and no values, are operations of the decoder's gradient, by
+PyTorch's counter, ÷ those of a step as the package estimates them (tests/test_ladder.py checks
+that), and the bytes alive at most, forward and back.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.overhead import LADDER_BAR, MEMORY, MEMORY_BAR, RESULTS, ROOT, TIME_BAR
+from benchmarks.random_models import GUIDES, LATENTS, hollow
+
+DOCUMENT = ROOT / "docs" / "memory.md"
+GIB = 2**30
+BARRED = ("SD 1.5", 4), ("SDXL", 1)  # with so many images there are bars for the default
+CARDS = 8, 12, 16, 24, 48, 80  # GiB
+COUNTED = "<!-- table -->\n", "<!-- end of table -->"
+DEFAULTS = "<!-- defaults -->\n", "<!-- end of defaults -->"
+MEASURED = "<!-- measured -->\n", "<!-- end of measured -->"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Of a decoder's gradient for an image: × plain sampling if every step is steered, and GiB
+    beside weights."""
+
+    decoder: str
+    times: float
+    gibibytes: float
+
+
+def counted(geometry: str) -> tuple[list[Counted], float, float]:
+    """Every decoder and rung; GiB of plain decoding, and of the denoiser's and VAE's weights in 16
+    bits."""
+    import diffusers
+
+    from clipguide.guidance import cost, ladder, tinies
+    from clipguide.guidance.clean import Made
+    from clipguide.guidance.decoders import Decoder
+    from clipguide.guidance.latents import denoiser
+
+    pipe, shape = hollow(geometry), LATENTS[geometry]
+    decoder = Decoder(pipe, kind="vae")
+    made, decode = Made.of(pipe.vae), decoder.family.decode
+    latents = decoder.sizes(torch.empty(shape, device="meta"))
+    step = cost.of_step(pipe, shape)
+    once = ladder.operations(made, decode, latents)
+    rungs = [plan for plan in ladder.PLANS if plan != ladder.PLANS[1]]
+    rows = [
+        Counted(
+            f"vae, {plan}",
+            1 + plan.passes(1) * once / step,
+            ladder.need(made, decode, latents, plan) / GIB,
+        )
+        for plan in rungs
+    ]
+    if latents[1] in (4, 16) and geometry != "Qwen-Image":
+        with torch.device("meta"):
+            tiny = Made.of(diffusers.AutoencoderTiny(latent_channels=latents[1]))
+        few = ladder.operations(tiny, tinies.decode, latents)
+        plan = ladder.planned(
+            lambda plan: ladder.need(tiny, tinies.decode, latents, plan), MEMORY * GIB, number=1
+        )
+        need = ladder.need(tiny, tinies.decode, latents, plan) / GIB
+        rows.append(Counted(f"tiny, {plan}", 1 + plan.passes(1) * few / step, need))
+    rows.append(Counted("linear", 1.0, 0.0))
+    weights = sum(p.numel() for m in (denoiser(pipe), pipe.vae) for p in m.parameters())
+    return rows, ladder.forward(made, decode, latents) / GIB, 2 * weights / GIB
+
+
+def table() -> str:
+    """The table of docs/memory.md."""
+    lines = [
+        "| model | decoder | time ÷ plain | GiB beside weights | GiB with weights | card |",
+        "|---|---|---|---|---|---|",
+    ]
+    for geometry in LATENTS:
+        rows, plain, weights = counted(geometry)
+        rows = [Counted("none: plain sampling, decoding at the end", 1.0, plain), *rows]
+        for row in rows:
+            most = max(row.gibibytes, plain)  # the image is decoded at the end in any case
+            card = next((f"{card} GiB" for card in CARDS if weights + most < 0.95 * card), "none")
+            cells = [geometry, row.decoder, f"{row.times:.2f}", f"{row.gibibytes:.1f}"]
+            lines.append(f"| {' | '.join(cells)} | {weights + most:.1f} | {card} |")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Default:
+    """By default beside models in 16 bits, the linear map and the guide: time ÷ plain sampling
+    where every step is steered, peak ÷ plain, and GiB above plain by the exact decoder on the
+    ladder, with its plan. The peaks are those of decoding: of all images at the end, and of the
+    last score, one by one."""
+
+    time: float
+    peak: float
+    above: float
+    plan: str
+
+
+def default(geometry: str, images: int) -> Default:
+    """What the default comes to, for the guide's gradient for its views, image by image."""
+    import open_clip
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from clipguide import Cutouts
+    from clipguide.guidance import cost, ladder
+    from clipguide.guidance.clean import Made
+    from clipguide.guidance.decoders import Decoder
+    from clipguide.guidance.latents import denoiser
+
+    pipe, shape = hollow(geometry), (images, *LATENTS[geometry][1:])
+    with torch.device("meta"):
+        name = GUIDES.get(geometry, GUIDES["SDXL"])
+        tower = open_clip.create_model(name, device="meta").eval()
+    tower = tower.requires_grad_(False).bfloat16()
+    size = tower.visual.image_size
+    size = size[0] if isinstance(size, tuple) else size
+    views = torch.empty(
+        len(Cutouts()), 3, size, size, device="meta", dtype=torch.bfloat16, requires_grad=True
+    )
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        tower.encode_image(views)
+    with ladder.Alive() as alive:
+        torch.autograd.grad(tower.encode_image(views).sum(), views)
+    decoder = Decoder(pipe, kind="vae")
+    made, latents = Made.of(pipe.vae), decoder.sizes(torch.empty(shape, device="meta"))
+    decoding = ladder.forward(made, decoder.family.decode, latents) / 2  # counted in float32
+    weights = 2 * sum(p.numel() for m in (denoiser(pipe), pipe.vae) for p in m.parameters())
+    guide = 2 * sum(p.numel() for p in tower.parameters())
+    copy = 2 * sum(p.numel() for p in made.bare().parameters())
+    gradient = 2 * images * counter.get_total_flops()  # going back to pixels counts as one more
+    time = 1 + gradient / cost.of_step(pipe, shape)
+    guided = weights + guide + max(decoding + copy, images * alive.most)
+    exact = ladder.planned(
+        lambda plan: ladder.need(made, decoder.family.decode, latents, plan),
+        MEMORY * GIB,
+        number=images,
+    )
+    need = ladder.need(made, decoder.family.decode, latents, exact)
+    above = guide + copy * (1 if exact.half else 2) + max(need - decoding, 0)
+    return Default(time, guided / (weights + decoding), above / GIB, str(exact))
+
+
+def defaults() -> str:
+    """The table of what the default comes to."""
+    lines = [
+        "| model | images | time ÷ plain | peak ÷ plain | exact decoder: GiB above plain |",
+        "|---|---|---|---|---|",
+    ]
+    jobs = [("SD 1.5", 1), *((name, 4 if name == "SD 1.5" else 1) for name in LATENTS)]
+    for geometry, images in jobs:
+        found = default(geometry, images)
+        cells, barred = [geometry, str(images)], (geometry, images) in BARRED
+        cells.append(f"{found.time:.2f}{verdict(found.time <= TIME_BAR, barred)}")
+        cells.append(f"{found.peak:.2f}{verdict(found.peak <= MEMORY_BAR, barred)}")
+        met = verdict(found.above <= LADDER_BAR, geometry == "SDXL")
+        cells.append(f"{found.above:.1f}{met}, {found.plan}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def measured() -> str:
+    """The table of what was measured."""
+    lines = [
+        "| model | on | images | decoder | time ÷ plain | peak ÷ plain | peak above plain |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    kept = json.loads(RESULTS.read_text())
+    for row in kept["rows"]:
+        if row["what"] != "cost":
+            continue
+        cuda = row["device"] == "cuda"
+        time = row["clock" if cuda else "processor"]
+        default = row["decoder"] == "auto"
+        bars = default and (row["geometry"], row["batch"]) in BARRED
+        chose = row["chose"].removeprefix("decoder: ")
+        name = f"default: {chose}" if default else chose
+        if not default:
+            name += f", memory={row['memory']:g}"
+        place = "CUDA" if cuda else "CPU, " + ("bfloat16" if row["half"] else "float32")
+        cells = [row["geometry"], place, str(row["batch"]), name]
+        cells.append(f"{time:.2f}" + verdict(time <= TIME_BAR, bars))
+        cells.append(f"{row['peak']:.2f}" + verdict(row["peak"] <= MEMORY_BAR, bars))
+        barred = not default and row["geometry"] == "SDXL"
+        cells.append(f"{row['above']:.1f} GiB" + verdict(row["above"] <= LADDER_BAR, barred))
+        lines.append(f"| {' | '.join(cells)} |")
+    for row in kept["rows"]:
+        if row["what"] == "growth":
+            size, count = 8 * row["side"], len(row["held"])
+            lines.append(
+                f"\n{count} images in a row in one context ({row['geometry']}, {size} x {size}): "
+                f"the process holds {row['growth']:+.1f} MiB more after the last than after the "
+                "second."
+            )
+    return "\n".join(lines)
+
+
+def verdict(met: bool, barred: bool) -> str:
+    return (" (met)" if met else " (missed)") if barred else ""
+
+
+def write() -> None:
+    """Put the tables in their places."""
+    text = DOCUMENT.read_text()
+    parts = (MEASURED, measured()), (DEFAULTS, defaults()), (COUNTED, table())
+    for (begin, end), made in parts:
+        before, after = text.split(begin)[0], text.split(end)[1]
+        text = f"{before}{begin}{made}\n{end}{after}"
+    DOCUMENT.write_text(text)
+
+
+if __name__ == "__main__":
+    write()

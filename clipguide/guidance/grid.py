@@ -1,0 +1,84 @@
+"""Rows and columns of packed latents, which only the pipeline knows."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+
+import torch
+
+from ..errors import ClipguideError
+
+
+class Grid:
+    """Rows and columns of patches of what a pipeline draws.
+
+    Args:
+        pipe: the pipeline.
+        told: whether its latents are packed, so that their size has to be told: by the pipeline
+            itself, as it prepares them, or by `hear`.
+    """
+
+    def __init__(self, pipe: object, *, told: bool) -> None:
+        self._pipe, self._told = pipe, told
+        self._size: tuple[int, int] | None = None
+        self._undo: Callable[[], None] | None = None
+
+    def listen(self) -> None:
+        """Hear what the pipeline prepares its latents for, until `forget`."""
+        if self._told and self._size is None:
+            self._undo = _listen(self._pipe, self.hear)
+
+    def hear(self, height: int, width: int) -> None:
+        """The size in pixels."""
+        self._size = int(height), int(width)
+
+    def forget(self) -> None:
+        """Listen no more, and forget the size."""
+        if self._undo is not None:
+            self._undo()
+        self._undo, self._size = None, None
+
+    def of(self, x0_BLC: torch.Tensor) -> tuple[int, int] | None:
+        """Rows and columns of L patches, a square if nobody said; None of latents that have them.
+        ClipguideError if these are others than were told."""
+        if not self._told:
+            return None
+        length = x0_BLC.shape[1]
+        if self._size is None:
+            rows = columns = math.isqrt(length)
+        else:
+            rows, columns = (side // (2 * self._pipe.vae_scale_factor) for side in self._size)
+        if rows * columns != length:
+            raise ClipguideError(
+                f"{type(self._pipe).__name__} did not say the height and width of its {length} "
+                "patches: steer it through its own __call__."
+            )
+        return rows, columns
+
+
+def _listen(pipe: object, hear: Callable[[int, int], None]) -> Callable[[], None]:
+    """Tell `hear` the height and width that the pipeline prepares its latents for; how to undo."""
+    if not hasattr(pipe, "prepare_latents"):
+        raise ClipguideError(
+            f"{type(pipe).__name__} does not say the height and width of its packed latents: put "
+            "its blocks through clipguide.pipelines.modular.steered."
+        )
+    original, own = pipe.prepare_latents, pipe.__dict__.get("prepare_latents")
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def prepare_latents(*args, **kwargs):
+        given = signature.bind(*args, **kwargs).arguments
+        hear(given["height"], given["width"])
+        return original(*args, **kwargs)
+
+    def undo() -> None:
+        del pipe.prepare_latents
+        if own is not None:
+            pipe.prepare_latents = own
+
+    pipe.prepare_latents = prepare_latents
+    return undo

@@ -1,0 +1,206 @@
+"""The context of `steer`: what is patched while it is open, and a call of s(…).
+
+Methods that run the pipeline their own way do so by `s(…)` of `with steer(pipe, …) as s`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+import torch
+
+from ..errors import ClipguideError, UsageError
+from ..objectives import Objective, Similarity
+from . import gradients
+from .calls import Calls
+from .contract import Method, call_signature
+from .decoders import Decoder
+from .digest import digest
+from .guidance_direction import GuidanceHook
+from .latents import Family, denoiser
+from .report import Report
+from .session import Mode, Plan, Session
+from .tap import tap
+from .tape import Tape, replaying
+
+
+class Steering:
+    """The context of `steer`. `report` tells of the latest run inside it; `attach` and `detach` are
+    the context's two ends, for servers."""
+
+    def __init__(self, pipe: object, plan: Plan, decoder: Decoder) -> None:
+        self.pipe = pipe
+        direction = GuidanceHook(pipe)
+        self._session = Session(pipe, plan, decoder, direction)
+        self._direction, self._decoder = direction, decoder
+        self._stack: contextlib.ExitStack | None = None
+
+    def __repr__(self) -> str:
+        plan = self._session.plan
+        where = "open" if self._stack else "closed"
+        return f"<steering {type(self.pipe).__name__} by {plan.method}: {plan.objective}; {where}>"
+
+    # ------------------------------------------------------------ what was asked for, and came
+    @property
+    def report(self) -> Report:
+        """What was seen in the latest run."""
+        return self._session.report
+
+    @property
+    def method(self) -> Method:
+        """How it is steered."""
+        return self._session.plan.method
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return self._session.plan.objective
+
+    @property
+    def guide(self) -> Similarity | None:
+        """The first similarity of the objective."""
+        return self._session.plan.guide
+
+    @property
+    def judge(self) -> Similarity | None:
+        """What scores only."""
+        return self._session.plan.judge
+
+    @property
+    def decoder(self) -> str:
+        """What decodes x0, as the argument of that name takes it: "auto" while that has not chosen,
+        then its choice, with its rung of the ladder, as "vae:half"."""
+        return self._decoder.name
+
+    @property
+    def prompt(self) -> object:
+        """What is steered towards: one prompt or a list. Set, it holds from the next run on, read
+        by the same CLIPs. UsageError if the objective is more than a similarity to prompts."""
+        return None if self.guide is None else self.guide.prompts
+
+    @prompt.setter
+    def prompt(self, prompts: object) -> None:
+        plan = self._session.plan
+        if plan.guide is None or plan.objective is not plan.guide:
+            raise UsageError(
+                "Only where the objective is a similarity alone can its prompt be changed: open "
+                "another context."
+            )
+        guide = plan.guide.towards(prompts)
+        judge = plan.judge and plan.judge.towards(guide.prompts)
+        self._session.plan = replace(
+            plan, objective=guide, ranking=guide, guide=guide, judge=judge
+        )
+
+    # ------------------------------------------------------------ the context
+    def __enter__(self) -> Steering:
+        check_fit(self.pipe, self.method, self._decoder.family)
+        session = self._session
+        with contextlib.ExitStack() as stack:
+            session.asked = session.acted = False
+            session.tape = None
+            self._tape = session.plan.tape
+            self._decoder.open()
+            stack.callback(self._decoder.close)
+            stack.enter_context(self._direction)
+            self._scheduler = stack.enter_context(
+                tap(self.pipe, on_timesteps=session.set_timesteps, on_step=session.step)
+            )
+            stack.callback(session.end)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, exception_type: type | None, *_: object) -> None:
+        stack, self._stack = self._stack, None
+        replaced = self.pipe.scheduler is not self._scheduler
+        stack.close()
+        if exception_type is not None:
+            return
+        session = self._session
+        if replaced:
+            session.warn("The pipeline's scheduler was replaced, and its steps were not steered.")
+        elif session.asked and not session.acted:
+            session.warn(
+                f"No step was steered: none had a noise level in {self.method.window}."
+            )
+
+    def attach(self) -> Steering:
+        """Enter the context."""
+        return self.__enter__()
+
+    def detach(self) -> None:
+        """Leave the context."""
+        self.__exit__(None)
+
+    def expect(
+        self, *, height: int | None = None, width: int | None = None, steps: int | None = None
+    ) -> None:
+        """Say, before the context, what is drawn in it, where the pipeline has no `__call__` that
+        would: the size in pixels, which packed latents do not tell, and how many steps."""
+        if height and width:
+            self._decoder.hear(height, width)
+        if steps is not None:
+            self._session.expect(steps)
+
+    # ------------------------------------------------------------ a call
+    def __call__(self, *args: object, **settings: object) -> object:
+        """Run the pipeline by the method: its own arguments, what it returns."""
+        if self._stack is None:
+            raise ClipguideError("Enter the context first: with steer(…) as s: s(…).")
+        arguments = _bound(self.pipe, args, settings)
+        session = self._session
+        session.report = session.new_report()
+        session.mode = Mode(None, called=True)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._idle)
+            if self._tape is not None:
+                stack.enter_context(self._taping(arguments))
+            return self.method.call(Calls(session), **arguments)
+
+    def _idle(self) -> None:
+        self._session.end()
+        self._session.mode = Mode(self.method)
+
+    @contextlib.contextmanager
+    def _taping(self, arguments: dict[str, object]):
+        """The first call of the context is on the tape."""
+        session, plan = self._session, self._session.plan
+        tape, self._tape = Tape(self._tape), None
+        weights = {k: v for k, v in self.pipe.components.items() if isinstance(v, torch.nn.Module)}
+        scheduler = dict(self.pipe.scheduler.config)
+        said = (plan.objective, plan.method, plan.judge, plan.generators, self._decoder.asked)
+        tape.begin(digest(said, arguments, weights, scheduler, plan.score_every))
+        if tape.decoder:  # whatever memory is free by now
+            self._decoder.take(tape.decoder)
+        session.tape = tape
+        try:
+            with replaying(tape, denoiser(self.pipe)):
+                yield
+        finally:
+            session.tape = None
+
+
+def _bound(pipe: object, args: tuple, settings: dict[str, object]) -> dict[str, object]:
+    """The arguments of a call by name, those that a pipeline collects in **kwargs among them."""
+    signature = call_signature(pipe)
+    try:
+        arguments = dict(signature.bind(*args, **settings).arguments)
+    except TypeError as error:
+        raise UsageError(f"{type(pipe).__name__} is not called so: {error}.") from None
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name, {})
+    return arguments
+
+
+def check_fit(pipe: object, method: Method, family: Family) -> None:
+    """ClipguideError if the method does not fit the pipeline."""
+    if method.of_images and family.video:
+        raise ClipguideError(
+            f"{method.name} ranks finished images, and {type(pipe).__name__} makes videos: use "
+            "shortcut or particles."
+        )
+    if method.differentiates:
+        gradients.check(pipe)
+    method.check(pipe)
