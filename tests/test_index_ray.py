@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -473,3 +474,49 @@ def test_actors_fit_the_machines():
     for settings in ({"threads": 17}, {"device": "cuda"}):
         with pytest.raises(UsageError, match="No machine of Ray's has"):
             shared(head, **settings)
+
+
+KILLED = """
+import os, signal, sys
+from clipguide.clip import load_clip
+from clipguide.engine import Engine
+from clipguide.retrieval import beyond
+
+home, db, clip, marks = sys.argv[1:]
+beyond.BLOCK, beyond.COMMIT = 3, 5
+publish, count = beyond.RayUpdate.publish, []
+
+def die_of_the_second(self, fragments, again):
+    count.append(len(fragments))
+    if len(count) == 2:  # actors have written these fragments, and nobody has committed them
+        os.kill(os.getpid(), signal.SIGKILL)
+    publish(self, fragments, again)
+
+beyond.RayUpdate.publish = die_of_the_second
+engine = Engine(load_clip(clip), batch=2)
+for progress in beyond.update(db, [home], engine=engine, workers=1):
+    with open(marks, "a") as stream:
+        stream.writelines(f"{path}\\n" for path in progress.kept)
+"""
+
+
+def test_a_driver_that_is_killed_loses_what_it_had_not_committed(
+    run, clip, clip_folder, home, tmp_path
+):
+    """The next run does the rest, nothing is there twice, and the rows are the local engine's."""
+    db, marks = tmp_path / "db", tmp_path / "kept"
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, home, db, clip_folder, marks],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kept = marks.read_text().splitlines()
+    assert sorted(kept) == sorted(row["path"] for row in rows(db).values()) and 5 <= len(kept) < 12
+    assert run() == {"new": 12 - len(kept), "same": len(kept), "failed": 1}
+    list(update(tmp_path / "other", [home], engine=Engine(clip)))
+    check_alike(db, tmp_path / "other")
+    assert run() == {"same": 12, "failed": 1}

@@ -135,11 +135,13 @@ def with_options(command: Callable, *, clip: str = Options.clip) -> Callable:
 
 @dataclass
 class Pictures:
-    """The pictures of a command: an engine, and what could not be read so far."""
+    """The pictures of a command: an engine, and what could not be read so far; `prints` where the
+    command prints a row of each as it comes."""
 
     engine: Engine
     sources: list[str]
     options: Options
+    prints: bool = False
     bad: int = 0
     good: int = 0
     passed: list[str] = field(default_factory=list)
@@ -153,13 +155,15 @@ class Pictures:
 
         UsageError if there is none at all.
         """
-        for embedded in self._all():
-            if embedded.error is None:
-                self.good += 1
-                yield embedded
-            else:
-                self.bad += 1
-                console.complain(embedded.error)
+        with console.Count("embedding", prints=self.prints) as count:
+            for embedded in self._all():
+                if embedded.error is None:
+                    self.good += 1
+                    yield embedded
+                else:
+                    self.bad += 1
+                    console.complain(embedded.error)
+                count(self.good + self.bad)
         if not self.good and not self.bad:
             passed = f" (other files there: {len(self.passed)})" if self.passed else ""
             raise UsageError(f"There are no pictures in {', '.join(self.sources)}{passed}.")
@@ -197,8 +201,11 @@ class Pictures:
             yield from rows
 
 
-def open_pictures(sources: Sequence[str], options: Options) -> Pictures:
-    """The engine of the options over the named pictures; "-" is replaced by the names on stdin.
+def open_pictures(
+    sources: Sequence[str], options: Options, *, prints: bool = False
+) -> Pictures:
+    """The engine of the options over the named pictures; "-" is replaced by the names on stdin;
+    `prints` where the command prints a row of each picture as it comes.
 
     UsageError if no picture is named at all.
     """
@@ -221,7 +228,7 @@ def open_pictures(sources: Sequence[str], options: Options) -> Pictures:
         cache=None if options.no_cache else _open_cache(Cache, options.cache),
         **{name: getattr(options, name) for name in names},
     )
-    return Pictures(engine, named, options)
+    return Pictures(engine, named, options, prints=prints)
 
 
 def tell_passed(passed: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ def maintain(store: Store, clip: Clip, *, changed: bool) -> None:
     """Do what is due. Killed in it, the next run does it."""
     count = store.count()
     notes = store.notes()
-    if not changed and notes.get("settled") == str(count):
+    if not changed and notes.get("maintained") == str(count):
         return
     compact(store)
     store.write(lambda table: _index_scalars(table, count))
@@ -42,7 +42,7 @@ def maintain(store: Store, clip: Clip, *, changed: bool) -> None:
     known = int(notes.get("calibrated", 0))
     if not known / DRIFT <= count <= known * DRIFT or "usual" not in notes:
         calibrate(store, clip, count)
-    store.note(settled=str(count))
+    store.note(maintained=str(count))
 
 
 def compact(store: Store) -> None:
