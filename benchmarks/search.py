@@ -1,4 +1,4 @@
-"""How fast the search is, what indexing costs beside embedding, and what is refused.
+"""How fast the search is, what indexing costs beside embedding, and how absent things score.
 
     python -m benchmarks.search vectors                    # a million vectors; hours to build
     python -m benchmarks.search vectors --keep-index DIR   # built once; then two minutes
@@ -6,8 +6,7 @@
     python -m benchmarks.search overhead --clip mini       # indexing ÷ embedding alone
     python -m benchmarks.search unchanged                  # 100,000 files that have not changed
     python -m benchmarks.search listing                    # the driver's memory, 10^4 to 10^7 names
-    python -m benchmarks.search refusal                    # needs python -m training.data build
-    python -m benchmarks.search refusal --towards 0.1      # what a better CLIP would do
+    python -m benchmarks.search absent                     # needs python -m training.data build
     python -m benchmarks.search photographs                # 50 that packages hold, ten queries
 
 Each adds its figures to benchmarks/search.json. Vectors: clusters at random, and around them as
@@ -41,7 +40,7 @@ from benchmarks.none_of_these import kept, share
 from clipguide import load_clip
 from clipguide.cli.index import BOTH
 from clipguide.engine import Engine, find
-from clipguide.retrieval import Index, Query, maintenance, refusal, update
+from clipguide.retrieval import Index, Query, maintenance, unrelated, update
 from clipguide.retrieval.store import Store
 from clipguide.zero_shot.none import unlike_each
 
@@ -175,7 +174,7 @@ def vectors(
         query_QD, truth_QK = np.load(folder / "query.npy"), np.load(folder / "truth.npy")
 
         def ask(query_D: np.ndarray) -> list[int]:
-            answer = index.search(Query(torch.from_numpy(query_D)), k=TOP, tell_absent=False)
+            answer = index.search(Query(torch.from_numpy(query_D)), k=TOP, compare=False)
             return [int(hit.path) for hit in answer.hits]
 
         forget(folder / "db")
@@ -491,43 +490,39 @@ def of_photographs(
     return facts
 
 
-@app.command("refusal")
-def refuse(
+@app.command("absent")
+def of_absent_names(
     clip: str = BOTH,
     sets: Annotated[int, typer.Option(min=1)] = 5,
     queries: Annotated[int, typer.Option(min=1)] = 100,
-    towards: Annotated[
-        float, typer.Option(help="Move pictures towards their names: were the CLIP better.")
-    ] = 0.0,
     keep: bool = True,
 ) -> list[dict]:
-    """The share that is refused of names that are absent from a collection of held-out drawings,
-    and of those that are there; by half of all names at random, several times."""
+    """How the best score is compared with unrelated texts, of names that are in a collection of
+    held-out drawings, and of names that are absent; by half of all names at random, several times.
+    """
     from training.evaluate.drawings import Drawings
 
     model, drawings = load_clip(clip), Drawings()
     text_ND = model.encode_text(drawings.concepts)
-    word_WD = model.encode_text(refusal.words())
+    word_WD = model.encode_text(unrelated.words())
     rows = []
     for what, found in drawings.tests().items():
         unit_BD = kept(model, what.replace(" ", "-"), lambda f=found: drawings.encode(model, f))
         target_B = drawings.targets(found)
-        unit_BD = torch.nn.functional.normalize(unit_BD + towards * text_ND[target_B], dim=1)
         top1 = ((unit_BD @ text_ND.T).argmax(1) == target_B).double().mean().item()
         figures = [
-            refused(unit_BD, target_B, text_ND, word_WD, drawings.concepts, seed, queries)
+            compared_with(unit_BD, target_B, text_ND, word_WD, drawings.concepts, seed, queries)
             for seed in range(sets)
         ]
         mean = {k: round(statistics.mean(f[k] for f in figures), 3) for k in figures[0]}
         rows.append({"drawings": what, "top-1": round(top1, 3), **mean})
         typer.echo(json.dumps(rows[-1], ensure_ascii=False))
     if keep:
-        by = f" towards {towards:g}" if towards else ""
-        save(f"refusal {clip}{by}", {"sets": sets, "rows": rows})
+        save(f"absent {clip}", {"sets": sets, "rows": rows})
     return rows
 
 
-def refused(
+def compared_with(
     unit_BD: torch.Tensor,
     target_B: torch.Tensor,
     text_ND: torch.Tensor,
@@ -536,36 +531,34 @@ def refused(
     seed: int,
     queries: int,
 ) -> dict[str, float]:
-    """What a collection of half of the pictures' names says to these and to the others, less those
+    """What a collection of half of the pictures' names says of these and of the others, less those
     that mean what one of it means."""
     names = target_B.unique()
     names = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))]
     half, text_ND = len(names) // 2, text_ND[names]
     keep_B = torch.isin(target_B, names[:half])
     here_BD, here_B = unit_BD[keep_B], target_B[keep_B]
-    usual = refusal.calibrate(here_BD.split(4096), word_WD)
-    least = refusal.threshold(usual)
-    label, kin = [concepts[n] for n in names.tolist()], refusal.kin(word_WD)
+    label, kin = [concepts[n] for n in names.tolist()], unrelated.kin(word_WD)
+    best_W = unrelated.best(here_BD.split(4096), word_WD)
     other_NN = unlike_each(text_ND, text_ND, label, label)
     absent = [n for n in range(half, len(names)) if other_NN[n, :half].all()][:queries]
 
     def ask(n: int) -> tuple[float, bool]:
-        """The evidence, and whether the first picture is right."""
-        cosine_B = here_BD @ text_ND[n]
-        best = cosine_B.topk(min(refusal.CANDIDATES, len(cosine_B))).indices
-        value = refusal.of_text(label[n], text_ND[n], here_BD[best], word_WD, kin)
-        return value, bool(here_B[best[0]] == names[n])
+        """What the best score is better than, and whether its picture is right."""
+        score, place = (here_BD @ text_ND[n]).max(0)
+        apart_W = unrelated.apart(label[n], text_ND[n], word_WD, kin)
+        share = unrelated.share_below(float(score), best_W, apart_W)
+        return share, bool(here_B[place] == names[n])
 
     asked = [ask(n) for n in range(min(half, queries))]
     there_N = torch.tensor([value for value, _ in asked], dtype=torch.float64)
     absent_N = torch.tensor([ask(n)[0] for n in absent], dtype=torch.float64)
     return {
         "pictures": len(here_BD),
-        "absent": len(absent_N),
-        "refused": share(absent_N, least),
-        "false": share(there_N, least),
+        "absent names": len(absent_N),
+        "better than, of those there": there_N.median().item(),
+        "better than, of absent ones": absent_N.median().item(),
         "refused at 5 % false": share(absent_N, there_N.quantile(0.05).item()),
-        "LEAST for 5 % false": there_N.quantile(0.05).item() - refusal.SHARE * usual,
         "AUC": (there_N[:, None] > absent_N).double().mean().item(),
         "recall@1 of those there": statistics.mean(right for _, right in asked),
     }

@@ -17,7 +17,7 @@ from .embedding import Options, open_pictures, tell_passed, with_options
 if TYPE_CHECKING:
     from ..retrieval import Progress
 
-BOTH = "mini+mini-judge"  # together they find more (benchmarks/search.py refusal, recall@1)
+BOTH = "mini+mini-judge"  # together they find more (benchmarks/search.py absent, recall@1)
 ENGINES = ("local", "ray")
 
 Db = Annotated[
