@@ -75,8 +75,12 @@ def test_bad_pictures(run, pictures, tmp_path):
     ]
     assert run("embed", pictures, "--out", "b.npz", "--strict").exit_code == 1
     assert (tmp_path / "b.npz").exists(), "what could be read is not lost"
+    result = run("embed", "nowhere.png", "not/there", "--out", "c.npz")
+    assert result.exit_code == 2 and not (tmp_path / "c.npz").exists()
+    said = "clipguide: There is no file or folder nowhere.png, nor any of the others."
+    assert result.stderr.splitlines() == [said]
     for end in ("npz", "parquet"):
-        result = run("embed", "nowhere.png", "--out", f"c.{end}")
+        result = run("embed", pictures / "new\nline.png", "--out", f"c.{end}")
         assert result.exit_code == 1
         assert f"No picture could be read, so c.{end} is not written." in result.stderr
         assert not (tmp_path / f"c.{end}").exists()

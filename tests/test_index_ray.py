@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 import torch
 from test_clip import landscape
@@ -432,6 +433,60 @@ def test_the_driver_s_memory_does_not_grow_with_the_list(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[-1] < 1.1 * peaks[1]
+
+
+def test_folders_that_a_store_does_not_list_keep_their_rows(tmp_path):
+    """Under --prune too, and below them; what is gone of a folder that is listed goes."""
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Closed(MemoryFileSystem):
+        protocol, store, pseudo_dirs = "closed", {}, [""]
+
+        def ls(self, path, detail=True, **settings):
+            if path.rstrip("/").endswith("/shut"):
+                raise PermissionError(13, "access denied", path)
+            return super().ls(path, detail=detail, **settings)
+
+    fsspec.register_implementation("closed", Closed, clobber=True)
+    fs, url = Closed(), "closed://bucket/set"
+    for name in ("a.png", "open/b.png", "shut/c.png", "shut/below/d.png"):
+        fs.pipe(f"/bucket/set/{name}", b"x")
+    base = fs.unstrip_protocol("/bucket/set")
+    there = ["a.png", "gone.png", "open/b.png", "shut/c.png", "shut/below/d.png", "was/e.png"]
+    store = Store(tmp_path / "db", make=True)
+    store.create(4, key="0 float32 alpha white frames 1", model="made")
+    paths = [f"{base}/{name}" for name in there]
+    known = {"path": paths, "folder": [path.rpartition("/")[0] for path in paths]}
+    known["vector"] = [[1.0, 0, 0, 0]] * len(paths)
+    rows_ = [{n: known[n][i] for n in known} for i in range(len(paths))]
+    store.table.add(pa.Table.from_pylist(rows_, schema=store.table.schema))
+    with beyond.RayUpdate(Store(tmp_path / "db"), None, Captions(), []) as job:
+        job.listing = Listing([url], recursive=True, walked=job.walked)
+        job.compare(job.listing)
+        errors = job.remove(recursive=True, prune=True)
+    assert job.listing.unread == [f"{base}/shut/"]
+    assert errors == [f"{base}/shut/ cannot be listed: what the index holds of it stays."]
+    left = Store(tmp_path / "db").table.to_arrow()["path"].to_pylist()
+    kept = ("a.png", "open/b.png", "shut/c.png", "shut/below/d.png")
+    assert sorted(left) == sorted(f"{base}/{name}" for name in kept)
+
+
+def test_a_listing_that_breaks_off_is_an_error():
+    """Of whatever kind: what was not listed is not taken for gone."""
+
+    class Broken:
+        def walk(self, place, **_):
+            yield place, {}, {"a.png": {"size": 1}}
+            raise RuntimeError("connection reset by peer")
+
+        def unstrip_protocol(self, place):
+            return place
+
+    listing = Listing([], recursive=True)
+    listing._sources = [(Broken(), "x://bucket", None)]
+    with pytest.raises(ClipguideError, match="cannot be listed to its end .connection reset"):
+        list(listing)
 
 
 def test_what_listings_say_of_an_object():

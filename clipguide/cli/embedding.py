@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -106,6 +107,25 @@ class Options:
         False
     )
 
+    def check(self, images: Sequence[str] | None = None) -> None:
+        """UsageError for what makes no sense, and where none of `images` is there: before anything
+        heavy is imported."""
+        from ..engine import settings
+
+        names = ("batch", "workers", "frames", "alpha", "megapixels")
+        settings.check(**{name: getattr(self, name) for name in names})
+        _check_named(images or ())
+
+
+def _check_named(names: Sequence[str]) -> None:
+    """UsageError if none of the files and folders that are named is there."""
+    if names and not any(
+        name == "-" or "://" in name or set("*?[") & set(name) or os.path.lexists(name)
+        for name in names
+    ):
+        more = f", nor any of the others" if len(names) > 1 else ""
+        raise UsageError(f"There is no file or folder {shorten(names[0])}{more}.")
+
 
 def with_options(command: Callable, *, clip: str = Options.clip) -> Callable:
     """A command whose parameter `options` becomes one option for each field of Options, with `clip`
@@ -124,6 +144,7 @@ def with_options(command: Callable, *, clip: str = Options.clip) -> Callable:
     @wraps(command)
     def wrapped(**values: Any) -> None:
         options = Options(**{f.name: values.pop(f.name) for f in fields(Options)})
+        options.check(values.get("images"))
         command(options=options, **values)
 
     wrapped.__signature__ = inspect.Signature(
@@ -256,8 +277,6 @@ def _open_cache(cache: type, path: Path | None) -> Any:
 
 def _from_stdin() -> list[str]:
     """Names on stdin, one a line, or with zero bytes between them (find -print0)."""
-    import os
-
     from ..engine import Named
 
     content = sys.stdin.buffer.read()
