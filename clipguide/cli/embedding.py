@@ -123,7 +123,7 @@ def _check_named(names: Sequence[str]) -> None:
         name == "-" or "://" in name or set("*?[") & set(name) or os.path.lexists(name)
         for name in names
     ):
-        more = f", nor any of the others" if len(names) > 1 else ""
+        more = ", nor any of the others" if len(names) > 1 else ""
         raise UsageError(f"There is no file or folder {shorten(names[0])}{more}.")
 
 

@@ -52,7 +52,7 @@ def compact(store: Store) -> None:
 
 def index_vectors(table: Any) -> None:
     """The index for many vectors: cells, and in them a bit a number (RaBitQ, Gao & Long 2024) to
-    choose those that are then compared in full: benchmarks/search.py."""
+    choose those that are then compared in full: benchmarks/vectors.py."""
     from lancedb.index import IvfRq
 
     config = IvfRq(distance_type="l2", num_partitions=cells(table.count_rows()))
@@ -66,7 +66,7 @@ def cells(count: int) -> int:
 
 def probes(count: int) -> int:
     """How many of them a query looks into: a seventh, which has 0.95 and more of the ten nearest of
-    a million (`python -m benchmarks.search vectors`)."""
+    a million (`python -m benchmarks.vectors`)."""
     return max(FEWEST, -(-cells(count) // 7))
 
 
@@ -80,10 +80,11 @@ def compare(store: Store, clip: Clip, count: int) -> None:
         with warnings.catch_warnings():  # a name that is cut will do
             warnings.simplefilter("ignore", ClipguideWarning)
             word_WD = clip.encode_text(names).float().cpu()
+        store.note(kin=f"{unrelated.kin(word_WD):.6f}")
     else:
         word_WD, _ = known
     _keep(store, word_WD, unrelated.best(vectors(store), word_WD))
-    store.note(kin=f"{unrelated.kin(word_WD):.6f}", compared=str(count))
+    store.note(compared=str(count))
 
 
 def background(store: Store) -> tuple[torch.Tensor, torch.Tensor] | None:
