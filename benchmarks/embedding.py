@@ -37,8 +37,7 @@ from benchmarks.odd_files import make
 from clipguide import load_clip
 from clipguide.cli.console import one_line
 from clipguide.clip import Clip
-from clipguide.engine import Cache, Engine, find
-from clipguide.engine import engine as engine_module
+from clipguide.engine import Cache, Engine, encoder, find
 
 OUT = Path(__file__).with_suffix(".json")
 BATCH, WORKERS = 32, 2
@@ -136,7 +135,7 @@ def speed(
     """Pictures a second, file to vector, ÷ the peer's; and of a second pass, from the cache."""
     import open_clip
 
-    engine_module.HOLDS = holds
+    encoder.HOLDS = holds
     ours = vit_b_32() if clip == "vit-b-32" else load_clip(clip)
     if clip == "vit-b-32":
         model, transform = ours._model, ours._transform
@@ -177,7 +176,7 @@ def speed(
     for name, row in table.items():
         typer.echo(f"{name:14} {row['pictures a second']:8.1f} a second   {row['ratio']:5.2f}")
     typer.echo(f"second pass ÷ first: {second:.0f}   largest change of a cosine: {change}")
-    held = {name: e._half is not None for name, e in engines.items()}
+    held = {name: e.encoder.half is not None for name, e in engines.items()}
     typer.echo(f"in bfloat16: {[name for name, half in held.items() if half]}")
     facts = {
         "rows": table,

@@ -37,7 +37,7 @@ from clipguide.finetune.data import Dataset, halves, read
 from clipguide.finetune.exam import Exam
 from clipguide.finetune.fit import Fit, FitConfig
 from clipguide.finetune.job import CONCEPTS, HELD_OUT
-from clipguide.finetune.outcome import settle
+from clipguide.finetune.outcome import select
 from clipguide.finetune.run import Finetune
 from clipguide.zero_shot.few_shot import fit_probe, fit_tip
 
@@ -108,7 +108,7 @@ def style(
             if step.measured is not None:
                 print(f"{step.step} {step.loss:.3f} aside {step.measured:.3f}", flush=True)
         minutes = (time.monotonic() - began) / 60
-        outcome = settle(fit, exam, retention, weighed)
+        outcome = select(fit, exam, retention, weighed)
     facts = {
         "settings": f"{clip} {method} lr {lr} epochs {epochs} seed {seed}",
         "pictures": [len(train), len(aside), len(test)],

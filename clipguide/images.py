@@ -18,10 +18,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from .errors import ClipguideError, ClipguideWarning, UsageError
-from .reading import open_image, to_srgb, too_wordy, turned, without_texts
+from .reading import ALPHA, open_image, to_srgb, too_wordy, turned, without_texts
 
 LABEL_HEIGHT = 18  # pixels under each picture of a contact sheet
-ALPHA = ("white", "drop")  # what becomes of transparency
 FAR = 10.0  # above which floats are not in [0, 1]
 BAND = 1 << 22  # pixels
 NARROW, WIDE = 12, 40  # bytes a pixel, at most, until a picture is RGB

@@ -75,8 +75,12 @@ def test_bad_pictures(run, pictures, tmp_path):
     ]
     assert run("embed", pictures, "--out", "b.npz", "--strict").exit_code == 1
     assert (tmp_path / "b.npz").exists(), "what could be read is not lost"
+    result = run("embed", "nowhere.png", "not/there", "--out", "c.npz")
+    assert result.exit_code == 2 and not (tmp_path / "c.npz").exists()
+    said = "clipguide: There is no file or folder nowhere.png, nor any of the others."
+    assert result.stderr.splitlines() == [said]
     for end in ("npz", "parquet"):
-        result = run("embed", "nowhere.png", "--out", f"c.{end}")
+        result = run("embed", pictures / "new\nline.png", "--out", f"c.{end}")
         assert result.exit_code == 1
         assert f"No picture could be read, so c.{end} is not written." in result.stderr
         assert not (tmp_path / f"c.{end}").exists()
@@ -146,3 +150,24 @@ def test_a_clip_that_is_damaged(run, pictures, clip_folder, tmp_path):
     (copy / "open_clip_model.safetensors").write_bytes(b"cut")
     result = run("embed", pictures, "--out", "a.npz", clip=copy)
     assert result.exit_code == 1 and "cannot be loaded" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("embed", "--out", "a.npz"),
+        ("score", "--text", "a fox"),
+        ("rerank", "--text", "a fox"),
+        ("classify", "--labels", "fox,house"),
+        ("index", "--db", "db"),
+    ],
+    ids=lambda verb: verb[0],
+)
+def test_one_meter_of_all_that_embed(run, pictures, verb):
+    """On stderr where that is a terminal, and nowhere else."""
+    pytest.importorskip("lancedb")
+    quiet = run(verb[0], pictures, *verb[1:])
+    assert quiet.exit_code == 0 and "a second" not in quiet.output, quiet.output
+    shown = run(verb[0], pictures, *verb[1:], env={"FORCE_COLOR": "1"})
+    assert shown.exit_code == 0, shown.output
+    assert "3/" in shown.stderr and "a second" in shown.stderr and "a second" not in shown.stdout

@@ -399,7 +399,7 @@ def test_the_command(tmp_path):
     [
         (["--to", "onx"], "There is no export to 'onx'. Did you mean onnx?"),
         (["--to", "hf", "--int8"], "int8 is made for onnx, not for hf"),
-        (["--to", "saved-model", "--fp16"], "float16 is made for onnx, hf and torch-export"),
+        (["--to", "saved-model"], "There is no export to 'saved-model'"),
         (["--to", "onnx", "--clip", "mini+mini-judge"], "are several CLIPs: name one"),
         (["--to", "onnx", "--clip", "mni"], "Did you mean mini"),
         (["--to", "onnx", "--pictures", "nowhere.png"], "nowhere.png"),

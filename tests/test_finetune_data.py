@@ -19,10 +19,10 @@ from PIL import Image, ImageDraw
 
 from clipguide.clip import load_parts
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.finetune import alike, sources
+from clipguide.finetune import duplicates, sources
 from clipguide.finetune.batches import Augment, Batches
 from clipguide.finetune.data import Dataset, Example, Report, read, split
-from clipguide.finetune.looks import cut, look_at
+from clipguide.finetune.inspection import cut, inspect
 
 SIDE = 48
 
@@ -288,7 +288,7 @@ def _too_long(clip, text: str) -> bool:
 def test_alike_pictures(tmp_path):
     """Copies by other means are one; drawings that differ in a detail are two."""
     base = [drawing(i, size=(300, 300)) for i in range(60)]
-    base = [p for p in base if np.std(alike.small(p)) > 25][:40]  # faint ones are less sure
+    base = [p for p in base if np.std(duplicates.small(p)) > 25][:40]  # faint ones are less sure
     other = [
         lambda p: Image.open(io.BytesIO(_jpeg(p, 40))),
         lambda p: p.resize((150, 150), Image.Resampling.BICUBIC),
@@ -296,15 +296,15 @@ def test_alike_pictures(tmp_path):
         lambda p: p.resize((260, 300), Image.Resampling.BICUBIC),
     ]
     every = base + [change(p) for change in other for p in base]
-    assert alike.groups(np.stack([alike.small(p) for p in every])) == list(range(40)) * 5
+    assert duplicates.groups(np.stack([duplicates.small(p) for p in every])) == list(range(40)) * 5
     face = Image.new("RGB", (128, 128), "yellow")
     smile, frown = face.copy(), face.copy()
     for picture, start in ((smile, 0), (frown, 180)):
         ImageDraw.Draw(picture).ellipse((4, 4, 124, 124), outline="black", width=5)
         ImageDraw.Draw(picture).arc((40, 60, 90, 100), start, start + 180, fill="black", width=5)
     blank = [Image.new("RGB", (9, 9), colour) for colour in ("white", "black")]
-    small = np.stack([alike.small(p) for p in (smile, frown, *blank)])
-    assert alike.groups(small) == [0, 1, 2, 3]
+    small = np.stack([duplicates.small(p) for p in (smile, frown, *blank)])
+    assert duplicates.groups(small) == [0, 1, 2, 3]
 
 
 def _jpeg(picture: Image.Image, quality: int) -> bytes:
@@ -326,13 +326,13 @@ def test_groups_are_those_of_all_pairs(monkeypatch):
     parent = list(range(len(x)))
     for i in range(len(x)):
         cell = np.abs(x - x[i]).max(1) * 768**0.5
-        for j in np.flatnonzero((x @ x[i] >= alike.COSINE) & (cell <= alike.CELL)):
+        for j in np.flatnonzero((x @ x[i] >= duplicates.COSINE) & (cell <= duplicates.CELL)):
             a, b = sorted((parent[i], parent[j]))
             parent = [a if one == b else one for one in parent]
     number = {}
     want = [number.setdefault(one, len(number)) for one in parent]
-    monkeypatch.setattr(alike, "ROWS", 8)
-    assert alike.groups(small) == want and 150 < len(number) < 600
+    monkeypatch.setattr(duplicates, "ROWS", 8)
+    assert duplicates.groups(small) == want and 150 < len(number) < 600
 
 
 # the split
@@ -506,7 +506,7 @@ def test_crops(tmp_path, mode, parts):
 def _apart(folder):
     """The data set of a folder whose pictures are all alike, as if they were not."""
     listing = sources.rows(folder)
-    looks = look_at(listing.rows, 1, None)
+    looks = inspect(listing.rows, 1, None)
     rows = zip(itertools.count(), listing.rows, looks)
     examples = [Example(r.path, r.text, i % 2, d, i, r) for i, r, (d, _) in rows]
     return Dataset(examples, ["a", "b"], Report(str(folder), len(examples)))

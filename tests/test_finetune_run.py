@@ -31,9 +31,9 @@ from clipguide.finetune.data import halves, read, split
 from clipguide.finetune.exam import Exam, calibration_error, recall
 from clipguide.finetune.head import fit_head
 from clipguide.finetune.job import prepare
-from clipguide.finetune.outcome import changed, settle
+from clipguide.finetune.outcome import changed, select
 from clipguide.finetune.run import Finetune, copy_state
-from clipguide.finetune.wise import Place, choose, curve, interpolate
+from clipguide.finetune.wise_ft import Place, choose, curve, interpolate
 
 QUICK = dict(batch=8, chunk=8, steps=6, ema=0.5, lr=3e-3, warmup=1, patience=99)
 QUICK["templates"] = "plain"
@@ -385,7 +385,7 @@ def test_it_stops_when_nothing_is_gained(clip_folder, pictures):
 
 
 def test_two_processes_see_the_loss_of_one(clip_folder, captions, tmp_path):
-    """By gloo; and one of them alone looks, settles and saves what the command is to save."""
+    """By gloo; and one of them alone evaluates, selects and saves what the command is to save."""
     script = tmp_path / "two.py"
     script.write_text(
         "import json, sys\n"
@@ -539,7 +539,7 @@ def test_retention_is_told_by_others_than_chose(clip_folder, pictures):
     list(job.run())
     weighed, told = (Exam(job.fit.parts, side, templates=job.fit.templates) for side in (few, more))
     seen = []
-    outcome = settle(job.fit, job.test, lambda parts: seen.append(told(parts)) or seen[-1], weighed)
+    outcome = select(job.fit, job.test, lambda parts: seen.append(told(parts)) or seen[-1], weighed)
     assert len(outcome.places) == 11 and len(seen) == 2, "the other half is looked at twice only"
     assert [result for _, result in (outcome.before, outcome.after)] == seen
 
@@ -561,7 +561,7 @@ def test_from_data_to_a_folder(clip_folder, pictures, tmp_path):
     assert job.report.pictures == 30
     assert (tmp_path / "run").exists() is False
     list(job.run())
-    outcome = job.settle(allowed=1.0)
+    outcome = job.select(allowed=1.0)
     assert [place.alpha for place in outcome.places][::5] == [0.0, 0.5, 1.0]
     clip = job.save(outcome, tmp_path / "mine")
     assert not (tmp_path / "run").exists()
@@ -606,7 +606,7 @@ def test_copies_of_what_is_tested_are_not_trained_on(clip_folder, pictures, tmp_
 def test_what_is_no_model_is_not_overwritten(clip_folder, pictures, tmp_path):
     job = prepare(pictures, clip=clip_folder, config=FinetuneConfig(**QUICK), retain=None)
     list(job.run())
-    outcome = job.settle()
+    outcome = job.select()
     assert outcome.chosen.alpha == 1.0 and outcome.retention is None
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "config.json").write_text("{}")

@@ -242,7 +242,8 @@ def test_the_figure_is_the_judges_top_five(clip, judge):
 
 def test_the_hand_that_the_judge_likes_best(clip, judge):
     seen = {}
-    best = choose(clip, judge, ["red"], HAND, told=lambda hand, score: seen.update({hand: score}))
+    note = lambda hand, score: seen.update({hand: score})  # noqa: E731
+    best = choose(clip, judge, ["red"], HAND, on_score=note)
     assert best == max(seen, key=seen.get) and best.steps == 3
     assert len(seen) == 3 + 1 + 1, "each setting once"
 

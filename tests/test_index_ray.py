@@ -6,12 +6,14 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 import torch
 from test_clip import landscape
@@ -433,6 +435,60 @@ def test_the_driver_s_memory_does_not_grow_with_the_list(tmp_path):
     assert peaks[-1] < 1.1 * peaks[1]
 
 
+def test_folders_that_a_store_does_not_list_keep_their_rows(tmp_path):
+    """Under --prune too, and below them; what is gone of a folder that is listed goes."""
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Closed(MemoryFileSystem):
+        protocol, store, pseudo_dirs = "closed", {}, [""]
+
+        def ls(self, path, detail=True, **settings):
+            if path.rstrip("/").endswith("/shut"):
+                raise PermissionError(13, "access denied", path)
+            return super().ls(path, detail=detail, **settings)
+
+    fsspec.register_implementation("closed", Closed, clobber=True)
+    fs, url = Closed(), "closed://bucket/set"
+    for name in ("a.png", "open/b.png", "shut/c.png", "shut/below/d.png"):
+        fs.pipe(f"/bucket/set/{name}", b"x")
+    base = fs.unstrip_protocol("/bucket/set")
+    there = ["a.png", "gone.png", "open/b.png", "shut/c.png", "shut/below/d.png", "was/e.png"]
+    store = Store(tmp_path / "db", make=True)
+    store.create(4, key="0 float32 alpha white frames 1", model="made")
+    paths = [f"{base}/{name}" for name in there]
+    known = {"path": paths, "folder": [path.rpartition("/")[0] for path in paths]}
+    known["vector"] = [[1.0, 0, 0, 0]] * len(paths)
+    rows_ = [{n: known[n][i] for n in known} for i in range(len(paths))]
+    store.table.add(pa.Table.from_pylist(rows_, schema=store.table.schema))
+    with beyond.RayUpdate(Store(tmp_path / "db"), None, Captions(), []) as job:
+        job.listing = Listing([url], recursive=True, walked=job.walked)
+        job.compare(job.listing)
+        errors = job.remove(recursive=True, prune=True)
+    assert job.listing.unread == [f"{base}/shut/"]
+    assert errors == [f"{base}/shut/ cannot be listed: what the index holds of it stays."]
+    left = Store(tmp_path / "db").table.to_arrow()["path"].to_pylist()
+    kept = ("a.png", "open/b.png", "shut/c.png", "shut/below/d.png")
+    assert sorted(left) == sorted(f"{base}/{name}" for name in kept)
+
+
+def test_a_listing_that_breaks_off_is_an_error():
+    """Of whatever kind: what was not listed is not taken for gone."""
+
+    class Broken:
+        def walk(self, place, **_):
+            yield place, {}, {"a.png": {"size": 1}}
+            raise RuntimeError("connection reset by peer")
+
+        def unstrip_protocol(self, place):
+            return place
+
+    listing = Listing([], recursive=True)
+    listing._sources = [(Broken(), "x://bucket", None)]
+    with pytest.raises(ClipguideError, match="cannot be listed to its end .connection reset"):
+        list(listing)
+
+
 def test_what_listings_say_of_an_object():
     """As S3, Google and Azure say it; to the microsecond, for a table keeps no less."""
     when = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone(timedelta(hours=2)))
@@ -473,3 +529,49 @@ def test_actors_fit_the_machines():
     for settings in ({"threads": 17}, {"device": "cuda"}):
         with pytest.raises(UsageError, match="No machine of Ray's has"):
             shared(head, **settings)
+
+
+KILLED = """
+import os, signal, sys
+from clipguide.clip import load_clip
+from clipguide.engine import Engine
+from clipguide.retrieval import beyond
+
+home, db, clip, marks = sys.argv[1:]
+beyond.BLOCK, beyond.COMMIT = 3, 5
+publish, count = beyond.RayUpdate.publish, []
+
+def die_of_the_second(self, fragments, again):
+    count.append(len(fragments))
+    if len(count) == 2:  # actors have written these fragments, and nobody has committed them
+        os.kill(os.getpid(), signal.SIGKILL)
+    publish(self, fragments, again)
+
+beyond.RayUpdate.publish = die_of_the_second
+engine = Engine(load_clip(clip), batch=2)
+for progress in beyond.update(db, [home], engine=engine, workers=1):
+    with open(marks, "a") as stream:
+        stream.writelines(f"{path}\\n" for path in progress.kept)
+"""
+
+
+def test_a_driver_that_is_killed_loses_what_it_had_not_committed(
+    run, clip, clip_folder, home, tmp_path
+):
+    """The next run does the rest, nothing is there twice, and the rows are the local engine's."""
+    db, marks = tmp_path / "db", tmp_path / "kept"
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, home, db, clip_folder, marks],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kept = marks.read_text().splitlines()
+    assert sorted(kept) == sorted(row["path"] for row in rows(db).values()) and 5 <= len(kept) < 12
+    assert run() == {"new": 12 - len(kept), "same": len(kept), "failed": 1}
+    list(update(tmp_path / "other", [home], engine=Engine(clip)))
+    check_alike(db, tmp_path / "other")
+    assert run() == {"same": 12, "failed": 1}

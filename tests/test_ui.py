@@ -31,7 +31,7 @@ from clipguide.cli.app import _Commands
 from clipguide.engine import Engine
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.recipe import read_png, read_trace
-from clipguide.retrieval import Index, update
+from clipguide.retrieval import update
 from clipguide.ui import Models, files, generate_tab, listen, rerank_tab, search_tab, server, words
 from clipguide.ui.models import Stops
 
@@ -419,16 +419,13 @@ def test_other_scripts_are_texts(models):
         assert len(search(models, text).hits) == 4
 
 
-@pytest.mark.parametrize(
-    "absent, told",
-    [(True, "Nothing like that is among the 9"), (False, "4 of 9 im"), (None, "4 of 9 im")],
-)
-def test_refusal_is_said(models, monkeypatch, absent, told):
-    answer = Index(models.db).search
-    monkeypatch.setattr(
-        Index, "search", lambda self, *a, **k: replace(answer(*a, **k), absent=absent)
-    )
-    assert search(models, "a fox").line.startswith(told)
+def test_a_score_is_compared_with_unrelated_texts(models):
+    """Where a text is asked for: the page says what the answer holds."""
+    found = search(models, "a fox")
+    hit = found.hits[0]
+    assert 0 <= hit.better_than <= 1
+    _, facts = search_tab.picked(found, 0)
+    assert f"better than {hit.better_than:.1%} of unrelated texts" in facts
 
 
 def test_no_index(tmp_path):

@@ -99,7 +99,7 @@ def classify(
         from ..zero_shot import Classifier, read_labels
 
         texts = _texts(few_shot) if labels is None else read_labels(labels)
-        pictures = open_pictures(images, options)
+        pictures = open_pictures(images, options, prints=True)
         classifier = Classifier(pictures.clip, texts, templates=templates, none=none)
         if calibrate is not None:
             classifier.none.calibrate(_stack(_others(pictures, calibrate))[0])

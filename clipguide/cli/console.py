@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
+import time
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -134,6 +136,50 @@ class Meter:
             advance=step.samples,
             scores=score_line({k: v.mean() for k, v in scores.items() if v is not None}),
         )
+
+
+class Count:
+    """A progress bar of images on stderr: how many are done, how many a second, the time left.
+
+    A context; call it with how many are `done`, of how many where that is known, and with the
+    seconds `left` where they are. Nothing is shown where stderr is a file; nor where stdout is the
+    terminal and `prints`, for there the rows that are printed say how far it is.
+    """
+
+    def __init__(self, doing: str, *, prints: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        console = Console(stderr=True)
+        self._begin = time.monotonic()
+        self._progress: Progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+            console=console,
+            disable=not console.is_terminal or (prints and sys.stdout.isatty()),
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._progress.add_task(doing, total=None, pace="")
+
+    def __enter__(self) -> Count:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, done: int, total: int | None = None, *, left: float | None = None) -> None:
+        rate = done / max(time.monotonic() - self._begin, 1e-3)
+        if left is None and total is not None:
+            left = (total - done) / rate if rate else 0.0
+        pace = f"{rate:.0f} a second"
+        if left is not None:
+            minutes, seconds = divmod(round(left), 60)
+            pace += f", {minutes}:{seconds:02} left"
+        self._progress.update(self._task, total=total, completed=done, pace=pace)
 
 
 def score_line(scores: dict[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -106,6 +107,25 @@ class Options:
         False
     )
 
+    def check(self, images: Sequence[str] | None = None) -> None:
+        """UsageError for what makes no sense, and where none of `images` is there: before anything
+        heavy is imported."""
+        from ..engine import settings
+
+        names = ("batch", "workers", "frames", "alpha", "megapixels")
+        settings.check(**{name: getattr(self, name) for name in names})
+        _check_named(images or ())
+
+
+def _check_named(names: Sequence[str]) -> None:
+    """UsageError if none of the files and folders that are named is there."""
+    if names and not any(
+        name == "-" or "://" in name or set("*?[") & set(name) or os.path.lexists(name)
+        for name in names
+    ):
+        more = ", nor any of the others" if len(names) > 1 else ""
+        raise UsageError(f"There is no file or folder {shorten(names[0])}{more}.")
+
 
 def with_options(command: Callable, *, clip: str = Options.clip) -> Callable:
     """A command whose parameter `options` becomes one option for each field of Options, with `clip`
@@ -124,6 +144,7 @@ def with_options(command: Callable, *, clip: str = Options.clip) -> Callable:
     @wraps(command)
     def wrapped(**values: Any) -> None:
         options = Options(**{f.name: values.pop(f.name) for f in fields(Options)})
+        options.check(values.get("images"))
         command(options=options, **values)
 
     wrapped.__signature__ = inspect.Signature(
@@ -135,11 +156,13 @@ def with_options(command: Callable, *, clip: str = Options.clip) -> Callable:
 
 @dataclass
 class Pictures:
-    """The pictures of a command: an engine, and what could not be read so far."""
+    """The pictures of a command: an engine, and what could not be read so far; `prints` where the
+    command prints a row of each as it comes."""
 
     engine: Engine
     sources: list[str]
     options: Options
+    prints: bool = False
     bad: int = 0
     good: int = 0
     passed: list[str] = field(default_factory=list)
@@ -153,13 +176,15 @@ class Pictures:
 
         UsageError if there is none at all.
         """
-        for embedded in self._all():
-            if embedded.error is None:
-                self.good += 1
-                yield embedded
-            else:
-                self.bad += 1
-                console.complain(embedded.error)
+        with console.Count("embedding", prints=self.prints) as count:
+            for embedded in self._all():
+                if embedded.error is None:
+                    self.good += 1
+                    yield embedded
+                else:
+                    self.bad += 1
+                    console.complain(embedded.error)
+                count(self.good + self.bad)
         if not self.good and not self.bad:
             passed = f" (other files there: {len(self.passed)})" if self.passed else ""
             raise UsageError(f"There are no pictures in {', '.join(self.sources)}{passed}.")
@@ -197,8 +222,11 @@ class Pictures:
             yield from rows
 
 
-def open_pictures(sources: Sequence[str], options: Options) -> Pictures:
-    """The engine of the options over the named pictures; "-" is replaced by the names on stdin.
+def open_pictures(
+    sources: Sequence[str], options: Options, *, prints: bool = False
+) -> Pictures:
+    """The engine of the options over the named pictures; "-" is replaced by the names on stdin;
+    `prints` where the command prints a row of each picture as it comes.
 
     UsageError if no picture is named at all.
     """
@@ -221,7 +249,7 @@ def open_pictures(sources: Sequence[str], options: Options) -> Pictures:
         cache=None if options.no_cache else _open_cache(Cache, options.cache),
         **{name: getattr(options, name) for name in names},
     )
-    return Pictures(engine, named, options)
+    return Pictures(engine, named, options, prints=prints)
 
 
 def tell_passed(passed: Sequence[str]) -> None:
@@ -249,8 +277,6 @@ def _open_cache(cache: type, path: Path | None) -> Any:
 
 def _from_stdin() -> list[str]:
     """Names on stdin, one a line, or with zero bytes between them (find -print0)."""
-    import os
-
     from ..engine import Named
 
     content = sys.stdin.buffer.read()

@@ -19,7 +19,7 @@ def export(
         str,
         typer.Option(
             metavar="RUNTIME",
-            help="onnx, hf (transformers), torch-export or saved-model (TensorFlow).",
+            help="onnx, hf (transformers) or torch-export.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write.")],

@@ -36,7 +36,7 @@ NOT_GUIDES = (
     "augment",
     "bf16",
 )
-NOT_GUIDES += ("share", "test", "allow", "wise")
+NOT_GUIDES += ("share", "test", "allow", "wise_ft")
 
 
 def _check_given(ctx: typer.Context, for_guiding: bool) -> None:
@@ -143,10 +143,10 @@ def finetune(
     allow: Annotated[
         float, _option(text="Points of retention that may be lost.", panel=KEEPING)
     ] = 1.0,
-    wise: Annotated[
+    wise_ft: Annotated[
         bool,
         _option(
-            "--wise/--no-wise",
+            "--wise-ft/--no-wise-ft",
             text="Keep as much of the old weights as --allow asks for (WiSE-FT).",
             panel=KEEPING,
         ),
@@ -264,5 +264,5 @@ def finetune(
             bf16=bf16,
             seed=seed,
         )
-        keeping = {"allowed": allow / 100, "wise": wise}
+        keeping = {"allowed": allow / 100, "wise_ft": wise_ft}
         run.train(data, config, keeping, test=test, share=share, **shared)

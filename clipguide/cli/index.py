@@ -17,7 +17,7 @@ from .embedding import Options, open_pictures, tell_passed, with_options
 if TYPE_CHECKING:
     from ..retrieval import Progress
 
-BOTH = "mini+mini-judge"  # together they find more (benchmarks/search.py refusal, recall@1)
+BOTH = "mini+mini-judge"  # together they find more (benchmarks/search.py absent, recall@1)
 ENGINES = ("local", "ray")
 
 Db = Annotated[
@@ -102,9 +102,9 @@ def index(
             passed=passed,
             **settings,
         )
-        with _Meter() as meter:
+        with console.Count("indexing") as count:
             for progress in runs:
-                meter(progress)
+                count(progress.done, progress.total, left=progress.left)
                 for error in progress.errors:
                     console.complain(error)
         if not progress.total and not progress.gone:
@@ -163,36 +163,3 @@ def _sum(progress: Progress) -> str:
         "unchanged": progress.same,
     }
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "0 new"
-
-
-class _Meter:
-    """A bar on stderr with rate and time left, where that is a terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        terminal = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("indexing"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[pace]}"),
-            console=terminal,
-            disable=not terminal.is_terminal,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task = self._bar.add_task("indexing", total=None, pace="")
-
-    def __enter__(self) -> _Meter:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, progress: Progress) -> None:
-        minutes, seconds = divmod(round(progress.left), 60)
-        pace = f"{progress.rate:.0f} a second, {minutes}:{seconds:02} left"
-        self._bar.update(self._task, total=progress.total, completed=progress.done, pace=pace)

@@ -113,7 +113,7 @@ def _score(
     """Every picture with every text."""
     from .. import scores
 
-    pictures = open_pictures(images, options)
+    pictures = open_pictures(images, options, prints=True)
     clip = pictures.clip
     if metric is Metric.probability and len(captions) == 1 and not clip.logit_bias:
         raise UsageError("The probability of one text alone is always 1: give two --text.")
@@ -146,7 +146,7 @@ def _score_pairs(
     first = next(rows, None)
     if first is None:
         raise UsageError(f"There are no rows in {file}.")
-    pictures = open_pictures([str(file)], options)
+    pictures = open_pictures([str(file)], options, prints=True)
     clip = pictures.clip
     if metric is Metric.probability and not clip.logit_bias:
         raise UsageError(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..clip import Clip
-    from ..retrieval import Answer, Index, Query
+    from ..retrieval import Answer, Hit, Index, Query
 
 
 def search(
@@ -81,7 +81,9 @@ def search(
     """Search an index that clipguide index made: by text, by picture, by both.
 
     --plus and --minus add texts to the query and take them from it: the sum of unit vectors, each
-    times its weight, is what is searched for. The score is the cosine with it.
+    times its weight, is what is searched for. The score is the cosine with it; of a text alone
+    there is beside it the share of unrelated texts, of some 1,770 nouns, for which the collection
+    has nothing that scores as much: near 100 % for what is there, anything for what is not.
     """
     from ..retrieval import filters, places
     from ..retrieval import page as pages
@@ -167,18 +169,19 @@ def _embed(clip: Clip, images: list[Path], **settings: object) -> list[torch.Ten
 
 def _print(answer: Answer, as_json: bool, page: int) -> None:
     if as_json:
-        found = {"total": answer.total, "absent": answer.absent}
+        found = {"total": answer.total}
         found["hits"] = [hit.record() for hit in answer.hits]
         typer.echo(json.dumps(found, indent=2))
         return
-    if answer.absent:
-        console.complain(
-            f"Nothing like that is among the {answer.total} pictures; these come nearest."
-        )
     for hit in answer.hits:
-        console.tell(console.one_line(f"{hit.score:.4f}  {hit.path}"))
+        console.tell(console.one_line("  ".join([f"{hit.score:.4f}", *_share(hit), hit.path])))
     if not answer.hits:
         console.complain("No picture is left." if page == 1 else "There are no more pictures.")
+
+
+def _share(hit: Hit) -> list[str]:
+    """What its score is better than, where that is known."""
+    return [] if hit.better_than is None else [f"{hit.better_than:5.1%}"]
 
 
 def _show(answer: Answer, title: str, sheet: Path | None, open_: bool) -> None:
@@ -191,7 +194,10 @@ def _show(answer: Answer, title: str, sheet: Path | None, open_: bool) -> None:
         return
     if sheet is None:
         sheet = Path(tempfile.mkdtemp(prefix="clipguide-")) / "search.html"
-    cells = [(hit.path, f"{hit.score:.3f}", hit.thumbnail) for hit in answer.hits]
+    cells = [
+        (hit.path, "  ".join([f"{hit.score:.3f}", *_share(hit)]), hit.thumbnail)
+        for hit in answer.hits
+    ]
     page.write(sheet, title, [("", cells)])
     console.complain(f"{sheet} is written.")
     if open_:

@@ -54,7 +54,7 @@ class Run:
             shutil.rmtree(self.unfinished)
 
     def train(self, data: str, config: FinetuneConfig, keeping: dict, **settings: object) -> None:
-        """Fine-tune, and tell of it; `settings` are those of `prepare`, `keeping` of `settle`."""
+        """Fine-tune, and tell of it; `settings` are those of `prepare`, `keeping` of `select`."""
         from ..finetune.job import prepare
 
         folder = self.unfinished
@@ -69,7 +69,7 @@ class Run:
             if job.fit.state and not job.fit.state.is_main_process:
                 return
             meter.busy("weighing old and new")
-            outcome = job.settle(**keeping)
+            outcome = job.select(**keeping)
         job.save(outcome, self.out, overwrite=self.force)
         _tell(job, outcome)
         console.tell(self.out)
@@ -186,13 +186,13 @@ class _Meter:
 
     def guiding(self, step: FitStep, config: GuidingConfig) -> None:
         """A step of a guide's training, which goes by steps or by minutes."""
-        told = "  ".join(f"{name} {value:.3f}" for name, value in step.parts.items())
+        metrics = "  ".join(f"{name} {value:.3f}" for name, value in step.parts.items())
         done, total = (step.index, config.steps) if config.steps else (step.minutes, config.minutes)
         self._bar.update(
-            self._task, description="training", completed=int(done), total=total, said=told
+            self._task, description="training", completed=int(done), total=total, said=metrics
         )
         if step.index % 50 == 0:
-            self.say(f"step {step.index}, {step.minutes:.1f} processor minutes: {told}")
+            self.say(f"step {step.index}, {step.minutes:.1f} processor minutes: {metrics}")
 
     def busy(self, what: str) -> None:
         """Something of which the end is not known."""

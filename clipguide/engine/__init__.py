@@ -1,9 +1,41 @@
-"""Files of pictures to vectors: found, decoded beside the model, cached."""
+"""Files of pictures to vectors: found, decoded beside the model, cached.
 
-from .cache import Cache, default_path
-from .engine import Embedded, Engine, processes, shared
-from .files import Named, find
-from .resources import processors
+Importing this loads nothing heavy: each name below is imported when it is first used.
+"""
 
-__all__ = ["Cache", "Embedded", "Engine", "Named", "default_path", "find", "processes"]
-__all__ += ["processors", "shared"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+_HOMES = {
+    "Cache": "cache",
+    "Embedded": "engine",
+    "Engine": "engine",
+    "Named": "files",
+    "default_path": "cache",
+    "find": "files",
+    "processes": "engine",
+    "processors": "resources",
+    "shared": "engine",
+}
+
+__all__ = [*_HOMES]
+
+if TYPE_CHECKING:
+    from .cache import Cache, default_path
+    from .engine import Embedded, Engine, processes, shared
+    from .files import Named, find
+    from .resources import processors
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import ClipguideError
 
 VERSION = 2
-SETTLED = 2e9  # ns: a file changed later than this before it was looked at may change unseen
+RACY = 2e9  # ns: a file changed later than this before it was looked at may change unseen
 TABLES = ("models", "names", "files", "vectors")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS models (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL);
@@ -85,7 +85,7 @@ class Cache:
         return self._vector(
             "SELECT vector FROM files JOIN vectors USING (digest) WHERE path = ? AND size = ? AND "
             "changed = ? AND inode = ? AND device = ? AND seen - changed > ? AND model = ?",
-            (_key(path), *_about(about), SETTLED, model),
+            (_key(path), *_about(about), RACY, model),
         )
 
     def by_digest(self, digest: bytes, model: int) -> np.ndarray | None:

@@ -27,11 +27,13 @@ import torch
 
 from .. import images
 from ..clip import Clip, lasting_name
-from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
+from ..errors import ClipguideError, ClipguideWarning, UsageError
 from ..mini import sha256
 from ..prompts import shorten
 from ..reading import foreign_profile
+from . import settings
 from .cache import Cache
+from .encoder import Encoder
 from .files import URLS
 from .resources import Budget, Lease, processors
 
@@ -39,13 +41,8 @@ if TYPE_CHECKING:
     from accelerate import PartialState
     from PIL.Image import Image
 
-BATCH = {"cpu": 16}  # pictures; with more of them the embedded CLIPs leave the cache
-OTHER = 256
 AHEAD = 4  # batches that are decoded ahead of the model
 WAITING = 2048  # files, so that one that is new does not hold up all that are in the cache
-HOLDS = 1e-3  # the change of a cosine that bfloat16 may cost
-CHECKED = 8  # pictures that it is tried on
-WORDS = ("a photo", "a drawing", "an animal", "a person", "a house", "food", "a car", "text")
 LARGEST = 64 << 20  # bytes of a download
 
 
@@ -59,7 +56,7 @@ class Embedded:
 
 
 @dataclass
-class _Slot:
+class Slot:
     """A file on its way: its vector is known, or its pixels are being read."""
 
     path: str
@@ -110,32 +107,27 @@ class Engine:
         icc: bool = False,
         megapixels: float | None = None,
     ) -> None:
-        for name, value in {"batch": batch, "workers": workers, "frames": frames}.items():
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}.")
-        if alpha not in images.ALPHA:
-            raise UsageError(f"alpha is {' or '.join(images.ALPHA)}, not {alpha!r}.")
+        settings.check(batch=batch, workers=workers, frames=frames, alpha=alpha)
         self.clip, self.cache = clip, cache
-        self.batch = batch or BATCH.get(clip.device.type, OTHER)
+        self.encoder = Encoder(clip, batch=batch, bf16=bf16, compile=compile)
         self.workers = workers or processors()
         self.icc, self.megapixels, self.memory = icc, megapixels, Budget()
         self.profiles: dict[str, str] = {}  # by path, of pictures that are not sRGB, with `verify`
         self.fast, self.alpha, self.frames = fast, alpha, frames
         self.verify, self.urls = verify, urls
-        self._half: Clip | None = None
-        self._to_check = bf16 and clip.dtype == torch.float32
-        self._to_compile = compile
-        self._halved = False
+
+    @property
+    def batch(self) -> int:
+        """How many images the model takes at a time; fewer where memory ran out."""
+        return self.encoder.batch
 
     @property
     def key(self) -> str:
         """What the cache keeps vectors by: the model's fingerprint and what else changes them."""
-        half = self._half is not None or self._to_check  # nothing is kept before it is checked
-        dtype = "bfloat16" if half else str(self.clip.dtype).removeprefix("torch.")
         fast = f" fast {self.clip.image_size}" if self.fast else ""
         icc = " icc" if self.icc else ""
-        settings = f"{dtype} alpha {self.alpha} frames {self.frames}{fast}{icc}"
-        return f"{self.clip.image_fingerprint} {settings}"
+        how = f"{self.encoder.dtype} alpha {self.alpha} frames {self.frames}{fast}{icc}"
+        return f"{self.clip.image_fingerprint} {how}"
 
     @property
     def clip_name(self) -> str:
@@ -148,7 +140,7 @@ class Engine:
         Memory does not grow with their number. ClipguideError if one picture alone is too much for
         the memory.
         """
-        waiting: deque[_Slot] = deque()
+        waiting: deque[Slot] = deque()
         unread = 0
         self._model = self._number()
         with ThreadPoolExecutor(self.workers) as pool:
@@ -188,17 +180,17 @@ class Engine:
             self.cache = None
             return None
 
-    def _start(self, path: str, pool: ThreadPoolExecutor) -> _Slot:
+    def _start(self, path: str, pool: ThreadPoolExecutor) -> Slot:
         """A slot whose vector is in the cache, or which a thread is to read."""
         if path.lower().startswith(URLS):
             if not self.urls:
                 return _failed(path, "is a URL, which is read only where that is allowed")
-            return _Slot(path, reading=pool.submit(self._read, path, None))
+            return Slot(path, reading=pool.submit(self._read, path, None))
         seen = time.time_ns()
         try:
             about = os.stat(path)
         except FileNotFoundError:
-            return _Slot(path, done=Embedded(path, None, f"There is no file {path}."))
+            return Slot(path, done=Embedded(path, None, f"There is no file {path}."))
         except (OSError, ValueError) as error:
             return _failed(path, f"cannot be read: {_why(error)}")
         if not stat.S_ISREG(about.st_mode):
@@ -207,8 +199,8 @@ class Engine:
         if not self.verify:
             known_D = self._ask("by_file", path, about, self._model)
             if known_D is not None:
-                return _Slot(path, done=Embedded(path, torch.from_numpy(known_D.copy())))
-        return _Slot(path, about, seen, pool.submit(self._read, path, about))
+                return Slot(path, done=Embedded(path, torch.from_numpy(known_D.copy())))
+        return Slot(path, about, seen, pool.submit(self._read, path, about))
 
     def _read(self, path: str, about: os.stat_result | None) -> Read:
         """In a thread: the file's digest and its frames as the tower sees them."""
@@ -231,14 +223,14 @@ class Engine:
         if self.verify and not self.icc and (profile := foreign_profile(image)):
             self.profiles[path] = profile
 
-    def decode(self, source: object, **settings: Any) -> list:
-        """A picture's frames in RGB as the engine is set; `settings` are those of `load_frames`."""
+    def decode(self, source: object, **other: Any) -> list:
+        """A picture's frames in RGB as the engine is set; `other` are settings of `load_frames`."""
         given = {"count": self.frames, "alpha": self.alpha, "icc": self.icc}
         given |= {"megapixels": self.megapixels}
         given["side"] = self.clip.image_size if self.fast else None
-        return images.load_frames(source, **{**given, **settings})
+        return images.load_frames(source, **{**given, **other})
 
-    def _run(self, waiting: deque[_Slot]) -> int:
+    def _run(self, waiting: deque[Slot]) -> int:
         """Finish the first batch of what waits; how many files that were."""
         slots = [slot for slot in waiting if slot.done is None][: self.batch]
         reads = []
@@ -264,7 +256,7 @@ class Engine:
             slot.reading = None
         return len(slots)
 
-    def _keep(self, reads: list[tuple[_Slot, Read]]) -> None:
+    def _keep(self, reads: list[tuple[Slot, Read]]) -> None:
         rows = [
             (slot.path, slot.about, slot.seen, read.digest, slot.done.unit_D.numpy())
             for slot, read in reads
@@ -274,66 +266,16 @@ class Engine:
             self._ask("add", rows, self._model)
 
     def _encode(self, frames: Sequence[list]) -> torch.Tensor:
-        """Unit vectors_BD of pictures' frames, averaged over each picture's."""
-        flat = [frame for picture in frames for frame in picture]
-        if self._to_check:
-            self._check(flat[:CHECKED])
-        clip, parts, start = self._half or self.clip, [], 0
-        if self._to_compile:
-            clip.compile()
-            self._to_compile = False
-        while start < len(flat):
-            try:
-                parts.append(clip.encode_prepared(flat[start : start + self.batch]))
-                start += self.batch
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                self._halve()
-        unit_FD = torch.cat(parts)
-        if len(flat) == len(frames):
-            return unit_FD
-        mean_BD = torch.stack([u.mean(0) for u in unit_FD.split([len(f) for f in frames])])
-        return torch.nn.functional.normalize(mean_BD, dim=-1)
-
-    def _halve(self) -> None:
-        if self.batch == 1:
-            raise ClipguideError(
-                f"There is not enough memory for one picture of the CLIP {self.clip.name}: take a "
-                "smaller one, or free some."
-            ) from None
-        if not self._halved:
-            warnings.warn(
-                f"{self.batch} pictures at a time do not fit into the memory; clipguide goes on "
-                "with fewer.",
-                ClipguideWarning,
-                stacklevel=2,
-            )
-        self._halved, self.batch = True, self.batch // 2
-        if self.clip.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _check(self, prepared: list) -> None:
-        """Go over to bfloat16 if it holds: where it does not, warn, and stay in float32."""
-        half = self.clip.astype("bfloat16")
-        text_ND = self.clip.encode_text(WORDS)
-        full_BN, half_BN = (c.encode_prepared(prepared) @ text_ND.T for c in (self.clip, half))
-        change = (full_BN - half_BN).abs().max().item()
-        if change <= HOLDS:
-            self._half = half
-        else:
-            warnings.warn(
-                f"bfloat16 would change cosines of the CLIP {self.clip.name} by {change:.4f}, more "
-                f"than {HOLDS}: it goes on in float32.",
-                ClipguideWarning,
-                stacklevel=2,
-            )
-        self._to_check = False
-        self._model = self._number()
+        """Unit vectors_BD of images' frames. What vectors are kept by may change meanwhile."""
+        key = self.key
+        unit_BD = self.encoder(frames)
+        if self.key != key:
+            self._model = self._number()
+        return unit_BD
 
 
-def _failed(path: str, what: str) -> _Slot:
-    return _Slot(path, done=Embedded(path, None, f"{path} {what}."))
+def _failed(path: str, what: str) -> Slot:
+    return Slot(path, done=Embedded(path, None, f"{path} {what}."))
 
 
 def _why(error: BaseException) -> str:

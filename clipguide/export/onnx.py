@@ -44,9 +44,7 @@ def dynamic(kind: str) -> dict[int, object]:
     return {side: torch.export.Dim(name, min=1) for side, name in names.items()}
 
 
-def export_tower(
-    tower: nn.Module, given: torch.Tensor, path: Path, *, what: str, fixed: bool = False
-) -> None:
+def export_tower(tower: nn.Module, given: torch.Tensor, path: Path, *, what: str) -> None:
     """Writes a tower whose one input is named image or tokens, and its output vectors."""
     image = given.ndim == 4
     size = sum(p.numel() * p.element_size() for p in tower.parameters())
@@ -58,7 +56,7 @@ def export_tower(
             verbose=False,
             input_names=["image" if image else "tokens"],
             output_names=[OUTPUT],
-            dynamic_shapes=None if fixed else (dynamic("image" if image else "text"),),
+            dynamic_shapes=(dynamic("image" if image else "text"),),
         )
     program.save(str(path), external_data=size > BIG)
 

@@ -28,16 +28,6 @@ image, text = (one.module() for one in towers)
 (image_D,) = image(torch.from_numpy(picture_HW3).permute(2, 0, 1)[None])
 cosines = text(torch.tensor(tokens_BL)) @ image_D
 """,
-    "saved-model": """import numpy as np, tensorflow as tf
-from PIL import Image
-from tokenizers import Tokenizer
-
-"""
-    + PICTURE
-    + """run = tf.saved_model.load("FOLDER").signatures
-(image_D,) = run["image"](image=tf.constant(picture_HW3[None]))["vectors"].numpy()
-cosines = run["text"](tokens=tf.constant(tokens_BL, tf.int64))["vectors"].numpy() @ image_D
-""",
     "hf": """from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
@@ -52,8 +42,6 @@ probabilities = model(**given).logits_per_image.softmax(-1)
 INPUTS = {
     "onnx": "`image.onnx` takes `image`, float32 of the shape (batch, 3, height, width)",
     "torch-export": "`image.pt2` takes float32 of the shape (batch, 3, height, width)",
-    "saved-model": "The signature `image` takes `image`, float32 of the shape (batch, height, "
-    "width, 3)",
 }
 
 

@@ -25,9 +25,7 @@ TARGETS = {  # what each needs beside clipguide's own packages
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "hf": (),
     "torch-export": (),
-    "saved-model": ("onnx", "onnxruntime", "onnxscript", "tensorflow", "onnx2tf"),
 }
-TENSORFLOW = ("tensorflow", "onnx2tf")  # in no extra: their versions go by each other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +56,11 @@ def export(
     - onnx: image.onnx (image_B3HW, float32 RGB in [0, 1] of any size) and text.onnx (tokens_BL),
       both to unit vectors, any batch; `int8` and `fp16` add files beside them;
     - torch-export: the same as image.pt2 and text.pt2;
-    - hf: a folder of transformers' CLIPModel and CLIPProcessor (`fp16`: its weights in float16);
-    - saved-model: TensorFlow's, with the signatures image (image_BHW3) and text.
+    - hf: a folder of transformers' CLIPModel and CLIPProcessor (`fp16`: its weights in float16).
 
     With them: tokenizer.json, README.md and clip.json (the card: sizes, preprocessing, logit scale,
     fingerprint, figures). Measured on `pictures`, RGB, or on drawings, and on texts: the lowest
-    cosine must reach 0.9999 (0.999 in float16 and in TensorFlow, 0.99 in int8, whose scales are of
+    cosine must reach 0.9999 (0.999 in float16, 0.99 in int8, whose scales are of
     every second picture and whose figures of the others), else ClipguideError, and nothing is
     written. UsageError for an unknown target, one that the model has no form in, packages that are
     not installed, and an `out` that is there.
@@ -108,14 +105,10 @@ def requirements(to: str, *, int8: bool = False, fp16: bool = False) -> None:
         raise UsageError(f"There is no export to {shorten(to)!r}.{close_matches(to, TARGETS)}")
     if int8 and to != "onnx":
         raise UsageError(f"int8 is made for onnx, not for {to}: leave --int8 out.")
-    if fp16 and to == "saved-model":
-        raise UsageError("float16 is made for onnx, hf and torch-export: leave --fp16 out.")
     missing = [name for name in TARGETS[to] if importlib.util.find_spec(name) is None]
     if missing:
-        wanted = [name for name in missing if name in TENSORFLOW]
-        wanted += ["'clipguide[export]'"] * (len(missing) > len(wanted))
         raise UsageError(
-            f"An export to {to} needs {' and '.join(missing)}: pip install {' '.join(wanted)}."
+            f"An export to {to} needs {' and '.join(missing)}: pip install 'clipguide[export]'."
         )
 
 
@@ -130,13 +123,9 @@ def _write(
         from . import program
 
         return program.write(clip, stage, probes, fp16=fp16)
-    if to == "hf":
-        from . import hf
+    from . import hf
 
-        return hf.write(parts, clip, stage, probes, fp16=fp16)
-    from . import tensorflow
-
-    return tensorflow.write(clip, stage, probes)
+    return hf.write(parts, clip, stage, probes, fp16=fp16)
 
 
 def _card(

@@ -22,10 +22,10 @@ class ImageTower(nn.Module):
     which depend on H and W alone.
     """
 
-    def __init__(self, clip: Clip, *, resizes: bool = True) -> None:
+    def __init__(self, clip: Clip) -> None:
         super().__init__()
         self.model = clip._model
-        self.dtype, self.size, self.resizes = clip.dtype, clip.image_size, resizes
+        self.dtype, self.size = clip.dtype, clip.image_size
         self.mode = clip.preprocess["resize_mode"]
         self.bilinear = clip.preprocess["interpolation"] == "bilinear"
         self.fill = clip.preprocess.get("fill_color", 0) / 255
@@ -34,8 +34,7 @@ class ImageTower(nn.Module):
             self.register_buffer(key, value[:, None, None], persistent=False)
 
     def forward(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        image_B3SS = self.squared(image_B3HW) if self.resizes else image_B3HW.clamp(0, 1)
-        pixel_B3SS = ((image_B3SS - self.mean) / self.std).to(self.dtype)
+        pixel_B3SS = ((self.squared(image_B3HW) - self.mean) / self.std).to(self.dtype)
         return _unit(self.model.encode_image(pixel_B3SS))
 
     def squared(self, image_B3HW: torch.Tensor) -> torch.Tensor:

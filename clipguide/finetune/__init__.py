@@ -13,9 +13,9 @@ from .guiding import GuidingConfig, for_guiding
 from .inversion import Inversion, InversionConfig
 from .job import Job, prepare
 from .losses import bank_loss, caption_loss, sigmoid_loss
-from .outcome import Outcome, settle
+from .outcome import Outcome, select
 from .run import Finetune
-from .wise import Place, choose, curve, interpolate
+from .wise_ft import Place, choose, curve, interpolate
 
 __all__ = [
     "Augment",
@@ -54,7 +54,7 @@ __all__ = [
     "prepare",
     "prepare_guide",
     "read",
-    "settle",
+    "select",
     "sigmoid_loss",
     "split",
 ]

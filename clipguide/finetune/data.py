@@ -15,8 +15,8 @@ from PIL import Image
 from ..engine import processors
 from ..errors import ClipguideError, UsageError
 from ..prompts import shorten
-from . import alike, sources
-from .looks import content_of, cut, decode, look_at
+from . import duplicates, sources
+from .inspection import content_of, cut, decode, inspect
 from .tables import Listing, Row
 
 LEAST = 4  # pictures: two classes, or captions, of one to train on and one to test on
@@ -52,11 +52,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found before the first step; pictures are told by their paths.
+    """What was found before the first step; pictures are named by their paths.
 
     broken: (picture, why) of those that cannot be read, which are left out, as are `empty` ones, of
     which nothing is said, and `passed`, in no class's folder. exact, near: sets of pictures of the
-    same bytes, and of nearly the same look. disputed: sets of the same bytes in several classes.
+    same bytes, and nearly the same. disputed: sets of the same bytes in several classes.
     lonely: classes of one picture, copies aside, which cannot be tested. hollow: names of which no
     picture can be read, so that they are no classes. cut: captions that the tokenizer cuts.
     counts: pictures a class.
@@ -128,8 +128,8 @@ class Dataset:
 
     def digest(self) -> str:
         """Of the pictures' bytes and of what is said of them, in their order."""
-        told = str([(example.digest, example.caption) for example in self.examples])
-        return hashlib.sha256(told.encode()).hexdigest()
+        content = str([(example.digest, example.caption) for example in self.examples])
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def read(
@@ -147,7 +147,7 @@ def read(
 ) -> Dataset:
     """The pictures of a source (`sources.rows` says of which kinds), each decoded once.
 
-    `tokenizer` is the CLIP's, to tell of captions that it cuts; `progress` is told how many of how
+    `tokenizer` is the CLIP's, to tell of captions that it cuts; `progress` is given how many of how
     many pictures were looked at. Copies are kept, in one group. UsageError, in a sentence, for a
     source of which nothing can be learned: one class, numbers for names, equal captions, fewer than
     LEAST different pictures, none that can be read. Without `train`, of pictures to test on alone,
@@ -160,22 +160,22 @@ def read(
     else:
         listing, train = sources.pictures(source, image_column=image_column), False
     rows = list(dict.fromkeys(row for row in listing.rows if row.text))
-    looks = look_at(rows, workers or min(8, processors()), progress)
-    broken = {row.path: look for row, look in zip(rows, looks) if isinstance(look, str)}
-    rows = [row for row, look in zip(rows, looks) if not isinstance(look, str)]
-    looks = [look for look in looks if not isinstance(look, str)]
+    found = inspect(rows, workers or min(8, processors()), progress)
+    broken = {row.path: one for row, one in zip(rows, found) if isinstance(one, str)}
+    rows = [row for row, one in zip(rows, found) if not isinstance(one, str)]
+    found = [one for one in found if not isinstance(one, str)]
     if not rows:
         first = next(iter(broken.values()))
         raise UsageError(f"None of the {len(broken)} pictures of {source} can be read. {first}")
     said = {row.text for row in rows}
     if train and len(said) < 2:
         _refuse_one(os.fspath(source), listing.classes, said.pop(), len(rows))
-    groups = _groups([digest for digest, _ in looks], np.stack([small_D for _, small_D in looks]))
+    groups = _groups([digest for digest, _ in found], np.stack([small_D for _, small_D in found]))
     classes = sorted(said) if listing.classes else []
     number = {name: i for i, name in enumerate(classes)}
     examples = [
         Example(row.path, row.text, number.get(row.text), digest, group, row)
-        for row, (digest, _), group in zip(rows, looks, groups)
+        for row, (digest, _), group in zip(rows, found, groups)
     ]
     if train:
         _check_enough(os.fspath(source), examples, bool(classes))
@@ -185,10 +185,10 @@ def read(
 
 def near_copies(first: Sequence[Example], second: Sequence[Example]) -> set[int]:
     """The places in `first` of pictures that are in `second`, to the byte or nearly."""
-    looks = look_at([e.row for e in (*first, *second)], min(8, processors()), None)
-    if any(isinstance(look, str) for look in looks):
+    found = inspect([e.row for e in (*first, *second)], min(8, processors()), None)
+    if any(isinstance(one, str) for one in found):
         raise ClipguideError("Pictures have changed since they were first read: begin anew.")
-    groups = _groups([digest for digest, _ in looks], np.stack([small_D for _, small_D in looks]))
+    groups = _groups([digest for digest, _ in found], np.stack([small_D for _, small_D in found]))
     known = set(groups[len(first) :])
     return {i for i, group in enumerate(groups[: len(first)]) if group in known}
 
@@ -254,7 +254,7 @@ def _groups(digests: list[str], small_ND: np.ndarray) -> list[int]:
     """The number of the group of each picture, of those of its bytes and those that are alike."""
     first = {digest: i for i, digest in reversed(list(enumerate(digests)))}
     first = dict(reversed(first.items()))
-    number = dict(zip(first, alike.groups(small_ND[list(first.values())])))
+    number = dict(zip(first, duplicates.groups(small_ND[list(first.values())])))
     return [number[digest] for digest in digests]
 
 

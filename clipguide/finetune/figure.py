@@ -71,7 +71,7 @@ def choose(
     concepts: Sequence[str],
     hand: Hand = Hand(),
     *,
-    told: Callable[[Hand, float], None] = lambda hand, score: None,
+    on_score: Callable[[Hand, float], None] = lambda hand, score: None,
 ) -> Hand:
     """The hand whose pictures of these concepts the judge likes best, of HANDS, one setting after
     the other. Measure on other concepts, and by another judge."""
@@ -82,7 +82,7 @@ def choose(
         if hand not in scores:
             image_BD = judge.encode_image(draw(clip, concepts, hand))
             scores[hand] = (image_BD * text_BD).sum(-1).mean().item()
-            told(hand, scores[hand])
+            on_score(hand, scores[hand])
         return scores[hand]
 
     best = hand
@@ -207,7 +207,7 @@ def guide_report(
     """The same concepts by both, each drawing by its own hand; `pictures`, which neither was
     trained on, with their `labels` among `classes`, for the clean accuracy.
 
-    UsageError if the judge is one of the two: what is asked cannot be told by itself.
+    UsageError if the judge is one of the two: what is asked cannot be judged by itself.
     """
     if judge.fingerprint in (before.fingerprint, after.fingerprint):
         raise UsageError(

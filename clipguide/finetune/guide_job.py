@@ -158,7 +158,7 @@ def prepare_guide(
 ) -> GuideJob:
     """Reads the data and makes ready. For FARE any folder of pictures will do; TeCoA needs classes.
 
-    The figure is told by `judge`, another CLIP; `retain` are pictures with names to tell what it
+    The figure is by `judge`, another CLIP; `retain` are pictures with names to tell what it
     costs, by default as of `prepare`. UsageError as `read` and `load_parts`, and for TeCoA without
     classes.
     """

@@ -177,10 +177,10 @@ class GuidingLoss:
             generator=self.generator,
         )
         class_B, away_B = losses(moved, scale)
-        told = {"away": away_B.mean().item()}
+        metrics = {"away": away_B.mean().item()}
         if target_BK is not None:
-            told = {"classes": class_B.mean().item(), **told, "scale": fixed.item()}
-        return (class_B + weight * away_B).mean(), told
+            metrics = {"classes": class_B.mean().item(), **metrics, "scale": fixed.item()}
+        return (class_B + weight * away_B).mean(), metrics
 
     def _target(self, batch: dict) -> Tensor:
         """Probabilities_BK of the classes."""

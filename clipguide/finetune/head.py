@@ -34,8 +34,8 @@ def fit_head(
     """Least mean cross-entropy of the texts + penalty/2 · |M - I|², by L-BFGS in float64.
 
     logit_BT = scale · u W^T with u = f M / |f M|, from M = I on: the start is the zero-shot
-    classifier, from which evidence alone draws away. The scale stays, or pictures that are told
-    apart altogether would raise it without end. image_BD are of length 1.
+    classifier, from which evidence alone draws away. The scale stays, or pictures that are
+    separated altogether would raise it without end. image_BD are of length 1.
     """
     image_BD, text_TD = image_BD.double().cpu(), text_TD.double().cpu()
     move_DD = torch.zeros(image_BD.shape[1], image_BD.shape[1]).double().requires_grad_()
@@ -68,7 +68,7 @@ def choose_head(
     scale: float,
     penalties: Sequence[float] = PENALTIES,
 ) -> Head:
-    """The head of the penalty under which pictures that it did not see are told right most often;
+    """The head of the penalty under which unseen pictures are classified right most often;
     of equals that of the least cross-entropy. Both are (image_BD, text_TD, target_B)."""
 
     def worth(head: Head) -> tuple[float, float]:

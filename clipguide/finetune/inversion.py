@@ -4,8 +4,8 @@ Textual inversion (Gal et al. 2023, §3): all of the CLIP is frozen, and the tok
 invented word are what is trained. The word keeps the tokens that the tokenizer makes of it: where
 these follow each other in a text, a hook on the token embedding puts the learned vectors in their
 place, so that neither vocabulary nor tokenizer changes. Instead of a denoiser's loss there is
-CLIP's: the pictures must be told from other names by the word's text, in many templates, and their
-cosine rises.
+CLIP's: the pictures must be nearer to the word's text than to other names, in many templates, and
+their cosine rises.
 
     inversion = Inversion(load_parts("mini"), pictures, "blorvek")
     for step in inversion:
@@ -50,8 +50,8 @@ class InversionConfig:
     """How to learn a word.
 
     steps, lr: of Adam. like: a word that the CLIP knows, such as "creature", whose tokens the
-    learned ones begin as; by default they begin as the invented word's own. templates: the texts
-    in which it is learned, {} for the word. others: names from which it must be told. cosine: the
+    learned ones begin as; by default they begin as the invented word's own. templates: the texts in
+    which it is learned, {} for the word. others: names that it must be nearer than. cosine: the
     weight of 1 − cos beside the cross-entropy.
     """
 
@@ -71,7 +71,7 @@ class InversionConfig:
         if not self.templates or any("{}" not in template for template in self.templates):
             raise UsageError("A template of a concept's texts has {} where the word goes.")
         if not self.others:
-            raise UsageError("A concept is told from other names: give at least one.")
+            raise UsageError("A concept is distinguished from other names: give at least one.")
 
 
 @cache
@@ -154,8 +154,8 @@ class Inversion:
             text_1D = self._texts(self.text_ML[row][None])
             cosine_B1 = view_BD @ text_1D.T
             logits_BN = scale * torch.cat([cosine_B1, view_BD @ self.other_ND.T], dim=1)
-            told = F.cross_entropy(logits_BN, torch.zeros_like(views).to(self.device))
-            loss = told + config.cosine * (1 - cosine_B1).mean()
+            contrast = F.cross_entropy(logits_BN, torch.zeros_like(views).to(self.device))
+            loss = contrast + config.cosine * (1 - cosine_B1).mean()
             (self.vector_TW.grad,) = torch.autograd.grad(loss, self.vector_TW)
             optimizer.step()
             self._shorten()

@@ -4,7 +4,7 @@ job = prepare("my-pictures", clip="mini")
 print(job.report)
 for step in job.run():
     print(step.step, step.loss, step.measured)
-outcome = job.settle()
+outcome = job.select()
 job.save(outcome, "my-clip")
 """
 
@@ -25,7 +25,7 @@ from . import report
 from .config import FinetuneConfig, Progress
 from .data import Dataset, Report, halves, near_copies, read, split
 from .exam import Exam
-from .outcome import Outcome, settle
+from .outcome import Outcome, select
 from .run import Finetune
 
 HELD_OUT = Path(__file__).parent / "held-out.tar"
@@ -52,10 +52,10 @@ class Job:
         """Trains, a step at a time."""
         return self.fit.run()
 
-    def settle(self, *, allowed: float = 0.01, wise: bool = True) -> Outcome:
-        """As `outcome.settle`, once the run has ended."""
-        return settle(
-            self.fit, self.test, self.retention, self.weighed, allowed=allowed, wise=wise
+    def select(self, *, allowed: float = 0.01, wise_ft: bool = True) -> Outcome:
+        """As `outcome.select`, once the run has ended."""
+        return select(
+            self.fit, self.test, self.retention, self.weighed, allowed=allowed, wise_ft=wise_ft
         )
 
     def save(self, outcome: Outcome, out: str | os.PathLike, *, overwrite: bool = False) -> Clip:
@@ -144,8 +144,9 @@ def _retention(
     if len(data) < TWICE:
         exam = Exam(parts, data, **settings)
         return exam, exam, f"{what}: {len(data)}, by which was chosen as well"
-    told, chosen = (Exam(parts, half, **settings) for half in halves(data, seed=fit.config.seed))
-    return told, chosen, f"{what}: {len(told)}, chosen by {len(chosen)} others"
+    sides = halves(data, seed=fit.config.seed)
+    reported, chosen = (Exam(parts, half, **settings) for half in sides)
+    return reported, chosen, f"{what}: {len(reported)}, chosen by {len(chosen)} others"
 
 
 def _same_classes(test: Dataset, train: Dataset, source: str) -> Dataset:

@@ -13,7 +13,7 @@ from ..clip import Parts
 from ..errors import ClipguideWarning
 from .exam import Exam, Result
 from .run import Finetune, copy_state
-from .wise import ALPHAS, Place, choose, curve, interpolate
+from .wise_ft import ALPHAS, Place, choose, curve, interpolate
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,27 @@ class Outcome:
                 yield f"{where}: {name}", before.figures[name], after.figures[name]
 
 
-def settle(
+def select(
     fit: Finetune,
     test: Exam,
     retention: Exam | None,
     weighed: Exam | None,
     *,
     allowed: float = 0.01,
-    wise: bool = True,
+    wise_ft: bool = True,
 ) -> Outcome:
     """Chooses the place between the weights before and after, and leaves the model there.
 
-    It is where the pictures set aside are told best while the retention that is `weighed` falls by
-    `allowed` at most; without such a set, or `wise`, it is the end. What is reported are the
-    pictures of `test` and of `retention`, by which nothing was chosen.
+    It is where the pictures set aside are classified best while the retention that is `weighed`
+    falls by `allowed` at most; without such a set, or `wise_ft`, it is the end. What is
+    reported are the pictures of `test` and of `retention`, by which nothing was chosen.
     """
     model, after = fit.parts.model, copy_state(fit.parts.model)
 
     def measure() -> tuple[float, float]:
         return fit.exam(fit.parts).main, weighed(fit.parts).main if weighed else 0.0
 
-    alphas = ALPHAS if wise and weighed else (0.0, 1.0)
+    alphas = ALPHAS if wise_ft and weighed else (0.0, 1.0)
     places = curve(model, fit.before, after, measure, alphas)
     chosen = choose(places, allowed=allowed) if len(alphas) > 2 else places[-1]
     results = []

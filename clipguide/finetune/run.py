@@ -28,7 +28,7 @@ from .data import Dataset
 from .exam import Exam, Result
 from .fit import Fit, FitConfig, NotFinite
 from .head import choose_head
-from .wise import State
+from .wise_ft import State
 
 RATES = {"lora": 5e-4, "lit": 1e-4, "full": 5e-5}
 SECONDS = 60.0  # from one checkpoint to the next

@@ -34,7 +34,7 @@ class Row:
 @dataclass
 class Listing:
     """What a source holds: rows whose texts are class names (`classes`) or captions; pictures that
-    are in no class's folder; folders without pictures; the names of numbered classes, if told.
+    are in no class's folder; folders without pictures; the names of numbered classes, if given.
     `spill` keeps the file of pictures that were in a table."""
 
     rows: list[Row]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..clip import load_clip
-from ..engine.engine import _Slot
+from ..engine.engine import Slot
 from ..errors import ClipguideError
 from . import remote
 from .facts import Facts, Reader
@@ -100,11 +100,11 @@ class RemoteReader(Reader):
 
     works: dict[str, Work]
 
-    def _start(self, path: str, pool: ThreadPoolExecutor) -> _Slot:
+    def _start(self, path: str, pool: ThreadPoolExecutor) -> Slot:
         if not is_url(path):
             return super()._start(path, pool)
         work = self.works[path]
-        return _Slot(path, work.about, work.at, pool.submit(self._read, path, work.about))
+        return Slot(path, work.about, work.at, pool.submit(self._read, path, work.about))
 
     def look(self, path: str) -> tuple[int, Any, bytes]:
         if not is_url(path):

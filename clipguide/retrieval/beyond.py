@@ -153,16 +153,19 @@ class RayUpdate(Update):
             else:
                 stay[home, "is empty now"] = stay.get((home, "is empty now"), 0) + 1
         roots = self.listing.roots if recursive and self.store.table is not None else ()
+        closed = tuple(map(text_of, self.listing.unread))
         for root in roots:
             for batch in self.store.batches(["path", "folder"], inside(text_of(root))):
                 for path, home in zip(batch["path"].to_pylist(), batch["folder"].to_pylist()):
-                    if f"{home}/" in self.listing.folders:
+                    if f"{home}/" in self.listing.folders or path.startswith(closed):
                         continue
                     if prune:
                         gone.append(path)
                     else:
                         stay[home, "is not there"] = stay.get((home, "is not there"), 0) + 1
         self.forget(list(dict.fromkeys(gone)))
+        why = "cannot be listed: what the index holds of it stays."
+        errors += [f"{folder} {why}" for folder in closed]
         return errors + [staying(home, why, count) for (home, why), count in stay.items()]
 
     def caption(self, work: Work) -> str | None:
@@ -246,8 +249,8 @@ class RayUpdate(Update):
             trust_pickle=self.trust_pickle,
             settings={
                 **{name: getattr(engine, name) for name in SETTINGS},
-                "bf16": engine._to_check,
-                "compile": engine._to_compile,
+                "bf16": engine.encoder.to_check,
+                "compile": engine.encoder.to_compile,
                 "workers": share.threads,
             },
             uri=uri,

@@ -45,7 +45,7 @@ class Facts:
 
 
 class _File(io.BytesIO):
-    """A file's bytes, by whose name errors are told."""
+    """A file's bytes, by whose name errors are reported."""
 
     name: str | Path
 

@@ -1,4 +1,4 @@
-"""What LanceDB raises, told apart: a store that cannot be reached, a commit that another was
+"""What LanceDB raises, by kind: a store that cannot be reached, a commit that another was
 quicker with, files of a version that is gone, a disk that is full, files that are not whole.
 
 Only the last of these, and files that the newest version lacks, are damage.

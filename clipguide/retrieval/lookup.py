@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..engine.cache import SETTLED, signed
+from ..engine.cache import RACY, signed
 from .items import MICROSECOND
 from .store import CHUNK, Store, quote, text_of
 
@@ -35,13 +35,13 @@ class Row:
     indexed_at: int
 
     def unchanged(self, about: Any) -> bool:
-        """Whether size, time and inode are as they were, and the file had settled when it was
-        looked at."""
+        """Whether size, time and inode are as they were, and the file had not been changed just
+        before it was looked at (such a file is racy, as git says)."""
         return (
             self.size == about.st_size
             and self.mtime == about.st_mtime_ns // MICROSECOND
             and self.inode == signed(about.st_ino)
-            and (self.indexed_at - self.mtime) * MICROSECOND > SETTLED
+            and (self.indexed_at - self.mtime) * MICROSECOND > RACY
         )
 
 

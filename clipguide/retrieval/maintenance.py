@@ -1,5 +1,5 @@
-"""After images have been written: compaction, indexes of paths, vectors and words, the threshold
-of what is absent."""
+"""After images have been written: compaction, indexes of paths, vectors and words, what unrelated
+texts find."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import ClipguideWarning
-from . import faults, refusal
+from . import faults, unrelated
 from .store import WORDS, Store, tables
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXACT = 50_000  # rows below which every vector is compared
 LOOKED_UP = 20_000  # rows from which paths and digests have an index
 GROWN = 2.0  # times as many rows as the index of vectors was trained on: it is trained again
-DRIFT = 1.1  # times as many or few rows as the threshold is of
+DRIFT = 1.1  # times as many or few rows as the distribution of unrelated texts is of
 FEWEST = 32  # cells that a query looks into
 TEXTS = ("caption", "prompt")
 KEYS = ("path", "digest")
@@ -32,17 +32,17 @@ def maintain(store: Store, clip: Clip, *, changed: bool) -> None:
     """Do what is due. Killed in it, the next run does it."""
     count = store.count()
     notes = store.notes()
-    if not changed and notes.get("settled") == str(count):
+    if not changed and notes.get("maintained") == str(count):
         return
     compact(store)
     store.write(lambda table: _index_scalars(table, count))
     if count >= EXACT and count >= GROWN * int(notes.get("trained", 0)):
         store.write(index_vectors)
         store.note(trained=str(count))
-    known = int(notes.get("calibrated", 0))
-    if not known / DRIFT <= count <= known * DRIFT or "usual" not in notes:
-        calibrate(store, clip, count)
-    store.note(settled=str(count))
+    known = int(notes.get("compared", 0))
+    if not known / DRIFT <= count <= known * DRIFT:
+        compare(store, clip, count)
+    store.note(maintained=str(count))
 
 
 def compact(store: Store) -> None:
@@ -52,7 +52,7 @@ def compact(store: Store) -> None:
 
 def index_vectors(table: Any) -> None:
     """The index for many vectors: cells, and in them a bit a number (RaBitQ, Gao & Long 2024) to
-    choose those that are then compared in full: benchmarks/search.py."""
+    choose those that are then compared in full: benchmarks/vectors.py."""
     from lancedb.index import IvfRq
 
     config = IvfRq(distance_type="l2", num_partitions=cells(table.count_rows()))
@@ -66,48 +66,55 @@ def cells(count: int) -> int:
 
 def probes(count: int) -> int:
     """How many of them a query looks into: a seventh, which has 0.95 and more of the ten nearest of
-    a million (`python -m benchmarks.search vectors`)."""
+    a million (`python -m benchmarks.vectors`)."""
     return max(FEWEST, -(-cells(count) // 7))
 
 
-def calibrate(store: Store, clip: Clip, count: int) -> None:
-    """Keep the background's vectors, their kin, and what the collection says to its words."""
+def compare(store: Store, clip: Clip, count: int) -> None:
+    """Keep what the collection has for unrelated texts: see `unrelated`."""
     if not count:
         return
-    word_WD = background(store, clip)
-    usual = refusal.calibrate(vectors(store), word_WD)
-    kin = refusal.kin(word_WD)
-    store.note(usual=f"{usual:.4f}", kin=f"{kin:.6f}", calibrated=str(count))
+    known = background(store)
+    if known is None:
+        names = unrelated.words()
+        with warnings.catch_warnings():  # a name that is cut will do
+            warnings.simplefilter("ignore", ClipguideWarning)
+            word_WD = clip.encode_text(names).float().cpu()
+        store.note(kin=f"{unrelated.kin(word_WD):.6f}")
+    else:
+        word_WD, _ = known
+    _keep(store, word_WD, unrelated.best(vectors(store), word_WD))
+    store.note(compared=str(count))
 
 
-def background(store: Store, clip: Clip) -> torch.Tensor:
-    """The unit vectors_WD of the background's words, made once."""
+def background(store: Store) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The unit vectors_WD of unrelated nouns, and the best_W of each in the collection, if they
+    are kept, and whole."""
+    try:
+        known = store.db.open_table(WORDS).to_arrow()
+        best_W = torch.tensor(known["best"].to_pylist())
+    except (*faults.RAISED, KeyError):  # not there, half of it, or an older one: it is made again
+        return None
+    if known["word"].to_pylist() != unrelated.words():
+        return None
+    return stacked(known["vector"]), best_W
+
+
+def _keep(store: Store, word_WD: torch.Tensor, best_W: torch.Tensor) -> None:
     import pyarrow as pa
 
-    if (known_WD := known_background(store)) is not None:
-        return known_WD
-    names = refusal.words()
-    with warnings.catch_warnings():  # a name that is cut will do
-        warnings.simplefilter("ignore", ClipguideWarning)
-        unit_WD = clip.encode_text(names).float().cpu()
-    kind = pa.list_(pa.float32(), unit_WD.shape[1])
-    rows = pa.table({"word": names, "vector": pa.array(list(unit_WD.numpy()), kind)})
+    kind = pa.list_(pa.float32(), word_WD.shape[1])
+    columns = {
+        "word": unrelated.words(),
+        "vector": pa.array(list(word_WD.numpy()), kind),
+        "best": pa.array(best_W.tolist(), pa.float32()),
+    }
     try:
         there = WORDS in tables(store.db)
-        store.db.create_table(WORDS, rows, mode="overwrite" if there else "create")
+        store.db.create_table(WORDS, pa.table(columns), mode="overwrite" if there else "create")
     except faults.RAISED as error:
         if faults.kind(error) != "conflict":  # another program writes the same
             raise store.fault(error, writing=True) from error
-    return unit_WD
-
-
-def known_background(store: Store) -> torch.Tensor | None:
-    """The background's unit vectors_WD, if they are kept, and whole."""
-    try:
-        known = store.db.open_table(WORDS).to_arrow()
-    except faults.RAISED:  # not there, or half of it: it is made again
-        return None
-    return stacked(known["vector"]) if known["word"].to_pylist() == refusal.words() else None
 
 
 def vectors(store: Store) -> Iterator[torch.Tensor]:

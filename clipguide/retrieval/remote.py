@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import tables
 from ..engine.files import picture_endings
-from ..errors import UsageError, reason
+from ..errors import ClipguideError, UsageError, reason
 from . import captions
 from .captions import ENDING, GIVEN
 from .items import Listed, Work
@@ -46,8 +46,9 @@ class About:
 
 class Listing:
     """The images under URLs, as a stream of `Listed`: one folder at a time is in memory. `roots`
-    are the folders among the URLs, and `folders` those that were walked, each with a slash at its
-    end; `walked(folder, names, is_empty)` is called with each of these.
+    are the folders among the URLs, `folders` those that were walked, and `unread` those that a
+    store did not list (known when all else was walked), each with a slash at its end;
+    `walked(folder, names, is_empty)` is called with each that was.
 
     UsageError for what is not there or cannot be listed.
     """
@@ -63,6 +64,7 @@ class Listing:
         self.recursive, self.passed, self.walked = recursive, passed, walked
         self.folders: set[str] = set()
         self.roots: list[str] = []
+        self.unread: list[str] = []
         self._sources = [self._source(url) for url in urls]
 
     def __iter__(self) -> Iterator[Listed]:
@@ -94,19 +96,37 @@ class Listing:
 
     def _walk(self, fs: Any, place: str) -> Iterator[Listed]:
         depth, at = None if self.recursive else 1, time.time_ns()
-        for folder, inner, files in fs.walk(place, maxdepth=depth, detail=True):
+        waiting = {fs.unstrip_protocol(place).rstrip("/") + "/"}  # announced, and not walked yet
+        walk = fs.walk(place, maxdepth=depth, detail=True)  # it omits what it cannot list
+        while step := self._step(walk, place):
+            folder, inner, files = step
             name = fs.unstrip_protocol(folder).rstrip("/") + "/"
+            waiting.discard(name)
             shown = {
                 f"{name}{one}": info for one, info in files.items() if one[:1] not in ("", ".")
             }
             for one in [one for one in inner if one.startswith(".")]:
                 del inner[one]
+            if self.recursive:
+                waiting |= {f"{name}{one}/" for one in inner}
             listed = list(self._listed(shown, at))
             self.folders.add(name)
             if self.walked is not None:
                 self.walked(name, {one.path for one in listed}, not (files or inner))
             yield from listed
             at = time.time_ns()  # the next folder is listed after this
+        self.unread += sorted(waiting)
+
+    @staticmethod
+    def _step(walk: Iterator, place: str) -> tuple[str, dict, dict] | None:
+        """The next folder; None after the last."""
+        try:
+            return next(walk, None)
+        except Exception as error:  # every store raises its own
+            raise ClipguideError(
+                f"{place} cannot be listed to its end ({reason(error)}): repeat the command; what "
+                "the index holds stays."
+            ) from error
 
     def _named(self, fs: Any, found: dict[str, dict]) -> Iterator[Listed]:
         """Files that were named, whatever their endings, with what is beside them."""

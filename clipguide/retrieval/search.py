@@ -9,8 +9,9 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ import torch
 from ..errors import ClipguideError, ClipguideWarning, UsageError
 from ..prompts import check_text
 from ..rerank import rank
-from . import filters, maintenance, refusal
+from . import filters, maintenance, unrelated
 from .faults import RAISED, reason
 from .places import default_path
 from .store import COLUMNS, Store
@@ -36,30 +37,29 @@ REFINE = 10  # times as many are compared by their full vectors
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture of an answer: its cosine with the query, and its columns."""
+    """An image of an answer: its cosine with the query, and its columns; of a text alone also the
+    share of unrelated texts, in [0, 1], for which the collection has nothing as good (`unrelated`).
+    """
 
     path: str
     score: float
     facts: dict[str, Any]
     thumbnail: bytes | None = field(default=None, repr=False)
+    better_than: float | None = None
 
     def record(self) -> dict[str, Any]:
         """What is printed as JSON."""
-        return {"path": self.path, "score": self.score, **{
+        known = {"path": self.path, "score": self.score, "better_than": self.better_than}
+        return {**known, **{
             name: value.isoformat(" ") if isinstance(value, datetime) else value
             for name, value in self.facts.items() if name != "path"}}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The hits, the best first, of an index of `total` pictures.
-
-    `absent`: by the threshold that was calibrated on the collection, nothing like that is in it;
-    None where that cannot be told (a picture in the query, a filter).
-    """
+    """The hits, the best first, of an index of `total` images."""
 
     hits: list[Hit]
-    absent: bool | None
     total: int
 
 
@@ -106,7 +106,7 @@ class Index:
 
     def __init__(self, path: str | os.PathLike | None = None) -> None:
         self.store = Store(default_path() if path is None else path)
-        self._word_WD: torch.Tensor | None = None
+        self._background: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def model(self) -> str:
@@ -158,13 +158,14 @@ class Index:
         where: str | None = None,
         hybrid: bool = False,
         diversity: float = 0.0,
-        tell_absent: bool = True,
+        compare: bool = True,
     ) -> Answer:
         """The `k` nearest pictures after the first `offset`.
 
         `where` is a condition in SQL. `hybrid` mixes the order by vectors with that by the words of
         captions and prompts, by reciprocal ranks. `diversity` in [0, 1] is that of `rerank.rank`.
-        With `tell_absent` it is said whether a text is absent. UsageError for what makes no sense.
+        With `compare` the scores of a text are compared with those of unrelated texts. UsageError
+        for what makes no sense.
         """
         if k < 1 or offset < 0:
             raise UsageError(f"At least one picture is asked for, not {k} after {offset}.")
@@ -185,10 +186,9 @@ class Index:
         if diversity:
             rows = self._diverse(rows, last, diversity)
         hits = [self._hit(row) for row in rows[offset:last]]
-        absent = None
-        if tell_absent and query.text is not None and condition is None:
-            absent = self._absent(query)
-        return Answer(hits, absent, self.store.count())
+        if compare and hits and query.text is not None:
+            hits = self._compared(query, hits)
+        return Answer(hits, self.store.count())
 
     @property
     def _width(self) -> int:
@@ -266,20 +266,17 @@ class Index:
 
         return self.store.ask(asked)
 
-    def _absent(self, query: Query) -> bool | None:
-        """Whether the collection does not have what a text asks for."""
-        notes = self.store.notes()
-        if "usual" not in notes:
-            return None
-        rows = self._nearest(query, refusal.CANDIDATES, None, vectors=True)
-        unit_BD = torch.tensor([row["vector"] for row in rows])
-        if self._word_WD is None:
-            self._word_WD = maintenance.known_background(self.store)
-        if self._word_WD is None:
-            return None
-        kin, usual = float(notes["kin"]), float(notes["usual"])
-        found = refusal.of_text(query.text, query.unit_D, unit_BD, self._word_WD, kin)
-        return found < refusal.threshold(usual)
+    def _compared(self, query: Query, hits: list[Hit]) -> list[Hit]:
+        """Hits with what their scores are better than, where the collection was compared."""
+        if self._background is None:
+            self._background = maintenance.background(self.store)
+        kin = self.store.notes().get("kin")
+        if self._background is None or kin is None:
+            return hits
+        word_WD, best_W = self._background
+        apart_W = unrelated.apart(query.text, query.unit_D, word_WD, float(kin))
+        share = partial(unrelated.share_below, best_W=best_W, apart_W=apart_W)
+        return [replace(hit, better_than=share(hit.score)) for hit in hits]
 
     @staticmethod
     def _hit(row: dict) -> Hit:

@@ -97,7 +97,8 @@ def picked(found: Found, place: int) -> tuple[Image.Image, str]:
     if picture is None:
         picture = page.opened(hit.thumbnail)
         note = "The file is gone, a link, or not the one that was indexed: this is its thumbnail."
-    return picture, words.facts(hit.path, hit.score, hit.facts, note=note)
+    known = {"better_than": hit.better_than, "note": note}
+    return picture, words.facts(hit.path, hit.score, hit.facts, **known)
 
 
 def cells(found: Found) -> list[tuple[Image.Image, str]]:
@@ -220,9 +221,7 @@ def _next(index: Index, found: Found) -> Found:
     answer = index.search(found.query, k=k, offset=found.seen, **settings)
     hits = [hit for hit in answer.hits if hit.path != found.but]
     line = f"{len(found.hits) + len(hits)} of {answer.total} images, the best first."
-    if answer.absent:
-        line = f"Nothing like that is among the {answer.total} images; these come nearest."
-    elif not hits:
+    if not hits:
         line = "There are no more images." if found.hits else "No image is left."
     together, seen = (*found.hits, *hits), found.seen + len(answer.hits)
     over = len(answer.hits) < k or seen >= min(MOST, answer.total)

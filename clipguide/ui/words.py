@@ -49,9 +49,18 @@ def score(value: float) -> str:
     return f"{value:.3f}"
 
 
-def facts(path: str, cosine: float, columns: dict[str, Any], *, note: str = "") -> str:
-    """What is known about a picture, as a list."""
+def facts(
+    path: str,
+    cosine: float,
+    columns: dict[str, Any],
+    *,
+    better_than: float | None = None,
+    note: str = "",
+) -> str:
+    """What is known about an image, as a list."""
     rows = {"score": score(cosine), "path": path}
+    if better_than is not None:
+        rows["score"] += f", better than {better_than:.1%} of unrelated texts"
     if columns.get("width"):
         rows["size"] = f"{columns['width']} x {columns['height']} {columns.get('format') or ''}"
     for name in FACTS:

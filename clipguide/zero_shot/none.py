@@ -119,9 +119,9 @@ def unlike_each(
     and they are no nearer than the share KIN of all words are to their nearest word."""
     nearest_W = (word_WD @ word_WD.T).fill_diagonal_(-1).max(1).values
     other_NW = label_ND @ word_WD.T <= nearest_W.quantile(KIN)
-    bags = [_bag(word) for word in words]
+    bags = [bag_of(word) for word in words]
     for n, label in enumerate(labels):
-        mine = _bag(label)
+        mine = bag_of(label)
         other = [not (bag <= mine or mine <= bag) for bag in bags]
         other_NW[n] &= torch.tensor(other, device=other_NW.device)
     return other_NW
@@ -149,7 +149,7 @@ def interpolate(table: dict[int, float], count: int) -> float:
     return (1 - share) * table[below] + share * table[above]
 
 
-def _bag(text: str) -> frozenset[str]:
+def bag_of(text: str) -> frozenset[str]:
     """The words of a text, without articles and the plural's s."""
     words = text.lower().replace("-", " ").split()
     return frozenset(word.removesuffix("s") or word for word in words) - {"a", "an", "the"}

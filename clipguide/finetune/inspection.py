@@ -1,4 +1,4 @@
-"""The first look at pictures and texts: can they be read, what are they, what is cut."""
+"""What pictures and texts are before training: can they be read, what are they, what is cut."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .. import images
 from ..engine.files import URLS
 from ..errors import UsageError
 from ..prompts import shorten
-from . import alike
+from . import duplicates
 from .tables import Row
 
 LOOK = 128  # pixels a side that a JPEG is decoded at, at least, to be looked over
 TOGETHER = 256  # texts at a time
 
 
-def look_at(
+def inspect(
     rows: Sequence[Row], workers: int, progress: Callable[[int, int], None] | None
 ) -> list[tuple[str, np.ndarray] | str]:
     """The digest and small picture of each row, or why it cannot be read; each picture once."""
     places = {(row.path, row.offset): row for row in rows}
     with ThreadPoolExecutor(workers) as pool:
         found = {}
-        for place, look in zip(places, pool.map(_look, places.values())):
-            found[place] = look
+        for place, one in zip(places, pool.map(_look, places.values())):
+            found[place] = one
             if progress is not None:
                 progress(len(found), len(places))
     return [found[row.path, row.offset] for row in rows]
@@ -41,7 +41,7 @@ def look_at(
 def _look(row: Row) -> tuple[str, np.ndarray] | str:
     try:
         content = content_of(row)
-        return hashlib.sha256(content).hexdigest(), alike.small(decode(row, content, LOOK))
+        return hashlib.sha256(content).hexdigest(), duplicates.small(decode(row, content, LOOK))
     except UsageError as error:
         return str(error)
 
@@ -69,7 +69,7 @@ def content_of(row: Row) -> bytes:
 
 
 class _Bytes(io.BytesIO):
-    """A picture's bytes, by whose name errors are told."""
+    """A picture's bytes, by whose name errors are reported."""
 
     name: str
 

@@ -1,10 +1,10 @@
 """Pictures that are nearly the same: recompressed, resized, brightened, cut by a hundredth.
 
-Each is shrunk to 16 x 16 colours, less their mean and divided by their deviation. Two are alike
-where the cosine of that is at least COSINE and no cell differs by more than CELL deviations, so
-that faces that differ in the mouth alone are two. Measured on 6,000 drawings and 150 photographs:
-JPEG at quality 30, half the size, 85 % of the light and a gamma of 1.2 pass in 19 of 20 cases or
-more; a crop of 2 % a side and a mirror do not.
+Each is shrunk to 16 x 16 colours, less their mean and divided by their deviation. Two are near
+duplicates where the cosine of that is at least COSINE and no cell differs by more than CELL
+deviations, so that faces that differ in the mouth alone are two. Measured on 6,000 drawings and 150
+photographs: JPEG at quality 30, half the size, 85 % of the light and a gamma of 1.2 pass in 19 of
+20 cases or more; a crop of 2 % a side and a mirror do not.
 
 Shapes: N pictures, R of a block, M of those that are near, D = 16 · 16 · 3, K directions.
 """
@@ -32,7 +32,7 @@ def small(picture: Image.Image) -> np.ndarray:
 
 def groups(small_ND: np.ndarray) -> list[int]:
     """The number of each picture's group, counted from 0 by the first of it: of all that hang
-    together by pairs that are alike.
+    together by pairs that are near-duplicates.
 
     Exact, and quick because no distance grows by a projection: candidates are those near in the
     first AXES principal directions, sorted along the first, so that far ones are not looked at.
@@ -57,7 +57,7 @@ def groups(small_ND: np.ndarray) -> list[int]:
 
 
 def _candidates(seen_NK: torch.Tensor) -> Iterator[tuple[int, np.ndarray]]:
-    """Places, and the later ones that are near enough that they may be alike."""
+    """Places, and the later ones that are near enough that they may be near-duplicates."""
     reach = 2 - 2 * COSINE + 1e-4  # |u - v|² of unit vectors
     half_N1, one_N1 = seen_NK.square().sum(1, keepdim=True) / 2, torch.ones(len(seen_NK), 1)
     left_NK = torch.cat([seen_NK, -half_N1, one_N1], dim=1)
