@@ -7,9 +7,9 @@ repository.
 
 import posixpath
 import re
-import tomllib
 from pathlib import Path
 
+import tomllib  # Python 3.11 or later
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
