@@ -243,7 +243,7 @@ def _check_call(node: ast.Call, names: dict[str, object]) -> None:
 
 
 RUN = ("get-started.md", "which-method.md", "guides.md", "optimise.md", "score-and-classify.md",
-       "search.md", "how-it-works.md", "plug-in.md", "index.md")
+       "search.md", "how-it-works.md", "plug-in.md", "index.md", "memory.md")
 QUICK = ("how-it-works.md", "score-and-classify.md")
 
 
