@@ -335,3 +335,16 @@ def test_the_table_of_cards_is_that_of_memory():
     assert len(quoted) > 5
     for card, model, decoder, time, weights in quoted:
         assert counted[model, decoder] == (time, weights, card), (model, decoder)
+
+
+def test_pipelines_of_the_page_are_supported():
+    """docs/real-models.md names classes that the table of families has, and diffusers too."""
+    import diffusers
+
+    from clipguide.guidance.latents import FAMILIES
+
+    text = (DOCS / "real-models.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`(\w+Pipeline)`", text))
+    assert len(names) > 5
+    for one in names:
+        assert one in FAMILIES and hasattr(diffusers, one), one
