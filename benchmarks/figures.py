@@ -1,0 +1,233 @@
+"""The page of all figures, docs/figures.md, from the JSON files that the benchmarks keep.
+
+    python -m benchmarks.figures            # write docs/figures.md
+
+Nothing is measured here. A figure of weights that have changed since is left out, and named at the
+end of its section, so that the page is never of another version than the models beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from clipguide import load_clip, mini
+from training.evaluate.ledger import fingerprint
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs" / "figures.md"
+HEAD = """# Figures
+
+`python -m benchmarks.figures` makes this page from the JSON files in `benchmarks/` and `training/`.
+Each section names the script that measures it. A figure of earlier weights is left out.
+
+Figures that have pages of their own: [Beside other programs](peers.md),
+[Time and memory](memory.md), [Supported pipelines and samplers](support.md). What each method of
+steering gains was measured on an earlier generator, so it is not here.
+"""
+
+
+def read(place: str) -> dict:
+    """Return a JSON file of the repository."""
+    return json.loads((ROOT / place).read_text(encoding="utf-8"))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a table in Markdown."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def share(value: float, digits: int = 0) -> str:
+    """Return a share in [0, 1] as a percentage."""
+    return f"{100 * value:.{digits}f} %"
+
+
+def embedded() -> str:
+    """Return the section of the embedded models."""
+    weights = {name: fingerprint(mini.path(name)) for name in mini.MODELS}
+    rows, old = [], set()
+    for one in read("training/figures.json")["figures"]:
+        model, _, what = one["key"].partition(": ")
+        if model not in weights:  # the referee is not shipped
+            continue
+        if any(weights.get(name) != digest for name, digest in one["weights"].items()):
+            old.add(model)
+            continue
+        is_share = one["unit"] == "%"
+        value = share(one["value"], 1) if is_share else f"{one['value']:.2f} {one['unit']}".strip()
+        rows.append((model, what, value, one["bar"] or "–", one["n"], one["date"]))
+    said = "`python -m training.evaluate all` measures them. Their cards explain each."
+    shown = table(("model", "figure", "measured", "bar", "n", "date"), rows) if rows else ""
+    return f"{said}\n\n{shown}\n{_left_out(sorted(old))}"
+
+
+def canvases() -> str:
+    """Return the section of the loop's canvases."""
+    data = read("benchmarks/canvases.json")
+    rows = [
+        (name.removeprefix("draw "), one["prompts"], share(one["top5"]), f"{one['seconds']:.0f} s")
+        for name, one in data.items()
+        if name.startswith("draw ") and name != "draw latent"  # of an earlier autoencoder
+    ]
+    memory, tile = data["memory"], data["tile"]
+    return (
+        "`python -m benchmarks.canvases draw`: how often a CLIP that took no part has the thing "
+        "among its first five of 1,740 names, and the time of an image on one thread, with other "
+        "jobs on the machine. The judge that kept the best step was an earlier one. `latent` has "
+        "not been measured on the present autoencoder.\n\n"
+        + table(("canvas", "prompts", "among the first five", "time"), rows)
+        + f"\n\nPeak memory of 512 cutouts ÷ that of 32: {memory['512 ÷ 32']:.2f}. The step "
+        f"across the edge of a tile ÷ the steps inside it: {tile['tile']:.2f} with `--tile`, "
+        f"{tile['none']:.2f} without (mean of {tile['pictures']} images).\n"
+    )
+
+
+def none_of_these() -> str:
+    """Return the section of "none of these", by the score that the package uses."""
+    data, rows, old = read("benchmarks/none_of_these.json"), [], []
+    for name, one in data.items():
+        if one["fingerprint"] != load_clip(name).fingerprint:
+            old.append(name)
+            continue
+        for kind in ("drawings", "photographs"):
+            for row in one[kind]["rows"]:
+                if row["score"] == "log odds, sharpness 1":
+                    caught, false = share(row["caught"]), share(row["false"], 1)
+                    rows.append((name, kind, one[kind]["pictures"], row["labels"], caught, false))
+    head = ("CLIP", "images", "n", "labels", "told as none", "of images that show a label")
+    return (
+        "`python -m benchmarks.none_of_these`: how many images that show none of the labels "
+        "`classify --none` turns away, at about 5 % of the images that do show one. Each row has "
+        "a threshold of its own.\n\n" + table(head, rows) + f"\n{_left_out(old)}"
+    )
+
+
+def search() -> str:
+    """Return the section of search."""
+    data = read("benchmarks/search.json")
+    rows = [
+        (
+            *(row["drawings"], name.removeprefix("refusal "), row["pictures"]),
+            *(f"{row['recall@1 of those there']:.2f}", share(row["refused"])),
+            *(share(row["false"], 1), f"{row['AUC']:.2f}"),
+        )
+        for name in ("refusal mini+mini-judge", "refusal mini")
+        for row in data[name]["rows"]
+    ]
+    head = ("drawings", "CLIP", "n", "recall@1", "absent, refused", "present, refused", "AUC")
+    photographs, million = data["photographs"], data["vectors 1000000"]
+    names = data["listing"]["rows"]
+    return (
+        "`python -m benchmarks.search refusal`: a collection of half of the names of a set of "
+        "drawings is asked for 100 names that it has and for 100 that it has not, five times.\n\n"
+        + table(head, rows)
+        + f"\n\nFifty photographs, ten queries, by {photographs['clip']}: "
+        f"{photographs['among five']} found among the first five, {photographs['first']} of them "
+        "first (`photographs`).\n\n"
+        f"A million vectors (`vectors`): {million['clipguide']['p50 ms']:.0f} ms a query "
+        f"(median), {million['clipguide']['p99 ms']:.0f} ms at the 99th percentile, recall@10 "
+        f"{million['clipguide']['recall@10']:.2f}, on {million['processors']} processors.\n\n"
+        f"Indexing ÷ embedding alone (`overhead`): {data['overhead mini']['ratio']:.2f}.\n\n"
+        "Listing (`listing`), peak memory of the driver: "
+        + ", ".join(f"{row['MiB']} MiB for {row['names']:,} names" for row in names)
+        + ".\n"
+    )
+
+
+def embedding() -> str:
+    """Return the section of the engine."""
+    data, rows = read("benchmarks/embedding.json"), []
+    for model in ("mini", "vit-b-32"):
+        for way, one in data[f"speed {model}"]["rows"].items():
+            rows.append((model, way, f"{one['pictures a second']:.0f}", f"{one['ratio']:.2f}"))
+    odd, memory = data["odd files"], data["memory"]
+    return (
+        "`python -m benchmarks.embedding speed`: files to embeddings, beside a PyTorch DataLoader "
+        f"loop, on {odd['processors']} processors without a GPU. `fast` decodes JPEGs at a "
+        "smaller size, `bf16` computes in bfloat16.\n\n"
+        + table(("CLIP", "way", "images a second", "÷ DataLoader"), rows)
+        + f"\n\nMemory over {memory['pictures']:,} images: {memory['settled MB']} MB when settled, "
+        f"{memory['highest MB']} MB at most (`memory`). Of {odd['files']} odd files, "
+        f"{odd['unreadable']} cannot be read, and each is named once (`odd`).\n"
+    )
+
+
+def finetuning() -> str:
+    """Return the section of fine-tuning."""
+    data = read("benchmarks/finetune.json")
+    few, style = data["few"]["mean"], data["style openmoji"]
+    cache, peer = data["cache"], data["peer"]
+    before, after = style["target: top-1"]
+    kept = style["retention: top-1"]
+    rows = [
+        (
+            "8 images of each of 50 concepts, of a style that mini never saw (`few`)",
+            f"{share(few['ours'], 1)} by `finetune`, {share(few['probe'], 1)} by a linear probe, "
+            f"{share(few['tip-adapter'], 1)} by Tip-Adapter, {share(few['zero-shot'], 1)} "
+            f"zero-shot ({data['few']['seeds'][0]['test pictures']} test images, one draw)",
+        ),
+        (
+            "half of OpenMoji's concepts, tested on the other half, among 1,740 names (`style`)",
+            f"top-1 {share(before, 1)} before, {share(after, 1)} after; retention "
+            f"{share(kept[0], 1)} before, {share(kept[1], 1)} after",
+        ),
+        (
+            f"beside open_clip's own training loop, {peer['model']}, {peer['steps']} steps "
+            "(`peer`)",
+            f"largest difference of a loss {peer['largest difference of a loss']:.1g}; "
+            f"{peer['their time / ours']:.2f} times its speed",
+        ),
+        (
+            "GradCache (`cache`)",
+            f"memory of a batch of 4,096 in chunks of 16 ÷ that of 256: {cache['memory']:.2f}; "
+            f"time of 256 in chunks ÷ at once: {cache['time']:.2f}",
+        ),
+        ("time not spent waiting for images (`data`)", share(data["data"]["in the model"], 1)),
+    ]
+    said = "`python -m benchmarks.finetune`, on one core, with another job on the other."
+    return f"{said}\n\n{table(('what', 'measured'), rows)}\n"
+
+
+def guiding() -> str:
+    """Return the section of a guide made by `finetune --for-guiding`."""
+    data = read("training/guiding.json")
+    names = {"guiding": "after 40 minutes", "mini": "the shipped guide then"}
+    rows = [
+        (what, *(share(data[name][what], 1) for name in names))
+        for what in ("referee's top-5", "held-out drawings, top-1")
+    ]
+    concepts = data["mini"]["concepts"]
+    return (
+        "`python -m training.guiding train --minutes 40`, then `measure`: mini's guide from before "
+        "its robust stage, trained by `--for-guiding`, beside the guide that was shipped at the "
+        "time. The first row is how often the referee, a CLIP that is not shipped, has the "
+        f"concept among its first five of 1,740 names, of {concepts} that the gradient alone drew. "
+        "It is good to about five points.\n\n" + table(("what", *names.values()), rows) + "\n"
+    )
+
+
+def _left_out(names: list[str]) -> str:
+    return f"\nNot measured on the present weights: {', '.join(names)}.\n" if names else ""
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "Embedded models": embedded,
+    "Canvases": canvases,
+    "None of these": none_of_these,
+    "Search": search,
+    "Embedding": embedding,
+    "Fine-tuning": finetuning,
+    "A guide made in 40 minutes": guiding,
+}
+
+
+def page() -> str:
+    """Return docs/figures.md."""
+    return "\n".join([HEAD, *(f"## {name}\n\n{make()}" for name, make in SECTIONS.items())])
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(page(), encoding="utf-8")
