@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from clipguide.pipelines.generation import Generation
@@ -15,6 +17,7 @@ from torch.testing import assert_close
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.guidance import Particles, steer
+from clipguide.guidance.steer import guide_dtype
 from clipguide.objectives import Similarity, TotalVariation, as_objective
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -68,21 +71,24 @@ def test_what_is_no_pipeline_is_said_to_be_none(other):
 
 
 def test_a_named_guide_computes_in_what_the_pipeline_does(pipe, clip_folder, clip):
-    """In bfloat16 beside 16 bits, unless its name says what else; one that is handed in as it is.
-    The judge stays in float32."""
+    """In bfloat16 beside 16 bits on an accelerator, in float32 on the CPU, unless its name says
+    what else; one that is handed in as it is."""
     use(pipe, "DDIM")
-    name, seen = str(clip_folder), []
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    name = str(clip_folder)
+    for dtype, expected in (
+        (torch.float32, "float32"), (torch.bfloat16, "bfloat16"), (torch.float16, "bfloat16"),
+    ):  # fmt: skip
         pipe.to(dtype)
-        s = steer(pipe, "a red fox", clip=name, judge=name)
-        seen.append(s.guide.clip.dtype)
-        assert s.judge.clip.dtype == torch.float32
-    assert seen == [torch.float32, torch.bfloat16, torch.bfloat16]
-    assert steer(pipe, "a fox", clip=f"{name}@cpu:float32").guide.clip.dtype == torch.float32
+        assert guide_dtype(pipe) == "float32"
+        elsewhere = SimpleNamespace(unet=pipe.unet, _execution_device=torch.device("cuda"))
+        assert guide_dtype(elsewhere) == expected
+    assert steer(pipe, "a red fox", clip=name).guide.clip.dtype == torch.float32
+    half = steer(pipe, "a red fox", clip=f"{name}@cpu:bfloat16", strength=0.3)
+    assert half.guide.clip.dtype == torch.bfloat16
     assert steer(pipe, "a fox", clip=clip).guide.clip is clip
     pipe.to(torch.bfloat16)
     plain = draw(pipe)
-    with steer(pipe, "a red fox", clip=name, strength=0.3):
+    with half:
         steered = draw(pipe)
     whole = Similarity(clip, "a red fox")
     assert (whole.score(steered) > whole.score(plain)).all()
