@@ -108,23 +108,10 @@ def none_of_these() -> str:
 def search() -> str:
     """Return the section of search."""
     data = read("benchmarks/search.json")
-    rows = [
-        (
-            *(row["drawings"], name.removeprefix("refusal "), row["pictures"]),
-            *(f"{row['recall@1 of those there']:.2f}", share(row["refused"])),
-            *(share(row["false"], 1), f"{row['AUC']:.2f}"),
-        )
-        for name in ("refusal mini+mini-judge", "refusal mini")
-        for row in data[name]["rows"]
-    ]
-    head = ("drawings", "CLIP", "n", "recall@1", "absent, refused", "present, refused", "AUC")
     photographs, million = data["photographs"], data["vectors 1000000"]
     names = data["listing"]["rows"]
     return (
-        "`python -m benchmarks.search refusal`: a collection of half of the names of a set of "
-        "drawings is asked for 100 names that it has and for 100 that it has not, five times.\n\n"
-        + table(head, rows)
-        + f"\n\nFifty photographs, ten queries, by {photographs['clip']}: "
+        f"Fifty photographs, ten queries, by {photographs['clip']}: "
         f"{photographs['among five']} found among the first five, {photographs['first']} of them "
         "first (`photographs`).\n\n"
         f"A million vectors (`vectors`): {million['clipguide']['p50 ms']:.0f} ms a query "
