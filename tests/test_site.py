@@ -277,7 +277,7 @@ def test_python_of_pages_runs(page, code, clone):
     tables = (latents.FAMILIES, methods.METHODS, schedulers.SCHEDULERS, OBJECTIVES)
     before = [set(table) for table in tables]
     try:
-        exec(compile(code, name(page), "exec"), {"__name__": "page"})
+        exec(compile(code, name(page), "exec", dont_inherit=True), {"__name__": "page"})
     finally:
         for table, names in zip(tables, before, strict=True):
             for added in set(table) - names:
@@ -308,7 +308,7 @@ def test_notebooks_run(notebook, clone):
     pytest.importorskip("lancedb", reason="search needs pip install -e '.[search]'")
     told: dict = {"__name__": "notebook"}
     for i, code in enumerate(cells(notebook, "code")):
-        exec(compile(code, f"{notebook.name}, cell {i}", "exec"), told)
+        exec(compile(code, f"{notebook.name}, cell {i}", "exec", dont_inherit=True), told)
 
 
 # ------------------------------------------------------------ figures
