@@ -219,7 +219,7 @@ class MiniPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         maps: Tensor | None = None,
         style: str | None = None,
-        prior_num_inference_steps: int = 16,
+        prior_num_inference_steps: int = 20,
         prior_eta: float = 1.0,
         map_candidates: int = 4,
         map_guidance_scale: float = 2.0,
