@@ -155,19 +155,21 @@ def test_a_clip_that_is_damaged(run, pictures, clip_folder, tmp_path):
 @pytest.mark.parametrize(
     "verb",
     [
-        ("embed", "--out", "a.npz"),
+        ("embed", "--out", "{}.npz"),
         ("score", "--text", "a fox"),
         ("rerank", "--text", "a fox"),
         ("classify", "--labels", "fox,house"),
-        ("index", "--db", "db"),
+        ("index", "--db", "{}"),
     ],
     ids=lambda verb: verb[0],
 )
 def test_one_meter_of_all_that_embed(run, pictures, verb):
     """On stderr where that is a terminal, and nowhere else."""
     pytest.importorskip("lancedb")
-    quiet = run(verb[0], pictures, *verb[1:])
+    quiet, shown = (
+        run(verb[0], pictures, *(word.format(name) for word in verb[1:]), env=env)
+        for name, env in (("quiet", {}), ("shown", {"FORCE_COLOR": "1"}))
+    )
     assert quiet.exit_code == 0 and "a second" not in quiet.output, quiet.output
-    shown = run(verb[0], pictures, *verb[1:], env={"FORCE_COLOR": "1"})
     assert shown.exit_code == 0, shown.output
     assert "3/" in shown.stderr and "a second" in shown.stderr and "a second" not in shown.stdout

@@ -22,7 +22,7 @@ from torch.testing import assert_close
 from benchmarks.odd_files import make
 from clipguide.clip import load_clip
 from clipguide.clip.resize import tame
-from clipguide.engine import Cache, Engine, engine, find, table
+from clipguide.engine import Cache, Engine, encoder, engine, find, table
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 
 
@@ -173,12 +173,12 @@ def test_bf16_where_it_holds(clip, folder, tmp_path, monkeypatch):
     cache = Cache(tmp_path / "cache.sqlite")
     paths = sorted(folder.iterdir())
     exact = vectors(Engine(clip).embed(paths))
-    monkeypatch.setattr(engine, "HOLDS", 0.5)
+    monkeypatch.setattr(encoder, "HOLDS", 0.5)
     half = Engine(clip, bf16=True, cache=cache)
     rows = vectors(half.embed(paths))
     assert half.key != Engine(clip).key
     assert 0 < (rows - exact).abs().max() < 0.1
-    monkeypatch.setattr(engine, "HOLDS", 1e-9)
+    monkeypatch.setattr(encoder, "HOLDS", 1e-9)
     full = Engine(clip, bf16=True)
     with pytest.warns(
         ClipguideWarning, match=r"bfloat16 would change cosines .* goes on in float32"
@@ -189,7 +189,7 @@ def test_bf16_where_it_holds(clip, folder, tmp_path, monkeypatch):
 
 def test_bf16_from_the_cache(clip, folder, tmp_path, monkeypatch, never):
     """What bfloat16 made is found again before the model runs."""
-    monkeypatch.setattr(engine, "HOLDS", 0.5)
+    monkeypatch.setattr(encoder, "HOLDS", 0.5)
     cache = Cache(tmp_path / "cache.sqlite")
     first = vectors(Engine(clip, bf16=True, cache=cache).embed(find([folder])))
     never(clip)
