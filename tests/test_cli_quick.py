@@ -33,6 +33,7 @@ CASES = {
     "invert": ["--nope", "nowhere"],
     "cache": ["nope"],
     "models": ["--nope"],
+    "doctor": ["--nope"],
 }
 RUN = f"""
 import json, os, sys

@@ -256,7 +256,7 @@ def test_like():
     """A class that the table does not know, by one whose latents it shares."""
     pipe, x0 = tiny("SD 1.5")[0], noise(BATCH, 4, 8, 16)
     expected = Decoder(pipe)(x0)
-    other = diffusers.DiffusionPipeline()
+    other = type("OtherPipeline", (diffusers.DiffusionPipeline,), {})()
     other.vae = pipe.vae
     with pytest.raises(ClipguideError, match="like='StableDiffusionPipeline'"):
         Decoder(other)

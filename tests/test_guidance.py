@@ -452,7 +452,7 @@ def test_settings_without_effect_are_warned_of(pipe, clip, judge):
         ({"travel": 10**9}, "`travel` must be a whole number"),
         ({"number": 8}, "shortcut has no option number"),
         ({"method": BestOf, "each": "1"}, "`each` is a method"),
-        ({"score_every": 0}, "score_every must be at least 1"),
+        ({"score_every": 0}, "score_every must be a whole number from 1"),
     ],
 )
 def test_settings_out_of_range(pipe, clip, settings, message):
