@@ -257,7 +257,7 @@ def test_like():
     pipe, x0 = tiny("SD 1.5")[0], noise(BATCH, 4, 8, 16)
     expected = Decoder(pipe)(x0)
     other = type("OtherPipeline", (diffusers.DiffusionPipeline,), {})()
-    other.vae = pipe.vae
+    other.vae, other.scheduler = pipe.vae, pipe.scheduler
     with pytest.raises(ClipguideError, match="like='StableDiffusionPipeline'"):
         Decoder(other)
     assert torch.equal(Decoder(other, like="StableDiffusionPipeline")(x0), expected)
