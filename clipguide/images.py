@@ -18,7 +18,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from .errors import ClipguideError, ClipguideWarning, UsageError
-from .reading import ALPHA, open_image, to_srgb, too_wordy, turned, without_texts
+from .reading import open_image, to_srgb, too_wordy, turned, without_texts
+from .transparency import check_alpha
 
 LABEL_HEIGHT = 18  # pixels under each picture of a contact sheet
 FAR = 10.0  # above which floats are not in [0, 1]
@@ -60,8 +61,7 @@ def load_frames(
 ) -> list[Image.Image]:
     """As `load`, but `count` frames of a picture that moves, spread evenly, the first among them;
     fewer if it has fewer. `opened` is called with the image before anything is decoded."""
-    if alpha not in ALPHA:
-        raise UsageError(f"alpha is {' or '.join(ALPHA)}, not {alpha!r}.")
+    check_alpha(alpha)
     if isinstance(source, Image.Image):
         return _frames(source, count, alpha, icc)
     name = getattr(source, "name", "the picture") if hasattr(source, "read") else Path(source)

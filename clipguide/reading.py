@@ -13,7 +13,6 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import UsageError
 
-ALPHA = ("white", "drop")  # what becomes of transparency
 MEGAPIXELS = 179.0  # of an image, at most, if nobody allows more
 PNG = b"\x89PNG\r\n\x1a\n"
 WORDY = (b"zTXt", b"iTXt", b"tEXt", b"iCCP")  # chunks of which Pillow takes 1 MiB, unpacked

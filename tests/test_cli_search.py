@@ -294,7 +294,7 @@ def test_what_is_wrong_is_told_before_anything_heavy_is_imported(tmp_path):
     for (given, words), (code, said) in zip(REFUSED, answers, strict=True):
         assert code == 2 and words in " ".join(said.split()), (given, said)
     heavy = {"torch", "transformers", "diffusers", "open_clip", "lancedb", "lance", "ray", "gradio",
-             "pyarrow"}  # fmt: skip
+             "pyarrow", "PIL"}  # fmt: skip
     assert not heavy & set(modules)
 
 

@@ -32,6 +32,7 @@ from clipguide.engine import Engine
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.recipe import read_png, read_trace
 from clipguide.retrieval import update
+from clipguide.transparency import ALPHA
 from clipguide.ui import Models, files, generate_tab, listen, rerank_tab, search_tab, server, words
 from clipguide.ui.models import Stops
 
@@ -268,7 +269,7 @@ def test_hostile_pictures(tmp_path, content, words_):
 def test_a_picture_is_read_as_elsewhere(tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGBA", (9, 9), (255, 0, 0, 100)).save(path)
-    for alpha in images.ALPHA:
+    for alpha in ALPHA:
         assert files.uploaded(str(path), alpha=alpha) == images.load(path, alpha=alpha)
 
 

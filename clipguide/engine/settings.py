@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import UsageError
-from ..reading import ALPHA
+from ..transparency import check_alpha
 
 
 def check(
@@ -20,5 +20,4 @@ def check(
             raise UsageError(f"{name} must be at least 1, not {value}.")
     if megapixels is not None and not megapixels > 0:
         raise UsageError(f"megapixels must be above 0, not {megapixels:g}.")
-    if alpha not in ALPHA:
-        raise UsageError(f"alpha is {' or '.join(ALPHA)}, not {alpha!r}.")
+    check_alpha(alpha)

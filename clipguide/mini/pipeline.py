@@ -56,7 +56,7 @@ class MiniPipeline(DiffusionPipeline):
         text_encoder: encodes the prompt.
         tokenizer: of the text encoder.
         prior: predicts the map, given a noisy one and the text.
-        prior_scheduler: of the map's steps.
+        prior_scheduler: has the noise levels of the map's steps.
         unet: predicts v of the latents, given the map and the style.
         scheduler: of the latents' steps; this is the one that `clipguide.steer` wraps.
         reader: picks one of several maps; without it the first is taken.
@@ -138,7 +138,7 @@ class MiniPipeline(DiffusionPipeline):
 
         The prior predicts x0; noise = (x - (1 - sigma)·x0) / sigma; the next x is (1 - sigma')·x0 +
         sigma'·(sqrt(1 - eta²)·noise + eta·new noise). With eta 0 that is an Euler step; 1 draws all
-        noise anew, which mends the errors of earlier steps (DDIM, Song et al. 2021, equation 16, on
+        noise anew, which mends the errors of earlier steps (DDIM, Song et al. 2021, equation 12, on
         a flow's path).
         """
         guided, many = guidance_scale > 1, candidates if self.reader is not None else 1
