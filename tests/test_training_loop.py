@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -9,6 +12,7 @@ from torch.testing import assert_close
 from clipguide.mini.pipeline import STYLES
 from training import styles
 from training.loop import Loop, averaged
+from training.samples import Samples
 
 
 class Clock(Loop):
@@ -96,3 +100,22 @@ def test_weights_travel(tmp_path, monkeypatch):
 def test_styles_are_the_pipelines():
     assert styles.WORDS == STYLES
     assert sorted(styles.LABEL.values())[-1] == len(STYLES) - 1
+
+
+@pytest.mark.parametrize("named", [0.25, 0.8, 1.0])
+def test_so_many_captions_name_the_style(tmp_path, named):
+    """The last of four does always; of the others so many that the share is `named`. A drawing of
+    no style has none."""
+    folder = tmp_path / "0"
+    folder.mkdir()
+    np.save(folder / "image.npy", np.zeros((2, 1, 1, 3), np.uint8))
+    np.save(folder / "map.npy", np.zeros((2, 28, 4, 4), np.float16))
+    np.save(folder / "label.npy", np.array([STYLES.index("glossy"), 0]))
+    told = [["a fox", "fox", "un zorro", "a fox, glossy"], ["a cat", "cat", "chat", "kitty"]]
+    (folder / "captions.json").write_text(json.dumps(told))
+    (folder / "concept.json").write_text(json.dumps(["fox", "cat"]))
+    samples, rng = Samples(tmp_path), np.random.default_rng(0)
+    said = [samples.caption(0, rng, named) for _ in range(2000)]
+    assert abs(np.mean(["glossy" in caption for caption in said]) - named) < 0.03
+    assert {caption.split(",")[0] for caption in said} == {"a fox", "fox", "un zorro"}
+    assert {samples.caption(1, rng, named) for _ in range(50)} == set(told[1])
