@@ -11,10 +11,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, PixArtTransformer2DModel
 from tiny_pipelines import mini as tiny_mini_pipeline
 from tiny_pipelines import noise
 from torch.testing import assert_close
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from clipguide import mini, steer
+from clipguide import steer
 from clipguide.errors import UsageError
+from clipguide.mini.conditions import conditions
 from clipguide.mini.pipeline import STYLES, USUAL, MiniPipeline, style_in, with_style
 from clipguide.mini.reader import MapReader, pool
 
@@ -27,21 +27,8 @@ def seeds(*numbers: int) -> list[torch.Generator]:
 def pipe() -> MiniPipeline:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tokenizer = CLIPTokenizer.from_pretrained(mini.path("guide"))
         pipe, _ = tiny_mini_pipeline()
         pipe.register_modules(
-            tokenizer=tokenizer,
-            text_encoder=CLIPTextModel(
-                CLIPTextConfig(
-                    vocab_size=len(tokenizer),
-                    hidden_size=16,
-                    intermediate_size=16,
-                    num_hidden_layers=1,
-                    num_attention_heads=2,
-                    max_position_embeddings=32,
-                    eos_token_id=tokenizer.eos_token_id,
-                )
-            ).eval(),
             prior=PixArtTransformer2DModel(
                 num_attention_heads=2,
                 attention_head_dim=8,
@@ -187,8 +174,34 @@ def test_styles(pipe):
 def test_negative_prompts_and_guidance(pipe):
     plain = draw(pipe, "a fox", seeds(1))
     assert not torch.equal(plain, draw(pipe, "a fox", seeds(1), negative_prompt="a cat"))
-    one = draw(pipe, "a fox", seeds(1), guidance_scale=1.0)
-    assert torch.equal(one, draw(pipe, "a fox", seeds(1), guidance_scale=1.0, negative_prompt="x"))
+    none = {"guidance_scale": 1.0, "map_guidance_scale": 1.0}
+    one = draw(pipe, "a fox", seeds(1), **none)
+    assert torch.equal(one, draw(pipe, "a fox", seeds(1), negative_prompt="x", **none))
+
+
+def test_the_unet_reads_the_text(pipe):
+    """With a map that is given, another prompt draws another image; where the map is left out,
+    what is left is the text and the style."""
+    given = {"maps": noise(1, 6, 4, 4), "latents": noise(1, 8, 16, 16), "style": "flat"}
+    fox = draw(pipe, "a fox", seeds(1), **given)
+    assert not torch.allclose(fox, draw(pipe, "a cat", seeds(1), **given))
+    assert not torch.allclose(fox, draw(pipe, "a fox", seeds(1), **given, negative_prompt="a cat"))
+
+
+def test_conditions_keep_map_and_text_apart():
+    """Map and tokens share no channel; the time embedding gets style and last token; what is padded
+    is masked, and changes nothing else."""
+    map_BK, hidden, mask = noise(2, 3, 2, 2), noise(2, 4, 5), torch.tensor([[1] * 4, [1, 1, 0, 0]])
+    found = conditions(map_BK, hidden, mask, torch.tensor([1, 0]), 6)
+    tokens = found["encoder_hidden_states"]
+    assert tokens.shape == (2, 8, 8)
+    assert_close(tokens[:, :4, :3], map_BK.flatten(2).mT)
+    assert_close(tokens[:, 4:, 3:], hidden)
+    assert not tokens[:, :4, 3:].any() and not tokens[:, 4:, :3].any()
+    assert found["encoder_attention_mask"].tolist() == [[1] * 8, [1] * 6 + [0, 0]]
+    assert found["class_labels"].shape == (2, 11)
+    assert found["class_labels"][:, :6].tolist() == [[0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
+    assert_close(found["class_labels"][:, 6:], torch.stack([hidden[0, 3], hidden[1, 1]]))
 
 
 @pytest.mark.parametrize(

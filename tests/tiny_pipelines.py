@@ -666,17 +666,31 @@ TINY = {
 
 def mini():
     """The embedded generator's class; its maps are noise, so there is no prior."""
-    from clipguide.mini.pipeline import MiniPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+    from clipguide import mini
+    from clipguide.mini.pipeline import STYLES, MiniPipeline
+
+    tokenizer = CLIPTokenizer.from_pretrained(mini.path("guide"))
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     pipe = MiniPipeline(
         vae=kl(8, latents_mean=[0.1] * 8, latents_std=[1.3] * 8, scaling_factor=1.0),
-        text_encoder=None,
-        tokenizer=None,
+        text_encoder=CLIPTextModel(text).eval(),
+        tokenizer=tokenizer,
         prior=None,
         prior_scheduler=None,
         unet=unet(
-            8 + 6, out_channels=8, encoder_hid_dim=6, encoder_hid_dim_type="text_proj",
-            num_class_embeds=11,
+            8 + 6, out_channels=8, encoder_hid_dim=6 + 16, encoder_hid_dim_type="text_proj",
+            class_embed_type="simple_projection",
+            projection_class_embeddings_input_dim=len(STYLES) + 16,
         ),
         scheduler=ddim(prediction_type="v_prediction"),
     )

@@ -5,11 +5,12 @@
     python -m training.decoder sheet              # maps of real drawings, decoded
 
 A U-Net of 10 M parameters, diffusers' own, in the 16x16x8 latents. The map is laid under the
-latents (28 channels more of input, each cell over 4x4) and read by the middle's cross-attention;
-the style is a class label. In training the map is noised by up to 0.3, so that the prior's errors
-do not matter, and left out of one sample in ten, for classifier-free guidance. v-prediction
-(Salimans & Ho 2022) on a schedule that ends in pure noise (Lin et al. 2024), t = sigmoid(1.1·n +
-0.4), n normal.
+latents (28 channels more of input, each cell over 4x4). The middle's cross-attention reads the map
+and the text's tokens, by the prior's text encoder, which is not trained any more by then; the time
+embedding gets the style and the text's last token. In training the map is noised by up to 0.3, so
+that the prior's errors do not matter. For classifier-free guidance one sample in ten has neither
+map nor text, one in ten no text, one in twenty no map. v-prediction (Salimans & Ho 2022) on a
+schedule that ends in pure noise (Lin et al. 2024), t = sigmoid(1.1·n + 0.4), n normal.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import torch
 import typer
 from torch import Tensor
 
-from training import common, vae
+from clipguide.mini.conditions import conditions
+from training import common, prior, text, vae
 from training.loop import Loop, averaged
 from training.samples import CHANNELS, SIDE, Samples
 from training.styles import WORDS
 
 CACHE = common.CACHE / "decoder"
+TEXT = text.TOWERS["guide"][0]  # channels
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -44,9 +47,10 @@ def unet():
         up_block_types=("UpBlock2D",) * 3,
         mid_block_type="UNetMidBlock2DCrossAttn",
         cross_attention_dim=192,
-        encoder_hid_dim=CHANNELS,
+        encoder_hid_dim=CHANNELS + TEXT,
         encoder_hid_dim_type="text_proj",
-        num_class_embeds=len(WORDS),
+        class_embed_type="simple_projection",
+        projection_class_embeddings_input_dim=len(WORDS) + TEXT,
     )
 
 
@@ -103,14 +107,15 @@ def moments() -> tuple[Tensor, Tensor]:
     return found["mean"].view(1, -1, 1, 1), found["deviation"].view(1, -1, 1, 1)
 
 
-def predict(model, x: Tensor, t_B: Tensor, map_BC44: Tensor, label_B: Tensor) -> Tensor:
-    """v_B8hw from noisy latents, whole timesteps, maps and styles."""
+def predict(
+    model, x: Tensor, t_B: Tensor, map_BC44: Tensor, said: tuple[Tensor, Tensor], label_B: Tensor
+) -> Tensor:
+    """v_B8hw from noisy latents, whole timesteps, maps, texts (hidden_BLD, mask_BL) and styles."""
     under = torch.nn.functional.interpolate(map_BC44, x.shape[-2:], mode="nearest")
     return model(
         torch.cat([x, under], 1).contiguous(memory_format=torch.channels_last),
         t_B,
-        encoder_hidden_states=map_BC44.flatten(2).mT,
-        class_labels=label_B,
+        **conditions(map_BC44, *said, label_B, len(WORDS)),
         return_dict=False,
     )[0]
 
@@ -124,9 +129,10 @@ def train(
     compiled: bool = False,
     focus: float = 1.0,
     fall: float = 0.3,
+    named: float = 0.8,
 ) -> None:
     """Train for so many minutes in all, of which the rate falls over the last `fall`; `focus`: see
-    `Samples.chances`."""
+    `Samples.chances`; `named`: how many captions name the style."""
     latents(device)  # of images that were composed since
     samples = Samples()
     mean, deviation = moments()
@@ -141,20 +147,30 @@ def train(
     torch.manual_seed(loop.index)
     network = torch.compile(model) if compiled else model
     chance_N = torch.from_numpy(samples.chances(focus)).to(device)
+    encoder, tokens = prior.load().text_encoder.to(device), prior.Tokens()
+    rng = np.random.default_rng(loop.index)
     for _ in loop:
         rows = torch.multinomial(chance_N, batch, replacement=True)
+        left_out = rng.choice(4, batch, p=[0.75, 0.05, 0.1, 0.1])  # nothing, map, text, both
+        captions = [
+            samples.caption(i, rng, named) if less < 2 else ""
+            for i, less in zip(rows.tolist(), left_out)
+        ]
         x0, condition, label = latent_N[rows], map_N[rows], label_N[rows]
         x0, condition = x0.float(), condition.float()
         amount = 0.3 * torch.rand(batch, 1, 1, 1, device=device)
         condition = condition + amount * torch.randn_like(condition)
-        condition = condition * (torch.rand(batch, 1, 1, 1, device=device) > 0.1)
+        condition[torch.from_numpy(left_out % 2 == 1)] = 0
         label = label * (torch.rand(batch, device=device) > 0.15)
         t_B = torch.sigmoid(1.1 * torch.randn(batch, device=device) + 0.4)
         t_B = (t_B * 1000).long().clamp(0, 999)
         a2 = alpha_bar_T[t_B].view(-1, 1, 1, 1)
         alpha, sigma, noise = a2.sqrt(), (1 - a2).sqrt(), torch.randn_like(x0)
+        ids_BL, mask_BL = (x.to(device) for x in tokens(captions))
         with common.autocast(device):
-            v = predict(network, alpha * x0 + sigma * noise, t_B, condition, label)
+            with torch.no_grad():
+                said = encoder(ids_BL).last_hidden_state, mask_BL
+            v = predict(network, alpha * x0 + sigma * noise, t_B, condition, said, label)
         error_B = (v.float() - (alpha * noise - sigma * x0)).square().flatten(1).mean(1)
         loop.step(error_B.mean())
     sheet()
@@ -164,20 +180,22 @@ def train(
 def draw(
     model,
     map_BC44: Tensor,
+    said: tuple[Tensor, Tensor],
     label_B: Tensor,
     *,
     steps: int = 25,
     guidance: float = 2.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Latents_B8hw, as the autoencoder has them, of maps."""
+    """Latents_B8hw, as the autoencoder has them, of maps and texts (the texts, then as many empty
+    ones)."""
     solver = scheduler()
     solver.set_timesteps(steps)
     x = torch.randn(len(map_BC44), vae.CHANNELS, 4 * SIDE, 4 * SIDE, generator=generator)
     maps = torch.cat([map_BC44, torch.zeros_like(map_BC44)])
     labels = torch.cat([label_B, torch.zeros_like(label_B)])
     for t in solver.timesteps:
-        both = predict(model, torch.cat([x, x]), t.expand(2 * len(x)), maps, labels)
+        both = predict(model, torch.cat([x, x]), t.expand(2 * len(x)), maps, said, labels)
         told, untold = both.chunk(2)
         x = solver.step(untold + guidance * (told - untold), t, x).prev_sample
     mean, deviation = moments()
@@ -198,9 +216,15 @@ def sheet(n: int = 48, guidance: float = 2.0) -> None:
     samples, model, autoencoder = Samples(), load(), vae.load()
     rows = np.random.default_rng(1).choice(len(samples), n, replace=False)
     image = np.stack([samples.rgb(i) for i in rows])
-    g = torch.Generator().manual_seed(0)
+    encoder, tokens = prior.load().text_encoder, prior.Tokens()
+    ids_BL, mask_BL = tokens([*(samples.captions[i][0] for i in rows), *[""] * n])
     z = draw(
-        model, samples.map_NC44[rows].float(), samples.label_N[rows], guidance=guidance, generator=g
+        model,
+        samples.map_NC44[rows].float(),
+        (encoder(ids_BL).last_hidden_state, mask_BL),
+        samples.label_N[rows],
+        guidance=guidance,
+        generator=torch.Generator().manual_seed(0),
     )
     drawn = autoencoder.decode(z).sample / 2 + 0.5
     before = torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255

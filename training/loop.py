@@ -131,7 +131,10 @@ class Loop:
         self.average.model.load_state_dict(state["average"])
         self.average.steps = state["average_steps"]
         if state["optimizer"]:
+            factors = [group["factor"] for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
+            for group, factor in zip(self.optimizer.param_groups, factors):
+                group["factor"] = factor
         self.index, self.minutes = state["index"], state["minutes"]
 
 

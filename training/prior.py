@@ -144,10 +144,12 @@ def train(
     compiled: bool = False,
     focus: float = 1.0,
     fall: float = 0.3,
-    named: float = 0.75,
+    named: float = 0.8,
+    text_rate: float = 0.3,
 ) -> None:
     """Train for so many minutes in all, of which the rate falls over the last `fall`; `focus`: see
-    `Samples.chances`; `named`: how many captions name the style."""
+    `Samples.chances`; `named`: how many captions name the style; `text_rate`: the text encoder's
+    rate as a share of the rest's, 0 once the decoder has learned to read it."""
     samples, tokens, rng = Samples(), Tokens(), np.random.default_rng()
     ends_N = samples.chances(focus).cumsum()
     torch.manual_seed(0)
@@ -160,8 +162,10 @@ def train(
         weight_decay=0.03,
         ema=0.999,
         fall=fall,
-        scale=lambda name: 0.3 if name.startswith("text_encoder") else 1.0,
+        scale=lambda name: text_rate if name.startswith("text_encoder") else 1.0,
     )
+    if not text_rate:  # the average is what the decoder reads
+        model.text_encoder.load_state_dict(loop.average.model.text_encoder.state_dict())
     torch.manual_seed(loop.index)
     network = torch.compile(model, dynamic=True) if compiled else model
     for _ in loop:

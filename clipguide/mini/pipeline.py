@@ -1,7 +1,7 @@
 """The pipeline of the embedded generator: meaning first, then paint.
 
-A prior draws a small map of what is where from the text; a U-Net draws latents from the map; a VAE
-decodes them. All parts are stock diffusers and transformers classes.
+A prior draws a small map of what is where from the text; a U-Net draws latents from the map and
+the text; a VAE decodes them. All parts are stock diffusers and transformers classes.
 
 Shapes: B images, L tokens, D channels of text, K channels of a map, C channels of latents.
 """
@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UsageError, close_matches
+from .conditions import conditions
 from .reader import MapReader
 
 STYLES = (
@@ -57,7 +58,7 @@ class MiniPipeline(DiffusionPipeline):
         tokenizer: of the text encoder.
         prior: predicts the map, given a noisy one and the text.
         prior_scheduler: has the noise levels of the map's steps.
-        unet: predicts v of the latents, given the map and the style.
+        unet: predicts v of the latents, given the map, the text and the style.
         scheduler: of the latents' steps; this is the one that `clipguide.steer` wraps.
         reader: picks one of several maps; without it the first is taken.
     """
@@ -236,7 +237,7 @@ class MiniPipeline(DiffusionPipeline):
             width: as height.
             num_inference_steps: of the U-Net.
             guidance_scale: of the prior: how closely the map follows the prompt; 1 is no guidance.
-            negative_prompt: what the prior is guided away from.
+            negative_prompt: what the prior and the U-Net are guided away from.
             num_images_per_prompt: how many of each.
             eta: of DDIM; 0 is deterministic.
             generator: one, or one an image.
@@ -247,7 +248,8 @@ class MiniPipeline(DiffusionPipeline):
             prior_num_inference_steps: of the prior.
             prior_eta: how much of the noise each step of the prior draws anew, 0 to 1.
             map_candidates: maps that are drawn for each image; the reader picks one.
-            map_guidance_scale: how closely the U-Net follows the map; 1 is no guidance.
+            map_guidance_scale: how closely the U-Net follows the map and the text; 1 is no
+                guidance.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: return an ImagePipelineOutput, else a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)`.
@@ -277,8 +279,8 @@ class MiniPipeline(DiffusionPipeline):
         self._guidance_scale, self._interrupt = guidance_scale, False
         usual = USUAL if maps is None else ("any",)  # a map that is given has a style already
         labels = self.draw_styles(prompts, style, usual, generator)
+        said = [with_style(p, STYLES[k]) for p, k in zip(prompts, labels)]
         if maps is None:
-            said = [with_style(p, STYLES[k]) for p, k in zip(prompts, labels)]
             maps = self.draw_maps(
                 said,
                 negatives,
@@ -291,6 +293,8 @@ class MiniPipeline(DiffusionPipeline):
         device = self._execution_device
         maps = maps.to(device, self.unet.dtype)
         label_B = torch.tensor(labels, device=device)
+        guided = map_guidance_scale > 1
+        text = self.encode_prompt([*said, *negatives] if guided else said)
         latents = self.prepare_latents(len(prompts), height, width, generator, latents)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
@@ -300,7 +304,7 @@ class MiniPipeline(DiffusionPipeline):
             for i, t in enumerate(timesteps):
                 if self._interrupt:
                     continue
-                output = self._denoise(latents, t, maps, label_B, map_guidance_scale)
+                output = self._denoise(latents, t, maps, text, label_B, map_guidance_scale)
                 latents = self.scheduler.step(output, t, latents, **extra, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "maps": maps}
@@ -338,9 +342,16 @@ class MiniPipeline(DiffusionPipeline):
         return labels
 
     def _denoise(
-        self, latents: Tensor, t: Tensor, maps: Tensor, label_B: Tensor, scale: float
+        self,
+        latents: Tensor,
+        t: Tensor,
+        maps: Tensor,
+        text: tuple[Tensor, Tensor],
+        label_B: Tensor,
+        scale: float,
     ) -> Tensor:
-        """The U-Net's output, guided towards the map."""
+        """The U-Net's output, guided towards the map and the text, which is (hidden states, mask)
+        of the prompts and, where the scale is above 1, of the negative prompts after them."""
         guided = scale > 1
         if guided:
             maps = torch.cat([maps, torch.zeros_like(maps)])
@@ -350,8 +361,7 @@ class MiniPipeline(DiffusionPipeline):
         output = self.unet(
             torch.cat([x, under], 1),
             t,
-            encoder_hidden_states=maps.flatten(2).mT,
-            class_labels=label_B,
+            **conditions(maps, *text, label_B, len(STYLES)),
             return_dict=False,
         )[0]
         if guided:

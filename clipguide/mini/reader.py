@@ -69,6 +69,11 @@ def tower(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 def pool(hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
     """The last token's state and the mean of all, as one vector a text."""
     mask = mask_BL.to(hidden_BLD)[..., None]
+    mean_BD = (hidden_BLD * mask).sum(1) / mask.sum(1)
+    return torch.cat([last_token(hidden_BLD, mask_BL), mean_BD], -1)
+
+
+def last_token(hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    """The state_BD of each text's last token."""
     last_B = mask_BL.sum(1).long() - 1
-    last_BD = hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), last_B]
-    return torch.cat([last_BD, (hidden_BLD * mask).sum(1) / mask.sum(1)], -1)
+    return hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), last_B]

@@ -1,0 +1,44 @@
+"""What the embedded generator's U-Net is told: the map, the text and the style.
+
+Shapes: B images, L tokens, D channels of text, K channels of a map, S styles.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .reader import last_token
+
+
+def conditions(
+    map_BKhw: Tensor, hidden_BLD: Tensor, mask_BL: Tensor, label_B: Tensor, styles: int
+) -> dict[str, Tensor]:
+    """The keyword arguments of `UNet2DConditionModel`.
+
+    The cross-attention reads the map's cells and the text's tokens, each in channels of its own:
+    one linear layer projects both. The time embedding gets the style and the last token's state.
+
+    Args:
+        map_BKhw: maps; zero where the map is left out.
+        hidden_BLD: the text encoder's last hidden states.
+        mask_BL: 1 where there is a token.
+        label_B: the style's number, 0 to S - 1.
+        styles: S.
+
+    Returns:
+        "encoder_hidden_states", B x (h·w + L) x (K + D); "encoder_attention_mask", B x (h·w + L);
+        "class_labels", B x (S + D).
+    """
+    hidden_BLD = hidden_BLD.to(map_BKhw)
+    cells = map_BKhw.flatten(2).mT
+    tokens = torch.cat(
+        [F.pad(cells, (0, hidden_BLD.shape[-1])), F.pad(hidden_BLD, (cells.shape[-1], 0))], 1
+    )
+    style_BS = F.one_hot(label_B, styles).to(map_BKhw)
+    return {
+        "encoder_hidden_states": tokens,
+        "encoder_attention_mask": torch.cat([mask_BL.new_ones(cells.shape[:2]), mask_BL], 1),
+        "class_labels": torch.cat([style_BS, last_token(hidden_BLD, mask_BL)], 1),
+    }
