@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import ClipguideError, UsageError, out_of_memory
-from . import console
+from . import config, console
 from .cache import cache
 from .classify import classify
 from .doctor import doctor
@@ -43,6 +43,8 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except typer.BadParameter as error:
             error.message = console.of_values(error.message)
+            if source := config.source_of(error):
+                error.message = f"{error.message.rstrip('.')} ({source})."
             raise
         except ClipguideError as error:
             typer.echo(f"clipguide: {console.options_for_names(str(error))}", err=True)
@@ -85,6 +87,7 @@ app.command()(invert)
 app.add_typer(cache, name="cache")
 app.command()(models)
 app.command()(doctor)
+app.command()(config.config)
 
 
 def _print_version(wanted: bool) -> None:
@@ -95,6 +98,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -102,7 +106,8 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    pass
+    if ctx.invoked_subcommand not in ("config", "doctor"):  # which help to mend the file
+        config.apply(ctx)
 
 
 def main() -> None:
