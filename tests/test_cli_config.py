@@ -56,11 +56,11 @@ def test_a_verb_follows_it_unless_told_otherwise(write, tmp_path):
 
     for k in range(3):
         Image.new("RGB", (32, 32), (80 * k, 0, 0)).save(tmp_path / f"{k}.png")
-    write('[rerank]\nkeep = 2\ntext = "red"\nformat = "csv"\n')
+    write('[rerank]\ntop = 2\ntext = "red"\nformat = "csv"\n')
     asked = ["rerank", os.fspath(tmp_path)]
     rows = run.invoke(app, asked).stdout.splitlines()
     assert len(rows) == 3 and "," in rows[0]
-    assert len(run.invoke(app, [*asked, "--keep", "1"]).stdout.splitlines()) == 2
+    assert len(run.invoke(app, [*asked, "--top", "1"]).stdout.splitlines()) == 2
 
 
 def test_flags_and_options_that_are_given_again(write):

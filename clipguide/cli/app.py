@@ -30,6 +30,7 @@ from .rerank import rerank
 from .score import score
 from .search import search
 from .ui import ui
+from .verb import Verb
 
 NO_MEMORY = (
     "clipguide: there is not enough memory; a smaller --size needs less, or for generate one "
@@ -69,25 +70,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.command()(generate)
-app.command()(optimize)
-app.command()(replay)
-app.command()(plot)
-app.command()(score)
-app.command()(rerank)
-app.command()(classify)
-app.command()(embed)
-app.command()(index)
-app.command()(search)
-app.command()(duplicates)
-app.command()(ui)
-app.command()(export)
-app.command()(finetune)
-app.command()(invert)
+app.command(cls=Verb)(generate)
+app.command(cls=Verb)(optimize)
+app.command(cls=Verb)(replay)
+app.command(cls=Verb)(plot)
+app.command(cls=Verb)(score)
+app.command(cls=Verb)(rerank)
+app.command(cls=Verb)(classify)
+app.command(cls=Verb)(embed)
+app.command(cls=Verb)(index)
+app.command(cls=Verb)(search)
+app.command(cls=Verb)(duplicates)
+app.command(cls=Verb)(ui)
+app.command(cls=Verb)(export)
+app.command(cls=Verb)(finetune)
+app.command(cls=Verb)(invert)
 app.add_typer(cache, name="cache")
-app.command()(models)
-app.command()(doctor)
-app.command()(config.config)
+app.command(cls=Verb)(models)
+app.command(cls=Verb)(doctor)
+app.command(cls=Verb)(config.config)
 
 
 def _print_version(wanted: bool) -> None:

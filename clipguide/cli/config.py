@@ -185,7 +185,7 @@ def config(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the defaults that a file and the environment set, and where each comes from.
+    """Show your defaults, and where each comes from.
 
     The file is $CLIPGUIDE_CONFIG, else ~/.config/clipguide/config.toml: tables named after verbs,
     and [defaults] for all. A variable is CLIPGUIDE_GENERATE_STEPS, or CLIPGUIDE_DEVICE for all.
