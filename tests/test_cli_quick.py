@@ -34,6 +34,7 @@ CASES = {
     "cache": ["nope"],
     "models": ["--nope"],
     "doctor": ["--nope"],
+    "config": ["--nope"],
 }
 RUN = f"""
 import json, os, sys

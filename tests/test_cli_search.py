@@ -104,7 +104,7 @@ def test_by_picture_and_sums(indexed, clip, pictures):
     night_D, people_D = clip.encode_text(["at night", "people"])
     first_D, second_D = units[str(pictures / "2.png")], units[str(pictures / "3.png")]
     for options, sum_D in (
-        (("--plus", "at night:0.5", "--minus", "people"), first_D + 0.5 * night_D - people_D),
+        (("--plus", "at night:0.5", "--negative", "people"), first_D + 0.5 * night_D - people_D),
         (("--image", pictures / "3.png"), first_D + second_D),
     ):
         result = indexed("search", "--image", pictures / "2.png", *options)
@@ -172,7 +172,7 @@ def test_odd_queries(indexed, text):
         (("--image", "none.png"), "There is no file none.png."),
         (("--image", "pictures/1.txt"), "is not a picture"),
         (("--image", "pictures/1.png", "--hybrid"), "--hybrid searches in words"),
-        (("fox", "--minus", "fox"), "cancel each other out"),
+        (("fox", "--negative", "fox"), "cancel each other out"),
         (("fox", "--plus", ""), "prompt is empty"),
         (("fox", "--db", "nowhere"), "There is no index nowhere: make it with clipguide index"),
         (("fox", "--texts", "pictures/1.txt"), "give it --image alone"),
@@ -212,14 +212,14 @@ def test_bad_pictures(run, pictures):
 def test_duplicates(indexed, pictures, tmp_path):
     shutil.copy(pictures / "0.png", pictures / "copy.png")
     indexed("index", pictures)
-    result = indexed("duplicates", "--exact", "--contact-sheet", "copies.html")
+    result = indexed("duplicates", "--identical", "--contact-sheet", "copies.html")
     assert [line.split("  ")[0] for line in result.stdout.splitlines()] == [
         "first ".strip(),
         "same",
     ]
     assert "1 copies in 1 groups: each" in result.stderr
     assert "The same content" in (tmp_path / "copies.html").read_text()
-    (group,) = json.loads(indexed("duplicates", "--exact", "--json").stdout)
+    (group,) = json.loads(indexed("duplicates", "--identical", "--json").stdout)
     assert set(group["paths"]) == {str(pictures / "0.png"), str(pictures / "copy.png")}
     assert len(list(pictures.glob("*.png"))) == 5
     for group in json.loads(indexed("duplicates", "--threshold", 0.5, "--json").stdout):

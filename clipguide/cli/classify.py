@@ -55,7 +55,9 @@ def classify(
             "where the label goes. [default: plain for mini, else default]",
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, metavar="K", help="How many labels to give.")] = 1,
+    top: Annotated[
+        int, typer.Option("--top", "-k", min=1, metavar="K", help="How many labels to give.")
+    ] = 1,
     none: Annotated[
         bool, typer.Option("--none", help="A picture may show none of the labels.")
     ] = False,
@@ -86,7 +88,7 @@ def classify(
     ] = None,
     format: Annotated[Format, typer.Option(help="How the names are printed.")] = Format.table,
 ) -> None:
-    """Name pictures: the likeliest of the labels, with its probability among them.
+    """Name pictures: the likeliest label, with its probability.
 
     Where the folders that pictures are in are named like labels, the share of right names goes to
     stderr. --none is calibrated for the embedded models and for drawings; for others give

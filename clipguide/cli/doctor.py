@@ -28,7 +28,7 @@ def doctor(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Report versions, devices, memory and extras, and draw one image.
+    """Report versions, devices, memory and extras; draw an image.
 
     Paste the report into an issue. It names no file of yours but the hub cache's folder.
     """

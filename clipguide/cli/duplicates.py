@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def duplicates(
     db: Db = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Only files of the same content.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--identical", help="Only files of the same content.")
+    ] = False,
     threshold: Annotated[
         float, typer.Option(metavar="COSINE", help="Cosine with a larger image that makes a copy.")
     ] = 0.98,
@@ -27,7 +29,9 @@ def duplicates(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the pictures of an index that are there more than once; nothing is deleted.
+    """List pictures that an index has more than once.
+
+    Nothing is deleted.
 
     Of each group, the largest picture comes first, then its copies, each with its cosine; "same"
     are those of the same content. Groups are parted by blank lines.

@@ -198,10 +198,11 @@ def finetune(
         bool, typer.Option("--resume", help="Go on with a run that was stopped.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Overwrite FOLDER, or begin anew what was stopped.")
+        bool,
+        typer.Option("--force", "-f", help="Overwrite FOLDER, or begin anew what was stopped."),
     ] = False,
 ) -> None:
-    """Fine-tune a CLIP on your own pictures, and say what it gained and lost.
+    """Fine-tune a CLIP on your own pictures.
 
     The result is a folder that every --clip takes, and open_clip too, with its card, the curve of
     target against retention, confusions, and the pictures that changed sides. A run that is stopped

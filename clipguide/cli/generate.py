@@ -109,7 +109,7 @@ def generate(
         bool, typer.Option("--safety-checker", help="Keep the model's own safety checker.")
     ] = False,
     out: options.Out = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")] = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -127,7 +127,7 @@ def generate(
             "first picture with -preview behind it, written anew each time; 0: never.",
         ),
     ] = 0,
-    animate: Annotated[
+    video: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
@@ -163,11 +163,11 @@ def generate(
         raise UsageError(f"A run draws 1 to {MAX_PICTURES} pictures, not {count * len(prompts)}.")
     if preview < 0:
         raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
-    _check_resume(resume, seed=seed, force=force, animate=animate)
+    _check_resume(resume, seed=seed, force=force, video=video)
     seed = secrets.randbelow(2**31) if seed is None else seed
     reel = None
-    if animate is not None:
-        reel = watching.Reel(animate, count * len(prompts), force=force)
+    if video is not None:
+        reel = watching.Reel(video, count * len(prompts), force=force)
     wanted = {"grid": grid, "compare": compare, "preview": preview > 0}
     files = Files.plan(out, prompts, count, seed, wanted, force=force, resume=resume)
     files.trace = trace
@@ -281,14 +281,14 @@ def _draw(
             _write_comparison(files, list(plain))
 
 
-def _check_resume(resume: bool, *, seed: int | None, force: bool, animate: Path | None) -> None:
+def _check_resume(resume: bool, *, seed: int | None, force: bool, video: Path | None) -> None:
     """UsageError for what does not go with --resume."""
     if resume and seed is None:
         raise UsageError("--resume goes on with pictures of a seed: give it, as --seed 1.")
     if resume and force:
         raise UsageError("--resume keeps what --force would overwrite: leave one of them out.")
-    if resume and animate:
-        raise UsageError("--animate needs every step of one run: leave --resume out.")
+    if resume and video:
+        raise UsageError("--video needs every step of one run: leave --resume out.")
 
 
 def _write_grid(files: Files) -> None:

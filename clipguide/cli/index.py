@@ -71,7 +71,9 @@ def index(
         ),
     ] = None,
 ) -> None:
-    """Index pictures, so that clipguide search finds them; only what has changed is read again.
+    """Index pictures, so that clipguide search finds them.
+
+    Only what has changed is read again.
 
     Pictures that are gone from the folders are forgotten. It may be stopped at any time: what was
     indexed is kept, and the next run goes on from there.

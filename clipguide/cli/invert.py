@@ -45,9 +45,11 @@ def invert(
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite the file.")] = False,
 ) -> None:
-    """Learn a word for a thing from a few pictures (textual inversion); the CLIP stays as it is.
+    """Learn a word for a thing from a few pictures.
+
+    This is textual inversion. The CLIP stays as it is.
 
     The file goes behind the CLIP's name: --clip mini~blorvek.safetensors.
     """

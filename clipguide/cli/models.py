@@ -21,7 +21,9 @@ def models(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the models that are here: the embedded ones, and CLIPs in the hub's cache.
+    """List the models that are here.
+
+    They are the embedded ones, and CLIPs in the hub's cache.
 
     Sizes, licences, what a CLIP sees and reads, fingerprints, figures.
     """

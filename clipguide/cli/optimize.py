@@ -118,7 +118,8 @@ def optimize(
         float | None, typer.Option(help="How firmly to keep to --palette. [default: 1]")
     ] = None,
     zoom: Annotated[
-        float | None, typer.Option(help="After every --every steps, enlarge by this. [default: 1]")
+        float | None,
+        typer.Option(help="After every --frame-every steps, enlarge by this. [default: 1]"),
     ] = None,
     rotate: Annotated[
         float | None, typer.Option(help="And turn by these degrees. [default: 0]")
@@ -127,7 +128,8 @@ def optimize(
         str | None, typer.Option(metavar="X,Y", help="And move by these pixels. [default: 0,0]")
     ] = None,
     every: Annotated[
-        int | None, typer.Option(help="Steps from one frame to the next. [default: 10]")
+        int | None,
+        typer.Option("--frame-every", help="Steps from one frame to the next. [default: 10]"),
     ] = None,
     patience: Annotated[
         int | None,
@@ -157,7 +159,7 @@ def optimize(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Overwrite files; with --resume, go on with changed settings."
+            "--force", "-f", help="Overwrite files; with --resume, go on with changed settings."
         ),
     ] = False,
     resume: Annotated[
@@ -180,8 +182,8 @@ def optimize(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also write how it came about, a frame every --every steps: FILE ends in .gif, "
-            ".webp or .mp4 (which needs PyAV: pip install av).",
+            help="Also write how it came about, a frame every --frame-every steps: FILE ends in "
+            ".gif, .webp or .mp4 (which needs PyAV: pip install av).",
         ),
     ] = None,
     as_json: options.AsJson = False,
@@ -191,7 +193,7 @@ def optimize(
     ] = "float32",
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw a picture of each PROMPT on a canvas, step by step, by CLIP's gradient alone.
+    """Draw a picture of each PROMPT on a canvas, by CLIP alone.
 
     The judge keeps the best step. Each PNG carries the recipe that made it.
     """
@@ -209,7 +211,9 @@ def optimize(
     if preview < 0:
         raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
     if every is not None and video is None and not (zoom or rotate or shift):
-        raise UsageError("--every is for --video, --zoom, --rotate and --shift: give one of these.")
+        raise UsageError(
+            "--frame-every is for --video, --zoom, --rotate and --shift: give one of these."
+        )
     _check(resume=resume, seed=seed, steps=steps, seconds=seconds)
     seed = secrets.randbelow(2**31) if seed is None else seed
     settings = {

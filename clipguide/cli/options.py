@@ -16,6 +16,8 @@ Seed = Annotated[
 Out = Annotated[
     str | None,
     typer.Option(
+        "--out",
+        "-o",
         metavar="PATH",
         help="A PNG, a folder, or a pattern with {prompt}, {seed}, {index}. "
         "[default: {prompt}-{seed}.png]",

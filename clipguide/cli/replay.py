@@ -22,9 +22,10 @@ EMBEDDED = {"mini", "mini-judge", ""}
 def replay(
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG made by clipguide.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Keep the remade picture in this PNG.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Keep the remade picture in this PNG."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")] = False,
     trust: Annotated[
         bool,
         typer.Option(
@@ -36,7 +37,7 @@ def replay(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Make a picture again and compare: exit 0 if every pixel is equal, 1 if not.
+    """Make a picture again; exit with 1 if a pixel differs.
 
     When pixels differ, it says what else does: versions, weights, device, threads.
     """

@@ -52,7 +52,8 @@ def rerank(
         ),
     ] = None,
     keep: Annotated[
-        int | None, typer.Option(min=1, metavar="K", help="How many to keep. [default: all]")
+        int | None,
+        typer.Option("--top", "-k", min=1, metavar="K", help="How many to keep. [default: all]"),
     ] = None,
     diversity: Annotated[
         float,

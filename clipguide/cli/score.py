@@ -85,7 +85,9 @@ def score(
     ] = "cut",
     format: Annotated[Format, typer.Option(help="How the scores are printed.")] = Format.table,
 ) -> None:
-    """Score pictures against texts, each as soon as it is read; the mean goes to stderr."""
+    """Score pictures against texts.
+
+    Each score is printed as soon as its picture is read. The mean goes to stderr."""
     if long not in ("cut", "chunk"):
         raise UsageError(f"--long is cut or chunk, not {shorten(long)!r}.")
     with console.plain_speech():

@@ -26,7 +26,7 @@ def search(
         typer.Argument(metavar="TEXT", help="What the pictures show.", show_default=False),
     ] = None,
     db: Db = None,
-    k: Annotated[int, typer.Option("-k", metavar="K", help="How many.")] = 10,
+    k: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many.")] = 10,
     image: Annotated[
         list[Path] | None,
         typer.Option("--image", metavar="FILE", help="A picture that they are like; repeatable."),
@@ -37,7 +37,7 @@ def search(
             metavar="TEXT", help="Added to the query, 'at night:0.5' by half; repeatable."
         ),
     ] = None,
-    minus: Annotated[
+    negative: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="Taken from the query; repeatable."),
     ] = None,
@@ -78,10 +78,10 @@ def search(
         bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
     ] = False,
 ) -> None:
-    """Search an index that clipguide index made: by text, by picture, by both.
+    """Search an index by text, by picture or by both.
 
-    --plus and --minus add texts to the query and take them from it: the sum of unit vectors, each
-    times its weight, is what is searched for. The score is the cosine with it; of a text alone
+    --plus and --negative add texts to the query and take them from it: the sum of unit vectors,
+    each times its weight, is what is searched for. The score is the cosine with it; of a text alone
     there is beside it the share of unrelated texts, of some 1,770 nouns, for which the collection
     has nothing that scores as much: near 100 % for what is there, anything for what is not.
     """
@@ -89,7 +89,7 @@ def search(
     from ..retrieval import page as pages
 
     if k < 1 or page < 1:
-        raise UsageError(f"-k and --page count from 1, not {min(k, page)}.")
+        raise UsageError(f"--top and --page count from 1, not {min(k, page)}.")
     if not 0 <= diversity <= 1:
         raise UsageError(f"--diversity is from 0 to 1, not {diversity:g}.")
     for one in [text] if text is not None else []:
@@ -98,7 +98,7 @@ def search(
     if contact_sheet is not None:
         pages.check(contact_sheet)
     if texts is not None:
-        if not image or text is not None or plus or minus:
+        if not image or text is not None or plus or negative:
             raise UsageError("--texts says which lines an image shows: give it --image alone.")
         with console.plain_speech():
             _print_texts(image, texts, k, clip or BOTH, device, trust_pickle, as_json)
@@ -113,7 +113,7 @@ def search(
 
         index = Index(db)
         model = _load(index, clip, device, trust_pickle)
-        query = _query(index, model, text, image or [], plus or [], minus or [])
+        query = _query(index, model, text, image or [], plus or [], negative or [])
         answer = index.search(
             query,
             k=k,
