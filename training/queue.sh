@@ -22,8 +22,8 @@ waits() { until [ -e "training/cache/$1" ]; do sleep 20; done; }
 case $lane in
 pixels)
     step vae training.vae small --minutes "${SMALL:-46}"
-    waits samples/1/captions.json
-    step decoder training.decoder train --minutes "${DECODER:-90}"
+    waits prior/text.done # the decoder reads the prior's text encoder
+    step decoder training.decoder train --focus 3 --minutes "${DECODER:-170}"
     ;;
 words)
     step text training.text corpus
@@ -31,7 +31,10 @@ words)
     [ -e training/cache/text/guide.pt ] || step text training.text distil guide --minutes 9
     [ -e training/cache/samples/axes.pt ] || step samples training.samples axes
     for seed in 0 1 2; do step samples training.samples make --count 15000 --seed $seed; done
-    step prior training.prior train --minutes "${PRIOR:-60}"
+    [ -e training/cache/prior/text.done ] ||
+        step prior training.prior train --focus 4 --fall 0 --minutes "${TEXT:-90}"
+    touch training/cache/prior/text.done
+    step prior training.prior train --focus 4 --text-rate 0 --minutes "${PRIOR:-150}"
     step reader training.reader train
     step grow training.vae grow --minutes "${LARGE:-30}"
     ;;
