@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # On a machine with a GPU, from the repository's root, with training/cache/pack (training/pack.py):
 #   bash training/gpu.sh OUT
-# It composes images on all cores, then trains prior and decoder beside each other, and leaves
-# their averaged weights in OUT every two minutes. About nine minutes in all by default. For a trial
+# It composes images on all cores, then trains prior and decoder beside each other, the reader after
+# them, and leaves their averaged weights in OUT every two minutes. The text encoder stays, for the
+# decoder reads it. About nine minutes in all by default. For a trial
 # without a GPU: DEVICE=cpu BATCH=8 COUNT=200 WORKERS=1 PRIOR=0.3 DECODER=0.3 bash training/gpu.sh OUT
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +18,7 @@ seq 0 $((workers - 1)) | OMP_NUM_THREADS=1 xargs -P "$workers" -I{} \
 say "composed $((workers * count)) images"
 compiled=$([ "$device" = cpu ] || echo --compiled)
 $python -m training.prior train --minutes "${PRIOR:-5}" --batch "$batch" --lr 1e-3 \
-    --device "$device" $compiled &
+    --text-rate 0 --device "$device" $compiled &
 $python -m training.decoder train --minutes "${DECODER:-5}" --batch "$batch" --lr 1.5e-3 \
     --device "$device" $compiled &
 while [ -n "$(jobs -rp)" ]; do
@@ -25,3 +26,5 @@ while [ -n "$(jobs -rp)" ]; do
     $python -m training.pack send "$out" && say "sent"
 done
 wait
+$python -m training.reader train --minutes "${READER:-0.5}" --device "$device"
+$python -m training.pack send "$out" && say "sent"
