@@ -67,8 +67,8 @@ def steer(
             "auto", the one that gains most for `budget`, with its decoder, and of prompts with its
             cutouts.
         clip: the CLIP that prompts are read by; by default the one of the pipeline's family. Given
-            by name it computes in bfloat16 beside a denoiser in 16 bits, but for the CPU, unless
-            the name says what else, as "mini@cuda:float32".
+            by name it computes in bfloat16 beside a denoiser in 16 bits, unless the name says what
+            else, as "mini@cuda:float32".
         judge: a CLIP that only scores, on the prompts of the objective; or a Similarity of its own.
         strength: length of a step as a fraction of rms(x0): a number, 0 changes no bit; or a
             schedule, as "0.1@0..0.5", over progress from 0 (pure noise) to 1 (clean); or a function
@@ -214,8 +214,6 @@ def _loaded(clip: Clip | str, pipe: object, dtype: str = "float32") -> Clip:
 
 
 def guide_dtype(pipe: object) -> str:
-    """What a guide that is named computes in: beside a denoiser in 16 bits or less in bfloat16, but
-    in float32 on the CPU, where its gradient was measured to take 2.7 times as long in bfloat16."""
+    """What a guide that is named computes in: in bfloat16 beside a denoiser in 16 bits or less."""
     dtype = getattr(denoiser(pipe), "dtype", None) or torch.float32
-    half = dtype.itemsize < 4 and execution_device(pipe).type != "cpu"
-    return "bfloat16" if half else "float32"
+    return "bfloat16" if dtype.itemsize < 4 else "float32"
