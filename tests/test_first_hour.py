@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from clipguide.pipelines.generation import Generation
@@ -70,7 +69,7 @@ def test_what_is_no_pipeline_is_said_to_be_none(other):
 
 
 def test_a_named_guide_computes_in_what_the_pipeline_does(pipe, clip_folder, clip):
-    """In bfloat16 beside 16 bits, unless its name says what else; one that is handed in as it is."""
+    """In bfloat16 beside 16 bits, unless its name says what else; one handed in is as it is."""
     use(pipe, "DDIM")
     name = str(clip_folder)
     for dtype, expected in (
