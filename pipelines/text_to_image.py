@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..clip import Clip, fingerprint, load_clip
+from ..clip import Clip, check_clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..guidance import Step, steer, tinies
 from ..guidance.auto import Choice, times_plain
@@ -77,6 +77,8 @@ class TextToImage:
         dtype: str = "float32",
         safety_checker: bool = False,
     ) -> None:
+        for name in filter(None, (clip, judge)):  # before anything is loaded
+            check_clip(name)
         if isinstance(model, str):
             self.model, self.device, self.dtype = model, device, dtype
             self.pipe = load_pipeline(

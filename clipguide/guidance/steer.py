@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..clip import Clip, load_clip
+from ..clip import Clip, check_clip, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..objectives import Generators, Objective, Similarity, as_objective, as_prompts, finished
 from ..prompts import ImagePart, Prompt
@@ -118,6 +118,7 @@ def steer(
     _check_kinds(score_every, generators, on_step, tape)
     decodes = Decoder(pipe, kind=decoder, tiny=tiny, budget=budget, memory=memory, like=like)
     check_fit(pipe, config, decodes.family)
+    check_clip(judge)  # before the guide is loaded
     views = {"views": choice.views} if choice else {}
     with torch.inference_mode(False):  # what is made in it takes no part in gradients
         made, ignored = _objective(pipe, objective, clip, views, like)
