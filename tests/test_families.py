@@ -14,8 +14,8 @@ from tiny_pipelines import BATCH, HEIGHT, TINY, WIDTH, draw, qwen_edit, tiny
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, UsageError
+from clipguide.guidance import guides, steer
 from clipguide.guidance import latents as families
-from clipguide.guidance import steer
 from clipguide.guidance.decoders import Decoder
 from clipguide.objectives import Objective
 
@@ -129,7 +129,7 @@ def test_every_name_in_the_table_is_a_pipeline():
     ours = {"MiniPipeline"}
     for name in set(families.FAMILIES) - ours:
         assert hasattr(diffusers, name), name
-    assert {pipeline for pipeline, _ in families.GUIDES} <= set(families.FAMILIES)
+    assert {pipeline for pipeline, _ in guides.GUIDES} <= set(families.FAMILIES)
 
 
 def test_every_family_is_tested():
@@ -216,13 +216,13 @@ def test_guides():
     import open_clip
 
     known = {"/".join(pair) for pair in open_clip.list_pretrained()}
-    assert {guide.name for guide in families.GUIDES.values()} <= known
+    assert {guide.name for guide in guides.GUIDES.values()} <= known
     pipe, _ = tiny("SDXL")
     with pytest.raises(UsageError, match="Which CLIP should guide this StableDiffusionXLPipeline"):
-        families.default_clip(pipe)  # its text is 16 wide
+        guides.default_clip(pipe)  # its text is 16 wide
     pipe.unet.register_to_config(cross_attention_dim=2048)
-    assert families.default_clip(pipe) == families.CONVNEXT.name
+    assert guides.default_clip(pipe) == guides.CONVNEXT.name
     for name in ("SD3", "FLUX", "FLUX.2", "Qwen-Image", "Z-Image", "Stable Cascade", "Sana"):
-        assert families.default_clip(tiny(name)[0]) == families.CONVNEXT.name
+        assert guides.default_clip(tiny(name)[0]) == guides.CONVNEXT.name
     with pytest.raises(UsageError, match="Which CLIP should guide this DDPMPipeline"):
-        families.default_clip(tiny("DDPM")[0])
+        guides.default_clip(tiny("DDPM")[0])

@@ -11,8 +11,9 @@ from .contract import Gradient, Method, Sampler
 from .generators import restarted
 from .latents import execution_device
 from .observers import ranks
+from .plan import Begun, Mode
 from .report import Trace
-from .session import Begun, Mode, Session
+from .session import Session
 
 
 class Calls(Sampler):

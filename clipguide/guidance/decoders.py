@@ -20,7 +20,7 @@ from . import cost, ladder, linear, memory, tinies
 from .clean import Made, clean
 from .grid import Grid
 from .ladder import Decoding, Plan
-from .latents import decodable, denoiser
+from .latents import decodable
 
 KINDS = ("auto", "vae", "linear", "tiny")
 BUDGET = 1.2  # × the cost of plain sampling
@@ -202,20 +202,14 @@ class Decoder:
         cheap = Plan()
         for plan in (cheap, None):
             plan = plan or self._plan(x0, "vae")
-            worth = self._worth(plan, shape[0] * once, shape[0], step, x0.device)
+            passes = plan.passes(shape[0]) * shape[0]
+            worth = cost.worth(self._pipe, passes * once, step, half=plan.half, on=x0.device)
             if once > SMALL and worth > self._budget:
                 how = "" if plan == cheap else f" ({plan}, for want of memory)"
                 return f"takes {worth:.1f} x the time of plain sampling{how}"
         if ladder.need(made, decode, shape, plan) > self._limit(x0) * memory.GIB:
             return f"needs more than {self._limit(x0):.1f} GiB"
         return None
-
-    def _worth(self, plan: Plan, once: int, number: int, step: float, device) -> float:
-        """× plain sampling; infinite where nothing is known of the denoiser. Beside a denoiser in
-        half precision, arithmetic in float32 takes twice as long on an accelerator."""
-        size = getattr(denoiser(self._pipe), "dtype", torch.float32).itemsize
-        slow = 2 if device.type != "cpu" and size < 4 and not plan.half else 1
-        return 1 + slow * plan.passes(number) * once / step if step else math.inf
 
     def _limit(self, x0: torch.Tensor) -> float:
         """GiB beside weights."""

@@ -13,13 +13,12 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
 from ..errors import ClipguideError, ClipguideWarning
-from ..objectives import Generators, Nothing, Objective, Similarity
+from ..objectives import Nothing
 from . import generators as seeds
 from . import schedulers
 from .contract import At, Method, Outcome, Run, without_autocast
@@ -37,49 +36,9 @@ from .observers import (
     TraceLog,
     measured,
 )
-from .report import Report, Step
+from .plan import Begun, Mode, Plan
+from .report import Report
 from .tape import Tape
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What `steer` was asked for, all of it checked.
-
-    `ranking` is the objective that ranks finished images; `sign` is −1 where the objective leads
-    away from the guide's prompts; `choice` says which way of steering "auto" chose; `ignored` are
-    warnings that every report begins with.
-    """
-
-    objective: Objective
-    ranking: Objective
-    method: Method
-    guide: Similarity | None
-    judge: Similarity | None
-    sign: float
-    score_every: int
-    trace: bool
-    generators: Generators | torch.Generator | None
-    on_step: Callable[[Step], None] | None
-    tape: Path | None
-    choice: str
-    ignored: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Mode:
-    """How runs are steered for now: by a method or none, with gradients through the denoiser or
-    without, and whether inside of s(…). `memory` is for the method's `start`; `only_begins` stops
-    a run at its first step, by Begun."""
-
-    method: Method | None
-    differentiable: bool = False
-    called: bool = False
-    memory: object = None
-    only_begins: bool = False
-
-
-class Begun(Exception):
-    """A run that was only to begin has begun."""
 
 
 class Session:

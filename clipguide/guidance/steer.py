@@ -20,11 +20,12 @@ from . import schedulers
 from .auto import Choice, choose
 from .contract import Method
 from .decoders import Decoder
+from .guides import default_clip
 from .latents import check as check_family
-from .latents import default_clip, denoiser, execution_device
+from .latents import denoiser, execution_device
 from .methods import configure
+from .plan import Plan
 from .report import Step
-from .session import Plan
 from .steering import Steering, check_fit
 
 SCORE_EVERY = 5

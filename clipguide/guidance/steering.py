@@ -19,8 +19,9 @@ from .decoders import Decoder
 from .digest import digest
 from .guidance_direction import GuidanceHook
 from .latents import Family, denoiser
+from .plan import Mode, Plan
 from .report import Report
-from .session import Mode, Plan, Session
+from .session import Session
 from .tap import tap
 from .tape import Tape, replaying
 
