@@ -10,6 +10,7 @@ import inspect
 import diffusers
 import pytest
 import torch
+from test_methods import Brightness
 from tiny_pipelines import BATCH, HEIGHT, TINY, WIDTH, draw, qwen_edit, tiny
 from torch.testing import assert_close
 
@@ -202,6 +203,28 @@ def test_a_family_of_ones_own():
         assert families.family(pipe) is entry
     finally:
         families.FAMILIES.unregister("Mine")
+
+
+class OlderFlux(diffusers.FluxPipeline):
+    """Its scale is a patch's side in pixels, as that of the community's Flux pipelines."""
+
+    def prepare_latents(self, batch_size, channels, height, width, *rest):
+        return super().prepare_latents(batch_size, channels, 2 * height, 2 * width, *rest)
+
+    @staticmethod
+    def _unpack_latents(latents, height, width, scale):
+        return diffusers.FluxPipeline._unpack_latents(latents, height, width, scale // 2)
+
+
+def test_a_pipeline_whose_scale_is_a_patch():
+    pipe, settings = tiny("FLUX")
+    with steer(pipe, Brightness()):
+        expected = draw(pipe, settings)
+    older = OlderFlux(**pipe.components)
+    older.vae_scale_factor *= 2
+    older.set_progress_bar_config(disable=True)
+    with steer(older, Brightness(), like="FluxPipeline"):
+        assert torch.equal(draw(older, settings), expected)
 
 
 def test_unknown_family():

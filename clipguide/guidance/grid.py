@@ -47,16 +47,22 @@ class Grid:
         if not self._told:
             return None
         length = x0_BLC.shape[1]
+        for rows, columns in self._may_be(length):
+            if rows * columns == length:
+                return rows, columns
+        raise ClipguideError(
+            f"{type(self._pipe).__name__} did not say the height and width of its {length} "
+            "patches: steer it through its own __call__."
+        )
+
+    def _may_be(self, length: int) -> list[tuple[int, int]]:
+        """Rows and columns by what the pipeline told. Its scale is the side of a latent in pixels,
+        but that of a patch in older pipelines, as some of the community's still are."""
         if self._size is None:
-            rows = columns = math.isqrt(length)
-        else:
-            rows, columns = (side // (2 * self._pipe.vae_scale_factor) for side in self._size)
-        if rows * columns != length:
-            raise ClipguideError(
-                f"{type(self._pipe).__name__} did not say the height and width of its {length} "
-                "patches: steer it through its own __call__."
-            )
-        return rows, columns
+            return [(math.isqrt(length),) * 2]
+        height, width = self._size
+        scale = self._pipe.vae_scale_factor
+        return [(height // side, width // side) for side in (2 * scale, scale)]
 
 
 def _listen(pipe: object, hear: Callable[[int, int], None]) -> Callable[[], None]:
