@@ -1,9 +1,9 @@
 """The runs of a pipeline while its context is open, and what happens at each evaluation.
 
-A run begins at the first step after the pipeline set its timesteps, or was called, and ends with
-its last step, the call's end, or the next beginning. From (model_output, timestep, sample) a step
-computes x0, lets the method act on it, maps what came of it back to a model_output and calls the
-original step. The model_output is the one after classifier-free guidance.
+A run begins at the first step after the pipeline set its timesteps, and ends with its last step,
+the call's end, or the next beginning. From (model_output, timestep, sample) a step computes x0,
+lets the method act on it, maps what came of it back to a model_output and calls the original step.
+The model_output is the one after classifier-free guidance.
 
 Shapes: B samples, N decoded images, 3 channels of H x W pixels.
 """
@@ -64,6 +64,7 @@ class Session:
         self._repeats = plan.method.repeats()
         self._observers: Sequence[Observer] = ()
         self._steps: int | None = None
+        self._over = False  # whether the run had its last step, and no other is announced
 
     # ---------------------------------------------------------------- the life of a run
     def expect(self, steps: int) -> None:
@@ -82,7 +83,7 @@ class Session:
         if self.run is not None:
             for observer in self._observers:
                 observer.end()
-        self.run = None
+        self.run, self._over = None, False
 
     def finishing(self, sample: torch.Tensor) -> Run:
         """A run in the place of one that is over: what a finished sample is worth."""
@@ -165,6 +166,9 @@ class Session:
         """The scheduler's step from what the method makes of this evaluation."""
         method, scheduler = self.mode.method, self.pipe.scheduler
         self._check_mode()
+        if self._over:
+            self._tell_beyond()
+            return original(model_output, timestep, sample, *args, **kwargs)
         run = self.run or self._begin(scheduler, sample)
         if self.mode.only_begins:
             raise Begun
@@ -199,7 +203,17 @@ class Session:
         self._index += 1
         if seen.last:
             self.end()
+            self._over = True
         return stepped
+
+    def _tell_beyond(self) -> None:
+        """DemoFusion goes on with tiles of a larger image, which alone are no images."""
+        message = (
+            f"{type(self.pipe).__name__} takes steps after the last that it announced, as on tiles "
+            "of a larger image: these are not steered."
+        )
+        if self.mode.method is not None and message not in self.report.warnings:
+            self.warn(message)
 
     def _check_mode(self) -> None:
         """ClipguideError for a run outside of s(…) where there may be none."""
