@@ -118,7 +118,7 @@ def test_size_is_heard_and_forgotten(name):
         Decoder(pipe)(latents)
 
 
-def test_only_packed_latents_are_listened_for():
+def test_only_packed_latents_are_watched_for():
     pipe, _ = tiny("SD3")
     decoder = Decoder(pipe)
     decoder.open()

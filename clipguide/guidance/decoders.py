@@ -32,7 +32,7 @@ class Decoder:
 
     `open` and `close` bracket its use. In between it holds one clean copy of what decodes, made
     when it is first asked for (see clean.py), and pipelines of packed latents tell it their height
-    and width, where `hear` has not.
+    and width, where `set_size` has not.
 
     Args:
         pipe: a pipeline of the table of families.
@@ -99,13 +99,13 @@ class Decoder:
         return tiny
 
     def open(self) -> None:
-        """Begin: listen for height and width, where they are needed.
+        """Begin: watch for height and width, where they are needed.
 
         The live VAE is not touched. Its weights stay as trainable as they are: PyTorch's kernels
         for linear layers differ in the last bit between weights that are and are not, so that the
         pipeline's own decoding would change.
         """
-        self._grid.listen()
+        self._grid.watch()
 
     def close(self) -> None:
         """End: undo `open`, and let go of the copies."""
@@ -131,9 +131,9 @@ class Decoder:
         self._plans: dict[tuple, Plan] = {}
         self._decodings: dict[str, Decoding] = {}
 
-    def hear(self, height: int, width: int) -> None:
+    def set_size(self, height: int, width: int) -> None:
         """The size in pixels of what packed latents decode to, until `close`."""
-        self._grid.hear(height, width)
+        self._grid.set_size(height, width)
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
         """image_N3HW of latents as the scheduler sees them, by the kind that is chosen."""

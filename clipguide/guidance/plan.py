@@ -45,7 +45,7 @@ class Mode:
 
     method: Method | None
     differentiable: bool = False
-    called: bool = False
+    within_call: bool = False
     memory: object = None
     only_begins: bool = False
 

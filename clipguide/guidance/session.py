@@ -104,7 +104,7 @@ class Session:
         repeats = self._repeats if mode.method is not None else None
         if repeats is not None:
             repeats.begin(total)
-        if mode.called:
+        if mode.within_call:
             self.report.begin()
         else:
             self.report = self.new_report()
@@ -223,7 +223,7 @@ class Session:
                 f"{type(self.pipe).__name__} samples without gradients whatever it is told, and "
                 f"{name} needs them: use shortcut."
             )
-        if mode.called:
+        if mode.within_call:
             return
         if self.plan.method.by_call:
             raise ClipguideError(
