@@ -8,7 +8,6 @@ Shapes: B images, 3 channels, H rows, W columns.
 from __future__ import annotations
 
 import hashlib
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,13 +17,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..clip import Clip, fingerprint, load_clip
+from ..clip import Clip, check_clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..guidance import Step, steer, tinies
 from ..guidance.auto import Choice, times_plain
 from ..guidance.contract import Method, call_signature
 from ..guidance.decoders import Decoder, parsed
-from ..guidance.latents import check, default_clip, execution_device
+from ..guidance.guides import default_clip
+from ..guidance.latents import check, execution_device
 from ..guidance.observers import ranks
 from ..guidance.tape import Tape
 from ..images import to_pil
@@ -42,7 +42,13 @@ from .generation import (
     recipe_options,
 )
 from .jobs import Job, Settings, auto_of, candidates_of, guides_of, to_draw
-from .loading import load_pipeline, picture_size, pipeline_fingerprint, versions
+from .loading import (
+    load_pipeline,
+    picture_size,
+    pipeline_fingerprint,
+    plain_seconds,
+    versions,
+)
 from .picture import Picture
 from .refine import refine as refine_picture
 
@@ -77,6 +83,8 @@ class TextToImage:
         dtype: str = "float32",
         safety_checker: bool = False,
     ) -> None:
+        for name in filter(None, (clip, judge)):  # before anything is loaded
+            check_clip(name)
         if isinstance(model, str):
             self.model, self.device, self.dtype = model, device, dtype
             self.pipe = load_pipeline(
@@ -173,7 +181,7 @@ class TextToImage:
         """The settings that "auto" chooses, or those that were asked for."""
         self.choice = None
         budget = times_plain(
-            asked.budget, lambda: self._plain_seconds(asked.steps, asked.cfg, width, height)
+            asked.budget, lambda: plain_seconds(self.pipe, asked.steps, asked.cfg, width, height)
         )
         if asked.method != "auto":
             return replace(asked, budget=budget)
@@ -261,23 +269,6 @@ class TextToImage:
                 for tape in used:
                     Tape.erase(tape)
                 used = []
-
-    def _plain_seconds(self, steps: int, cfg: float, width: int, height: int) -> float:
-        """What plain sampling of one picture takes, by runs of one and of three steps."""
-        seconds = {}
-        for some in (1, 1, 3):  # the first warms up
-            start = time.perf_counter()
-            self.pipe(
-                prompt=[""],
-                num_inference_steps=some,
-                guidance_scale=cfg,
-                width=width,
-                height=height,
-                generator=[torch.Generator().manual_seed(0)],
-                output_type="pt",
-            )
-            seconds[some] = time.perf_counter() - start
-        return seconds[1] + (steps - 1) * (seconds[3] - seconds[1]) / 2
 
     def _tape(self, tapes: str | Path, batch: Sequence[Job], settings: Settings) -> Path:
         """Where a batch's steps are kept: a name for all that bears on them."""

@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import torch
 from test_guidance import draw, use
+from tiny_pipelines import tiny
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
@@ -472,3 +473,25 @@ def test_methods_are_frozen():
     for method in METHODS.values():
         with pytest.raises(dataclasses.FrozenInstanceError):
             method().every = 2
+
+
+class Either(diffusers.StableDiffusionPipeline):
+    """Begins with an image where one is given, as the community's lpw_stable_diffusion."""
+
+    @torch.no_grad()
+    def __call__(self, image=None, strength=0.8, latents=None, **settings):
+        assert image is None
+        call = diffusers.StableDiffusionPipeline.__call__.__wrapped__
+        return call(self, latents=latents, **settings)
+
+
+def test_noise_where_an_image_may_be_given():
+    """Its strength, 0.8 by default, means nothing without one."""
+    made, settings = tiny("SD 1.5")
+    pipe = Either(**made.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    settings |= {"num_inference_steps": 2, "output_type": "pt"}
+    with steer(pipe, Brightness(), method=Noise(iterations=1)) as s:
+        assert s(**settings).images.isfinite().all()
+        with pytest.raises(UsageError, match="strength=0.8 begins with the image"):
+            s(**settings, image=torch.zeros(1, 3, 32, 64))

@@ -62,7 +62,7 @@ def models(
 def embedded(name: str) -> dict:
     """What is said of an embedded model; the words are its card's."""
     from .. import load_clip, mini
-    from ..clip.load import MINI
+    from ..clip.names import MINI
 
     card, folder = mini.card(name), mini.path(name)
     names = {model: called for called, model in MINI.items()}

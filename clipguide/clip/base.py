@@ -20,6 +20,7 @@ from torch import nn
 from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
 from ..prompts import shorten
 from . import folding
+from .attention import one_product
 from .fingerprint import Architecture, Fingerprints, fingerprints
 from .resize import resize, tame, unit_range
 
@@ -150,7 +151,8 @@ class Clip:
         image_B3HW = resize(image_B3HW, self.preprocess, self.image_size)
         image_B3HW = (image_B3HW - self._mean_3[:, None, None]) / self._std_3[:, None, None]
         image_B3HW = image_B3HW.to(self.dtype, memory_format=torch.channels_last)
-        return self._unit(self._model.encode_image(image_B3HW))
+        with one_product(self._model):
+            return self._unit(self._model.encode_image(image_B3HW))
 
     def prepare(self, picture: Image.Image) -> torch.Tensor:
         """What the tower sees of a picture, by the checkpoint's own transform: bytes_HW3 where it

@@ -11,8 +11,9 @@ from .contract import Gradient, Method, Sampler
 from .generators import restarted
 from .latents import execution_device
 from .observers import ranks
+from .plan import Begun, Mode
 from .report import Trace
-from .session import Begun, Mode, Session
+from .session import Session
 
 
 class Calls(Sampler):
@@ -32,23 +33,23 @@ class Calls(Sampler):
     ) -> object:
         session = self._session
         session.end()
-        session.mode = Mode(by, differentiable, called=True, memory=memory)
+        session.mode = Mode(by, differentiable, within_call=True, memory=memory)
         try:
             if differentiable:
                 return gradients.run(self.pipe, settings)
             return self.pipe(**settings)
         finally:
             session.end()
-            session.mode = Mode(None, called=True)
+            session.mode = Mode(None, within_call=True)
 
     def initial_noise(self, **settings: object) -> torch.Tensor:
         session = self._session
         settings = {**settings, "generator": restarted(settings.get("generator"))}
         session.end()
-        session.mode = Mode(None, called=True, only_begins=True)
+        session.mode = Mode(None, within_call=True, only_begins=True)
         with contextlib.suppress(Begun):
             self.pipe(**settings)
-        session.mode = Mode(None, called=True)
+        session.mode = Mode(None, within_call=True)
         session.end()
         sigma = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
         return session.first_sample / sigma

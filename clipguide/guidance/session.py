@@ -1,9 +1,9 @@
 """The runs of a pipeline while its context is open, and what happens at each evaluation.
 
-A run begins at the first step after the pipeline set its timesteps, or was called, and ends with
-its last step, the call's end, or the next beginning. From (model_output, timestep, sample) a step
-computes x0, lets the method act on it, maps what came of it back to a model_output and calls the
-original step. The model_output is the one after classifier-free guidance.
+A run begins at the first step after the pipeline set its timesteps, and ends with its last step,
+the call's end, or the next beginning. From (model_output, timestep, sample) a step computes x0,
+lets the method act on it, maps what came of it back to a model_output and calls the original step.
+The model_output is the one after classifier-free guidance.
 
 Shapes: B samples, N decoded images, 3 channels of H x W pixels.
 """
@@ -13,13 +13,12 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
 from ..errors import ClipguideError, ClipguideWarning
-from ..objectives import Generators, Nothing, Objective, Similarity
+from ..objectives import Nothing
 from . import generators as seeds
 from . import schedulers
 from .contract import At, Method, Outcome, Run, without_autocast
@@ -37,49 +36,9 @@ from .observers import (
     TraceLog,
     measured,
 )
-from .report import Report, Step
+from .plan import Begun, Mode, Plan
+from .report import Report
 from .tape import Tape
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What `steer` was asked for, all of it checked.
-
-    `ranking` is the objective that ranks finished images; `sign` is −1 where the objective leads
-    away from the guide's prompts; `choice` says which way of steering "auto" chose; `ignored` are
-    warnings that every report begins with.
-    """
-
-    objective: Objective
-    ranking: Objective
-    method: Method
-    guide: Similarity | None
-    judge: Similarity | None
-    sign: float
-    score_every: int
-    trace: bool
-    generators: Generators | torch.Generator | None
-    on_step: Callable[[Step], None] | None
-    tape: Path | None
-    choice: str
-    ignored: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Mode:
-    """How runs are steered for now: by a method or none, with gradients through the denoiser or
-    without, and whether inside of s(…). `memory` is for the method's `start`; `only_begins` stops
-    a run at its first step, by Begun."""
-
-    method: Method | None
-    differentiable: bool = False
-    called: bool = False
-    memory: object = None
-    only_begins: bool = False
-
-
-class Begun(Exception):
-    """A run that was only to begin has begun."""
 
 
 class Session:
@@ -105,6 +64,7 @@ class Session:
         self._repeats = plan.method.repeats()
         self._observers: Sequence[Observer] = ()
         self._steps: int | None = None
+        self._over = False  # whether the run had its last step, and no other is announced
 
     # ---------------------------------------------------------------- the life of a run
     def expect(self, steps: int) -> None:
@@ -123,7 +83,7 @@ class Session:
         if self.run is not None:
             for observer in self._observers:
                 observer.end()
-        self.run = None
+        self.run, self._over = None, False
 
     def finishing(self, sample: torch.Tensor) -> Run:
         """A run in the place of one that is over: what a finished sample is worth."""
@@ -144,7 +104,7 @@ class Session:
         repeats = self._repeats if mode.method is not None else None
         if repeats is not None:
             repeats.begin(total)
-        if mode.called:
+        if mode.within_call:
             self.report.begin()
         else:
             self.report = self.new_report()
@@ -206,6 +166,9 @@ class Session:
         """The scheduler's step from what the method makes of this evaluation."""
         method, scheduler = self.mode.method, self.pipe.scheduler
         self._check_mode()
+        if self._over:
+            self._tell_beyond()
+            return original(model_output, timestep, sample, *args, **kwargs)
         run = self.run or self._begin(scheduler, sample)
         if self.mode.only_begins:
             raise Begun
@@ -240,7 +203,17 @@ class Session:
         self._index += 1
         if seen.last:
             self.end()
+            self._over = True
         return stepped
+
+    def _tell_beyond(self) -> None:
+        """DemoFusion goes on with tiles of a larger image, which alone are no images."""
+        message = (
+            f"{type(self.pipe).__name__} takes steps after the last that it announced, as on tiles "
+            "of a larger image: these are not steered."
+        )
+        if self.mode.method is not None and message not in self.report.warnings:
+            self.warn(message)
 
     def _check_mode(self) -> None:
         """ClipguideError for a run outside of s(…) where there may be none."""
@@ -250,7 +223,7 @@ class Session:
                 f"{type(self.pipe).__name__} samples without gradients whatever it is told, and "
                 f"{name} needs them: use shortcut."
             )
-        if mode.called:
+        if mode.within_call:
             return
         if self.plan.method.by_call:
             raise ClipguideError(

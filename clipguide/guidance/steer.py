@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..clip import Clip, load_clip
+from ..clip import Clip, check_clip, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..objectives import Generators, Objective, Similarity, as_objective, as_prompts, finished
 from ..prompts import ImagePart, Prompt
@@ -20,11 +20,12 @@ from . import schedulers
 from .auto import Choice, choose
 from .contract import Method
 from .decoders import Decoder
+from .guides import default_clip
 from .latents import check as check_family
-from .latents import default_clip, denoiser, execution_device
+from .latents import denoiser, execution_device
 from .methods import configure
+from .plan import Plan
 from .report import Step
-from .session import Plan
 from .steering import Steering, check_fit
 
 SCORE_EVERY = 5
@@ -67,8 +68,8 @@ def steer(
             "auto", the one that gains most for `budget`, with its decoder, and of prompts with its
             cutouts.
         clip: the CLIP that prompts are read by; by default the one of the pipeline's family. Given
-            by name it computes in bfloat16 beside a denoiser in 16 bits, but for the CPU, unless
-            the name says what else, as "mini@cuda:float32".
+            by name it computes in bfloat16 beside a denoiser in 16 bits, unless the name says what
+            else, as "mini@cuda:float32".
         judge: a CLIP that only scores, on the prompts of the objective; or a Similarity of its own.
         strength: length of a step as a fraction of rms(x0): a number, 0 changes no bit; or a
             schedule, as "0.1@0..0.5", over progress from 0 (pure noise) to 1 (clean); or a function
@@ -118,6 +119,7 @@ def steer(
     _check_kinds(score_every, generators, on_step, tape)
     decodes = Decoder(pipe, kind=decoder, tiny=tiny, budget=budget, memory=memory, like=like)
     check_fit(pipe, config, decodes.family)
+    check_clip(judge)  # before the guide is loaded
     views = {"views": choice.views} if choice else {}
     with torch.inference_mode(False):  # what is made in it takes no part in gradients
         made, ignored = _objective(pipe, objective, clip, views, like)
@@ -214,8 +216,6 @@ def _loaded(clip: Clip | str, pipe: object, dtype: str = "float32") -> Clip:
 
 
 def guide_dtype(pipe: object) -> str:
-    """What a guide that is named computes in: beside a denoiser in 16 bits or less in bfloat16, but
-    in float32 on the CPU, where its gradient was measured to take 2.7 times as long in bfloat16."""
+    """What a guide that is named computes in: in bfloat16 beside a denoiser in 16 bits or less."""
     dtype = getattr(denoiser(pipe), "dtype", None) or torch.float32
-    half = dtype.itemsize < 4 and execution_device(pipe).type != "cpu"
-    return "bfloat16" if half else "float32"
+    return "bfloat16" if dtype.itemsize < 4 else "float32"

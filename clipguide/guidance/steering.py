@@ -19,8 +19,9 @@ from .decoders import Decoder
 from .digest import digest
 from .guidance_direction import GuidanceHook
 from .latents import Family, denoiser
+from .plan import Mode, Plan
 from .report import Report
-from .session import Mode, Plan, Session
+from .session import Session
 from .tap import tap
 from .tape import Tape, replaying
 
@@ -139,7 +140,7 @@ class Steering:
         """Say, before the context, what is drawn in it, where the pipeline has no `__call__` that
         would: the size in pixels, which packed latents do not tell, and how many steps."""
         if height and width:
-            self._decoder.hear(height, width)
+            self._decoder.set_size(height, width)
         if steps is not None:
             self._session.expect(steps)
 
@@ -151,7 +152,7 @@ class Steering:
         arguments = _bound(self.pipe, args, settings)
         session = self._session
         session.report = session.new_report()
-        session.mode = Mode(None, called=True)
+        session.mode = Mode(None, within_call=True)
         with contextlib.ExitStack() as stack:
             stack.callback(self._idle)
             if self._tape is not None:
