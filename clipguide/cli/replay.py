@@ -11,6 +11,7 @@ import typer
 from ..errors import UsageError
 from ..prompts import shorten
 from . import console, naming
+from .options import ReportAsJson
 
 if TYPE_CHECKING:
     from ..pipelines.picture import Picture
@@ -34,7 +35,7 @@ def replay(
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="Where to run. [default: the recipe's]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
     """Make a picture again and compare: exit 0 if every pixel is equal, 1 if not.
 
