@@ -136,11 +136,11 @@ class Engine:
         """
         waiting: deque[Slot] = deque()
         unread = 0
-        self._model = self._number()
+        self.model_number = self._number()
         with ThreadPoolExecutor(self.workers) as pool:
             try:
                 for path in paths:
-                    slot = self._start(os.fspath(path), pool)
+                    slot = self.start(os.fspath(path), pool)
                     waiting.append(slot)
                     unread += slot.done is None
                     if unread >= AHEAD * self.batch or len(waiting) >= WAITING:
@@ -155,9 +155,9 @@ class Engine:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _number(self) -> int | None:
-        return self._ask("model", self.key, self.clip_name)
+        return self.ask("model", self.key, self.clip_name)
 
-    def _ask(self, what: str, *values: object) -> Any:
+    def ask(self, what: str, *values: object) -> Any:
         """The cache's answer; None without one. A disk that is full, read-only or damaged costs the
         cache, and not the run."""
         if self.cache is None:
@@ -174,12 +174,12 @@ class Engine:
             self.cache = None
             return None
 
-    def _start(self, path: str, pool: ThreadPoolExecutor) -> Slot:
+    def start(self, path: str, pool: ThreadPoolExecutor) -> Slot:
         """A slot whose vector is in the cache, or which a thread is to read."""
         if path.lower().startswith(URLS):
             if not self.urls:
                 return _failed(path, "is a URL, which is read only where that is allowed")
-            return Slot(path, reading=pool.submit(self._read, path, None))
+            return Slot(path, reading=pool.submit(self.read, path, None))
         seen = time.time_ns()
         try:
             about = os.stat(path)
@@ -191,18 +191,18 @@ class Engine:
             what = "is a folder" if stat.S_ISDIR(about.st_mode) else "is not a file"
             return _failed(path, what)
         if not self.verify:
-            known_D = self._ask("by_file", path, about, self._model)
+            known_D = self.ask("by_file", path, about, self.model_number)
             if known_D is not None:
                 return Slot(path, done=Embedded(path, torch.from_numpy(known_D.copy())))
-        return Slot(path, about, seen, pool.submit(self._read, path, about))
+        return Slot(path, about, seen, pool.submit(self.read, path, about))
 
-    def _read(self, path: str, about: os.stat_result | None) -> Read:
+    def read(self, path: str, about: os.stat_result | None) -> Read:
         """In a thread: the file's digest and its frames as the tower sees them."""
         read = Read()
         source = download(path) if about is None else path
         if self.cache is not None and about is not None:
             read.digest = bytes.fromhex(sha256(Path(path)))
-            read.known_D = self._ask("by_digest", read.digest, self._model)
+            read.known_D = self.ask("by_digest", read.digest, self.model_number)
         if read.known_D is None:
             with self.memory.lease() as lease:
                 pictures = self.decode(source, opened=partial(self._opened, path, lease))
@@ -245,26 +245,27 @@ class Engine:
             unit_BD = self._encode([read.frames for _, read in new]).float().cpu()
             for (slot, _), unit_D in zip(new, unit_BD):
                 slot.done = Embedded(slot.path, unit_D.clone())
-        self._keep(reads)
+        self.keep(reads)
         for slot in slots:
             slot.reading = None
         return len(slots)
 
-    def _keep(self, reads: list[tuple[Slot, Read]]) -> None:
+    def keep(self, reads: list[tuple[Slot, Read]]) -> None:
+        """Note in the cache what was read of files that had not changed meanwhile."""
         rows = [
             (slot.path, slot.about, slot.seen, read.digest, slot.done.unit_D.numpy())
             for slot, read in reads
             if read.digest
         ]
         if rows:
-            self._ask("add", rows, self._model)
+            self.ask("add", rows, self.model_number)
 
     def _encode(self, frames: Sequence[list]) -> torch.Tensor:
         """Unit vectors_BD of images' frames. What vectors are kept by may change meanwhile."""
         key = self.key
         unit_BD = self.encoder(frames)
         if self.key != key:
-            self._model = self._number()
+            self.model_number = self._number()
         return unit_BD
 
 
