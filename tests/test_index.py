@@ -336,7 +336,7 @@ def test_a_folder_that_vanishes(run, home, tmp_path, monkeypatch):
         shutil.rmtree(home, ignore_errors=True)
         return read(self, path, about)
 
-    monkeypatch.setattr(facts.Reader, "_read", vanish)
+    monkeypatch.setattr(facts.Reader, "read", vanish)
     with pytest.raises(ClipguideError, match="vanished while it was indexed"):
         run()
     assert "0.png" in rows(tmp_path)
