@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..prompts import shorten
 from . import console
 from .embedding import Images, Options, open_pictures, with_options
-from .rows import Format, Rows
+from .rows import Format, Printed, Rows
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,7 @@ def classify(
         Path | None,
         typer.Option(metavar="FOLDER", help="Heat maps of the labels found, a PNG for each."),
     ] = None,
-    format: Annotated[Format, typer.Option(help="How the names are printed.")] = Format.table,
+    format: Printed = Format.table,
 ) -> None:
     """Name pictures: the likeliest label, with its probability.
 

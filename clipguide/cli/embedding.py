@@ -114,10 +114,10 @@ class Options:
 
         names = ("batch", "workers", "frames", "alpha", "megapixels")
         settings.check(**{name: getattr(self, name) for name in names})
-        _check_named(images or ())
+        check_named(images or ())
 
 
-def _check_named(names: Sequence[str]) -> None:
+def check_named(names: Sequence[str]) -> None:
     """UsageError if none of the files and folders that are named is there."""
     if names and not any(
         name == "-" or "://" in name or set("*?[") & set(name) or os.path.lexists(name)

@@ -24,6 +24,7 @@ Out = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each file.")]
+ReportAsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps. [default: the best there is]"),

@@ -11,6 +11,7 @@ import typer
 from ..errors import UsageError
 from ..prompts import shorten
 from . import console, naming
+from .options import ReportAsJson
 
 if TYPE_CHECKING:
     from ..pipelines.picture import Picture
@@ -35,7 +36,7 @@ def replay(
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="Where to run. [default: the recipe's]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
     """Make a picture again; exit with 1 if a pixel differs.
 

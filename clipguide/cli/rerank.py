@@ -13,7 +13,7 @@ import typer
 from ..errors import ClipguideError, UsageError, close_matches
 from . import console
 from .embedding import Images, Options, open_pictures, with_options
-from .rows import Format, Rows
+from .rows import Format, Printed, Rows
 from .score import checked
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def rerank(
     link_to: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The same with symbolic links.")
     ] = None,
-    format: Annotated[Format, typer.Option(help="How the order is printed.")] = Format.table,
+    format: Printed = Format.table,
 ) -> None:
     """Put pictures in order, the best first.
 

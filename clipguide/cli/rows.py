@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from enum import Enum
+from typing import Annotated
 
 import typer
 
@@ -20,6 +21,9 @@ class Format(str, Enum):
     csv = "csv"
     json = "json"
     jsonl = "jsonl"
+
+
+Printed = Annotated[Format, typer.Option("--format", help="How the rows are printed.")]
 
 
 class Rows:

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..prompts import check_text, read_lines, shorten
 from . import console, pairs
 from .embedding import Options, open_pictures, with_options
-from .rows import WIDTH, Format, Rows
+from .rows import WIDTH, Format, Printed, Rows
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ def score(
             "in windows that are averaged.",
         ),
     ] = "cut",
-    format: Annotated[Format, typer.Option(help="How the scores are printed.")] = Format.table,
+    format: Printed = Format.table,
 ) -> None:
     """Score pictures against texts.
 

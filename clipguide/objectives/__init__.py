@@ -24,7 +24,7 @@ from .base import (
 )
 from .pixels import Near, Palette, Range, Saturation, Symmetry, TotalVariation
 from .preference import HPSv2, ImageReward, PickScore, Preference
-from .similarity import KINDS, InitSimilarity, Similarity, _dot, _spherical, as_prompts
+from .similarity import KINDS, InitSimilarity, Similarity, as_prompts, dot, spherical
 
 OBJECTIVES: Registry[Callable[..., Objective]] = Registry(
     "objective",

@@ -45,10 +45,10 @@ class Preference(Similarity):
         self.scale = scale
 
     def __call__(self, image_B3HW, generators=None):
-        return -self._cosine(self._encoder(image_B3HW, generators).mean(1))
+        return -self.cosine(self.encoder(image_B3HW, generators).mean(1))
 
-    def _cosine(self, unit_BD: torch.Tensor) -> torch.Tensor:
-        return self.scale * super()._cosine(unit_BD)
+    def cosine(self, unit_BD: torch.Tensor) -> torch.Tensor:
+        return self.scale * super().cosine(unit_BD)
 
 
 class PickScore(Preference):
