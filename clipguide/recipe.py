@@ -24,7 +24,7 @@ from .errors import ClipguideError, UsageError
 
 CHUNK = "clipguide"
 TRACE = "clipguide-trace"
-TRACED = ("step", "noise", "sigma", "loss", "gradient", "angle", "guide", "judge")
+TRACED = ("step", "noise", "sigma", "loss", "gradient", "angle", "guide", "judge", "trust")
 FORMAT = 2
 MAX_JSON = 1_000_000  # characters
 MAX_TEXT = 200_000  # characters of one text

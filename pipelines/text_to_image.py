@@ -365,6 +365,7 @@ class TextToImage:
                 seed=jobs[i].seed,
                 trace=steering.report.rows(i),
                 frames=film.of(i, pictures[i]) if film else (),
+                eased=steering.report.eased(i),
             )
             for i in range(len(jobs))
         ]

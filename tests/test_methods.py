@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 
 import diffusers
 import pytest
@@ -19,6 +20,7 @@ from clipguide.guidance import (
     Lookahead,
     Noise,
     Particles,
+    Rollover,
     Shortcut,
     steer,
     travel,
@@ -330,32 +332,61 @@ class Falls(Similarity):
         return torch.tensor([-rising, rising])
 
 
-def test_doubt_is_told_and_acted_on(pipe, clip, judge):
-    """The objective gets better while the judge falls: the strength of that image alone goes."""
+def judged(pipe, objective, judge, **settings):
+    """The steering of a run of 10 steps, which warned of nothing."""
     use(pipe, "DDIM")
-    objective, falls = Climbs(clip, "a red fox"), Falls(judge, "a red fox")
-    with (
-        pytest.warns(ClipguideWarning, match="image 0 climbs"),
-        steer(pipe, objective, judge=falls, score_every=1) as s,
-    ):
-        draw(pipe, steps=8)
-    assert len([w for w in s.report.warnings if "image 0" in w]) == 2
-    assert not any("image 1" in w for w in s.report.warnings)
+    Climbs.asked = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ClipguideWarning)
+        with steer(pipe, objective, judge=judge, **{"score_every": 1, **settings}) as s:
+            s.drawn = draw(pipe, steps=10)
+    return s
+
+
+def test_doubt_is_acted_on_and_in_the_outcome(pipe, clip, judge):
+    """The objective gets better while the judge falls: the strength of that image alone goes, from
+    the step after the second such scoring on, and no warning is given."""
+    s = judged(pipe, Climbs(clip, "a red fox"), Falls(judge, "a red fox"))
+    assert (s.report.eased(0), s.report.eased(1)) == (3, None) and not s.report.warnings
+    trust = [row["trust"] for row in s.report.rows(0)]
+    assert trust == [1, 1, 1, 0.5, 0.5, 0, 0, 0, 0, 0]
+    assert {row["trust"] for row in s.report.rows(1)} == {1}
+
+
+def test_nothing_is_decided_in_the_last_tenth(pipe, clip, judge):
+    """Scored at steps 0, 7, 8 and 9 of 10: the second bad one, at the eighth, decides; scored at 0,
+    8 and 9 it would be at the ninth, which is too late."""
+
+    class At(Falls):
+        places = ()
+
+        def score(self, image_B3HW):
+            at = Climbs.asked
+            fell = super().score(image_B3HW)
+            return fell if at in self.places else torch.zeros(2)
+
+    early, late = At(judge, "a red fox"), At(judge, "a red fox")
+    early.places, late.places = (7, 8, 9), (8, 9)
+    assert judged(pipe, Climbs(clip, "a red fox"), early).report.eased(0) == 9
+    assert judged(pipe, Climbs(clip, "a red fox"), late).report.eased(0) is None
+
+
+@pytest.mark.parametrize("method", [Particles(number=2, every=1), Rollover(quota=2)])
+def test_what_has_no_strength_is_not_eased(pipe, clip, judge, method):
+    s = judged(pipe, Climbs(clip, "a red fox"), Falls(judge, "a red fox"), method=method)
+    assert s.report.eased(0) is None and "trust" not in s.report.rows(0)[-1]
 
 
 def test_what_ranks_is_what_is_minimised(pipe, clip, judge):
     """Away from the prompt, a judge's falling score is what is meant, and its rising the alarm."""
-    use(pipe, "DDIM")
-    judged = Falls(judge, "a red fox")
+    judging = Falls(judge, "a red fox")
 
     class Away(Climbs):
         def terms(self):
-            yield -1.0, judged
+            yield -1.0, judging
 
-    with pytest.warns(ClipguideWarning, match="image 1 climbs"):
-        with steer(pipe, Away(clip, "a red fox"), judge=judged, score_every=1) as s:
-            draw(pipe, steps=8)
-    assert not any("image 0" in w for w in s.report.warnings)
+    s = judged(pipe, Away(clip, "a red fox"), judging)
+    assert (s.report.eased(0), s.report.eased(1)) == (None, 3)
 
 
 @pytest.mark.parametrize("factor", [1.0, -1.0])
@@ -373,19 +404,14 @@ def test_best_of_keeps_what_is_minimised(pipe, clip, factor):
 
 def test_a_trace_scores_every_step_and_changes_no_bit(pipe, clip, judge):
     """Nor when the steering stops: trust is asked no more often for it."""
-    use(pipe, "DDIM")
     seen = {}
     for trace in (False, True):
-        Climbs.asked = 0
         objective, falls = Climbs(clip, "a red fox"), Falls(judge, "a red fox")
-        with (
-            pytest.warns(ClipguideWarning, match="image 0 climbs"),
-            steer(pipe, objective, judge=falls, score_every=2, trace=trace) as s,
-        ):
-            seen[trace] = draw(pipe, steps=8), s.report.warnings
+        s = seen[trace] = judged(pipe, objective, falls, score_every=2, trace=trace)
         scored = [step.index for step in s.report.trace if step.judge_score_B is not None]
-        assert scored == (list(range(8)) if trace else [0, 2, 4, 6, 7])
-    assert torch.equal(seen[True][0], seen[False][0]) and len(seen[True][1]) == len(seen[False][1])
+        assert scored == (list(range(10)) if trace else [0, 2, 4, 6, 8, 9])
+    assert torch.equal(seen[True].drawn, seen[False].drawn)
+    assert seen[True].report.eased(0) == seen[False].report.eased(0) == 5
 
 
 def test_attach_and_detach(pipe, clip):

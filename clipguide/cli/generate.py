@@ -224,6 +224,8 @@ def generate(
             _draw(prompts, models, settings, files, reel, preview=preview, quiet=quiet)
         finally:
             files.tell(as_json=as_json, quiet=quiet)
+    if not quiet:
+        _tell_of_easing(files)
 
 
 def _draw(
@@ -279,6 +281,15 @@ def _draw(
             off = {"method": "shortcut", "strength": 0.0, "refine": 0, "frames": False}
             plain = draw.iterate(prompts, replace(asked, **off, budget=None), on_step=meter)
             _write_comparison(files, list(plain))
+
+
+def _tell_of_easing(files: Files) -> None:
+    """One line where the judge eased the steering."""
+    from ..pipelines.picture import easing
+
+    if said := easing(files.pictures):
+        shows = "clipguide plot" if files.trace else "--trace"
+        console.complain(f"{said}; {shows} shows it.")
 
 
 def _check_resume(resume: bool, *, seed: int | None, force: bool, animate: Path | None) -> None:

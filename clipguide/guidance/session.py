@@ -186,7 +186,9 @@ class Session:
                     tracing=plan.trace,
                 )
             )
-        watchers += [TraceLog(), Doubt(plan.sign)]
+        if plan.judge is not None and self.mode.method is not None and self.mode.method.fades:
+            watchers.append(Doubt(plan.sign))
+        watchers.append(TraceLog())
         if self.tape is not None:
             watchers.append(TapeWriter(self.tape))
         if plan.on_step is not None:
