@@ -22,8 +22,9 @@ from .base import (
     finished,
     fresh_generators,
 )
+from .image_reward import ImageReward
 from .pixels import Near, Palette, Range, Saturation, Symmetry, TotalVariation
-from .preference import HPSv2, ImageReward, PickScore, Preference
+from .preference import HPSv2, PickScore, Preference
 from .similarity import KINDS, InitSimilarity, Similarity, _dot, _spherical, as_prompts
 
 OBJECTIVES: Registry[Callable[..., Objective]] = Registry(
