@@ -41,6 +41,10 @@ class Settings:
     tiny: str
     tiny_fingerprint: str
     tiny_decoder: torch.nn.Module | None
+    rewards: tuple[str, ...] = ()
+    select: tuple[str, ...] = ()
+    question: str = ""
+    trust_pickle: bool = False
     refine: int = 0
     trace: bool = False
     frames: bool = False

@@ -45,6 +45,7 @@ from .jobs import Job, Settings, auto_of, candidates_of, guides_of, to_draw
 from .loading import load_pipeline, picture_size, pipeline_fingerprint, versions
 from .picture import Picture
 from .refine import refine as refine_picture
+from .rewarded import Rewards
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -65,6 +66,7 @@ class TextToImage:
         device: where all run, as torch names it.
         dtype: of the pipeline's weights: float32, float16 or bfloat16. The CLIPs are float32.
         safety_checker: whether the model's own is kept.
+        key: what the address of a reward knows its users by; it is in no recipe.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class TextToImage:
         device: str = "cpu",
         dtype: str = "float32",
         safety_checker: bool = False,
+        key: str = "",
     ) -> None:
         if isinstance(model, str):
             self.model, self.device, self.dtype = model, device, dtype
@@ -90,6 +93,7 @@ class TextToImage:
         clip = default_clip(self.pipe) if clip is None else clip
         judge = "mini-judge" if judge is None and model == "mini" else judge
         self.clip = self._loaded(clip)
+        self._rewards = Rewards(self.device, key)
         self.choice: Choice | None = None  # of the latest run, by the method "auto"
         self.judge = self._loaded(judge) if judge else None
 
@@ -204,6 +208,10 @@ class TextToImage:
             **self._decoding(
                 asked.decoder or "auto", str(asked.tiny or ""), asked.budget, asked.memory
             ),
+            rewards=tuple(asked.rewards),
+            select=tuple(asked.select),
+            question=asked.question,
+            trust_pickle=asked.trust_pickle,
             refine=asked.refine,
             trace=asked.trace,
             frames=asked.frames,
@@ -314,12 +322,15 @@ class TextToImage:
         """One batch."""
         guides = [parse(job.guide) for job in jobs]
         objective = self.objective(guides, Cutouts(number=settings.cutouts))
+        objective = self._rewards.pulling(objective, guides, settings)
+        select = self._rewards.selecting(guides, settings)
         film = Film(on_step) if settings.frames else None
         with steer(
             self.pipe,
             objective,
             method=settings.method,
             judge=self.judge,
+            select=select,
             decoder=settings.decoder,
             tiny=settings.tiny_decoder,
             budget=settings.budget,
@@ -344,7 +355,8 @@ class TextToImage:
         rank_B = [0.0] * len(jobs)
         if settings.best_of > 1:
             image_B3HW = image_B3HW.float().clamp(0, 1)
-            rank_B = ranks(finished(objective), image_B3HW, len(jobs)).tolist()
+            ranking = finished(objective if select is None else select)
+            rank_B = ranks(ranking, image_B3HW, len(jobs)).tolist()
         pictures = to_pil(image_B3HW)
         guide = Similarity(self.clip, guides, views=None)
         guide_scores = guide.score_pictures(pictures).tolist()
@@ -439,4 +451,7 @@ class TextToImage:
             tiny_fingerprint=settings.tiny_fingerprint,
             cutouts=settings.cutouts,
             refine=settings.refine,
+            rewards=self._rewards.fingerprints(settings.rewards, settings),
+            selected_by=self._rewards.fingerprints(settings.select, settings),
+            question=settings.question,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -105,6 +106,17 @@ def generate(
         str | None,
         typer.Option(metavar="NAME", help="The CLIP that judges. [default: mini-judge]"),
     ] = None,
+    reward: options.Reward = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:WEIGHT]",
+            help="What picks among candidates in the guide's stead, as --reward; one without a "
+            "gradient will do. Repeatable.",
+        ),
+    ] = None,
+    question: options.Question = "",
+    trust_pickle: options.TrustPickle = False,
     safety_checker: Annotated[
         bool, typer.Option("--safety-checker", help="Keep the model's own safety checker.")
     ] = False,
@@ -173,6 +185,7 @@ def generate(
     files.trace = trace
     models = {"model": model, "clip": clip, "judge": judge, "dtype": dtype}
     models["safety_checker"] = safety_checker
+    models["key"] = os.environ.get(options.KEY, "")
     settings = {
         "guide": guide,
         "negative": negative,
@@ -187,6 +200,10 @@ def generate(
         "cutouts": cutouts,
         "decoder": decoder,
         "tiny": tiny,
+        "rewards": tuple(reward or ()),
+        "select": tuple(select or ()),
+        "question": question,
+        "trust_pickle": trust_pickle,
         "refine": refine,
         "exact": exact,
         "trace": trace,

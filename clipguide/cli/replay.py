@@ -65,6 +65,7 @@ def _refuse_foreign(recipe: Recipe, picture: Path) -> None:
     names = {recipe.model, recipe.tiny, *_members(recipe.clip), *_members(recipe.judge)}
     foreign = sorted(names - EMBEDDED)
     foreign += sorted(recipe.files)
+    foreign += sorted({*recipe.rewards, *recipe.selected_by})
     if foreign:
         names = shorten(", ".join(foreign), 200)
         raise UsageError(

@@ -56,7 +56,7 @@ class Calls(Sampler):
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
         self.sample(**{**settings, "output_type": "latent"}, by=None)
         x0 = self._session.last_x0
-        _, loss_B = self._session.finishing(x0).loss(x0)
+        _, loss_B = self._session.finishing(x0, selecting=True).loss(x0)
         return x0, -loss_B
 
     def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
@@ -68,7 +68,7 @@ class Calls(Sampler):
 
     def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         device = execution_device(self.pipe)
-        return ranks(self._session.plan.ranking, image_B3HW.to(device).float(), len(image_B3HW))
+        return ranks(self._session.plan.selecting, image_B3HW.to(device).float(), len(image_B3HW))
 
     def candidate(self, score_B: torch.Tensor, better_B: torch.Tensor | None = None) -> None:
         report = self._session.report

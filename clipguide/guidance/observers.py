@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 
 from ..objectives import Objective, Similarity, fresh_generators
-from .contract import At, Outcome, Run, per_sample, without_autocast
+from .contract import At, Outcome, Run, per_sample, without_autocast, worst_of_none
 from .guidance_direction import angle
 from .report import Report, Step, Trace
 from .tape import Tape, TapeStep
@@ -159,9 +159,10 @@ class Scores(Base):
 
 def ranks(objective: Objective, image_N3HW: torch.Tensor, batch: int) -> torch.Tensor:
     """−objective of each of `batch` samples, higher is better, with views that are always the
-    same."""
+    same; minus infinity for a loss that is not a number."""
     with torch.no_grad():
-        return -per_sample(objective, image_N3HW, fresh_generators(batch)).cpu()
+        loss_B = per_sample(objective, image_N3HW, fresh_generators(batch))
+        return -worst_of_none(loss_B).cpu()
 
 
 class Trust:

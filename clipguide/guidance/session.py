@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ClipguideError, ClipguideWarning
-from ..objectives import Generators, Nothing, Objective, Similarity
+from ..objectives import Generators, Nothing, Objective, Similarity, finished
 from . import generators as seeds
 from . import schedulers
 from .contract import At, Method, Outcome, Run, without_autocast
@@ -45,7 +45,8 @@ from .tape import Tape
 class Plan:
     """What `steer` was asked for, all of it checked.
 
-    `ranking` is the objective that ranks finished images; `sign` is −1 where the objective leads
+    `ranking` is the objective that ranks finished images, `select` what ranks candidates in its
+    stead, None for the same; `sign` is −1 where the objective leads
     away from the guide's prompts; `choice` says which way of steering "auto" chose; `ignored` are
     warnings that every report begins with.
     """
@@ -63,6 +64,17 @@ class Plan:
     tape: Path | None
     choice: str
     ignored: tuple[str, ...]
+    select: Objective | None = None
+
+    @property
+    def selecting(self) -> Objective:
+        """What ranks finished candidates."""
+        return self.ranking if self.select is None else finished(self.select)
+
+    def followed(self, method: Method | None) -> Objective:
+        """What a method goes by: one without a gradient only selects."""
+        free = method is not None and not method.needs_gradient
+        return self.select if free and self.select is not None else self.objective
 
 
 @dataclass(frozen=True)
@@ -125,13 +137,14 @@ class Session:
                 observer.end()
         self.run = None
 
-    def finishing(self, sample: torch.Tensor) -> Run:
-        """A run in the place of one that is over: what a finished sample is worth."""
+    def finishing(self, sample: torch.Tensor, *, selecting: bool = False) -> Run:
+        """A run in the place of one that is over: what a finished sample is worth, by what is
+        minimised or by what selects."""
         plan = self.plan
         return Run(
             scheduler=self.pipe.scheduler,
             decode=self.decoder,
-            objective=plan.ranking,
+            objective=plan.selecting if selecting else plan.ranking,
             generators=seeds.one_each(plan.generators, len(sample)),
             streams=(),
             warn=self.warn,
@@ -166,7 +179,8 @@ class Session:
             self._act = mode.method.start(run)
         self._index, self._covered, self._due = 0, 0, False
         self._wide, self._choosing = False, True
-        self.first_sample, self._objective = sample.detach(), plan.objective
+        self.first_sample = sample.detach()
+        self._objective = plan.followed(mode.method)
         self._observers = self._watchers()
         for observer in self._observers:
             observer.begin(run, self.report)

@@ -16,6 +16,7 @@ from ..clip import Clip, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..objectives import Generators, Objective, Similarity, as_objective, as_prompts, finished
 from ..prompts import ImagePart, Prompt
+from ..rewards import FREE, Reward
 from . import schedulers
 from .auto import Choice, choose
 from .contract import Method
@@ -37,6 +38,7 @@ def steer(
     method: str | type[Method] | Method = "shortcut",
     clip: Clip | str | None = None,
     judge: Similarity | Clip | str | None = None,
+    select: Objective | Callable | None = None,
     strength: object = None,
     window: tuple[float, float] | None = None,
     every: int | None = None,
@@ -70,6 +72,8 @@ def steer(
             by name it computes in bfloat16 beside a denoiser in 16 bits, but for the CPU, unless
             the name says what else, as "mini@cuda:float32".
         judge: a CLIP that only scores, on the prompts of the objective; or a Similarity of its own.
+        select: what picks among candidates in the objective's stead, where a method has any, and
+            what particles, rollover and lookahead go by; it needs no gradient.
         strength: length of a step as a fraction of rms(x0): a number, 0 changes no bit; or a
             schedule, as "0.1@0..0.5", over progress from 0 (pure noise) to 1 (clean); or a function
             of the noise level.
@@ -116,6 +120,8 @@ def steer(
     if choice is not None:
         decoder, budget = choice.decoder, None
     _check_kinds(score_every, generators, on_step, tape)
+    select = None if select is None else as_objective(select)
+    check_gradients(objective, config, select)
     decodes = Decoder(pipe, kind=decoder, tiny=tiny, budget=budget, memory=memory, like=like)
     check_fit(pipe, config, decodes.family)
     views = {"views": choice.views} if choice else {}
@@ -126,6 +132,9 @@ def steer(
             ((term, factor) for factor, term in terms if isinstance(term, Similarity)), (None, 1.0)
         )
         judge, more = _judge(pipe, judge, guide)
+        for _, term in (*terms, *(select.terms() if select is not None else ())):
+            if isinstance(term, Reward):
+                term.load()
     for message in (*ignored, *more):
         warnings.warn(message, ClipguideWarning, stacklevel=2)
     plan = Plan(
@@ -142,8 +151,22 @@ def steer(
         tape=None if tape is None or not config.taped else Path(tape),
         choice="" if choice is None else str(choice),
         ignored=(*ignored, *more),
+        select=select,
     )
     return Steering(pipe, plan, decodes)
+
+
+def check_gradients(objective: object, method: Method, select: Objective | None = None) -> None:
+    """UsageError where a method takes the gradient of an objective that has none; `select` is what
+    one without gradients goes by in its stead."""
+    if not isinstance(objective, Objective) or method.idle or not method.needs_gradient:
+        return
+    without = [str(term) for _, term in objective.terms() if not term.differentiable]
+    if without:
+        raise UsageError(
+            f"{', '.join(without)} has no gradient, and {method.name} needs one: take "
+            f"{', '.join(FREE)}, or let it select among candidates (select=, --select)."
+        )
 
 
 def _check_kinds(

@@ -86,23 +86,25 @@ def hpsv3(settings: Settings) -> Scorer:
     processor = transformers.AutoProcessor.from_pretrained(base)
     processor.tokenizer.add_special_tokens({"additional_special_tokens": [TOKEN]})
     config = transformers.AutoConfig.from_pretrained(base)
-    model, head = build(config, load_file(path), len(processor.tokenizer), settings.dtype)
+    model, head = build(config, load_file(path), settings.dtype)
     model, head = model.to(settings.device), head.to(settings.device)
     question = question_of_package()
     return lambda prompts: HPSv3(model, head, processor, question, plain(prompts, "HPSv3"))
 
 
 def build(
-    config: object, weights: dict[str, torch.Tensor], tokens: int, dtype: str
+    config: object, weights: dict[str, torch.Tensor], dtype: str
 ) -> tuple[nn.Module, nn.Sequential]:
-    """The model and its head with the weights of a checkpoint, whose embeddings have a row for each
-    of `tokens`. ClipguideError where they do not fit."""
+    """The model and its head with the weights of a checkpoint, whose embeddings were cut to its
+    tokenizer's words. ClipguideError where they do not fit."""
+    from accelerate import init_empty_weights
     from transformers import Qwen2VLModel
 
-    with torch.device("meta"):
-        model = Qwen2VLModel(config)
-        model.resize_token_embeddings(tokens, mean_resizing=False)
     found = {_renamed(k): v for k, v in weights.items() if k.split(".")[0] in ("model", "visual")}
+    words = found.get("language_model.embed_tokens.weight")
+    config.text_config.vocab_size = 1 if words is None else len(words)
+    with init_empty_weights():  # but for buffers, which are in no checkpoint
+        model = Qwen2VLModel(config)
     sizes = [weights.get(f"rm_head.{place}.weight") for place in HEAD]
     if any(size is None for size in sizes):
         raise ClipguideError("These weights have no head of HPSv3's (rm_head).")
@@ -117,9 +119,6 @@ def build(
         model.load_state_dict(found, assign=True)
     except RuntimeError as error:
         raise ClipguideError(f"These weights are not HPSv3's: {str(error)[:200]}.") from error
-    fresh = type(model.visual.rotary_pos_emb)(model.visual.rotary_pos_emb.inv_freq.numel() * 2)
-    model.visual.rotary_pos_emb = fresh  # not in a checkpoint
-    model.language_model.rotary_emb = type(model.language_model.rotary_emb)(config.text_config)
     return model.to(getattr(torch, dtype)), nn.Sequential(*steps[:-1])
 
 

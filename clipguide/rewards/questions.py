@@ -44,10 +44,10 @@ class Question(OfPictures):
         super().__init__(texts)
         self.model, self.processor = model.eval().requires_grad_(False), processor
         tokenizer = processor.tokenizer
-        self.yes, self.no = (_first(tokenizer, words) for words in (YES, NO))
+        self.yes, self.no = (_single(tokenizer, words) for words in (YES, NO))
         if not self.yes or not self.no or self.yes & self.no:
             raise ClipguideError("The model's tokenizer has no words for yes and no.")
-        self.relative, self._answer = relative, _first(tokenizer, YES[:1])
+        self.relative, self._answer = relative, _single(tokenizer, YES[:1])
 
     def score_one(self, picture: Image.Image, text: str) -> float:
         """The probability of yes."""
@@ -71,12 +71,12 @@ class Question(OfPictures):
         )
 
 
-def _first(tokenizer: object, words: Sequence[str]) -> set[int]:
-    """The first token of each word that is one token, alone or behind a blank."""
-    found = set()
+def _single(tokenizer: object, words: Sequence[str]) -> set[int]:
+    """Each word that is one token, alone or behind a blank."""
+    found, unknown = set(), getattr(tokenizer, "unk_token_id", None)
     for word in [*words, *(f" {word}" for word in words[1:])]:
         ids = tokenizer.encode(word, add_special_tokens=False)
-        if len(ids) == 1:
+        if len(ids) == 1 and ids[0] != unknown:
             found.add(ids[0])
     return found
 

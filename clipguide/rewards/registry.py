@@ -62,6 +62,7 @@ class Kind:
         load: loads it; what it gives makes an objective of prompts, minus the score. A property
             `score(image_B3HW)` or `score_pictures(pictures)` of that is used where it is there.
         gradient: whether images have a gradient by it.
+        reads: whether it reads the prompt.
         scores: what is scored, in a few words, with the range.
         default: what is loaded where nothing is named; "" where something must be.
         where: what may be named behind the =.
@@ -73,6 +74,7 @@ class Kind:
 
     load: Callable[[Settings], Scorer]
     gradient: bool
+    reads: bool = True
     scores: str = ""
     default: str = ""
     where: str = ""
@@ -92,6 +94,7 @@ def register_reward(
     load: Callable[[Settings], Scorer],
     *,
     gradient: bool,
+    reads: bool = True,
     replace: bool = False,
     **facts: str,
 ) -> Kind:
@@ -101,6 +104,7 @@ def register_reward(
         name: what `--reward` and `Reward` call it: letters, digits, - and _.
         load: takes Settings and loads; what it returns takes prompts and makes an Objective.
         gradient: whether images have a gradient by it.
+        reads: whether it reads the prompt.
         replace: whether a reward of that name may be replaced.
         **facts: the other fields of `Kind`, for the table of rewards.
 
@@ -109,7 +113,8 @@ def register_reward(
     """
     if not re.fullmatch(r"[\w-]+", name):
         raise UsageError(f"A reward's name has letters, digits, - and _, not {shorten(name)!r}.")
-    return REWARDS.register(name, Kind(load=load, gradient=gradient, **facts), replace=replace)
+    kind = Kind(load=load, gradient=gradient, reads=reads, **facts)
+    return REWARDS.register(name, kind, replace=replace)
 
 
 @dataclass(frozen=True)

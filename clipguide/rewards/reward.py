@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
+from torch import nn
 
+from ..clip import Clip, fingerprint
 from ..errors import ClipguideError, UsageError, close_matches, out_of_memory, reason
 from ..images import load, to_tensor
 from ..objectives import Objective, as_prompts
@@ -67,6 +69,19 @@ class Reward(Objective):
                 self._loaded.append(self._loading())
             self._objective = self._loaded[0](self.prompts)
         return self
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the weights, and of the image that a reward compares with; of what an address
+        answers with nothing can be known, and it is empty."""
+        parts = vars(self.load()._objective)
+        modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+        clips = [part.fingerprint for part in parts.values() if isinstance(part, Clip)]
+        tensors = {n: part.tolist() for n, part in parts.items() if n == "reference_D"}
+        layers = [[t.tolist() for t in pair] for pair in parts.get("layers", ())]
+        if not modules and not clips:
+            return ""
+        return fingerprint(modules, extra=[clips, tensors, layers])
 
     def __call__(self, image_B3HW, generators=None):
         objective = self.load()._objective

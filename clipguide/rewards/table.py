@@ -81,6 +81,7 @@ KINDS: dict[str, Kind] = {
     "aesthetic": Kind(
         load=clips.aesthetic,
         gradient=True,
+        reads=False,
         scores="how good it looks, about 1 to 10",
         where="a head, and behind a # the CLIP that it was trained on (ViT-L-14/openai)",
         size="4 MB, and 1.7 GB of its CLIP",
@@ -113,6 +114,7 @@ KINDS: dict[str, Kind] = {
     "dino": Kind(
         load=dino.dino,
         gradient=True,
+        reads=False,
         scores="likeness to an image, −1 to 1",
         where="an image, and behind a # a DINOv2 (facebook/dinov2-base)",
         size="346 MB",

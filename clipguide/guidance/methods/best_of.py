@@ -40,6 +40,10 @@ class BestOf(Method):
             self.each.check(pipe)
 
     @property
+    def needs_gradient(self) -> bool:
+        return self.each is not None and self.each.needs_gradient and not self.each.idle
+
+    @property
     def candidates(self) -> int:
         return self.number
 

@@ -54,6 +54,10 @@ class Particles(Method):
             raise UsageError(f"There is no potential {self.potential!r}.{near}")
 
     @property
+    def needs_gradient(self) -> bool:
+        return False
+
+    @property
     def candidates(self) -> int:
         return self.number
 

@@ -45,6 +45,10 @@ class Rollover(Method):
         if self.every != 1 or self.window != WINDOW:
             raise UsageError("rollover looks at every step: leave window and every out.")
 
+    @property
+    def needs_gradient(self) -> bool:
+        return False
+
     def covers(self, noise: float) -> bool:
         return True
 
