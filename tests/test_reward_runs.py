@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 import warnings
@@ -19,11 +20,11 @@ from torch.testing import assert_close
 
 from clipguide import Reward, load_clip, register_reward
 from clipguide import images as files
-from clipguide.cli.app import app
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.guidance import BestOf, Lookahead, Particles, Rollover, Shortcut, steer
 from clipguide.images import to_pil
 from clipguide.objectives import Balanced, Objective, Similarity
+from clipguide.prompts import parse
 from clipguide.recipe import from_json, read_png
 from clipguide.rewards import REWARDS
 from clipguide.rewards.verifier import probability
@@ -79,11 +80,14 @@ def test_what_has_no_gradient_is_refused_before_anything_loads(pipe, method):
     ],
 )
 def test_what_has_no_gradient_serves_the_others(pipe, method):
-    """Redder than plain, by a reward that no gradient passes."""
+    """The same bits as by the reward that has one, and not those of the plain pipeline."""
     use(pipe, "DDIM")
-    with steer(pipe, Reward("free"), method=method) as s:
-        image = s(**settings(steps=6)).images
-    assert Free.asked and Redness()(image).mean() < Redness()(draw(pipe, steps=6)).mean()
+    images = []
+    for name in ("free", "redness"):
+        with steer(pipe, Reward(name), method=method) as s:
+            images.append(s(**settings(steps=6)).images)
+    assert Free.asked and torch.equal(*images)
+    assert not torch.equal(images[0], draw(pipe, steps=6))
 
 
 def test_guide_verifier_and_judge_are_three(pipe, clip, judge):
@@ -100,7 +104,7 @@ def test_guide_verifier_and_judge_are_three(pipe, clip, judge):
         ]
     assert_close(scores, torch.stack([-Redness()(image) for image in each]), atol=1e-5, rtol=0)
     assert_close(-Redness()(kept), scores.amax(0), atol=1e-5, rtol=0)
-    assert len(set(scores.argmax(0).tolist()) | {0}) > 0 and s.report.judge_score_B is not None
+    assert s.report.judge_score_B is not None
 
 
 @pytest.mark.parametrize("method", [Particles(number=2, every=1), Rollover(quota=2)])
@@ -158,7 +162,7 @@ def test_a_score_that_is_no_number_is_the_worst(pipe, method, looks):
 
 
 # ------------------------------------------------------------ the pipeline and the recipe
-@pytest.fixture(scope="module")
+@pytest.fixture
 def make(tiny_mini):
     return TextToImage()
 
@@ -175,11 +179,15 @@ def test_rewards_and_recipes(make):
     again = from_json(pulled.recipe.to_json())
     assert again == pulled.recipe
     assert make.replay(again).image.tobytes() == pulled.image.tobytes()
-    objective = make._rewards.pulling(Brightness(), [], SETTINGS("redness:3"))
+    objective = make._rewards.pulling(Brightness(), FOX, SETTINGS("redness:3"))
     assert isinstance(objective, Balanced)
-    assert not isinstance(make._rewards.pulling(Brightness(), [], SETTINGS("free")), Balanced)
+    assert not isinstance(make._rewards.pulling(Brightness(), FOX, SETTINGS("free")), Balanced)
     named = make("a fox", rewards=["clip=mini-judge"], steps=1)[0].recipe
-    assert named.rewards == {"clip=mini-judge": load_clip("mini-judge").fingerprint} or named.rewards
+    clip = make._rewards._reward("clip=mini-judge", SETTINGS()).load()
+    assert named.rewards == {"clip=mini-judge": clip.fingerprint} and len(clip.fingerprint) == 64
+
+
+FOX = [parse("a fox")]
 
 
 def SETTINGS(*rewards):
@@ -231,12 +239,12 @@ def test_rerank(run, pictures):  # noqa: F811
     loaded = {row["path"]: files.to_tensor([files.load(row["path"])]) for row in rows}
     red = {path: -Redness()(image).item() for path, image in loaded.items()}
     assert [row["path"] for row in rows] == sorted(red, key=red.get, reverse=True)
-    assert_close(torch.tensor([r["redness"] for r in rows]), torch.tensor([*sorted(red.values())][::-1]))
+    found = torch.tensor([row["redness"] for row in rows])
+    assert_close(found, torch.tensor(sorted(red.values(), reverse=True)))
     both = run("rerank", pictures, "--reward", "free:-1", "--text", "a fox", "--format", "jsonl")
-    assert both.exit_code == 0 and {"text", "free:-1"} <= json.loads(both.stdout.splitlines()[0]).keys()
+    assert {"text", "free"} <= json.loads(both.stdout.splitlines()[0]).keys()
     assert run("rerank", pictures, "--reward", "clip").exit_code == 2
     assert "There is nothing to rank by" in run("rerank", pictures).stderr
-    assert app is not None
 
 
 # ------------------------------------------------------------ an address
@@ -282,7 +290,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def said(**probabilities):
-    listed = [{"token": k, "logprob": float(torch.tensor(p).log())} for k, p in probabilities.items()]
+    listed = [{"token": k, "logprob": math.log(p)} for k, p in probabilities.items()]
     logprobs = {"content": [{"token": "x", "logprob": 0.0, "top_logprobs": listed}]}
     return {"choices": [{"message": {"content": "yes"}, "logprobs": logprobs}]}
 

@@ -139,8 +139,10 @@ class _State:
             mask = along(better_B, at.model_output)
             self.model_output = torch.where(mask, at.model_output, self.model_output)
             self.reward_B = torch.where(better_B, reward_B, self.reward_B)
-        before = -torch.inf if self.best_B is None else self.best_B  # the first noise is given
-        self.taken_B |= self.reward_B > before
+        if self.best_B is None:  # the first noise is given
+            self.taken_B[:] = True
+        else:
+            self.taken_B |= self.reward_B > self.best_B
 
     def over(self, rolling: Rolling, index: int) -> bool:
         """Whether this evaluation was the last of its step; the last step takes what is left."""
