@@ -6,13 +6,14 @@ import contextlib
 
 import torch
 
+from ..errors import ClipguideError
 from . import gradients
 from .contract import Gradient, Method, Sampler
 from .generators import restarted
 from .latents import execution_device
 from .observers import ranks
 from .report import Trace
-from .session import Begun, Mode, Session
+from .session import Begun, Mode, Previewed, Session
 
 
 class Calls(Sampler):
@@ -52,6 +53,19 @@ class Calls(Sampler):
         session.end()
         sigma = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
         return session.first_sample / sigma
+
+    def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
+        session = self._session
+        session.end()
+        session.mode = Mode(by, called=True, until=until)
+        try:
+            self.pipe(**{**settings, "output_type": "latent"})
+        except Previewed as seen:
+            return seen.score_B
+        finally:
+            session.end()
+            session.mode = Mode(None, called=True)
+        raise ClipguideError(f"{type(self.pipe).__name__} took no step to look at.")
 
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
         self.sample(**{**settings, "output_type": "latent"}, by=None)

@@ -109,6 +109,7 @@ class Run:
         chunk: views encoded at a time since memory ran out; None is all of them.
         told: whether it was said that memory ran out.
         missed: whether it was said that a score is not a number.
+        stop: has the pipeline take no more evaluations; None where it cannot be interrupted.
     """
 
     scheduler: object
@@ -125,6 +126,7 @@ class Run:
     chunk: int | None = None
     told: bool = False
     missed: bool = False
+    stop: Callable[[], None] | None = None
 
     def loss(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """image_N3HW and loss_B, without gradients; a loss that is not a number is infinite, which
@@ -272,6 +274,10 @@ class Sampler(Protocol):
 
     def initial_noise(self, **settings: object) -> torch.Tensor:
         """The latents that the pipeline begins with, as its `latents` argument takes them."""
+
+    def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
+        """Score_B of what x0 decodes to after the share `until` of a run's steps, which ends
+        there."""
 
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
         """Unsteered: the final latents, and score_B = −loss_B of what they decode to."""

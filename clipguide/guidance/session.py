@@ -81,17 +81,26 @@ class Plan:
 class Mode:
     """How runs are steered for now: by a method or none, with gradients through the denoiser or
     without, and whether inside of s(…). `memory` is for the method's `start`; `only_begins` stops
-    a run at its first step, by Begun."""
+    a run at its first step, by Begun; `until` after that share of its steps, by Previewed."""
 
     method: Method | None
     differentiable: bool = False
     called: bool = False
     memory: object = None
     only_begins: bool = False
+    until: float | None = None
 
 
 class Begun(Exception):
     """A run that was only to begin has begun."""
+
+
+class Previewed(Exception):
+    """A run has come as far as it was to; score_B of what its x0 decodes to."""
+
+    def __init__(self, score_B: torch.Tensor) -> None:
+        super().__init__()
+        self.score_B = score_B
 
 
 class Session:
@@ -137,6 +146,10 @@ class Session:
                 observer.end()
         self.run = None
 
+    def _interrupt(self) -> None:
+        """Have the pipeline pass over the steps that are left."""
+        self.pipe._interrupt = True
+
     def finishing(self, sample: torch.Tensor, *, selecting: bool = False) -> Run:
         """A run in the place of one that is over: what a finished sample is worth, by what is
         minimised or by what selects."""
@@ -172,6 +185,7 @@ class Session:
             factor_B=torch.ones(len(sample)),
             memory=mode.memory,
             repeats=repeats,
+            stop=self._interrupt if hasattr(self.pipe, "_interrupt") else None,
         )
         self._act = None
         if mode.method is not None and not mode.method.idle:
@@ -252,6 +266,10 @@ class Session:
             self.tape.decoder = self.decoder.name
         for observer in self._observers:
             observer.step(seen)
+        if self.mode.until is not None and self._index + 1 >= self.mode.until * run.total:
+            x0 = level.x0(outcome.model_output, outcome.sample)
+            self.decoder.choose(x0.detach())
+            raise Previewed(-self.finishing(x0, selecting=True).loss(x0)[1].cpu())
         stepped = self._stepped(original, at, outcome, after, args, kwargs)
         self._index += 1
         if seen.last:
