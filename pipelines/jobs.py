@@ -65,6 +65,8 @@ def candidates_of(method: Method, best_of: int) -> tuple[Method, int, int]:
         return method, best_of, 1
     if best_of > 1:
         raise UsageError(f"{method.name} has candidates of its own: leave best_of out.")
+    if isinstance(method, BestOf) and method.finish is not None:
+        return method, 1, 1  # it prunes its candidates itself
     if isinstance(method, BestOf):
         return method.each or Shortcut(strength=0.0), method.number, 1
     return method, method.number, method.number

@@ -97,7 +97,7 @@ class BestOf(Method):
         each image's best by their previews."""
         given = settings.get("generator")
         if self.finish is None or self.finish == self.number:
-            yield from (reseeded(restarted(given), k) for k in range(self.number))
+            yield from (reseeded(given, k) for k in range(self.number))
             return
         if not isinstance(given, (torch.Generator, list, tuple)):
             raise UsageError("Candidates are begun again from their seeds: give `generator`.")
@@ -113,7 +113,7 @@ class BestOf(Method):
         )
         if isinstance(given, torch.Generator):  # one for all: they live and die together
             score_KB = score_KB.mean(1, keepdim=True)
-        order_KB = score_KB.argsort(0, descending=True, stable=True)
+        order_KB = score_KB.argsort(dim=0, descending=True, stable=True)
         for row in order_KB[: self.finish].tolist():
             if isinstance(given, torch.Generator):
                 yield reseeded(restarted(given), row[0])

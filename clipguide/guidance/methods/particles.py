@@ -8,7 +8,8 @@ r = −loss(decode(x0)), and its log weight grows by its potential (their sectio
     difference  λ r − λ' r'        max  λ max(r so far)        sum  λ Σ (r so far)
 
 with λ' and r' of the time before. At the last evaluation that is due, the potentials max and sum
-are what takes all that a particle was given to λ r, so that every potential aims at p(x0) e^{λ r}.
+are what takes all that a particle was given to λ r, and particles are drawn anew in any case, so that
+every potential aims at p(x0) e^{λ r}.
 
 The factor is 1 by default; with `rising` ρ it is min(1, 2^(k/(ρT)) − 1) at evaluation k of T: the
 tempering of DAS (Kim et al. 2025, (1 + γ)^k − 1) with the γ that gets to 1 at the share ρ of the
@@ -108,7 +109,7 @@ class Particles(Method):
             last = self.potential != "difference" and self._is_last(run, at)
             sharpness = self.sharpness * self.factor(at.index, run.total)
             weights.weigh(-loss_B.cpu().double(), self.potential, sharpness, last=last)
-            index_B = self._resample(weights, run.streams)
+            index_B = self._resample(weights, run.streams, threshold=1.0 if last else None)
             model_output, sample = at.model_output, at.sample
             if index_B is not None:
                 index_B = index_B.to(sample.device)
@@ -143,8 +144,11 @@ class Particles(Method):
         left = sum(self.covers(noise) for noise in _noises_after(run, at))
         return left < self.every
 
-    def _resample(self, weights: Weights, streams: Sequence) -> torch.Tensor | None:
+    def _resample(
+        self, weights: Weights, streams: Sequence, threshold: float | None = None
+    ) -> torch.Tensor | None:
         """Where each particle comes from now; None if no group needs it."""
+        threshold = self.threshold if threshold is None else threshold
         index_B = torch.arange(len(weights.log_B))
         for start in range(0, len(index_B), self.number):
             group = slice(start, start + self.number)
@@ -153,7 +157,7 @@ class Particles(Method):
                 weights.log_B[group] = 0.0
                 continue
             weight_K = log_K.softmax(0)
-            if 1 / weight_K.square().sum() >= self.threshold * self.number:
+            if 1 / weight_K.square().sum() >= threshold * self.number:
                 continue
             index_B[group] = start + RESAMPLING[self.resampling](weight_K, streams[start])
             weights.log_B[group] = 0.0
