@@ -46,7 +46,8 @@ class Recipe:
     of a tiny one, `cutouts` how many the guide looked at beside the whole picture, `refine` how
     many steps of the loop came after it; `rewards` are what pulled beside the guide and
     `selected_by` what picked among candidates in its stead, each as `--reward` has it, with its
-    fingerprint; `question` is what vision-language models among them were asked. Recipes from
+    fingerprint; `question` is what vision-language models among them were asked; `cfg_window` are
+    the noise levels of classifier-free guidance, as "0.2,0.8", where these were set. Recipes from
     before there was a choice lack these.
     """
 
@@ -87,6 +88,7 @@ class Recipe:
     rewards: dict[str, str] = field(default_factory=dict)
     selected_by: dict[str, str] = field(default_factory=dict)
     question: str = ""
+    cfg_window: str = ""
 
     def to_json(self) -> str:
         """The recipe as one line of JSON."""

@@ -44,6 +44,7 @@ class Generation:
         steps: of the sampler.
         seed: 0 … 2⁶³ − 1.
         cfg: scale of classifier-free guidance; 1 is none.
+        cfg_window: the noise levels at which that holds, as `steer` has them.
         size: side in pixels, or width and height.
         budget: × the cost of plain sampling, from 1, or seconds an image, as "30s", for which plain
             sampling is timed first: of method "auto" for it all, 4 by default; else what decoder
@@ -82,6 +83,7 @@ class Generation:
     steps: int = STEPS
     seed: int = 0
     cfg: float = CFG
+    cfg_window: tuple[float, float] | None = None
     size: int | tuple[int, int] | None = None
     budget: float | str | None = None
     memory: float | None = None
@@ -153,6 +155,7 @@ class Generation:
             rewards=tuple(recipe.rewards),
             select=tuple(recipe.selected_by),
             question=recipe.question,
+            cfg_window=_numbers(recipe.cfg_window),
         )
 
 
@@ -182,6 +185,14 @@ def method_of(recipe: Recipe) -> Method:
         return configure(recipe.method, options)
     except (TypeError, ValueError, RecursionError):
         raise UsageError(f"The recipe's options of {shorten(recipe.method)} are wrong.") from None
+
+
+def _numbers(text: str) -> tuple[float, ...] | None:
+    """The numbers of a text such as "0.2,0.8"; None of none. UsageError for anything else."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else None
+    except ValueError:
+        raise UsageError(f"{shorten(text)!r} are no two noise levels, as 0.2,0.8.") from None
 
 
 def recipe_options(method: Method) -> tuple[float, dict[str, str]]:

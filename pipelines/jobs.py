@@ -44,6 +44,7 @@ class Settings:
     rewards: tuple[str, ...] = ()
     select: tuple[str, ...] = ()
     question: str = ""
+    cfg_window: tuple[float, float] | None = None
     trust_pickle: bool = False
     refine: int = 0
     trace: bool = False

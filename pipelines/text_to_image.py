@@ -211,6 +211,7 @@ class TextToImage:
             rewards=tuple(asked.rewards),
             select=tuple(asked.select),
             question=asked.question,
+            cfg_window=asked.cfg_window,
             trust_pickle=asked.trust_pickle,
             refine=asked.refine,
             trace=asked.trace,
@@ -331,6 +332,7 @@ class TextToImage:
             method=settings.method,
             judge=self.judge,
             select=select,
+            cfg_window=settings.cfg_window,
             decoder=settings.decoder,
             tiny=settings.tiny_decoder,
             budget=settings.budget,
@@ -454,4 +456,5 @@ class TextToImage:
             rewards=self._rewards.fingerprints(settings.rewards, settings),
             selected_by=self._rewards.fingerprints(settings.select, settings),
             question=settings.question,
+            cfg_window=",".join(f"{level:g}" for level in settings.cfg_window or ()),
         )

@@ -70,7 +70,8 @@ def test_a_method_of_ones_own(pipe):
     with pytest.raises(UsageError, match="There is a method 'shortcut' already"):
         register_method(Shortcut)
     assert list(METHODS) == [
-        "best-of", "shortcut", "particles", "rollover", "lookahead", "noise", "backprop"
+        "best-of", "shortcut", "particles", "rollover", "lookahead", "noise", "backprop",
+        "embedding",
     ]
 
 

@@ -8,6 +8,7 @@ import torch
 
 from ..errors import ClipguideError
 from . import gradients
+from .conditioning import Conditioning
 from .contract import Gradient, Method, Sampler
 from .generators import restarted
 from .latents import execution_device
@@ -53,6 +54,9 @@ class Calls(Sampler):
         session.end()
         sigma = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
         return session.first_sample / sigma
+
+    def conditioning(self, of: str) -> Conditioning:
+        return Conditioning(self.pipe, of)
 
     def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
         session = self._session

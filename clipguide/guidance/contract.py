@@ -275,6 +275,10 @@ class Sampler(Protocol):
     def initial_noise(self, **settings: object) -> torch.Tensor:
         """The latents that the pipeline begins with, as its `latents` argument takes them."""
 
+    def conditioning(self, of: str) -> contextlib.AbstractContextManager:
+        """A context in which what the denoiser is conditioned on is moved: its `shift_BLD`, of the
+        embedding of the "prompt" or of none, "null", whose rms is `size_B`."""
+
     def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
         """Score_B of what x0 decodes to after the share `until` of a run's steps, which ends
         there."""

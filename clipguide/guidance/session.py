@@ -65,6 +65,7 @@ class Plan:
     choice: str
     ignored: tuple[str, ...]
     select: Objective | None = None
+    cfg_window: tuple[float, float] | None = None
 
     @property
     def selecting(self) -> Objective:
@@ -192,7 +193,7 @@ class Session:
             self.asked = True
             self._act = mode.method.start(run)
         self._index, self._covered, self._due = 0, 0, False
-        self._wide, self._choosing = False, True
+        self._wide, self._choosing, self._unknown = False, True, False
         self.first_sample = sample.detach()
         self._objective = plan.followed(mode.method)
         self._observers = self._watchers()
@@ -240,6 +241,7 @@ class Session:
         if self.mode.only_begins:
             raise Begun
         level = schedulers.level(scheduler, timestep)
+        model_output = self._guided(model_output, sample, level.noise)
         x0 = schedulers.clipped(scheduler, level.x0(model_output, sample))
         eta = kwargs.get("eta")
         at = At(self._index, timestep, level, sample, model_output, x0, eta)
@@ -275,6 +277,27 @@ class Session:
         if seen.last:
             self.end()
         return stepped
+
+    def _guided(
+        self, model_output: torch.Tensor, sample: torch.Tensor, noise: float
+    ) -> torch.Tensor:
+        """The output of the denoiser, outside of the window of classifier-free guidance the one
+        with the prompt alone."""
+        window = self.plan.cfg_window
+        if window is None or window[0] <= noise <= window[1]:
+            return model_output
+        if not getattr(self.pipe, "do_classifier_free_guidance", True):
+            return model_output
+        alone = self._direction.conditional(sample)
+        if alone is None:
+            if not self._unknown:
+                self.warn(
+                    f"cfg_window is ignored: {type(self.pipe).__name__} does not evaluate both "
+                    "prompts at once."
+                )
+            self._unknown = True
+            return model_output
+        return alone.to(model_output.dtype)
 
     def _check_mode(self) -> None:
         """ClipguideError for a run outside of s(…) where there may be none."""

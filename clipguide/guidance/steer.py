@@ -23,7 +23,7 @@ from .contract import Method
 from .decoders import Decoder
 from .latents import check as check_family
 from .latents import default_clip, denoiser, execution_device
-from .methods import configure
+from .methods import Shortcut, configure
 from .report import Step
 from .session import Plan
 from .steering import Steering, check_fit
@@ -41,6 +41,7 @@ def steer(
     select: Objective | Callable | None = None,
     strength: object = None,
     window: tuple[float, float] | None = None,
+    cfg_window: tuple[float, float] | None = None,
     every: int | None = None,
     inner: int | None = None,
     decoder: str | Callable[[torch.Tensor], torch.Tensor] = "auto",
@@ -78,6 +79,10 @@ def steer(
             schedule, as "0.1@0..0.5", over progress from 0 (pure noise) to 1 (clean); or a function
             of the noise level.
         window: the noise levels steered at, 1 pure noise, 0 clean.
+        cfg_window: the noise levels at which the pipeline's classifier-free guidance holds, as
+            `window` has them: outside, the denoiser's output with the prompt alone is taken
+            (Kynkäänniemi et al. 2024, a limited interval), for which nothing is saved. Of pipelines
+            that evaluate both prompts in one batch.
         every: steer at every k-th step of the window.
         inner: moves a step, which share its strength.
         decoder: what decodes x0: "vae", the pipeline's own; "tiny", of `tiny`; "linear", a map
@@ -120,6 +125,7 @@ def steer(
     if choice is not None:
         decoder, budget = choice.decoder, None
     _check_kinds(score_every, generators, on_step, tape)
+    cfg_window = _interval(cfg_window, config)
     select = None if select is None else as_objective(select)
     check_gradients(objective, config, select)
     decodes = Decoder(pipe, kind=decoder, tiny=tiny, budget=budget, memory=memory, like=like)
@@ -152,6 +158,7 @@ def steer(
         choice="" if choice is None else str(choice),
         ignored=(*ignored, *more),
         select=select,
+        cfg_window=cfg_window,
     )
     return Steering(pipe, plan, decodes)
 
@@ -167,6 +174,19 @@ def check_gradients(objective: object, method: Method, select: Objective | None 
             f"{', '.join(without)} has no gradient, and {method.name} needs one: take "
             f"{', '.join(FREE)}, or let it select among candidates (select=, --select)."
         )
+
+
+def _interval(given: object, method: Method) -> tuple[float, float] | None:
+    """The window of classifier-free guidance. UsageError for what is none."""
+    if given is None:
+        return None
+    try:
+        window = Shortcut(window=given).window
+    except UsageError:
+        raise UsageError(f"cfg_window lies in [0, 1], the lower first, not {given}.") from None
+    if method.differentiates:
+        raise UsageError(f"{method.name} takes gradients through guidance: leave cfg_window out.")
+    return window
 
 
 def _check_kinds(

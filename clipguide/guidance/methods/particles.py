@@ -8,8 +8,8 @@ r = −loss(decode(x0)), and its log weight grows by its potential (their sectio
     difference  λ r − λ' r'        max  λ max(r so far)        sum  λ Σ (r so far)
 
 with λ' and r' of the time before. At the last evaluation that is due, the potentials max and sum
-are what takes all that a particle was given to λ r, and particles are drawn anew in any case, so that
-every potential aims at p(x0) e^{λ r}.
+are what takes all that a particle was given to λ r, and particles are drawn anew in any case, so
+that every potential aims at p(x0) e^{λ r}.
 
 The factor is 1 by default; with `rising` ρ it is min(1, 2^(k/(ρT)) − 1) at evaluation k of T: the
 tempering of DAS (Kim et al. 2025, (1 + γ)^k − 1) with the γ that gets to 1 at the share ρ of the
