@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..errors import ClipguideWarning
 from ..objectives import Balanced, Objective
 from ..prompts import Prompt
 from ..rewards import Reward, wanted
 from .jobs import Settings
+
+OPPOSED = -0.5  # mean cosine of two pulls, which by chance is about 0
 
 
 @dataclass
@@ -22,6 +26,7 @@ class Rewards:
 
     device: str
     key: str = ""
+    _told: bool = False
     _loaded: dict[tuple, Reward] = field(default_factory=dict)
 
     def pulling(
@@ -34,6 +39,18 @@ class Rewards:
         if all(term.differentiable for one in terms for _, term in one.terms()):
             return Balanced(terms)
         return sum(terms[1:], terms[0])
+
+    def tell(self, cosines: Sequence[float]) -> None:
+        """Warn where the guide and the rewards pulled against each other in a run, once; their
+        cosines are those of `cosines_of_pulls`."""
+        if cosines and sum(cosines) / len(cosines) < OPPOSED and not self._told:
+            self._told = True
+            warnings.warn(
+                "The guide and the rewards pull against each other, and little comes of it: lower "
+                "a weight, or leave one of them out.",
+                ClipguideWarning,
+                stacklevel=2,
+            )
 
     def selecting(self, guides: Sequence[Prompt], settings: Settings) -> Objective | None:
         """What picks among candidates; None for what is minimised."""

@@ -30,6 +30,7 @@ from ..guidance.tape import Tape
 from ..images import to_pil
 from ..mini import known
 from ..objectives import Objective, Similarity, finished
+from ..objectives.balanced import cosines_of_pulls
 from ..prompts import Prompt, parse
 from ..recipe import Recipe
 from ..views import Cutouts, Views
@@ -326,7 +327,7 @@ class TextToImage:
         objective = self._rewards.pulling(objective, guides, settings)
         select = self._rewards.selecting(guides, settings)
         film = Film(on_step) if settings.frames else None
-        with steer(
+        with cosines_of_pulls() as cosines, steer(
             self.pipe,
             objective,
             method=settings.method,
@@ -352,6 +353,7 @@ class TextToImage:
                 output_type="pt",
             ).images
             settings = self._drawn_by(steering.decoder, settings)
+        self._rewards.tell(cosines)
         if settings.refine:
             image_B3HW = self._refined(image_B3HW, jobs, settings)
         rank_B = [0.0] * len(jobs)

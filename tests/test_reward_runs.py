@@ -20,10 +20,12 @@ from torch.testing import assert_close
 
 from clipguide import Reward, load_clip, register_reward
 from clipguide import images as files
+from clipguide.canvases import Pixels
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.guidance import BestOf, Lookahead, Particles, Rollover, Shortcut, steer
 from clipguide.images import to_pil
 from clipguide.objectives import Balanced, Objective, Similarity
+from clipguide.optimize import Loop
 from clipguide.prompts import parse
 from clipguide.recipe import from_json, read_png
 from clipguide.rewards import REWARDS
@@ -53,11 +55,11 @@ class Free(Redness):
 @pytest.fixture(autouse=True)
 def named():
     Free.asked = 0
-    for name, made in {"redness": Redness(), "free": Free()}.items():
+    for name, made in {"redness": Redness(), "free": Free(), "blueness": -Redness()}.items():
         load = lambda settings, made=made: lambda prompts: made  # noqa: E731
         register_reward(name, load, gradient=made.differentiable, reads=False, default="-")
     yield
-    for name in ("redness", "free"):
+    for name in ("redness", "free", "blueness"):
         REWARDS.unregister(name)
 
 
@@ -194,6 +196,21 @@ def SETTINGS(*rewards):
     from types import SimpleNamespace
 
     return SimpleNamespace(rewards=rewards, question="", trust_pickle=False)
+
+
+def test_rewards_that_pull_against_each_other_are_said(make):
+    with pytest.warns(ClipguideWarning, match="pull against each other") as caught:
+        make("a fox", rewards=["redness", "blueness"], steps=2, count=2)
+    assert len([w for w in caught if "pull against" in str(w.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ClipguideWarning)
+        make("a fox", rewards=["redness:-1"], steps=2)
+
+
+def test_a_canvas_refuses_what_has_no_gradient():
+    canvas = Pixels(16, 16, [torch.Generator()])
+    with pytest.raises(UsageError, match=r"Reward\(free\) has no gradient, and a canvas"):
+        Loop(canvas, Brightness() + Reward("free"), steps=1)
 
 
 @pytest.mark.parametrize(

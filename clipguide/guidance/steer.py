@@ -14,7 +14,15 @@ import torch
 
 from ..clip import Clip, load_clip
 from ..errors import ClipguideWarning, UsageError
-from ..objectives import Generators, Objective, Similarity, as_objective, as_prompts, finished
+from ..objectives import (
+    Generators,
+    Objective,
+    Similarity,
+    as_objective,
+    as_prompts,
+    finished,
+    without_gradient,
+)
 from ..prompts import ImagePart, Prompt
 from ..rewards import FREE, Reward
 from . import schedulers
@@ -168,10 +176,9 @@ def check_gradients(objective: object, method: Method, select: Objective | None 
     one without gradients goes by in its stead."""
     if not isinstance(objective, Objective) or method.idle or not method.needs_gradient:
         return
-    without = [str(term) for _, term in objective.terms() if not term.differentiable]
-    if without:
+    if without := without_gradient(objective):
         raise UsageError(
-            f"{', '.join(without)} has no gradient, and {method.name} needs one: take "
+            f"{without} has no gradient, and {method.name} needs one: take "
             f"{', '.join(FREE)}, or let it select among candidates (select=, --select)."
         )
 

@@ -21,6 +21,7 @@ from .base import (
     as_objective,
     finished,
     fresh_generators,
+    without_gradient,
 )
 from .image_reward import ImageReward
 from .pixels import Near, Palette, Range, Saturation, Symmetry, TotalVariation
@@ -96,4 +97,5 @@ __all__ = [
     "make_objective",
     "regions",
     "register_objective",
+    "without_gradient",
 ]

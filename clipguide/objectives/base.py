@@ -290,6 +290,11 @@ def as_objective(given: Objective | Callable[..., torch.Tensor]) -> Objective:
     )
 
 
+def without_gradient(objective: Objective) -> str:
+    """The terms of an objective by which images have no gradient, joined by commas."""
+    return ", ".join(str(term) for _, term in objective.terms() if not term.differentiable)
+
+
 def finished(objective: Objective) -> Objective:
     """The objective that ranks finished images: as it is at the end, or where nothing of it is left
     there by its schedules, as it is last."""
