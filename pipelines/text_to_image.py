@@ -159,6 +159,13 @@ class TextToImage:
             warnings.warn(
                 "negative is ignored: it takes a cfg above 1.", ClipguideWarning, stacklevel=2
             )
+        if asked.select and best_of == 1 and method.needs_gradient:
+            warnings.warn(
+                "select is ignored: there is one candidate. Draw several with best_of=4 "
+                "(--best-of 4).",
+                ClipguideWarning,
+                stacklevel=2,
+            )
         if self.model == "mini":
             for said in filter(None, (known.doubt(to_draw(prompt)) for prompt in prompts)):
                 warnings.warn(said, ClipguideWarning, stacklevel=2)

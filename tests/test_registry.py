@@ -102,6 +102,7 @@ def test_a_plug_in_of_one_file(tmp_path, generator_folder):
         from clipguide.pipelines.drawing import CANVASES
         assert "SparklePipeline" in latents.FAMILIES and "sparkle" in CANVASES
         assert "SparkleScheduler" in schedulers.SCHEDULERS
+        assert clipguide.Reward("darkness")(draw(pipe)).shape == (1,)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=300)
 

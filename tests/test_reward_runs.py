@@ -207,6 +207,24 @@ def test_rewards_that_pull_against_each_other_are_said(make):
         make("a fox", rewards=["redness:-1"], steps=2)
 
 
+def test_what_selects_among_one_is_ignored_and_said(make):
+    with pytest.warns(ClipguideWarning, match="select is ignored: there is one candidate"):
+        make("a fox", select=["free"], steps=1)
+
+
+def test_candidates_are_pruned_by_what_selects(make):
+    """One image of four previews; the recipe makes it again."""
+    method = BestOf(number=4, finish=2, preview=0.5)
+    pruned = make("a fox", method=method, select=["free"], steps=4, seed=3)[0]
+    assert pruned.recipe.options == {"number": "4", "finish": "2", "preview": "0.5"} or (
+        pruned.recipe.options == {"finish": "2", "preview": "0.5"}
+    )
+    each = make("a fox", best_of=4, strength=0.0, select=["free"], steps=4, seed=3)[0]
+    reds = [files.to_tensor([p.image])[:, 0].mean() for p in (each, pruned)]
+    assert reds[1] <= reds[0] + 1e-4
+    assert make.replay(pruned.recipe).image.tobytes() == pruned.image.tobytes()
+
+
 def test_a_canvas_refuses_what_has_no_gradient():
     canvas = Pixels(16, 16, [torch.Generator()])
     with pytest.raises(UsageError, match=r"Reward\(free\) has no gradient, and a canvas"):
