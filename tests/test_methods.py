@@ -467,7 +467,7 @@ def test_naming_a_method(pipe, clip, arguments, message):
         (lambda: Shortcut(travel=0), "travel"),
         (lambda: BestOf(number=0), "number"),
         (lambda: BestOf(number=2, finish=3), "cannot be finished"),
-        (lambda: BestOf(preview=1.0), "preview"),
+        (lambda: BestOf(look=1.0), "look"),
         (lambda: Particles(resampling="ssb"), "Did you mean ssp"),
         (lambda: Particles(rising=2), "rising"),
         (lambda: Rollover(enough=math.nan), "enough"),
@@ -536,7 +536,7 @@ def test_best_of_finishes_the_best_previews(pipe, each):
         s(**settings(steps=5))
     whole = torch.stack(s.report.candidates)
     seen = Counted(pipe)
-    with steer(pipe, Brightness(), method=BestOf(number=4, each=each, finish=2, preview=0.4)) as s:
+    with steer(pipe, Brightness(), method=BestOf(number=4, each=each, finish=2, look=0.4)) as s:
         kept = s(**given).images
     assert seen.number == 4 * 2 + 2 * 5
     seen.hook.remove()

@@ -214,11 +214,9 @@ def test_what_selects_among_one_is_ignored_and_said(make):
 
 def test_candidates_are_pruned_by_what_selects(make):
     """One image of four previews; the recipe makes it again."""
-    method = BestOf(number=4, finish=2, preview=0.5)
+    method = BestOf(number=4, finish=2, look=0.5)
     pruned = make("a fox", method=method, select=["free"], steps=4, seed=3)[0]
-    assert pruned.recipe.options == {"number": "4", "finish": "2", "preview": "0.5"} or (
-        pruned.recipe.options == {"finish": "2", "preview": "0.5"}
-    )
+    assert pruned.recipe.options == {"finish": "2", "look": "0.5"}
     each = make("a fox", best_of=4, strength=0.0, select=["free"], steps=4, seed=3)[0]
     reds = [files.to_tensor([p.image])[:, 0].mean() for p in (each, pruned)]
     assert reds[1] <= reds[0] + 1e-4

@@ -107,14 +107,17 @@ Resampling = Annotated[
 ]
 Enough = Annotated[
     float | None,
-    _option("End rollover's search when the score, minus the objective, is that high."),
+    _option(
+        "End rollover's search when the score, minus the objective, is that high. [default: never]"
+    ),
 ]
 Finish = Annotated[
     int | None,
     _option("Draw only the best previews of best-of's candidates to the end. [default: all]"),
 ]
-PreviewAt = Annotated[
-    float | None, _option("The share of the steps after which --finish looks. [default: 0.4]")
+Look = Annotated[
+    float | None,
+    _option("The share of the steps after which --finish looks at previews. [default: 0.4]"),
 ]
 Of = Annotated[
     str | None,
@@ -135,7 +138,9 @@ Temperature = Annotated[
     float | None, _option("How many sketches are near enough to count. [default: 0.1]")
 ]
 Iterations = Annotated[int | None, _option("Rounds of looking for a better start. [default: 20]")]
-Rate = Annotated[float | None, _option("Length of a round's step. [default: 0.05]")]
+Rate = Annotated[
+    float | None, _option("Length of a round's step. [default: noise 0.05, embedding 0.1]")
+]
 Prior = Annotated[
     float | None, _option("How firmly the start stays like plain noise. [default: 1]")
 ]

@@ -1,10 +1,10 @@
 """Best-of: draw n candidates of each image, keep the best. The floor for every other method.
 
-With `finish` m, all candidates are drawn to the share `preview` of their steps, where x0 is decoded
+With `finish` m, all candidates are drawn to the share `look` of their steps, where x0 is decoded
 and ranked, and only the m best of each image are drawn to the end (pruning by previews at x0, as
 TTSnap, 2025, and EvoSearch, 2025, do; their learned or evolved parts are not here). The survivors
 begin again from their seeds, so that each is the image that best-of would have drawn; it costs
-n·preview + m runs instead of n.
+n·look + m runs instead of n.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BestOf(Method):
         number: candidates of an image.
         each: what draws each.
         finish: how many of these are drawn to the end; None is all.
-        preview: the share of the steps after which the others are left, above 0 and below 1.
+        look: the share of the steps after which the others are left, above 0 and below 1.
     """
 
     name: ClassVar[str] = "best-of"
@@ -40,7 +40,7 @@ class BestOf(Method):
     number: int = 4
     each: Method | None = None
     finish: int | None = None
-    preview: float = 0.4
+    look: float = 0.4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,9 +49,9 @@ class BestOf(Method):
             self.whole(1, "finish")
             if self.finish > self.number:
                 raise UsageError(f"Of {self.number} candidates {self.finish} cannot be finished.")
-        self.at_least(0, "preview")
-        if not 0 < self.preview < 1:
-            raise UsageError(f"The preview is above 0 and below 1, not {self.preview}.")
+        self.at_least(0, "look")
+        if not 0 < self.look < 1:
+            raise UsageError(f"look must be above 0 and below 1, not {self.look}.")
         if self.each is None:
             return
         if not isinstance(self.each, Method):
@@ -104,7 +104,7 @@ class BestOf(Method):
         score_KB = torch.stack(
             [
                 sampler.preview(
-                    until=self.preview,
+                    until=self.look,
                     by=self.each,
                     **{**settings, "generator": reseeded(restarted(given), k)},
                 )
