@@ -231,13 +231,14 @@ class TextToImage:
         guides. A class of one's own may scale it, or add to it; recipes do not say that it did."""
         return Similarity(self.clip, guides, views=views)
 
-    def replay(self, recipe: Recipe) -> Picture:
+    def replay(self, recipe: Recipe, *, trust_pickle: bool = False) -> Picture:
         """The picture that a recipe made, with the same bits where weights, libraries, device and
-        threads are the same. The recipe's models are not looked at: this object's are used."""
+        threads are the same. The recipe's models are not looked at: this object's are used, but
+        for rewards, whose pickles are read with `trust_pickle` alone."""
         check_numbers(batch_size=len(recipe.batch_seeds))
         if recipe.batch_position >= len(recipe.batch_seeds):
             raise UsageError("The recipe's batch_position lies outside its batch.")
-        asked = Generation.of(recipe)
+        asked = replace(Generation.of(recipe), trust_pickle=trust_pickle)
         width, height = picture_size(self.pipe, asked.size, name=self.model)
         settings = self._resolved(asked, asked.configured, asked.best_of, width, height)
         jobs = [Job(recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
