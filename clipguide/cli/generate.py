@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -57,7 +58,13 @@ def generate(
     quota: steering.Quota = None,
     potential: steering.Potential = None,
     sharpness: steering.Sharpness = None,
+    rising: steering.Rising = None,
+    resampling: steering.Resampling = None,
     threshold: steering.Threshold = None,
+    enough: steering.Enough = None,
+    finish: steering.Finish = None,
+    look: steering.Look = None,
+    of: steering.Of = None,
     eta: steering.Eta = None,
     lookahead_steps: steering.LookaheadSteps = None,
     scale: steering.Scale = None,
@@ -86,6 +93,14 @@ def generate(
         float | None,
         typer.Option(help="Scale of classifier-free guidance; 1 is none. [default: 4.0]"),
     ] = None,
+    cfg_window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH",
+            help="Noise levels at which that guidance holds: 1 is pure noise, 0 the image. "
+            "[default: all]",
+        ),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(metavar="SIDE|WxH", help="Pixels. [default: the model's]"),
@@ -105,6 +120,17 @@ def generate(
         str | None,
         typer.Option(metavar="NAME", help="The CLIP that judges. [default: mini-judge]"),
     ] = None,
+    reward: options.Reward = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:WEIGHT]",
+            help="What picks among candidates in the guide's stead, as --reward; one without a "
+            "gradient will do. Repeatable.",
+        ),
+    ] = None,
+    question: options.Question = "",
+    trust_pickle: options.TrustPickle = False,
     safety_checker: Annotated[
         bool, typer.Option("--safety-checker", help="Keep the model's own safety checker.")
     ] = False,
@@ -173,6 +199,7 @@ def generate(
     files.trace = trace
     models = {"model": model, "clip": clip, "judge": judge, "dtype": dtype}
     models["safety_checker"] = safety_checker
+    models["key"] = os.environ.get(options.KEY, "")
     settings = {
         "guide": guide,
         "negative": negative,
@@ -181,12 +208,17 @@ def generate(
         "steps": steps,
         "seed": seed,
         "cfg": cfg,
+        "cfg_window": steering.levels(cfg_window, "--cfg-window"),
         "size": pixels(size),
         "budget": budget,
         "memory": memory,
         "cutouts": cutouts,
         "decoder": decoder,
         "tiny": tiny,
+        "rewards": tuple(reward or ()),
+        "select": tuple(select or ()),
+        "question": question,
+        "trust_pickle": trust_pickle,
         "refine": refine,
         "exact": exact,
         "trace": trace,
@@ -205,7 +237,13 @@ def generate(
         "quota": quota,
         "potential": potential,
         "sharpness": sharpness,
+        "rising": rising,
+        "resampling": resampling,
         "threshold": threshold,
+        "enough": enough,
+        "finish": finish,
+        "look": look,
+        "of": of,
         "eta": eta,
         "steps": lookahead_steps,
         "scale": scale,
@@ -224,6 +262,8 @@ def generate(
             _draw(prompts, models, settings, files, reel, preview=preview, quiet=quiet)
         finally:
             files.tell(as_json=as_json, quiet=quiet)
+    if not quiet:
+        _tell_of_easing(files)
 
 
 def _draw(
@@ -279,6 +319,15 @@ def _draw(
             off = {"method": "shortcut", "strength": 0.0, "refine": 0, "frames": False}
             plain = draw.iterate(prompts, replace(asked, **off, budget=None), on_step=meter)
             _write_comparison(files, list(plain))
+
+
+def _tell_of_easing(files: Files) -> None:
+    """One line where the judge eased the steering."""
+    from ..pipelines.picture import easing
+
+    if said := easing(files.pictures):
+        shows = "clipguide plot" if files.trace else "--trace"
+        console.complain(f"{said}; {shows} shows it.")
 
 
 def _check_resume(resume: bool, *, seed: int | None, force: bool, video: Path | None) -> None:

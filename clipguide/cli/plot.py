@@ -16,6 +16,7 @@ TITLES = {
     "loss": "loss",
     "gradient": "rms of the gradient",
     "angle": "degrees from guidance",
+    "trust": "the judge's factor of the strength",
     "noise": "noise level, sigma",
 }
 LINES = {"guide": ("guide", "judge"), "noise": ("noise", "sigma")}

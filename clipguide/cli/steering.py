@@ -26,7 +26,8 @@ Name = Annotated[
         help="shortcut: CLIP's gradient moves each step's picture. best-of: draw several, keep the "
         "best. particles: several at once, the good ones copied as they go. rollover: "
         "each step is tried again until it is better. lookahead: quick sketches say where to "
-        "go. backprop: the gradient through the model, slow. noise: look for a better start, for "
+        "go. backprop: the gradient through the model, slow. embedding: the prompt's embedding is "
+        "moved. noise: look for a better start, for "
         "models of 1 to 4 steps. auto: the one that gains most for --budget.",
     ),
 ]
@@ -82,7 +83,7 @@ Fixed = Annotated[
     ),
 ]
 Number = Annotated[
-    int | None, _option("Candidates, particles or sketches of a picture. [default: 4]")
+    int | None, _option("Candidates, particles or sketches of an image. [default: 4]")
 ]
 Quota = Annotated[int | None, _option("Tries of a step, in the mean. [default: 4]")]
 Potential = Annotated[
@@ -95,6 +96,33 @@ Potential = Annotated[
 Sharpness = Annotated[
     float | None,
     _option("How strictly the better ones are preferred. [default: particles 100, lookahead 4]"),
+]
+Rising = Annotated[
+    float | None,
+    _option("The share of the run after which --sharpness is whole; 0: at once. [default: 0]"),
+]
+Resampling = Annotated[
+    str | None,
+    _option("How particles are drawn anew. [default: systematic]", "systematic|residual|ssp"),
+]
+Enough = Annotated[
+    float | None,
+    _option(
+        "End rollover's search when the score, minus the objective, is that high. [default: never]"
+    ),
+]
+Finish = Annotated[
+    int | None,
+    _option("Draw only the best previews of best-of's candidates to the end. [default: all]"),
+]
+Look = Annotated[
+    float | None,
+    _option("The share of the steps after which --finish looks at previews. [default: 0.4]"),
+]
+Of = Annotated[
+    str | None,
+    _option("Which embedding is moved, that of the prompt or of none. [default: prompt]",
+            "prompt|null"),
 ]
 Threshold = Annotated[
     float | None,
@@ -110,7 +138,9 @@ Temperature = Annotated[
     float | None, _option("How many sketches are near enough to count. [default: 0.1]")
 ]
 Iterations = Annotated[int | None, _option("Rounds of looking for a better start. [default: 20]")]
-Rate = Annotated[float | None, _option("Length of a round's step. [default: 0.05]")]
+Rate = Annotated[
+    float | None, _option("Length of a round's step. [default: noise 0.05, embedding 0.1]")
+]
 Prior = Annotated[
     float | None, _option("How firmly the start stays like plain noise. [default: 1]")
 ]
@@ -151,13 +181,17 @@ def configured(method: str, options: dict) -> Method | str:
     from ..guidance.methods import configure
 
     if isinstance(options.get("window"), str):
-        options = {**options, "window": _window(options["window"])}
+        options = {**options, "window": levels(options["window"], "--window")}
     return configure(method, options)
 
 
-def _window(text: str) -> tuple[float, float]:
+def levels(text: str | None, option: str) -> tuple[float, float] | None:
+    """Two noise levels, or None where there is no text. UsageError, with the option's name, for
+    another text."""
+    if text is None:
+        return None
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--window takes two noise levels, as 0.2,0.9, not {text!r}.") from None
+        raise UsageError(f"{option} takes two noise levels, as 0.2,0.9, not {text!r}.") from None
     return low, high

@@ -46,8 +46,8 @@ class Aesthetic(Objective):
     ) -> None:
         self.clip, self.views = clip, views
         self.encoder = Encoder(clip, views, chunk)
-        self._layers = _read(load_weights(path, trust_pickle=trust_pickle), str(path))
-        width = self._layers[0][0].shape[1]
+        self.layers = _read(load_weights(path, trust_pickle=trust_pickle), str(path))
+        width = self.layers[0][0].shape[1]
         if width != clip.embed_dim:
             raise UsageError(
                 f"The aesthetic head {path} reads {width} numbers, and the CLIP {clip.name} gives "
@@ -68,7 +68,7 @@ class Aesthetic(Objective):
 
     def score_vectors(self, unit: torch.Tensor) -> torch.Tensor:
         """The same of unit vectors_...D, differentiable."""
-        for weight, bias in self._layers:
+        for weight, bias in self.layers:
             unit = F.linear(unit, weight.to(unit), bias.to(unit))
         return unit[..., 0]
 
