@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..prompts import shorten
 from . import console
 from .embedding import Images, Options, open_pictures, with_options
-from .rows import Format, Printed, Rows
+from .rows import SEPARATORS, Format, Printed, Rows
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,7 @@ def classify(
         Path | None,
         typer.Option(metavar="FOLDER", help="Heat maps of the labels found, a PNG for each."),
     ] = None,
-    format: Printed = Format.table,
+    format: Printed = Format.text,
 ) -> None:
     """Name pictures: the likeliest label, with its probability.
 
@@ -143,7 +143,7 @@ def _add(rows: Rows, format: Format, path: str, found: list[Named]) -> None:
          "cosine": one.cosine if one.cosine == one.cosine else None}
         for one in found
     ]  # fmt: skip
-    for rank, one in enumerate(named if format is Format.csv else named[:1], start=1):
+    for rank, one in enumerate(named if format in SEPARATORS else named[:1], start=1):
         rows.add(
             cells=[path, rank, *("" if value is None else value for value in one.values())],
             line=f"{shown}  {path}",

@@ -27,7 +27,7 @@ def duplicates(
     contact_sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .png or .html to show them on.")
     ] = None,
-    format: Printed = Format.table,
+    format: Printed = Format.text,
 ) -> None:
     """List pictures that an index has more than once.
 
@@ -57,7 +57,7 @@ def _print(groups: list[Group], format: Format, threshold: float | None) -> None
     columns = ["group", "path", "size", "score", "exact"]
     rows = Rows(format, columns)
     for number, group in enumerate(groups, start=1):
-        if number > 1 and format is Format.table:
+        if number > 1 and format is Format.text:
             console.tell("")
         known = zip(group.paths, group.sizes, group.scores, strict=True)
         for i, (path, size, score) in enumerate(known):

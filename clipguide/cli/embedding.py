@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..clip import Clip
     from ..engine import Embedded, Engine
 
-PANEL = "How pictures are read and embedded"
 
 Images = Annotated[
     list[str],
@@ -36,7 +35,7 @@ Images = Annotated[
 
 
 def _option(*names: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=PANEL)
+    return typer.Option(*names, help=text, metavar=metavar)
 
 
 @dataclass(frozen=True, kw_only=True)

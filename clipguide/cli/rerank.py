@@ -89,7 +89,7 @@ def rerank(
     link_to: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The same with symbolic links.")
     ] = None,
-    format: Printed = Format.table,
+    format: Printed = Format.text,
 ) -> None:
     """Put pictures in order, the best first.
 

@@ -83,7 +83,7 @@ def score(
             "in windows that are averaged.",
         ),
     ] = "cut",
-    format: Printed = Format.table,
+    format: Printed = Format.text,
 ) -> None:
     """Score pictures against texts.
 

@@ -65,7 +65,7 @@ def search(
         Path | None, typer.Option(metavar="FILE", help="A .png or .html to show them on.")
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Show them in the browser.")] = False,
-    format: Printed = Format.table,
+    format: Printed = Format.text,
     clip: Annotated[
         str | None,
         typer.Option(

@@ -11,18 +11,16 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from ..guidance.contract import Method
 
-PANEL = "How CLIP steers"
 
 
 def _option(text: str, metavar: str | None = None) -> object:
-    return typer.Option(help=text, metavar=metavar, rich_help_panel=PANEL, show_default=False)
+    return typer.Option(help=text, metavar=metavar, show_default=False)
 
 
 Name = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        rich_help_panel=PANEL,
         help="shortcut: CLIP's gradient moves each step's picture. best-of: draw several, keep the "
         "best. particles: several at once, the good ones copied as they go. rollover: "
         "each step is tried again until it is better. lookahead: quick sketches say where to "
@@ -153,7 +151,6 @@ Decoder = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        rich_help_panel=PANEL,
         show_default=False,
         help="What shows CLIP each step's picture. vae: the model's own decoder, the best and "
         "slowest. linear: a rough map to colours, the fastest. tiny: a small decoder, named by "

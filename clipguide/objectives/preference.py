@@ -43,7 +43,7 @@ class Preference(Similarity):
     def towards(self, prompts: Prompts) -> Preference:
         """The same model's preference by other prompts."""
         return Preference(
-            self.clip, prompts, scale=self.scale, views=self.views, chunk=self._chunk
+            self.clip, prompts, scale=self.scale, views=self.views, chunk=self.chunk
         )
 
     def cosine(self, unit_BD: torch.Tensor) -> torch.Tensor:

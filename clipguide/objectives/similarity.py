@@ -55,7 +55,7 @@ class Similarity(Objective):
                 f"There is no kind of similarity {kind!r}.{close_matches(str(kind), KINDS)}"
             )
         self.clip, self.views, self._distance = clip, views, KINDS[kind]
-        self._kind, self._chunk = kind, chunk
+        self._kind, self.chunk = kind, chunk
         self.prompts = as_prompts(prompts)
         self.encoder = Encoder(clip, views, chunk)
         self._text_BPD, self._weight_BP = _encode(clip, self.prompts)
@@ -89,7 +89,7 @@ class Similarity(Objective):
         if self._source is not None or type(self) is not Similarity:
             raise UsageError(f"The prompts of {self} cannot be changed: make another.")
         return Similarity(
-            self.clip, prompts, views=self.views, kind=self._kind, chunk=self._chunk
+            self.clip, prompts, views=self.views, kind=self._kind, chunk=self.chunk
         )
 
     def __repr__(self) -> str:
