@@ -59,13 +59,13 @@ def classify(
         int, typer.Option("--top", "-k", min=1, metavar="K", help="How many labels to give.")
     ] = 1,
     none: Annotated[
-        bool, typer.Option("--none", help="A picture may show none of the labels.")
+        bool, typer.Option("--none", help="An image may show none of the labels.")
     ] = False,
     calibrate: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Pictures that do show a label: of such, at most 5 % are turned away by --none.",
+            help="Images that do show a label: of such, at most 5 % are turned away by --none.",
         ),
     ] = None,
     few_shot: Annotated[
@@ -79,7 +79,7 @@ def classify(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A PNG of what was taken for what; the folders that pictures are in name them.",
+            help="A PNG of what was taken for what; the folders that images are in name them.",
         ),
     ] = None,
     explain: Annotated[
@@ -88,9 +88,9 @@ def classify(
     ] = None,
     format: Printed = Format.text,
 ) -> None:
-    """Name pictures: the likeliest label, with its probability.
+    """Name images: the likeliest label, with its probability.
 
-    Where the folders that pictures are in are named like labels, the share of right names goes to
+    Where the folders that images are in are named like labels, the share of right names goes to
     stderr. --none is calibrated for the embedded models and for drawings; for others give
     --calibrate.
     """

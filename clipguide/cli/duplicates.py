@@ -29,11 +29,11 @@ def duplicates(
     ] = None,
     format: Printed = Format.text,
 ) -> None:
-    """List pictures that an index has more than once.
+    """List images that an index has more than once.
 
     Nothing is deleted.
 
-    Of each group, the largest picture comes first, then its copies, each with its cosine; "same"
+    Of each group, the largest image comes first, then its copies, each with its cosine; "same"
     are those of the same content. Groups are parted by blank lines.
     """
     from ..retrieval import page, places

@@ -27,7 +27,7 @@ Images = Annotated[
     list[str],
     typer.Argument(
         metavar="IMAGES...",
-        help="Pictures: files, folders, patterns in quotes, - for names on stdin, or an .npz or "
+        help="Images: files, folders, patterns in quotes, - for names on stdin, or an .npz or "
         ".parquet that embed wrote.",
         show_default=False,
     ),
@@ -60,17 +60,17 @@ class Options:
     alpha: Annotated[
         str,
         _option(
-            text="white: lay transparent pictures on white. drop: ignore it, as open_clip does.",
+            text="white: lay transparent images on white. drop: ignore it, as open_clip does.",
             metavar="white|drop",
         ),
     ] = "white"
-    frames: Annotated[int, _option(text="Frames of a moving picture to average.", metavar="N")] = 1
+    frames: Annotated[int, _option(text="Frames of a moving image to average.", metavar="N")] = 1
     icc: Annotated[
         bool, _option("--icc", text="Convert colours of other profiles to sRGB.")
     ] = False
     megapixels: Annotated[
         float | None,
-        _option(text="The largest picture that is read. [default: 179]", metavar="N"),
+        _option(text="The largest image that is read. [default: 179]", metavar="N"),
     ] = None
     fast: Annotated[
         bool, _option("--fast", text="Decode JPEGs no larger than needed: quicker, less exact.")
@@ -80,7 +80,7 @@ class Options:
     ] = False
     batch: Annotated[
         int | None,
-        _option(text="Pictures at a time. [default: 16 on a CPU, else 256]", metavar="N"),
+        _option(text="Images at a time. [default: 16 on a CPU, else 256]", metavar="N"),
     ] = None
     workers: Annotated[
         int | None,
@@ -102,7 +102,7 @@ class Options:
     verify: Annotated[
         bool, _option("--verify", text="Digest each file again before its cached vector is used.")
     ] = False
-    strict: Annotated[bool, _option("--strict", text="Exit 1 if a picture could not be read.")] = (
+    strict: Annotated[bool, _option("--strict", text="Exit 1 if an image could not be read.")] = (
         False
     )
 

@@ -54,7 +54,7 @@ def finetune(
         typer.Argument(
             metavar="DATA",
             help="A folder whose subfolders name classes; a .csv, .tsv, .jsonl or .parquet of "
-            "pictures and captions or labels; a webdataset .tar, or a pattern of them; an index.",
+            "images and captions or labels; a webdataset .tar, or a pattern of them; an index.",
             show_default=False,
         ),
     ],
@@ -74,12 +74,12 @@ def finetune(
         ),
     ] = "full",
     loss: Annotated[str, _option(text="softmax: CLIP's. sigmoid: SigLIP's.")] = "softmax",
-    epochs: Annotated[float, _option(text="Times that the pictures are gone through.")] = 10.0,
+    epochs: Annotated[float, _option(text="Times that the images are gone through.")] = 10.0,
     steps: Annotated[int | None, _option(text="Steps, in the place of epochs.")] = None,
-    batch: Annotated[int, _option(text="Pictures a step.")] = 64,
+    batch: Annotated[int, _option(text="Images a step.")] = 64,
     chunk: Annotated[
         int,
-        _option(text="Pictures encoded at a time: less memory, the same gradient."),
+        _option(text="Images encoded at a time: less memory, the same gradient."),
     ] = 64,
     lr: Annotated[float | None, _option(text="The learning rate. [default: by the method]")] = None,
     rank: Annotated[int, _option(text="Of lora.")] = 8,
@@ -103,11 +103,11 @@ def finetune(
     share: Annotated[
         float,
         _option(
-            text="Of the pictures, to set aside: half to choose by, half to test on if they are "
+            text="Of the images, to set aside: half to choose by, half to test on if they are "
             "40 or more.",
         ),
     ] = 0.2,
-    test: Annotated[str | None, _option(text="Other pictures to test on.", metavar="DATA")] = None,
+    test: Annotated[str | None, _option(text="Other images to test on.", metavar="DATA")] = None,
     look: Annotated[
         bool, _option("--dry-run", text="Only report on the data, and train nothing.")
     ] = False,
@@ -115,7 +115,7 @@ def finetune(
         str | None,
         _option(
             text="What it should still know: held-out (drawings among 1,740 names, which mini was "
-            "not trained on), other pictures, or none. [default: of mini held-out]",
+            "not trained on), other images, or none. [default: of mini held-out]",
             metavar="held-out|DATA|none",
         ),
     ] = None,
@@ -139,7 +139,7 @@ def finetune(
         str,
         _option(
             text="tecoa: by the names of classes. fare: by where the CLIP itself puts the "
-            "pictures, for which any folder will do.",
+            "images, for which any folder will do.",
             metavar="tecoa|fare",
         ),
     ] = "tecoa",
@@ -173,10 +173,10 @@ def finetune(
         typer.Option("--force", "-f", help="Overwrite FOLDER, or begin anew what was stopped."),
     ] = False,
 ) -> None:
-    """Fine-tune a CLIP on your own pictures.
+    """Fine-tune a CLIP on your own images.
 
     The result is a folder that every --clip takes, and open_clip too, with its card, the curve of
-    target against retention, confusions, and the pictures that changed sides. A run that is stopped
+    target against retention, confusions, and the images that changed sides. A run that is stopped
     goes on with --resume.
     """
     _check_given(ctx, for_guiding)

@@ -29,7 +29,7 @@ def generate(
         list[str],
         typer.Argument(
             metavar="PROMPT",
-            help="What to draw, one picture a PROMPT. 'a red fox | oil painting:0.5 | blur:-1': "
+            help="What to draw, one image a PROMPT. 'a red fox | oil painting:0.5 | blur:-1': "
             "| separates parts, :number is a part's weight, below 0 repels, \\| and \\: are "
             "ordinary characters.",
             show_default=False,
@@ -44,7 +44,7 @@ def generate(
     ] = "",
     count: options.Count = 1,
     best_of: Annotated[
-        int, typer.Option(help="Draw this many for each picture, keep the guide's favourite.")
+        int, typer.Option(help="Draw this many for each image, keep the guide's favourite.")
     ] = 1,
     method: steering.Name = "shortcut",
     strength: steering.Strength = None,
@@ -83,8 +83,8 @@ def generate(
     refine: Annotated[
         int,
         typer.Option(
-            help="Steps of the loop of `optimize` on each finished picture's latents, kept where "
-            "the judge likes the picture better."
+            help="Steps of the loop of `optimize` on each finished image's latents, kept where "
+            "the judge likes the image better."
         ),
     ] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: 30]")] = None,
@@ -140,7 +140,7 @@ def generate(
         bool,
         typer.Option(
             "--resume",
-            help="Keep each step beside the pictures until they are done; given again after a "
+            help="Keep each step beside the images until they are done; given again after a "
             "stop, with the same --seed and all else, go on from the last step.",
         ),
     ] = False,
@@ -149,15 +149,15 @@ def generate(
         int,
         typer.Option(
             metavar="N",
-            help="Every N steps, show how far the pictures are in one sheet, a PNG named as the "
-            "first picture with -preview behind it, written anew each time; 0: never.",
+            help="Every N steps, show how far the images are in one sheet, a PNG named as the "
+            "first image with -preview behind it, written anew each time; 0: never.",
         ),
     ] = 0,
     video: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also write how the pictures came about, side by side, a frame a step: FILE ends "
+            help="Also write how the images came about, side by side, a frame a step: FILE ends "
             "in .gif, .webp or .mp4 (which needs PyAV: pip install av).",
         ),
     ] = None,
@@ -181,7 +181,7 @@ def generate(
     ] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw a picture of each PROMPT, steered by CLIP.
+    """Draw an image of each PROMPT, steered by CLIP.
 
     Each PNG carries the recipe that made it. Nothing is overwritten without --force.
     """

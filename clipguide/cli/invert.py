@@ -21,7 +21,7 @@ def invert(
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGES...", help="Three to five pictures of the thing, or a folder."
+            metavar="IMAGES...", help="Three to five images of the thing, or a folder."
         ),
     ],
     word: Annotated[
@@ -50,7 +50,7 @@ def invert(
     ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite the file.")] = False,
 ) -> None:
-    """Learn a word for a thing from a few pictures.
+    """Learn a word for a thing from a few images.
 
     This is textual inversion. The CLIP stays as it is.
 

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-Count = Annotated[int, typer.Option("--count", "-n", help="Pictures a prompt.")]
+Count = Annotated[int, typer.Option("--count", "-n", help="Images a prompt.")]
 Seed = Annotated[
     int | None,
     typer.Option(
-        help="Seed of the first picture; the next ones count up. [default: a new one]",
+        help="Seed of the first image; the next ones count up. [default: a new one]",
     ),
 ]
 Out = Annotated[

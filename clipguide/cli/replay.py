@@ -24,7 +24,7 @@ def replay(
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG made by clipguide.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="Keep the remade picture in this PNG."),
+        typer.Option("--out", "-o", metavar="FILE", help="Keep the remade image in this PNG."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")] = False,
     trust: Annotated[
@@ -38,7 +38,7 @@ def replay(
     ] = None,
     as_json: ReportAsJson = False,
 ) -> None:
-    """Make a picture again; exit with 1 if a pixel differs.
+    """Make an image again; exit with 1 if a pixel differs.
 
     When pixels differ, it says what else does: versions, weights, device, threads.
     """

@@ -91,10 +91,10 @@ def rerank(
     ] = None,
     format: Printed = Format.text,
 ) -> None:
-    """Put pictures in order, the best first.
+    """Put images in order, the best first.
 
     The score is the mean cosine with --text less that with --negative. With --aesthetic, both that
-    difference and the head's score are first brought to one scale over these pictures; so are the
+    difference and the head's score are first brought to one scale over these images; so are the
     scores of each --reward.
     """
     texts, negatives = ([checked(one) for one in given or []] for given in (text, negative))

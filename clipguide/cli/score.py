@@ -36,7 +36,7 @@ def score(
         list[str] | None,
         typer.Argument(
             metavar="IMAGES...",
-            help="Pictures: files, folders, patterns in quotes, - for names on stdin, or an .npz "
+            help="Images: files, folders, patterns in quotes, - for names on stdin, or an .npz "
             "or .parquet that embed wrote.",
             show_default=False,
         ),
@@ -85,9 +85,9 @@ def score(
     ] = "cut",
     format: Printed = Format.text,
 ) -> None:
-    """Score pictures against texts.
+    """Score images against texts.
 
-    Each score is printed as soon as its picture is read. The mean goes to stderr."""
+    Each score is printed as soon as its image is read. The mean goes to stderr."""
     if long not in ("cut", "chunk"):
         raise UsageError(f"--long is cut or chunk, not {shorten(long)!r}.")
     with console.plain_speech():

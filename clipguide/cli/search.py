@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 def search(
     text: Annotated[
         str | None,
-        typer.Argument(metavar="TEXT", help="What the pictures show.", show_default=False),
+        typer.Argument(metavar="TEXT", help="What the images show.", show_default=False),
     ] = None,
     db: Db = None,
     k: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many.")] = 10,
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", metavar="FILE", help="A picture that they are like; repeatable."),
+        typer.Option("--image", metavar="FILE", help="An image that they are like; repeatable."),
     ] = None,
     plus: Annotated[
         list[str] | None,
@@ -56,7 +56,7 @@ def search(
         float,
         typer.Option(metavar="X", help="From 0, only the score, to 1, as unlike as can be."),
     ] = 0.0,
-    page: Annotated[int, typer.Option(metavar="N", help="The N-th K pictures.")] = 1,
+    page: Annotated[int, typer.Option(metavar="N", help="The N-th K images.")] = 1,
     texts: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="With --image: which of these lines it shows; no index."),
@@ -78,7 +78,7 @@ def search(
         bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
     ] = False,
 ) -> None:
-    """Search an index by text, by picture or by both.
+    """Search an index by text, by image or by both.
 
     --plus and --negative add texts to the query and take them from it: the sum of unit vectors,
     each times its weight, is what is searched for. The score is the cosine with it; of a text alone

@@ -21,7 +21,7 @@ Name = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="shortcut: CLIP's gradient moves each step's picture. best-of: draw several, keep the "
+        help="shortcut: CLIP's gradient moves each step's image. best-of: draw several, keep the "
         "best. particles: several at once, the good ones copied as they go. rollover: "
         "each step is tried again until it is better. lookahead: quick sketches say where to "
         "go. backprop: the gradient through the model, slow. embedding: the prompt's embedding is "
@@ -32,7 +32,7 @@ Name = Annotated[
 Budget = Annotated[
     str | None,
     _option(
-        "What auto may spend: a number, times the cost of plain sampling, or seconds a picture. "
+        "What auto may spend: a number, times the cost of plain sampling, or seconds an image. "
         "Of --method auto for it all, else of --decoder auto. [default: 4, else 1.2]",
         "X|SECONDSs",
     ),
@@ -47,7 +47,7 @@ Memory = Annotated[
 ]
 Cutouts = Annotated[
     int | None,
-    _option("Crops of each step's picture that CLIP sees, beside the whole. [default: 4]"),
+    _option("Crops of each step's image that CLIP sees, beside the whole. [default: 4]"),
 ]
 Strength = Annotated[
     str | None,
@@ -60,7 +60,7 @@ Strength = Annotated[
 Window = Annotated[
     str | None,
     _option(
-        "Noise levels to steer at: 1 is pure noise, 0 the picture. [default: 0.1,1]", "LOW,HIGH"
+        "Noise levels to steer at: 1 is pure noise, 0 the image. [default: 0.1,1]", "LOW,HIGH"
     ),
 ]
 Every = Annotated[int | None, _option("Steer at every k-th step only. [default: 1; particles: 3]")]
@@ -152,11 +152,11 @@ Decoder = Annotated[
     typer.Option(
         metavar="NAME",
         show_default=False,
-        help="What shows CLIP each step's picture. vae: the model's own decoder, the best and "
+        help="What shows CLIP each step's image. vae: the model's own decoder, the best and "
         "slowest. linear: a rough map to colours, the fastest. tiny: a small decoder, named by "
         "--tiny. auto: the vae where it costs little beside the model, else tiny or linear. "
         "vae:whole, vae:layers, vae:half, vae:tiles2 … take less and less memory; vae picks one of "
-        "them. The finished picture is the vae's in any case. [default: auto]",
+        "them. The finished image is the vae's in any case. [default: auto]",
     ),
 ]
 Tiny = Annotated[
