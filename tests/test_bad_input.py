@@ -84,9 +84,9 @@ def refused(*arguments, code=2):
         (["fox", "--decoder", "lineal"], "Did you mean linear"),
         (["fox", "--decoder", "tiny"], "--tiny"),
         (["fox", "--decoder", "tiny", "--tiny", "."], "no config.json"),
-        (["fox", "--animate", "fox.avi"], ".gif, .webp or .mp4"),
-        (["fox", "--animate", "fox"], ".gif, .webp or .mp4"),
-        (["fox", "--animate", "fox.gif", "--count", "65"], "64 pictures"),
+        (["fox", "--video", "fox.avi"], ".gif, .webp or .mp4"),
+        (["fox", "--video", "fox"], ".gif, .webp or .mp4"),
+        (["fox", "--video", "fox.gif", "--count", "65"], "64 pictures"),
         (["fox", "--model", "minni"], "Did you mean mini"),
         (["fox", "--model", "no/such/folder"], "no/such/folder"),
         (["fox", "--model", "."], "no diffusers folder"),
@@ -187,20 +187,20 @@ def test_not_writable(tiny_mini, out):
 @pytest.mark.parametrize("name", ["file/a.gif", "/proc/a.webp", "x" * 250 + ".gif"])
 def test_an_animation_that_cannot_be_written(tiny_mini, name):
     Path("file").write_text("no folder")
-    assert "cannot be written" in refused("generate", "fox", "--animate", name)
+    assert "cannot be written" in refused("generate", "fox", "--video", name)
 
 
 def test_an_animation_without_what_writes_it(tiny_mini, monkeypatch):
     for module in ("av", "imageio_ffmpeg"):
         monkeypatch.setitem(sys.modules, module, None)
-    assert "pip install av" in refused("generate", "fox", "--animate", "a.mp4")
+    assert "pip install av" in refused("generate", "fox", "--video", "a.mp4")
 
 
 def test_an_animation_is_not_overwritten(tiny_mini):
     Path("a.gif").write_text("mine")
-    assert "--force" in refused("generate", "fox", "--out", "a.png", "--animate", "a.gif")
+    assert "--force" in refused("generate", "fox", "--out", "a.png", "--video", "a.gif")
     assert Path("a.gif").read_text() == "mine"
-    arguments = ["generate", "fox", "--steps", "1", "--animate", "a.gif", "--force"]
+    arguments = ["generate", "fox", "--steps", "1", "--video", "a.gif", "--force"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert Image.open("a.gif").format == "GIF"
 
@@ -327,8 +327,8 @@ def test_what_is_printed_cannot_be_written(clip_folder, tmp_path, more):
     ("arguments", "said"),
     [
         (["score", "a.png", "-t", "a", "--metric", "cos"], "'cos' is not one of 'cosine',"),
-        (["rerank", "a.png", "-t", "a", "--keep", "0"], "'--keep': it must be at least 1"),
-        (["rerank", "a.png", "-t", "a", "--keep", "a"], "'--keep': it must be a whole number."),
+        (["rerank", "a.png", "-t", "a", "--top", "0"], "'--top' / '-k': it must be at least 1"),
+        (["rerank", "a.png", "-t", "a", "-k", "a"], "'--top' / '-k': it must be a whole number."),
         (["rerank", "a.png", "-t", "a", "--diversity", "2"], "it must be at most 1"),
         (["rerank", "a.png", "-t", "a", "--diversity", "x"], "it must be a number."),
     ],

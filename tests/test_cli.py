@@ -154,7 +154,7 @@ def test_every_option_of_every_method_has_a_flag_that_names_its_default():
             option = text[text.index(f"{flag} ") :]
             defaults = option[option.index("[default: ") : option.index("]")]
             values = field.default if isinstance(field.default, tuple) else [field.default]
-            for value in values:
+            for value in filter(lambda value: value is not None, values):
                 shown = f"{value:g}" if isinstance(value, float) else str(value)
                 assert shown in re.findall(r"[\w.]+", defaults), (flag, value)
 
@@ -277,7 +277,7 @@ def test_live_grid_of_many(tmp_path):
 
 @pytest.mark.parametrize("name", ["fox.gif", "new/fox.webp"])
 def test_animate(tiny_mini, name):
-    options = ["--seed", 7, "--steps", 4, "--animate", name, "--out", "pictures/"]
+    options = ["--seed", 7, "--steps", 4, "--video", name, "--out", "pictures/"]
     result = invoke("generate", "fox", *options)
     assert result.stdout.splitlines()[-1] == name
     with Image.open(name) as moving:
@@ -296,7 +296,7 @@ def test_animate(tiny_mini, name):
 def test_animate_several(tiny_mini):
     """Side by side; the finished ones at the end, beside a comparison that is not filmed."""
     options = ["--seed", 7, "--best-of", 2, "--steps", 3, "--compare", "--json", "--out", "p/"]
-    result = invoke("generate", "fox", "owl", "bee", *options, "--animate", "all.gif")
+    result = invoke("generate", "fox", "owl", "bee", *options, "--video", "all.gif")
     facts = [json.loads(line) for line in result.stdout.splitlines()]
     assert {"path": "all.gif", "sheet": "animation"} in facts
     with Image.open("all.gif") as moving:

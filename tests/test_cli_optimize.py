@@ -69,8 +69,9 @@ def test_a_picture_that_can_be_made_again():
 def test_several_pictures_with_all_that_there_is_to_see():
     Image.new("RGB", (40, 40), "red").save("in.png")
     told = invoke(
-        *RUN, "an owl", "-n", "2", "--canvas", "pixels", "--video", "film.gif", "--every", "2",
-        "--preview", "2", "--init", "in.png", "--image-prompt", "in.png", "--out", "o/", "--json",
+        *RUN, "an owl", "-n", "2", "--canvas", "pixels", "--video", "film.gif",
+        "--frame-every", "2", "--preview", "2", "--init", "in.png", "--image-prompt", "in.png",
+        "--out", "o/", "--json",
     )  # fmt: skip
     rows = [json.loads(line) for line in told.splitlines()]
     assert [row.get("seed") for row in rows[:4]] == [7, 8, 7, 8]
@@ -129,8 +130,8 @@ def test_seconds():
         ([*RUN, "--out", "a.jpg"], "end 'a.jpg' in .png"),
         ([*RUN, "--count", "0"], "1 to 1000"),
         (["optimize", "b", "--prompt-at", "0:a"], "leave one of them out"),
-        ([*RUN, "--every", "3"], "--every is for"),
-        ([*RUN, "--every", "0", "--zoom", "2"], "every must be from 1"),
+        ([*RUN, "--frame-every", "3"], "--frame-every is for"),
+        ([*RUN, "--frame-every", "0", "--zoom", "2"], "every must be from 1"),
         ([*RUN, "--seed", "-1"], "seed must be"),
         ([*RUN, "--seed", "1" + "0" * 30], "seed must be"),
         ([*RUN, "--lr", "nan"], "lr must be from 0 to 1000"),
@@ -175,8 +176,8 @@ def test_nothing_is_overwritten():
 def test_a_full_disk_while_the_video_is_written():
     code = "from clipguide.cli.app import app; app()"
     models = tiny_models()
-    command = [sys.executable, "-c", code, *RUN, *models, "--video", "film.gif", "--every", "1"]
-    command += ["--steps", "30"]
+    command = [sys.executable, "-c", code, *RUN, *models, "--video", "film.gif"]
+    command += ["--frame-every", "1", "--steps", "30"]
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
@@ -221,7 +222,7 @@ def stopped(monkeypatch, steps, *arguments):
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 5])
 def test_it_goes_on(monkeypatch, every_step, steps):
-    more = ["-n", "2", "--video", "film.gif", "--every", "1"]
+    more = ["-n", "2", "--video", "film.gif", "--frame-every", "1"]
     invoke(*RUN, *more, "--out", "whole/")
     whole_film = Path("film.gif").read_bytes()
     Path("film.gif").unlink()

@@ -47,13 +47,13 @@ def test_order(run, pictures, vectors, clip):  # noqa: F811
 
 
 def test_formats_say_the_same(run, pictures):  # noqa: F811
-    given = ("rerank", pictures, "--text", "a fox", "--keep", 3, "--format")
+    given = ("rerank", pictures, "--text", "a fox", "--top", 3, "--format")
     rows = rows_of(run(*given, "jsonl"))
     assert json.loads(run(*given, "json").stdout) == rows
     listed = list(csv.DictReader(io.StringIO(run(*given, "csv").stdout)))
     assert [row["path"] for row in listed] == [row["path"] for row in rows]
     np.testing.assert_allclose([float(r["score"]) for r in listed], [r["score"] for r in rows])
-    head, *lines = run(*given, "table").stdout.splitlines()
+    head, *lines = run(*given, "text").stdout.splitlines()
     assert head.split() == ["rank", "score", "text", "path"]
     assert [line.split()[-1] for line in lines] == [row["path"] for row in rows]
 
@@ -62,7 +62,7 @@ def test_diversity_and_aesthetic(run, pictures, vectors, clip, tmp_path):  # noq
     weight, bias = torch.randn(1, 24, generator=torch.manual_seed(0)), torch.tensor([5.0])
     save_file({"weight": weight, "bias": bias}, tmp_path / "head.safetensors")
     given = ("--text", "a fox", "--aesthetic", "head.safetensors", "--weight", "aesthetic=0.5")
-    more = ("--diversity", 0.6, "--keep", 4, "--format", "jsonl")
+    more = ("--diversity", 0.6, "--top", 4, "--format", "jsonl")
     rows = rows_of(run("rerank", pictures, *given, *more))
     relevance_B = combine(
         [
@@ -87,7 +87,7 @@ def test_duplicates_are_dropped_and_told_of(run, pictures):  # noqa: F811
 
 @pytest.mark.parametrize("how", ["--copy-to", "--link-to"])
 def test_those_kept_are_placed_and_nothing_is_overwritten(run, pictures, tmp_path, how):  # noqa: F811
-    given = ("rerank", pictures, "--text", "a fox", "--keep", 3, "--format", "jsonl")
+    given = ("rerank", pictures, "--text", "a fox", "--top", 3, "--format", "jsonl")
     rows = rows_of(run(*given, how, "out/best"))
     placed = sorted((tmp_path / "out/best").iterdir())
     names = [f"{i:02}-{os.path.basename(row['path'])}" for i, row in enumerate(rows, 1)]
@@ -116,7 +116,7 @@ def test_relative_paths_are_linked_rightly(run, pictures, tmp_path):  # noqa: F8
 
 
 def test_contact_sheet(run, pictures, tmp_path):  # noqa: F811
-    given = ("rerank", pictures, "--text", "a fox", "--keep", 4, "--contact-sheet")
+    given = ("rerank", pictures, "--text", "a fox", "--top", 4, "--contact-sheet")
     assert run(*given, "sheet.png").exit_code == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 4 * 50 and len(set(sheet.get_flattened_data())) > 100
@@ -154,7 +154,7 @@ def test_bad_input(run, pictures, tmp_path):  # noqa: F811
         ([pictures], "nothing to rank by"),
         ([pictures, "--text", ""], "A text is empty"),
         ([pictures, "--negative", " "], "A text is empty"),
-        ([pictures, *fox, "--keep", "0"], "--keep"),
+        ([pictures, *fox, "--top", "0"], "--top"),
         ([pictures, *fox, "--diversity", "2"], "--diversity"),
         ([pictures, *fox, "--weight", "texts=1"], "Did you mean text?"),
         ([pictures, *fox, "--weight", "text"], "NAME=NUMBER"),

@@ -119,7 +119,7 @@ def test_a_picture_of_another_run(tiny_mini):
     ("more", "message"),
     [
         (["--force", "--seed", "1"], "--force"),
-        (["--animate", "a.gif", "--seed", "1"], "--animate"),
+        (["--video", "a.gif", "--seed", "1"], "--video"),
         ([], "--seed 1"),
     ],
 )

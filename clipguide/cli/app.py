@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import ClipguideError, UsageError, out_of_memory
-from . import console
+from . import config, console
 from .cache import cache
 from .classify import classify
 from .doctor import doctor
@@ -30,6 +30,7 @@ from .rerank import rerank
 from .score import score
 from .search import search
 from .ui import ui
+from .verb import Verb
 
 NO_MEMORY = (
     "clipguide: there is not enough memory; a smaller --size needs less, or for generate one "
@@ -43,6 +44,8 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except typer.BadParameter as error:
             error.message = console.of_values(error.message)
+            if source := config.source_of(error):
+                error.message = f"{error.message.rstrip('.')} ({source})."
             raise
         except ClipguideError as error:
             typer.echo(f"clipguide: {console.options_for_names(str(error))}", err=True)
@@ -59,7 +62,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     name="clipguide",
-    help="Steers image generators with CLIP, and scores, ranks and names pictures. Works offline "
+    help="Steers image generators with CLIP, and scores, ranks and names images. Works offline "
     "on the models that it ships.",
     cls=_Commands,
     no_args_is_help=True,
@@ -67,24 +70,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.command()(generate)
-app.command()(optimize)
-app.command()(replay)
-app.command()(plot)
-app.command()(score)
-app.command()(rerank)
-app.command()(classify)
-app.command()(embed)
-app.command()(index)
-app.command()(search)
-app.command()(duplicates)
-app.command()(ui)
-app.command()(export)
-app.command()(finetune)
-app.command()(invert)
+app.command(cls=Verb)(generate)
+app.command(cls=Verb)(optimize)
+app.command(cls=Verb)(replay)
+app.command(cls=Verb)(plot)
+app.command(cls=Verb)(score)
+app.command(cls=Verb)(rerank)
+app.command(cls=Verb)(classify)
+app.command(cls=Verb)(embed)
+app.command(cls=Verb)(index)
+app.command(cls=Verb)(search)
+app.command(cls=Verb)(duplicates)
+app.command(cls=Verb)(ui)
+app.command(cls=Verb)(export)
+app.command(cls=Verb)(finetune)
+app.command(cls=Verb)(invert)
 app.add_typer(cache, name="cache")
-app.command()(models)
-app.command()(doctor)
+app.command(cls=Verb)(models)
+app.command(cls=Verb)(doctor)
+app.command(cls=Verb)(config.config)
 
 
 def _print_version(wanted: bool) -> None:
@@ -95,6 +99,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -102,7 +107,8 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    pass
+    if ctx.invoked_subcommand not in ("config", "doctor"):  # which help to mend the file
+        config.apply(ctx)
 
 
 def main() -> None:

@@ -36,16 +36,18 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="Pictures to calibrate and measure by, files or folders; repeatable. "
+            help="Images to calibrate and measure by, files or folders; repeatable. "
             "[default: drawings]",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an export.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an export.")] = False,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
     ] = False,
 ) -> None:
-    """Take a CLIP anywhere: both towers for another runtime, preprocessing inside.
+    """Export a CLIP to another runtime.
+
+    Both towers are exported, with the preprocessing inside.
 
     What is written is run against torch; it is kept only if it agrees, and the cosines are told.
     """

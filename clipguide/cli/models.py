@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console
+from .options import ReportAsJson
 
 CONFIGS = ("open_clip_config.json", "config.json")
 
@@ -19,9 +20,11 @@ def models(
     things: Annotated[
         bool, typer.Option("--things", help="List what the embedded generator draws.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
-    """List the models that are here: the embedded ones, and CLIPs in the hub's cache.
+    """List the models that are here.
+
+    They are the embedded ones, and CLIPs in the hub's cache.
 
     Sizes, licences, what a CLIP sees and reads, fingerprints, figures.
     """

@@ -29,7 +29,7 @@ def optimize(
         list[str] | None,
         typer.Argument(
             metavar="[PROMPT]...",
-            help="What to draw, one picture a PROMPT, spelt as for generate.",
+            help="What to draw, one image a PROMPT, spelt as for generate.",
             show_default=False,
         ),
     ] = None,
@@ -45,7 +45,7 @@ def optimize(
     seconds: Annotated[
         float | None,
         typer.Option(
-            help="Instead of --steps: as many as take a picture so long, by a few that are timed."
+            help="Instead of --steps: as many as take an image so long, by a few that are timed."
         ),
     ] = None,
     size: Annotated[
@@ -89,7 +89,7 @@ def optimize(
         ),
     ] = None,
     init: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Begin as this picture.")
+        Path | None, typer.Option(metavar="FILE", help="Begin as this image.")
     ] = None,
     init_weight: Annotated[
         float | None, typer.Option(help="How firmly to stay near --init. [default: 0]")
@@ -99,7 +99,7 @@ def optimize(
         typer.Option(metavar="FILE", help="White where to draw; the rest stays as --init."),
     ] = None,
     image_prompt: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Be like this picture too.")
+        list[Path] | None, typer.Option(metavar="FILE", help="Be like this image too.")
     ] = None,
     prompt_at: Annotated[
         list[str] | None,
@@ -118,7 +118,8 @@ def optimize(
         float | None, typer.Option(help="How firmly to keep to --palette. [default: 1]")
     ] = None,
     zoom: Annotated[
-        float | None, typer.Option(help="After every --every steps, enlarge by this. [default: 1]")
+        float | None,
+        typer.Option(help="After every --frame-every steps, enlarge by this. [default: 1]"),
     ] = None,
     rotate: Annotated[
         float | None, typer.Option(help="And turn by these degrees. [default: 0]")
@@ -127,13 +128,14 @@ def optimize(
         str | None, typer.Option(metavar="X,Y", help="And move by these pixels. [default: 0,0]")
     ] = None,
     every: Annotated[
-        int | None, typer.Option(help="Steps from one frame to the next. [default: 10]")
+        int | None,
+        typer.Option("--frame-every", help="Steps from one frame to the next. [default: 10]"),
     ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
             help="Stop after so many scores, one every ten steps, in which the judge liked no "
-            "picture better. [default: never]"
+            "image better. [default: never]"
         ),
     ] = None,
     count: options.Count = 1,
@@ -157,14 +159,14 @@ def optimize(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Overwrite files; with --resume, go on with changed settings."
+            "--force", "-f", help="Overwrite files; with --resume, go on with changed settings."
         ),
     ] = False,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Keep the loop's state beside the picture until it is done; given again after a "
+            help="Keep the loop's state beside the image until it is done; given again after a "
             "stop, with the same --seed and all else, go on from there.",
         ),
     ] = False,
@@ -172,7 +174,7 @@ def optimize(
         int,
         typer.Option(
             metavar="N",
-            help="Every N steps, show how far it is in a PNG named as the first picture with "
+            help="Every N steps, show how far it is in a PNG named as the first image with "
             "-preview behind it; 0: never.",
         ),
     ] = 0,
@@ -180,8 +182,8 @@ def optimize(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also write how it came about, a frame every --every steps: FILE ends in .gif, "
-            ".webp or .mp4 (which needs PyAV: pip install av).",
+            help="Also write how it came about, a frame every --frame-every steps: FILE ends in "
+            ".gif, .webp or .mp4 (which needs PyAV: pip install av).",
         ),
     ] = None,
     as_json: options.AsJson = False,
@@ -191,7 +193,7 @@ def optimize(
     ] = "float32",
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw a picture of each PROMPT on a canvas, step by step, by CLIP's gradient alone.
+    """Draw an image of each PROMPT on a canvas, by CLIP alone.
 
     The judge keeps the best step. Each PNG carries the recipe that made it.
     """
@@ -209,7 +211,9 @@ def optimize(
     if preview < 0:
         raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
     if every is not None and video is None and not (zoom or rotate or shift):
-        raise UsageError("--every is for --video, --zoom, --rotate and --shift: give one of these.")
+        raise UsageError(
+            "--frame-every is for --video, --zoom, --rotate and --shift: give one of these."
+        )
     _check(resume=resume, seed=seed, steps=steps, seconds=seconds)
     seed = secrets.randbelow(2**31) if seed is None else seed
     settings = {

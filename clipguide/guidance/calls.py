@@ -6,12 +6,14 @@ import contextlib
 
 import torch
 
+from ..errors import ClipguideError
 from . import gradients
+from .conditioning import Conditioning
 from .contract import Gradient, Method, Sampler
 from .generators import restarted
 from .latents import execution_device
 from .observers import ranks
-from .plan import Begun, Mode
+from .plan import Begun, Mode, Previewed
 from .report import Trace
 from .session import Session
 
@@ -54,10 +56,26 @@ class Calls(Sampler):
         sigma = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
         return session.first_sample / sigma
 
+    def conditioning(self, of: str) -> Conditioning:
+        return Conditioning(self.pipe, of)
+
+    def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
+        session = self._session
+        session.end()
+        session.mode = Mode(by, within_call=True, until=until)
+        try:
+            self.pipe(**{**settings, "output_type": "latent"})
+        except Previewed as seen:
+            return seen.score_B
+        finally:
+            session.end()
+            session.mode = Mode(None, within_call=True)
+        raise ClipguideError(f"{type(self.pipe).__name__} took no step to look at.")
+
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
         self.sample(**{**settings, "output_type": "latent"}, by=None)
         x0 = self._session.last_x0
-        _, loss_B = self._session.finishing(x0).loss(x0)
+        _, loss_B = self._session.finishing(x0, selecting=True).loss(x0)
         return x0, -loss_B
 
     def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
@@ -69,7 +87,7 @@ class Calls(Sampler):
 
     def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         device = execution_device(self.pipe)
-        return ranks(self._session.plan.ranking, image_B3HW.to(device).float(), len(image_B3HW))
+        return ranks(self._session.plan.selecting, image_B3HW.to(device).float(), len(image_B3HW))
 
     def candidate(self, score_B: torch.Tensor, better_B: torch.Tensor | None = None) -> None:
         report = self._session.report

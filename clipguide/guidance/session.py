@@ -36,7 +36,7 @@ from .observers import (
     TraceLog,
     measured,
 )
-from .plan import Begun, Mode, Plan
+from .plan import Begun, Mode, Plan, Previewed
 from .report import Report
 from .tape import Tape
 
@@ -85,13 +85,18 @@ class Session:
                 observer.end()
         self.run, self._over = None, False
 
-    def finishing(self, sample: torch.Tensor) -> Run:
-        """A run in the place of one that is over: what a finished sample is worth."""
+    def _interrupt(self) -> None:
+        """Have the pipeline pass over the steps that are left."""
+        self.pipe._interrupt = True
+
+    def finishing(self, sample: torch.Tensor, *, selecting: bool = False) -> Run:
+        """A run in the place of one that is over: what a finished sample is worth, by what is
+        minimised or by what selects."""
         plan = self.plan
         return Run(
             scheduler=self.pipe.scheduler,
             decode=self.decoder,
-            objective=plan.ranking,
+            objective=plan.selecting if selecting else plan.ranking,
             generators=seeds.one_each(plan.generators, len(sample)),
             streams=(),
             warn=self.warn,
@@ -119,14 +124,16 @@ class Session:
             factor_B=torch.ones(len(sample)),
             memory=mode.memory,
             repeats=repeats,
+            stop=self._interrupt if hasattr(self.pipe, "_interrupt") else None,
         )
         self._act = None
         if mode.method is not None and not mode.method.idle:
             self.asked = True
             self._act = mode.method.start(run)
         self._index, self._covered, self._due = 0, 0, False
-        self._wide, self._choosing = False, True
-        self.first_sample, self._objective = sample.detach(), plan.objective
+        self._wide, self._choosing, self._unknown = False, True, False
+        self.first_sample = sample.detach()
+        self._objective = plan.followed(mode.method)
         self._observers = self._watchers()
         for observer in self._observers:
             observer.begin(run, self.report)
@@ -146,7 +153,9 @@ class Session:
                     tracing=plan.trace,
                 )
             )
-        watchers += [TraceLog(), Doubt(plan.sign)]
+        if plan.judge is not None and self.mode.method is not None and self.mode.method.fades:
+            watchers.append(Doubt(plan.sign))
+        watchers.append(TraceLog())
         if self.tape is not None:
             watchers.append(TapeWriter(self.tape))
         if plan.on_step is not None:
@@ -173,6 +182,7 @@ class Session:
         if self.mode.only_begins:
             raise Begun
         level = schedulers.level(scheduler, timestep)
+        model_output = self._guided(model_output, sample, level.noise)
         x0 = schedulers.clipped(scheduler, level.x0(model_output, sample))
         eta = kwargs.get("eta")
         at = At(self._index, timestep, level, sample, model_output, x0, eta)
@@ -199,6 +209,10 @@ class Session:
             self.tape.decoder = self.decoder.name
         for observer in self._observers:
             observer.step(seen)
+        if self.mode.until is not None and self._index + 1 >= self.mode.until * run.total:
+            x0 = level.x0(outcome.model_output, outcome.sample)
+            self.decoder.choose(x0.detach())
+            raise Previewed(-self.finishing(x0, selecting=True).loss(x0)[1].cpu())
         stepped = self._stepped(original, at, outcome, after, args, kwargs)
         self._index += 1
         if seen.last:
@@ -214,6 +228,26 @@ class Session:
         )
         if self.mode.method is not None and message not in self.report.warnings:
             self.warn(message)
+    def _guided(
+        self, model_output: torch.Tensor, sample: torch.Tensor, noise: float
+    ) -> torch.Tensor:
+        """The output of the denoiser, outside of the window of classifier-free guidance the one
+        with the prompt alone."""
+        window = self.plan.cfg_window
+        if window is None or window[0] <= noise <= window[1]:
+            return model_output
+        if not getattr(self.pipe, "do_classifier_free_guidance", True):
+            return model_output
+        alone = self._direction.conditional(sample)
+        if alone is None:
+            if not self._unknown:
+                self.warn(
+                    f"cfg_window is ignored: {type(self.pipe).__name__} does not evaluate both "
+                    "prompts at once."
+                )
+            self._unknown = True
+            return model_output
+        return alone.to(model_output.dtype)
 
     def _check_mode(self) -> None:
         """ClipguideError for a run outside of s(…) where there may be none."""

@@ -14,8 +14,17 @@ import torch
 
 from ..clip import Clip, check_clip, load_clip
 from ..errors import ClipguideWarning, UsageError
-from ..objectives import Generators, Objective, Similarity, as_objective, as_prompts, finished
+from ..objectives import (
+    Generators,
+    Objective,
+    Similarity,
+    as_objective,
+    as_prompts,
+    finished,
+    without_gradient,
+)
 from ..prompts import ImagePart, Prompt
+from ..rewards import FREE, Reward
 from . import schedulers
 from .auto import Choice, choose
 from .contract import Method
@@ -23,7 +32,7 @@ from .decoders import Decoder
 from .guides import default_clip
 from .latents import check as check_family
 from .latents import denoiser, execution_device
-from .methods import configure
+from .methods import Shortcut, configure
 from .plan import Plan
 from .report import Step
 from .steering import Steering, check_fit
@@ -38,8 +47,10 @@ def steer(
     method: str | type[Method] | Method = "shortcut",
     clip: Clip | str | None = None,
     judge: Similarity | Clip | str | None = None,
+    select: Objective | Callable | None = None,
     strength: object = None,
     window: tuple[float, float] | None = None,
+    cfg_window: tuple[float, float] | None = None,
     every: int | None = None,
     inner: int | None = None,
     decoder: str | Callable[[torch.Tensor], torch.Tensor] = "auto",
@@ -71,10 +82,16 @@ def steer(
             by name it computes in bfloat16 beside a denoiser in 16 bits, unless the name says what
             else, as "mini@cuda:float32".
         judge: a CLIP that only scores, on the prompts of the objective; or a Similarity of its own.
+        select: what picks among candidates in the objective's stead, where a method has any, and
+            what particles, rollover and lookahead go by; it needs no gradient.
         strength: length of a step as a fraction of rms(x0): a number, 0 changes no bit; or a
             schedule, as "0.1@0..0.5", over progress from 0 (pure noise) to 1 (clean); or a function
             of the noise level.
         window: the noise levels steered at, 1 pure noise, 0 clean.
+        cfg_window: the noise levels at which the pipeline's classifier-free guidance holds, as
+            `window` has them: outside, the denoiser's output with the prompt alone is taken
+            (Kynkäänniemi et al. 2024, a limited interval), for which nothing is saved. Of pipelines
+            that evaluate both prompts in one batch.
         every: steer at every k-th step of the window.
         inner: moves a step, which share its strength.
         decoder: what decodes x0: "vae", the pipeline's own; "tiny", of `tiny`; "linear", a map
@@ -117,6 +134,9 @@ def steer(
     if choice is not None:
         decoder, budget = choice.decoder, None
     _check_kinds(score_every, generators, on_step, tape)
+    cfg_window = _interval(cfg_window, config)
+    select = None if select is None else as_objective(select)
+    check_gradients(objective, config, select)
     decodes = Decoder(pipe, kind=decoder, tiny=tiny, budget=budget, memory=memory, like=like)
     check_fit(pipe, config, decodes.family)
     check_clip(judge)  # before the guide is loaded
@@ -128,6 +148,9 @@ def steer(
             ((term, factor) for factor, term in terms if isinstance(term, Similarity)), (None, 1.0)
         )
         judge, more = _judge(pipe, judge, guide)
+        for _, term in (*terms, *(select.terms() if select is not None else ())):
+            if isinstance(term, Reward):
+                term.load()
     for message in (*ignored, *more):
         warnings.warn(message, ClipguideWarning, stacklevel=2)
     plan = Plan(
@@ -144,8 +167,35 @@ def steer(
         tape=None if tape is None or not config.taped else Path(tape),
         choice="" if choice is None else str(choice),
         ignored=(*ignored, *more),
+        select=select,
+        cfg_window=cfg_window,
     )
     return Steering(pipe, plan, decodes)
+
+
+def check_gradients(objective: object, method: Method, select: Objective | None = None) -> None:
+    """UsageError where a method takes the gradient of an objective that has none; `select` is what
+    one without gradients goes by in its stead."""
+    if not isinstance(objective, Objective) or method.idle or not method.needs_gradient:
+        return
+    if without := without_gradient(objective):
+        raise UsageError(
+            f"{without} has no gradient, and {method.name} needs one: take "
+            f"{', '.join(FREE)}, or let it select among candidates (select=, --select)."
+        )
+
+
+def _interval(given: object, method: Method) -> tuple[float, float] | None:
+    """The window of classifier-free guidance. UsageError for what is none."""
+    if given is None:
+        return None
+    try:
+        window = Shortcut(window=given).window
+    except UsageError:
+        raise UsageError(f"cfg_window lies in [0, 1], the lower first, not {given}.") from None
+    if method.differentiates:
+        raise UsageError(f"{method.name} takes gradients through guidance: leave cfg_window out.")
+    return window
 
 
 def _check_kinds(

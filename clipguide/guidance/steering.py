@@ -170,8 +170,9 @@ class Steering:
         tape, self._tape = Tape(self._tape), None
         weights = {k: v for k, v in self.pipe.components.items() if isinstance(v, torch.nn.Module)}
         scheduler = dict(self.pipe.scheduler.config)
-        said = (plan.objective, plan.method, plan.judge, plan.generators, self._decoder.asked)
-        tape.begin(digest(said, arguments, weights, scheduler, plan.score_every))
+        said = (plan.objective, plan.select, plan.method, plan.judge, plan.generators)
+        said = (*said, self._decoder.asked, plan.score_every, plan.cfg_window)
+        tape.begin(digest(said, arguments, weights, scheduler))
         if tape.decoder:  # whatever memory is free by now
             self._decoder.take(tape.decoder)
         session.tape = tape

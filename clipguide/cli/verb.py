@@ -1,0 +1,204 @@
+"""What every verb's help looks like, and the names that options once had."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from typer.core import TyperCommand
+
+from . import console
+
+SECTIONS = {  # the heading -> options, in any verb
+    "Steering": "guide negative reward question select method strength window every inner "
+    "momentum travel fixed budget cutouts views decoder tiny memory refine judge",
+    "Options of one method": "number finish look of quota enough potential sharpness rising "
+    "threshold resampling eta lookahead-steps scale temperature iterations rate prior patience "
+    "rho mu",
+    "Sampling": "steps cfg cfg-window seed size count best-of exact safety-checker",
+    "Canvas": "canvas seconds lr ema grow smooth start init init-weight mask image-prompt "
+    "prompt-at tile symmetry palette palette-weight zoom rotate shift frame-every",
+    "Query": "text texts pairs reference labels image plus where hybrid diversity page top metric "
+    "prefix long templates few-shot none calibrate weight aesthetic duplicate drop-duplicates "
+    "identical db to word like things",
+    "Data": "image-column caption-column label-column names share test dry-run pictures captions "
+    "prune",
+    "Training": "epochs minutes chunk loss rank augment",
+    "What it keeps": "retain allow wise-ft",
+    "With --for-guiding": "for-guiding against norm epsilon attack-steps",
+    "Reading images": "recursive alpha frames icc megapixels fast urls batch workers strict cache "
+    "no-cache verify",
+    "Models": "model clip device dtype bf16 fp16 int8 compile trust trust-pickle engine actors",
+    "Output": "out force resume grid preview video compare trace json quiet format contact-sheet "
+    "copy-to link-to open confusion explain",
+    "The page": "host port auth allow-host no-browser",
+    "Report": "draw",
+}
+OF_DRAWING = ("Steering", "Options of one method", "Sampling", "Canvas")
+HEADING = {option: title for title, options in SECTIONS.items() for option in options.split()}
+RENAMED = {  # verb -> what an option was called: what it is called; for one release
+    "generate": {"--animate": "--video"},
+    "optimize": {"--every": "--frame-every"},
+    "rerank": {"--keep": "--top"},
+    "search": {"--minus": "--negative"},
+    "duplicates": {"--exact": "--identical"},
+    "finetune": {"--look": "--dry-run"},
+}
+EXAMPLES = {
+    "generate": """
+        clipguide generate "a red fox" --seed 7
+        clipguide generate "an apple" "a blue car" --count 2 --best-of 2 --grid --out images/
+        clipguide generate "a fox" --model DIFFUSERS_FOLDER --clip ViT-L-14/openai --dtype bfloat16
+    """,
+    "optimize": """
+        clipguide optimize "a red fox" --seconds 30
+        clipguide optimize "a sunflower" --canvas pixels --video sunflower.gif
+        clipguide optimize "a fish" --canvas fourier --size 256 --out fish.png
+    """,
+    "replay": """
+        clipguide replay a-red-fox-7.png
+        clipguide replay a-red-fox-7.png --out again.png
+        clipguide replay a-red-fox-7.png --device cpu --json
+    """,
+    "plot": """
+        clipguide plot a-red-fox-7.png
+        clipguide plot a-red-fox-7.png --out curves.png
+        clipguide plot a-red-fox-7.png --force
+    """,
+    "score": """
+        clipguide score photos/ --text "a red fox"
+        clipguide score a.png b.png --text "a fox" --text "a dog" --metric probability
+        clipguide score --pairs captions.csv --metric clipscore --format json
+    """,
+    "rerank": """
+        clipguide rerank images/ --text "a red fox" --top 5
+        clipguide rerank images/ --text "a fox" --negative "a dog" --drop-duplicates
+        clipguide rerank images/ --text "a fox" --top 9 --contact-sheet best.png
+    """,
+    "classify": """
+        clipguide classify photos/ --labels fox,owl,car
+        clipguide classify photos/ --labels labels.txt --top 3 --format csv
+        clipguide classify photos/ --labels fox,owl --none
+    """,
+    "embed": """
+        clipguide embed photos/ --out photos.npz
+        clipguide embed "photos/*.jpg" --clip mini-judge --out photos.parquet
+        clipguide embed photos/ --out photos.npz --force
+    """,
+    "index": """
+        clipguide index photos/
+        clipguide index photos/ --db photos.index --captions captions.csv
+        clipguide index s3://bucket/photos --engine ray --db s3://bucket/index
+    """,
+    "search": """
+        clipguide search "a red fox" --top 20
+        clipguide search "a beach" --plus "at night:0.5" --negative people
+        clipguide search --image fox.png --where "width > 512" --contact-sheet found.html
+    """,
+    "duplicates": """
+        clipguide duplicates
+        clipguide duplicates --threshold 0.95 --contact-sheet copies.html
+        clipguide duplicates --identical --json
+    """,
+    "ui": """
+        clipguide ui
+        clipguide ui --port 8000 --no-browser
+        clipguide ui --host 0.0.0.0 --auth NAME:PASSWORD
+    """,
+    "export": """
+        clipguide export --to onnx --out exported/
+        clipguide export --to onnx --int8 --clip mini-judge --out exported/
+        clipguide export --to hf --out exported/
+    """,
+    "finetune": """
+        clipguide finetune photos/ --dry-run
+        clipguide finetune photos/ --out my-clip
+        clipguide finetune captions.csv --method lit --epochs 5 --out my-clip
+    """,
+    "invert": """
+        clipguide invert photos/ --word blorvek
+        clipguide invert photos/ --word blorvek --like creature
+        clipguide invert a.png b.png c.png --word blorvek --out blorvek.safetensors
+    """,
+    "models": """
+        clipguide models
+        clipguide models --things
+        clipguide models --things fox
+    """,
+    "doctor": """
+        clipguide doctor
+        clipguide doctor --no-draw
+        clipguide doctor --json
+    """,
+    "config": """
+        clipguide config
+        clipguide config --json
+        CLIPGUIDE_STEPS=50 clipguide config
+    """,
+}
+
+
+class Verb(TyperCommand):
+    """A command whose options stand under headings, with examples at the end of its help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        renamed = RENAMED.get(self.name or "", {})
+        names = {name for parameter in self.params for name in parameter.opts}
+        short = "--format" in names and "--json" not in names  # --json is --format json
+        for k, arg in enumerate(args):
+            if arg == "--":
+                break
+            old, equals, value = arg.partition("=")
+            if short and arg == "--json":
+                args[k] = "--format=json"
+            elif short and "table" in (value, arg) and "--format" in (old, args[k - 1]):
+                args[k] = arg.replace("table", "text")  # as it was called
+            elif old in renamed:
+                args[k] = renamed[old] + equals + value
+                console.complain(f"{old} is called {renamed[old]} now; {old} will go.")
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                named, told = record
+                title = heading(self.name or "", parameter)
+                rows.setdefault(title, []).append((plain(named), told))
+        last = rows.pop("Help")
+        for title in (title for title in ("Arguments", *SECTIONS) if title in rows):
+            with formatter.section(title):
+                formatter.write_dl(rows[title])
+        with formatter.section("Help"):
+            formatter.write_dl(last)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Examples"):
+            for line in examples(self.name or ""):
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+def heading(verb: str, parameter: Any) -> str:
+    """The heading that an argument or option stands under."""
+    names = [name.removeprefix("--") for name in parameter.opts if name.startswith("--")]
+    if not names:
+        return "Arguments"
+    title = next((HEADING[name] for name in names if name in HEADING), "Help")
+    if verb in ("finetune", "invert") and title in (*OF_DRAWING, "Query", "Reading images"):
+        return "Training"
+    if verb not in ("generate", "optimize") and title in OF_DRAWING:
+        return "Query"
+    return title
+
+
+def plain(named: str) -> str:
+    """An option's name and what it takes, in one kind of letters: N, X, TEXT, PATH, a|b."""
+    for theirs, ours in (("int", "N"), ("float", "X"), ("str", "TEXT"), ("path", "PATH")):
+        named = named.replace(f"<{theirs}>", ours)
+    return re.sub(r"<([^<>]*\|[^<>]*)>", r"\1", named.replace(" <list[str]>", ""))
+
+
+def examples(verb: str) -> list[str]:
+    """The command lines that a verb's help shows."""
+    return [line.strip() for line in EXAMPLES[verb].strip().splitlines()]

@@ -1,0 +1,124 @@
+"""What --help shows, and that an option means the same in every verb."""
+
+from __future__ import annotations
+
+import collections
+import re
+import shlex
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from clipguide.cli.app import app
+from clipguide.cli.verb import HEADING, RENAMED, examples, heading
+
+PROGRAM = typer.main.get_command(app)
+VERBS = {name: verb for name, verb in PROGRAM.commands.items() if not hasattr(verb, "commands")}
+SHORT = {"-o": "--out", "-n": "--count", "-k": "--top", "-q": "--quiet", "-f": "--force"}
+SHORT |= {"-t": "--text", "-l": "--labels", "-w": "--word", "-h": "--help"}
+run = CliRunner()
+
+
+def options_of(verb: str) -> dict[str, object]:
+    return {
+        name: parameter
+        for parameter in VERBS[verb].params
+        for name in parameter.opts
+        if name.startswith("--")
+    }
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help(verb):
+    """Options stand under headings, and all they take is in one kind of letters."""
+    shown = run.invoke(app, [verb, "--help"])
+    assert shown.exit_code == 0
+    names = {heading(verb, p) for p in VERBS[verb].params}
+    assert "Help" not in names, [p.opts for p in VERBS[verb].params if heading(verb, p) == "Help"]
+    for title in names:
+        assert f"\n{title}:\n" in shown.stdout
+    assert not re.search(r"<\w", shown.stdout)
+
+
+def test_a_heading_holds_only_what_there_is():
+    assert set(HEADING) <= {name[2:] for verb in VERBS for name in options_of(verb)}
+
+
+def test_summaries_fit_a_line():
+    for line in run.invoke(app, ["--help"], terminal_width=80).stdout.splitlines()[1:]:
+        assert len(line) <= 80 and not line.endswith("..."), line
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_examples_parse(verb):
+    assert len(examples(verb)) == 3
+    for line in examples(verb):
+        words = shlex.split(line)
+        words = words[words.index("clipguide") + 1 :]
+        assert words[0] == verb
+        context = VERBS[verb].make_context(verb, words[1:])
+        assert not context.args
+
+
+def test_forty_columns():
+    shown = run.invoke(app, ["generate", "--help"], terminal_width=40)
+    assert shown.exit_code == 0 and "--seed" in shown.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_one_letter_means_one_option(verb):
+    """-o is --out wherever there is one, and nothing else."""
+    for long, parameter in options_of(verb).items():
+        for short in (name for name in parameter.opts if not name.startswith("--")):
+            assert SHORT[short] == long
+        for short in (short for short, name in SHORT.items() if name == long and short != "-h"):
+            assert short in parameter.opts, f"{verb} {long} has no {short}"
+
+
+def test_an_option_takes_the_same_kind_of_value_everywhere():
+    """A flag here and a value there would be two meanings."""
+    flags = collections.defaultdict(set)
+    for verb in VERBS:
+        for name, parameter in options_of(verb).items():
+            flags[name].add(parameter.is_flag)
+    assert not [name for name, found in flags.items() if len(found) > 1]
+
+
+@pytest.mark.parametrize(
+    "verb, old", [(verb, old) for verb, names in RENAMED.items() for old in names]
+)
+def test_an_old_name_is_taken_with_a_warning(verb, old, capsys):
+    new = RENAMED[verb][old]
+    parameter = options_of(verb)[new]
+    assert old not in options_of(verb)
+    needed = {"generate": ["fox"], "optimize": ["fox"], "rerank": ["a.png"], "search": ["fox"]}
+    needed["finetune"] = ["photos"]
+    if parameter.is_flag:
+        spellings = [[old]]
+    else:
+        value = "2" if new in ("--top", "--frame-every") else "a.gif"
+        spellings = [[old, value], [f"{old}={value}"]]
+    for words in spellings:
+        context = VERBS[verb].make_context(verb, [*needed.get(verb, []), *words])
+        assert context.get_parameter_source(parameter.name).name == "COMMANDLINE"
+        told = capsys.readouterr().err
+        assert f"{old} is called {new} now" in told
+
+
+@pytest.mark.parametrize("words", [["--format", "table"], ["--format=table"]])
+def test_a_table_is_called_text(words):
+    context = VERBS["score"].make_context("score", ["a.png", "--text", "table", *words])
+    assert context.params["format"].value == "text" and context.params["text"] == ["table"]
+
+
+def test_json_is_short_for_a_format():
+    for verb, given in (("score", ["a.png"]), ("search", ["fox"]), ("duplicates", [])):
+        assert VERBS[verb].make_context(verb, [*given, "--json"]).params["format"].value == "json"
+    assert VERBS["doctor"].make_context("doctor", ["--json"]).params["as_json"] is True
+
+
+def test_behind_two_dashes_nothing_is_renamed(capsys):
+    context = VERBS["generate"].make_context("generate", ["fox", "--", "--animate"])
+    assert context.params["prompts"] == ["fox", "--animate"]
+    assert not capsys.readouterr().err
