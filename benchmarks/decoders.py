@@ -32,6 +32,7 @@ from clipguide.mini import known
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "memory.md"
 RECORDS = Path("training/cache/decoders.jsonl")
+RESULTS = HERE / "decoders.json"
 BEGIN, END = "<!-- kept -->\n", "<!-- end of kept -->"
 PLAIN, EXACT = "plain", "vae:whole"
 DECODERS = (EXACT, "vae:half", "vae:tiles2", "vae:tiles4", "linear")
@@ -179,11 +180,15 @@ def command_table(
     other: Annotated[str, typer.Option(help="The CLIP that only looked.")] = "mini-judge",
     steps: Annotated[int, typer.Option(help="Of the sampler.")] = STEPS,
     document: Annotated[Path, typer.Option(help="Where the table goes.")] = DOCUMENT,
+    out: Annotated[Path, typer.Option(help="Where its figures go, as JSON.")] = RESULTS,
 ) -> None:
     """Print the table of what was drawn, as Markdown, and write it into the document."""
     drawn = read(records)
-    number = len({one.prompt for one in drawn})
-    table = markdown(rows(drawn), default(TextToImage(), Generation()))
+    number, found = len({one.prompt for one in drawn}), rows(drawn)
+    facts = {"torch": torch.__version__, "prompts": number, "steps": steps, "other": other}
+    facts["rows"] = [asdict(row) for row in found]
+    out.write_text(json.dumps(facts, indent=1) + "\n")
+    table = markdown(found, default(TextToImage(), Generation()))
     said = f"{number} prompts, {steps} steps; the other CLIP is {other}."
     typer.echo(table)
     text = document.read_text()

@@ -29,10 +29,8 @@ from __future__ import annotations
 
 import gc
 import json
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +39,7 @@ from typing import Annotated
 import torch
 import typer
 
+from benchmarks.meter import forget_peak, now, peak, resident
 from benchmarks.random_models import guide, pipeline, scheduler
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,13 +108,6 @@ def default_run(geometry: str) -> list[tuple[bool, bool]]:
         pipe(**settings, num_inference_steps=TOTAL, output_type="latent")
     steered = [seen.loss_B is not None for seen in s.report.trace]
     return [(due, i % SCORE_EVERY == 0 or i == TOTAL - 1) for i, due in enumerate(steered)]
-
-
-def now(device: str) -> torch.Tensor:
-    """A moment_2."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)
 
 
 def draw(pipe, settings: dict, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -206,30 +198,6 @@ def made(job: Job) -> tuple[object, dict]:
     """The pipeline and its settings."""
     dtype = torch.bfloat16 if job.half else None
     return pipeline(job.geometry, device=job.device, side=job.side, batch=job.batch, dtype=dtype)
-
-
-def forget_peak(device: str) -> None:
-    """The peak begins anew, where that can be said."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif (found := Path("/proc/self/clear_refs")).exists():
-        found.write_text("5")
-
-
-def peak(device: str) -> float:
-    """MiB at most, since it was forgotten."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    if Path("/proc/self/status").exists():
-        return resident("VmHWM") / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def resident(line: str = "VmRSS") -> int:
-    """Bytes of this process."""
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[line].split()[0]) * 1024
 
 
 def gradient(job: Job) -> tuple[float, float]:

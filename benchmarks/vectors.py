@@ -132,8 +132,8 @@ def least(name: str, ask_at: Callable, query_QD: np.ndarray, truth_QK: np.ndarra
     return row(name, effort, clock, processor, recall)
 
 
-def fill(path: Path, made: Made, truths: list[Truth], thumbnail: int) -> Index:
-    """An index of the vectors, each with a path and a thumbnail of random bytes; the truths see
+def fill(path: Path, made: Made, truths: list[Truth], thumbnail: int) -> None:
+    """A table of the vectors, each with a path and a thumbnail of random bytes; the truths see
     them as they pass."""
     import pyarrow as pa
 
@@ -158,7 +158,6 @@ def fill(path: Path, made: Made, truths: list[Truth], thumbnail: int) -> Index:
             yield pa.record_batch(columns, schema=schema)
 
     store.table.add(pa.RecordBatchReader.from_batches(schema, batches()))
-    return Index(path)
 
 
 def forget(folder: Path) -> None:
@@ -248,23 +247,26 @@ def build(
     def table(part: Path) -> None:
         asked = made.queries(queries)
         truths = {kind: Truth(query_QD) for kind, query_QD in asked.items()}
-        index = fill(part, made, list(truths.values()), thumbnail)
-        facts["table made in s"] = round(time.perf_counter() - started, 1)
-        if count >= maintenance.EXACT:
-            maintenance.index_vectors(index.store.table)
+        fill(part, made, list(truths.values()), thumbnail)
         known = {f"{kind} truth": truth.place_QK for kind, truth in truths.items()}
         with (folder / "queries.npz").open("wb") as stream:
             np.savez(stream, **asked, **known)
 
-    started = time.perf_counter()
     stage("db", table)
+    if count >= maintenance.EXACT and facts.get("cells") != maintenance.cells(count):
+        begin, begun = time.perf_counter(), time.process_time()
+        maintenance.index_vectors(Index(folder / "db").store.table)
+        facts["index made in s"] = round(time.perf_counter() - begin, 1)
+        facts["index made in processor s"] = round(time.process_time() - begun, 1)
+        facts["cells"] = maintenance.cells(count)
+        noted.write_text(json.dumps(facts))
     for peer in PEERS.values() if peers else ():
         stage(peer.file, lambda part, peer=peer: peer.make(made, part))
     return facts
 
 
 class Hnsw:
-    """faiss's HNSW, kept in a file."""
+    """faiss's HNSW of 32 links, built as it comes, kept in a file."""
 
     file = "faiss-hnsw.index"
 
@@ -273,7 +275,6 @@ class Hnsw:
         import faiss
 
         index = faiss.IndexHNSWFlat(WIDTH, 32, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = 200
         for _, unit_BD in made.chunks():
             index.add(unit_BD)
         faiss.write_index(index, str(path))
@@ -300,7 +301,7 @@ class IvfPq:
     def make(made: Made, path: Path) -> None:
         import faiss
 
-        cells = maintenance.cells(made.count)
+        cells = round(made.count**0.5)
         index = faiss.index_factory(WIDTH, f"IVF{cells},PQ64,RFlat", faiss.METRIC_INNER_PRODUCT)
         some, chunks = [], made.chunks()
         while sum(map(len, some)) < min(made.count, max(50 * cells, 20_000)):
@@ -325,7 +326,7 @@ class IvfPq:
 
 
 class Usearch:
-    """usearch's HNSW, kept in a file."""
+    """usearch's HNSW as it comes, kept in a file."""
 
     file = "usearch.index"
 
@@ -333,8 +334,7 @@ class Usearch:
     def make(made: Made, path: Path) -> None:
         import usearch.index
 
-        index = usearch.index.Index(ndim=WIDTH, metric="ip", dtype="f32", connectivity=32,
-                                    expansion_add=200)  # fmt: skip
+        index = usearch.index.Index(ndim=WIDTH, metric="ip", dtype="f32")
         for start, unit_BD in made.chunks():
             index.add(np.arange(start, start + len(unit_BD)), unit_BD)
         index.save(str(path))

@@ -33,6 +33,7 @@ _HOMES = {
     "Range": "objectives",
     "Recipe": "recipe",
     "Region": "objectives",
+    "Reward": "rewards",
     "Rolled": "objectives",
     "Saturation": "objectives",
     "Schedule": "schedules",
@@ -53,6 +54,7 @@ _HOMES = {
     "register_family": "guidance",
     "register_method": "guidance",
     "register_objective": "objectives",
+    "register_reward": "rewards",
     "register_scheduler": "guidance",
     "schedule": "schedules",
     "steer": "guidance",
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
     from .pipelines.text_to_image import TextToImage
     from .prompts import ImagePart, Prompt, compose
     from .recipe import Recipe
+    from .rewards import Reward, register_reward
     from .schedules import Schedule, schedule
     from .views import Cutouts, Warped
 

@@ -6,7 +6,7 @@ The library raises these; only `clipguide.cli` prints them and exits (`UsageErro
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class ClipguideError(Exception):
@@ -43,14 +43,19 @@ HUB = {  # errors of the hub's library, by name: it need not be imported for thi
 }
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it came from, what that came from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def reason(error: BaseException) -> str:
     """Why a model does not load, without a full stop: what the hub said, or else the error's own
     words, cut."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if said := HUB.get(type(cause).__name__):
             return said
-        cause = cause.__cause__ or cause.__context__
     words = " ".join(str(error).split())
     return (words if len(words) <= 200 else words[:200] + "…").rstrip(".")
 

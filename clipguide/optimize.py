@@ -26,7 +26,7 @@ import torch
 
 from .canvases import Canvas
 from .errors import ClipguideError, ClipguideWarning, UsageError
-from .objectives import Generators, Objective, Similarity, fresh_generators
+from .objectives import Generators, Objective, Similarity, fresh_generators, without_gradient
 
 MAX_SKIPPED = 3
 
@@ -113,6 +113,11 @@ class Loop:
             raise UsageError("patience waits for a judge: give one.")
         if not 0 <= span[0] <= span[1] <= 1:
             raise UsageError(f"The span lies in [0, 1], the lower first, not {span}.")
+        if without := without_gradient(objective):
+            raise UsageError(
+                f"{without} has no gradient, and a canvas is drawn by one: take another objective, "
+                "and rank what is drawn (rerank --reward)."
+            )
         self.canvas, self.objective = canvas, objective
         self.judge, self.judge_from, self.guide, self.span = judge, judge_from, guide, span
         self.steps, self.lr, self.decay = steps, lr, decay

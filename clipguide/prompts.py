@@ -121,6 +121,16 @@ def check_text(text: str) -> None:
         raise UsageError(f"{text!r} is not valid text: give it in UTF-8.") from None
 
 
+def one_word(text: str) -> str:
+    """The text without blanks around it. UsageError if it is several words, or none."""
+    check_text(text)
+    word = text.strip()
+    if len(word.split()) != 1:
+        what = f"{shorten(word)!r} are several words" if word else "The word is empty"
+        raise UsageError(f"{what}: take one that means nothing yet, such as blorvek.")
+    return word
+
+
 def read_lines(path: str | os.PathLike, *, what: str, comments: bool = False) -> list[str]:
     """The lines of a UTF-8 file that say something; with `comments` those behind a # do not.
 

@@ -15,7 +15,7 @@ import os
 import secrets
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -24,7 +24,7 @@ from .errors import ClipguideError, UsageError
 
 CHUNK = "clipguide"
 TRACE = "clipguide-trace"
-TRACED = ("step", "noise", "sigma", "loss", "gradient", "angle", "guide", "judge")
+TRACED = ("step", "noise", "sigma", "loss", "gradient", "angle", "guide", "judge", "trust")
 FORMAT = 2
 MAX_JSON = 1_000_000  # characters
 MAX_TEXT = 200_000  # characters of one text
@@ -44,7 +44,11 @@ class Recipe:
     are empty. `libraries` maps a package to its version. `decoder` is what steering saw by, with
     its rung of the ladder, as "vae:whole" ("auto" where nothing was looked at), `tiny` the folder
     of a tiny one, `cutouts` how many the guide looked at beside the whole picture, `refine` how
-    many steps of the loop came after it; recipes from before there was a choice lack these.
+    many steps of the loop came after it; `rewards` are what pulled beside the guide and
+    `selected_by` what picked among candidates in its stead, each as `--reward` has it, with its
+    fingerprint; `question` is what vision-language models among them were asked; `cfg_window` are
+    the noise levels of classifier-free guidance, as "0.2,0.8", where these were set. Recipes from
+    before there was a choice lack these.
     """
 
     version: int = FORMAT
@@ -81,6 +85,10 @@ class Recipe:
     tiny_fingerprint: str = ""
     cutouts: int = 4
     refine: int = 0
+    rewards: dict[str, str] = field(default_factory=dict)
+    selected_by: dict[str, str] = field(default_factory=dict)
+    question: str = ""
+    cfg_window: str = ""
 
     def to_json(self) -> str:
         """The recipe as one line of JSON."""
@@ -148,7 +156,8 @@ def from_json(text: str) -> Recipe:
             f"reads format {FORMAT}."
         )
     wanted = typing.get_type_hints(Recipe)
-    needed = {f.name for f in fields(Recipe) if f.default is MISSING}
+    made = (MISSING, MISSING)
+    needed = {f.name for f in fields(Recipe) if (f.default, f.default_factory) == made}
     if odd := sorted((needed - values.keys()) | (values.keys() - wanted.keys())):
         raise UsageError(f"The recipe has missing or unknown fields: {', '.join(odd)[:200]}.")
     recipe = Recipe(**{name: _checked(name, values[name], wanted[name]) for name in values})

@@ -22,8 +22,8 @@ from clipguide.guidance import Shortcut
 from clipguide.guidance.clean import clean
 from clipguide.guidance.contract import Run
 from clipguide.guidance.descent import descend
+from clipguide.guidance.guides import VIT_B_32
 from clipguide.guidance.ladder import Decoding, Plan
-from clipguide.guidance.latents import VIT_B_32
 from clipguide.guidance.levels import Level
 from clipguide.objectives import Objective, Similarity
 

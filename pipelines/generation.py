@@ -6,15 +6,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, close_matches
 from ..guidance.contract import Method
 from ..guidance.methods import METHODS, Shortcut, configure
+from ..guidance.steer import check_gradients
 from ..prompts import check_text, shorten
 from ..recipe import Recipe
+from ..rewards import Reward, wanted
 
 STEPS = 30
 CFG = 4.0
@@ -42,6 +44,7 @@ class Generation:
         steps: of the sampler.
         seed: 0 … 2⁶³ − 1.
         cfg: scale of classifier-free guidance; 1 is none.
+        cfg_window: the noise levels at which that holds, as `steer` has them.
         size: side in pixels, or width and height.
         budget: × the cost of plain sampling, from 1, or seconds an image, as "30s", for which plain
             sampling is timed first: of method "auto" for it all, 4 by default; else what decoder
@@ -52,6 +55,13 @@ class Generation:
             rung of the ladder, as "vae:half", as `steer` has it. The recipe keeps what was chosen.
             The finished image is always the VAE's.
         tiny: a folder of an AutoencoderTiny, or "hub", for "tiny" and "auto".
+        rewards: what pulls beside the guide, each as "pickscore:0.5" (`rewards.wanted`): their
+            gradients are balanced where all have one, so that a weight is a share of the pull;
+            else their values are added.
+        select: what picks among candidates in their stead, in the same form; and what particles,
+            rollover and lookahead go by.
+        question: what vision-language models among these are asked, with {} for the prompt.
+        trust_pickle: whether weights of rewards may be read from pickles.
         refine: steps of the loop on each finished image's latents; the judge decides whether the
             image is better for them.
         exact: sample one at a time: an image's bits do not depend on its neighbours.
@@ -73,12 +83,17 @@ class Generation:
     steps: int = STEPS
     seed: int = 0
     cfg: float = CFG
+    cfg_window: tuple[float, float] | None = None
     size: int | tuple[int, int] | None = None
     budget: float | str | None = None
     memory: float | None = None
     cutouts: int | None = None
     decoder: str | None = None
     tiny: str | Path | None = None
+    rewards: Sequence[str] = ()
+    select: Sequence[str] = ()
+    question: str = ""
+    trust_pickle: bool = False
     refine: int = 0
     exact: bool = False
     batch_size: int | None = None
@@ -100,6 +115,7 @@ class Generation:
             raise UsageError(f"cutouts must be from 0 to 256, not {self.cutouts}.")
         if not 0 <= self.refine <= MOST:
             raise UsageError(f"refine must be from 0 to {MOST}, not {self.refine}.")
+        _check_rewards(self)
         if self.budget is not None and "auto" not in (self.method, self.decoder or "auto"):
             raise UsageError("A budget is for the method or the decoder auto, which choose by it.")
 
@@ -136,7 +152,28 @@ class Generation:
             decoder=recipe.decoder,
             tiny=recipe.tiny or None,
             refine=recipe.refine,
+            rewards=tuple(recipe.rewards),
+            select=tuple(recipe.selected_by),
+            question=recipe.question,
+            cfg_window=_numbers(recipe.cfg_window),
         )
+
+
+def _check_rewards(asked: Generation) -> None:
+    """UsageError for a reward that is not there, lacks its package, is asked for twice, or has no
+    gradient where the method takes one."""
+    for given in (asked.rewards, asked.select):
+        if isinstance(given, str):
+            raise UsageError(f"Rewards are a list, as [{given!r}].")
+        if len(set(given)) < len(given):
+            raise UsageError("A reward is given twice: give it once, with a weight.")
+    pulls = [Reward(str(replace(wanted(text), weight=1.0))) for text in asked.rewards]
+    for text in asked.select:
+        wanted(text)
+    if pulls and asked.method == "auto":
+        raise UsageError("auto was measured without rewards: name a method, or let them select.")
+    if pulls:
+        check_gradients(sum(pulls), asked.configured)
 
 
 def method_of(recipe: Recipe) -> Method:
@@ -148,6 +185,14 @@ def method_of(recipe: Recipe) -> Method:
         return configure(recipe.method, options)
     except (TypeError, ValueError, RecursionError):
         raise UsageError(f"The recipe's options of {shorten(recipe.method)} are wrong.") from None
+
+
+def _numbers(text: str) -> tuple[float, ...] | None:
+    """The numbers of a text such as "0.2,0.8"; None of none. UsageError for anything else."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else None
+    except ValueError:
+        raise UsageError(f"{shorten(text)!r} are no two noise levels, as 0.2,0.8.") from None
 
 
 def recipe_options(method: Method) -> tuple[float, dict[str, str]]:

@@ -41,6 +41,11 @@ class Settings:
     tiny: str
     tiny_fingerprint: str
     tiny_decoder: torch.nn.Module | None
+    rewards: tuple[str, ...] = ()
+    select: tuple[str, ...] = ()
+    question: str = ""
+    cfg_window: tuple[float, float] | None = None
+    trust_pickle: bool = False
     refine: int = 0
     trace: bool = False
     frames: bool = False
@@ -61,6 +66,8 @@ def candidates_of(method: Method, best_of: int) -> tuple[Method, int, int]:
         return method, best_of, 1
     if best_of > 1:
         raise UsageError(f"{method.name} has candidates of its own: leave best_of out.")
+    if isinstance(method, BestOf) and method.finish is not None:
+        return method, 1, 1  # it prunes its candidates itself
     if isinstance(method, BestOf):
         return method.each or Shortcut(strength=0.0), method.number, 1
     return method, method.number, method.number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from .. import __version__, mini
 from ..clip import fingerprint, to_device, to_dtype
 from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches, reason
 from ..guidance.latents import check, denoiser
+from ..hub import within_reach
 from ..prompts import shorten
 
 if TYPE_CHECKING:
@@ -44,19 +46,8 @@ def load_pipeline(
     if isinstance(source, Path) and not (source / "model_index.json").is_file():
         raise UsageError(f"{source} is no diffusers folder: it has no model_index.json.")
     try:
-        kind = _pipeline_class(source)
-        said = kind.load_config(source).get("safety_checker")  # of two, where the class has one
-        without = {"safety_checker": None} if said and not safety_checker else {}
-        if without and said[0] is not None:
-            warnings.warn(
-                f"The safety checker of {model} is left out: give safety_checker=True "
-                "(--safety-checker) to keep it.",
-                ClipguideWarning,
-                stacklevel=3,
-            )
-        pipe = kind.from_pretrained(
-            source, dtype=weights_dtype, use_safetensors=True, **without
-        )
+        with within_reach(not isinstance(source, Path)):
+            pipe = _read(source, weights_dtype, safety_checker)
         check(pipe)
         pipe = pipe.to(device)
     except ClipguideError:
@@ -65,6 +56,20 @@ def load_pipeline(
         raise ClipguideError(f"The model {model} cannot be loaded: {reason(error)}.") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _read(source: str | Path, dtype: torch.dtype, safety_checker: bool) -> DiffusionPipeline:
+    kind = _pipeline_class(source)
+    said = kind.load_config(source).get("safety_checker")  # of two, where the class has one
+    without = {"safety_checker": None} if said and not safety_checker else {}
+    if without and said[0] is not None:
+        warnings.warn(
+            f"The safety checker of {source} is left out: give safety_checker=True "
+            "(--safety-checker) to keep it.",
+            ClipguideWarning,
+            stacklevel=4,
+        )
+    return kind.from_pretrained(source, dtype=dtype, use_safetensors=True, **without)
 
 
 def _pipeline_class(source: str | Path) -> type[DiffusionPipeline]:
@@ -163,3 +168,23 @@ def versions() -> dict[str, str]:
     """Of what bears on a picture's bits."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"clipguide": __version__, **found}
+
+
+def plain_seconds(
+    pipe: DiffusionPipeline, steps: int, cfg: float, width: int, height: int
+) -> float:
+    """What plain sampling of one picture takes, by runs of one and of three steps."""
+    seconds = {}
+    for some in (1, 1, 3):  # the first warms up
+        start = time.perf_counter()
+        pipe(
+            prompt=[""],
+            num_inference_steps=some,
+            guidance_scale=cfg,
+            width=width,
+            height=height,
+            generator=[torch.Generator().manual_seed(0)],
+            output_type="pt",
+        )
+        seconds[some] = time.perf_counter() - start
+    return seconds[1] + (steps - 1) * (seconds[3] - seconds[1]) / 2

@@ -19,7 +19,7 @@ from torch import nn
 from ..canvases import VQGAN, Canvas, Fourier, Latent, Masked, Mirrored, Pixels
 from ..canvases.latent import check_sides, factor_of, recompute, tiling
 from ..canvases.wrapped import check_mask
-from ..clip import Clip, fingerprint, load_clip, to_dtype
+from ..clip import Clip, check_clip, fingerprint, load_clip, to_dtype
 from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
 from ..images import to_pil
 from ..objectives import InTurn, Near, Objective, Palette, Rolled, Similarity, TotalVariation
@@ -62,6 +62,8 @@ class TextToCanvas:
             near = close_matches(canvas, CANVASES)
             raise UsageError(f"There is no canvas {shorten(canvas)!r}.{near}")
         to_dtype(dtype)
+        for name in filter(None, (clip, judge)):  # before anything is loaded
+            check_clip(name)
         if model is not None and not CANVASES[canvas].model:
             raise UsageError(f"The canvas {canvas} has no model: leave it out.")
         self.canvas, self.device, self.dtype = canvas, device, dtype

@@ -8,7 +8,6 @@ Shapes: B images, 3 channels, H rows, W columns.
 from __future__ import annotations
 
 import hashlib
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,18 +17,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..clip import Clip, fingerprint, load_clip
+from ..clip import Clip, check_clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..guidance import Step, steer, tinies
 from ..guidance.auto import Choice, times_plain
 from ..guidance.contract import Method, call_signature
 from ..guidance.decoders import Decoder, parsed
-from ..guidance.latents import check, default_clip, execution_device
+from ..guidance.guides import default_clip
+from ..guidance.latents import check, execution_device
 from ..guidance.observers import ranks
 from ..guidance.tape import Tape
 from ..images import to_pil
 from ..mini import known
 from ..objectives import Objective, Similarity, finished
+from ..objectives.balanced import cosines_of_pulls
 from ..prompts import Prompt, parse
 from ..recipe import Recipe
 from ..views import Cutouts, Views
@@ -42,9 +43,16 @@ from .generation import (
     recipe_options,
 )
 from .jobs import Job, Settings, auto_of, candidates_of, guides_of, to_draw
-from .loading import load_pipeline, picture_size, pipeline_fingerprint, versions
+from .loading import (
+    load_pipeline,
+    picture_size,
+    pipeline_fingerprint,
+    plain_seconds,
+    versions,
+)
 from .picture import Picture
 from .refine import refine as refine_picture
+from .rewarded import Rewards
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -65,6 +73,7 @@ class TextToImage:
         device: where all run, as torch names it.
         dtype: of the pipeline's weights: float32, float16 or bfloat16. The CLIPs are float32.
         safety_checker: whether the model's own is kept.
+        key: what the address of a reward knows its users by; it is in no recipe.
     """
 
     def __init__(
@@ -76,7 +85,10 @@ class TextToImage:
         device: str = "cpu",
         dtype: str = "float32",
         safety_checker: bool = False,
+        key: str = "",
     ) -> None:
+        for name in filter(None, (clip, judge)):  # before anything is loaded
+            check_clip(name)
         if isinstance(model, str):
             self.model, self.device, self.dtype = model, device, dtype
             self.pipe = load_pipeline(
@@ -90,6 +102,7 @@ class TextToImage:
         clip = default_clip(self.pipe) if clip is None else clip
         judge = "mini-judge" if judge is None and model == "mini" else judge
         self.clip = self._loaded(clip)
+        self._rewards = Rewards(self.device, key)
         self.choice: Choice | None = None  # of the latest run, by the method "auto"
         self.judge = self._loaded(judge) if judge else None
 
@@ -154,6 +167,13 @@ class TextToImage:
             warnings.warn(
                 "negative is ignored: it takes a cfg above 1.", ClipguideWarning, stacklevel=2
             )
+        if asked.select and best_of == 1 and method.needs_gradient:
+            warnings.warn(
+                "select is ignored: there is one candidate. Draw several with best_of=4 "
+                "(--best-of 4).",
+                ClipguideWarning,
+                stacklevel=2,
+            )
         if self.model == "mini":
             for said in filter(None, (known.doubt(to_draw(prompt)) for prompt in prompts)):
                 warnings.warn(said, ClipguideWarning, stacklevel=2)
@@ -173,7 +193,7 @@ class TextToImage:
         """The settings that "auto" chooses, or those that were asked for."""
         self.choice = None
         budget = times_plain(
-            asked.budget, lambda: self._plain_seconds(asked.steps, asked.cfg, width, height)
+            asked.budget, lambda: plain_seconds(self.pipe, asked.steps, asked.cfg, width, height)
         )
         if asked.method != "auto":
             return replace(asked, budget=budget)
@@ -204,6 +224,11 @@ class TextToImage:
             **self._decoding(
                 asked.decoder or "auto", str(asked.tiny or ""), asked.budget, asked.memory
             ),
+            rewards=tuple(asked.rewards),
+            select=tuple(asked.select),
+            question=asked.question,
+            cfg_window=asked.cfg_window,
+            trust_pickle=asked.trust_pickle,
             refine=asked.refine,
             trace=asked.trace,
             frames=asked.frames,
@@ -214,13 +239,14 @@ class TextToImage:
         guides. A class of one's own may scale it, or add to it; recipes do not say that it did."""
         return Similarity(self.clip, guides, views=views)
 
-    def replay(self, recipe: Recipe) -> Picture:
+    def replay(self, recipe: Recipe, *, trust_pickle: bool = False) -> Picture:
         """The picture that a recipe made, with the same bits where weights, libraries, device and
-        threads are the same. The recipe's models are not looked at: this object's are used."""
+        threads are the same. The recipe's models are not looked at: this object's are used, but
+        for rewards, whose pickles are read with `trust_pickle` alone."""
         check_numbers(batch_size=len(recipe.batch_seeds))
         if recipe.batch_position >= len(recipe.batch_seeds):
             raise UsageError("The recipe's batch_position lies outside its batch.")
-        asked = Generation.of(recipe)
+        asked = replace(Generation.of(recipe), trust_pickle=trust_pickle)
         width, height = picture_size(self.pipe, asked.size, name=self.model)
         settings = self._resolved(asked, asked.configured, asked.best_of, width, height)
         jobs = [Job(recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
@@ -262,23 +288,6 @@ class TextToImage:
                     Tape.erase(tape)
                 used = []
 
-    def _plain_seconds(self, steps: int, cfg: float, width: int, height: int) -> float:
-        """What plain sampling of one picture takes, by runs of one and of three steps."""
-        seconds = {}
-        for some in (1, 1, 3):  # the first warms up
-            start = time.perf_counter()
-            self.pipe(
-                prompt=[""],
-                num_inference_steps=some,
-                guidance_scale=cfg,
-                width=width,
-                height=height,
-                generator=[torch.Generator().manual_seed(0)],
-                output_type="pt",
-            )
-            seconds[some] = time.perf_counter() - start
-        return seconds[1] + (steps - 1) * (seconds[3] - seconds[1]) / 2
-
     def _tape(self, tapes: str | Path, batch: Sequence[Job], settings: Settings) -> Path:
         """Where a batch's steps are kept: a name for all that bears on them."""
         recipes = [self._recipe(batch, i, settings).to_json() for i in range(len(batch))]
@@ -314,12 +323,16 @@ class TextToImage:
         """One batch."""
         guides = [parse(job.guide) for job in jobs]
         objective = self.objective(guides, Cutouts(number=settings.cutouts))
+        objective = self._rewards.pulling(objective, guides, settings)
+        select = self._rewards.selecting(guides, settings)
         film = Film(on_step) if settings.frames else None
-        with steer(
+        with cosines_of_pulls() as cosines, steer(
             self.pipe,
             objective,
             method=settings.method,
             judge=self.judge,
+            select=select,
+            cfg_window=settings.cfg_window,
             decoder=settings.decoder,
             tiny=settings.tiny_decoder,
             budget=settings.budget,
@@ -339,12 +352,14 @@ class TextToImage:
                 output_type="pt",
             ).images
             settings = self._drawn_by(steering.decoder, settings)
+        self._rewards.tell(cosines)
         if settings.refine:
             image_B3HW = self._refined(image_B3HW, jobs, settings)
         rank_B = [0.0] * len(jobs)
         if settings.best_of > 1:
             image_B3HW = image_B3HW.float().clamp(0, 1)
-            rank_B = ranks(finished(objective), image_B3HW, len(jobs)).tolist()
+            ranking = finished(objective if select is None else select)
+            rank_B = ranks(ranking, image_B3HW, len(jobs)).tolist()
         pictures = to_pil(image_B3HW)
         guide = Similarity(self.clip, guides, views=None)
         guide_scores = guide.score_pictures(pictures).tolist()
@@ -365,6 +380,7 @@ class TextToImage:
                 seed=jobs[i].seed,
                 trace=steering.report.rows(i),
                 frames=film.of(i, pictures[i]) if film else (),
+                eased=steering.report.eased(i),
             )
             for i in range(len(jobs))
         ]
@@ -438,4 +454,8 @@ class TextToImage:
             tiny_fingerprint=settings.tiny_fingerprint,
             cutouts=settings.cutouts,
             refine=settings.refine,
+            rewards=self._rewards.fingerprints(settings.rewards, settings),
+            selected_by=self._rewards.fingerprints(settings.select, settings),
+            question=settings.question,
+            cfg_window=",".join(f"{level:g}" for level in settings.cfg_window or ()),
         )

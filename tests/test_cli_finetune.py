@@ -69,7 +69,7 @@ def test_the_page_runs(tmp_path, monkeypatch):
 
 
 def test_only_a_look(pictures, tmp_path):
-    done = run(pictures, "--look", "-o", tmp_path / "mine")
+    done = run(pictures, "--dry-run", "-o", tmp_path / "mine")
     assert done.exit_code == 0 and "30 pictures in 3 classes" in done.stderr
     assert not list(tmp_path.iterdir())
 

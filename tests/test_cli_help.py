@@ -93,6 +93,7 @@ def test_an_old_name_is_taken_with_a_warning(verb, old, capsys):
     parameter = options_of(verb)[new]
     assert old not in options_of(verb)
     needed = {"generate": ["fox"], "optimize": ["fox"], "rerank": ["a.png"], "search": ["fox"]}
+    needed["finetune"] = ["photos"]
     if parameter.is_flag:
         spellings = [[old]]
     else:
@@ -103,6 +104,18 @@ def test_an_old_name_is_taken_with_a_warning(verb, old, capsys):
         assert context.get_parameter_source(parameter.name).name == "COMMANDLINE"
         told = capsys.readouterr().err
         assert f"{old} is called {new} now" in told
+
+
+@pytest.mark.parametrize("words", [["--format", "table"], ["--format=table"]])
+def test_a_table_is_called_text(words):
+    context = VERBS["score"].make_context("score", ["a.png", "--text", "table", *words])
+    assert context.params["format"].value == "text" and context.params["text"] == ["table"]
+
+
+def test_json_is_short_for_a_format():
+    for verb, given in (("score", ["a.png"]), ("search", ["fox"]), ("duplicates", [])):
+        assert VERBS[verb].make_context(verb, [*given, "--json"]).params["format"].value == "json"
+    assert VERBS["doctor"].make_context("doctor", ["--json"]).params["as_json"] is True
 
 
 def test_behind_two_dashes_nothing_is_renamed(capsys):

@@ -80,7 +80,7 @@ def test_a_word_that_means_something(pictures, clip_folder, word, known):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("-w", ""), "makes no tokens of the word ''"),
+        (("-w", ""), "The word is empty"),
         (("-w", "two words"), "'two words' are several words: take one"),
         (("-w", "zorp", "--steps", "0"), "steps must be above 0"),
         (("-w", "zorp", "--like", ""), "is there already: give --force"),

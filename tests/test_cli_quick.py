@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shlex
 import subprocess
 import sys
 
@@ -30,7 +31,13 @@ CASES = {
     "ui": ["--port many", "--nope"],
     "export": ["--out o", "--to onnx"],
     "finetune": ["--nope", ". --out o --steps many"],
-    "invert": ["--nope", "nowhere"],
+    "invert": [
+        "--nope",
+        "nowhere -w blorvek",
+        "notes.txt --word 'two words'",
+        "notes.txt -w blorvek --steps 0",
+        "notes.txt -w blorvek --out notes.txt",
+    ],
     "cache": ["nope"],
     "models": ["--nope"],
     "doctor": ["--nope"],
@@ -62,7 +69,7 @@ def test_all_verbs_are_here():
 def test_what_is_wrong_is_told_before_anything_heavy_is_imported(tmp_path):
     """Each in a fork of a process that has imported the commands alone."""
     (tmp_path / "notes.txt").write_text("no picture")
-    lines = [[verb, *case.split()] for verb, cases in CASES.items() for case in cases]
+    lines = [[verb, *shlex.split(case)] for verb, cases in CASES.items() for case in cases]
     done = subprocess.run(
         [sys.executable, "-c", RUN],
         input="".join(json.dumps(line) + "\n" for line in lines),

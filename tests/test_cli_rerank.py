@@ -53,7 +53,7 @@ def test_formats_say_the_same(run, pictures):  # noqa: F811
     listed = list(csv.DictReader(io.StringIO(run(*given, "csv").stdout)))
     assert [row["path"] for row in listed] == [row["path"] for row in rows]
     np.testing.assert_allclose([float(r["score"]) for r in listed], [r["score"] for r in rows])
-    head, *lines = run(*given, "table").stdout.splitlines()
+    head, *lines = run(*given, "text").stdout.splitlines()
     assert head.split() == ["rank", "score", "text", "path"]
     assert [line.split()[-1] for line in lines] == [row["path"] for row in rows]
 

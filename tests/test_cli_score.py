@@ -92,7 +92,7 @@ def test_references(run, pictures, cosines, clip):
 def test_formats_say_the_same(run, pictures, cosines):
     results = {
         kind: run("score", pictures, *options(*TEXTS), "--format", kind)
-        for kind in ("table", "csv", "json", "jsonl")
+        for kind in ("text", "csv", "tsv", "json", "jsonl")
     }
     paths = [str(path) for path in sorted(pictures.iterdir())]
     rows = json.loads(results["json"].stdout)
@@ -102,7 +102,10 @@ def test_formats_say_the_same(run, pictures, cosines):
     head, *lines = csv.reader(io.StringIO(results["csv"].stdout))
     assert head == ["path", *TEXTS] and [line[0] for line in lines] == paths
     np.testing.assert_allclose(np.array(lines)[:, 1:].astype(float), cosines, atol=1e-5)
-    head, *lines = results["table"].stdout.splitlines()
+    apart = csv.reader(io.StringIO(results["tsv"].stdout), delimiter="\t")
+    assert list(apart) == [head, *lines]
+    assert all(len(cell.split(".")[1]) == 6 for line in lines for cell in line[1:])
+    head, *lines = results["text"].stdout.splitlines()
     assert head.split("  ")[-1] == "path" and "a red fox" in head
     shown = np.array([line.split()[:3] for line in lines], dtype=float)
     np.testing.assert_allclose(shown, cosines, atol=1e-4)

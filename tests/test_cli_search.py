@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -81,9 +82,12 @@ def test_the_default_is_in_the_user_s_data(monkeypatch, tmp_path):
 
 
 def test_json_pages_and_conditions(indexed, pictures):
-    found = json.loads(indexed("search", "fox", "--json", "-k", 3).stdout)
-    assert found["total"] == 4 and len(found["hits"]) == 3
-    hit = found["hits"][0]
+    found = json.loads(indexed("search", "fox", "--format", "json", "-k", 3).stdout)
+    lines = indexed("search", "fox", "--format", "jsonl", "-k", 3).stdout.splitlines()
+    assert list(map(json.loads, lines)) == found and len(found) == 3
+    (head, *cells) = csv.reader(indexed("search", "fox", "--format", "csv").stdout.splitlines())
+    assert head == list(found[0]) and [row[0] for row in cells[:3]] == [h["path"] for h in found]
+    hit = found[0]
     assert 0 <= hit["better_than"] <= 1
     assert hit["width"] == 50 and hit["path"].startswith(str(pictures)) and "thumbnail" not in hit
     everything = paths(indexed("search", "fox"))
@@ -120,7 +124,7 @@ def test_a_picture_to_texts(run, clip_folder, clip, pictures, tmp_path):
     lines = ["a red fox", "a house", "the sea", "a house"]
     (tmp_path / "texts.txt").write_text("\n".join(lines))
     one = ("search", "--image", pictures / "0.png", "--texts", "texts.txt", "--clip", clip_folder)
-    found = json.loads(run(*one, "-k", 2, "--json").stdout)
+    found = json.loads(run(*one, "-k", 2, "--format", "json").stdout)
     (row,) = Engine(clip).embed([pictures / "0.png"])
     cosine_N = clip.encode_text(lines[:3]) @ row.unit_D
     best = cosine_N.argsort(descending=True)[:2].tolist()
@@ -219,11 +223,12 @@ def test_duplicates(indexed, pictures, tmp_path):
     ]
     assert "1 copies in 1 groups: each" in result.stderr
     assert "The same content" in (tmp_path / "copies.html").read_text()
-    (group,) = json.loads(indexed("duplicates", "--identical", "--json").stdout)
-    assert set(group["paths"]) == {str(pictures / "0.png"), str(pictures / "copy.png")}
+    rows = json.loads(indexed("duplicates", "--identical", "--format", "json").stdout)
+    assert {row["path"] for row in rows} == {str(pictures / "0.png"), str(pictures / "copy.png")}
+    assert all(row["exact"] and row["group"] == 1 for row in rows)
     assert len(list(pictures.glob("*.png"))) == 5
-    for group in json.loads(indexed("duplicates", "--threshold", 0.5, "--json").stdout):
-        assert min(group["scores"]) >= 0.5
+    for row in json.loads(indexed("duplicates", "--threshold", 0.5, "--format", "json").stdout):
+        assert row["score"] >= 0.5
     said = indexed("duplicates", "--threshold", 0.5).stderr
     assert "or a cosine of at least 0.5 with it" in said
     assert "above 0" in indexed("duplicates", "--threshold", 2, code=2).stderr

@@ -6,9 +6,12 @@ import json
 import shutil
 import warnings
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from clipguide.pipelines.text_to_canvas import TextToCanvas
+from clipguide.pipelines.text_to_image import TextToImage
 from conftest import CONTEXT_LENGTH, write_clip
 from hf_folder import write_hf_clip, write_hf_siglip
 from test_clip import landscape
@@ -16,8 +19,9 @@ from torch.testing import assert_close
 
 import clipguide
 from clipguide import Cutouts, Ensemble, Similarity, load_clip
-from clipguide.clip import lasting_name
+from clipguide.clip import check_clip, lasting_name
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
+from clipguide.guidance import steer
 from clipguide.images import to_tensor
 
 LONG = "a red fox and a zebra and an owl sit on a tree by the old house at night"
@@ -388,3 +392,23 @@ def test_a_word_that_is_too_long_is_cut(clip):
 
 def test_public_names():
     assert "Ensemble" in clipguide.__all__ and "load_hf_clip" not in clipguide.__all__
+
+
+@pytest.mark.parametrize("name", ["minni", "ViT-B-32/laion", "mini+minni", "a/b/c.pt", "mini@gpu"])
+def test_a_name_is_checked_before_anything_is_loaded(pipe, name, monkeypatch):
+    """The judge's too, which is loaded last."""
+    with pytest.raises(UsageError) as expected:
+        load_clip(name)
+    monkeypatch.setattr(open_clip, "create_model_from_pretrained", None)  # nothing can be loaded
+    refused = (
+        lambda: check_clip(name),
+        lambda: steer(pipe, "a fox", clip="mini", judge=name),
+        lambda: TextToImage(model="/nowhere", judge=name),
+        lambda: TextToImage(model="/nowhere", clip=name),
+        lambda: TextToCanvas(canvas="vqgan", judge=name),
+    )
+    for try_it in refused:
+        with pytest.raises(UsageError) as told:
+            try_it()
+        assert str(told.value) == str(expected.value)
+    check_clip("mini+0.5*mini-judge@cpu")

@@ -8,6 +8,8 @@ import torch
 from conftest import IMAGE_SIZE
 from hf_folder import write_hf_clip, write_hf_siglip
 from test_clip import landscape
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipguide import load_clip
 from clipguide.clip import load_parts
@@ -77,3 +79,32 @@ def test_normalised_as_the_tower_takes_them(clip_folder):
 def test_several_are_none(clip_folder):
     with pytest.raises(UsageError, match="are several CLIPs: name one"):
         load_parts(f"{clip_folder}+{clip_folder}")
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-4), ("bfloat16", 0.1)])
+def test_a_gradient_takes_no_product_for_each_place(tmp_path, dtype, rtol):
+    """A ViT's projections went back by `bmm`, their weights copied for each place: in bfloat16 8 x
+    the time. The gradient is that of the model alone."""
+
+    class Products(TorchDispatchMode):
+        stacked = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.stacked += function is torch.ops.aten.bmm.default
+            return function(*args, **(kwargs or {}))
+
+    parts = load_parts(str(openai_file(tmp_path)))
+    clip = parts.clip().astype(dtype)
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with Products() as products:
+        (gradient,) = torch.autograd.grad(clip.encode_image(image)[:, 0].sum(), image)
+    assert products.stacked == 0
+    model = parts.clip()._model.to(clip.dtype).requires_grad_(False)
+    mean, std = (torch.tensor(clip.preprocess[k])[:, None, None] for k in ("mean", "std"))
+    features_BD = model.encode_image(((image - mean) / std).to(clip.dtype)).float()
+    unit_BD = torch.nn.functional.normalize(features_BD, dim=-1)
+    with Products() as products:
+        (expected,) = torch.autograd.grad(unit_BD[:, 0].sum(), image)
+    assert products.stacked > 0
+    assert_close(gradient, expected, rtol=rtol, atol=rtol * float(expected.abs().max()))
+    assert not any(module._forward_pre_hooks for module in clip._model.modules())

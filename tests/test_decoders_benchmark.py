@@ -49,8 +49,10 @@ def test_it_goes_on(tiny_mini, tmp_path, monkeypatch):
     lines = (tmp_path / "r.jsonl").read_text().splitlines()
     names = [json.loads(line)["decoder"] for line in lines]
     assert names == [PLAIN, EXACT, "vae:half", "linear"] * 2
-    table = run("table", "--document", str(document))
+    out = tmp_path / "decoders.json"
+    table = run("table", "--document", str(document), "--out", str(out))
     assert table.count("\n| ") == 3 and "vae:whole (default here) |" in table
     text = document.read_text()
     assert table in text and "2 prompts" in text and "old" not in text
+    assert json.loads(out.read_text())["prompts"] == 2
     assert text.startswith("before\n") and text.endswith("\nafter\n")

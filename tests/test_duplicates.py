@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import sys
 import time
 
 import numpy as np
@@ -19,9 +18,7 @@ from test_search import made, units
 
 from clipguide.engine import Engine
 from clipguide.errors import UsageError
-from clipguide.retrieval import duplicates, maintenance, page, update
-
-MODULE = "clipguide.retrieval.copies"
+from clipguide.retrieval import duplicates, page, update
 
 
 def test_same_content(clip, tmp_path):
@@ -53,9 +50,7 @@ def reference(unit_BD, threshold):
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
-@pytest.mark.parametrize("block", [7, 1024])
-def test_nearly_the_same(tmp_path, monkeypatch, threshold, block):
-    monkeypatch.setattr(sys.modules[MODULE], "ROWS", block)
+def test_nearly_the_same(tmp_path, threshold):
     unit_BD = units(60, seed=3)
     size = list(range(60))
     made(tmp_path / "db", unit_BD, digest=[bytes([i]) * 32 for i in range(60)], width=size,
@@ -84,25 +79,6 @@ def test_no_group_is_a_chain(tmp_path):
     assert group.paths == ["000", "001"] and group.scores == pytest.approx([1, 0.9397], abs=1e-4)
     (group,) = duplicates(tmp_path / "db", threshold=0.7)
     assert group.paths == ["000", "001", "002"]
-
-
-def test_by_an_index_of_vectors(tmp_path, monkeypatch):
-    """Copies are found where not all pairs are compared."""
-    monkeypatch.setattr(sys.modules[MODULE], "EXACT", 100)
-    unit_BD = units(600, width=32, seed=3)
-    copies = unit_BD[:20] + 0.03 * units(20, width=32, seed=4)
-    copies /= np.linalg.norm(copies, axis=1, keepdims=True)
-    unit_BD = np.concatenate([unit_BD, copies])
-    digests = [i.to_bytes(32, "big") for i in range(620)]
-    ones = [1] * 620
-    index = made(
-        tmp_path / "db", unit_BD, digest=digests, width=ones, height=ones, size=ones, mtime=ones
-    )
-    maintenance.index_vectors(index.store.table)
-    groups = duplicates(tmp_path / "db", threshold=0.98)
-    found = {tuple(sorted(group.paths)) for group in groups}
-    expected = {(f"{i:03}", f"{600 + i:03}") for i in range(20)}
-    assert found <= expected and len(found) >= 19
 
 
 def test_a_threshold_that_is_none(tmp_path):

@@ -130,7 +130,7 @@ def test_a_file_is_settled_by_the_time_that_it_was_looked_at(clip, cache, pictur
     second = embed(clip, cache, picture)
     assert not torch.equal(second, first)
     clock[0] += 60
-    monkeypatch.setattr(Engine, "_read", lambda *_: pytest.fail("it is settled, and read again"))
+    monkeypatch.setattr(Engine, "read", lambda *_: pytest.fail("it is settled, and read again"))
     assert torch.equal(embed(clip, cache, picture), second)
 
 

@@ -10,12 +10,13 @@ import inspect
 import diffusers
 import pytest
 import torch
+from test_methods import Brightness
 from tiny_pipelines import BATCH, HEIGHT, TINY, WIDTH, draw, qwen_edit, tiny
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, UsageError
+from clipguide.guidance import guides, steer
 from clipguide.guidance import latents as families
-from clipguide.guidance import steer
 from clipguide.guidance.decoders import Decoder
 from clipguide.objectives import Objective
 
@@ -117,7 +118,7 @@ def test_size_is_heard_and_forgotten(name):
         Decoder(pipe)(latents)
 
 
-def test_only_packed_latents_are_listened_for():
+def test_only_packed_latents_are_watched_for():
     pipe, _ = tiny("SD3")
     decoder = Decoder(pipe)
     decoder.open()
@@ -129,7 +130,7 @@ def test_every_name_in_the_table_is_a_pipeline():
     ours = {"MiniPipeline"}
     for name in set(families.FAMILIES) - ours:
         assert hasattr(diffusers, name), name
-    assert {pipeline for pipeline, _ in families.GUIDES} <= set(families.FAMILIES)
+    assert {pipeline for pipeline, _ in guides.GUIDES} <= set(families.FAMILIES)
 
 
 def test_every_family_is_tested():
@@ -204,6 +205,28 @@ def test_a_family_of_ones_own():
         families.FAMILIES.unregister("Mine")
 
 
+class OlderFlux(diffusers.FluxPipeline):
+    """Its scale is a patch's side in pixels, as that of the community's Flux pipelines."""
+
+    def prepare_latents(self, batch_size, channels, height, width, *rest):
+        return super().prepare_latents(batch_size, channels, 2 * height, 2 * width, *rest)
+
+    @staticmethod
+    def _unpack_latents(latents, height, width, scale):
+        return diffusers.FluxPipeline._unpack_latents(latents, height, width, scale // 2)
+
+
+def test_a_pipeline_whose_scale_is_a_patch():
+    pipe, settings = tiny("FLUX")
+    with steer(pipe, Brightness()):
+        expected = draw(pipe, settings)
+    older = OlderFlux(**pipe.components)
+    older.vae_scale_factor *= 2
+    older.set_progress_bar_config(disable=True)
+    with steer(older, Brightness(), like="FluxPipeline"):
+        assert torch.equal(draw(older, settings), expected)
+
+
 def test_unknown_family():
     pipe, _ = tiny("DDPM")
     other = diffusers.ConsistencyModelPipeline(pipe.unet, pipe.scheduler)
@@ -216,13 +239,13 @@ def test_guides():
     import open_clip
 
     known = {"/".join(pair) for pair in open_clip.list_pretrained()}
-    assert {guide.name for guide in families.GUIDES.values()} <= known
+    assert {guide.name for guide in guides.GUIDES.values()} <= known
     pipe, _ = tiny("SDXL")
     with pytest.raises(UsageError, match="Which CLIP should guide this StableDiffusionXLPipeline"):
-        families.default_clip(pipe)  # its text is 16 wide
+        guides.default_clip(pipe)  # its text is 16 wide
     pipe.unet.register_to_config(cross_attention_dim=2048)
-    assert families.default_clip(pipe) == families.CONVNEXT.name
+    assert guides.default_clip(pipe) == guides.CONVNEXT.name
     for name in ("SD3", "FLUX", "FLUX.2", "Qwen-Image", "Z-Image", "Stable Cascade", "Sana"):
-        assert families.default_clip(tiny(name)[0]) == families.CONVNEXT.name
+        assert guides.default_clip(tiny(name)[0]) == guides.CONVNEXT.name
     with pytest.raises(UsageError, match="Which CLIP should guide this DDPMPipeline"):
-        families.default_clip(tiny("DDPM")[0])
+        guides.default_clip(tiny("DDPM")[0])

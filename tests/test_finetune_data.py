@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from clipguide import near
 from clipguide.clip import load_parts
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.finetune import duplicates, sources
@@ -331,7 +332,7 @@ def test_groups_are_those_of_all_pairs(monkeypatch):
             parent = [a if one == b else one for one in parent]
     number = {}
     want = [number.setdefault(one, len(number)) for one in parent]
-    monkeypatch.setattr(duplicates, "ROWS", 8)
+    monkeypatch.setattr(near, "ROWS", 8)
     assert duplicates.groups(small) == want and 150 < len(number) < 600
 
 

@@ -15,8 +15,7 @@ from torch.testing import assert_close
 
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
-from clipguide.guidance import BestOf, Shortcut, steer
-from clipguide.guidance import latents as families
+from clipguide.guidance import BestOf, Shortcut, guides, steer
 from clipguide.guidance.contract import Run
 from clipguide.guidance.decoders import Decoder
 from clipguide.guidance.descent import descend
@@ -483,14 +482,14 @@ def test_default_clip(pipe, monkeypatch):
     with pytest.raises(UsageError, match="Which CLIP should guide this StableDiffusionPipeline"):
         steer(pipe, "a red fox")
     folder = pipe.config["_name_or_path"]
-    assert not families.is_mini(folder)
-    monkeypatch.setattr(families.mini, "FOLDER", type(families.mini.FOLDER)(folder).parent)
-    assert families.is_mini(str(families.mini.FOLDER / "generator"))
-    pipe.register_to_config(_name_or_path=str(families.mini.FOLDER / "generator"))
-    assert families.default_clip(pipe) == "mini"
+    assert not guides.is_mini(folder)
+    monkeypatch.setattr(guides.mini, "FOLDER", type(guides.mini.FOLDER)(folder).parent)
+    assert guides.is_mini(str(guides.mini.FOLDER / "generator"))
+    pipe.register_to_config(_name_or_path=str(guides.mini.FOLDER / "generator"))
+    assert guides.default_clip(pipe) == "mini"
     pipe.register_to_config(_name_or_path="somewhere/else")
     pipe.unet.register_to_config(cross_attention_dim=768)
-    assert families.default_clip(pipe) == "ViT-B-32/laion2b_s34b_b79k"
+    assert guides.default_clip(pipe) == "ViT-B-32/laion2b_s34b_b79k"
 
 
 def test_clips_by_name(pipe, clip_folder, judge_folder):

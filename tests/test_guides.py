@@ -10,7 +10,7 @@ import pytest
 
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError
-from clipguide.guidance.latents import GUIDES
+from clipguide.guidance.guides import GUIDES
 
 PAGE = (Path(__file__).parent.parent / "docs" / "guides.md").read_text(encoding="utf-8")
 

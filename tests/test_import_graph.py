@@ -78,7 +78,7 @@ def test_a_circle_is_seen():
 
 def test_methods_import_what_lies_below_them():
     """One file a method: the contract, levels and the shared arithmetic, no session and no tap."""
-    shared = ("descent", "generators", "stochastic", "travel")
+    shared = ("descent", "generators", "resampling", "stochastic", "travel")
     below = {"contract", "levels", "schedulers", *shared}
     for name, found in graph().items():
         home, _, method = name.rpartition(".")
@@ -93,3 +93,52 @@ def test_only_steer_knows_them_all():
     for name, found in graph().items():
         if name.startswith("clipguide.guidance.") and name not in top:
             assert not {*top, "clipguide.guidance"} & found, name
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def uses(tree: ast.AST) -> set[str]:
+    """The names behind `self.` and `super().` that start with an underscore."""
+    owners = ("self", "super()")
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and private(node.attr)
+        if ast.unparse(node.value) in owners
+    } | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_no_module_takes_another_s_underscore():
+    """Neither by import, nor as an attribute, nor by a class that derives from another file's."""
+    trees = {name: ast.parse(file.read_text()) for name, file in modules().items()}
+    classes = {
+        (name, node.name): node
+        for name, tree in trees.items()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+    wrong = []
+    for name, tree in trees.items():
+        ours: set[str] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.level or "clipguide" in node.module):
+                ours |= {alias.asname or alias.name for alias in node.names}
+                wrong += [(name, alias.name) for alias in node.names if private(alias.name)]
+        wrong += [
+            (name, ast.unparse(node))
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and private(node.attr)
+            if isinstance(node.value, ast.Name) and node.value.id in ours
+        ]
+        for node in tree.body if name != "clipguide" else []:
+            for base in node.bases if isinstance(node, ast.ClassDef) else []:
+                wrong += [
+                    (name, node.name, other)
+                    for (home, known), parent in classes.items()
+                    if home != name and known == ast.unparse(base).rpartition(".")[2]
+                    for other in uses(parent) & uses(node)
+                    if private(other)
+                ]
+    assert not wrong, wrong

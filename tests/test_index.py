@@ -158,12 +158,12 @@ def test_a_file_that_had_not_settled_is_digested_again(run, home):
     os.utime(home / "0.png")  # now: it may yet change within the clock's step
     run()
     engine_reads = []
-    read = facts.Reader._read
+    read = facts.Reader.read
     try:
-        facts.Reader._read = lambda *a: engine_reads.append(a[1]) or read(*a)
+        facts.Reader.read = lambda *a: engine_reads.append(a[1]) or read(*a)
         assert run() == {"same": 5}
     finally:
-        facts.Reader._read = read
+        facts.Reader.read = read
     assert engine_reads == [str(home / "0.png")]
 
 
@@ -330,13 +330,13 @@ def test_an_emptied_folder_keeps_its_rows(run, home, tmp_path):
 def test_a_folder_that_vanishes(run, home, tmp_path, monkeypatch):
     """What was committed stays, and it is said once."""
     run(home / "0.png")
-    read = facts.Reader._read
+    read = facts.Reader.read
 
     def vanish(self, path, about):
         shutil.rmtree(home, ignore_errors=True)
         return read(self, path, about)
 
-    monkeypatch.setattr(facts.Reader, "_read", vanish)
+    monkeypatch.setattr(facts.Reader, "read", vanish)
     with pytest.raises(ClipguideError, match="vanished while it was indexed"):
         run()
     assert "0.png" in rows(tmp_path)

@@ -139,7 +139,7 @@ def test_an_actor_has_the_settings_of_the_driver_s_engine(clip, home, tmp_path):
     about = About(7, 10**18, 0)
     reader.works = {"memory://a.png": Work("memory://a.png", 5, about, None, None, False)}
     with ThreadPoolExecutor(1) as pool:
-        slot = reader._start("memory://a.png", pool)
+        slot = reader.start("memory://a.png", pool)
     assert (slot.about, slot.seen) == (about, 5)
 
 
@@ -251,7 +251,7 @@ class Poisoned(beyond.actors.Worker):
 
     def embed(self, block):
         if any(work.path.endswith("bad.png") for work in block):
-            self.reader._read = die
+            self.reader.read = die
         return super().embed(block)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 
 import diffusers
 import pytest
 import torch
 from test_guidance import draw, use
+from tiny_pipelines import tiny
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
@@ -19,6 +21,7 @@ from clipguide.guidance import (
     Lookahead,
     Noise,
     Particles,
+    Rollover,
     Shortcut,
     steer,
     travel,
@@ -27,6 +30,7 @@ from clipguide.guidance.calls import Calls
 from clipguide.guidance.contract import At
 from clipguide.guidance.decoders import Decoder
 from clipguide.guidance.levels import Level
+from clipguide.guidance.methods.particles import Weights
 from clipguide.guidance.observers import Trust
 from clipguide.guidance.schedulers import level, next_level
 from clipguide.objectives import Objective, Similarity
@@ -205,26 +209,34 @@ def test_particles_keep_to_their_groups(pipe):
         assert_close(draw(pipe, seeds=(1, 2), steps=5), both[:2], atol=1e-4, rtol=0)
 
 
-def test_particles_weights_and_systematic_resampling():
-    """A small ESS resamples, and counts are within one of number · weight."""
+def test_particles_are_drawn_anew_where_few_matter():
+    """A small ESS resamples, and what is known of each particle goes with it."""
     method = Particles(number=4, sharpness=1.0, threshold=0.9)
-    weight = torch.tensor([0.5, 0.3, 0.1, 0.1], dtype=torch.float64)
-    state = {"weight": weight.log(), "reward": torch.arange(4.0, dtype=torch.float64)}
-    index = method._resample(state, [torch.Generator().manual_seed(0)] * 4)
+    weights = Weights(4)
+    weights.log_B = torch.tensor([0.5, 0.3, 0.1, 0.1], dtype=torch.float64).log()
+    weights.best_B = torch.arange(4.0, dtype=torch.float64)
+    index = method._resample(weights, [torch.Generator().manual_seed(0)] * 4)
     counts = torch.bincount(index, minlength=4)
-    assert ((counts - 4 * weight).abs() < 1).all()
-    assert torch.equal(state["weight"], torch.zeros(4, dtype=torch.float64))
-    assert torch.equal(state["reward"], index.double())
-    state = {"weight": torch.zeros(4, dtype=torch.float64), "reward": torch.zeros(4)}
-    assert method._resample(state, [torch.Generator().manual_seed(0)] * 4) is None
+    assert ((counts - 4 * torch.tensor([0.5, 0.3, 0.1, 0.1])).abs() < 1).all()
+    assert not weights.log_B.any() and torch.equal(weights.best_B, index.double())
+    assert method._resample(Weights(4), [torch.Generator().manual_seed(0)] * 4) is None
+    none = Weights(4)
+    none.log_B[:] = -torch.inf  # no reward was a number
+    assert method._resample(none, [torch.Generator().manual_seed(0)] * 4) is None
+    assert not none.log_B.any()
 
 
-def test_particles_difference_telescopes():
-    method = Particles(number=2, sharpness=2.0, threshold=0.0)
-    state = {"weight": torch.zeros(2), "reward": torch.zeros(2), "first": True}
-    for reward in ([0.1, 0.2], [0.4, 0.1], [0.3, 0.7]):
-        method._weigh(state, torch.tensor(reward))
-    assert_close(state["weight"], 2.0 * torch.tensor([0.3, 0.7]))
+@pytest.mark.parametrize("potential", ["difference", "max", "sum"])
+def test_particles_potentials_end_at_the_reward(potential):
+    """Whatever a particle's way, all its potentials come to λ r of its last reward, for a λ that
+    rises too; and a reward that is no number weighs nothing, once."""
+    weights = Weights(2)
+    for sharpness, reward in ((0.5, [0.1, 0.2]), (1.0, [0.4, 0.1]), (2.0, [0.3, 0.7])):
+        last = sharpness == 2.0
+        weights.weigh(torch.tensor(reward).double(), potential, sharpness, last=last)
+    assert_close(weights.log_B, 2.0 * torch.tensor([0.3, 0.7]).double())
+    weights.weigh(torch.tensor([-torch.inf, 0.7]).double(), potential, 2.0)
+    assert weights.log_B[0] == -torch.inf and weights.log_B[1].isfinite()
 
 
 def test_the_stochastic_step_has_the_marginals_of_the_plain_one():
@@ -330,32 +342,61 @@ class Falls(Similarity):
         return torch.tensor([-rising, rising])
 
 
-def test_doubt_is_told_and_acted_on(pipe, clip, judge):
-    """The objective gets better while the judge falls: the strength of that image alone goes."""
+def judged(pipe, objective, judge, **settings):
+    """The steering of a run of 10 steps, which warned of nothing."""
     use(pipe, "DDIM")
-    objective, falls = Climbs(clip, "a red fox"), Falls(judge, "a red fox")
-    with (
-        pytest.warns(ClipguideWarning, match="image 0 climbs"),
-        steer(pipe, objective, judge=falls, score_every=1) as s,
-    ):
-        draw(pipe, steps=8)
-    assert len([w for w in s.report.warnings if "image 0" in w]) == 2
-    assert not any("image 1" in w for w in s.report.warnings)
+    Climbs.asked = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ClipguideWarning)
+        with steer(pipe, objective, judge=judge, **{"score_every": 1, **settings}) as s:
+            s.drawn = draw(pipe, steps=10)
+    return s
+
+
+def test_doubt_is_acted_on_and_in_the_outcome(pipe, clip, judge):
+    """The objective gets better while the judge falls: the strength of that image alone goes, from
+    the step after the second such scoring on, and no warning is given."""
+    s = judged(pipe, Climbs(clip, "a red fox"), Falls(judge, "a red fox"))
+    assert (s.report.eased(0), s.report.eased(1)) == (3, None) and not s.report.warnings
+    trust = [row["trust"] for row in s.report.rows(0)]
+    assert trust == [1, 1, 1, 0.5, 0.5, 0, 0, 0, 0, 0]
+    assert {row["trust"] for row in s.report.rows(1)} == {1}
+
+
+def test_nothing_is_decided_in_the_last_tenth(pipe, clip, judge):
+    """Scored at steps 0, 7, 8 and 9 of 10: the second bad one, at the eighth, decides; scored at 0,
+    8 and 9 it would be at the ninth, which is too late."""
+
+    class At(Falls):
+        places = ()
+
+        def score(self, image_B3HW):
+            at = Climbs.asked
+            fell = super().score(image_B3HW)
+            return fell if at in self.places else torch.zeros(2)
+
+    early, late = At(judge, "a red fox"), At(judge, "a red fox")
+    early.places, late.places = (7, 8, 9), (8, 9)
+    assert judged(pipe, Climbs(clip, "a red fox"), early).report.eased(0) == 9
+    assert judged(pipe, Climbs(clip, "a red fox"), late).report.eased(0) is None
+
+
+@pytest.mark.parametrize("method", [Particles(number=2, every=1), Rollover(quota=2)])
+def test_what_has_no_strength_is_not_eased(pipe, clip, judge, method):
+    s = judged(pipe, Climbs(clip, "a red fox"), Falls(judge, "a red fox"), method=method)
+    assert s.report.eased(0) is None and "trust" not in s.report.rows(0)[-1]
 
 
 def test_what_ranks_is_what_is_minimised(pipe, clip, judge):
     """Away from the prompt, a judge's falling score is what is meant, and its rising the alarm."""
-    use(pipe, "DDIM")
-    judged = Falls(judge, "a red fox")
+    judging = Falls(judge, "a red fox")
 
     class Away(Climbs):
         def terms(self):
-            yield -1.0, judged
+            yield -1.0, judging
 
-    with pytest.warns(ClipguideWarning, match="image 1 climbs"):
-        with steer(pipe, Away(clip, "a red fox"), judge=judged, score_every=1) as s:
-            draw(pipe, steps=8)
-    assert not any("image 0" in w for w in s.report.warnings)
+    s = judged(pipe, Away(clip, "a red fox"), judging)
+    assert (s.report.eased(0), s.report.eased(1)) == (None, 3)
 
 
 @pytest.mark.parametrize("factor", [1.0, -1.0])
@@ -373,19 +414,14 @@ def test_best_of_keeps_what_is_minimised(pipe, clip, factor):
 
 def test_a_trace_scores_every_step_and_changes_no_bit(pipe, clip, judge):
     """Nor when the steering stops: trust is asked no more often for it."""
-    use(pipe, "DDIM")
     seen = {}
     for trace in (False, True):
-        Climbs.asked = 0
         objective, falls = Climbs(clip, "a red fox"), Falls(judge, "a red fox")
-        with (
-            pytest.warns(ClipguideWarning, match="image 0 climbs"),
-            steer(pipe, objective, judge=falls, score_every=2, trace=trace) as s,
-        ):
-            seen[trace] = draw(pipe, steps=8), s.report.warnings
+        s = seen[trace] = judged(pipe, objective, falls, score_every=2, trace=trace)
         scored = [step.index for step in s.report.trace if step.judge_score_B is not None]
-        assert scored == (list(range(8)) if trace else [0, 2, 4, 6, 7])
-    assert torch.equal(seen[True][0], seen[False][0]) and len(seen[True][1]) == len(seen[False][1])
+        assert scored == (list(range(10)) if trace else [0, 2, 4, 6, 8, 9])
+    assert torch.equal(seen[True].drawn, seen[False].drawn)
+    assert seen[True].report.eased(0) == seen[False].report.eased(0) == 5
 
 
 def test_attach_and_detach(pipe, clip):
@@ -431,6 +467,11 @@ def test_naming_a_method(pipe, clip, arguments, message):
         (lambda: Shortcut(momentum=1), "momentum"),
         (lambda: Shortcut(travel=0), "travel"),
         (lambda: BestOf(number=0), "number"),
+        (lambda: BestOf(number=2, finish=3), "cannot be finished"),
+        (lambda: BestOf(look=1.0), "look"),
+        (lambda: Particles(resampling="ssb"), "Did you mean ssp"),
+        (lambda: Particles(rising=2), "rising"),
+        (lambda: Rollover(enough=math.nan), "enough"),
         (lambda: Particles(number=1), "number"),
         (lambda: Particles(potential="maximum"), "potential"),
         (lambda: Lookahead(temperature=0), "temperature"),
@@ -472,3 +513,110 @@ def test_methods_are_frozen():
     for method in METHODS.values():
         with pytest.raises(dataclasses.FrozenInstanceError):
             method().every = 2
+
+
+class Either(diffusers.StableDiffusionPipeline):
+    """Begins with an image where one is given, as the community's lpw_stable_diffusion."""
+
+    @torch.no_grad()
+    def __call__(self, image=None, strength=0.8, latents=None, **settings):
+        assert image is None
+        call = diffusers.StableDiffusionPipeline.__call__.__wrapped__
+        return call(self, latents=latents, **settings)
+
+
+def test_noise_where_an_image_may_be_given():
+    """Its strength, 0.8 by default, means nothing without one."""
+    made, settings = tiny("SD 1.5")
+    pipe = Either(**made.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    settings |= {"num_inference_steps": 2, "output_type": "pt"}
+    with steer(pipe, Brightness(), method=Noise(iterations=1)) as s:
+        assert s(**settings).images.isfinite().all()
+        with pytest.raises(UsageError, match="strength=0.8 begins with the image"):
+            s(**settings, image=torch.zeros(1, 3, 32, 64))
+# ------------------------------------------------------------ pruning by previews
+class Counted:
+    """How many evaluations of the denoiser a pipeline took."""
+
+    def __init__(self, pipe):
+        self.number = 0
+        self.hook = pipe.unet.register_forward_hook(self)
+
+    def __call__(self, *_):
+        self.number += 1
+
+
+@pytest.mark.parametrize("each", [None, Shortcut(strength=0.2)])
+def test_best_of_finishes_the_best_previews(pipe, each):
+    """Those of the best x0 after 2 of 5 steps, and no others, are drawn to the end, each as it
+    would have been without; it costs 4 · 2 + 2 · 5 evaluations."""
+    use(pipe, "DDIM")
+    given = settings(steps=5)
+    with steer(pipe, Brightness(), method=BestOf(number=4, each=each)) as s:
+        s(**settings(steps=5))
+    whole = torch.stack(s.report.candidates)
+    seen = Counted(pipe)
+    with steer(pipe, Brightness(), method=BestOf(number=4, each=each, finish=2, look=0.4)) as s:
+        kept = s(**given).images
+    assert seen.number == 4 * 2 + 2 * 5
+    seen.hook.remove()
+    found = torch.stack(s.report.candidates)
+    assert found.shape == (2, 2)
+    previews = []
+    for k in range(4):
+        at = {}
+
+        def note(step, at=at):
+            if step.index == 1:
+                at["image"] = step.preview()
+
+        seeds = [seed + k * 1_000_000 for seed in (3, 4)]
+        method = each or Shortcut(strength=0.0)
+        with steer(pipe, Brightness(), method=method, on_step=note, decoder="vae"):
+            draw(pipe, seeds=seeds, steps=5)
+        previews.append(-loss(at["image"]))
+    if each is None:  # a steered x0 is looked at after its move
+        order = torch.stack(previews).argsort(0, descending=True)[:2]
+        assert_close(found, whole.gather(0, order), atol=1e-5, rtol=0)
+    for i in range(2):
+        assert all((whole[:, i] - score).abs().min() < 1e-5 for score in found[:, i])
+    assert_close(-loss(kept), found.amax(0), atol=1e-5, rtol=0)
+
+
+def test_best_of_with_one_generator_for_all(pipe):
+    """The images of a batch that share a generator live and die together."""
+    use(pipe, "DDIM")
+    given = {"prompt": ["a fox"] * 2, "num_inference_steps": 4, "output_type": "pt"}
+    with steer(pipe, Brightness(), method=BestOf(number=3, finish=1)) as s:
+        kept = s(**given, generator=torch.Generator().manual_seed(3)).images
+    alone = [
+        pipe(**given, generator=torch.Generator().manual_seed(3 + k * 1_000_000)).images
+        for k in range(3)
+    ]
+    assert any(torch.equal(kept, image) for image in alone)
+    with (
+        pytest.raises(UsageError, match="give `generator`"),
+        steer(pipe, Brightness(), method=BestOf(number=3, finish=1)) as s,
+    ):
+        s(**given)
+
+
+# ------------------------------------------------------------ what is good enough
+def test_rollover_ends_when_it_is_good_enough(pipe):
+    """At a threshold that everything reaches, one evaluation a step, and the image is that of the
+    first proposals; at one that nothing reaches, the whole budget and the same bits as without."""
+    use(pipe, "DDIM")
+    images, costs = {}, {}
+    for enough in (-1e9, 1e9, None):
+        seen = Counted(pipe)
+        with steer(pipe, Brightness(), method=Rollover(quota=3, enough=enough)) as s:
+            images[enough] = draw(pipe, steps=5)
+        costs[enough] = seen.number
+        seen.hook.remove()
+        assert images[enough].isfinite().all() and s.report.trace[-1].noise < 0.5
+    assert costs == {-1e9: 5, 1e9: 15, None: 15}
+    assert torch.equal(images[1e9], images[None])
+    assert not torch.equal(images[-1e9], images[None])
+    with steer(pipe, Brightness(), method=Rollover(quota=3)):
+        assert torch.equal(draw(pipe, steps=5), images[None])  # the pipeline is as it was

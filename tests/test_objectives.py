@@ -19,8 +19,8 @@ from clipguide.objectives import (
     Scheduled,
     Similarity,
     TotalVariation,
-    _dot,
-    _spherical,
+    dot,
+    spherical,
 )
 from clipguide.views import Cutouts
 
@@ -89,9 +89,9 @@ def test_distances():
         unit = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
         text = torch.tensor([1.0, 0.0], dtype=torch.float64)
         unit.requires_grad_()
-        assert _spherical(unit, text).item() == pytest.approx(angle**2 / 2, abs=4e-3)
-        assert _dot(unit, text).item() == pytest.approx(1 - math.cos(angle))
-        (gradient,) = torch.autograd.grad(_spherical(unit, text), unit)
+        assert spherical(unit, text).item() == pytest.approx(angle**2 / 2, abs=4e-3)
+        assert dot(unit, text).item() == pytest.approx(1 - math.cos(angle))
+        (gradient,) = torch.autograd.grad(spherical(unit, text), unit)
         assert gradient.isfinite().all()
 
 

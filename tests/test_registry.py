@@ -70,7 +70,8 @@ def test_a_method_of_ones_own(pipe):
     with pytest.raises(UsageError, match="There is a method 'shortcut' already"):
         register_method(Shortcut)
     assert list(METHODS) == [
-        "best-of", "shortcut", "particles", "rollover", "lookahead", "noise", "backprop"
+        "best-of", "shortcut", "particles", "rollover", "lookahead", "noise", "backprop",
+        "embedding",
     ]
 
 
@@ -101,6 +102,7 @@ def test_a_plug_in_of_one_file(tmp_path, generator_folder):
         from clipguide.pipelines.drawing import CANVASES
         assert "SparklePipeline" in latents.FAMILIES and "sparkle" in CANVASES
         assert "SparkleScheduler" in schedulers.SCHEDULERS
+        assert clipguide.Reward("darkness")(draw(pipe)).shape == (1,)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=300)
 

@@ -251,10 +251,10 @@ def test_an_index_of_vectors_gives_nearly_the_same(tmp_path):
                 expected = unit_BD[int(hit.path)] @ query_D
                 assert math.isclose(hit.score, expected, abs_tol=1e-5)
         assert hits >= 0.9 * 400
-    assert maintenance.cells(3000) == 55 and maintenance.probes(3000) == 32
+    assert maintenance.cells(3000) == 219 and maintenance.probes(3000) == 32
     nearest = index.store.table.search(unit_BD[0], vector_column_name="vector")
     plan = nearest.distance_type("l2").nprobes(maintenance.probes(3000)).limit(10).analyze_plan()
-    assert "partitions_ranked=55" in plan or "partitions_searched=32" in plan
+    assert "partitions_ranked=219" in plan or "partitions_searched=32" in plan
 
 
 def gaussian(count, width, seed=0):

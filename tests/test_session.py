@@ -291,3 +291,38 @@ def test_no_step_outside_of_the_window_is_warned_of_once(pipe):
     with pytest.warns(ClipguideWarning, match="No step was steered"):
         with steer(pipe, Brightness(), strength="0.1@0.999..1"):
             draw(pipe, steps=2)
+
+
+class Tiles(diffusers.StableDiffusionPipeline):
+    """Goes on with tiles, as DemoFusion: as many at a time as there are left, on the same
+    timesteps."""
+
+    def __call__(self, **settings):
+        latents = super().__call__(**settings, output_type="latent").images
+        self.after = []
+        for t in self.scheduler.timesteps:
+            for number in (4, 1):
+                tile = latents[:1].repeat(number, 1, 1, 1)
+                self.after.append(self.scheduler.step(tile / 2, t, tile).prev_sample)
+        return latents
+
+
+def test_steps_on_tiles_after_the_run_are_left_alone():
+    """A batch that changed was a crash; a tile alone is no image to steer. Said once."""
+    made, given = tiny("SD 1.5")
+    pipe = Tiles(**made.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    told = Steps()
+    with (
+        pytest.warns(ClipguideWarning, match="after the last that it announced"),
+        steer(pipe, Brightness(), like="StableDiffusionPipeline", on_step=told) as s,
+    ):
+        for _ in range(2):  # the next call is steered again
+            latents = pipe(**given, num_inference_steps=3)
+            assert sum("after the last" in warning for warning in s.report.warnings) == 1
+    assert told.seen == 2 * [(0, 3), (1, 3), (2, 3)]
+    expected = iter(pipe.after)
+    for t in pipe.scheduler.timesteps:
+        for number in (4, 1):
+            tile = latents[:1].repeat(number, 1, 1, 1)
+            assert torch.equal(pipe.scheduler.step(tile / 2, t, tile).prev_sample, next(expected))

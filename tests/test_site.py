@@ -273,8 +273,9 @@ RUNNING = [
 def test_python_of_pages_runs(page, code, clone):
     from clipguide.guidance import latents, methods, schedulers
     from clipguide.objectives import OBJECTIVES
+    from clipguide.rewards import REWARDS
 
-    tables = (latents.FAMILIES, methods.METHODS, schedulers.SCHEDULERS, OBJECTIVES)
+    tables = (latents.FAMILIES, methods.METHODS, schedulers.SCHEDULERS, OBJECTIVES, REWARDS)
     before = [set(table) for table in tables]
     try:
         exec(compile(code, name(page), "exec", dont_inherit=True), {"__name__": "page"})

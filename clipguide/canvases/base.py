@@ -51,9 +51,10 @@ class Canvas(nn.Module):
                 f"This canvas holds {self.batch} pictures of {self.width}x{self.height}, and got "
                 f"{tuple(image_B3HW.shape)} (number, channels, height, width)."
             )
-        self._encode(image_B3HW)
+        self.set_(image_B3HW)
 
-    def _encode(self, image_B3HW: torch.Tensor) -> None:
+    def set_(self, image_B3HW: torch.Tensor) -> None:
+        """What `encode` does with pictures of the right size and number."""
         raise NotImplementedError
 
 

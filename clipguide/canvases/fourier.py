@@ -44,7 +44,7 @@ class Fourier(Canvas):
         plain_B3HW = torch.fft.irfft2(spectrum_B3HF, s=(self.height, self.width))
         return torch.einsum("rc,bchw->brhw", self.mix_33, plain_B3HW).sigmoid()
 
-    def _encode(self, image_B3HW: torch.Tensor) -> None:
+    def set_(self, image_B3HW: torch.Tensor) -> None:
         logit_B3HW = image_B3HW.to(self.mix_33).logit(eps=INSIDE)
         plain_B3HW = torch.einsum("cr,brhw->bchw", torch.linalg.inv(self.mix_33), logit_B3HW)
         spectrum_B3HF = torch.fft.rfft2(plain_B3HW) / self.scale_HF

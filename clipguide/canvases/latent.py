@@ -54,7 +54,7 @@ class Latent(Canvas):
         latents_BChw = self.latents_BChw.to(next(self.autoencoder.parameters()).dtype)
         return (self.autoencoder.decode(latents_BChw).sample / 2 + 0.5).float()
 
-    def _encode(self, image_B3HW: torch.Tensor) -> None:
+    def set_(self, image_B3HW: torch.Tensor) -> None:
         def encode(image_B3HW: torch.Tensor) -> torch.Tensor:
             encoded = self.autoencoder.encode(image_B3HW)
             tiny = not hasattr(encoded, "latent_dist")

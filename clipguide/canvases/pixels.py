@@ -65,7 +65,7 @@ class Pixels(Canvas):
         padded_B3hw = F.pad(image_B3hw, (1, 1, 1, 1), "circular")
         return _resize(padded_B3hw, (size[0] + 4, size[1] + 4))[..., 2:-2, 2:-2]
 
-    def _encode(self, image_B3HW: torch.Tensor) -> None:
+    def set_(self, image_B3HW: torch.Tensor) -> None:
         image_B3hw = image_B3HW.to(self.levels[0]) - 0.5
         for i, level in enumerate(self.levels):
             if i + 1 < len(self.levels):

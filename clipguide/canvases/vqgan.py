@@ -94,7 +94,7 @@ class VQGAN(Canvas):
         square = latents_BhwD.square().sum(-1, keepdim=True) + codes_KD.square().sum(-1)
         return square - 2 * latents_BhwD @ codes_KD.T
 
-    def _encode(self, image_B3HW: torch.Tensor) -> None:
+    def set_(self, image_B3HW: torch.Tensor) -> None:
         if self.model.config.get("_quantizer") == "gumbel":  # from `taming.convert`
             raise UsageError(
                 "A Gumbel VQGAN cannot begin with a picture: its encoder does not tell codes by "

@@ -24,7 +24,7 @@ class Wrapped(Canvas):
     def project_(self) -> None:
         self.canvas.project_()
 
-    def _encode(self, image_B3HW: torch.Tensor) -> None:
+    def set_(self, image_B3HW: torch.Tensor) -> None:
         self.canvas.encode(image_B3HW)
 
 

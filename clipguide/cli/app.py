@@ -62,7 +62,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     name="clipguide",
-    help="Steers image generators with CLIP, and scores, ranks and names pictures. Works offline "
+    help="Steers image generators with CLIP, and scores, ranks and names images. Works offline "
     "on the models that it ships.",
     cls=_Commands,
     no_args_is_help=True,

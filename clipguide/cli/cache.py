@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from . import console
+from .options import ReportAsJson
 
 cache = typer.Typer(help="The cache of embeddings: what it holds; forget it.", no_args_is_help=True)
 File = Annotated[
@@ -19,7 +20,7 @@ File = Annotated[
 @cache.command()
 def info(
     path: File = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
     """Say where the cache is, how large, and what it holds of each model."""
     from ..engine import Cache, default_path

@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..prompts import shorten
 from . import console
 from .embedding import Images, Options, open_pictures, with_options
-from .rows import Format, Rows
+from .rows import SEPARATORS, Format, Printed, Rows
 
 if TYPE_CHECKING:
     import torch
@@ -59,13 +59,13 @@ def classify(
         int, typer.Option("--top", "-k", min=1, metavar="K", help="How many labels to give.")
     ] = 1,
     none: Annotated[
-        bool, typer.Option("--none", help="A picture may show none of the labels.")
+        bool, typer.Option("--none", help="An image may show none of the labels.")
     ] = False,
     calibrate: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Pictures that do show a label: of such, at most 5 % are turned away by --none.",
+            help="Images that do show a label: of such, at most 5 % are turned away by --none.",
         ),
     ] = None,
     few_shot: Annotated[
@@ -79,18 +79,18 @@ def classify(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A PNG of what was taken for what; the folders that pictures are in name them.",
+            help="A PNG of what was taken for what; the folders that images are in name them.",
         ),
     ] = None,
     explain: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Heat maps of the labels found, a PNG for each."),
     ] = None,
-    format: Annotated[Format, typer.Option(help="How the names are printed.")] = Format.table,
+    format: Printed = Format.text,
 ) -> None:
-    """Name pictures: the likeliest label, with its probability.
+    """Name images: the likeliest label, with its probability.
 
-    Where the folders that pictures are in are named like labels, the share of right names goes to
+    Where the folders that images are in are named like labels, the share of right names goes to
     stderr. --none is calibrated for the embedded models and for drawings; for others give
     --calibrate.
     """
@@ -143,7 +143,7 @@ def _add(rows: Rows, format: Format, path: str, found: list[Named]) -> None:
          "cosine": one.cosine if one.cosine == one.cosine else None}
         for one in found
     ]  # fmt: skip
-    for rank, one in enumerate(named if format is Format.csv else named[:1], start=1):
+    for rank, one in enumerate(named if format in SEPARATORS else named[:1], start=1):
         rows.add(
             cells=[path, rank, *("" if value is None else value for value in one.values())],
             line=f"{shown}  {path}",

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console
+from .options import ReportAsJson
 
 PACKAGES = (
     "clipguide torch torchvision diffusers transformers open_clip_torch accelerate timm numpy"
@@ -26,7 +27,7 @@ def doctor(
     draw: Annotated[
         bool, typer.Option("--draw/--no-draw", help="Draw and score one image.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
     """Report versions, devices, memory and extras; draw an image.
 

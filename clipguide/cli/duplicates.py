@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from ..errors import UsageError
 from . import console
 from .index import Db
+from .rows import Format, Printed, Rows
 
 if TYPE_CHECKING:
     from ..retrieval import Group
@@ -27,13 +27,13 @@ def duplicates(
     contact_sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .png or .html to show them on.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    format: Printed = Format.text,
 ) -> None:
-    """List pictures that an index has more than once.
+    """List images that an index has more than once.
 
     Nothing is deleted.
 
-    Of each group, the largest picture comes first, then its copies, each with its cosine; "same"
+    Of each group, the largest image comes first, then its copies, each with its cosine; "same"
     are those of the same content. Groups are parted by blank lines.
     """
     from ..retrieval import page, places
@@ -47,25 +47,24 @@ def duplicates(
         from ..retrieval import duplicates as find
 
         groups = find(db, near=not exact, threshold=threshold)
-        _print(groups, as_json, None if exact else threshold)
+        _print(groups, format, None if exact else threshold)
         if contact_sheet is not None and groups:
             page.write(contact_sheet, "Duplicates", list(map(_cells, groups)))
             console.complain(f"{contact_sheet} is written.")
 
 
-def _print(groups: list[Group], as_json: bool, threshold: float | None) -> None:
-    if as_json:
-        found = [
-            {"paths": g.paths, "sizes": g.sizes, "scores": g.scores, "exact": g.exact}
-            for g in groups
-        ]
-        typer.echo(json.dumps(found, indent=2))
-        return
-    for number, group in enumerate(groups):
-        if number:
+def _print(groups: list[Group], format: Format, threshold: float | None) -> None:
+    columns = ["group", "path", "size", "score", "exact"]
+    rows = Rows(format, columns)
+    for number, group in enumerate(groups, start=1):
+        if number > 1 and format is Format.text:
             console.tell("")
-        for i, (path, score) in enumerate(zip(group.paths, group.scores, strict=True)):
-            console.tell(console.one_line(f"{_mark(group, i, score)}  {path}"))
+        known = zip(group.paths, group.sizes, group.scores, strict=True)
+        for i, (path, size, score) in enumerate(known):
+            cells = [number, path, size, score, group.exact]
+            line = f"{_mark(group, i, score)}  {path}"
+            rows.add(cells=cells, line=line, record=dict(zip(columns, cells, strict=True)))
+    rows.close()
     copies = sum(len(group.paths) - 1 for group in groups)
     by = "" if threshold is None else f" or a cosine of at least {threshold:g} with it"
     console.complain(

@@ -21,12 +21,12 @@ def embed(
     options: Options,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite the file.")] = False,
 ) -> None:
-    """Write the vectors of pictures into one file.
+    """Write the vectors of images into one file.
 
     The vectors have length 1 and stand with their paths.
 
     An .npz holds paths, vectors, key (the model's fingerprint and the settings) and model; a
-    .parquet the columns path and vector. Other verbs take the file in place of the pictures.
+    .parquet the columns path and vector. Other verbs take the file in place of the images.
     """
     from ..engine import table
 

@@ -22,13 +22,12 @@ if TYPE_CHECKING:
     from ..clip import Clip
     from ..engine import Embedded, Engine
 
-PANEL = "How pictures are read and embedded"
 
 Images = Annotated[
     list[str],
     typer.Argument(
         metavar="IMAGES...",
-        help="Pictures: files, folders, patterns in quotes, - for names on stdin, or an .npz or "
+        help="Images: files, folders, patterns in quotes, - for names on stdin, or an .npz or "
         ".parquet that embed wrote.",
         show_default=False,
     ),
@@ -36,7 +35,7 @@ Images = Annotated[
 
 
 def _option(*names: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=PANEL)
+    return typer.Option(*names, help=text, metavar=metavar)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +60,17 @@ class Options:
     alpha: Annotated[
         str,
         _option(
-            text="white: lay transparent pictures on white. drop: ignore it, as open_clip does.",
+            text="white: lay transparent images on white. drop: ignore it, as open_clip does.",
             metavar="white|drop",
         ),
     ] = "white"
-    frames: Annotated[int, _option(text="Frames of a moving picture to average.", metavar="N")] = 1
+    frames: Annotated[int, _option(text="Frames of a moving image to average.", metavar="N")] = 1
     icc: Annotated[
         bool, _option("--icc", text="Convert colours of other profiles to sRGB.")
     ] = False
     megapixels: Annotated[
         float | None,
-        _option(text="The largest picture that is read. [default: 179]", metavar="N"),
+        _option(text="The largest image that is read. [default: 179]", metavar="N"),
     ] = None
     fast: Annotated[
         bool, _option("--fast", text="Decode JPEGs no larger than needed: quicker, less exact.")
@@ -81,7 +80,7 @@ class Options:
     ] = False
     batch: Annotated[
         int | None,
-        _option(text="Pictures at a time. [default: 16 on a CPU, else 256]", metavar="N"),
+        _option(text="Images at a time. [default: 16 on a CPU, else 256]", metavar="N"),
     ] = None
     workers: Annotated[
         int | None,
@@ -103,7 +102,7 @@ class Options:
     verify: Annotated[
         bool, _option("--verify", text="Digest each file again before its cached vector is used.")
     ] = False
-    strict: Annotated[bool, _option("--strict", text="Exit 1 if a picture could not be read.")] = (
+    strict: Annotated[bool, _option("--strict", text="Exit 1 if an image could not be read.")] = (
         False
     )
 
@@ -114,10 +113,10 @@ class Options:
 
         names = ("batch", "workers", "frames", "alpha", "megapixels")
         settings.check(**{name: getattr(self, name) for name in names})
-        _check_named(images or ())
+        check_named(images or ())
 
 
-def _check_named(names: Sequence[str]) -> None:
+def check_named(names: Sequence[str]) -> None:
     """UsageError if none of the files and folders that are named is there."""
     if names and not any(
         name == "-" or "://" in name or set("*?[") & set(name) or os.path.lexists(name)

@@ -36,7 +36,7 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="Pictures to calibrate and measure by, files or folders; repeatable. "
+            help="Images to calibrate and measure by, files or folders; repeatable. "
             "[default: drawings]",
         ),
     ] = None,

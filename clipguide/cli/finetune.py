@@ -12,16 +12,12 @@ from . import console
 from .generate import best_device
 from .training import Run, pair
 
-DATA = "What is read"
-TRAINING = "How it is trained"
-KEEPING = "What it keeps"
-GUIDING = "With --for-guiding"
 HELD_OUT = "held-out"
 NONE = "none"
 
 
-def _option(*names: str, text: str, panel: str, metavar: str | None = None) -> typer.Option:
-    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel)
+def _option(*names: str, text: str, metavar: str | None = None) -> typer.Option:
+    return typer.Option(*names, help=text, metavar=metavar)
 
 
 ONLY_GUIDES = ("against", "norm", "epsilon", "attack_steps", "minutes", "judge")
@@ -58,7 +54,7 @@ def finetune(
         typer.Argument(
             metavar="DATA",
             help="A folder whose subfolders name classes; a .csv, .tsv, .jsonl or .parquet of "
-            "pictures and captions or labels; a webdataset .tar, or a pattern of them; an index.",
+            "images and captions or labels; a webdataset .tar, or a pattern of them; an index.",
             show_default=False,
         ),
     ],
@@ -74,81 +70,61 @@ def finetune(
         _option(
             text="full: both towers. lora: low-rank changes of both. lit: the text tower alone. "
             "head: the last layer of the image tower, on vectors that are computed once.",
-            panel=TRAINING,
             metavar="full|lora|lit|head",
         ),
     ] = "full",
-    loss: Annotated[
-        str, _option(text="softmax: CLIP's. sigmoid: SigLIP's.", panel=TRAINING)
-    ] = "softmax",
-    epochs: Annotated[
-        float, _option(text="Times that the pictures are gone through.", panel=TRAINING)
-    ] = 10.0,
-    steps: Annotated[
-        int | None, _option(text="Steps, in the place of epochs.", panel=TRAINING)
-    ] = None,
-    batch: Annotated[int, _option(text="Pictures a step.", panel=TRAINING)] = 64,
+    loss: Annotated[str, _option(text="softmax: CLIP's. sigmoid: SigLIP's.")] = "softmax",
+    epochs: Annotated[float, _option(text="Times that the images are gone through.")] = 10.0,
+    steps: Annotated[int | None, _option(text="Steps, in the place of epochs.")] = None,
+    batch: Annotated[int, _option(text="Images a step.")] = 64,
     chunk: Annotated[
         int,
-        _option(text="Pictures encoded at a time: less memory, the same gradient.", panel=TRAINING),
+        _option(text="Images encoded at a time: less memory, the same gradient."),
     ] = 64,
-    lr: Annotated[
-        float | None, _option(text="The learning rate. [default: by the method]", panel=TRAINING)
-    ] = None,
-    rank: Annotated[int, _option(text="Of lora.", panel=TRAINING)] = 8,
-    patience: Annotated[
-        int, _option(text="Epochs without a gain until it stops.", panel=TRAINING)
-    ] = 3,
+    lr: Annotated[float | None, _option(text="The learning rate. [default: by the method]")] = None,
+    rank: Annotated[int, _option(text="Of lora.")] = 8,
+    patience: Annotated[int, _option(text="Epochs without a gain until it stops.")] = 3,
     templates: Annotated[
         str | None,
-        _option(text="Of classes' captions, as for classify.", panel=TRAINING, metavar="NAME|FILE"),
+        _option(text="Of classes' captions, as for classify.", metavar="NAME|FILE"),
     ] = None,
     augment: Annotated[
-        bool, _option("--augment/--plain", text="Crop (and mirror, for classes).", panel=TRAINING)
+        bool, _option("--augment/--plain", text="Crop (and mirror, for classes).")
     ] = True,
-    bf16: Annotated[bool, _option("--bf16", text="Autocast to bfloat16.", panel=TRAINING)] = False,
-    seed: Annotated[
-        int, _option(text="Of the split, the order and the crops.", panel=TRAINING)
-    ] = 0,
-    image_column: Annotated[str | None, _option(text="Of a table.", panel=DATA)] = None,
-    caption_column: Annotated[str | None, _option(text="Of a table.", panel=DATA)] = None,
-    label_column: Annotated[str | None, _option(text="Of a table.", panel=DATA)] = None,
+    bf16: Annotated[bool, _option("--bf16", text="Autocast to bfloat16.")] = False,
+    seed: Annotated[int, _option(text="Of the split, the order and the crops.")] = 0,
+    image_column: Annotated[str | None, _option(text="Of a table.")] = None,
+    caption_column: Annotated[str | None, _option(text="Of a table.")] = None,
+    label_column: Annotated[str | None, _option(text="Of a table.")] = None,
     names: Annotated[
         Path | None,
-        _option(text="A file with the name of class 0, 1, … a line.", panel=DATA, metavar="FILE"),
+        _option(text="A file with the name of class 0, 1, … a line.", metavar="FILE"),
     ] = None,
     share: Annotated[
         float,
         _option(
-            text="Of the pictures, to set aside: half to choose by, half to test on if they are "
+            text="Of the images, to set aside: half to choose by, half to test on if they are "
             "40 or more.",
-            panel=DATA,
         ),
     ] = 0.2,
-    test: Annotated[
-        str | None, _option(text="Other pictures to test on.", panel=DATA, metavar="DATA")
-    ] = None,
+    test: Annotated[str | None, _option(text="Other images to test on.", metavar="DATA")] = None,
     look: Annotated[
-        bool, _option("--look", text="Only report on the data, and train nothing.", panel=DATA)
+        bool, _option("--dry-run", text="Only report on the data, and train nothing.")
     ] = False,
     retain: Annotated[
         str | None,
         _option(
             text="What it should still know: held-out (drawings among 1,740 names, which mini was "
-            "not trained on), other pictures, or none. [default: of mini held-out]",
-            panel=KEEPING,
+            "not trained on), other images, or none. [default: of mini held-out]",
             metavar="held-out|DATA|none",
         ),
     ] = None,
-    allow: Annotated[
-        float, _option(text="Points of retention that may be lost.", panel=KEEPING)
-    ] = 1.0,
+    allow: Annotated[float, _option(text="Points of retention that may be lost.")] = 1.0,
     wise_ft: Annotated[
         bool,
         _option(
             "--wise-ft/--no-wise-ft",
             text="Keep as much of the old weights as --allow asks for (WiSE-FT).",
-            panel=KEEPING,
         ),
     ] = True,
     for_guiding: Annotated[
@@ -157,36 +133,31 @@ def finetune(
             "--for-guiding",
             text="Train the image tower against attacks instead, so that its gradient draws "
             "shapes: a better guide.",
-            panel=GUIDING,
         ),
     ] = False,
     against: Annotated[
         str,
         _option(
             text="tecoa: by the names of classes. fare: by where the CLIP itself puts the "
-            "pictures, for which any folder will do.",
-            panel=GUIDING,
+            "images, for which any folder will do.",
             metavar="tecoa|fare",
         ),
     ] = "tecoa",
-    norm: Annotated[
-        str, _option(text="Of the attack's ball.", panel=GUIDING, metavar="l2|linf")
-    ] = "l2",
+    norm: Annotated[str, _option(text="Of the attack's ball.", metavar="l2|linf")] = "l2",
     epsilon: Annotated[
         str | None,
         _option(
             text="The least and the largest radius, in pixels of [0, 1]. [default: by the norm]",
-            panel=GUIDING,
             metavar="LOW,HIGH",
         ),
     ] = None,
-    attack_steps: Annotated[int, _option(text="Of each attack.", panel=GUIDING)] = 1,
+    attack_steps: Annotated[int, _option(text="Of each attack.")] = 1,
     minutes: Annotated[
         float | None,
-        _option(text="Of the processor. [default: 240, or --steps]", panel=GUIDING),
+        _option(text="Of the processor. [default: 240, or --steps]"),
     ] = None,
     judge: Annotated[
-        str, _option(text="The CLIP that looks for what the guide draws.", panel=GUIDING)
+        str, _option(text="The CLIP that looks for what the guide draws.")
     ] = "mini-judge",
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="cpu, cuda, mps. [default: the best]")
@@ -202,10 +173,10 @@ def finetune(
         typer.Option("--force", "-f", help="Overwrite FOLDER, or begin anew what was stopped."),
     ] = False,
 ) -> None:
-    """Fine-tune a CLIP on your own pictures.
+    """Fine-tune a CLIP on your own images.
 
     The result is a folder that every --clip takes, and open_clip too, with its card, the curve of
-    target against retention, confusions, and the pictures that changed sides. A run that is stopped
+    target against retention, confusions, and the images that changed sides. A run that is stopped
     goes on with --resume.
     """
     _check_given(ctx, for_guiding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -28,7 +29,7 @@ def generate(
         list[str],
         typer.Argument(
             metavar="PROMPT",
-            help="What to draw, one picture a PROMPT. 'a red fox | oil painting:0.5 | blur:-1': "
+            help="What to draw, one image a PROMPT. 'a red fox | oil painting:0.5 | blur:-1': "
             "| separates parts, :number is a part's weight, below 0 repels, \\| and \\: are "
             "ordinary characters.",
             show_default=False,
@@ -43,7 +44,7 @@ def generate(
     ] = "",
     count: options.Count = 1,
     best_of: Annotated[
-        int, typer.Option(help="Draw this many for each picture, keep the guide's favourite.")
+        int, typer.Option(help="Draw this many for each image, keep the guide's favourite.")
     ] = 1,
     method: steering.Name = "shortcut",
     strength: steering.Strength = None,
@@ -57,7 +58,13 @@ def generate(
     quota: steering.Quota = None,
     potential: steering.Potential = None,
     sharpness: steering.Sharpness = None,
+    rising: steering.Rising = None,
+    resampling: steering.Resampling = None,
     threshold: steering.Threshold = None,
+    enough: steering.Enough = None,
+    finish: steering.Finish = None,
+    look: steering.Look = None,
+    of: steering.Of = None,
     eta: steering.Eta = None,
     lookahead_steps: steering.LookaheadSteps = None,
     scale: steering.Scale = None,
@@ -76,8 +83,8 @@ def generate(
     refine: Annotated[
         int,
         typer.Option(
-            help="Steps of the loop of `optimize` on each finished picture's latents, kept where "
-            "the judge likes the picture better."
+            help="Steps of the loop of `optimize` on each finished image's latents, kept where "
+            "the judge likes the image better."
         ),
     ] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: 30]")] = None,
@@ -85,6 +92,14 @@ def generate(
     cfg: Annotated[
         float | None,
         typer.Option(help="Scale of classifier-free guidance; 1 is none. [default: 4.0]"),
+    ] = None,
+    cfg_window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH",
+            help="Noise levels at which that guidance holds: 1 is pure noise, 0 the image. "
+            "[default: all]",
+        ),
     ] = None,
     size: Annotated[
         str | None,
@@ -105,6 +120,17 @@ def generate(
         str | None,
         typer.Option(metavar="NAME", help="The CLIP that judges. [default: mini-judge]"),
     ] = None,
+    reward: options.Reward = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:WEIGHT]",
+            help="What picks among candidates in the guide's stead, as --reward; one without a "
+            "gradient will do. Repeatable.",
+        ),
+    ] = None,
+    question: options.Question = "",
+    trust_pickle: options.TrustPickle = False,
     safety_checker: Annotated[
         bool, typer.Option("--safety-checker", help="Keep the model's own safety checker.")
     ] = False,
@@ -114,7 +140,7 @@ def generate(
         bool,
         typer.Option(
             "--resume",
-            help="Keep each step beside the pictures until they are done; given again after a "
+            help="Keep each step beside the images until they are done; given again after a "
             "stop, with the same --seed and all else, go on from the last step.",
         ),
     ] = False,
@@ -123,15 +149,15 @@ def generate(
         int,
         typer.Option(
             metavar="N",
-            help="Every N steps, show how far the pictures are in one sheet, a PNG named as the "
-            "first picture with -preview behind it, written anew each time; 0: never.",
+            help="Every N steps, show how far the images are in one sheet, a PNG named as the "
+            "first image with -preview behind it, written anew each time; 0: never.",
         ),
     ] = 0,
     video: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also write how the pictures came about, side by side, a frame a step: FILE ends "
+            help="Also write how the images came about, side by side, a frame a step: FILE ends "
             "in .gif, .webp or .mp4 (which needs PyAV: pip install av).",
         ),
     ] = None,
@@ -155,7 +181,7 @@ def generate(
     ] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw a picture of each PROMPT, steered by CLIP.
+    """Draw an image of each PROMPT, steered by CLIP.
 
     Each PNG carries the recipe that made it. Nothing is overwritten without --force.
     """
@@ -173,6 +199,7 @@ def generate(
     files.trace = trace
     models = {"model": model, "clip": clip, "judge": judge, "dtype": dtype}
     models["safety_checker"] = safety_checker
+    models["key"] = os.environ.get(options.KEY, "")
     settings = {
         "guide": guide,
         "negative": negative,
@@ -181,12 +208,17 @@ def generate(
         "steps": steps,
         "seed": seed,
         "cfg": cfg,
+        "cfg_window": steering.levels(cfg_window, "--cfg-window"),
         "size": pixels(size),
         "budget": budget,
         "memory": memory,
         "cutouts": cutouts,
         "decoder": decoder,
         "tiny": tiny,
+        "rewards": tuple(reward or ()),
+        "select": tuple(select or ()),
+        "question": question,
+        "trust_pickle": trust_pickle,
         "refine": refine,
         "exact": exact,
         "trace": trace,
@@ -205,7 +237,13 @@ def generate(
         "quota": quota,
         "potential": potential,
         "sharpness": sharpness,
+        "rising": rising,
+        "resampling": resampling,
         "threshold": threshold,
+        "enough": enough,
+        "finish": finish,
+        "look": look,
+        "of": of,
         "eta": eta,
         "steps": lookahead_steps,
         "scale": scale,
@@ -224,6 +262,8 @@ def generate(
             _draw(prompts, models, settings, files, reel, preview=preview, quiet=quiet)
         finally:
             files.tell(as_json=as_json, quiet=quiet)
+    if not quiet:
+        _tell_of_easing(files)
 
 
 def _draw(
@@ -279,6 +319,15 @@ def _draw(
             off = {"method": "shortcut", "strength": 0.0, "refine": 0, "frames": False}
             plain = draw.iterate(prompts, replace(asked, **off, budget=None), on_step=meter)
             _write_comparison(files, list(plain))
+
+
+def _tell_of_easing(files: Files) -> None:
+    """One line where the judge eased the steering."""
+    from ..pipelines.picture import easing
+
+    if said := easing(files.pictures):
+        shows = "clipguide plot" if files.trace else "--trace"
+        console.complain(f"{said}; {shows} shows it.")
 
 
 def _check_resume(resume: bool, *, seed: int | None, force: bool, video: Path | None) -> None:

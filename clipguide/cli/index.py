@@ -36,7 +36,7 @@ def index(
         list[str],
         typer.Argument(
             metavar="FOLDER...",
-            help="Folders of pictures; files, patterns in quotes and - for names on stdin as well.",
+            help="Folders of images; files, patterns in quotes and - for names on stdin as well.",
             show_default=False,
         ),
     ],
@@ -48,11 +48,11 @@ def index(
         typer.Option(
             metavar="FILE",
             help="A .csv, .tsv, .jsonl or .parquet of columns path and caption. A .txt beside a "
-            "picture, of its name, is read without.",
+            "image, of its name, is read without.",
         ),
     ] = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Forget the pictures of folders that are empty now.")
+        bool, typer.Option("--prune", help="Forget the images of folders that are empty now.")
     ] = False,
     engine: Annotated[
         str,
@@ -71,11 +71,11 @@ def index(
         ),
     ] = None,
 ) -> None:
-    """Index pictures, so that clipguide search finds them.
+    """Index images, so that clipguide search finds them.
 
     Only what has changed is read again.
 
-    Pictures that are gone from the folders are forgotten. It may be stopped at any time: what was
+    Images that are gone from the folders are forgotten. It may be stopped at any time: what was
     indexed is kept, and the next run goes on from there.
     """
     if options.urls:

@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from ..prompts import one_word
+from ..recipe import refuse_existing
 from . import console
+from .embedding import check_named
 from .generate import best_device
 
 MOST = 50  # pictures: more tell no more
@@ -18,7 +21,7 @@ def invert(
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGES...", help="Three to five pictures of the thing, or a folder."
+            metavar="IMAGES...", help="Three to five images of the thing, or a folder."
         ),
     ],
     word: Annotated[
@@ -47,22 +50,26 @@ def invert(
     ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite the file.")] = False,
 ) -> None:
-    """Learn a word for a thing from a few pictures.
+    """Learn a word for a thing from a few images.
 
     This is textual inversion. The CLIP stays as it is.
 
     The file goes behind the CLIP's name: --clip mini~blorvek.safetensors.
     """
+    word = one_word(word)
+    if steps < 1:
+        raise UsageError(f"--steps must be above 0, not {steps}.")
+    out = out or Path(f"{word.replace('/', '-')}.safetensors")
+    if not force:
+        refuse_existing(out)
+    check_named(images)
     with console.plain_speech():
         from ..clip import load_parts
         from ..engine import find
         from ..finetune.inversion import Inversion, InversionConfig
         from ..images import load
-        from ..recipe import refuse_existing, write_file
+        from ..recipe import write_file
 
-        out = out or Path(f"{word.strip().replace('/', '-')}.safetensors")
-        if not force:
-            refuse_existing(out)
         paths = list(find(images))
         if len(paths) > MOST:
             raise UsageError(f"{len(paths)} pictures are many for one word: give at most {MOST}.")
@@ -74,4 +81,4 @@ def invert(
             pass
         concept = inversion.concept()
         write_file(out, concept.save, overwrite=force)
-        console.tell(f"{out}  {word.strip()}, cosine {inversion.cosine():.2f} with its pictures")
+        console.tell(f"{out}  {word}, cosine {inversion.cosine():.2f} with its pictures")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console
+from .options import ReportAsJson
 
 CONFIGS = ("open_clip_config.json", "config.json")
 
@@ -19,7 +20,7 @@ def models(
     things: Annotated[
         bool, typer.Option("--things", help="List what the embedded generator draws.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
     """List the models that are here.
 
@@ -62,7 +63,7 @@ def models(
 def embedded(name: str) -> dict:
     """What is said of an embedded model; the words are its card's."""
     from .. import load_clip, mini
-    from ..clip.load import MINI
+    from ..clip.names import MINI
 
     card, folder = mini.card(name), mini.path(name)
     names = {model: called for called, model in MINI.items()}

@@ -29,7 +29,7 @@ def optimize(
         list[str] | None,
         typer.Argument(
             metavar="[PROMPT]...",
-            help="What to draw, one picture a PROMPT, spelt as for generate.",
+            help="What to draw, one image a PROMPT, spelt as for generate.",
             show_default=False,
         ),
     ] = None,
@@ -45,7 +45,7 @@ def optimize(
     seconds: Annotated[
         float | None,
         typer.Option(
-            help="Instead of --steps: as many as take a picture so long, by a few that are timed."
+            help="Instead of --steps: as many as take an image so long, by a few that are timed."
         ),
     ] = None,
     size: Annotated[
@@ -89,7 +89,7 @@ def optimize(
         ),
     ] = None,
     init: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Begin as this picture.")
+        Path | None, typer.Option(metavar="FILE", help="Begin as this image.")
     ] = None,
     init_weight: Annotated[
         float | None, typer.Option(help="How firmly to stay near --init. [default: 0]")
@@ -99,7 +99,7 @@ def optimize(
         typer.Option(metavar="FILE", help="White where to draw; the rest stays as --init."),
     ] = None,
     image_prompt: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Be like this picture too.")
+        list[Path] | None, typer.Option(metavar="FILE", help="Be like this image too.")
     ] = None,
     prompt_at: Annotated[
         list[str] | None,
@@ -135,7 +135,7 @@ def optimize(
         int | None,
         typer.Option(
             help="Stop after so many scores, one every ten steps, in which the judge liked no "
-            "picture better. [default: never]"
+            "image better. [default: never]"
         ),
     ] = None,
     count: options.Count = 1,
@@ -166,7 +166,7 @@ def optimize(
         bool,
         typer.Option(
             "--resume",
-            help="Keep the loop's state beside the picture until it is done; given again after a "
+            help="Keep the loop's state beside the image until it is done; given again after a "
             "stop, with the same --seed and all else, go on from there.",
         ),
     ] = False,
@@ -174,7 +174,7 @@ def optimize(
         int,
         typer.Option(
             metavar="N",
-            help="Every N steps, show how far it is in a PNG named as the first picture with "
+            help="Every N steps, show how far it is in a PNG named as the first image with "
             "-preview behind it; 0: never.",
         ),
     ] = 0,
@@ -193,7 +193,7 @@ def optimize(
     ] = "float32",
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw a picture of each PROMPT on a canvas, by CLIP alone.
+    """Draw an image of each PROMPT on a canvas, by CLIP alone.
 
     The judge keeps the best step. Each PNG carries the recipe that made it.
     """

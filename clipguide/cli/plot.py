@@ -16,6 +16,7 @@ TITLES = {
     "loss": "loss",
     "gradient": "rms of the gradient",
     "angle": "degrees from guidance",
+    "trust": "the judge's factor of the strength",
     "noise": "noise level, sigma",
 }
 LINES = {"guide": ("guide", "judge"), "noise": ("noise", "sigma")}
@@ -32,12 +33,12 @@ def plot(
             "--out",
             "-o",
             metavar="FILE",
-            help="The PNG to write. [default: the picture's name, -trace.png]",
+            help="The PNG to write. [default: the image's name, -trace.png]",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite the file.")] = False,
 ) -> None:
-    """Draw what steering saw at each step of a picture.
+    """Draw what steering saw at each step of an image.
 
     Scores, the loss, the gradient, the noise level, and where there is classifier-free guidance the
     angle between it and the steering: 0 degrees the same way, 180 against each other.

@@ -11,6 +11,7 @@ import typer
 from ..errors import UsageError
 from ..prompts import shorten
 from . import console, naming
+from .options import ReportAsJson
 
 if TYPE_CHECKING:
     from ..pipelines.picture import Picture
@@ -23,21 +24,21 @@ def replay(
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG made by clipguide.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="Keep the remade picture in this PNG."),
+        typer.Option("--out", "-o", metavar="FILE", help="Keep the remade image in this PNG."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")] = False,
     trust: Annotated[
         bool,
         typer.Option(
-            "--trust", help="Load, and download, models that the recipe names beyond mini's."
+            "--trust", help="Load, and download, what the recipe names beyond mini's, pickles too."
         ),
     ] = False,
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="Where to run. [default: the recipe's]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
-    """Make a picture again; exit with 1 if a pixel differs.
+    """Make an image again; exit with 1 if a pixel differs.
 
     When pixels differ, it says what else does: versions, weights, device, threads.
     """
@@ -49,7 +50,7 @@ def replay(
     if out:
         naming.claim([out], force=force)
     with console.plain_speech(drawing=True):
-        remade = _remake(recipe, device or recipe.device)
+        remade = _remake(recipe, device or recipe.device, trust=trust)
     unequal, most, sizes = _compare(picture, remade)  # before `out` may take its place
     if out:
         save_png(remade.image, remade.recipe, out, overwrite=force)
@@ -66,6 +67,7 @@ def _refuse_foreign(recipe: Recipe, picture: Path) -> None:
     names = {recipe.model, recipe.tiny, *_members(recipe.clip), *_members(recipe.judge)}
     foreign = sorted(names - EMBEDDED)
     foreign += sorted(recipe.files)
+    foreign += sorted({*recipe.rewards, *recipe.selected_by})
     if foreign:
         names = shorten(", ".join(foreign), 200)
         raise UsageError(
@@ -80,7 +82,7 @@ def _members(clip: str) -> set[str]:
     return {one.rpartition("*")[2].strip().partition("@")[0] for one in clip.split("+")}
 
 
-def _remake(recipe: Recipe, device: str) -> Picture:
+def _remake(recipe: Recipe, device: str, *, trust: bool) -> Picture:
     if recipe.command == "optimize":
         from ..pipelines.text_to_canvas import TextToCanvas
 
@@ -102,7 +104,7 @@ def _remake(recipe: Recipe, device: str) -> Picture:
         device=device,
         dtype=recipe.dtype,
     )
-    return pipeline.replay(recipe)
+    return pipeline.replay(recipe, trust_pickle=trust)
 
 
 def _compare(picture: Path, remade: Picture) -> tuple[int, int, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +13,10 @@ import typer
 
 from ..errors import ClipguideError, UsageError, close_matches
 from . import console
+from . import options as shared
 from .embedding import Images, Options, open_pictures, with_options
-from .rows import Format, Rows
+from .generate import best_device
+from .rows import Format, Printed, Rows
 from .score import checked
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..clip import Clip
     from ..rerank import Criterion, Order
+    from ..rewards import Reward
     from .embedding import Pictures
 
 CRITERIA = ("text", "negative", "aesthetic")
@@ -44,6 +48,8 @@ def rerank(
         Path | None,
         typer.Option(metavar="HEAD", help="An aesthetic head for this CLIP, in safetensors."),
     ] = None,
+    reward: shared.Reward = None,
+    question: shared.Question = "",
     weight: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,16 +89,19 @@ def rerank(
     link_to: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The same with symbolic links.")
     ] = None,
-    format: Annotated[Format, typer.Option(help="How the order is printed.")] = Format.table,
+    format: Printed = Format.text,
 ) -> None:
-    """Put pictures in order, the best first.
+    """Put images in order, the best first.
 
     The score is the mean cosine with --text less that with --negative. With --aesthetic, both that
-    difference and the head's score are first brought to one scale over these pictures.
+    difference and the head's score are first brought to one scale over these images; so are the
+    scores of each --reward.
     """
     texts, negatives = ([checked(one) for one in given or []] for given in (text, negative))
-    if not (texts or negatives or aesthetic):
-        raise UsageError("There is nothing to rank by: give --text, --negative or --aesthetic.")
+    if not (texts or negatives or aesthetic or reward):
+        raise UsageError(
+            "There is nothing to rank by: give --text, --negative, --aesthetic or --reward."
+        )
     weights = _weights(weight)
     if copy_to and link_to:
         raise UsageError("Give --copy-to or --link-to, not both.")
@@ -100,11 +109,12 @@ def rerank(
     with console.plain_speech():
         from ..rerank import combine, rank
 
+        rewards = _rewards(reward or [], texts, question, options)
         pictures = open_pictures(images, options)
         judges = _judges(pictures.clip, texts, negatives, aesthetic, options.trust_pickle)
         paths, unit_BD = _embed(pictures)
         if paths:
-            criteria = _criteria(judges, unit_BD, weights)
+            criteria = _criteria(judges, unit_BD, weights) + _rewarded(rewards, paths, texts)
             order = rank(
                 combine(criteria),
                 unit_BD,
@@ -160,6 +170,50 @@ def _judges(
 
         judges["aesthetic"] = Aesthetic(clip, head, trust_pickle=trust).score_vectors
     return judges
+
+
+def _rewards(
+    asked: list[str], texts: list[str], question: str, options: Options
+) -> list[tuple[float, Reward]]:
+    """The rewards with their weights, not loaded yet. UsageError for one that is not there, or
+    reads a text where there is none."""
+    from ..rewards import Reward, wanted
+
+    found = []
+    for text in asked:
+        one = wanted(text)
+        if one.kind.reads and not texts:
+            raise UsageError(f"The reward {one.name} reads a text: give --text.")
+        name = str(replace(one, weight=1.0))
+        settings = {"question": question, "key": os.environ.get(shared.KEY, "")}
+        settings |= {"device": options.device or best_device()}
+        made = Reward(name, texts or "an image", trust_pickle=options.trust_pickle, **settings)
+        found.append((one.weight, made))
+    return found
+
+
+def _rewarded(
+    rewards: list[tuple[float, Reward]], paths: list[str], texts: list[str]
+) -> list[Criterion]:
+    """The mean score of each picture over the texts, by each reward."""
+    import torch
+
+    from ..images import load
+    from ..rerank import Criterion
+
+    found = []
+    for weight, reward in rewards:
+        reward.load()
+        each = [reward.towards(text) for text in texts] or [reward]
+        with console.Count(f"scoring by {reward.asked.name}") as count:
+            rows = []
+            for path in paths:
+                picture = load(path)
+                rows.append(sum(one.score_pictures([picture])[0] for one in each) / len(each))
+                count(len(rows), len(paths))
+        name = str(reward.asked)
+        found.append(Criterion(name, torch.stack(rows), weight, name))
+    return found
 
 
 def _criteria(

@@ -1,4 +1,4 @@
-"""Rows of scores on stdout, as a table, CSV, JSON or JSON lines, each as soon as it is there."""
+"""Rows of scores on stdout, as text, CSV, TSV, JSON or JSON lines, each as soon as it is there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from enum import Enum
+from typing import Annotated
 
 import typer
 
@@ -16,27 +17,35 @@ WIDTH = 12  # of a column of the table
 
 
 class Format(str, Enum):
-    table = "table"
+    text = "text"
     csv = "csv"
+    tsv = "tsv"
     json = "json"
     jsonl = "jsonl"
 
 
+SEPARATORS = {Format.csv: ",", Format.tsv: "\t"}
+Printed = Annotated[
+    Format,
+    typer.Option("--format", help="How the rows are printed; --json is short for --format json."),
+]
+
+
 class Rows:
-    """Prints rows in one format: the head of a CSV at once, and of a table if `head` is one."""
+    """Prints rows in one format: the head of a CSV or TSV at once, and of text if `head` is one."""
 
     def __init__(self, format: Format, columns: Sequence[str], *, head: str | None = None) -> None:
         self._format, self._count = format, 0
-        if format is Format.csv:
-            console.tell(_csv(columns))
-        elif format is Format.table and head is not None:
+        if format in SEPARATORS:
+            console.tell(_separated(columns, SEPARATORS[format]))
+        elif format is Format.text and head is not None:
             console.tell(console.one_line(head))
 
     def add(self, *, cells: Sequence[object], line: str, record: dict[str, object]) -> None:
-        """Print a row: its cells in a CSV, the line in a table, the record in JSON."""
-        if self._format is Format.csv:
-            console.tell(_csv(cells))
-        elif self._format is Format.table:
+        """Print a row: its cells in a CSV or TSV, the line as text, the record in JSON."""
+        if self._format in SEPARATORS:
+            console.tell(_separated(cells, SEPARATORS[self._format]))
+        elif self._format is Format.text:
             console.tell(console.one_line(line))
         else:
             lines = self._format is Format.jsonl
@@ -50,7 +59,9 @@ class Rows:
             typer.echo("\n]" if self._count else "[]")
 
 
-def _csv(cells: Sequence[object]) -> str:
+def _separated(cells: Sequence[object], separator: str) -> str:
+    """A line of a CSV or TSV; numbers have six digits after the point."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
+    rounded = [f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells]
+    csv.writer(line, delimiter=separator, lineterminator="\n").writerow(rounded)
     return line.getvalue().removesuffix("\n")

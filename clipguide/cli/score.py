@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..prompts import check_text, read_lines, shorten
 from . import console, pairs
 from .embedding import Options, open_pictures, with_options
-from .rows import WIDTH, Format, Rows
+from .rows import WIDTH, Format, Printed, Rows
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def score(
         list[str] | None,
         typer.Argument(
             metavar="IMAGES...",
-            help="Pictures: files, folders, patterns in quotes, - for names on stdin, or an .npz "
+            help="Images: files, folders, patterns in quotes, - for names on stdin, or an .npz "
             "or .parquet that embed wrote.",
             show_default=False,
         ),
@@ -83,11 +83,11 @@ def score(
             "in windows that are averaged.",
         ),
     ] = "cut",
-    format: Annotated[Format, typer.Option(help="How the scores are printed.")] = Format.table,
+    format: Printed = Format.text,
 ) -> None:
-    """Score pictures against texts.
+    """Score images against texts.
 
-    Each score is printed as soon as its picture is read. The mean goes to stderr."""
+    Each score is printed as soon as its image is read. The mean goes to stderr."""
     if long not in ("cut", "chunk"):
         raise UsageError(f"--long is cut or chunk, not {shorten(long)!r}.")
     with console.plain_speech():

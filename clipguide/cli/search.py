@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from ..errors import UsageError
 from . import console
 from .index import BOTH, Db
 from .options import Device
+from .rows import Format, Printed, Rows
 
 if TYPE_CHECKING:
     import torch
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 def search(
     text: Annotated[
         str | None,
-        typer.Argument(metavar="TEXT", help="What the pictures show.", show_default=False),
+        typer.Argument(metavar="TEXT", help="What the images show.", show_default=False),
     ] = None,
     db: Db = None,
     k: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many.")] = 10,
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", metavar="FILE", help="A picture that they are like; repeatable."),
+        typer.Option("--image", metavar="FILE", help="An image that they are like; repeatable."),
     ] = None,
     plus: Annotated[
         list[str] | None,
@@ -56,7 +56,7 @@ def search(
         float,
         typer.Option(metavar="X", help="From 0, only the score, to 1, as unlike as can be."),
     ] = 0.0,
-    page: Annotated[int, typer.Option(metavar="N", help="The N-th K pictures.")] = 1,
+    page: Annotated[int, typer.Option(metavar="N", help="The N-th K images.")] = 1,
     texts: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="With --image: which of these lines it shows; no index."),
@@ -65,7 +65,7 @@ def search(
         Path | None, typer.Option(metavar="FILE", help="A .png or .html to show them on.")
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Show them in the browser.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    format: Printed = Format.text,
     clip: Annotated[
         str | None,
         typer.Option(
@@ -78,7 +78,7 @@ def search(
         bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
     ] = False,
 ) -> None:
-    """Search an index by text, by picture or by both.
+    """Search an index by text, by image or by both.
 
     --plus and --negative add texts to the query and take them from it: the sum of unit vectors,
     each times its weight, is what is searched for. The score is the cosine with it; of a text alone
@@ -101,7 +101,7 @@ def search(
         if not image or text is not None or plus or negative:
             raise UsageError("--texts says which lines an image shows: give it --image alone.")
         with console.plain_speech():
-            _print_texts(image, texts, k, clip or BOTH, device, trust_pickle, as_json)
+            _print_texts(image, texts, k, clip or BOTH, device, trust_pickle, format)
         return
     if text is None and not image and not plus:
         raise UsageError("There is nothing to search for: give a text or --image.")
@@ -122,7 +122,7 @@ def search(
             hybrid=hybrid,
             diversity=diversity,
         )
-        _print(answer, as_json, page)
+        _print(answer, format, page)
         _show(answer, text or "search", contact_sheet, open_)
 
 
@@ -167,14 +167,15 @@ def _embed(clip: Clip, images: list[Path], **settings: object) -> list[torch.Ten
     return units
 
 
-def _print(answer: Answer, as_json: bool, page: int) -> None:
-    if as_json:
-        found = {"total": answer.total}
-        found["hits"] = [hit.record() for hit in answer.hits]
-        typer.echo(json.dumps(found, indent=2))
-        return
+def _print(answer: Answer, format: Format, page: int) -> None:
+    from ..retrieval.search import RECORD
+
+    rows = Rows(format, RECORD)
     for hit in answer.hits:
-        console.tell(console.one_line("  ".join([f"{hit.score:.4f}", *_share(hit), hit.path])))
+        record = hit.record()
+        line = "  ".join([f"{hit.score:.4f}", *_share(hit), hit.path])
+        rows.add(cells=[record[name] for name in RECORD], line=line, record=record)
+    rows.close()
     if not answer.hits:
         console.complain("No picture is left." if page == 1 else "There are no more pictures.")
 
@@ -211,7 +212,7 @@ def _print_texts(
     name: str,
     device: str | None,
     trust_pickle: bool,
-    as_json: bool,
+    format: Format,
 ) -> None:
     """The lines of a file that a picture shows, the best first."""
     from .. import load_clip
@@ -224,9 +225,9 @@ def _print_texts(
     query = compose([(unit_D, 1.0) for unit_D in _embed(clip, images)])
     cosine_N = encode_texts(clip, lines) @ query.unit_D
     best = cosine_N.argsort(descending=True, stable=True)[:k].tolist()
-    rows = [{"text": lines[n], "score": float(cosine_N[n])} for n in best]
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        console.tell(console.one_line(f"{row['score']:.4f}  {row['text']}"))
+    rows = Rows(format, ["text", "score"])
+    for n in best:
+        record = {"text": lines[n], "score": float(cosine_N[n])}
+        line = f"{record['score']:.4f}  {record['text']}"
+        rows.add(cells=list(record.values()), line=line, record=record)
+    rows.close()

@@ -11,29 +11,28 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from ..guidance.contract import Method
 
-PANEL = "How CLIP steers"
 
 
 def _option(text: str, metavar: str | None = None) -> object:
-    return typer.Option(help=text, metavar=metavar, rich_help_panel=PANEL, show_default=False)
+    return typer.Option(help=text, metavar=metavar, show_default=False)
 
 
 Name = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        rich_help_panel=PANEL,
-        help="shortcut: CLIP's gradient moves each step's picture. best-of: draw several, keep the "
+        help="shortcut: CLIP's gradient moves each step's image. best-of: draw several, keep the "
         "best. particles: several at once, the good ones copied as they go. rollover: "
         "each step is tried again until it is better. lookahead: quick sketches say where to "
-        "go. backprop: the gradient through the model, slow. noise: look for a better start, for "
+        "go. backprop: the gradient through the model, slow. embedding: the prompt's embedding is "
+        "moved. noise: look for a better start, for "
         "models of 1 to 4 steps. auto: the one that gains most for --budget.",
     ),
 ]
 Budget = Annotated[
     str | None,
     _option(
-        "What auto may spend: a number, times the cost of plain sampling, or seconds a picture. "
+        "What auto may spend: a number, times the cost of plain sampling, or seconds an image. "
         "Of --method auto for it all, else of --decoder auto. [default: 4, else 1.2]",
         "X|SECONDSs",
     ),
@@ -48,7 +47,7 @@ Memory = Annotated[
 ]
 Cutouts = Annotated[
     int | None,
-    _option("Crops of each step's picture that CLIP sees, beside the whole. [default: 4]"),
+    _option("Crops of each step's image that CLIP sees, beside the whole. [default: 4]"),
 ]
 Strength = Annotated[
     str | None,
@@ -61,7 +60,7 @@ Strength = Annotated[
 Window = Annotated[
     str | None,
     _option(
-        "Noise levels to steer at: 1 is pure noise, 0 the picture. [default: 0.1,1]", "LOW,HIGH"
+        "Noise levels to steer at: 1 is pure noise, 0 the image. [default: 0.1,1]", "LOW,HIGH"
     ),
 ]
 Every = Annotated[int | None, _option("Steer at every k-th step only. [default: 1; particles: 3]")]
@@ -82,7 +81,7 @@ Fixed = Annotated[
     ),
 ]
 Number = Annotated[
-    int | None, _option("Candidates, particles or sketches of a picture. [default: 4]")
+    int | None, _option("Candidates, particles or sketches of an image. [default: 4]")
 ]
 Quota = Annotated[int | None, _option("Tries of a step, in the mean. [default: 4]")]
 Potential = Annotated[
@@ -95,6 +94,33 @@ Potential = Annotated[
 Sharpness = Annotated[
     float | None,
     _option("How strictly the better ones are preferred. [default: particles 100, lookahead 4]"),
+]
+Rising = Annotated[
+    float | None,
+    _option("The share of the run after which --sharpness is whole; 0: at once. [default: 0]"),
+]
+Resampling = Annotated[
+    str | None,
+    _option("How particles are drawn anew. [default: systematic]", "systematic|residual|ssp"),
+]
+Enough = Annotated[
+    float | None,
+    _option(
+        "End rollover's search when the score, minus the objective, is that high. [default: never]"
+    ),
+]
+Finish = Annotated[
+    int | None,
+    _option("Draw only the best previews of best-of's candidates to the end. [default: all]"),
+]
+Look = Annotated[
+    float | None,
+    _option("The share of the steps after which --finish looks at previews. [default: 0.4]"),
+]
+Of = Annotated[
+    str | None,
+    _option("Which embedding is moved, that of the prompt or of none. [default: prompt]",
+            "prompt|null"),
 ]
 Threshold = Annotated[
     float | None,
@@ -110,7 +136,9 @@ Temperature = Annotated[
     float | None, _option("How many sketches are near enough to count. [default: 0.1]")
 ]
 Iterations = Annotated[int | None, _option("Rounds of looking for a better start. [default: 20]")]
-Rate = Annotated[float | None, _option("Length of a round's step. [default: 0.05]")]
+Rate = Annotated[
+    float | None, _option("Length of a round's step. [default: noise 0.05, embedding 0.1]")
+]
 Prior = Annotated[
     float | None, _option("How firmly the start stays like plain noise. [default: 1]")
 ]
@@ -123,13 +151,12 @@ Decoder = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        rich_help_panel=PANEL,
         show_default=False,
-        help="What shows CLIP each step's picture. vae: the model's own decoder, the best and "
+        help="What shows CLIP each step's image. vae: the model's own decoder, the best and "
         "slowest. linear: a rough map to colours, the fastest. tiny: a small decoder, named by "
         "--tiny. auto: the vae where it costs little beside the model, else tiny or linear. "
         "vae:whole, vae:layers, vae:half, vae:tiles2 … take less and less memory; vae picks one of "
-        "them. The finished picture is the vae's in any case. [default: auto]",
+        "them. The finished image is the vae's in any case. [default: auto]",
     ),
 ]
 Tiny = Annotated[
@@ -151,13 +178,17 @@ def configured(method: str, options: dict) -> Method | str:
     from ..guidance.methods import configure
 
     if isinstance(options.get("window"), str):
-        options = {**options, "window": _window(options["window"])}
+        options = {**options, "window": levels(options["window"], "--window")}
     return configure(method, options)
 
 
-def _window(text: str) -> tuple[float, float]:
+def levels(text: str | None, option: str) -> tuple[float, float] | None:
+    """Two noise levels, or None where there is no text. UsageError, with the option's name, for
+    another text."""
+    if text is None:
+        return None
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--window takes two noise levels, as 0.2,0.9, not {text!r}.") from None
+        raise UsageError(f"{option} takes two noise levels, as 0.2,0.9, not {text!r}.") from None
     return low, high

@@ -36,7 +36,7 @@ class Run:
         if look:
             return
         if out is None:
-            raise UsageError("Name the folder of the new CLIP with --out, or give --look.")
+            raise UsageError("Name the folder of the new CLIP with --out, or give --dry-run.")
         check(out, force=force, of=FACTS)
         self.unfinished = folder = out.with_name(f"{out.name}.unfinished")
         there = any(folder.glob("checkpoint*.pt"))

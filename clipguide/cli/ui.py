@@ -48,7 +48,7 @@ def ui(
 ) -> None:
     """Generate, search and rerank on a page in the browser.
 
-    It listens on this machine alone, asks no other host, and serves the pictures of the index and
+    It listens on this machine alone, asks no other host, and serves the images of the index and
     what is uploaded to it, and no other file. With --host others reach it, by --auth or under the
     names of --allow-host. Ctrl+C ends it.
     """

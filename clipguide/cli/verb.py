@@ -10,20 +10,22 @@ from typer.core import TyperCommand
 from . import console
 
 SECTIONS = {  # the heading -> options, in any verb
-    "Steering": "guide negative method strength window every inner momentum travel fixed budget "
-    "cutouts views decoder tiny memory refine judge",
-    "Options of one method": "number quota potential sharpness threshold eta lookahead-steps scale "
-    "temperature iterations rate prior patience rho mu",
-    "Sampling": "steps cfg seed size count best-of exact safety-checker",
+    "Steering": "guide negative reward question select method strength window every inner "
+    "momentum travel fixed budget cutouts views decoder tiny memory refine judge",
+    "Options of one method": "number finish look of quota enough potential sharpness rising "
+    "threshold resampling eta lookahead-steps scale temperature iterations rate prior patience "
+    "rho mu",
+    "Sampling": "steps cfg cfg-window seed size count best-of exact safety-checker",
     "Canvas": "canvas seconds lr ema grow smooth start init init-weight mask image-prompt "
     "prompt-at tile symmetry palette palette-weight zoom rotate shift frame-every",
     "Query": "text texts pairs reference labels image plus where hybrid diversity page top metric "
     "prefix long templates few-shot none calibrate weight aesthetic duplicate drop-duplicates "
     "identical db to word like things",
-    "Data": "image-column caption-column label-column names retain test share augment look "
-    "pictures captions prune",
-    "Training": "epochs minutes chunk loss rank wise-ft allow for-guiding against "
-    "attack-steps epsilon norm",
+    "Data": "image-column caption-column label-column names share test dry-run pictures captions "
+    "prune",
+    "Training": "epochs minutes chunk loss rank augment",
+    "What it keeps": "retain allow wise-ft",
+    "With --for-guiding": "for-guiding against norm epsilon attack-steps",
     "Reading images": "recursive alpha frames icc megapixels fast urls batch workers strict cache "
     "no-cache verify",
     "Models": "model clip device dtype bf16 fp16 int8 compile trust trust-pickle engine actors",
@@ -40,6 +42,7 @@ RENAMED = {  # verb -> what an option was called: what it is called; for one rel
     "rerank": {"--keep": "--top"},
     "search": {"--minus": "--negative"},
     "duplicates": {"--exact": "--identical"},
+    "finetune": {"--look": "--dry-run"},
 }
 EXAMPLES = {
     "generate": """
@@ -108,7 +111,7 @@ EXAMPLES = {
         clipguide export --to hf --out exported/
     """,
     "finetune": """
-        clipguide finetune photos/ --look
+        clipguide finetune photos/ --dry-run
         clipguide finetune photos/ --out my-clip
         clipguide finetune captions.csv --method lit --epochs 5 --out my-clip
     """,
@@ -140,11 +143,17 @@ class Verb(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         renamed = RENAMED.get(self.name or "", {})
+        names = {name for parameter in self.params for name in parameter.opts}
+        short = "--format" in names and "--json" not in names  # --json is --format json
         for k, arg in enumerate(args):
             if arg == "--":
                 break
             old, equals, value = arg.partition("=")
-            if old in renamed:
+            if short and arg == "--json":
+                args[k] = "--format=json"
+            elif short and "table" in (value, arg) and "--format" in (old, args[k - 1]):
+                args[k] = arg.replace("table", "text")  # as it was called
+            elif old in renamed:
                 args[k] = renamed[old] + equals + value
                 console.complain(f"{old} is called {renamed[old]} now; {old} will go.")
         return super().parse_args(ctx, args)
@@ -158,10 +167,9 @@ class Verb(TyperCommand):
                 title = heading(self.name or "", parameter)
                 rows.setdefault(title, []).append((plain(named), told))
         last = rows.pop("Help")
-        for title in ("Arguments", *(t for t in SECTIONS if t in rows)):
-            if title in rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows[title])
+        for title in (title for title in ("Arguments", *SECTIONS) if title in rows):
+            with formatter.section(title):
+                formatter.write_dl(rows[title])
         with formatter.section("Help"):
             formatter.write_dl(last)
 
@@ -177,7 +185,7 @@ def heading(verb: str, parameter: Any) -> str:
     if not names:
         return "Arguments"
     title = next((HEADING[name] for name in names if name in HEADING), "Help")
-    if verb in ("finetune", "invert") and title in (*OF_DRAWING, "Reading images"):
+    if verb in ("finetune", "invert") and title in (*OF_DRAWING, "Query", "Reading images"):
         return "Training"
     if verb not in ("generate", "optimize") and title in OF_DRAWING:
         return "Query"

@@ -5,7 +5,8 @@ from .base import Clip, to_device, to_dtype
 from .concepts import Concept, with_concept
 from .ensemble import Ensemble
 from .fingerprint import fingerprint
-from .load import lasting_name, load_clip, load_parts
+from .load import check_clip, load_clip, load_parts
+from .names import lasting_name
 from .parts import Parts
 from .resize import clamp_with_gradient, resize, unit_range
 
@@ -14,6 +15,7 @@ __all__ = [
     "Concept",
     "Ensemble",
     "Parts",
+    "check_clip",
     "clamp_with_gradient",
     "fingerprint",
     "lasting_name",

@@ -20,6 +20,7 @@ from torch import nn
 from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
 from ..prompts import shorten
 from . import folding
+from .attention import one_product
 from .fingerprint import Architecture, Fingerprints, fingerprints
 from .resize import resize, tame, unit_range
 
@@ -77,13 +78,13 @@ class Clip:
                 "vocabulary are missing."
             )
         self._transform, self._to_pixels = transform, pixel_steps(transform)
-        self._wide = torch.promote_types(self.dtype, torch.float32)
+        self.wide = torch.promote_types(self.dtype, torch.float32)
         self._mean_3, self._std_3 = (
-            torch.tensor(self.preprocess[key], dtype=self._wide, device=self.device)
+            torch.tensor(self.preprocess[key], dtype=self.wide, device=self.device)
             for key in ("mean", "std")
         )
         self.embed_dim = self.encode_text(["a"]).shape[1]
-        if not live and self.dtype == self._wide and any(folding.pairs(self._model.visual)):
+        if not live and self.dtype == self.wide and any(folding.pairs(self._model.visual)):
             self._fold()
 
     @cached_property
@@ -131,8 +132,8 @@ class Clip:
         _ = self._fingerprints
         other = copy.copy(self)
         other.dtype = to_dtype(dtype)
-        other._wide = torch.promote_types(other.dtype, torch.float32)
-        other._mean_3, other._std_3 = self._mean_3.to(other._wide), self._std_3.to(other._wide)
+        other.wide = torch.promote_types(other.dtype, torch.float32)
+        other._mean_3, other._std_3 = self._mean_3.to(other.wide), self._std_3.to(other.wide)
         other._model = copy.deepcopy(self._model).to(other.dtype)
         return other
 
@@ -146,11 +147,12 @@ class Clip:
         Resized as the checkpoint's own transform does, antialiased, but without its rounding to
         8 bits. Values outside [0, 1] are clamped, and keep a gradient that leads back inside.
         """
-        image_B3HW = unit_range(image_B3HW).to(self.device, self._wide)
+        image_B3HW = unit_range(image_B3HW).to(self.device, self.wide)
         image_B3HW = resize(image_B3HW, self.preprocess, self.image_size)
         image_B3HW = (image_B3HW - self._mean_3[:, None, None]) / self._std_3[:, None, None]
         image_B3HW = image_B3HW.to(self.dtype, memory_format=torch.channels_last)
-        return self._unit(self._model.encode_image(image_B3HW))
+        with one_product(self._model):
+            return self._unit(self._model.encode_image(image_B3HW))
 
     def prepare(self, picture: Image.Image) -> torch.Tensor:
         """What the tower sees of a picture, by the checkpoint's own transform: bytes_HW3 where it
@@ -167,7 +169,7 @@ class Clip:
         """Unit vectors_BD of what `prepare` made of each picture."""
         image = torch.stack(list(prepared)).to(self.device)
         if self._to_pixels is not None:
-            image = image.permute(0, 3, 1, 2).to(self._wide).div_(255)
+            image = image.permute(0, 3, 1, 2).to(self.wide).div_(255)
             image = image.sub_(self._mean_3[:, None, None]).div_(self._std_3[:, None, None])
         image_B3HW = image.to(self.dtype, memory_format=torch.channels_last)
         return self._unit(self._model.encode_image(image_B3HW))
@@ -200,7 +202,7 @@ class Clip:
         return image_BD @ text_ND.T
 
     def _unit(self, features_BD: torch.Tensor) -> torch.Tensor:
-        return F.normalize(features_BD.to(self._wide), dim=-1)
+        return F.normalize(features_BD.to(self.wide), dim=-1)
 
     def _encode_texts(self, texts: list[str]) -> torch.Tensor:
         tokens_BL = self._tokenizer(texts)

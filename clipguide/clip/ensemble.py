@@ -48,7 +48,7 @@ class Ensemble(Clip):
         )
         self.device = self.members[0].device
         self.dtype = reduce(torch.promote_types, (member.dtype for member in self.members))
-        self._wide = torch.promote_types(self.dtype, torch.float32)
+        self.wide = torch.promote_types(self.dtype, torch.float32)
         self.embed_dim = sum(member.embed_dim for member in self.members)
         self.image_size = max(member.image_size for member in self.members)
         self.context_length = min(member.context_length for member in self.members)
@@ -80,7 +80,7 @@ class Ensemble(Clip):
         other = copy.copy(self)
         other.members = tuple(member.astype(dtype) for member in self.members)
         other.dtype = to_dtype(dtype)
-        other._wide = torch.promote_types(other.dtype, torch.float32)
+        other.wide = torch.promote_types(other.dtype, torch.float32)
         return other
 
     def compile(self) -> None:
@@ -107,7 +107,7 @@ class Ensemble(Clip):
 
     def _join(self, encode: Callable[[Clip], torch.Tensor]) -> torch.Tensor:
         parts = [
-            math.sqrt(weight) * encode(member).to(self.device, self._wide)
+            math.sqrt(weight) * encode(member).to(self.device, self.wide)
             for weight, member in zip(self.weights, self.members, strict=True)
         ]
         return torch.cat(parts, dim=-1)

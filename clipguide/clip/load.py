@@ -3,24 +3,26 @@ one of them, to be trained or exported."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from .. import mini
 from ..errors import ClipguideError, UsageError, reason
+from ..hub import within_reach
 from ..prompts import shorten
 from . import checkpoints, hf, openai
 from .base import Clip, to_device, to_dtype
 from .concepts import with_concept
 from .ensemble import Ensemble
 from .fingerprint import open_clip_architecture
+from .names import MINI, in_cache, is_one, known_tag, members, placed, worded
 from .parts import CONFIG, Parts, describe_open_clip, open_clip_config
 
-MINI = {"mini": "guide", "mini-judge": "judge"}
 OPENAI_IDS = 49408  # of the tokenizer that open_clip takes by default
 KINDS = (".safetensors", ".bin", ".pth")
 FIRST = (  # the file of weights that open_clip takes of several, if it has one of these names
@@ -73,13 +75,21 @@ def load_clip(
         return _load_all(name, settings)
 
 
+def check_clip(name: object, *, trust_pickle: bool = False) -> None:
+    """UsageError for a name that is none of those that `load_clip` takes. Nothing is loaded, so
+    that a pipeline can ask before it loads anything else; a Clip or None passes."""
+    if not isinstance(name, (str, os.PathLike)):
+        return
+    for one in members(os.fspath(name))[1]:
+        source, *_ = worded(placed(one, "cpu", "float32")[0])
+        _found(source, one, trust_pickle=trust_pickle)
+
+
 def _load_all(name: str, settings: dict[str, object]) -> Clip:
     """One CLIP or an ensemble."""
-    if _is_one(name):
+    weights, names = members(name)
+    if not weights:
         return _load(name, **settings)
-    weights, names = zip(*map(_weighed, name.split("+")), strict=True)
-    if len(names) == 1:
-        raise UsageError(f"{shorten(name)!r} gives a weight to one CLIP alone: leave it out.")
     return Ensemble([_load(one, **settings) for one in names], weights=weights, name=name)
 
 
@@ -92,16 +102,16 @@ def load_parts(
     UsageError as `load_clip`, and for an ensemble, which is no single model.
     """
     name = os.fspath(name)
-    if not _is_one(name):
+    if not is_one(name):
         raise UsageError(f"{shorten(name)!r} are several CLIPs: name one.")
-    source, device, _ = _placed(name, device, "float32")
-    if len(_words(source)) > 1:
+    source, device, _ = placed(name, device, "float32")
+    if len(worded(source)) > 1:
         raise UsageError(
             f"Only a frozen CLIP reads learned words: leave out what is behind the ~ of "
             f"{shorten(name)!r}."
         )
     to_device(device)
-    parts = _parts(source, name, trust_pickle=trust_pickle)
+    parts = _found(source, name, trust_pickle=trust_pickle)()
     if parts.preprocess["resize_mode"] == "patches":
         raise UsageError(
             f"{shorten(name)!r} is a SigLIP 2 of flexible resolution (NaFlex), which clipguide "
@@ -111,31 +121,11 @@ def load_parts(
     return parts.to(device)
 
 
-def lasting_name(name: str) -> str:
-    """A name with its paths made absolute, so that it loads the same CLIP from any folder."""
-    if os.path.exists(name) and name not in MINI:
-        return os.path.abspath(name)
-    if not _is_one(name):
-        members = (member.strip().rpartition("*") for member in name.split("+"))
-        return "+".join(f"{w}{star}{lasting_name(one)}" for w, star, one in members)
-    source, at, suffix = name.rpartition("@") if "@" in name else (name, "", "")
-    return "~".join(map(_lasting, _words(source))) + at + suffix
-
-
-def _lasting(word: str) -> str:
-    if word in MINI:
-        return word
-    if os.path.exists(word):
-        return os.path.abspath(word)
-    trained = checkpoints.named(word)
-    return f"{trained[0]}/{os.path.abspath(trained[1])}" if trained else word
-
-
 def _load(name: str, *, device: str, dtype: str, trust_pickle: bool) -> Clip:
     """A CLIP by a name that is no ensemble's."""
-    source, device, dtype = _placed(name, device, dtype)
-    source, *words = _words(source)
-    parts = _parts(source, name, trust_pickle=trust_pickle)
+    source, device, dtype = placed(name, device, dtype)
+    source, *words = worded(source)
+    parts = _found(source, name, trust_pickle=trust_pickle)()
     try:
         clip = parts.clip(device=device, dtype=dtype, keep=False)
     except AttributeError as error:
@@ -143,73 +133,40 @@ def _load(name: str, *, device: str, dtype: str, trust_pickle: bool) -> Clip:
     return with_concept(clip, *words) if words else clip
 
 
-def _words(source: str) -> list[str]:
-    """The CLIP of "mini~a.safetensors~b.safetensors", and the files of its words."""
-    if os.path.exists(source) or not source.partition("~")[0]:
-        return [source]
-    return source.split("~")
-
-
-def _parts(source: str, name: str, *, trust_pickle: bool) -> Parts:
+def _found(source: str, name: str, *, trust_pickle: bool) -> Callable[[], Parts]:
+    """What loads a CLIP, once it is known what its name means. UsageError if it means none."""
     path = Path(source)
     if source in MINI:
-        mini.check(MINI[source])
-        return _open_clip(f"local-dir:{mini.path(MINI[source])}", name=name)
+        return partial(_embedded, MINI[source], name=name)
     if os.path.isfile(source):
-        return openai.from_file(path, trust_pickle=trust_pickle, name=name)
+        return partial(openai.from_file, path, trust_pickle=trust_pickle, name=name)
     if os.path.isdir(source):
         if not (path / CONFIG).exists() and (path / "config.json").exists():
-            return hf.from_folder(path, trust_pickle=trust_pickle, name=name)
+            return partial(hf.from_folder, path, trust_pickle=trust_pickle, name=name)
         _check_folder(path, trust_pickle=trust_pickle)
-        return _open_clip(f"local-dir:{source}", name=name)
+        return partial(_open_clip, f"local-dir:{source}", name=name)
     if source.startswith("hf-hub:"):
-        return _open_clip(source, name=name)
+        return partial(_open_clip, source, name=name)
     if trained := checkpoints.named(source):
-        return checkpoints.from_checkpoint(*trained, name=name)
-    if cached := _in_cache(source):
-        return hf.from_folder(cached, trust_pickle=trust_pickle, name=name)
-    return _open_clip(*_known_tag(source), name=name)
+        return partial(checkpoints.from_checkpoint, *trained, name=name)
+    if cached := in_cache(source):
+        return partial(hf.from_folder, cached, trust_pickle=trust_pickle, name=name)
+    return partial(_open_clip, *known_tag(source), name=name)
 
 
-def _in_cache(source: str) -> Path | None:
-    """The folder in the hub's cache of a model of transformers; None for an open_clip model and
-    tag. UsageError, with what to do, for a hub's name that is not there."""
-    owner, slash, model = source.partition("/")
-    if not slash or not model or "/" in model or owner in _architectures():
-        return None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, local_files_only=True))
-    except HFValidationError:
-        return None
-    except (LocalEntryNotFoundError, HfHubHTTPError):
-        near = difflib.get_close_matches(owner, _architectures(), n=3, cutoff=0.7)
-        advice = (
-            f" Did you mean {' or '.join(near)}?"
-            if near
-            else f" Download it with `hf download {source}`, or name a folder."
-        )
-        raise UsageError(
-            f"{shorten(source)!r} is no open_clip model and tag, and not in the hub's cache."
-            f"{advice}"
-        ) from None
-
-
-def _architectures() -> set[str]:
-    import open_clip
-
-    return {model for model, _ in open_clip.list_pretrained()}
+def _embedded(part: str, *, name: str) -> Parts:
+    mini.check(part)
+    return _open_clip(f"local-dir:{mini.path(part)}", name=name)
 
 
 def _open_clip(source: str, tag: str | None = None, *, name: str) -> Parts:
     import open_clip
 
+    local = source.startswith("local-dir:")
     try:
-        model, transform = open_clip.create_model_from_pretrained(source, tag)
-        tokenizer = open_clip.get_tokenizer(source)
-        local = source.startswith("local-dir:")
+        with within_reach(not local):
+            model, transform = open_clip.create_model_from_pretrained(source, tag)
+            tokenizer = open_clip.get_tokenizer(source)
         files = Path(source.removeprefix("local-dir:")) if local else None
         config = open_clip_config(source, model)
         describe = describe_open_clip(config, tokenizer, files)
@@ -228,48 +185,6 @@ def _does_not_load(name: str, error: Exception) -> ClipguideError:
             f"describes: {reason(error)}."
         )
     return ClipguideError(f"The CLIP {name} cannot be loaded: {reason(error)}.")
-
-
-def _is_one(name: str) -> bool:
-    """Whether a name is no ensemble's: it has no + or *, or it is a path, on a device or not."""
-    source, _, suffix = name.rpartition("@")
-    plain = not set("+*") & set(suffix)
-    return os.path.exists(name) or plain and (not set("+*") & set(source) or os.path.exists(source))
-
-
-def _weighed(member: str) -> tuple[float, str]:
-    """The weight and name of "0.7*mini"; the weight is 1 if there is none."""
-    weight, star, name = member.rpartition("*")
-    try:
-        value = float(weight) if star else 1.0
-    except ValueError:
-        raise UsageError(
-            f"{shorten(weight)!r} is no weight: give a number, as in 0.7*mini+0.3*mini-judge."
-        ) from None
-    if not name.strip():
-        raise UsageError("An ensemble names a CLIP before and after each +, as in mini+mini-judge.")
-    return value, name.strip()
-
-
-def _placed(name: str, device: str, dtype: str) -> tuple[str, str, str]:
-    """What "name@device:dtype" names, with its device and dtype in the place of those given."""
-    if "@" not in name or os.path.exists(name):
-        return name, device, dtype
-    source, _, suffix = name.rpartition("@")
-    where, colon, kind = suffix.rpartition(":")
-    if not colon or kind.isdecimal():  # cpu, cuda:0
-        where, colon, kind = suffix, "", ""
-    try:
-        if where or not colon:
-            to_device(where)
-        if colon:
-            to_dtype(kind)
-    except UsageError as error:
-        raise UsageError(
-            f"After the @ of {shorten(name)!r} there must be a device, a dtype after a colon, or "
-            f"both, as in mini@cpu, mini@:float16 or mini@cuda:0:bfloat16. {error}"
-        ) from None
-    return source, where or device, kind or dtype
 
 
 def _check_folder(folder: Path, *, trust_pickle: bool) -> None:
@@ -297,23 +212,3 @@ def _check_folder(folder: Path, *, trust_pickle: bool) -> None:
             f"{folder / CONFIG} names no tokenizer, so open_clip would take its own of "
             f"{OPENAI_IDS} ids: set text_cfg.hf_tokenizer_name."
         )
-
-
-def _known_tag(name: str) -> tuple[str, str]:
-    """The open_clip model and tag of "model/tag". UsageError if open_clip has no such pair."""
-    import open_clip
-
-    known = {f"{model}/{tag}" for model, tag in open_clip.list_pretrained()}
-    if name not in known:
-        near = difflib.get_close_matches(name, [*known, *MINI], n=3)
-        advice = (
-            f"Did you mean {' or '.join(near)}?"
-            if near
-            else (
-                f"Give {' or '.join(MINI)}, a folder, a file of OpenAI's, or an open_clip model "
-                "and tag."
-            )
-        )
-        raise UsageError(f"There is no CLIP {shorten(name)!r}. {advice}")
-    model, tag = name.split("/", 1)
-    return model, tag

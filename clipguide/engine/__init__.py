@@ -15,16 +15,17 @@ _HOMES = {
     "Named": "files",
     "default_path": "cache",
     "find": "files",
-    "processes": "engine",
+    "processes": "distributed",
     "processors": "resources",
-    "shared": "engine",
+    "shared": "distributed",
 }
 
 __all__ = [*_HOMES]
 
 if TYPE_CHECKING:
     from .cache import Cache, default_path
-    from .engine import Embedded, Engine, processes, shared
+    from .distributed import processes, shared
+    from .engine import Embedded, Engine
     from .files import Named, find
     from .resources import processors
 

@@ -5,20 +5,16 @@ Shapes: B pictures, F frames, D the width of the embedding.
 
 from __future__ import annotations
 
-import atexit
-import io
 import os
 import sqlite3
 import stat
 import time
-import urllib.request
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,23 +23,21 @@ import torch
 
 from .. import images
 from ..clip import Clip, lasting_name
-from ..errors import ClipguideError, ClipguideWarning, UsageError
+from ..errors import ClipguideError, ClipguideWarning
 from ..mini import sha256
-from ..prompts import shorten
 from ..reading import foreign_profile
 from . import settings
 from .cache import Cache
+from .download import download, why
 from .encoder import Encoder
 from .files import URLS
 from .resources import Budget, Lease, processors
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
     from PIL.Image import Image
 
 AHEAD = 4  # batches that are decoded ahead of the model
 WAITING = 2048  # files, so that one that is new does not hold up all that are in the cache
-LARGEST = 64 << 20  # bytes of a download
 
 
 @dataclass(frozen=True)
@@ -142,11 +136,11 @@ class Engine:
         """
         waiting: deque[Slot] = deque()
         unread = 0
-        self._model = self._number()
+        self.model_number = self._number()
         with ThreadPoolExecutor(self.workers) as pool:
             try:
                 for path in paths:
-                    slot = self._start(os.fspath(path), pool)
+                    slot = self.start(os.fspath(path), pool)
                     waiting.append(slot)
                     unread += slot.done is None
                     if unread >= AHEAD * self.batch or len(waiting) >= WAITING:
@@ -161,9 +155,9 @@ class Engine:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _number(self) -> int | None:
-        return self._ask("model", self.key, self.clip_name)
+        return self.ask("model", self.key, self.clip_name)
 
-    def _ask(self, what: str, *values: object) -> Any:
+    def ask(self, what: str, *values: object) -> Any:
         """The cache's answer; None without one. A disk that is full, read-only or damaged costs the
         cache, and not the run."""
         if self.cache is None:
@@ -180,35 +174,35 @@ class Engine:
             self.cache = None
             return None
 
-    def _start(self, path: str, pool: ThreadPoolExecutor) -> Slot:
+    def start(self, path: str, pool: ThreadPoolExecutor) -> Slot:
         """A slot whose vector is in the cache, or which a thread is to read."""
         if path.lower().startswith(URLS):
             if not self.urls:
                 return _failed(path, "is a URL, which is read only where that is allowed")
-            return Slot(path, reading=pool.submit(self._read, path, None))
+            return Slot(path, reading=pool.submit(self.read, path, None))
         seen = time.time_ns()
         try:
             about = os.stat(path)
         except FileNotFoundError:
             return Slot(path, done=Embedded(path, None, f"There is no file {path}."))
         except (OSError, ValueError) as error:
-            return _failed(path, f"cannot be read: {_why(error)}")
+            return _failed(path, f"cannot be read: {why(error)}")
         if not stat.S_ISREG(about.st_mode):
             what = "is a folder" if stat.S_ISDIR(about.st_mode) else "is not a file"
             return _failed(path, what)
         if not self.verify:
-            known_D = self._ask("by_file", path, about, self._model)
+            known_D = self.ask("by_file", path, about, self.model_number)
             if known_D is not None:
                 return Slot(path, done=Embedded(path, torch.from_numpy(known_D.copy())))
-        return Slot(path, about, seen, pool.submit(self._read, path, about))
+        return Slot(path, about, seen, pool.submit(self.read, path, about))
 
-    def _read(self, path: str, about: os.stat_result | None) -> Read:
+    def read(self, path: str, about: os.stat_result | None) -> Read:
         """In a thread: the file's digest and its frames as the tower sees them."""
         read = Read()
-        source = _download(path) if about is None else path
+        source = download(path) if about is None else path
         if self.cache is not None and about is not None:
             read.digest = bytes.fromhex(sha256(Path(path)))
-            read.known_D = self._ask("by_digest", read.digest, self._model)
+            read.known_D = self.ask("by_digest", read.digest, self.model_number)
         if read.known_D is None:
             with self.memory.lease() as lease:
                 pictures = self.decode(source, opened=partial(self._opened, path, lease))
@@ -241,7 +235,7 @@ class Engine:
                 slot.done = Embedded(slot.path, None, str(error))
                 continue
             except Exception as error:  # of a transform, of the memory: one file, not the run
-                slot.done = _failed(slot.path, f"cannot be read: {_why(error)}").done
+                slot.done = _failed(slot.path, f"cannot be read: {why(error)}").done
                 continue
             if read.known_D is not None:
                 slot.done = Embedded(slot.path, torch.from_numpy(read.known_D.copy()))
@@ -251,26 +245,27 @@ class Engine:
             unit_BD = self._encode([read.frames for _, read in new]).float().cpu()
             for (slot, _), unit_D in zip(new, unit_BD):
                 slot.done = Embedded(slot.path, unit_D.clone())
-        self._keep(reads)
+        self.keep(reads)
         for slot in slots:
             slot.reading = None
         return len(slots)
 
-    def _keep(self, reads: list[tuple[Slot, Read]]) -> None:
+    def keep(self, reads: list[tuple[Slot, Read]]) -> None:
+        """Note in the cache what was read of files that had not changed meanwhile."""
         rows = [
             (slot.path, slot.about, slot.seen, read.digest, slot.done.unit_D.numpy())
             for slot, read in reads
             if read.digest
         ]
         if rows:
-            self._ask("add", rows, self._model)
+            self.ask("add", rows, self.model_number)
 
     def _encode(self, frames: Sequence[list]) -> torch.Tensor:
         """Unit vectors_BD of images' frames. What vectors are kept by may change meanwhile."""
         key = self.key
         unit_BD = self.encoder(frames)
         if self.key != key:
-            self._model = self._number()
+            self.model_number = self._number()
         return unit_BD
 
 
@@ -278,67 +273,6 @@ def _failed(path: str, what: str) -> Slot:
     return Slot(path, done=Embedded(path, None, f"{path} {what}."))
 
 
-def _why(error: BaseException) -> str:
-    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return shorten(" ".join(words.split()), 200).rstrip(".")
-
-
 def _same(one: os.stat_result, other: os.stat_result) -> bool:
     names = ("st_size", "st_mtime_ns", "st_ino", "st_dev")
     return all(getattr(one, name) == getattr(other, name) for name in names)
-
-
-def _download(url: str) -> io.BytesIO:
-    """The bytes behind a URL. UsageError if there are none, or more than 64 MiB."""
-    try:
-        with urllib.request.urlopen(url, timeout=30) as stream:
-            content = stream.read(LARGEST + 1)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{shorten(url)} cannot be downloaded: {_why(error)}.") from None
-    if len(content) > LARGEST:
-        raise UsageError(f"{shorten(url)} is larger than {LARGEST >> 20} MiB: download it first.")
-    return io.BytesIO(content)
-
-
-def processes() -> PartialState | None:
-    """accelerate's account of the processes that `accelerate launch` started; None in one alone.
-
-    The group of processes that this begins is ended when the program leaves, before the interpreter
-    does: its threads would otherwise outlive what they use, and the process abort.
-    """
-    if "LOCAL_RANK" not in os.environ:
-        return None
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-    from torch import distributed
-
-    begun = distributed.is_initialized()  # by somebody else, who is to end it
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    if distributed.is_initialized() and not begun:
-        atexit.register(_leave)
-    return state if state.num_processes > 1 else None
-
-
-def _leave() -> None:
-    from torch import distributed
-
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
-def shared(engine: Engine, paths: Iterable[str | os.PathLike]) -> Iterator[Embedded]:
-    """As `engine.embed`, by all processes that `accelerate launch` started, each of which gets all
-    of the vectors; as `engine.embed` itself in a process alone."""
-    state = processes()
-    if state is None:
-        yield from engine.embed(paths)
-        return
-    from accelerate.utils import gather_object
-
-    paths = iter(paths)
-    while chunk := list(islice(paths, AHEAD * engine.batch * state.num_processes)):
-        mine = list(engine.embed(chunk[state.process_index :: state.num_processes]))
-        by_rank = gather_object([mine])
-        for i in range(len(chunk)):
-            yield by_rank[i % state.num_processes][i // state.num_processes]
-    state.wait_for_everyone()  # none leaves while another still receives

@@ -33,7 +33,7 @@ from torch import Tensor
 from ..clip.concepts import Concept, hook, places, shared_copy, token_embedding, word_tokens
 from ..clip.parts import Parts
 from ..errors import ClipguideWarning, UsageError
-from ..prompts import shorten
+from ..prompts import one_word, shorten
 
 TEMPLATES = ("{}", "a {}", "the {}", "a picture of a {}", "a drawing of a {}", "one {} outside")
 OTHERS = (
@@ -112,12 +112,7 @@ class Inversion:
     ) -> None:
         if not pictures:
             raise UsageError("There are no pictures to learn the word from: three to five will do.")
-        self.parts, self.config, self.word = parts, config, word.strip()
-        if len(self.word.split()) > 1:
-            raise UsageError(
-                f"{shorten(self.word)!r} are several words: take one that means nothing yet, such "
-                "as blorvek."
-            )
+        self.parts, self.config, self.word = parts, config, one_word(word)
         self.model = shared_copy(parts.model).eval()
         self.device = parts.model.logit_scale.device
         self.token_T = word_tokens(parts.tokenizer, self.word)

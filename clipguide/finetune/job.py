@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..clip import Clip, Parts, load_parts
-from ..clip.load import MINI
+from ..clip.names import MINI
 from ..errors import ClipguideWarning, UsageError
 from ..export.folder import staged
 from ..tables import ENDINGS

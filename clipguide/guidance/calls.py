@@ -6,13 +6,16 @@ import contextlib
 
 import torch
 
+from ..errors import ClipguideError
 from . import gradients
+from .conditioning import Conditioning
 from .contract import Gradient, Method, Sampler
 from .generators import restarted
 from .latents import execution_device
 from .observers import ranks
+from .plan import Begun, Mode, Previewed
 from .report import Trace
-from .session import Begun, Mode, Session
+from .session import Session
 
 
 class Calls(Sampler):
@@ -32,31 +35,47 @@ class Calls(Sampler):
     ) -> object:
         session = self._session
         session.end()
-        session.mode = Mode(by, differentiable, called=True, memory=memory)
+        session.mode = Mode(by, differentiable, within_call=True, memory=memory)
         try:
             if differentiable:
                 return gradients.run(self.pipe, settings)
             return self.pipe(**settings)
         finally:
             session.end()
-            session.mode = Mode(None, called=True)
+            session.mode = Mode(None, within_call=True)
 
     def initial_noise(self, **settings: object) -> torch.Tensor:
         session = self._session
         settings = {**settings, "generator": restarted(settings.get("generator"))}
         session.end()
-        session.mode = Mode(None, called=True, only_begins=True)
+        session.mode = Mode(None, within_call=True, only_begins=True)
         with contextlib.suppress(Begun):
             self.pipe(**settings)
-        session.mode = Mode(None, called=True)
+        session.mode = Mode(None, within_call=True)
         session.end()
         sigma = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
         return session.first_sample / sigma
 
+    def conditioning(self, of: str) -> Conditioning:
+        return Conditioning(self.pipe, of)
+
+    def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
+        session = self._session
+        session.end()
+        session.mode = Mode(by, within_call=True, until=until)
+        try:
+            self.pipe(**{**settings, "output_type": "latent"})
+        except Previewed as seen:
+            return seen.score_B
+        finally:
+            session.end()
+            session.mode = Mode(None, within_call=True)
+        raise ClipguideError(f"{type(self.pipe).__name__} took no step to look at.")
+
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
         self.sample(**{**settings, "output_type": "latent"}, by=None)
         x0 = self._session.last_x0
-        _, loss_B = self._session.finishing(x0).loss(x0)
+        _, loss_B = self._session.finishing(x0, selecting=True).loss(x0)
         return x0, -loss_B
 
     def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
@@ -68,7 +87,7 @@ class Calls(Sampler):
 
     def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         device = execution_device(self.pipe)
-        return ranks(self._session.plan.ranking, image_B3HW.to(device).float(), len(image_B3HW))
+        return ranks(self._session.plan.selecting, image_B3HW.to(device).float(), len(image_B3HW))
 
     def candidate(self, score_B: torch.Tensor, better_B: torch.Tensor | None = None) -> None:
         report = self._session.report

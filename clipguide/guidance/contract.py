@@ -27,6 +27,10 @@ from .levels import Level, widen
 WINDOW = (0.1, 1.0)
 MOST = 10_000  # of a method's whole numbers
 SPARING = 8  # views encoded at a time when memory has run out once; then half as many, and so on
+NOT_A_NUMBER = (
+    "The score of an image is not a number: it counts as the worst. Look at the objective if that "
+    "happens often."
+)
 LOSS_SCALES = tuple(2.0**k for k in (16, 12, 8, 4, 0, -6))  # of gradients in float16
 
 
@@ -104,6 +108,8 @@ class Run:
         repeats: what takes steps again, if the method asked for it.
         chunk: views encoded at a time since memory ran out; None is all of them.
         told: whether it was said that memory ran out.
+        missed: whether it was said that a score is not a number.
+        stop: has the pipeline take no more evaluations; None where it cannot be interrupted.
     """
 
     scheduler: object
@@ -119,12 +125,20 @@ class Run:
     repeats: Repeats | None = None
     chunk: int | None = None
     told: bool = False
+    missed: bool = False
+    stop: Callable[[], None] | None = None
 
     def loss(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """image_N3HW and loss_B, without gradients."""
+        """image_N3HW and loss_B, without gradients; a loss that is not a number is infinite, which
+        is the worst, and said once."""
         with torch.no_grad(), without_autocast(x0.device):
             image_N3HW = self.decode(x0)
-            return image_N3HW, per_sample(self.objective, image_N3HW, self.generators)
+            loss_B = per_sample(self.objective, image_N3HW, self.generators)
+        worst_B, told = worst_of_none(loss_B), self.missed
+        if bool(loss_B.isnan().any()) and not told:
+            self.missed = True
+            self.warn(NOT_A_NUMBER)
+        return image_N3HW, worst_B
 
     def gradient(self, x0: torch.Tensor, of: torch.Tensor | None = None) -> Gradient:
         """The gradient at x0, whatever grad mode the pipeline runs in; by `of`, which x0 was
@@ -194,6 +208,11 @@ def _derivative(loss: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
     raise AssertionError
 
 
+def worst_of_none(loss_B: torch.Tensor) -> torch.Tensor:
+    """Losses, infinite where they are not numbers: the worst there is."""
+    return torch.where(loss_B.isnan(), torch.inf, loss_B)
+
+
 def per_sample(
     objective: Objective, image_N3HW: torch.Tensor, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
@@ -256,6 +275,14 @@ class Sampler(Protocol):
     def initial_noise(self, **settings: object) -> torch.Tensor:
         """The latents that the pipeline begins with, as its `latents` argument takes them."""
 
+    def conditioning(self, of: str) -> contextlib.AbstractContextManager:
+        """A context in which what the denoiser is conditioned on is moved: its `shift_BLD`, of the
+        embedding of the "prompt" or of none, "null", whose rms is `size_B`."""
+
+    def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
+        """Score_B of what x0 decodes to after the share `until` of a run's steps, which ends
+        there."""
+
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
         """Unsteered: the final latents, and score_B = −loss_B of what they decode to."""
 
@@ -312,6 +339,11 @@ class Method:
     def idle(self) -> bool:
         """Whether it leaves every bit as it is."""
         return False
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it takes the objective's gradient."""
+        return True
 
     @property
     def taped(self) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import nn
 
 from .latents import denoiser
@@ -38,6 +39,17 @@ def of_step(pipe: object, x0_shape: tuple[int, ...]) -> float:
         patch = 1 if len(x0_shape) == 3 else _patch(model)
         each = 2.0 * _weights(model) * places / patch
     return each * batch * (1 + guided)
+
+
+def worth(
+    pipe: object, operations: float, step: float, *, half: bool, on: torch.device
+) -> float:
+    """× plain sampling that a step comes to with so many operations more, `half` of them in
+    bfloat16; infinite where nothing is known of the denoiser. Beside a denoiser in half precision,
+    arithmetic in float32 takes twice as long on an accelerator."""
+    size = getattr(denoiser(pipe), "dtype", torch.float32).itemsize
+    slow = 2 if on.type != "cpu" and size < 4 and not half else 1
+    return 1 + slow * operations / step if step else math.inf
 
 
 def _unet(model: nn.Module, places: int) -> float:

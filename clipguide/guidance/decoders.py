@@ -20,7 +20,7 @@ from . import cost, ladder, linear, memory, tinies
 from .clean import Made, clean
 from .grid import Grid
 from .ladder import Decoding, Plan
-from .latents import decodable, denoiser
+from .latents import decodable
 
 KINDS = ("auto", "vae", "linear", "tiny")
 BUDGET = 1.2  # × the cost of plain sampling
@@ -32,7 +32,7 @@ class Decoder:
 
     `open` and `close` bracket its use. In between it holds one clean copy of what decodes, made
     when it is first asked for (see clean.py), and pipelines of packed latents tell it their height
-    and width, where `hear` has not.
+    and width, where `set_size` has not.
 
     Args:
         pipe: a pipeline of the table of families.
@@ -99,13 +99,13 @@ class Decoder:
         return tiny
 
     def open(self) -> None:
-        """Begin: listen for height and width, where they are needed.
+        """Begin: watch for height and width, where they are needed.
 
         The live VAE is not touched. Its weights stay as trainable as they are: PyTorch's kernels
         for linear layers differ in the last bit between weights that are and are not, so that the
         pipeline's own decoding would change.
         """
-        self._grid.listen()
+        self._grid.watch()
 
     def close(self) -> None:
         """End: undo `open`, and let go of the copies."""
@@ -131,9 +131,9 @@ class Decoder:
         self._plans: dict[tuple, Plan] = {}
         self._decodings: dict[str, Decoding] = {}
 
-    def hear(self, height: int, width: int) -> None:
+    def set_size(self, height: int, width: int) -> None:
         """The size in pixels of what packed latents decode to, until `close`."""
-        self._grid.hear(height, width)
+        self._grid.set_size(height, width)
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
         """image_N3HW of latents as the scheduler sees them, by the kind that is chosen."""
@@ -202,20 +202,14 @@ class Decoder:
         cheap = Plan()
         for plan in (cheap, None):
             plan = plan or self._plan(x0, "vae")
-            worth = self._worth(plan, shape[0] * once, shape[0], step, x0.device)
+            passes = plan.passes(shape[0]) * shape[0]
+            worth = cost.worth(self._pipe, passes * once, step, half=plan.half, on=x0.device)
             if once > SMALL and worth > self._budget:
                 how = "" if plan == cheap else f" ({plan}, for want of memory)"
                 return f"takes {worth:.1f} x the time of plain sampling{how}"
         if ladder.need(made, decode, shape, plan) > self._limit(x0) * memory.GIB:
             return f"needs more than {self._limit(x0):.1f} GiB"
         return None
-
-    def _worth(self, plan: Plan, once: int, number: int, step: float, device) -> float:
-        """× plain sampling; infinite where nothing is known of the denoiser. Beside a denoiser in
-        half precision, arithmetic in float32 takes twice as long on an accelerator."""
-        size = getattr(denoiser(self._pipe), "dtype", torch.float32).itemsize
-        slow = 2 if device.type != "cpu" and size < 4 and not plan.half else 1
-        return 1 + slow * plan.passes(number) * once / step if step else math.inf
 
     def _limit(self, x0: torch.Tensor) -> float:
         """GiB beside weights."""

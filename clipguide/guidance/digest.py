@@ -23,6 +23,7 @@ from torch import nn
 
 from ..clip import Clip
 from ..errors import UsageError
+from ..rewards import Reward
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), PurePath, torch.dtype, torch.device)
@@ -47,6 +48,9 @@ def _feed(hashed, thing: object, seen: dict[int, object]) -> None:
     say(type(thing).__module__, type(thing).__qualname__)
     if isinstance(thing, Clip):
         return say(thing.fingerprint, thing.dtype)
+    if isinstance(thing, Reward):
+        say(thing.asked, thing.fingerprint)
+        return _feed(hashed, (thing.prompts, thing.settings.question), seen)
     if isinstance(thing, torch.Tensor):
         return _feed_tensor(hashed, thing)
     if isinstance(thing, np.ndarray):

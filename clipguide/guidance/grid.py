@@ -18,7 +18,7 @@ class Grid:
     Args:
         pipe: the pipeline.
         told: whether its latents are packed, so that their size has to be told: by the pipeline
-            itself, as it prepares them, or by `hear`.
+            itself, as it prepares them, or by `set_size`.
     """
 
     def __init__(self, pipe: object, *, told: bool) -> None:
@@ -26,17 +26,17 @@ class Grid:
         self._size: tuple[int, int] | None = None
         self._undo: Callable[[], None] | None = None
 
-    def listen(self) -> None:
-        """Hear what the pipeline prepares its latents for, until `forget`."""
+    def watch(self) -> None:
+        """Learn what size the pipeline prepares its latents for, until `forget`."""
         if self._told and self._size is None:
-            self._undo = _listen(self._pipe, self.hear)
+            self._undo = _watch(self._pipe, self.set_size)
 
-    def hear(self, height: int, width: int) -> None:
+    def set_size(self, height: int, width: int) -> None:
         """The size in pixels."""
         self._size = int(height), int(width)
 
     def forget(self) -> None:
-        """Listen no more, and forget the size."""
+        """Watch no more, and forget the size."""
         if self._undo is not None:
             self._undo()
         self._undo, self._size = None, None
@@ -47,20 +47,26 @@ class Grid:
         if not self._told:
             return None
         length = x0_BLC.shape[1]
+        for rows, columns in self._may_be(length):
+            if rows * columns == length:
+                return rows, columns
+        raise ClipguideError(
+            f"{type(self._pipe).__name__} did not say the height and width of its {length} "
+            "patches: steer it through its own __call__."
+        )
+
+    def _may_be(self, length: int) -> list[tuple[int, int]]:
+        """Rows and columns by what the pipeline told. Its scale is the side of a latent in pixels,
+        but that of a patch in older pipelines, as some of the community's still are."""
         if self._size is None:
-            rows = columns = math.isqrt(length)
-        else:
-            rows, columns = (side // (2 * self._pipe.vae_scale_factor) for side in self._size)
-        if rows * columns != length:
-            raise ClipguideError(
-                f"{type(self._pipe).__name__} did not say the height and width of its {length} "
-                "patches: steer it through its own __call__."
-            )
-        return rows, columns
+            return [(math.isqrt(length),) * 2]
+        height, width = self._size
+        scale = self._pipe.vae_scale_factor
+        return [(height // side, width // side) for side in (2 * scale, scale)]
 
 
-def _listen(pipe: object, hear: Callable[[int, int], None]) -> Callable[[], None]:
-    """Tell `hear` the height and width that the pipeline prepares its latents for; how to undo."""
+def _watch(pipe: object, set_size: Callable[[int, int], None]) -> Callable[[], None]:
+    """Tell `set_size` what the pipeline prepares its latents for; how to undo that."""
     if not hasattr(pipe, "prepare_latents"):
         raise ClipguideError(
             f"{type(pipe).__name__} does not say the height and width of its packed latents: put "
@@ -72,7 +78,7 @@ def _listen(pipe: object, hear: Callable[[int, int], None]) -> Callable[[], None
     @functools.wraps(original)
     def prepare_latents(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments
-        hear(given["height"], given["width"])
+        set_size(given["height"], given["width"])
         return original(*args, **kwargs)
 
     def undo() -> None:

@@ -43,16 +43,29 @@ class GuidanceHook:
     def direction(self, level: Level, sample: torch.Tensor) -> torch.Tensor | None:
         """cond − uncond as a move of x0, of sample's shape; None if this evaluation was not of
         both. What was kept is forgotten."""
-        output, self._output = self._output, None
-        if output is None or len(output) != 2 * len(sample) or output.shape[2:] != sample.shape[2:]:
+        both, self._output = self._both(sample), None
+        if both is None:
             return None
-        if not getattr(self._pipe, "do_classifier_free_guidance", True):
-            return None
-        if getattr(self._pipe, "do_perturbed_attention_guidance", False):
-            return None
-        uncond, cond = output.chunk(2)
+        uncond, cond = both
         nothing = torch.zeros_like(sample)  # x0 is linear in the output and the sample
         return level.x0(widen(cond) - uncond, nothing)
+
+    def conditional(self, sample: torch.Tensor) -> torch.Tensor | None:
+        """The output with the prompt and without guidance, of this evaluation; None if that was not
+        of both."""
+        both = self._both(sample)
+        return None if both is None else both[1]
+
+    def _both(self, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The outputs without and with the prompt, if they are known."""
+        output, pipe = self._output, self._pipe
+        if output is None or len(output) != 2 * len(sample) or output.shape[2:] != sample.shape[2:]:
+            return None
+        if not getattr(pipe, "do_classifier_free_guidance", True):
+            return None
+        if getattr(pipe, "do_perturbed_attention_guidance", False):
+            return None
+        return output.chunk(2)
 
     def _keep(self, _: nn.Module, __: tuple, output: object) -> None:
         """Keep the widest output since the last step: some pipelines look again at a part of it."""

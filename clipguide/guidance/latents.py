@@ -1,9 +1,8 @@
 """What differs between families of pipelines: the one table.
 
-How the latents that a scheduler sees become what the pipeline's VAE decodes, and which CLIP guides
-a family by default. Each entry is what the pipelines' own `__call__` does at its end (diffusers
-0.42); tests/test_families.py holds every family to its pipeline's own image. `register` adds a
-pipeline of one's own.
+How the latents that a scheduler sees become what the pipeline's VAE decodes. Each entry is what
+the pipelines' own `__call__` does at its end (diffusers 0.42); tests/test_families.py holds every
+family to its pipeline's own image. `register` adds a pipeline of one's own.
 
 Shapes: B images, F frames, C channels and h x w of latents, packed into L = (h/2)·(w/2) rows of
 4·C; 3 channels of H x W pixels.
@@ -13,23 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from .. import mini
 from ..errors import ClipguideError, UsageError
 from ..registry import Registry, of_class
-
-
-@dataclass(frozen=True)
-class Guide:
-    """An open_clip model and tag, its download in megabytes and its licence."""
-
-    name: str
-    megabytes: int
-    licence: str
 
 
 def _of_images(vae: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
@@ -166,7 +154,7 @@ PIXELS = Family(_as_is, decoder=None)
 
 _KINDS = ("", "Img2Img", "Inpaint")
 _XL = "StableDiffusionXL"
-_NAMES = {
+NAMES = {
     PLAIN: [
         *(f"StableDiffusion{kind}" for kind in _KINDS),
         *(f"StableDiffusionControlNet{kind}" for kind in _KINDS),
@@ -222,7 +210,7 @@ _NAMES = {
 }
 FAMILIES: Registry[Family] = Registry(
     "family of pipelines",
-    {f"{name}Pipeline": entry for entry, names in _NAMES.items() for name in names},
+    {f"{name}Pipeline": entry for entry, names in NAMES.items() for name in names},
 )
 
 STAGES = {  # of models in several, those that draw no image, or call what does
@@ -233,29 +221,6 @@ STAGES = {  # of models in several, those that draw no image, or call what does
 }
 
 DENOISERS = ("unet", "transformer", "decoder")  # the last is Stable Cascade's
-
-VIT_B_32 = Guide("ViT-B-32/laion2b_s34b_b79k", 605, "MIT")
-# For what draws 1024 pixels: sees 256 of them, and was trained with the stronger augmentation.
-CONVNEXT = Guide("convnext_base_w/laion2b_s13b_b82k_augreg", 718, "MIT")
-
-# By pipeline and width of the text that conditions a U-Net, which tells Stable Diffusion 1.x and
-# 2.x from models that were trained alone (mini's is 16 to 512).
-GUIDES = {
-    **{
-        (f"{name}Pipeline", width): VIT_B_32
-        for names in (_NAMES[PLAIN], _NAMES[FRAMES])
-        for name in names
-        for width in (768, 1024)
-        if name.startswith(("StableDiffusion", "LatentConsistency", "AnimateDiff"))
-    },
-    **{
-        (f"{name}Pipeline", width): CONVNEXT
-        for entry in set(_NAMES) - {PIXELS}
-        for name in _NAMES[entry]
-        for width in (None, 1280, 2048)  # no U-Net, SDXL's refiner, SDXL
-    },
-}
-
 
 def register(name: str, *, like: str | Family, replace: bool = False) -> Family:
     """Make a class of pipelines known, by its name.
@@ -337,27 +302,3 @@ def decodable(pipe: object, like: str | None = None) -> Family:
 def denoiser(pipe: object) -> nn.Module | None:
     """The model that a pipeline samples with."""
     return next((getattr(pipe, name) for name in DENOISERS if hasattr(pipe, name)), None)
-
-
-def default_clip(pipe: object, like: str | None = None) -> str:
-    """The CLIP that guides a pipeline where none is named: mini for the mini generator alone.
-    `like` names the class that the pipeline counts as.
-
-    UsageError if the table has none.
-    """
-    if is_mini(pipe.config.get("_name_or_path")):
-        return "mini"
-    unet = getattr(pipe, "unet", None)
-    width = None if unet is None else unet.config.get("cross_attention_dim", 0)
-    for name in [like] if like else [base.__name__ for base in type(pipe).__mro__]:
-        if guide := GUIDES.get((name, width)):
-            return guide.name
-    raise UsageError(
-        f"Which CLIP should guide this {type(pipe).__name__}? Name one, for example "
-        f"{VIT_B_32.name} ({VIT_B_32.megabytes} MB, {VIT_B_32.licence})."
-    )
-
-
-def is_mini(folder: str | None) -> bool:
-    """Whether a folder is the embedded generator's."""
-    return bool(folder) and Path(folder).resolve() == (mini.FOLDER / "generator").resolve()

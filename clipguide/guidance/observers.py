@@ -15,13 +15,14 @@ from typing import Protocol
 import torch
 
 from ..objectives import Objective, Similarity, fresh_generators
-from .contract import At, Outcome, Run, per_sample, without_autocast
+from .contract import At, Outcome, Run, per_sample, without_autocast, worst_of_none
 from .guidance_direction import angle
 from .report import Report, Step, Trace
 from .tape import Tape, TapeStep
 
 MARGIN = 0.01  # cosine that the judge must have lost; and share of itself the objective gained
 PATIENCE = 2  # scorings in a row
+DECIDED = 0.9  # of a run: after that the judge changes nothing any more
 MAX_SKIPPED = 3  # gradients of one image
 
 
@@ -158,9 +159,10 @@ class Scores(Base):
 
 def ranks(objective: Objective, image_N3HW: torch.Tensor, batch: int) -> torch.Tensor:
     """−objective of each of `batch` samples, higher is better, with views that are always the
-    same."""
+    same; minus infinity for a loss that is not a number."""
     with torch.no_grad():
-        return -per_sample(objective, image_N3HW, fresh_generators(batch)).cpu()
+        loss_B = per_sample(objective, image_N3HW, fresh_generators(batch))
+        return -worst_of_none(loss_B).cpu()
 
 
 class Trust:
@@ -195,8 +197,9 @@ class Trust:
 
 
 class Doubt(Base):
-    """Lowers the strength of an image where trust in its guide falls. `sign` is −1 where the
-    objective leads away from the guide's prompts."""
+    """Lowers the strength of an image where trust in its guide falls, but for the last tenth of the
+    run, where nothing would come of it. `sign` is −1 where the objective leads away from the
+    guide's prompts. The trace's trust_B says what it came to; it warns of nothing."""
 
     def __init__(self, sign: float) -> None:
         self.sign = sign
@@ -206,18 +209,14 @@ class Doubt(Base):
         self._trust = Trust(len(run.streams))
 
     def step(self, seen: Seen) -> None:
-        if seen.trace.rank_B is None:
-            return
         before_B = self._trust.factor_B
+        seen.trace = replace(seen.trace, trust_B=before_B)
+        late = seen.at.index >= DECIDED * self.run.total
+        if seen.trace.rank_B is None or late:
+            return
         fell_B = self._trust.see(seen.trace.rank_B, self.sign * seen.trace.judge_score_B)
         scale_B = torch.where(fell_B, self._trust.factor_B / before_B.clamp_min(0.5), 1.0)
         self.run.factor_B = self.run.factor_B * scale_B
-        for i in fell_B.nonzero().flatten().tolist():
-            what = "is halved" if self._trust.factor_B[i] else "stops"
-            self.run.warn(
-                f"The guide's score of image {i} climbs while the judge's falls: its steering "
-                f"{what} at step {seen.at.index}."
-            )
 
 
 class Numbers(Base):

@@ -18,6 +18,7 @@ SEEN = {
     "angle": "angle",
     "guide": "guide_score",
     "judge": "judge_score",
+    "trust": "trust",
 }
 
 
@@ -29,7 +30,8 @@ class Trace:
     x0) are those before the move; `angle_B` lies between the move and the direction of
     classifier-free guidance, 0 to 180 degrees, None where that cannot be known (`guidance/cfg.py`)
     and not a number for an image that was not moved; scores are cosines of the image that x0
-    decodes to, and `rank_B` is −objective of it, which trust goes by where there is a judge.
+    decodes to, and `rank_B` is −objective of it, which trust goes by where there is a judge;
+    `trust_B` is what the strength of this step was multiplied by because of the judge: 1, ½ or 0.
     """
 
     index: int
@@ -41,6 +43,7 @@ class Trace:
     guide_score_B: torch.Tensor | None = None
     judge_score_B: torch.Tensor | None = None
     rank_B: torch.Tensor | None = None
+    trust_B: torch.Tensor | None = None
 
 
 @dataclass
@@ -76,6 +79,12 @@ class Report:
             {"step": step.index, "noise": step.noise, "sigma": step.sigma, **_seen(step, i)}
             for step in self.trace
         ]
+
+    def eased(self, i: int) -> int | None:
+        """The step from which on the steering of image i was weaker, or over, because what is
+        minimised got better while the judge's score fell; None if it never was."""
+        doubted = (s.index for s in self.trace if s.trust_B is not None and s.trust_B[i] < 1)
+        return next(doubted, None)
 
     def begin(self) -> None:
         """Another run of the pipeline: what is of one run is forgotten."""

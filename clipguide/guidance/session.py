@@ -1,9 +1,9 @@
 """The runs of a pipeline while its context is open, and what happens at each evaluation.
 
-A run begins at the first step after the pipeline set its timesteps, or was called, and ends with
-its last step, the call's end, or the next beginning. From (model_output, timestep, sample) a step
-computes x0, lets the method act on it, maps what came of it back to a model_output and calls the
-original step. The model_output is the one after classifier-free guidance.
+A run begins at the first step after the pipeline set its timesteps, and ends with its last step,
+the call's end, or the next beginning. From (model_output, timestep, sample) a step computes x0,
+lets the method act on it, maps what came of it back to a model_output and calls the original step.
+The model_output is the one after classifier-free guidance.
 
 Shapes: B samples, N decoded images, 3 channels of H x W pixels.
 """
@@ -13,13 +13,12 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
 from ..errors import ClipguideError, ClipguideWarning
-from ..objectives import Generators, Nothing, Objective, Similarity
+from ..objectives import Nothing
 from . import generators as seeds
 from . import schedulers
 from .contract import At, Method, Outcome, Run, without_autocast
@@ -37,49 +36,9 @@ from .observers import (
     TraceLog,
     measured,
 )
-from .report import Report, Step
+from .plan import Begun, Mode, Plan, Previewed
+from .report import Report
 from .tape import Tape
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What `steer` was asked for, all of it checked.
-
-    `ranking` is the objective that ranks finished images; `sign` is −1 where the objective leads
-    away from the guide's prompts; `choice` says which way of steering "auto" chose; `ignored` are
-    warnings that every report begins with.
-    """
-
-    objective: Objective
-    ranking: Objective
-    method: Method
-    guide: Similarity | None
-    judge: Similarity | None
-    sign: float
-    score_every: int
-    trace: bool
-    generators: Generators | torch.Generator | None
-    on_step: Callable[[Step], None] | None
-    tape: Path | None
-    choice: str
-    ignored: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Mode:
-    """How runs are steered for now: by a method or none, with gradients through the denoiser or
-    without, and whether inside of s(…). `memory` is for the method's `start`; `only_begins` stops
-    a run at its first step, by Begun."""
-
-    method: Method | None
-    differentiable: bool = False
-    called: bool = False
-    memory: object = None
-    only_begins: bool = False
-
-
-class Begun(Exception):
-    """A run that was only to begin has begun."""
 
 
 class Session:
@@ -105,6 +64,7 @@ class Session:
         self._repeats = plan.method.repeats()
         self._observers: Sequence[Observer] = ()
         self._steps: int | None = None
+        self._over = False  # whether the run had its last step, and no other is announced
 
     # ---------------------------------------------------------------- the life of a run
     def expect(self, steps: int) -> None:
@@ -123,15 +83,20 @@ class Session:
         if self.run is not None:
             for observer in self._observers:
                 observer.end()
-        self.run = None
+        self.run, self._over = None, False
 
-    def finishing(self, sample: torch.Tensor) -> Run:
-        """A run in the place of one that is over: what a finished sample is worth."""
+    def _interrupt(self) -> None:
+        """Have the pipeline pass over the steps that are left."""
+        self.pipe._interrupt = True
+
+    def finishing(self, sample: torch.Tensor, *, selecting: bool = False) -> Run:
+        """A run in the place of one that is over: what a finished sample is worth, by what is
+        minimised or by what selects."""
         plan = self.plan
         return Run(
             scheduler=self.pipe.scheduler,
             decode=self.decoder,
-            objective=plan.ranking,
+            objective=plan.selecting if selecting else plan.ranking,
             generators=seeds.one_each(plan.generators, len(sample)),
             streams=(),
             warn=self.warn,
@@ -144,7 +109,7 @@ class Session:
         repeats = self._repeats if mode.method is not None else None
         if repeats is not None:
             repeats.begin(total)
-        if mode.called:
+        if mode.within_call:
             self.report.begin()
         else:
             self.report = self.new_report()
@@ -159,14 +124,16 @@ class Session:
             factor_B=torch.ones(len(sample)),
             memory=mode.memory,
             repeats=repeats,
+            stop=self._interrupt if hasattr(self.pipe, "_interrupt") else None,
         )
         self._act = None
         if mode.method is not None and not mode.method.idle:
             self.asked = True
             self._act = mode.method.start(run)
         self._index, self._covered, self._due = 0, 0, False
-        self._wide, self._choosing = False, True
-        self.first_sample, self._objective = sample.detach(), plan.objective
+        self._wide, self._choosing, self._unknown = False, True, False
+        self.first_sample = sample.detach()
+        self._objective = plan.followed(mode.method)
         self._observers = self._watchers()
         for observer in self._observers:
             observer.begin(run, self.report)
@@ -186,7 +153,9 @@ class Session:
                     tracing=plan.trace,
                 )
             )
-        watchers += [TraceLog(), Doubt(plan.sign)]
+        if plan.judge is not None and self.mode.method is not None and self.mode.method.fades:
+            watchers.append(Doubt(plan.sign))
+        watchers.append(TraceLog())
         if self.tape is not None:
             watchers.append(TapeWriter(self.tape))
         if plan.on_step is not None:
@@ -206,10 +175,14 @@ class Session:
         """The scheduler's step from what the method makes of this evaluation."""
         method, scheduler = self.mode.method, self.pipe.scheduler
         self._check_mode()
+        if self._over:
+            self._tell_beyond()
+            return original(model_output, timestep, sample, *args, **kwargs)
         run = self.run or self._begin(scheduler, sample)
         if self.mode.only_begins:
             raise Begun
         level = schedulers.level(scheduler, timestep)
+        model_output = self._guided(model_output, sample, level.noise)
         x0 = schedulers.clipped(scheduler, level.x0(model_output, sample))
         eta = kwargs.get("eta")
         at = At(self._index, timestep, level, sample, model_output, x0, eta)
@@ -236,11 +209,45 @@ class Session:
             self.tape.decoder = self.decoder.name
         for observer in self._observers:
             observer.step(seen)
+        if self.mode.until is not None and self._index + 1 >= self.mode.until * run.total:
+            x0 = level.x0(outcome.model_output, outcome.sample)
+            self.decoder.choose(x0.detach())
+            raise Previewed(-self.finishing(x0, selecting=True).loss(x0)[1].cpu())
         stepped = self._stepped(original, at, outcome, after, args, kwargs)
         self._index += 1
         if seen.last:
             self.end()
+            self._over = True
         return stepped
+
+    def _tell_beyond(self) -> None:
+        """DemoFusion goes on with tiles of a larger image, which alone are no images."""
+        message = (
+            f"{type(self.pipe).__name__} takes steps after the last that it announced, as on tiles "
+            "of a larger image: these are not steered."
+        )
+        if self.mode.method is not None and message not in self.report.warnings:
+            self.warn(message)
+    def _guided(
+        self, model_output: torch.Tensor, sample: torch.Tensor, noise: float
+    ) -> torch.Tensor:
+        """The output of the denoiser, outside of the window of classifier-free guidance the one
+        with the prompt alone."""
+        window = self.plan.cfg_window
+        if window is None or window[0] <= noise <= window[1]:
+            return model_output
+        if not getattr(self.pipe, "do_classifier_free_guidance", True):
+            return model_output
+        alone = self._direction.conditional(sample)
+        if alone is None:
+            if not self._unknown:
+                self.warn(
+                    f"cfg_window is ignored: {type(self.pipe).__name__} does not evaluate both "
+                    "prompts at once."
+                )
+            self._unknown = True
+            return model_output
+        return alone.to(model_output.dtype)
 
     def _check_mode(self) -> None:
         """ClipguideError for a run outside of s(…) where there may be none."""
@@ -250,7 +257,7 @@ class Session:
                 f"{type(self.pipe).__name__} samples without gradients whatever it is told, and "
                 f"{name} needs them: use shortcut."
             )
-        if mode.called:
+        if mode.within_call:
             return
         if self.plan.method.by_call:
             raise ClipguideError(

@@ -12,19 +12,29 @@ from pathlib import Path
 
 import torch
 
-from ..clip import Clip, load_clip
+from ..clip import Clip, check_clip, load_clip
 from ..errors import ClipguideWarning, UsageError
-from ..objectives import Generators, Objective, Similarity, as_objective, as_prompts, finished
+from ..objectives import (
+    Generators,
+    Objective,
+    Similarity,
+    as_objective,
+    as_prompts,
+    finished,
+    without_gradient,
+)
 from ..prompts import ImagePart, Prompt
+from ..rewards import FREE, Reward
 from . import schedulers
 from .auto import Choice, choose
 from .contract import Method
 from .decoders import Decoder
+from .guides import default_clip
 from .latents import check as check_family
-from .latents import default_clip, denoiser, execution_device
-from .methods import configure
+from .latents import denoiser, execution_device
+from .methods import Shortcut, configure
+from .plan import Plan
 from .report import Step
-from .session import Plan
 from .steering import Steering, check_fit
 
 SCORE_EVERY = 5
@@ -37,8 +47,10 @@ def steer(
     method: str | type[Method] | Method = "shortcut",
     clip: Clip | str | None = None,
     judge: Similarity | Clip | str | None = None,
+    select: Objective | Callable | None = None,
     strength: object = None,
     window: tuple[float, float] | None = None,
+    cfg_window: tuple[float, float] | None = None,
     every: int | None = None,
     inner: int | None = None,
     decoder: str | Callable[[torch.Tensor], torch.Tensor] = "auto",
@@ -67,13 +79,19 @@ def steer(
             "auto", the one that gains most for `budget`, with its decoder, and of prompts with its
             cutouts.
         clip: the CLIP that prompts are read by; by default the one of the pipeline's family. Given
-            by name it computes in bfloat16 beside a denoiser in 16 bits, but for the CPU, unless
-            the name says what else, as "mini@cuda:float32".
+            by name it computes in bfloat16 beside a denoiser in 16 bits, unless the name says what
+            else, as "mini@cuda:float32".
         judge: a CLIP that only scores, on the prompts of the objective; or a Similarity of its own.
+        select: what picks among candidates in the objective's stead, where a method has any, and
+            what particles, rollover and lookahead go by; it needs no gradient.
         strength: length of a step as a fraction of rms(x0): a number, 0 changes no bit; or a
             schedule, as "0.1@0..0.5", over progress from 0 (pure noise) to 1 (clean); or a function
             of the noise level.
         window: the noise levels steered at, 1 pure noise, 0 clean.
+        cfg_window: the noise levels at which the pipeline's classifier-free guidance holds, as
+            `window` has them: outside, the denoiser's output with the prompt alone is taken
+            (Kynkäänniemi et al. 2024, a limited interval), for which nothing is saved. Of pipelines
+            that evaluate both prompts in one batch.
         every: steer at every k-th step of the window.
         inner: moves a step, which share its strength.
         decoder: what decodes x0: "vae", the pipeline's own; "tiny", of `tiny`; "linear", a map
@@ -116,8 +134,12 @@ def steer(
     if choice is not None:
         decoder, budget = choice.decoder, None
     _check_kinds(score_every, generators, on_step, tape)
+    cfg_window = _interval(cfg_window, config)
+    select = None if select is None else as_objective(select)
+    check_gradients(objective, config, select)
     decodes = Decoder(pipe, kind=decoder, tiny=tiny, budget=budget, memory=memory, like=like)
     check_fit(pipe, config, decodes.family)
+    check_clip(judge)  # before the guide is loaded
     views = {"views": choice.views} if choice else {}
     with torch.inference_mode(False):  # what is made in it takes no part in gradients
         made, ignored = _objective(pipe, objective, clip, views, like)
@@ -126,6 +148,9 @@ def steer(
             ((term, factor) for factor, term in terms if isinstance(term, Similarity)), (None, 1.0)
         )
         judge, more = _judge(pipe, judge, guide)
+        for _, term in (*terms, *(select.terms() if select is not None else ())):
+            if isinstance(term, Reward):
+                term.load()
     for message in (*ignored, *more):
         warnings.warn(message, ClipguideWarning, stacklevel=2)
     plan = Plan(
@@ -142,8 +167,35 @@ def steer(
         tape=None if tape is None or not config.taped else Path(tape),
         choice="" if choice is None else str(choice),
         ignored=(*ignored, *more),
+        select=select,
+        cfg_window=cfg_window,
     )
     return Steering(pipe, plan, decodes)
+
+
+def check_gradients(objective: object, method: Method, select: Objective | None = None) -> None:
+    """UsageError where a method takes the gradient of an objective that has none; `select` is what
+    one without gradients goes by in its stead."""
+    if not isinstance(objective, Objective) or method.idle or not method.needs_gradient:
+        return
+    if without := without_gradient(objective):
+        raise UsageError(
+            f"{without} has no gradient, and {method.name} needs one: take "
+            f"{', '.join(FREE)}, or let it select among candidates (select=, --select)."
+        )
+
+
+def _interval(given: object, method: Method) -> tuple[float, float] | None:
+    """The window of classifier-free guidance. UsageError for what is none."""
+    if given is None:
+        return None
+    try:
+        window = Shortcut(window=given).window
+    except UsageError:
+        raise UsageError(f"cfg_window lies in [0, 1], the lower first, not {given}.") from None
+    if method.differentiates:
+        raise UsageError(f"{method.name} takes gradients through guidance: leave cfg_window out.")
+    return window
 
 
 def _check_kinds(
@@ -214,8 +266,6 @@ def _loaded(clip: Clip | str, pipe: object, dtype: str = "float32") -> Clip:
 
 
 def guide_dtype(pipe: object) -> str:
-    """What a guide that is named computes in: beside a denoiser in 16 bits or less in bfloat16, but
-    in float32 on the CPU, where its gradient was measured to take 2.7 times as long in bfloat16."""
+    """What a guide that is named computes in: in bfloat16 beside a denoiser in 16 bits or less."""
     dtype = getattr(denoiser(pipe), "dtype", None) or torch.float32
-    half = dtype.itemsize < 4 and execution_device(pipe).type != "cpu"
-    return "bfloat16" if half else "float32"
+    return "bfloat16" if dtype.itemsize < 4 else "float32"

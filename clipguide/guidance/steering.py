@@ -19,8 +19,9 @@ from .decoders import Decoder
 from .digest import digest
 from .guidance_direction import GuidanceHook
 from .latents import Family, denoiser
+from .plan import Mode, Plan
 from .report import Report
-from .session import Mode, Plan, Session
+from .session import Session
 from .tap import tap
 from .tape import Tape, replaying
 
@@ -139,7 +140,7 @@ class Steering:
         """Say, before the context, what is drawn in it, where the pipeline has no `__call__` that
         would: the size in pixels, which packed latents do not tell, and how many steps."""
         if height and width:
-            self._decoder.hear(height, width)
+            self._decoder.set_size(height, width)
         if steps is not None:
             self._session.expect(steps)
 
@@ -151,7 +152,7 @@ class Steering:
         arguments = _bound(self.pipe, args, settings)
         session = self._session
         session.report = session.new_report()
-        session.mode = Mode(None, called=True)
+        session.mode = Mode(None, within_call=True)
         with contextlib.ExitStack() as stack:
             stack.callback(self._idle)
             if self._tape is not None:
@@ -169,8 +170,9 @@ class Steering:
         tape, self._tape = Tape(self._tape), None
         weights = {k: v for k, v in self.pipe.components.items() if isinstance(v, torch.nn.Module)}
         scheduler = dict(self.pipe.scheduler.config)
-        said = (plan.objective, plan.method, plan.judge, plan.generators, self._decoder.asked)
-        tape.begin(digest(said, arguments, weights, scheduler, plan.score_every))
+        said = (plan.objective, plan.select, plan.method, plan.judge, plan.generators)
+        said = (*said, self._decoder.asked, plan.score_every, plan.cfg_window)
+        tape.begin(digest(said, arguments, weights, scheduler))
         if tape.decoder:  # whatever memory is free by now
             self._decoder.take(tape.decoder)
         session.tape = tape

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import ClipguideError, UsageError, reason
+from ..hub import within_reach
 
 HUB = "hub"  # as `tiny`: the family's from the hub, downloaded if need be
 # Of pipelines whose names begin so, the first that fits: the model, its VAE's scaling factors.
@@ -73,7 +74,8 @@ def from_hub(pipe: object, *, download: bool) -> nn.Module | None:
             )
         return None
     try:
-        return AutoencoderTiny.from_pretrained(name, local_files_only=not download).eval()
+        with within_reach(download):
+            return AutoencoderTiny.from_pretrained(name, local_files_only=not download).eval()
     except Exception as error:
         if not download:
             return None

@@ -21,10 +21,12 @@ from .base import (
     as_objective,
     finished,
     fresh_generators,
+    without_gradient,
 )
+from .image_reward import ImageReward
 from .pixels import Near, Palette, Range, Saturation, Symmetry, TotalVariation
-from .preference import HPSv2, ImageReward, PickScore, Preference
-from .similarity import KINDS, InitSimilarity, Similarity, _dot, _spherical, as_prompts
+from .preference import HPSv2, PickScore, Preference
+from .similarity import KINDS, InitSimilarity, Similarity, as_prompts, dot, spherical
 
 OBJECTIVES: Registry[Callable[..., Objective]] = Registry(
     "objective",
@@ -95,4 +97,5 @@ __all__ = [
     "make_objective",
     "regions",
     "register_objective",
+    "without_gradient",
 ]

@@ -45,9 +45,9 @@ class Aesthetic(Objective):
         chunk: int | None = None,
     ) -> None:
         self.clip, self.views = clip, views
-        self._encoder = Encoder(clip, views, chunk)
-        self._layers = _read(load_weights(path, trust_pickle=trust_pickle), str(path))
-        width = self._layers[0][0].shape[1]
+        self.encoder = Encoder(clip, views, chunk)
+        self.layers = _read(load_weights(path, trust_pickle=trust_pickle), str(path))
+        width = self.layers[0][0].shape[1]
         if width != clip.embed_dim:
             raise UsageError(
                 f"The aesthetic head {path} reads {width} numbers, and the CLIP {clip.name} gives "
@@ -55,7 +55,7 @@ class Aesthetic(Objective):
             )
 
     def __call__(self, image_B3HW, generators=None):
-        return -self.score_vectors(self._encoder(image_B3HW, generators)).mean(1)
+        return -self.score_vectors(self.encoder(image_B3HW, generators)).mean(1)
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Score_B of whole images, about 1 to 10: higher is better."""
@@ -68,7 +68,7 @@ class Aesthetic(Objective):
 
     def score_vectors(self, unit: torch.Tensor) -> torch.Tensor:
         """The same of unit vectors_...D, differentiable."""
-        for weight, bias in self._layers:
+        for weight, bias in self.layers:
             unit = F.linear(unit, weight.to(unit), bias.to(unit))
         return unit[..., 0]
 

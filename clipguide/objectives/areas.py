@@ -17,7 +17,7 @@ from ..clip import Clip
 from ..errors import UsageError
 from ..views import Cutouts
 from .base import Nothing, Objective
-from .features import _shape
+from .features import sides
 from .similarity import OnePrompt, Similarity
 
 Area = Sequence[float] | torch.Tensor | Image.Image
@@ -133,7 +133,7 @@ def _mask(mask: torch.Tensor | Image.Image) -> Mask:
         mask = torch.from_numpy(np.array(mask.convert("L"))) / 255
     mask_1HW = mask[None] if mask.ndim == 2 else mask
     if mask_1HW.ndim != 3 or len(mask_1HW) != 1 or not mask_1HW.numel():
-        raise UsageError(f"A mask is 1 x H x W, or H x W, not {_shape(mask)}.")
+        raise UsageError(f"A mask is 1 x H x W, or H x W, not {sides(mask)}.")
     mask_1HW = mask_1HW.detach().float().cpu()
     if not ((mask_1HW >= 0) & (mask_1HW <= 1)).all():
         raise UsageError("The values of a mask lie in [0, 1].")

@@ -5,12 +5,29 @@ Shapes: B images, 3 channels, H rows, W columns, K objectives.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
+import torch.nn.functional as F
 
 from ..errors import UsageError
 from .base import Generators, Nothing, Objective
+
+_COSINES: ContextVar[list[float] | None] = ContextVar("cosines of pulls", default=None)
+
+
+@contextmanager
+def cosines_of_pulls() -> Iterator[list[float]]:
+    """Within it, of each gradient that this thread takes of a `Balanced`, the least cosine of two
+    objectives' pulls is put on the list, the mean over the images: −1 where they are opposed."""
+    heard: list[float] = []
+    token = _COSINES.set(heard)
+    try:
+        yield heard
+    finally:
+        _COSINES.reset(token)
 
 
 class Balanced(Objective):
@@ -69,12 +86,22 @@ class _Balance(torch.autograd.Function):
             weight * (mean_B / rms_B.where(rms_B != 0, 1))[:, None, None, None] * gradient_B3HW
             for weight, _, gradient_B3HW, rms_B in terms
         )
+        heard = _COSINES.get()
+        if heard is not None and len(terms) > 1:
+            heard.append(_least([weight * gradient for weight, _, gradient, _ in terms]))
         return sum(weight * loss_B for weight, loss_B, *_ in terms)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream_B):
         return upstream_B[:, None, None, None] * ctx.gradient_B3HW, None, None
+
+
+def _least(pulls: list[torch.Tensor]) -> float:
+    """The least cosine of two of several gradients, the mean over the images."""
+    unit_KBN = F.normalize(torch.stack(pulls).flatten(2), dim=2)
+    cosine_BKK = torch.einsum("kbn,lbn->bkl", unit_KBN, unit_KBN)
+    return cosine_BKK.flatten(1).amin(1).mean().item()
 
 
 def _differentiate(

@@ -23,7 +23,10 @@ _ROUNDING = 1e-9
 class Objective:
     """The base of all. `generators`, one an image, feed what is random in an objective; without
     them every image gets a new one of seed 0, so that a call repeats. Images of uint8 and uint16
-    are divided by their range before a subclass sees them."""
+    are divided by their range before a subclass sees them. `differentiable` is whether images have
+    a gradient by it."""
+
+    differentiable: bool = True
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -268,7 +271,9 @@ class Custom(Objective):
                 f"An objective gives a loss per image, here of shape ({len(image_B3HW)},), and "
                 f"{self} gave {shape}: take the mean over all but the first dimension."
             )
-        return loss_B
+        if loss_B.is_meta:
+            raise UsageError(f"{self} gave losses without values, on the device meta.")
+        return loss_B.to(image_B3HW.device)
 
     def __repr__(self):
         return getattr(self.function, "__name__", type(self.function).__name__)
@@ -283,6 +288,11 @@ def as_objective(given: Objective | Callable[..., torch.Tensor]) -> Objective:
     raise UsageError(
         f"An objective is prompts, an Objective or a function of images, not {given!r}."
     )
+
+
+def without_gradient(objective: Objective) -> str:
+    """The terms of an objective by which images have no gradient, joined by commas."""
+    return ", ".join(str(term) for _, term in objective.terms() if not term.differentiable)
 
 
 def finished(objective: Objective) -> Objective:

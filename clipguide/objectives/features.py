@@ -130,14 +130,14 @@ def to_image(picture: Image.Image | torch.Tensor) -> torch.Tensor:
     if not isinstance(picture, torch.Tensor):
         raise UsageError(f"A picture is a PIL image or a tensor, not {type(picture).__name__}.")
     if picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
-        raise UsageError(f"A picture's tensor is 3 x H x W, not {_shape(picture)}.")
+        raise UsageError(f"A picture's tensor is 3 x H x W, not {sides(picture)}.")
     picture = picture.detach()
     if not picture.is_floating_point() or not ((picture >= -1e-3) & (picture <= 1.001)).all():
         raise UsageError("A picture's tensor holds floating-point numbers in [0, 1].")
     return picture
 
 
-def _shape(tensor: torch.Tensor) -> str:
+def sides(tensor: torch.Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "a single number"
 
 

@@ -55,9 +55,9 @@ class Similarity(Objective):
                 f"There is no kind of similarity {kind!r}.{close_matches(str(kind), KINDS)}"
             )
         self.clip, self.views, self._distance = clip, views, KINDS[kind]
-        self._kind, self._chunk = kind, chunk
+        self._kind, self.chunk = kind, chunk
         self.prompts = as_prompts(prompts)
-        self._encoder = Encoder(clip, views, chunk)
+        self.encoder = Encoder(clip, views, chunk)
         self._text_BPD, self._weight_BP = _encode(clip, self.prompts)
         self._target_BPD, self._source = self._text_BPD, None
         if (kind == "directional") != (source is not None and source_image is not None):
@@ -74,9 +74,9 @@ class Similarity(Objective):
         self, image_B3HW: torch.Tensor, generators: Generators | None = None
     ) -> torch.Tensor:
         if self._source is None:
-            unit_BND = self._encoder(image_B3HW, generators)
+            unit_BND = self.encoder(image_B3HW, generators)
         else:
-            unit_BND, source_BND = self._encoder.beside(image_B3HW, self._source, generators)
+            unit_BND, source_BND = self.encoder.beside(image_B3HW, self._source, generators)
             unit_BND = unit_BND - source_BND
         return self._over_parts(
             self._target_BPD,
@@ -89,7 +89,7 @@ class Similarity(Objective):
         if self._source is not None or type(self) is not Similarity:
             raise UsageError(f"The prompts of {self} cannot be changed: make another.")
         return Similarity(
-            self.clip, prompts, views=self.views, kind=self._kind, chunk=self._chunk
+            self.clip, prompts, views=self.views, kind=self._kind, chunk=self.chunk
         )
 
     def __repr__(self) -> str:
@@ -99,13 +99,13 @@ class Similarity(Objective):
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Cosine_B of whole images with their prompts, in [-1, 1]: higher is better."""
         with torch.no_grad():
-            return self._cosine(self.clip.encode_image(image_B3HW))
+            return self.cosine(self.clip.encode_image(image_B3HW))
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """The same of RGB pictures, through the checkpoint's own transform."""
-        return self._cosine(self.clip.encode_pictures(pictures))
+        return self.cosine(self.clip.encode_pictures(pictures))
 
-    def _cosine(self, unit_BD: torch.Tensor) -> torch.Tensor:
+    def cosine(self, unit_BD: torch.Tensor) -> torch.Tensor:
         return self._over_parts(
             self._text_BPD, len(unit_BD), lambda text_BD: (unit_BD * text_BD).sum(1)
         )
@@ -148,11 +148,11 @@ class InitSimilarity(Objective):
         chunk: int | None = None,
     ) -> None:
         self.clip, self.views = clip, views
-        self._sources, self._encoder = Sources(init), Encoder(clip, views, chunk)
+        self._sources, self.encoder = Sources(init), Encoder(clip, views, chunk)
 
     def __call__(self, image_B3HW, generators=None):
-        unit_BND, init_BND = self._encoder.beside(image_B3HW, self._sources, generators)
-        return _dot(unit_BND, init_BND).mean(1)
+        unit_BND, init_BND = self.encoder.beside(image_B3HW, self._sources, generators)
+        return dot(unit_BND, init_BND).mean(1)
 
 
 def as_prompts(prompts: Prompts) -> tuple[Prompt, ...]:
@@ -209,13 +209,13 @@ def _direction_from(clip: Clip, source: OnePrompt) -> torch.Tensor:
     return F.normalize((text_BPD * weight_BP[..., None]).sum(1), dim=-1)[0]
 
 
-def _spherical(unit: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+def spherical(unit: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     """2·asin²(‖u − t‖/2), half the squared angle (spherical_dist_loss of Crowson, k-diffusion)."""
     chord = (unit - text).square().sum(-1).clamp(1e-12, 4 - 1e-6).sqrt()
     return 2 * (chord / 2).asin().square()
 
 
-def _dot(unit: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+def dot(unit: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     """1 − cos."""
     return 1 - (unit * text).sum(-1)
 
@@ -232,7 +232,7 @@ def _directional(change: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 KINDS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "spherical": _spherical,
-    "dot": _dot,
+    "spherical": spherical,
+    "dot": dot,
     "directional": _directional,
 }

@@ -100,11 +100,11 @@ class RemoteReader(Reader):
 
     works: dict[str, Work]
 
-    def _start(self, path: str, pool: ThreadPoolExecutor) -> Slot:
+    def start(self, path: str, pool: ThreadPoolExecutor) -> Slot:
         if not is_url(path):
-            return super()._start(path, pool)
+            return super().start(path, pool)
         work = self.works[path]
-        return Slot(path, work.about, work.at, pool.submit(self._read, path, work.about))
+        return Slot(path, work.about, work.at, pool.submit(self.read, path, work.about))
 
     def look(self, path: str) -> tuple[int, Any, bytes]:
         if not is_url(path):

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..errors import UsageError
+from ..near import Neighbours
 from ..rerank import DUPLICATE
-from .maintenance import EXACT, stacked
+from .maintenance import stacked
 from .places import default_path
 from .store import Store
 
-ROWS = 1024  # of a block of cosines
-NEIGHBOURS = 50  # that are looked at of each image where there is an index of vectors
 NAMES = ("path", "digest", "size", "width", "height", "mtime", "vector")
 
 
@@ -57,23 +55,21 @@ def duplicates(
     unit_BD = stacked(found["vector"]) if len(found) else torch.zeros(0, 1)
     digests = found["digest"].to_pylist()
     rows = found.drop_columns(["vector", "digest"]).to_pylist()
-    like: dict[int, set[int]] = defaultdict(set)
-    if near:
-        for i, j in _near(store, unit_BD, found["_rowid"].to_pylist(), threshold):
-            like[i].add(j)
-            like[j].add(i)
     same = defaultdict(list)
     for i, digest in enumerate(digests):
         same[digest].append(i)
     order = sorted(range(len(rows)), key=lambda i: _rank(rows[i]))
+    around = Neighbours(unit_BD, threshold, order) if near and rows else None
     groups, taken = [], set()
-    for i in order:
+    for i, like in around or ((i, ()) for i in order):
         if i in taken:
             continue
-        group = sorted(({*same[digests[i]], *like[i]} | {i}) - taken, key=lambda j: _rank(rows[j]))
+        group = {i, *same[digests[i]], *map(int, like)} - taken
         if len(group) > 1:
-            taken.update(group)
-            groups.append(group)
+            taken |= group
+            groups.append(sorted(group, key=lambda j: _rank(rows[j])))
+            if around:
+                around.drop(list(group))
     small = _thumbnails(store, [rows[i]["_rowid"] for group in groups for i in group])
     made = [
         Group(
@@ -91,32 +87,6 @@ def duplicates(
 def _rank(row: dict[str, Any]) -> tuple:
     """The largest first, then the oldest."""
     return -(row["width"] or 0) * (row["height"] or 0), row["mtime"], row["path"]
-
-
-def _near(
-    store: Store, unit_BD: torch.Tensor, rowids: list[int], threshold: float
-) -> Iterator[tuple[int, int]]:
-    """Pairs of a cosine of at least `threshold`: all of them, or where there is an index of
-    vectors those among each image's nearest."""
-    if len(unit_BD) < EXACT:
-        for start in range(0, len(unit_BD), ROWS):
-            cosine_RB = unit_BD[start : start + ROWS] @ unit_BD[start:].T
-            for i, j in (cosine_RB >= threshold).nonzero().tolist():
-                if i < j:
-                    yield start + i, start + j
-        return
-    place = {rowid: i for i, rowid in enumerate(rowids)}
-    for i, unit_D in enumerate(unit_BD):
-
-        def nearest(table: Any, unit_D: torch.Tensor = unit_D) -> list[int]:
-            search = table.search(unit_D.numpy(), vector_column_name="vector")
-            search = search.distance_type("l2").distance_range(upper_bound=2 - 2 * threshold + 1e-7)
-            search = search.refine_factor(2).limit(NEIGHBOURS).with_row_id(True)
-            return search.select(["path", "_distance"]).to_arrow()["_rowid"].to_pylist()
-
-        for rowid in store.ask(nearest):
-            if (j := place.get(rowid, i)) != i:
-                yield i, j
 
 
 def _thumbnails(store: Store, rowids: list[int]) -> dict[int, bytes | None]:

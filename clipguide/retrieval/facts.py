@@ -72,7 +72,7 @@ class Reader(Engine):
         """A moment (ns), what is known of a file after it, and then its content."""
         return time.time_ns(), os.stat(path), Path(path).read_bytes()
 
-    def _read(self, path: str, about: os.stat_result) -> Read:
+    def read(self, path: str, about: os.stat_result) -> Read:
         at, about, found = self.look(path)
         content = _File(found)
         content.name = path if is_url(path) else Path(path)
@@ -82,7 +82,7 @@ class Reader(Engine):
             self.facts[path] = Facts(about, read.digest, at, known=True)
             return read
         if self.cache is not None:
-            read.known_D = self._ask("by_digest", read.digest, self._model)
+            read.known_D = self.ask("by_digest", read.digest, self.model_number)
         side = SIDE if read.known_D is not None else self.clip.image_size if self.fast else None
         count = self.frames if read.known_D is None else 1
         with self.memory.lease() as lease:
@@ -95,8 +95,8 @@ class Reader(Engine):
         self.facts[path] = Facts(about, read.digest, at, **_head(found), thumbnail=small)
         return read
 
-    def _keep(self, reads: list) -> None:
-        super()._keep([(slot, read) for slot, read in reads if not self.facts[slot.path].known])
+    def keep(self, reads: list) -> None:
+        super().keep([(slot, read) for slot, read in reads if not self.facts[slot.path].known])
 
 
 def _head(content: bytes) -> dict:

@@ -33,6 +33,7 @@ RRF = 60  # of Cormack et al. 2009
 POOL = 5  # times as many as are asked for, to choose from when they are mixed or made diverse
 FEWEST = 100  # of these
 REFINE = 10  # times as many are compared by their full vectors
+RECORD = ("path", "score", "better_than", *COLUMNS[1:])  # of a hit, as it is printed
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Hit:
     better_than: float | None = None
 
     def record(self) -> dict[str, Any]:
-        """What is printed as JSON."""
+        """What is printed, in the order of RECORD."""
         known = {"path": self.path, "score": self.score, "better_than": self.better_than}
         return {**known, **{
             name: value.isoformat(" ") if isinstance(value, datetime) else value

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
 from ..images import to_pil
+from ..pipelines.picture import Picture, easing
 from ..recipe import save_png
 from . import parts, words
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..guidance import Step
-    from ..pipelines.picture import Picture
     from .models import Models
 
 MOST, STEPS = 8, 100  # images a run and candidates of each, steps an image
@@ -133,6 +133,7 @@ def draw(
     shown: list[tuple[str, str]] = []
     trace: list[dict[str, float]] = []
     notes: dict[str, None] = {}
+    finished: list[Picture] = []
 
     def said(line: str) -> str:
         return words.said(" ".join([line, *notes]))
@@ -157,7 +158,10 @@ def draw(
                     yield [*shown, *previews], line, words.plot(trace)
             else:
                 shown.append((_saved(item, folder), _label(item)))
+                finished.append(item)
                 line = f"Image {len(shown)} of {count} is finished."
+                if len(shown) == count and (eased := easing(finished)):
+                    line += f" {eased}."
                 yield list(shown), said(line), words.plot(item.trace)
         if len(shown) < count:
             kept = f"; {len(shown)} of {count} are finished" if shown else ""

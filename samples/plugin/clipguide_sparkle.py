@@ -1,4 +1,4 @@
-"""A plug-in of one file: a method, an objective, a family, a scheduler and a canvas of one's own.
+"""A plug-in of one file: a method, an objective, a reward, a family, a scheduler and a canvas.
 
 `pip install samples/plugin`, and all of clipguide knows them, as in
 `clipguide generate --method sparkle`.
@@ -49,6 +49,9 @@ class Dark(clipguide.Objective):
 
 
 clipguide.register_objective("dark", Dark)
+clipguide.register_reward(
+    "darkness", lambda settings: lambda prompts: Dark(), gradient=True, reads=False, default="-"
+)
 clipguide.register_family("SparklePipeline", like="StableDiffusionPipeline")
 clipguide.register_scheduler("SparkleScheduler", like="DDIMScheduler")
 clipguide.register_canvas("sparkle", lambda height, width, generators: Pixels(

@@ -10,6 +10,7 @@ from ...registry import Registry
 from ..contract import Method
 from .backprop import Backprop
 from .best_of import BestOf
+from .embedding import Embedding
 from .lookahead import Lookahead
 from .noise import Noise
 from .particles import Particles
@@ -20,7 +21,9 @@ METHODS: Registry[type[Method]] = Registry(
     "method",
     {
         method.name: method
-        for method in (BestOf, Shortcut, Particles, Rollover, Lookahead, Noise, Backprop)
+        for method in (
+            BestOf, Shortcut, Particles, Rollover, Lookahead, Noise, Backprop, Embedding
+        )  # fmt: skip
     },
 )
 

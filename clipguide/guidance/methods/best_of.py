@@ -1,7 +1,15 @@
-"""Best-of: draw n candidates of each image, keep the best. The floor for every other method."""
+"""Best-of: draw n candidates of each image, keep the best. The floor for every other method.
+
+With `finish` m, all candidates are drawn to the share `look` of their steps, where x0 is decoded
+and ranked, and only the m best of each image are drawn to the end (pruning by previews at x0, as
+TTSnap, 2025, and EvoSearch, 2025, do; their learned or evolved parts are not here). The survivors
+begin again from their seeds, so that each is the image that best-of would have drawn; it costs
+n·look + m runs instead of n.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,13 +18,20 @@ import torch
 from ...errors import ClipguideError, UsageError
 from ...images import to_tensor
 from ..contract import Method
-from ..generators import reseeded
+from ..generators import reseeded, restarted
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestOf(Method):
     """`number` candidates of each image, ranked by −objective. Each is drawn in the batch that the
-    pipeline is called with: unsteered, or by `each`, a step method that repeats no steps."""
+    pipeline is called with: unsteered, or by `each`, a step method that repeats no steps.
+
+    Args:
+        number: candidates of an image.
+        each: what draws each.
+        finish: how many of these are drawn to the end; None is all.
+        look: the share of the steps after which the others are left, above 0 and below 1.
+    """
 
     name: ClassVar[str] = "best-of"
     by_call: ClassVar[bool] = True
@@ -24,10 +39,19 @@ class BestOf(Method):
 
     number: int = 4
     each: Method | None = None
+    finish: int | None = None
+    look: float = 0.4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.whole(1, "number")
+        if self.finish is not None:
+            self.whole(1, "finish")
+            if self.finish > self.number:
+                raise UsageError(f"Of {self.number} candidates {self.finish} cannot be finished.")
+        self.at_least(0, "look")
+        if not 0 < self.look < 1:
+            raise UsageError(f"look must be above 0 and below 1, not {self.look}.")
         if self.each is None:
             return
         if not isinstance(self.each, Method):
@@ -40,6 +64,10 @@ class BestOf(Method):
             self.each.check(pipe)
 
     @property
+    def needs_gradient(self) -> bool:
+        return self.each is not None and self.each.needs_gradient and not self.each.idle
+
+    @property
     def candidates(self) -> int:
         return self.number
 
@@ -48,11 +76,9 @@ class BestOf(Method):
             raise UsageError("best-of draws its own latents: leave `latents` out.")
         if settings.get("return_dict") is False or settings.get("output_type") == "latent":
             raise UsageError("best-of needs images: no output_type='latent', no return_dict.")
-        generator, kept, best_B = settings.get("generator"), None, None
-        for k in range(self.number):
-            output = sampler.sample(
-                **{**settings, "generator": reseeded(generator, k)}, by=self.each
-            )
+        kept, best_B = None, None
+        for generator in self._generators(sampler, settings):
+            output = sampler.sample(**{**settings, "generator": generator}, by=self.each)
             if not hasattr(output, "images"):
                 raise ClipguideError(f"{type(sampler.pipe).__name__} makes no images to rank.")
             score_B = sampler.rank(_tensor(output.images))
@@ -65,6 +91,34 @@ class BestOf(Method):
             kept.images = _chosen(better_B, output.images, kept.images)
             best_B = torch.maximum(score_B, best_B)
         return kept
+
+    def _generators(self, sampler, settings: dict[str, object]) -> Iterator[object]:
+        """The generators of each run to the end: of the candidates in turn, or with `finish` of
+        each image's best by their previews."""
+        given = settings.get("generator")
+        if self.finish is None or self.finish == self.number:
+            yield from (reseeded(given, k) for k in range(self.number))
+            return
+        if not isinstance(given, (torch.Generator, list, tuple)):
+            raise UsageError("Candidates are begun again from their seeds: give `generator`.")
+        score_KB = torch.stack(
+            [
+                sampler.preview(
+                    until=self.look,
+                    by=self.each,
+                    **{**settings, "generator": reseeded(restarted(given), k)},
+                )
+                for k in range(self.number)
+            ]
+        )
+        if isinstance(given, torch.Generator):  # one for all: they live and die together
+            score_KB = score_KB.mean(1, keepdim=True)
+        order_KB = score_KB.argsort(dim=0, descending=True, stable=True)
+        for row in order_KB[: self.finish].tolist():
+            if isinstance(given, torch.Generator):
+                yield reseeded(restarted(given), row[0])
+            else:
+                yield [reseeded(restarted(one), k) for one, k in zip(given, row, strict=True)]
 
 
 def _chosen(better_B: torch.Tensor, new: object, old: object) -> object:

@@ -48,6 +48,10 @@ class Lookahead(Method):
             raise UsageError(f"The temperature must be above 0, not {self.temperature}.")
 
     @property
+    def needs_gradient(self) -> bool:
+        return False
+
+    @property
     def idle(self) -> bool:
         return not self.scale
 
@@ -89,7 +93,14 @@ class Lookahead(Method):
             x0s.append(x0)
             scores.append(score_B)
             sampler.candidate(score_B)
-        score_KB = torch.stack(scores)
+        score_KB = _finite(torch.stack(scores))
         score_KB = (score_KB - score_KB.mean(0)) / score_KB.std(0).clamp_min(1e-12)
         x0_KB = widen(torch.stack(x0s))
         return sampler.sample(by=self, **settings, memory=(x0_KB, score_KB.to(x0_KB)))
+
+
+def _finite(score_KB: torch.Tensor) -> torch.Tensor:
+    """Scores, those that are not finite as the least of the others of that image, or 0."""
+    least_B = torch.where(score_KB.isfinite(), score_KB, torch.inf).amin(0)
+    least_B = torch.where(least_B.isfinite(), least_B, 0.0)
+    return torch.where(score_KB.isfinite(), score_KB, least_B)

@@ -88,8 +88,12 @@ class Noise(Method):
 
     def _check_strength(self, pipe: object, settings: dict[str, object]) -> None:
         """UsageError where the pipeline begins with an image, not with noise."""
-        named = call_signature(pipe).parameters.get("strength")
+        parameters = call_signature(pipe).parameters
+        named = parameters.get("strength")
         strength = settings.get("strength", named.default if named else 1.0)
+        optional = "image" in parameters and parameters["image"].default is None
+        if optional and settings.get("image") is None:  # as lpw_stable_diffusion draws from text
+            return
         if strength < 0.999:
             raise UsageError(
                 f"noise optimises pure noise, and strength={strength} begins with the image: give "

@@ -1,22 +1,33 @@
 """Particles: Feynman-Kac steering, sequential Monte Carlo over the samples of one prompt.
 
-Singhal et al. 2025. The batch holds `number` particles of each prompt (`num_images_per_prompt`).
-At each evaluation that is due, a particle's reward is r = −loss(decode(x0)), and its log weight
-grows by the potential (their section 3.2), λ being `sharpness`:
+Singhal et al. 2025 (FK steering). The batch holds `number` particles of each prompt
+(`num_images_per_prompt`). At each evaluation that is due, a particle's reward is
+r = −loss(decode(x0)), and its log weight grows by its potential (their section 3.2), λ being
+`sharpness` times a factor that rises to 1:
 
-    difference  λ (r − r before)      max  λ max(r so far)      sum  λ Σ (r so far)
+    difference  λ r − λ' r'        max  λ max(r so far)        sum  λ Σ (r so far)
+
+with λ' and r' of the time before. At the last evaluation that is due, the potentials max and sum
+are what takes all that a particle was given to λ r, and particles are drawn anew in any case, so
+that every potential aims at p(x0) e^{λ r}.
+
+The factor is 1 by default; with `rising` ρ it is min(1, 2^(k/(ρT)) − 1) at evaluation k of T: the
+tempering of DAS (Kim et al. 2025, (1 + γ)^k − 1) with the γ that gets to 1 at the share ρ of the
+run. A rising factor keeps early estimates, which are blurred, from deciding.
 
 When the effective sample size (Σw)²/Σw² falls below `threshold` · number, particles are drawn anew
-by systematic resampling (Kitagawa 1996), and their weights are equal again. The scheduler's
-history goes with them.
+(`guidance/resampling.py`), and their weights are equal again. The scheduler's history goes with
+them. A reward that is no number weighs nothing.
 
 Copies part only if the sampler is stochastic. Where it is not, but of first order, its step is
 replaced by the stochastic one of the same marginals (`guidance/stochastic.py`) with η = `eta`.
+
+Shapes: B particles, K of one prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,7 +35,8 @@ import torch
 
 from ...errors import ClipguideError, UsageError, close_matches
 from ..contract import At, Method, Outcome, Run
-from ..schedulers import first_order, next_level, permute, stochastic
+from ..resampling import RESAMPLING
+from ..schedulers import first_order, level, next_level, permute, stochastic
 from ..stochastic import spread_of, stochastic_step
 
 POTENTIALS = ("difference", "max", "sum")
@@ -32,26 +44,44 @@ POTENTIALS = ("difference", "max", "sum")
 
 @dataclass(frozen=True, kw_only=True)
 class Particles(Method):
-    """`number` particles a prompt, resampled by their rewards; forward passes of the CLIP only."""
+    """`number` particles a prompt, resampled by their rewards; forward passes of the CLIP only.
+
+    Args:
+        number: particles of a prompt.
+        potential: what a particle is worth: "difference", "max" or "sum".
+        sharpness: λ, in units of 1 over the reward's.
+        rising: the share of the run after which λ is whole; 0 is from the beginning.
+        threshold: the effective share of particles under which they are drawn anew.
+        resampling: how: "systematic", "residual" or "ssp".
+        eta: of the noise that a deterministic sampler's step is given.
+    """
 
     name: ClassVar[str] = "particles"
 
     number: int = 4
     potential: str = "difference"
     sharpness: float = 100.0
+    rising: float = 0.0
     threshold: float = 0.5
+    resampling: str = "systematic"
     eta: float = 1.0
     every: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.whole(2, "number")
-        self.at_least(0, "sharpness", "threshold", "eta")
-        if self.eta > 1:
-            raise UsageError(f"eta must be from 0 to 1, not {self.eta}.")
-        if self.potential not in POTENTIALS:
-            near = close_matches(self.potential, POTENTIALS)
-            raise UsageError(f"There is no potential {self.potential!r}.{near}")
+        self.at_least(0, "sharpness", "rising", "threshold", "eta")
+        for name in ("rising", "eta"):
+            if getattr(self, name) > 1:
+                raise UsageError(f"{name} must be from 0 to 1, not {getattr(self, name)}.")
+        for name, known in (("potential", POTENTIALS), ("resampling", RESAMPLING)):
+            if getattr(self, name) not in known:
+                near = close_matches(str(getattr(self, name)), known)
+                raise UsageError(f"There is no {name} {getattr(self, name)!r}.{near}")
+
+    @property
+    def needs_gradient(self) -> bool:
+        return False
 
     @property
     def candidates(self) -> int:
@@ -72,12 +102,14 @@ class Particles(Method):
                 f"{batch} samples are no groups of {self.number} particles: call the pipeline with "
                 f"num_images_per_prompt={self.number}, or set `number`."
             )
-        state = {"weight": torch.zeros(batch), "reward": torch.zeros(batch), "first": True}
+        weights = Weights(batch)
 
         def act(at: At) -> Outcome:
             image_N3HW, loss_B = run.loss(at.x0)
-            self._weigh(state, -loss_B.cpu().double())
-            index_B = self._resample(state, run.streams)
+            last = self.potential != "difference" and self._is_last(run, at)
+            sharpness = self.sharpness * self.factor(at.index, run.total)
+            weights.weigh(-loss_B.cpu().double(), self.potential, sharpness, last=last)
+            index_B = self._resample(weights, run.streams, threshold=1.0 if last else None)
             model_output, sample = at.model_output, at.sample
             if index_B is not None:
                 index_B = index_B.to(sample.device)
@@ -86,6 +118,12 @@ class Particles(Method):
             return Outcome(model_output, sample, image_N3HW, loss_B)
 
         return act
+
+    def factor(self, index: int, total: int) -> float:
+        """Of λ at evaluation `index`, from 0, of `total`."""
+        if not self.rising:
+            return 1.0
+        return min(1.0, 2 ** ((index + 1) / (self.rising * max(1, total))) - 1)
 
     def after(self, run: Run, at: At) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """Makes the step of this evaluation stochastic, if the sampler is not."""
@@ -101,34 +139,81 @@ class Particles(Method):
 
         return part
 
-    def _weigh(self, state: dict, reward_B: torch.Tensor) -> None:
-        before_B = state["reward"]
-        if state["first"]:
-            before_B = torch.zeros_like(reward_B) if self.potential != "max" else reward_B
-        if self.potential == "difference":
-            state["weight"] = state["weight"] + self.sharpness * (reward_B - before_B)
-            state["reward"] = reward_B
-        elif self.potential == "max":
-            state["reward"] = torch.maximum(before_B, reward_B)
-            state["weight"] = state["weight"] + self.sharpness * state["reward"]
-        else:
-            state["reward"] = before_B + reward_B
-            state["weight"] = state["weight"] + self.sharpness * state["reward"]
-        state["first"] = False
+    def _is_last(self, run: Run, at: At) -> bool:
+        """Whether no evaluation after this one is due."""
+        left = sum(self.covers(noise) for noise in _noises_after(run, at))
+        return left < self.every
 
-    def _resample(self, state: dict, streams) -> torch.Tensor | None:
+    def _resample(
+        self, weights: Weights, streams: Sequence, threshold: float | None = None
+    ) -> torch.Tensor | None:
         """Where each particle comes from now; None if no group needs it."""
-        index_B = torch.arange(len(state["weight"]))
+        threshold = self.threshold if threshold is None else threshold
+        index_B = torch.arange(len(weights.log_B))
         for start in range(0, len(index_B), self.number):
             group = slice(start, start + self.number)
-            weight_K = state["weight"][group].softmax(0)
-            if 1 / weight_K.square().sum() >= self.threshold * self.number:
+            log_K = weights.log_B[group]
+            if not bool(log_K.isfinite().any()):  # no reward was a number
+                weights.log_B[group] = 0.0
                 continue
-            offset = torch.rand((), generator=streams[start], dtype=torch.float64)
-            place_K = (torch.arange(self.number) + offset) / self.number
-            chosen_K = torch.searchsorted(weight_K.cumsum(0), place_K).clamp_max(self.number - 1)
-            index_B[group] = start + chosen_K
-            state["weight"][group] = 0.0
-        state["reward"] = state["reward"][index_B]
+            weight_K = log_K.softmax(0)
+            if 1 / weight_K.square().sum() >= threshold * self.number:
+                continue
+            index_B[group] = start + RESAMPLING[self.resampling](weight_K, streams[start])
+            weights.log_B[group] = 0.0
+        weights.take(index_B)
         changed = bool((index_B != torch.arange(len(index_B))).any())
         return index_B if changed else None
+
+
+class Weights:
+    """What each particle weighs, and of its way so far: its last reward with the λ of then, its
+    best, their sum, and all that its potentials came to."""
+
+    def __init__(self, batch: int) -> None:
+        zeros = torch.zeros(batch, dtype=torch.float64)
+        self.log_B = zeros.clone()
+        self.before_B, self.sum_B, self.given_B = zeros.clone(), zeros.clone(), zeros.clone()
+        self.best_B = torch.full_like(zeros, -torch.inf)
+
+    def weigh(
+        self, reward_B: torch.Tensor, potential: str, sharpness: float, *, last: bool = False
+    ) -> None:
+        """Another reward of each; −inf is none, and weighs nothing."""
+        good_B = reward_B.isfinite()
+        self.best_B = torch.where(good_B, torch.maximum(self.best_B, reward_B), self.best_B)
+        self.sum_B = torch.where(good_B, self.sum_B + reward_B, self.sum_B)
+        tilted_B = sharpness * reward_B
+        if potential == "difference":
+            grown_B = tilted_B - self.before_B
+            self.before_B = torch.where(good_B, tilted_B, self.before_B)
+        elif last:
+            grown_B = tilted_B - self.given_B
+        else:
+            grown_B = sharpness * (self.best_B if potential == "max" else self.sum_B)
+        self.given_B = torch.where(good_B, self.given_B + grown_B, self.given_B)
+        self.log_B = torch.where(good_B, self.log_B + grown_B, -torch.inf)
+
+    def take(self, index_B: torch.Tensor) -> None:
+        """Each particle goes on as the one that it comes from."""
+        for name in ("before_B", "sum_B", "given_B", "best_B"):
+            setattr(self, name, getattr(self, name)[index_B])
+
+
+def _noises_after(run: Run, at: At) -> list[float]:
+    """The noise levels of the evaluations after this one."""
+    scheduler, times = run.scheduler, run.scheduler.timesteps
+    here = getattr(scheduler, "_step_index", None)
+    if here is None:
+        now = float(torch.as_tensor(at.timestep).flatten()[0])
+        here = next((i for i, t in enumerate(times) if float(t) == now), at.index)
+    found, kept = [], getattr(scheduler, "_step_index", None)
+    try:
+        for place in range(here + 1, min(len(times), here + run.total - at.index)):
+            if kept is not None:
+                scheduler._step_index = place
+            found.append(level(scheduler, times[place]).noise)
+    finally:
+        if kept is not None:
+            scheduler._step_index = kept
+    return found

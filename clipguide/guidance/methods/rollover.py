@@ -8,12 +8,17 @@ next step's; if none does, the best of them is. So every run costs quota · step
 denoiser, spent where they are needed. The entries of `scheduler.timesteps` that the pipeline reads
 are written as the run goes.
 
+With `enough` the search ends early, at a threshold of the verifier (arXiv 2512.08985, 2025):
+once the best reward so far of every image is at least that, each step takes its first proposal, and
+what is left of the budget is not spent, where the pipeline can be interrupted (diffusers' own can).
+
 The images of a batch share their timesteps: a step is over when each has found better, or the
 quota is spent, and each takes its own first proposal that was better, or its best.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -29,12 +34,19 @@ from ..stochastic import spread_of, stochastic_step
 
 @dataclass(frozen=True, kw_only=True)
 class Rollover(Method):
-    """`quota` proposals a step in the mean; forward passes of denoiser, decoder and CLIP only."""
+    """`quota` proposals a step in the mean; forward passes of denoiser, decoder and CLIP only.
+
+    Args:
+        quota: proposals a step, in the mean.
+        eta: of the noise that makes a step stochastic, above 0.
+        enough: the reward, −objective, from which on an image is good enough; None is never.
+    """
 
     name: ClassVar[str] = "rollover"
 
     quota: int = 4
     eta: float = 1.0
+    enough: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,8 +54,14 @@ class Rollover(Method):
         self.at_least(0, "eta")
         if not (0 < self.eta <= 1):
             raise UsageError(f"eta must be above 0 and at most 1, not {self.eta}.")
+        if self.enough is not None:
+            self.at_least(-math.inf, "enough")
         if self.every != 1 or self.window != WINDOW:
             raise UsageError("rollover looks at every step: leave window and every out.")
+
+    @property
+    def needs_gradient(self) -> bool:
+        return False
 
     def covers(self, noise: float) -> bool:
         return True
@@ -60,7 +78,8 @@ class Rollover(Method):
         return Rolling(self.quota)
 
     def start(self, run: Run) -> Callable[[At], Outcome]:
-        state = run.memory = _State(quota=self.quota)
+        can_stop = run.stop is not None
+        state = run.memory = _State(quota=self.quota, enough=self.enough, can_stop=can_stop)
 
         def act(at: At) -> Outcome:
             if stochastic(run.scheduler, at.eta):
@@ -84,6 +103,10 @@ class Rollover(Method):
                 here, there = at.level, next_level(run.scheduler, at.timestep)
                 noise = here.epsilon(here.x0(at.model_output, at.sample), at.sample)
                 state.parent = (previous, noise, there, spread_of(here, there, self.eta))
+                if state.step == run.repeats.steps - 1:
+                    if not run.repeats.ends(at.index):
+                        run.stop()  # good enough before the budget was spent
+                    return stochastic_step(*state.parent, run.noise_like(previous))
                 state.advance(self.quota)
             run.repeats.go(at.index + 1, state.step)
             return stochastic_step(*state.parent, run.noise_like(previous))
@@ -113,6 +136,8 @@ class _State:
     """One run: the step that is tried, its proposals so far, and the best of each image."""
 
     quota: int
+    enough: float | None = None
+    can_stop: bool = False
     step: int = 0
     tries: int = 0
     parent: tuple = ()
@@ -135,14 +160,28 @@ class _State:
             mask = along(better_B, at.model_output)
             self.model_output = torch.where(mask, at.model_output, self.model_output)
             self.reward_B = torch.where(better_B, reward_B, self.reward_B)
-        before = -torch.inf if self.best_B is None else self.best_B  # the first noise is given
-        self.taken_B |= self.reward_B > before
+        if self.best_B is None:  # the first noise is given
+            self.taken_B[:] = True
+        else:
+            self.taken_B |= self.reward_B > self.best_B
 
     def over(self, rolling: Rolling, index: int) -> bool:
         """Whether this evaluation was the last of its step; the last step takes what is left."""
         if self.step == rolling.steps - 1:
-            return rolling.ends(index)
+            return rolling.ends(index) or (self.satisfied and self.can_stop)
+        if self.satisfied:
+            return True
         return bool(self.taken_B.all()) or self.tries >= self.quota
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether the best reward of each image so far is enough."""
+        if self.enough is None:
+            return False
+        best_B = self.reward_B
+        if self.best_B is not None:
+            best_B = torch.maximum(best_B, self.best_B)
+        return bool((best_B >= self.enough).all())
 
     def advance(self, quota: int) -> None:
         """On to the next step, with the proposals that this one left."""

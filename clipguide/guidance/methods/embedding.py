@@ -1,0 +1,82 @@
+"""Embedding: the prompt's embedding is moved as the image is drawn, not the latents.
+
+After DATE (NeurIPS 2025), which updates the text embedding at sampling steps by a reward of x0, and
+Null-TTA (CVPR 2026), which moves that of the empty prompt: the latents stay on the model's own way,
+and what changes is what it is told. At each evaluation that is due
+
+    c <- c − rate · rms(c) · g / rms(g),    g = ∇ over c of loss(decode(x0(x_t, c))),
+
+each rms over one sample, and the new c holds from the next evaluation on. The step is unit-free
+instead of their learning rates; their regularisers are not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ...errors import UsageError, close_matches
+from ..contract import At, Method, Outcome, Run, along, rms
+
+OF = ("prompt", "null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(Method):
+    """Moves of an embedding by `rate` · its rms at each evaluation in the window; run by `s(…)`.
+
+    Args:
+        rate: the length of a move, as a fraction of the embedding's rms.
+        of: the embedding of the "prompt", or of none, "null", which takes classifier-free guidance.
+    """
+
+    name: ClassVar[str] = "embedding"
+    by_call: ClassVar[bool] = True
+    differentiates: ClassVar[bool] = True
+    fades: ClassVar[bool] = True
+
+    rate: float = 0.1
+    of: str = "prompt"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(0, "rate")
+        if self.of not in OF:
+            raise UsageError(f"There is no embedding {self.of!r}.{close_matches(self.of, OF)}")
+
+    @property
+    def idle(self) -> bool:
+        return not self.rate
+
+    def start(self, run: Run) -> Callable[[At], Outcome]:
+        shift = run.memory
+
+        def act(at: At) -> Outcome:
+            seen = run.gradient(at.x0, of=shift.shift_BLD)
+            size_B = rms(seen.value)
+            finite_B = seen.value.flatten(1).isfinite().all(1)
+            length_B = self.rate * run.weight * shift.size_B / size_B.clamp_min(1e-30)
+            if run.factor_B is not None:
+                length_B = length_B * run.factor_B.to(length_B.device)
+            step = along(length_B, seen.value) * torch.nan_to_num(seen.value, 0.0, 0.0, 0.0)
+            step = torch.where(along(finite_B, step), step, 0.0)
+            shift.shift_BLD = (shift.shift_BLD - step).detach().requires_grad_()
+            return Outcome(
+                at.model_output,
+                at.sample,
+                image_N3HW=seen.image_N3HW,
+                loss_B=seen.loss_B,
+                gradient_B=size_B,
+                finite_B=finite_B,
+            )
+
+        return act
+
+    def call(self, sampler, **settings):
+        if self.idle:
+            return sampler.sample(by=self, **settings)
+        with sampler.conditioning(self.of) as shift:
+            return sampler.sample(by=self, **settings, differentiable=True, memory=shift)

@@ -1,0 +1,57 @@
+"""The hub that models are downloaded from, where it may be away.
+
+Its library tries to connect six times, with 23 seconds of pauses, for each file, also for one that
+is in the cache. Here the hub is asked once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from .errors import causes
+
+PATIENCE = 1.0  # seconds to connect
+
+
+@contextlib.contextmanager
+def within_reach(wanted: bool = True) -> Iterator[None]:
+    """Meanwhile the hub's library reads the cache alone if the hub is away.
+
+    Where the hub is not wanted, or HF_HUB_OFFLINE is set, nothing is asked and nothing changes.
+
+    Raises:
+        Exception: that of the attempt to connect, in the place of the library's for a file that is
+            not in the cache. `errors.reason` words it.
+    """
+    from huggingface_hub import constants
+
+    asks = wanted and not constants.HF_HUB_OFFLINE
+    error = _why_away(constants.ENDPOINT) if asks else None
+    if error is None:
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True  # which the library reads at each request
+    try:
+        yield
+    except Exception as failed:
+        if "OfflineModeIsEnabled" in map(_name, causes(failed)):
+            raise error from None
+        raise
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def _why_away(address: str) -> Exception | None:
+    """What an attempt to connect raised; None if the hub is there, whatever it answers."""
+    from huggingface_hub import get_session
+
+    try:
+        get_session().head(address, timeout=PATIENCE)
+    except Exception as error:  # of one library for requests or another
+        return error if _name(error) in ("ConnectError", "ConnectTimeout") else None
+    return None
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__

@@ -1,0 +1,58 @@
+"""Rewards that are CLIPs, or heads on them: clip, siglip2, pickscore, hpsv2, aesthetic."""
+
+from __future__ import annotations
+
+import os
+
+from ..clip import load_clip
+from ..errors import UsageError
+from ..objectives import Aesthetic, HPSv2, PickScore, Preference
+from .registry import Scorer, Settings
+
+HPS_FILE = "HPS_v2.1_compressed.pt"
+
+
+def clip(settings: Settings) -> Scorer:
+    """The cosine of the whole image with the prompt, by any CLIP that `load_clip` names."""
+    loaded = load_clip(settings.where, **_how(settings))
+    return lambda prompts: Preference(loaded, prompts, scale=1.0)
+
+
+def pickscore(settings: Settings) -> Scorer:
+    """PickScore (Kirstain et al. 2023, eq. 1)."""
+    first = PickScore(settings.where, "an image", **_how(settings))
+    return first.towards
+
+
+def hpsv2(settings: Settings) -> Scorer:
+    """HPSv2 (Wu et al. 2023), of an open_clip state dict; `model` is its architecture."""
+    path = settings.where
+    if not os.path.exists(path):
+        path = _file(path, HPS_FILE)
+    model = {"model": settings.model} if settings.model else {}
+    return HPSv2(path, "an image", **model, **_how(settings)).towards
+
+
+def aesthetic(settings: Settings) -> Scorer:
+    """An aesthetic head on a CLIP's embedding; `model` is that CLIP."""
+    loaded = load_clip(settings.model or "ViT-L-14/openai", **_how(settings))
+    head = Aesthetic(loaded, settings.where, trust_pickle=settings.trust_pickle)
+    return lambda prompts: head
+
+
+def _how(settings: Settings) -> dict[str, object]:
+    return {
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "trust_pickle": settings.trust_pickle,
+    }
+
+
+def _file(repository: str, name: str) -> str:
+    """A file of the hub's, downloaded where it is not cached. UsageError for a name that is
+    neither a file here nor one of the hub's."""
+    if repository.count("/") != 1 or os.path.splitext(repository)[1]:
+        raise UsageError(f"There are no weights {repository}.")
+    from huggingface_hub import hf_hub_download
+
+    return hf_hub_download(repository, name)

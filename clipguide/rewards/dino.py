@@ -1,0 +1,104 @@
+"""An image prompt by DINO's features: how much an image is like another.
+
+Shapes: B images, 3 channels, H rows, W columns, D of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..clip import resize
+from ..errors import ClipguideError, UsageError
+from ..images import load
+from ..objectives import Objective
+from .registry import Scorer, Settings
+
+MODEL = "facebook/dinov2-base"
+RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the processor's are
+
+
+class DINO(Objective):
+    """Minus the cosine of the class tokens of an image and of `reference` (DINOv2, Oquab et al.
+    2024; as a measure of the likeness of subjects, Ruiz et al. 2023, DreamBooth, section 4.1).
+
+    Args:
+        model: a transformers image model whose pooler_output is its normed class token.
+        processor: its image processor, which resizes, crops the middle and normalises.
+        reference: the image to be like.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, processor: object, reference: Image.Image
+    ) -> None:
+        self.model, self.processor = model.eval().requires_grad_(False), processor
+        self._resize, self._crop = _sizes(processor)
+        with torch.no_grad():
+            self.reference_D = self._embed(self._prepared([reference]))[0]
+
+    def __call__(self, image_B3HW, generators=None):
+        return -(self._embed(self._prepare(image_B3HW)) @ self.reference_D)
+
+    def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """Cosine_B of RGB images, through the processor itself."""
+        return self._embed(self._prepared(pictures)) @ self.reference_D
+
+    def _embed(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+        """unit_BD of normalised images."""
+        return F.normalize(self.model(pixel_values=pixels_B3HW).pooler_output.float(), dim=-1)
+
+    def _prepared(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        parts = [self.processor(images=p, return_tensors="pt").pixel_values for p in pictures]
+        return torch.cat(parts).to(next(self.model.parameters()))
+
+    def _prepare(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        """Tensors as the processor's, differentiable."""
+        like = next(self.model.parameters())
+        config, side = self._resize
+        image_B3HW = resize(image_B3HW.to(like), config, side)
+        if self._crop:
+            edge = (side - self._crop) // 2
+            image_B3HW = image_B3HW[..., edge : edge + self._crop, edge : edge + self._crop]
+        mean_3, std_3 = (
+            image_B3HW.new_tensor(values)[:, None, None]
+            for values in (self.processor.image_mean, self.processor.image_std)
+        )
+        return (image_B3HW - mean_3) / std_3
+
+
+def _sizes(processor: object) -> tuple[tuple[dict, int], int]:
+    """How images are resized, and to what side cropped after it, 0 for not at all. ClipguideError
+    for a processor that does something else."""
+    size, crop = dict(processor.size), dict(processor.crop_size or {})
+    mode = RESAMPLING.get(int(processor.resample))
+    if "shortest_edge" in size:
+        side, how = size["shortest_edge"], "shortest"
+    else:
+        side, how = size.get("height"), "squash"
+        mode = mode if side and side == size.get("width") else None
+    cropped = crop.get("height", 0) if getattr(processor, "do_center_crop", False) else 0
+    square = cropped == (crop.get("width", 0) if cropped else 0) and (cropped or how == "squash")
+    steps = processor.do_resize and processor.do_rescale and processor.do_normalize
+    if not (mode and steps and square and cropped <= side):
+        raise ClipguideError(
+            "This image processor does something else than to resize, crop to a square and "
+            "normalise: take a DINOv2 of transformers, as facebook/dinov2-base."
+        )
+    return ({"resize_mode": how, "interpolation": mode}, int(side)), int(cropped)
+
+
+def dino(settings: Settings) -> Scorer:
+    """`dino=IMAGE[#MODEL]`: the prompts are not read."""
+    import transformers
+
+    reference = load(settings.where)
+    name = settings.model or MODEL
+    model = transformers.AutoModel.from_pretrained(name, dtype=getattr(torch, settings.dtype))
+    processor = transformers.AutoImageProcessor.from_pretrained(name)
+    if not hasattr(model.config, "patch_size"):
+        raise UsageError(f"{name} is no image model of patches: take facebook/dinov2-base.")
+    objective = DINO(model.to(settings.device), processor, reference)
+    return lambda prompts: objective

@@ -1,0 +1,145 @@
+"""`Reward("pickscore", "a red fox")`: a reward by its name, as an objective.
+
+Shapes: B images, 3 channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..clip import Clip, fingerprint
+from ..errors import ClipguideError, UsageError, close_matches, out_of_memory, reason
+from ..images import load, to_tensor
+from ..objectives import Objective, as_prompts
+from ..objectives.similarity import Prompts
+from .registry import Scorer, Settings, Wanted, wanted
+
+
+class Reward(Objective):
+    """Minus a reward of images, in the units of the reward's own paper.
+
+    Nothing is loaded before it is first needed, or `load` is called.
+
+    Args:
+        name: one of REWARDS, perhaps with what it loads and its model behind it, as
+            "vlm=Qwen/Qwen2-VL-2B-Instruct" or "dino=photo.png#facebook/dinov2-small".
+        prompts: what the images should show, one for all or a list as of `Similarity`; of their
+            parts those of positive weight are read where the reward reads plain texts.
+        **settings: fields of `Settings`, as `device="cuda"` or `question="Is it at night?"`.
+
+    Raises:
+        UsageError: there is no such reward or setting, or its package is missing. A weight does
+            not belong in the name: multiply the objective.
+    """
+
+    def __init__(self, name: str, prompts: Prompts = "an image", **settings: object) -> None:
+        asked = wanted(name)
+        if asked.weight != 1:
+            raise UsageError(f"Multiply the objective instead: {asked.weight:g} * Reward(…).")
+        self._setup(asked, as_prompts(prompts), _settings(asked, settings), [])
+
+    def _setup(self, asked: Wanted, prompts: tuple, settings: Settings, loaded: list) -> None:
+        self.asked, self.prompts, self.settings = asked, prompts, settings
+        self._loaded: list[Scorer] = loaded  # shared by all that `towards` makes
+        self._objective: Objective | None = None
+
+    def __repr__(self) -> str:
+        return f"Reward({self.asked})"
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether images have a gradient by it."""
+        return self.asked.kind.gradient
+
+    def towards(self, prompts: Prompts) -> Reward:
+        """The same reward, loaded once, of other prompts."""
+        other = Reward.__new__(Reward)
+        other._setup(self.asked, as_prompts(prompts), self.settings, self._loaded)
+        return other
+
+    def load(self) -> Reward:
+        """Load what is not loaded yet; the reward itself. ClipguideError if that fails."""
+        if self._objective is None:
+            if not self._loaded:
+                self._loaded.append(self._loading())
+            self._objective = self._loaded[0](self.prompts)
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the weights, and of the image that a reward compares with; of what an address
+        answers with nothing can be known, and it is empty."""
+        parts = vars(self.load()._objective)
+        modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+        clips = [part.fingerprint for part in parts.values() if isinstance(part, Clip)]
+        tensors = {n: part.tolist() for n, part in parts.items() if n == "reference_D"}
+        layers = [[t.tolist() for t in pair] for pair in parts.get("layers", ())]
+        if not modules and not clips:
+            return ""
+        return fingerprint(modules, extra=[clips, tensors, layers])
+
+    def __call__(self, image_B3HW, generators=None):
+        objective = self.load()._objective
+        given_B3HW = image_B3HW.to(self.settings.device)
+        if self.differentiable:
+            loss_B = objective(given_B3HW, generators)
+        else:
+            with torch.no_grad():
+                loss_B = objective(given_B3HW.detach(), generators)
+        return self._checked(loss_B, len(image_B3HW)).to(image_B3HW.device)
+
+    def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        """Reward_B of whole images, higher is better."""
+        with torch.no_grad():
+            return -self(image_B3HW)
+
+    def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """The same of RGB images through the reward's own transform, on the CPU. ClipguideError if
+        an address does not answer."""
+        given = [load(picture) for picture in pictures]
+        exact = getattr(self.load()._objective, "score_pictures", None)
+        with torch.no_grad():
+            if exact:
+                return self._checked(exact(given), len(given)).float().cpu()
+            return torch.cat([self.score(to_tensor([picture])) for picture in given]).cpu()
+
+    def _loading(self) -> Scorer:
+        """The reward, loaded. ClipguideError where that fails, in one sentence."""
+        try:
+            with torch.inference_mode(False):  # else it took no part in gradients
+                return self.asked.kind.load(self.settings)
+        except ClipguideError:
+            raise
+        except Exception as error:  # transformers, safetensors and the hub each raise their own
+            if out_of_memory(error):
+                raise
+            raise ClipguideError(
+                f"The reward {self.asked} cannot be loaded: {reason(error)}."
+            ) from error
+
+    def _checked(self, value_B: object, number: int) -> torch.Tensor:
+        """One value an image. UsageError for anything else."""
+        shape = tuple(value_B.shape) if isinstance(value_B, torch.Tensor) else value_B
+        if not isinstance(value_B, torch.Tensor) or shape != (number,):
+            raise UsageError(
+                f"The reward {self.asked} is to give one value an image, of shape ({number},), "
+                f"and gave {shape!r}: correct its `load`."
+            )
+        if value_B.is_meta:
+            raise UsageError(f"The reward {self.asked} gave a tensor without values (on meta).")
+        return value_B
+
+
+def _settings(asked: Wanted, given: dict[str, object]) -> Settings:
+    """The settings by name. UsageError, with close matches, for one that there is not."""
+    names = [field.name for field in dataclasses.fields(Settings)]
+    for name in given:
+        if name not in names:
+            raise UsageError(f"A reward has no setting {name!r}.{close_matches(name, names)}")
+    given = {"where": asked.where or asked.kind.default, "model": asked.model, **given}
+    return Settings(**given)

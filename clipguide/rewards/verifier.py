@@ -1,0 +1,130 @@
+"""A vision-language model behind an address that speaks OpenAI's chat completions.
+
+What is sent is the question and the image as a PNG in a data URL, for one word of answer at
+temperature 0, with the log probabilities of the likeliest words where the server gives them. No
+address but the given one is asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from ..errors import ClipguideError, ClipguideWarning
+from ..images import to_pil
+from .pictures import OfPictures
+from .registry import Settings
+
+MODEL = "default"
+MOST = 1_000_000  # bytes of an answer
+
+
+class Verifier(OfPictures):
+    """Minus the probability of yes, P(yes) / (P(yes) + P(no)) where the server tells it, else 1 or
+    0 by its word.
+
+    In a run, an address that does not answer costs no image: what it was not asked of counts as a
+    plain no, 0, it is said once, and after that the address is not asked again by this object.
+    """
+
+    def __init__(self, texts: Sequence[str], settings: Settings) -> None:
+        super().__init__(texts)
+        self.settings, self._away = settings, False
+
+    def __call__(self, image_B3HW, generators=None):
+        try:
+            if not self._away:
+                scores_B = self.score_pictures(to_pil(image_B3HW))
+                return -scores_B.to(image_B3HW.device)
+        except ClipguideError as error:
+            self._away = True
+            warnings.warn(
+                f"{error} The run goes on without it.", ClipguideWarning, stacklevel=2
+            )
+        return torch.zeros(len(image_B3HW), device=image_B3HW.device)
+
+    def score_one(self, picture: Image.Image, text: str) -> float:
+        """The probability of yes. ClipguideError where no attempt got an answer."""
+        asked, wait = _request(picture, text, self.settings), self.settings.wait
+        said = ""
+        for attempt in range(self.settings.retries + 1):
+            if attempt:
+                time.sleep(wait * 2 ** (attempt - 1))
+            try:
+                with urllib.request.urlopen(asked, timeout=self.settings.timeout) as answer:
+                    return probability(json.loads(answer.read(MOST)))
+            except urllib.error.HTTPError as error:
+                said = f"it answers {error.code} {error.reason}"
+                if error.code in (400, 401, 403, 404, 422):  # which asking again does not cure
+                    break
+            except TimeoutError:
+                said = f"it took longer than {self.settings.timeout:g} seconds"
+            except urllib.error.URLError as error:
+                late = isinstance(error.reason, TimeoutError)
+                said = (
+                    f"it took longer than {self.settings.timeout:g} seconds" if late
+                    else f"it cannot be reached: {error.reason}"
+                )
+            except OSError as error:
+                said = f"the connection broke: {error}"
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+                said = "what it answers is no yes and no no"
+        raise ClipguideError(
+            f"The verifier {self.settings.where} gave no score ({said}): look whether it runs, and "
+            "whether the model's name behind the # is right."
+        )
+
+
+def probability(answer: dict) -> float:
+    """The probability of yes in a chat completion. ValueError where it says neither yes nor no."""
+    choice = answer["choices"][0]
+    listed = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
+    mass = {"yes": 0.0, "no": 0.0}
+    for word in listed:
+        name = _word(word["token"])
+        if name in mass:
+            mass[name] += math.exp(min(0.0, float(word["logprob"])))
+    if sum(mass.values()):
+        return mass["yes"] / sum(mass.values())
+    words = choice["message"]["content"].split()
+    said = _word(words[0]) if words else ""
+    if said not in mass:
+        raise ValueError(said)
+    return float(said == "yes")
+
+
+def _word(text: str) -> str:
+    return text.strip().strip(".,!*\"'").lower()
+
+
+def _request(picture: Image.Image, text: str, settings: Settings) -> urllib.request.Request:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": text},
+    ]
+    body = {
+        "model": settings.model or MODEL,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 20,
+    }
+    headers = {"Content-Type": "application/json"}
+    if settings.key:
+        headers["Authorization"] = f"Bearer {settings.key}"
+    address = settings.where.rstrip("/") + "/chat/completions"
+    return urllib.request.Request(address, json.dumps(body).encode(), headers)
