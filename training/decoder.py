@@ -130,9 +130,11 @@ def train(
     focus: float = 1.0,
     fall: float = 0.3,
     named: float = 0.8,
+    middle: float = 0.4,
 ) -> None:
     """Train for so many minutes in all, of which the rate falls over the last `fall`; `focus`: see
-    `Samples.chances`; `named`: how many captions name the style."""
+    `Samples.chances`; `named`: how many captions name the style; `middle`: of t before the sigmoid;
+    below 0 the samples have little noise, which at the end makes edges crisp."""
     latents(device)  # of images that were composed since
     samples = Samples()
     mean, deviation = moments()
@@ -162,7 +164,7 @@ def train(
         condition = condition + amount * torch.randn_like(condition)
         condition[torch.from_numpy(left_out % 2 == 1)] = 0
         label = label * (torch.rand(batch, device=device) > 0.15)
-        t_B = torch.sigmoid(1.1 * torch.randn(batch, device=device) + 0.4)
+        t_B = torch.sigmoid(1.1 * torch.randn(batch, device=device) + middle)
         t_B = (t_B * 1000).long().clamp(0, 999)
         a2 = alpha_bar_T[t_B].view(-1, 1, 1, 1)
         alpha, sigma, noise = a2.sqrt(), (1 - a2).sqrt(), torch.randn_like(x0)
