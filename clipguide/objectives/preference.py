@@ -52,10 +52,12 @@ class Preference(Similarity):
 
 
 class PickScore(Preference):
-    """Minus PickScore (Kirstain et al. 2023, eq. 1): the logit scale times the cosine, about 20.
+    """Minus PickScore: the logit scale times the cosine similarity, about 20.
 
-    `path` is the folder of its CLIP (PickScore_v1 with its processor's files), which transformers
-    reads; weights in a pickle need `trust_pickle`.
+    `path` is the folder of its CLIP, PickScore_v1 with the files of its processor. transformers
+    reads it. Weights in a pickle need `trust_pickle`.
+
+    Source: Kirstain et al. 2023, eq. 1.
     """
 
     def __init__(
@@ -74,10 +76,12 @@ class PickScore(Preference):
 
 
 class HPSv2(Preference):
-    """Minus HPSv2 (Wu et al. 2023): the cosine, about 0.2 to 0.3.
+    """Minus HPSv2: the cosine similarity, about 0.2 to 0.3.
 
-    `path` is the state dict of an open_clip `model`, in safetensors or, with `trust_pickle`, in a
+    `path` is the state dict of an open_clip `model`, in safetensors, or with `trust_pickle` in a
     pickle such as HPS_v2.1_compressed.pt.
+
+    Source: Wu et al. 2023.
     """
 
     def __init__(
@@ -97,11 +101,14 @@ class HPSv2(Preference):
 
 
 class ImageReward(Objective):
-    """Minus ImageReward (Xu et al. 2023) of whole images, about −2 to 2 each.
+    """Minus the ImageReward of whole images, about −2 to 2 each.
 
-    `path` is its checkpoint ImageReward.pt and `config` the med_config.json beside it, both read
-    by its own package, which loads a pickle: so `trust_pickle` must be on. `prompts` are texts, one
-    for all images or a list as of `Similarity`.
+    `path` is its checkpoint ImageReward.pt, and `config` is med_config.json from the same place.
+    The package of ImageReward reads both. It loads a pickle, so `trust_pickle` must be True.
+    `prompts` are
+    texts: one for all images, or a list as in `Similarity`.
+
+    Source: Xu et al. 2023.
     """
 
     def __init__(
@@ -132,12 +139,12 @@ class ImageReward(Objective):
         return -self._reward(self._prepare(image_B3HW))
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Reward_B of images: higher is better."""
+        """Return the reward_B of images; higher is better."""
         with torch.no_grad():
             return self._reward(self._prepare(image_B3HW))
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """The same of RGB pictures."""
+        """Return the same for RGB PIL images."""
         prepared = [self._prepare(to_tensor([load(picture)])) for picture in pictures]
         with torch.no_grad():
             return self._reward(torch.cat(prepared))
