@@ -101,14 +101,11 @@ class HPSv2(Preference):
 
 
 class ImageReward(Objective):
-    """Minus the ImageReward of whole images, about −2 to 2 each.
+    """Minus ImageReward (Xu et al. 2023) of whole images, about −2 to 2 each.
 
-    `path` is its checkpoint ImageReward.pt, and `config` is med_config.json from the same place.
-    The package of ImageReward reads both. It loads a pickle, so `trust_pickle` must be True.
-    `prompts` are
-    texts: one for all images, or a list as in `Similarity`.
-
-    Source: Xu et al. 2023.
+    `path` is its checkpoint ImageReward.pt and `config` the med_config.json beside it, both read
+    by its own package, which loads a pickle: so `trust_pickle` must be on. `prompts` are texts, one
+    for all images or a list as of `Similarity`.
     """
 
     def __init__(
@@ -139,12 +136,12 @@ class ImageReward(Objective):
         return -self._reward(self._prepare(image_B3HW))
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Return the reward_B of images; higher is better."""
+        """Reward_B of images: higher is better."""
         with torch.no_grad():
             return self._reward(self._prepare(image_B3HW))
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Return the same for RGB PIL images."""
+        """The same of RGB pictures."""
         prepared = [self._prepare(to_tensor([load(picture)])) for picture in pictures]
         with torch.no_grad():
             return self._reward(torch.cat(prepared))

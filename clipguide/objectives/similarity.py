@@ -95,11 +95,7 @@ class Similarity(Objective):
         )
 
     def towards(self, prompts: Prompts) -> Similarity:
-        """Return the same objective with other prompts.
-
-        Raises:
-            UsageError: the objective is directional, so it has a source.
-        """
+        """The same, to other prompts. UsageError for a directional one, which has a source."""
         if self._source is not None or type(self) is not Similarity:
             raise UsageError(f"The prompts of {self} cannot be changed: make another.")
         return Similarity(
@@ -111,12 +107,12 @@ class Similarity(Objective):
         return f"Similarity({prompts}; {self.clip.name})"
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Return the cosine_B of whole images with their prompts, in [-1, 1]; higher is better."""
+        """Cosine_B of whole images with their prompts, in [-1, 1]: higher is better."""
         with torch.no_grad():
             return self._cosine(self.clip.encode_image(image_B3HW))
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Return the same for RGB PIL images, by the checkpoint's own transform."""
+        """The same of RGB pictures, through the checkpoint's own transform."""
         return self._cosine(self.clip.encode_pictures(pictures))
 
     def _cosine(self, unit_BD: torch.Tensor) -> torch.Tensor:
