@@ -31,9 +31,9 @@ class Noise(Method):
 
     Args:
         iterations: the number of runs with gradients.
-        rate: the learning rate.
-        prior: the weight of the term that keeps the noise normally distributed.
-        momentum: the momentum of the optimiser.
+        rate: the size of a step, in units of the rms of the gradient.
+        prior: the weight of the regulariser, which keeps the norm of the noise likely.
+        momentum: Nesterov's momentum.
         patience: stop after this number of runs without a better loss.
     """
 

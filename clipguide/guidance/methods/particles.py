@@ -32,7 +32,10 @@ POTENTIALS = ("difference", "max", "sum")
 
 @dataclass(frozen=True, kw_only=True)
 class Particles(Method):
-    """`number` particles a prompt, resampled by their rewards; forward passes of the CLIP only."""
+    """Sample `number` particles for each prompt, and resample them by their rewards.
+
+    It needs no gradient, only forward passes of the CLIP.
+    """
 
     name: ClassVar[str] = "particles"
 

@@ -29,7 +29,10 @@ from ..stochastic import spread_of, stochastic_step
 
 @dataclass(frozen=True, kw_only=True)
 class Rollover(Method):
-    """`quota` proposals a step in the mean; forward passes of denoiser, decoder and CLIP only."""
+    """Try several proposals at each step, `quota` on average.
+
+    It needs no gradient, only forward passes of the denoiser, the decoder and the CLIP.
+    """
 
     name: ClassVar[str] = "rollover"
 
