@@ -210,19 +210,13 @@ class TextToImage:
         )
 
     def objective(self, guides: list[Prompt], views: Views) -> Objective:
-        """Return the objective of a batch: the similarity of the images to their guides.
-
-        It also selects among candidates. A subclass may scale it or add to it. Recipes do not
-        record that.
-        """
+        """What the images of a batch go down, and candidates are picked by: the similarity to their
+        guides. A class of one's own may scale it, or add to it; recipes do not say that it did."""
         return Similarity(self.clip, guides, views=views)
 
     def replay(self, recipe: Recipe) -> Picture:
-        """Return the image that a recipe made.
-
-        It has the same bits if the weights, libraries, device and threads are the same. The models
-        are those of this object, not those that the recipe names.
-        """
+        """The picture that a recipe made, with the same bits where weights, libraries, device and
+        threads are the same. The recipe's models are not looked at: this object's are used."""
         check_numbers(batch_size=len(recipe.batch_seeds))
         if recipe.batch_position >= len(recipe.batch_seeds):
             raise UsageError("The recipe's batch_position lies outside its batch.")

@@ -15,11 +15,8 @@ from ..generators import reseeded
 
 @dataclass(frozen=True, kw_only=True)
 class BestOf(Method):
-    """Draw `number` candidates of each image, and keep the best by −objective. Run it with `s(…)`.
-
-    Each candidate is drawn in a batch like that of your call. It is not steered, or it is steered
-    by `each`, a step method that repeats no steps.
-    """
+    """`number` candidates of each image, ranked by −objective. Each is drawn in the batch that the
+    pipeline is called with: unsteered, or by `each`, a step method that repeats no steps."""
 
     name: ClassVar[str] = "best-of"
     by_call: ClassVar[bool] = True

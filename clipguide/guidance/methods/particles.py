@@ -32,10 +32,7 @@ POTENTIALS = ("difference", "max", "sum")
 
 @dataclass(frozen=True, kw_only=True)
 class Particles(Method):
-    """Sample `number` particles for each prompt, and resample them by their rewards.
-
-    It needs no gradient, only forward passes of the CLIP.
-    """
+    """`number` particles a prompt, resampled by their rewards; forward passes of the CLIP only."""
 
     name: ClassVar[str] = "particles"
 

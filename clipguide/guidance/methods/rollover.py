@@ -29,10 +29,7 @@ from ..stochastic import spread_of, stochastic_step
 
 @dataclass(frozen=True, kw_only=True)
 class Rollover(Method):
-    """Try several proposals at each step, `quota` on average.
-
-    It needs no gradient, only forward passes of the denoiser, the decoder and the CLIP.
-    """
+    """`quota` proposals a step in the mean; forward passes of denoiser, decoder and CLIP only."""
 
     name: ClassVar[str] = "rollover"
 
