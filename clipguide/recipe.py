@@ -1,9 +1,9 @@
-"""What made a picture, kept in its PNG.
+"""The recipe of an image, which its PNG contains.
 
-A PNG carries two text chunks: `clipguide`, the recipe as JSON, and `parameters`, the same in the
-layout of the AUTOMATIC1111 web UI, which many programs read; and if it was asked for a third,
-`clipguide-trace`, what steering saw at each step. Reading is strict: a recipe comes from
-a file that anybody may have written, so every field is checked and nothing in it is acted upon.
+A PNG has two text chunks. `clipguide` is the recipe as JSON. `parameters` is the same in the layout
+of the AUTOMATIC1111 web UI, which many programs read. With a trace, a third chunk,
+`clipguide-trace`, has the scores of each step. Anyone may have written a file, so reading is
+strict: every field is checked, and reading a recipe runs nothing.
 """
 
 from __future__ import annotations
@@ -91,12 +91,11 @@ class Recipe:
     cfg_window: str = ""
 
     def to_json(self) -> str:
-        """The recipe as one line of JSON."""
+        """Return the recipe as one line of JSON."""
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
     def resolving(self, asked: Recipe) -> Recipe:
-        """What was asked for, with the decoder that was chosen for this picture where the choice
-        was left open, or its rung."""
+        """Return `asked` with the decoder of this recipe, if `asked` left the choice open."""
         if asked.decoder not in ("auto", self.decoder.partition(":")[0]):
             return asked
         chosen = ("decoder", "tiny", "tiny_fingerprint")
@@ -104,7 +103,7 @@ class Recipe:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The picture files that it began with, or says that it did."""
+        """Return the image files that the image began with, as the recipe names them."""
         found = []
         for name in ("digests", "init", "mask", "pictures"):
             try:
@@ -115,7 +114,7 @@ class Recipe:
         return tuple(dict.fromkeys(str(file) for file in found if file))
 
     def parameters(self) -> str:
-        """The recipe in the layout of the AUTOMATIC1111 web UI."""
+        """Return the recipe in the layout of the AUTOMATIC1111 web UI."""
         lines = [self.prompt]
         if self.negative:
             lines.append(f"Negative prompt: {self.negative}")
@@ -141,7 +140,11 @@ def _quoted(value: object) -> str:
 
 
 def from_json(text: str) -> Recipe:
-    """The recipe that `to_json` wrote. UsageError if it is anything else."""
+    """Return the recipe that `to_json` wrote.
+
+    Raises:
+        UsageError: the text is anything else.
+    """
     if len(text) > MAX_JSON:
         raise UsageError("The recipe is too long to be one of clipguide's.")
     try:
@@ -167,7 +170,7 @@ def from_json(text: str) -> Recipe:
 
 
 def differences(then: Recipe, now: Recipe) -> list[str]:
-    """What differs between two recipes, scores aside, in words: 'torch: 2.6.0 then, 2.7.0 now'."""
+    """Return what differs between two recipes, except scores: 'torch: 2.6.0 then, 2.7.0 now'."""
     old, new = ({**vars(recipe), **recipe.libraries} for recipe in (then, now))
     for values in (old, new):
         for name in ("libraries", "guide_score", "judge_score"):

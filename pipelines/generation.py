@@ -120,8 +120,11 @@ class Generation:
             raise UsageError("A budget is for the method or the decoder auto, which choose by it.")
 
     def changed(self, changes: dict[str, object]) -> Generation:
-        """The same with some settings changed. UsageError, with close matches, for a name that
-        there is not."""
+        """Return the same settings with some changed.
+
+        Raises:
+            UsageError: there is no setting of that name. The message lists close matches.
+        """
         names = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in names:
@@ -137,8 +140,11 @@ class Generation:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Generation:
-        """What a recipe was made by: its batch is one of `replay`'s. UsageError if it names what
-        there is not."""
+        """Return the settings of a recipe, without its batch, which `replay` has.
+
+        Raises:
+            UsageError: the recipe names a setting that does not exist.
+        """
         return cls(
             guide=recipe.guide,
             negative=recipe.negative,
