@@ -35,20 +35,32 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that made one picture.
+    """Everything that is needed to draw one image again.
 
-    `seed` is the seed of this picture's own generator, `batch_seeds` those of the batch in which it
-    was sampled, `batch_position` its place there. `options` are those of the steering method that
-    are not as by default, each as JSON. Fingerprints are sha256 digests of weights (and, of a CLIP,
-    of its preprocessing). Scores are cosine similarities; without a judge its name and fingerprint
-    are empty. `libraries` maps a package to its version. `decoder` is what steering saw by, with
-    its rung of the ladder, as "vae:whole" ("auto" where nothing was looked at), `tiny` the folder
-    of a tiny one, `cutouts` how many the guide looked at beside the whole picture, `refine` how
-    many steps of the loop came after it; `rewards` are what pulled beside the guide and
-    `selected_by` what picked among candidates in its stead, each as `--reward` has it, with its
-    fingerprint; `question` is what vision-language models among them were asked; `cfg_window` are
-    the noise levels of classifier-free guidance, as "0.2,0.8", where these were set. Recipes from
-    before there was a choice lack these.
+    Recipes of early versions lack the fields that have defaults.
+
+    Attributes:
+        seed: the seed of the generator of this image.
+        batch_seeds: the seeds of the batch in which the image was sampled.
+        batch_position: the place of the image in that batch.
+        options: the options of the steering method that differ from their defaults, each as JSON.
+        model_fingerprint, clip_fingerprint, judge_fingerprint, tiny_fingerprint: sha256 digests of
+            the weights, and for a CLIP of its preprocessing too. Without a judge, its name and
+            fingerprint are empty.
+        guide_score, judge_score: cosine similarities.
+        libraries: the version of each package.
+        decoder: the decoder that steering used, with its rung of the ladder, such as "vae:whole";
+            "auto" if nothing was decoded for steering.
+        tiny: the folder of a tiny decoder.
+        cutouts: the number of crops that the guide saw besides the whole image.
+        refine: the number of steps of the optimisation loop after sampling.
+        rewards: the rewards that steered together with the guide, as `--reward` takes them, each
+            with its fingerprint.
+        selected_by: the rewards that selected among candidates in place of the objective, in the
+            same form.
+        question: the question to the vision-language models among the rewards.
+        cfg_window: the noise levels of classifier-free guidance, such as "0.2,0.8", if they were
+            set.
     """
 
     version: int = FORMAT

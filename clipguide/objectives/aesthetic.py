@@ -65,16 +65,16 @@ class Aesthetic(Objective):
         return -self.score_vectors(self.encoder(image_B3HW, generators)).mean(1)
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Score_B of whole images, about 1 to 10: higher is better."""
+        """Return the score_B of whole images, about 1 to 10; higher is better."""
         with torch.no_grad():
             return self.score_vectors(self.clip.encode_image(image_B3HW))
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """The same of RGB pictures, through the checkpoint's own transform."""
+        """Return the same for RGB PIL images, by the checkpoint's own transform."""
         return self.score_vectors(self.clip.encode_pictures(pictures))
 
     def score_vectors(self, unit: torch.Tensor) -> torch.Tensor:
-        """The same of unit vectors_...D, differentiable."""
+        """Return the same for unit embeddings_...D. It is differentiable."""
         for weight, bias in self.layers:
             unit = F.linear(unit, weight.to(unit), bias.to(unit))
         return unit[..., 0]

@@ -21,10 +21,13 @@ _ROUNDING = 1e-9
 
 
 class Objective:
-    """The base of all. `generators`, one an image, feed what is random in an objective; without
-    them every image gets a new one of seed 0, so that a call repeats. Images of uint8 and uint16
-    are divided by their range before a subclass sees them. `differentiable` is whether images have
-    a gradient by it."""
+    """The base class of all objectives: image_B3HW in [0, 1] -> loss_B, lower is better.
+
+    `generators`, one for each image, supply the random numbers of an objective. Without them, every
+    image gets a new generator with seed 0, so that a second call returns the same loss. Images of
+    uint8 and uint16 are divided by their range before a subclass sees them. `differentiable` says
+    whether the loss has a gradient with respect to the images.
+    """
 
     differentiable: bool = True
 

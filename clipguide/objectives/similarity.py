@@ -95,7 +95,11 @@ class Similarity(Objective):
         )
 
     def towards(self, prompts: Prompts) -> Similarity:
-        """The same, to other prompts. UsageError for a directional one, which has a source."""
+        """Return the same objective with other prompts.
+
+        Raises:
+            UsageError: the objective is directional, so it has a source.
+        """
         if self._source is not None or type(self) is not Similarity:
             raise UsageError(f"The prompts of {self} cannot be changed: make another.")
         return Similarity(
@@ -107,12 +111,12 @@ class Similarity(Objective):
         return f"Similarity({prompts}; {self.clip.name})"
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Cosine_B of whole images with their prompts, in [-1, 1]: higher is better."""
+        """Return the cosine_B of whole images with their prompts, in [-1, 1]; higher is better."""
         with torch.no_grad():
             return self.cosine(self.clip.encode_image(image_B3HW))
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """The same of RGB pictures, through the checkpoint's own transform."""
+        """Return the same for RGB PIL images, by the checkpoint's own transform."""
         return self.cosine(self.clip.encode_pictures(pictures))
 
     def cosine(self, unit_BD: torch.Tensor) -> torch.Tensor:
