@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 
 
 class ClipguideError(Exception):
-    """Something failed. The message says what is wrong and what to do, in a sentence or two."""
+    """Something failed. The message says what is wrong and what to do next."""
 
 
 class UsageError(ClipguideError):
-    """What was asked for cannot be done; asking differently can."""
+    """The request cannot be carried out as given. The message says what to change."""
 
 
 class ClipguideWarning(UserWarning):

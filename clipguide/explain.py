@@ -1,8 +1,9 @@
-"""Where in a picture a CLIP sees a text: heat maps of attention (transformers) or of features
-(convolutions).
+"""Heat maps of the places in an image where a CLIP sees a text.
 
-Shapes: B pictures, N texts, D of the embedding, 3 channels, C features, H rows, W columns, A heads,
-L tokens, Q queries. Heat is in [0, 1].
+They use attention for transformers, and features for convolutional towers.
+
+Shapes: B images, N texts, D of the embedding, 3 channels, C features, H rows, W columns, A heads, L
+tokens, Q queries. Heat is in [0, 1].
 """
 
 from __future__ import annotations
@@ -37,18 +38,26 @@ def heat_maps(
     *,
     contrast: bool = True,
 ) -> torch.Tensor:
-    """map_BNHW in [0, 1]: how much each place of each picture speaks for each text.
+    """Return map_BNHW in [0, 1]: how much each place of each image supports each text.
 
-    H = W = `clip.image_size`, of what the tower sees after its resize and crop. Each map is scaled
-    to its own range, and all 0 where nothing speaks for its text. With `contrast` the texts are
-    told apart: each map is of what its text has more than the mean of all (a single text is taken
-    as it is). Transformers by the gradient-weighted attention of Chefer et al. 2021 (eqs. 5 and 6),
-    convolutions by Grad-CAM (Selvaraju et al. 2017, eqs. 1 and 2) of the last features, times
-    LayerCAM (Jiang et al. 2021, eqs. 5 to 7) of those of two stages before, which are finer. An
-    Ensemble's is the weighted mean of its members'.
+    H = W = `clip.image_size`. The map covers what the tower sees after resize and crop. Each map is
+    scaled to its own range. It is 0 everywhere if no place supports its text.
 
-    UsageError if there is no picture or no text, or text_ND is none of this CLIP; ClipguideError if
-    the tower shows neither attention nor features.
+    Transformers use the gradient-weighted attention of Chefer et al. 2021 (eqs. 5 and 6).
+    Convolutional towers use Grad-CAM (Selvaraju et al. 2017, eqs. 1 and 2) of the last features,
+    multiplied by LayerCAM (Jiang et al. 2021, eqs. 5 to 7) of the two finer stages before them. The
+    map of an Ensemble is the weighted mean of the maps of its members.
+
+    Args:
+        clip: the CLIP.
+        pictures: PIL images.
+        text_ND: the unit embeddings of the texts, by the same CLIP.
+        contrast: whether each map shows how its text differs from the mean of all texts. A single
+            text is always used as it is.
+
+    Raises:
+        UsageError: there is no image or no text, or the width of text_ND is not that of the CLIP.
+        ClipguideError: the tower has neither attention nor features that can be read.
     """
     if not len(pictures):
         raise UsageError("There is no picture to explain.")
@@ -65,10 +74,10 @@ def heat_maps(
 def overlay(
     picture: Image.Image, map_HW: torch.Tensor, *, resize_mode: str = "squash", opacity: float = 0.8
 ) -> Image.Image:
-    """The picture in grey with its heat over it, from clear by red to yellow.
+    """Return the image in grey with its heat map over it, from transparent over red to yellow.
 
-    `resize_mode` is how the CLIP fits pictures into its square, `clip.resize_mode`:
-    the map is laid where it belongs, and what "shortest" crops off stays cold.
+    `resize_mode` is `clip.resize_mode`: how the CLIP fits an image into its square. The map is
+    placed accordingly, and what "shortest" crops off gets no heat.
     """
     picture = load(picture)
     heat_HW1 = _lay(map_HW.detach().float().cpu(), picture.size, resize_mode)[..., None]

@@ -1,16 +1,18 @@
-"""The loop over a canvas: an objective's gradient, step by step, makes the picture better.
+"""The optimisation loop: at each step, the gradient of an objective moves the parameters of a
+canvas.
 
     canvas = Fourier(128, 128, [torch.Generator().manual_seed(0)])
     for step in Loop(canvas, Similarity(clip, "a red fox"), steps=200):
         print(step.index, step.loss_B)
-    picture = step.best()
+    image_B3HW = step.best()
 
-Each step decodes the canvas once. The gradient at the decoded picture is the mean over `accumulate`
-calls of the objective, each with views of its own, so that memory does not grow with their number;
-it is scaled to an rms of 1 per picture, taken back through the decoder, and Adam (Kingma & Ba 2015)
-moves the parameters, at a rate that falls along a cosine (Loshchilov & Hutter 2017).
+Each step decodes the canvas once. The gradient at the decoded image is the mean over `accumulate`
+calls of the objective. Each call has its own views, so memory does not grow with their number. The
+gradient is scaled to an rms of 1 for each image and goes back through the decoder. Adam (Kingma &
+Ba 2015) then moves the parameters. Its learning rate falls along a cosine (Loshchilov & Hutter
+2017).
 
-Shapes: B pictures, 3 channels, H rows, W columns.
+Shapes: B images, 3 channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -33,10 +35,19 @@ MAX_SKIPPED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """After step `index` (from 0) of `total`: loss_B before it; every `score_every` steps, and at
-    the last, the guide's and the judge's cosine_B of the picture after it, else None. `image()` is
-    that picture, image_B3HW in [0, 1]; `best()` the one that the judge liked best so far, without a
-    judge the latest."""
+    """The state of the loop after one step.
+
+    Attributes:
+        index: the number of the step, from 0.
+        total: the number of steps of the loop.
+        loss_B: the loss before the step.
+        guide_score_B: the cosine similarity of the guide after the step. It is None except at every
+            `score_every`-th step and at the last.
+        judge_score_B: the same for the judge.
+        image: returns the current image_B3HW, in [0, 1].
+        best: returns the image_B3HW with the best score of the judge so far; without a judge, the
+            current one.
+    """
 
     index: int
     total: int
@@ -48,37 +59,44 @@ class Step:
 
     @property
     def samples(self) -> int:
-        """How many pictures."""
+        """Return the number of images."""
         return len(self.loss_B)
 
     @property
     def preview(self) -> Callable[[], torch.Tensor]:
-        """`image`, by the name that a sampler's step has for it."""
+        """Return `image`, under the name that it has in the steps of a sampler."""
         return self.image
 
 
 class Loop:
-    """The loop as an object, to be stopped and gone on with: iterate it; `state_dict()` between two
-    steps, loaded into a loop that was made alike, goes on with the same bits.
+    """An optimisation loop that can be stopped and resumed. Iterate it to run it.
+
+    Call `state_dict()` between two steps, and load the result into a loop with the same arguments.
+    That loop continues with the same bits.
 
     Args:
-        canvas: what is drawn on; changed in place.
-        objective: what to go down; `at` its schedules' progress, 0 first and 1 last.
-        steps: how many.
-        lr: Adam's rate at the first step; `decay` times that at the last.
-        accumulate: calls of the objective a step, each with new views.
-        ema: of the parameters, for the pictures that are shown, judged and kept; 0 is none.
-        judge: scores, and by its scores the best picture is kept.
-        judge_from: the first step that it scores; earlier pictures are not kept.
-        guide: scores beside it, and picks nothing.
-        score_every: steps from one score to the next.
-        span: the progress of the first and of the last step, for a loop that is a part of another.
-        patience: stop after so many scores in which no picture got better; never if None.
-        generators: one a picture, on the CPU, for its views; by default all begin alike.
+        canvas: the canvas to draw on. The loop changes it in place.
+        objective: the objective to minimise. Its schedules see a progress from 0 to 1.
+        steps: the number of steps.
+        lr: the learning rate of Adam at the first step.
+        decay: the factor of `lr` at the last step.
+        accumulate: the number of calls of the objective in a step, each with new views.
+        ema: the decay of the average of the parameters. The loop shows, scores and keeps images of
+            this average; 0 is no average.
+        judge: a Similarity whose score selects the best image.
+        judge_from: the first step that the judge scores. Earlier images are not kept.
+        guide: a Similarity whose score is reported, and selects nothing.
+        score_every: the number of steps between two scores.
+        span: the progress at the first and at the last step, for a loop that is part of another
+            one.
+        patience: stop after this number of scores in which no image improved; never if None.
+        generators: one for each image, on the CPU, for its views. By default, all have the same
+            seed.
 
     Raises:
-        UsageError: a setting is out of range.
-        ClipguideError: while it runs, after three gradients of one picture that are no numbers.
+        UsageError: an argument is out of range.
+        ClipguideError: while the loop runs, the gradient of an image is not a number for the third
+            time.
     """
 
     def __init__(
@@ -140,13 +158,13 @@ class Loop:
         self._mean = [p.detach().clone() for p in self.canvas.parameters()] if self.ema else []
 
     def set_image(self, image_B3HW: torch.Tensor) -> None:
-        """Go on from these pictures in [0, 1]: what Adam and the average remember is forgotten."""
+        """Continue from these images in [0, 1]. The state of Adam and of the average is reset."""
         self.canvas.encode(image_B3HW)
         self._begin()
 
     @property
     def done(self) -> bool:
-        """Whether there is no step left, or patience has run out."""
+        """Return whether no step is left, or `patience` has run out."""
         return self.index >= self.steps or (
             self.patience is not None and self._stale >= self.patience
         )
@@ -156,7 +174,7 @@ class Loop:
             yield self.step()
 
     def step(self) -> Step:
-        """One step."""
+        """Take one step."""
         for group in self._adam.param_groups:
             group["lr"] = self._rate()
         low, high = self.span
@@ -196,17 +214,19 @@ class Loop:
 
     @torch.no_grad()
     def image(self) -> torch.Tensor:
-        """image_B3HW in [0, 1] of the averaged parameters."""
+        """Return the image_B3HW of the averaged parameters, in [0, 1]."""
         with self._averaged():
             return self.canvas.decode().clamp(0, 1)
 
     def best(self) -> torch.Tensor:
-        """image_B3HW that the judge liked best, each picture's from its own step; without a judge,
-        or before its first score, the latest."""
+        """Return the image_B3HW with the best score of the judge, from any step for each image.
+
+        Without a judge, or before its first score, it is the current image.
+        """
         return self.image() if self._best is None else self._best
 
     def state_dict(self) -> dict:
-        """All that the steps to come depend on."""
+        """Return everything that the remaining steps depend on."""
         return {
             "index": self.index,
             "stale": self._stale,
@@ -220,7 +240,7 @@ class Loop:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from there."""
+        """Continue from the state of another loop with the same arguments."""
         self.index, self._stale = state["index"], state["stale"]
         self._skipped = list(state["skipped"])
         self.canvas.load_state_dict(state["canvas"])

@@ -36,7 +36,7 @@ _JOINERS = "\u200d\ufe0e\ufe0f"
 
 @dataclass(frozen=True)
 class Part:
-    """A text and its finite weight."""
+    """A text and its weight, which is finite."""
 
     text: str
     weight: float = 1.0
@@ -44,7 +44,8 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class ImagePart:
-    """A picture and its finite weight: a PIL image, or a tensor image_3HW in [0, 1]."""
+    """An image and its weight, which is finite. The image is a PIL image, or image_3HW in [0, 1].
+    """
 
     image: Image.Image | torch.Tensor
     weight: float = 1.0
@@ -53,8 +54,12 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The parts of one prompt, at least one, whose weights are not all 0 and do not cancel each
-    other out, as those of "a fox | a fox:-1" do. Else UsageError."""
+    """The parts of one prompt, at least one.
+
+    Raises:
+        UsageError: all weights are 0, or the weights cancel each other out, as in
+            "a fox | a fox:-1".
+    """
 
     parts: tuple[Part | ImagePart, ...]
 
@@ -86,12 +91,16 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """What a generator is conditioned on: the texts of positive weight, joined by commas."""
+        """Return what conditions a generator: the texts of positive weight, joined by commas."""
         return ", ".join(part.text for part in self.parts if part.weight > 0 and part.text)
 
 
 def compose(*parts: str | Part | Prompt | ImagePart | Image.Image | torch.Tensor) -> Prompt:
-    """One prompt of texts, which are parsed, parts, other prompts and pictures of weight 1."""
+    """Make one Prompt of several parts.
+
+    Args:
+        *parts: texts, which are parsed; parts; prompts; and images, which get a weight of 1.
+    """
     together: list[Part | ImagePart] = []
     for part in parts:
         if isinstance(part, (Part, ImagePart)):
@@ -104,7 +113,11 @@ def compose(*parts: str | Part | Prompt | ImagePart | Image.Image | torch.Tensor
 
 
 def parse(prompt: str) -> Prompt:
-    """The Prompt that a text spells out. UsageError if it is empty or a weight is no number."""
+    """Return the Prompt that a text spells.
+
+    Raises:
+        UsageError: the text is empty, or a weight is not a finite number.
+    """
     check_text(prompt)
     pieces = _PIECE.findall(prompt)
     parts = [_part(group, prompt) for group in _split(pieces, "|")]

@@ -1,9 +1,9 @@
-"""What made a picture, kept in its PNG.
+"""The recipe of an image, which its PNG contains.
 
-A PNG carries two text chunks: `clipguide`, the recipe as JSON, and `parameters`, the same in the
-layout of the AUTOMATIC1111 web UI, which many programs read; and if it was asked for a third,
-`clipguide-trace`, what steering saw at each step. Reading is strict: a recipe comes from
-a file that anybody may have written, so every field is checked and nothing in it is acted upon.
+A PNG has two text chunks. `clipguide` is the recipe as JSON. `parameters` is the same in the layout
+of the AUTOMATIC1111 web UI, which many programs read. With a trace, a third chunk,
+`clipguide-trace`, has the scores of each step. Anyone may have written a file, so reading is
+strict: every field is checked, and reading a recipe runs nothing.
 """
 
 from __future__ import annotations
@@ -35,20 +35,32 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that made one picture.
+    """Everything that is needed to draw one image again.
 
-    `seed` is the seed of this picture's own generator, `batch_seeds` those of the batch in which it
-    was sampled, `batch_position` its place there. `options` are those of the steering method that
-    are not as by default, each as JSON. Fingerprints are sha256 digests of weights (and, of a CLIP,
-    of its preprocessing). Scores are cosine similarities; without a judge its name and fingerprint
-    are empty. `libraries` maps a package to its version. `decoder` is what steering saw by, with
-    its rung of the ladder, as "vae:whole" ("auto" where nothing was looked at), `tiny` the folder
-    of a tiny one, `cutouts` how many the guide looked at beside the whole picture, `refine` how
-    many steps of the loop came after it; `rewards` are what pulled beside the guide and
-    `selected_by` what picked among candidates in its stead, each as `--reward` has it, with its
-    fingerprint; `question` is what vision-language models among them were asked; `cfg_window` are
-    the noise levels of classifier-free guidance, as "0.2,0.8", where these were set. Recipes from
-    before there was a choice lack these.
+    Recipes of early versions lack the fields that have defaults.
+
+    Attributes:
+        seed: the seed of the generator of this image.
+        batch_seeds: the seeds of the batch in which the image was sampled.
+        batch_position: the place of the image in that batch.
+        options: the options of the steering method that differ from their defaults, each as JSON.
+        model_fingerprint, clip_fingerprint, judge_fingerprint, tiny_fingerprint: sha256 digests of
+            the weights, and for a CLIP of its preprocessing too. Without a judge, its name and
+            fingerprint are empty.
+        guide_score, judge_score: cosine similarities.
+        libraries: the version of each package.
+        decoder: the decoder that steering used, with its rung of the ladder, such as "vae:whole";
+            "auto" if nothing was decoded for steering.
+        tiny: the folder of a tiny decoder.
+        cutouts: the number of crops that the guide saw besides the whole image.
+        refine: the number of steps of the optimisation loop after sampling.
+        rewards: the rewards that steered together with the guide, as `--reward` takes them, each
+            with its fingerprint.
+        selected_by: the rewards that selected among candidates in place of the objective, in the
+            same form.
+        question: the question to the vision-language models among the rewards.
+        cfg_window: the noise levels of classifier-free guidance, such as "0.2,0.8", if they were
+            set.
     """
 
     version: int = FORMAT
@@ -91,12 +103,11 @@ class Recipe:
     cfg_window: str = ""
 
     def to_json(self) -> str:
-        """The recipe as one line of JSON."""
+        """Return the recipe as one line of JSON."""
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
     def resolving(self, asked: Recipe) -> Recipe:
-        """What was asked for, with the decoder that was chosen for this picture where the choice
-        was left open, or its rung."""
+        """Return `asked` with the decoder of this recipe, if `asked` left the choice open."""
         if asked.decoder not in ("auto", self.decoder.partition(":")[0]):
             return asked
         chosen = ("decoder", "tiny", "tiny_fingerprint")
@@ -104,7 +115,7 @@ class Recipe:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The picture files that it began with, or says that it did."""
+        """Return the image files that the image began with, as the recipe names them."""
         found = []
         for name in ("digests", "init", "mask", "pictures"):
             try:
@@ -115,7 +126,7 @@ class Recipe:
         return tuple(dict.fromkeys(str(file) for file in found if file))
 
     def parameters(self) -> str:
-        """The recipe in the layout of the AUTOMATIC1111 web UI."""
+        """Return the recipe in the layout of the AUTOMATIC1111 web UI."""
         lines = [self.prompt]
         if self.negative:
             lines.append(f"Negative prompt: {self.negative}")
@@ -141,7 +152,11 @@ def _quoted(value: object) -> str:
 
 
 def from_json(text: str) -> Recipe:
-    """The recipe that `to_json` wrote. UsageError if it is anything else."""
+    """Return the recipe that `to_json` wrote.
+
+    Raises:
+        UsageError: the text is anything else.
+    """
     if len(text) > MAX_JSON:
         raise UsageError("The recipe is too long to be one of clipguide's.")
     try:
@@ -167,7 +182,7 @@ def from_json(text: str) -> Recipe:
 
 
 def differences(then: Recipe, now: Recipe) -> list[str]:
-    """What differs between two recipes, scores aside, in words: 'torch: 2.6.0 then, 2.7.0 now'."""
+    """Return what differs between two recipes, except scores: 'torch: 2.6.0 then, 2.7.0 now'."""
     old, new = ({**vars(recipe), **recipe.libraries} for recipe in (then, now))
     for values in (old, new):
         for name in ("libraries", "guide_score", "judge_score"):

@@ -1,9 +1,9 @@
-"""The best of many pictures: by several criteria, without near-duplicates, and diverse.
+"""Select the best of many images: by several criteria, without near-duplicates, and diverse.
 
-Everything works on scores and unit vectors, so that one pass over the pictures is enough, and ties
-go to what came first.
+Everything works on scores and unit embeddings, so each image is embedded once. Ties keep the order
+of the input.
 
-Shapes: B pictures, D the width of the embedding.
+Shapes: B images, D the width of the embedding.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ DUPLICATE = 0.98  # cosine of two pictures; see `duplicates`
 
 @dataclass(frozen=True, eq=False)
 class Criterion:
-    """What pictures are judged by: score_B, higher is better unless `weight` is negative.
+    """One criterion for ranking images.
 
-    `unit` says which criteria can be added as they are: cosines with texts, say.
+    Args:
+        name: its name, for messages and tables.
+        score_B: the score of each image. Higher is better, unless `weight` is negative.
+        weight: its factor in the sum.
+        unit: criteria with the same unit are added as they are. Cosine similarities have "cosine".
     """
 
     name: str
@@ -41,8 +45,13 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Order:
-    """Places in the input, the best first; those dropped, each with the one that it resembles;
-    and the relevance of every picture, by which they were sorted."""
+    """The result of `rank`.
+
+    Attributes:
+        best: the places in the input of the images that are kept, the best first.
+        duplicate_of: for each dropped image, the place of the image that it resembles.
+        relevance: the score of every image of the input.
+    """
 
     best: list[int]
     duplicate_of: dict[int, int] = field(default_factory=dict)
@@ -50,13 +59,16 @@ class Order:
 
 
 def combine(criteria: Sequence[Criterion]) -> torch.Tensor:
-    """Relevance_B (float64): the sum of all scores, each times its weight.
+    """Return relevance_B (float64): the weighted sum of all criteria.
 
-    Criteria of one unit are added as they are: a prompt's cosine less a negative's. Where units
-    differ (an aesthetic head gives 1 to 10), the scores of each are first divided by one scale, the
-    root mean square of its criteria's standard deviations over these pictures, and centred; a unit
-    in which the pictures do not differ then counts for nothing. UsageError if there is no
-    criterion, or their lengths differ.
+    Criteria with the same unit are added as they are, for example the cosine similarities of a
+    prompt and of a negative prompt. If units differ (an aesthetic head returns 1 to 10), the scores
+    of each unit are first centred, and divided by the root mean square of the standard deviations
+    of its criteria over these images. A unit in which all images have the same score then has no
+    effect.
+
+    Raises:
+        UsageError: there is no criterion, or the lengths of the scores differ.
     """
     if not criteria:
         raise UsageError("There is nothing to rank by: give a text, a negative or an aesthetic.")
@@ -82,13 +94,20 @@ def rank(
     diversity: float = 0.0,
     duplicate: float | None = None,
 ) -> Order:
-    """The order of pictures of a relevance and unit vectors, the best first; at most `keep`.
+    """Return the order of images, the best first.
 
-    Pictures whose cosine with a better one is at least `duplicate` are dropped first. `diversity`
-    in [0, 1] chooses by `mmr`, with relevance and the cosines with the most relevant picture each
-    stretched to [0, 1] over the pictures left, so that it means the same for every CLIP; 0 is the
-    plain order.
-    UsageError for a number out of its range.
+    Args:
+        relevance_B: the score of each image, for example of `combine`.
+        unit_BD: the unit embeddings of the images.
+        keep: the largest number of images to keep; all if None.
+        diversity: from 0, the order by score alone, to 1. It selects by `mmr`. Before that, the
+            scores and the cosine similarities with the best image are stretched to [0, 1] over the
+            remaining images, so that the same value works for every CLIP.
+        duplicate: images are dropped first if their cosine similarity with a better image is at
+            least this; none if None.
+
+    Raises:
+        UsageError: a number is out of range.
     """
     if keep is not None and keep < 1:
         raise UsageError(f"At least one picture is kept, not {keep}.")
@@ -106,7 +125,7 @@ def rank(
 
 
 def plain_order(relevance_B: torch.Tensor) -> list[int]:
-    """The places of pictures, the most relevant first; of equals, the first first."""
+    """Return the places of images, the most relevant first. Ties keep the order of the input."""
     return relevance_B.argsort(descending=True, stable=True).tolist()
 
 

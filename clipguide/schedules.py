@@ -1,14 +1,16 @@
-"""Schedules: how a weight changes while a picture is sampled.
+"""Schedules: how a weight changes while an image is sampled.
 
-Progress runs from 0 (pure noise) to 1 (clean); it is 1 − the noise level. A schedule is spelt
+Progress runs from 0 (pure noise) to 1 (clean). It is 1 − the noise level. The syntax of a schedule
+is
 
     spec  = piece {"," piece}
-    piece = value ["@" start ".." end]      0 <= start < end <= 1; all of 0..1 without it
+    piece = value ["@" start ".." end]      0 <= start < end <= 1; 0..1 if it is left out
     value = number | number ">" number      constant, or linear from start to end
 
-and is 0 where no piece is: "0.2@0..0.4", "0.1>0.3@0..0.5, 0.3@0.5..1". Pieces do not overlap; both
-ends belong to a piece, and where one ends as another begins, the later one counts. A number has a
-digit on each side of its point, or none before it; blanks are free.
+Examples are "0.2@0..0.4" and "0.1>0.3@0..0.5, 0.3@0.5..1". Where no piece applies, the value is 0.
+Pieces do not overlap. Both ends belong to a piece. If one piece ends where another begins, the
+later one counts there. A number has a digit on each side of its point, or none before it. Blanks
+are ignored.
 """
 
 from __future__ import annotations
@@ -55,8 +57,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number for each progress in [0, 1]: `schedule` makes one. Of pieces, or of a function of
-    the noise level."""
+    """A function from progress in [0, 1] to a number. `schedule` makes one.
+
+    It consists of pieces, or of a function of the noise level.
+    """
 
     pieces: tuple[Piece, ...] = ()
     function: Callable[[float], float] | None = field(default=None)
@@ -94,11 +98,15 @@ Spec = float | Sequence[float] | str | Callable[[float], float] | Schedule
 
 
 def schedule(spec: Spec) -> Schedule:
-    """A schedule of what was given: a callable from progress to a number.
+    """Make a Schedule, which is called with progress and returns a number.
 
-    A number is constant; a pair goes linearly from its first at pure noise to its second at a
-    clean picture; a function is given the noise level, 1 to 0, not the progress; a text is as the
-    module says. UsageError for anything else.
+    Args:
+        spec: a number, which is constant; a pair, which goes linearly from the first number at pure
+            noise to the second at the clean image; a function of the noise level, which runs from 1
+            to 0; or a text in the syntax of `clipguide.schedules`, such as "0.2@0..0.4".
+
+    Raises:
+        UsageError: `spec` is none of these.
     """
     if isinstance(spec, Schedule):
         return spec

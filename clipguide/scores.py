@@ -1,6 +1,6 @@
-"""Scores of pictures against texts, on unit vectors, as the literature defines them.
+"""Scores of images against texts, from unit embeddings, as the literature defines them.
 
-Shapes: B images, N texts, R references, D the width of the embedding; ... whatever both have.
+Shapes: B images, N texts, R references, D the width of the embedding. Dimensions ... may be any.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ W = 2.5  # of Hessel et al. 2021, to stretch cosines towards the range of 0 to 1
 
 
 def cosine(image_BD: torch.Tensor, text_ND: torch.Tensor) -> torch.Tensor:
-    """Cosines_BN of unit vectors, in [-1, 1]. UsageError if they are not of one width."""
+    """Return the cosine similarities_BN of unit embeddings, in [-1, 1].
+
+    Raises:
+        UsageError: the embeddings differ in width.
+    """
     if image_BD.shape[-1] != text_ND.shape[-1]:
         raise UsageError(
             f"Vectors of {image_BD.shape[-1]} and of {text_ND.shape[-1]} numbers cannot be "
@@ -23,9 +27,11 @@ def cosine(image_BD: torch.Tensor, text_ND: torch.Tensor) -> torch.Tensor:
 
 
 def clip_score(cosine: torch.Tensor) -> torch.Tensor:
-    """CLIPScore of cosines, 2.5 max(cos, 0), in [0, 2.5] (Hessel et al. 2021, eq. 1).
+    """Return the CLIPScore of cosine similarities: 2.5 max(cos, 0), in [0, 2.5].
 
-    Torchmetrics gives 100 max(cos, 0) by this name, and others 100 cos.
+    torchmetrics uses the same name for 100 max(cos, 0), and other programs for 100 cos.
+
+    Source: Hessel et al. 2021, eq. 1.
     """
     return W * cosine.clamp(0, 1)
 
@@ -33,11 +39,20 @@ def clip_score(cosine: torch.Tensor) -> torch.Tensor:
 def ref_clip_score(
     clip_score: torch.Tensor, caption_D: torch.Tensor, references_RD: torch.Tensor
 ) -> torch.Tensor:
-    """RefCLIPScore: the harmonic mean of a caption's CLIPScore and of its cosine with the nearest
-    reference, or 0 if that is negative; in [0, 10/7] (Hessel et al. 2021, eq. 2).
+    """Return RefCLIPScore, in [0, 10/7].
 
-    For one caption, or for several at once: clip_score_..., caption_...D and references_...RD.
-    UsageError if there is no reference.
+    It is the harmonic mean of the CLIPScore of a caption and its cosine similarity with the nearest
+    reference. A negative similarity counts as 0.
+
+    Args:
+        clip_score: clip_score_..., of one caption or of several.
+        caption_D: caption_...D, their unit embeddings.
+        references_RD: references_...RD, the unit embeddings of R references for each.
+
+    Raises:
+        UsageError: there is no reference.
+
+    Source: Hessel et al. 2021, eq. 2.
     """
     if not references_RD.shape[-2]:
         raise UsageError("RefCLIPScore needs a reference text to compare with.")
@@ -49,10 +64,10 @@ def ref_clip_score(
 def probability(
     cosine_BN: torch.Tensor, *, logit_scale: float, logit_bias: float = 0.0
 ) -> torch.Tensor:
-    """Probability_BN of each text, in [0, 1], from a CLIP's own logits, scale · cos + bias.
+    """Return the probability_BN of each text, in [0, 1], from the logits scale · cos + bias.
 
-    Without a bias they are a softmax over the texts, which sums to 1 (Radford et al. 2021, §3.1.2);
-    with one, as SigLIP has, a sigmoid of each text on its own (Zhai et al. 2023, §3.2).
+    Without a bias, it is the softmax over the texts, which sums to 1 (Radford et al. 2021, §3.1.2).
+    With a bias, as SigLIP has, it is the sigmoid of each text (Zhai et al. 2023, §3.2).
     """
     logits_BN = logit_scale * cosine_BN + logit_bias
     return logits_BN.sigmoid() if logit_bias else logits_BN.softmax(-1)

@@ -1,10 +1,11 @@
-"""Views: crops of a picture, resized, mirrored and jittered, each drawn from its own generator.
+"""Views: crops of an image, resized, mirrored and jittered, with random numbers of each image's
+own.
 
-A gradient averaged over views is one that no single pixel grid can exploit (cutouts: Crowson et al.
-2022, VQGAN-CLIP). All numbers of an image's views come from that image's generator, in a fixed
-order, so an image has the same views in a batch and alone.
+The gradient is averaged over views, so that no single pixel grid can exploit it (cutouts: Crowson
+et al. 2022, VQGAN-CLIP). All random numbers of an image's views come from the generator of that
+image, in a fixed order. An image therefore has the same views in a batch and alone.
 
-`Cutouts` are plain and quick; `Warped` views are turned, seen in perspective, recoloured and more.
+`Cutouts` are plain and fast. `Warped` views are also rotated, seen in perspective and recoloured.
 
 Shapes: B images, N views an image, 3 channels, H rows, W columns, s the side of a view.
 """
@@ -24,7 +25,7 @@ from .errors import ClipguideError, UsageError, close_matches
 
 
 class Views(Protocol):
-    """What objectives ask of views: how many an image has, and themselves."""
+    """The interface that objectives use: the number of views an image, and the views."""
 
     def __len__(self) -> int: ...
 
@@ -35,12 +36,18 @@ class Views(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Cutouts:
-    """How views are drawn; called, draws them.
+    """Random square crops of an image. Call it with images to draw them.
 
-    The first view is the whole picture as it is, unless `whole` is off; `number` crops follow, with
-    a side of `size_range` times the shorter side of the picture. A crop is mirrored with
-    probability `flip`; its contrast is scaled and each of its channels shifted by up to ± `jitter`,
-    and normal noise of deviation `noise` is added, for pixels in [0, 1]. Values may leave [0, 1].
+    The first view is the whole image, unless `whole` is False. Values of the crops may leave [0,
+    1].
+
+    Args:
+        number: the number of crops.
+        size_range: the side of a crop, as a fraction of the shorter side of the image.
+        flip: the probability that a crop is mirrored.
+        jitter: the contrast is multiplied by 1 ± `jitter`, and each channel shifted by ± `jitter`.
+        noise: the standard deviation of the normal noise that is added, for pixels in [0, 1].
+        whole: whether the first view is the whole image.
     """
 
     number: int = 4
@@ -58,15 +65,21 @@ class Cutouts:
             raise UsageError(f"A size_range of views lies in (0, 1], not {self.size_range}.")
 
     def __len__(self) -> int:
-        """Views an image."""
+        """Return the number of views an image."""
         return self.number + self.whole
 
     def __call__(
         self, image_B3HW: torch.Tensor, generators: Sequence[torch.Generator], *, size: int
     ) -> torch.Tensor:
-        """Views (B·N, 3, size, size), those of image 0 first, differentiable.
+        """Return the views (B·N, 3, size, size), those of image 0 first. They are differentiable.
 
-        `generators` are on the CPU, one an image: ClipguideError if they are not as many.
+        Args:
+            image_B3HW: images in [0, 1].
+            generators: one for each image, on the CPU.
+            size: the side of a view, in pixels.
+
+        Raises:
+            ClipguideError: the number of generators is not that of the images.
         """
         _check_number(generators, image_B3HW)
         views = [
@@ -140,31 +153,36 @@ _LIMITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Warped:
-    """Views for loops that draw a picture from nothing; called like `Cutouts`, draws them.
+    """Random views for loops that draw an image from nothing. Call it as `Cutouts`.
 
-    `overview` views show the whole picture, squashed to a square; `inner` crops follow, with a
-    side of low + (high − low)·t times the shorter side of the picture, (low, high) = `size_range`.
-    By the law "power" (Crowson's cut_pow, Disco Diffusion's cut_ic_pow) t = u**power with u uniform
-    in [0, 1): a power above 1 favours small crops. By "cosine" t = (1 − cos(π·u**power)) / 2, which
-    favours both ends.
+    The first `overview` views show the whole image, squashed to a square. The next `inner` views
+    are crops with a side of low + (high − low)·t times the shorter side of the image, where (low,
+    high) is `size_range`. With `law="power"` (cut_pow of Crowson, cut_ic_pow of Disco Diffusion), t
+    = u**power with u uniform in [0, 1). A power above 1 favours small crops. With `law="cosine"`, t
+    = (1 − cos(π·u**power)) / 2, which favours both ends of the range.
 
-    Each view, an overview too, is mirrored with probability `flip`. Then, each with probability `p`
-    and independent of the others, it is
-    - sheared by up to ± `shear` degrees, scaled by a number of the range `scale`, turned by up to
-      ± `degrees` and shifted by up to ± `translate` of its side;
-    - seen in perspective: its corners move inwards by up to `perspective` / 2 of its side along x
-      and y, as torchvision's and kornia's distortion_scale has it;
-    - recoloured: gains of 1 ± `brightness`, 1 ± `contrast` about the mean, 1 ± `saturation` of the
-      chroma, and a hue turned by up to ± `hue` of a turn.
-    It is greyscale with probability `grey`; with probability `erase` a rectangle of 0.1 to 0.4 of
-    its area is black; and normal noise is added, whose deviation is uniform in [0, `noise`) for
-    each view. Pixels are in [0, 1]; values of views may leave it.
+    Each view is mirrored with probability `flip`. Then these three happen, each with probability
+    `p` and independently of each other:
 
-    What a warp shows of beyond the view's edges is its `padding`: "reflection", "border" (the last
-    pixels go on) or "zeros" (black). A crop larger than it is shown is first resized, with
-    antialiasing, to about the size at which it is shown, then read once through one homography:
-    nothing aliases. Strong perspective has one size for a whole view, the mean, so its far side
-    may alias a little. At zero strength a view is `F.interpolate(antialias=True)` of its crop.
+    - A shear of up to ± `shear` degrees, a scale in the range `scale`, a rotation of up to ±
+      `degrees`, and a shift of up to ± `translate` of the side.
+    - A perspective: the corners move inwards by up to `perspective` / 2 of the side along x and y,
+      as distortion_scale of torchvision and kornia.
+    - A change of colour: a gain of 1 ± `brightness`, 1 ± `contrast` about the mean, 1 ±
+      `saturation` of the chroma, and a hue that turns by up to ± `hue` of a full turn.
+
+    A view becomes greyscale with probability `grey`. With probability `erase`, a rectangle of 0.1
+    to 0.4 of its area becomes black. Then normal noise is added, whose standard deviation is
+    uniform in [0, `noise`) for each view. The pixels of the image are in [0, 1]; those of a view
+    may leave it.
+
+    `padding` fills what a warp shows from outside the view: "reflection", "border" (the last pixels
+    continue) or "zeros" (black).
+
+    A crop that is larger than its view is first resized, with antialiasing, to about the size of
+    the view. It is then sampled once through one homography, which avoids aliasing. Strong
+    perspective uses the mean size of a view, so its far side may alias slightly. With all strengths
+    at 0, a view equals `F.interpolate(antialias=True)` of its crop.
     """
 
     overview: int = 1
@@ -209,10 +227,13 @@ class Warped:
 
     @classmethod
     def vqgan_clip(cls, *, number: int = 32) -> Warped:
-        """Like the VQGAN+CLIP notebooks (Crowson et al. 2022): 32 to 64 cutouts with cut_pow 1, no
-        smaller than what the CLIP sees (224 of about 450 px, hence the size_range); turned by 15
-        degrees and shifted by 0.1, perspective 0.7, hue and saturation 0.1, each with probability
-        0.7; noise_fac 0.1. The notebook with augmentations also erases: erase=0.7."""
+        """Return views like those of the VQGAN+CLIP notebooks (Crowson et al. 2022).
+
+        The notebooks use 32 to 64 cutouts with cut_pow 1, not smaller than the input of the CLIP.
+        That is 224 of about 450 pixels, hence the size_range. A rotation of 15 degrees, a shift of
+        0.1, a perspective of 0.7, and a hue and saturation of 0.1 each have probability 0.7.
+        noise_fac is 0.1. The notebook with augmentations also erases, with erase=0.7.
+        """
         return cls(
             overview=0,
             inner=number,
@@ -232,11 +253,15 @@ class Warped:
 
     @classmethod
     def disco(cls, *, overview: int = 12, inner: int = 4) -> Warped:
-        """Like the cuts of Disco Diffusion 5 in the first 400 of its 1000 steps; in the others they
-        are overview=4, inner=12. Inner cuts are no smaller than what the CLIP sees (224 of about
-        768 px). All are flipped by half, turned by 10 degrees, shifted by 0.05, recoloured by 0.1;
-        a tenth of all and a fifth of the inner cuts are grey (here 0.15 of all), and noise of 0.01
-        is added three times (the same power here). Disco pads overviews, here they are squashed."""
+        """Return views like the cuts of Disco Diffusion 5 in the first 400 of its 1,000 steps.
+
+        In the later steps, Disco Diffusion uses overview=4 and inner=12. Inner cuts are not smaller
+        than the input of the CLIP, which is 224 of about 768 pixels. Half of all cuts are flipped.
+        They are rotated by 10 degrees, shifted by 0.05 and recoloured by 0.1. In Disco Diffusion, a
+        tenth of all cuts and a fifth of the inner cuts are grey; here, 0.15 of all. Disco Diffusion
+        adds noise of 0.01 three times; here, noise of the same power is added once. Disco Diffusion
+        pads overviews; here, they are squashed.
+        """
         return cls(
             overview=overview,
             inner=inner,
@@ -255,15 +280,21 @@ class Warped:
         )
 
     def __len__(self) -> int:
-        """Views an image."""
+        """Return the number of views an image."""
         return self.overview + self.inner
 
     def __call__(
         self, image_B3HW: torch.Tensor, generators: Sequence[torch.Generator], *, size: int
     ) -> torch.Tensor:
-        """Views (B·N, 3, size, size), those of image 0 first, differentiable.
+        """Return the views (B·N, 3, size, size), those of image 0 first. They are differentiable.
 
-        `generators` are on the CPU, one an image: ClipguideError if they are not as many.
+        Args:
+            image_B3HW: images in [0, 1].
+            generators: one for each image, on the CPU.
+            size: the side of a view, in pixels.
+
+        Raises:
+            ClipguideError: the number of generators is not that of the images.
         """
         _check_number(generators, image_B3HW)
         wide_B3HW = image_B3HW.to(torch.promote_types(image_B3HW.dtype, torch.float32))

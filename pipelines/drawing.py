@@ -92,13 +92,14 @@ def register_canvas(
     lr: float = 0.15,
     replace: bool = False,
 ) -> Kind:
-    """Make a canvas known by a name.
+    """Register a canvas under a name.
 
     Args:
-        name: what `TextToCanvas(name)` and `clipguide optimize --canvas` call it.
-        make: from height and width in pixels and one generator an image to a Canvas.
-        lr: Adam's rate that suits it.
-        replace: whether a canvas of that name may be replaced.
+        name: the name for `TextToCanvas(name)` and `clipguide optimize --canvas`.
+        make: takes height and width in pixels and one generator for each image, and returns a
+            Canvas.
+        lr: the learning rate of Adam that suits the canvas.
+        replace: whether this entry may replace one of the same name.
 
     Raises:
         UsageError: the name is taken.
@@ -108,34 +109,43 @@ def register_canvas(
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """How a picture is drawn on a canvas. UsageError for values out of range.
+    """The settings of a drawing on a canvas.
 
     Args:
-        steps: of the loop.
+        steps: the number of steps of the loop.
         size: width and height in pixels; 128 each by default.
-        lr: Adam's rate at the first step, as a fraction of the rms of the VQGAN's codes or of the
-            deviation of the latents; the canvas's own by default; `decay` times that at the last.
-        cutouts: views a step, 32 at a time at most, their gradients added up; as many each time,
-            so that there may be a few more.
-        views: "plain" crops; "warped", which are turned and recoloured besides; those of the
+        lr: the learning rate of Adam at the first step, as a fraction of the rms of the codes of
+            the VQGAN or of the deviation of the latents; by default that of the canvas.
+        decay: the factor of `lr` at the last step.
+        cutouts: the number of views in a step. At most 32 are encoded at a time, and their
+            gradients are added. Each group has the same size, so there may be a few views more.
+        views: "plain" crops; "warped", which are also rotated and recoloured; or those of the
             notebooks, "vqgan-clip" and "disco".
-        ema: of the parameters that are shown, judged and kept.
-        grow: how many sizes, each twice the one before, the last of them `size`.
-        smooth: weight of the total variation.
-        temperature: of soft codes (VQGAN); 0 rounds.
-        start: "light" begins as a pale blur that the seed draws, "own" as the canvas itself does.
-        init: a picture file to begin as instead; `init_weight` keeps it near that, by the mean
-            squared error.
-        mask: a picture file, white where to draw; the rest stays as `init`.
-        pictures: files to be like, beside the prompt, each of weight 1.
-        tile: make opposite edges fit.
+        ema: the decay of the average of the parameters, whose images are shown, scored and kept.
+        grow: the number of sizes, each twice the one before. The last one is `size`.
+        smooth: the weight of the total variation.
+        temperature: the softness of the codes of a VQGAN; 0 rounds them.
+        start: "light" begins with a pale blur that depends on the seed, "own" as the canvas itself
+            does.
+        init: an image file to begin with instead.
+        init_weight: the weight of the mean squared error to `init`.
+        mask: an image file that is white where to draw. Elsewhere the image of `init` stays.
+        pictures: image files that the image must resemble, besides the prompt. Each has a weight of
+            1.
+        tile: whether opposite edges fit.
         symmetry: "horizontal" or "vertical".
-        palette: colours, "#rrggbb", to keep to; `palette_weight` says how firmly.
-        prompts_at: pairs of a step and the prompt from there on.
-        zoom, rotate, shift: after every `every` steps the picture is enlarged so many times, turned
-            by degrees against the clock, and moved by pixels to the right and down.
-        score_every: steps from one score of guide and judge to the next.
-        patience: stop after so many scores in which the judge liked no picture better.
+        palette: the colours to use, as "#rrggbb".
+        palette_weight: the weight of the palette.
+        prompts_at: pairs of a step and the prompt from that step on.
+        every: the number of steps between two moves of the image.
+        zoom: the factor of each move, which enlarges the image.
+        rotate: the angle of each move, in degrees anticlockwise.
+        shift: the shift of each move, in pixels to the right and down.
+        score_every: the number of steps between two scores of guide and judge.
+        patience: stop after this number of scores in which the judge's did not improve.
+
+    Raises:
+        UsageError: a value is out of range.
     """
 
     steps: int = 200
@@ -166,7 +176,7 @@ class Drawing:
     patience: int | None = None
 
     def check(self, canvas: str) -> None:
-        """UsageError for a setting that is out of range, or of another canvas than this."""
+        """Raise UsageError if a setting is out of range, or belongs to another canvas."""
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -218,29 +228,34 @@ class Drawing:
 
     @property
     def moving(self) -> bool:
-        """Whether the picture is moved as it is drawn."""
+        """Return whether the image is moved while it is drawn."""
         return self.zoom != 1 or self.rotate != 0 or any(self.shift)
 
     @property
     def accumulate(self) -> int:
-        """Calls of the objective a step, with `MICRO` views or fewer each."""
+        """Return the number of calls of the objective in a step, each with at most `MICRO` views.
+        """
         return -(-self.cutouts // MICRO)
 
     @property
     def judge_from(self) -> int:
-        """The first step whose picture may be kept: all that was asked for is in force by then,
-        and a picture that moves is kept as it ends."""
+        """Return the first step whose image may be kept.
+
+        All prompts apply by then. If the image is moved, only the last step is kept.
+        """
         if self.moving:
             return self.steps - 1
         return self.prompts_at[-1][0] if self.prompts_at else 0
 
     def seen(self) -> Views:
-        """The views of one call."""
+        """Return the views of one call of the objective."""
         return VIEWS[self.views](-(-self.cutouts // self.accumulate))
 
     def stages(self, factor: int) -> list[tuple[int, int, int, int]]:
-        """Height, width, first step and the one after the last of each size: sides are multiples of
-        `factor`, and sizes too small to be drawn are left out."""
+        """Return height, width, first step and the step after the last of each size.
+
+        Sides are multiples of `factor`. Sizes that are too small to draw are left out.
+        """
         width, height = self.size
         sizes = []
         for k in reversed(range(self.grow)):
@@ -255,12 +270,14 @@ class Drawing:
         ]
 
     def image_parts(self) -> list[ImagePart]:
-        """The pictures to be like."""
+        """Return the images that the image must resemble."""
         return [ImagePart(images.load(file)) for file in self.pictures]
 
     def options(self) -> dict[str, str]:
-        """What is not as by default, each as JSON, with the digests of files: for a recipe, which
-        has the steps, the size and the cutouts itself."""
+        """Return the settings that differ from their defaults, each as JSON, for a recipe.
+
+        Files have digests. The recipe has the steps, the size and the cutouts itself.
+        """
         found = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -271,7 +288,11 @@ class Drawing:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Drawing:
-        """The settings of a recipe. UsageError if they are none, or if a file has changed."""
+        """Return the settings of a recipe.
+
+        Raises:
+            UsageError: they are not valid, or a file has changed.
+        """
         try:
             options = {name: json.loads(value) for name, value in recipe.options.items()}
             digests = options.pop("digests", {})

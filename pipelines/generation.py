@@ -28,47 +28,52 @@ CANDIDATE_STRIDE = 1_000_000  # candidate k of the image of seed s has the seed 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """The settings of a run of text to image.
+    """The settings of a run from text to image.
 
     Args:
-        guide: what the CLIP steers towards, one text for all or one a prompt; the prompt itself if
-            None.
-        negative: what classifier-free guidance leads away from.
-        count: images of each prompt; the i-th has the seed `seed` + i.
-        best_of: candidates of each image, the k-th of the image's seed + k·1,000,000; the one on
-            which the objective is the lowest is kept.
-        method: how to steer: a name in `guidance.METHODS`, or a configured one. Particles of an
-            image are its candidates. "auto" is the one that gains most for `budget`.
-        strength: of the steering, as a fraction of rms(x0), a number or a schedule, as `steer` has
-            it; 0 is plain sampling; the method's own by default.
-        steps: of the sampler.
-        seed: 0 … 2⁶³ − 1.
-        cfg: scale of classifier-free guidance; 1 is none.
-        cfg_window: the noise levels at which that holds, as `steer` has them.
-        size: side in pixels, or width and height.
-        budget: × the cost of plain sampling, from 1, or seconds an image, as "30s", for which plain
-            sampling is timed first: of method "auto" for it all, 4 by default; else what decoder
-            "auto" may come to, 1.2 by default.
-        memory: GiB that the decoder and its gradient may take beside weights, as `steer` has it.
-        cutouts: crops of an image that the guide looks at, beside the whole; 0 … 256; 4 by default.
-        decoder: what steering sees x0 by: "auto", the default, "vae", "linear" or "tiny", or a
-            rung of the ladder, as "vae:half", as `steer` has it. The recipe keeps what was chosen.
-            The finished image is always the VAE's.
+        guide: the text that the CLIP steers towards: one for all prompts, or one for each. None is
+            the prompt itself.
+        negative: the negative prompt of classifier-free guidance.
+        count: the number of images of each prompt. The i-th has the seed `seed` + i.
+        best_of: the number of candidates of each image. The seed of the k-th is that of the image
+            plus k·1,000,000. The candidate with the lowest objective is kept.
+        method: a name in `guidance.METHODS`, or an instance. The particles of an image are its
+            candidates. "auto" chooses the method that gains most for `budget`.
+        strength: the strength of the steering as a fraction of rms(x0), a number or a schedule, as
+            in `steer`. 0 is plain sampling. The default is that of the method.
+        steps: the number of steps of the sampler.
+        seed: from 0 to 2⁶³ − 1.
+        cfg: the scale of classifier-free guidance; 1 is none.
+        cfg_window: the noise levels at which classifier-free guidance applies, as in `steer`.
+        size: the side in pixels, or width and height.
+        budget: a multiple of the cost of plain sampling, from 1; or seconds an image, such as
+            "30s", for which plain sampling is timed first. With method "auto" it limits the whole
+            cost, 4 by default. Otherwise it limits the decoder "auto", 1.2 by default.
+        memory: the memory in GiB that the decoder and its gradient may use besides the weights, as
+            in `steer`.
+        cutouts: the number of crops that the guide sees besides the whole image, from 0 to 256; 4
+            by default.
+        decoder: what decodes x0 for steering: "auto", the default, "vae", "linear" or "tiny", or a
+            rung of the ladder such as "vae:half", as in `steer`. The recipe keeps the choice. The
+            VAE always decodes the finished image.
         tiny: a folder of an AutoencoderTiny, or "hub", for "tiny" and "auto".
-        rewards: what pulls beside the guide, each as "pickscore:0.5" (`rewards.wanted`): their
-            gradients are balanced where all have one, so that a weight is a share of the pull;
-            else their values are added.
-        select: what picks among candidates in their stead, in the same form; and what particles,
-            rollover and lookahead go by.
-        question: what vision-language models among these are asked, with {} for the prompt.
+        rewards: rewards that steer together with the guide, such as "pickscore:0.5"
+            (`rewards.wanted`). If all have gradients, these are balanced, so that a weight is a
+            share of the gradient. Otherwise their values are added.
+        select: rewards that select among candidates in place of the objective, in the same form,
+            and by which particles, rollover and lookahead work.
+        question: the question to the vision-language models among the rewards, with {} for the
+            prompt.
         trust_pickle: whether weights of rewards may be read from pickles.
-        refine: steps of the loop on each finished image's latents; the judge decides whether the
-            image is better for them.
-        exact: sample one at a time: an image's bits do not depend on its neighbours.
-        batch_size: most samples at a time; by default 8, and 1 on a CPU, where a batch would save
-            about a tenth of the time, and an image drawn alone differ from it.
-        trace: score at every step, for `Picture.trace`; by default at every fifth.
-        frames: keep an image of each step in `Picture.frames`, which costs its decoding.
+        refine: the number of steps of the optimisation loop on the latents of each finished image.
+            The judge decides whether the result is kept.
+        exact: whether to sample one image at a time. The bits of an image then do not depend on its
+            neighbours.
+        batch_size: the largest number of samples at a time. The default is 8, and 1 on a CPU. On a
+            CPU a batch saves about a tenth of the time, and changes the bits of an image.
+        trace: whether to score at every step, for `Picture.trace`, instead of at every fifth.
+        frames: whether to keep an image of each step in `Picture.frames`, which takes the time of
+            one decoding.
 
     Raises:
         UsageError: a value is out of range.
@@ -120,8 +125,11 @@ class Generation:
             raise UsageError("A budget is for the method or the decoder auto, which choose by it.")
 
     def changed(self, changes: dict[str, object]) -> Generation:
-        """The same with some settings changed. UsageError, with close matches, for a name that
-        there is not."""
+        """Return the same settings with some changed.
+
+        Raises:
+            UsageError: there is no setting of that name. The message lists close matches.
+        """
         names = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in names:
@@ -137,8 +145,11 @@ class Generation:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Generation:
-        """What a recipe was made by: its batch is one of `replay`'s. UsageError if it names what
-        there is not."""
+        """Return the settings of a recipe, without its batch, which `replay` has.
+
+        Raises:
+            UsageError: the recipe names a setting that does not exist.
+        """
         return cls(
             guide=recipe.guide,
             negative=recipe.negative,

@@ -29,10 +29,14 @@ LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "timm")
 def load_pipeline(
     model: str, *, device: str = "cpu", dtype: str = "float32", safety_checker: bool = False
 ) -> DiffusionPipeline:
-    """A pipeline that can be steered, of "mini", a folder or a name; safetensors only. A safety
-    checker is left out, with a warning, unless it is asked for.
+    """Load a pipeline that can be steered. It reads safetensors only.
 
-    UsageError for a name that is none of these, ClipguideError for one that does not load.
+    `name` is "mini", a folder or the name of a model. The safety checker is left out, with a
+    warning, unless you ask for it.
+
+    Raises:
+        UsageError: the name is none of these.
+        ClipguideError: the pipeline does not load.
     """
     weights_dtype = to_dtype(dtype)
     to_device(device)

@@ -12,11 +12,19 @@ from ..recipe import Recipe
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, how it was made, its cosines with the guide's text, for guide and judge, what
-    steering saw at each step, as `Report.rows` has it, and if they were asked for the `frames`: a
-    picture for each step of what its x0 decodes to, the last of them the finished one. `rank`,
-    higher is better, is −objective, which best-of goes by. `eased` is the step, from 0, from which
-    on it was steered less because the judge disagreed, None where it never did."""
+    """An image and how it was made.
+
+    Attributes:
+        image: the image.
+        recipe: the recipe, which draws it again.
+        guide_score: the cosine similarity with the guide's prompt, by the guide.
+        judge_score: the same by the judge.
+        rank: −objective, by which best-of selects; higher is better.
+        trace: what steering saw at each step, as `Report.rows`.
+        frames: if asked for, the decoded x0 of each step. The last one is the finished image.
+        eased: the step, from 0, from which the image was steered less because the judge disagreed;
+            None if it never was.
+    """
 
     image: Image.Image
     recipe: Recipe

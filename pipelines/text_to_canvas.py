@@ -101,17 +101,19 @@ class TextToCanvas:
         ]
 
     def start(self, prompt: str, drawing: Drawing, *, seed: int = 0) -> Run:
-        """The run of one picture, to be iterated; it loads and saves its state."""
+        """Return the run of one image, which you iterate. It can save and load its state."""
         return Run(self, prompt, drawing, seed)
 
     @cached_property
     def tiling_net(self) -> nn.Module | None:
-        """The model for pictures that tile."""
+        """Return the model for images that tile."""
         return tiling(self.net) if self.net else None
 
     def seconds_a_step(self, prompt: str, drawing: Drawing) -> float:
-        """Of a run like that: the mean over its sizes of a few steps each, after two that warm
-        up."""
+        """Return the mean time of a step in seconds, over the sizes of a run.
+
+        It times a few steps of each size, after two steps to warm up.
+        """
         few = replace(drawing, steps=8 * drawing.grow, prompts_at=(), patience=None)
         run, ends = self.start(prompt, few), []
         for _ in run:
@@ -122,8 +124,13 @@ class TextToCanvas:
         ) / len(run.stages)
 
     def replay(self, recipe: Recipe) -> Picture:
-        """The picture that a recipe made, on a CPU with the same bits where weights, libraries and
-        threads are the same. UsageError if a picture that it began with is not as it was."""
+        """Return the image that a recipe made.
+
+        On a CPU it has the same bits if the weights, libraries and threads are the same.
+
+        Raises:
+            UsageError: an image file that the recipe names has changed.
+        """
         drawing = Drawing.of(recipe)
         return self.start(recipe.prompt, drawing, seed=recipe.seed).finish()
 

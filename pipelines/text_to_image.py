@@ -63,17 +63,19 @@ Finished = Callable[[int, Sequence[Recipe]], Picture | None]
 
 
 class TextToImage:
-    """A pipeline with its guide and its judge, loaded once.
+    """A pipeline with its guide and its judge, which are loaded once.
 
     Args:
-        model: "mini", or a diffusers folder or name; or a pipeline, which is used as it is.
-        clip: the guide, as `load_clip` names it, or a Clip; mini for mini, else by the table of
-            families.
-        judge: a CLIP that only scores; mini-judge for mini, else none.
-        device: where all run, as torch names it.
-        dtype: of the pipeline's weights: float32, float16 or bfloat16. The CLIPs are float32.
-        safety_checker: whether the model's own is kept.
-        key: what the address of a reward knows its users by; it is in no recipe.
+        model: "mini", a diffusers folder or name, or a pipeline, which is used as it is.
+        clip: the guide: a Clip, or a name for `load_clip`. The default is mini for mini, otherwise
+            that of the pipeline's family.
+        judge: a CLIP that scores and does not steer. The default is mini-judge for mini, otherwise
+            none.
+        device: the device of all models, as torch names it.
+        dtype: the dtype of the pipeline's weights: float32, float16 or bfloat16. The CLIPs have
+            float32.
+        safety_checker: whether the model's safety checker is kept.
+        key: the key for the address of a reward. No recipe contains it.
     """
 
     def __init__(
@@ -138,20 +140,21 @@ class TextToImage:
         finished: Finished | None = None,
         **changes: object,
     ) -> Iterator[Picture]:
-        """Images, prompt by prompt, as soon as the batch that finishes them is done.
+        """Yield the images, prompt by prompt, as soon as their batch is done.
 
         Args:
             prompts: what to draw, in the syntax of `clipguide.prompts`.
-            settings: a Generation; those of its defaults if None.
-            on_step: called after each step of each batch.
-            tapes: a folder, made if need be, that keeps each step of what is being drawn: where it
-                has steps of this run, left by one that was stopped, they are not taken again.
-            finished: asked for each image, before any is drawn, by its number and the recipes that
-                it may have, one a candidate, without their scores: what it gives is not drawn.
-            **changes: settings of Generation by name: `seed=7`.
+            settings: a Generation; its defaults if None.
+            on_step: a function that is called after each step of each batch.
+            tapes: a folder that keeps each step. If it has steps of the same run, which was
+                interrupted, these steps are not taken again.
+            finished: a function that is called for each image before any is drawn, with its number
+                and the recipes that it may have, one for each candidate, without scores. If it
+                returns an image, that image is not drawn.
+            **changes: settings of Generation by name, such as `seed=7`.
 
         Raises:
-            UsageError: a value is out of range; nothing was sampled.
+            UsageError: a value is out of range. Nothing was sampled.
         """
         asked = (settings or Generation()).changed(changes)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -235,14 +238,19 @@ class TextToImage:
         )
 
     def objective(self, guides: list[Prompt], views: Views) -> Objective:
-        """What the images of a batch go down, and candidates are picked by: the similarity to their
-        guides. A class of one's own may scale it, or add to it; recipes do not say that it did."""
+        """Return the objective of a batch: the similarity of the images to their guides.
+
+        It also selects among candidates. A subclass may scale it or add to it. Recipes do not
+        record that.
+        """
         return Similarity(self.clip, guides, views=views)
 
     def replay(self, recipe: Recipe, *, trust_pickle: bool = False) -> Picture:
-        """The picture that a recipe made, with the same bits where weights, libraries, device and
-        threads are the same. The recipe's models are not looked at: this object's are used, but
-        for rewards, whose pickles are read with `trust_pickle` alone."""
+        """Return the image that a recipe made.
+
+        It has the same bits if the weights, libraries, device and threads are the same. The models
+        are those of this object, not those that the recipe names.
+        """
         check_numbers(batch_size=len(recipe.batch_seeds))
         if recipe.batch_position >= len(recipe.batch_seeds):
             raise UsageError("The recipe's batch_position lies outside its batch.")

@@ -208,11 +208,11 @@ def test_a_full_disk_costs_the_cache_only(clip, cache, picture):
 
 def test_files_that_are_no_cache(tmp_path):
     (tmp_path / "text").write_text("no database " * 100)
-    with pytest.raises(ClipguideError, match="cannot be used .*--no-cache"):
+    with pytest.raises(ClipguideError, match="cannot be used .*: remove it, give --cache"):
         Cache(tmp_path / "text")
     assert (tmp_path / "text").read_text().startswith("no database"), "it is not touched"
-    with pytest.raises(ClipguideError, match="cannot be used"):
-        Cache(tmp_path / "text" / "below")
+    with pytest.raises(ClipguideError, match=r"cannot be used \(Not a directory\): give --cache"):
+        Cache(tmp_path / "text" / "below" / "deeper")
     newer = Cache(tmp_path / "newer")
     newer._db.execute("PRAGMA user_version=99")
     newer.close()

@@ -24,6 +24,8 @@ pixels)
     step vae training.vae small --minutes "${SMALL:-46}"
     waits prior/text.done # the decoder reads the prior's text encoder
     step decoder training.decoder train --focus 3 --minutes "${DECODER:-170}"
+    step decoder training.decoder train --focus 3 --minutes "$((${DECODER:-170} + 12))" \
+        --fall 0.5 --middle -0.6 # crisp edges
     ;;
 words)
     step text training.text corpus

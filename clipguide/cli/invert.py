@@ -9,7 +9,6 @@ import typer
 
 from ..errors import UsageError
 from ..prompts import one_word
-from ..recipe import refuse_existing
 from . import console
 from .embedding import check_named
 from .generate import best_device
@@ -56,6 +55,8 @@ def invert(
 
     The file goes behind the CLIP's name: --clip mini~blorvek.safetensors.
     """
+    from ..recipe import refuse_existing, write_file
+
     word = one_word(word)
     if steps < 1:
         raise UsageError(f"--steps must be above 0, not {steps}.")
@@ -68,7 +69,6 @@ def invert(
         from ..engine import find
         from ..finetune.inversion import Inversion, InversionConfig
         from ..images import load
-        from ..recipe import write_file
 
         paths = list(find(images))
         if len(paths) > MOST:

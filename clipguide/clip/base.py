@@ -35,11 +35,16 @@ CHUNK = 64  # texts or pictures encoded at a time
 
 
 class Clip:
-    """A frozen CLIP in evaluation mode: `load_clip` makes one. (A `live` one, of `Parts.live`, is
-    not frozen.)
+    """A frozen CLIP in evaluation mode. `load_clip` makes one.
 
-    `image_size` is the side in pixels that the model sees, `context_length` the most tokens of a
-    text, `embed_dim` the width D, `logit_scale` and `logit_bias` what turns cosines into logits.
+    A live CLIP, which `Parts.live` makes for training, is not frozen.
+
+    Attributes:
+        image_size: the side in pixels of the images that the model takes.
+        context_length: the largest number of tokens in a text.
+        embed_dim: D, the width of the embedding.
+        logit_scale: the factor from cosines to logits.
+        logit_bias: what is added to the scaled cosines; 0 for most CLIPs.
     """
 
     def __init__(
@@ -89,19 +94,25 @@ class Clip:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all that changes a vector: weights (as float32), architecture, preprocessing,
-        tokenizer, and the words that it has learned."""
+        """Return the sha256 digest of everything that changes an embedding.
+
+        That is the weights (as float32), the architecture, the preprocessing, the tokenizer and the
+        words that the CLIP has learned.
+        """
         return self.checkpoint_fingerprint
 
     @property
     def checkpoint_fingerprint(self) -> str:
-        """The same without the words that it has learned."""
+        """Return the fingerprint of the CLIP without the words that it has learned."""
         return self._fingerprints.whole
 
     @property
     def image_fingerprint(self) -> str:
-        """sha256 of all that changes an image's vector: the image tower's weights, its architecture
-        and the preprocessing. CLIPs that differ in their texts alone share it."""
+        """Return the sha256 digest of everything that changes the embedding of an image.
+
+        That is the weights of the image tower, its architecture and the preprocessing. CLIPs that
+        differ only in their text towers have the same one.
+        """
         return self._fingerprints.image
 
     @cached_property
@@ -115,8 +126,10 @@ class Clip:
 
     @property
     def resize_mode(self) -> str:
-        """How pictures become squares: "squash", "shortest" (and cropped) or "longest" (padded); or
-        "patches", where they keep their aspect."""
+        """Return how an image becomes a square: "squash", "shortest" (crop) or "longest" (pad).
+
+        "patches" means that the image keeps its aspect ratio.
+        """
         return self.preprocess["resize_mode"]
 
     def _fold(self) -> None:
@@ -128,7 +141,7 @@ class Clip:
         folding.fold(self._model.visual, lambda: self._model.encode_image(image_13HW))
 
     def astype(self, dtype: str) -> Clip:
-        """A copy that computes in another dtype; its fingerprint is the same, the checkpoint's."""
+        """Return a copy that computes in another dtype. Its fingerprint is the same."""
         _ = self._fingerprints
         other = copy.copy(self)
         other.dtype = to_dtype(dtype)
@@ -138,14 +151,18 @@ class Clip:
         return other
 
     def compile(self) -> None:
-        """Compile the image tower by torch.compile, at the first batch of each size."""
+        """Compile the image tower with torch.compile, at the first batch of each size."""
         self._model.encode_image = torch.compile(self._model.encode_image)
 
     def encode_image(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Unit vectors_BD of images in [0, 1], or of uint8 or uint16, of any size, differentiable.
+        """Return the unit embeddings_BD of a batch of images. The result is differentiable.
 
-        Resized as the checkpoint's own transform does, antialiased, but without its rounding to
-        8 bits. Values outside [0, 1] are clamped, and keep a gradient that leads back inside.
+        The images are resized as the checkpoint's own transform resizes them, with antialiasing,
+        but are not rounded to 8 bits. Values outside [0, 1] are clamped, and their gradient leads
+        back into the range.
+
+        Args:
+            image_B3HW: RGB images of any size, in [0, 1], or of uint8 or uint16.
         """
         image_B3HW = unit_range(image_B3HW).to(self.device, self.wide)
         image_B3HW = resize(image_B3HW, self.preprocess, self.image_size)
@@ -155,8 +172,12 @@ class Clip:
             return self._unit(self._model.encode_image(image_B3HW))
 
     def prepare(self, picture: Image.Image) -> torch.Tensor:
-        """What the tower sees of a picture, by the checkpoint's own transform: bytes_HW3 where it
-        ends as torchvision's do, else image_3HW, normalised. Threads may call it."""
+        """Apply the checkpoint's own transform to an image. Several threads may call this.
+
+        Returns:
+            bytes_HW3 if the transform ends as those of torchvision do, otherwise the normalised
+            image_3HW.
+        """
         picture = tame(picture, self.preprocess, self.image_size)
         if self._to_pixels is None:
             return self._transform(picture)
@@ -166,7 +187,7 @@ class Clip:
 
     @torch.no_grad()
     def encode_prepared(self, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Unit vectors_BD of what `prepare` made of each picture."""
+        """Return the unit embeddings_BD of images that `prepare` has transformed."""
         image = torch.stack(list(prepared)).to(self.device)
         if self._to_pixels is not None:
             image = image.permute(0, 3, 1, 2).to(self.wide).div_(255)
@@ -175,16 +196,19 @@ class Clip:
         return self._unit(self._model.encode_image(image_B3HW))
 
     def encode_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Unit vectors_BD of RGB pictures, through the checkpoint's own transform."""
+        """Return the unit embeddings_BD of RGB PIL images, by the checkpoint's own transform."""
         chunks = ([self.prepare(picture) for picture in chunk] for chunk in _chunks(pictures))
         return torch.cat([self.encode_prepared(chunk) for chunk in chunks])
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], *, long: str = "cut") -> torch.Tensor:
-        """Unit vectors_BD of texts. One that is too long is cut, its end token kept, and warned of;
-        with long="chunk" it is read in windows of whole words, whose vectors are averaged.
+        """Return the unit embeddings_BD of texts.
 
-        Emoji, other scripts and blanks are whatever the tokenizer makes of them.
+        Args:
+            texts: any texts. The tokenizer decides how it reads emoji, other scripts and blanks.
+            long: what happens to a text with too many tokens. "cut" cuts it, keeps its end token
+                and warns. "chunk" splits it into windows of whole words and averages their
+                embeddings.
         """
         if long not in ("cut", "chunk"):
             raise UsageError(f"long is cut or chunk, not {long!r}.")
@@ -198,7 +222,7 @@ class Clip:
         return self._unit(torch.cat([self._encode_texts(list(chunk)) for chunk in _chunks(texts)]))
 
     def similarity(self, image_BD: torch.Tensor, text_ND: torch.Tensor) -> torch.Tensor:
-        """Cosines_BN of unit vectors."""
+        """Return the cosine similarities_BN of unit embeddings."""
         return image_BD @ text_ND.T
 
     def _unit(self, features_BD: torch.Tensor) -> torch.Tensor:

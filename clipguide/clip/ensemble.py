@@ -20,17 +20,25 @@ from .base import Clip, to_dtype
 
 
 class Ensemble(Clip):
-    """CLIPs whose cosines are averaged: wherever a Clip is taken, an Ensemble is.
+    """Several CLIPs whose cosine similarities are averaged. It works wherever a Clip does.
 
-    Its unit vectors are √w·v of each member, one behind the other, with Σ w = 1, so that a cosine
-    is exactly the weighted mean of the members' cosines. `weights` are ≥ 0, all alike if None.
-    `image_size` is the largest member's, `context_length` the shortest; `dtype` is what theirs
-    promote to, and results are on the first member's device. `preprocess` is a tuple of theirs.
+    The unit embedding is the concatenation of √w·v of each member, with Σ w = 1. A cosine is
+    therefore exactly the weighted mean of the cosines of the members.
 
-    `logit_scale` and `logit_bias` are the weighted means of the members': where their scales are
-    alike, logits are exactly the weighted mean of their logits.
+    `logit_scale` and `logit_bias` are the weighted means of those of the members. If the scales of
+    the members are equal, the logits are exactly the weighted mean of their logits. `image_size` is
+    the largest of the members, and `context_length` the smallest. `dtype` is the type to which
+    their dtypes promote. Results are on the device of the first member. `preprocess` is a tuple
+    with one entry for each member.
 
-    UsageError for fewer than two members, or weights that are negative, not finite or all 0.
+    Args:
+        members: at least two CLIPs.
+        weights: one number from 0 for each member; all equal if None.
+        name: the name of the ensemble; made from the names of the members if None.
+
+    Raises:
+        UsageError: there are fewer than two members, or a weight is negative or not finite, or all
+            weights are 0.
     """
 
     def __init__(
@@ -58,12 +66,12 @@ class Ensemble(Clip):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the members' fingerprints and weights, in order."""
+        """Return the sha256 digest of the fingerprints and weights of the members, in order."""
         return self._digest([member.fingerprint for member in self.members])
 
     @property
     def image_fingerprint(self) -> str:
-        """The same of what makes pictures' vectors."""
+        """Return the sha256 digest of everything that changes the embedding of an image."""
         return self._digest([member.image_fingerprint for member in self.members])
 
     def _digest(self, fingerprints: list[str]) -> str:
@@ -71,11 +79,11 @@ class Ensemble(Clip):
 
     @property
     def resize_mode(self) -> str:
-        """The first member's."""
+        """Return the resize mode of the first member."""
         return self.members[0].resize_mode
 
     def astype(self, dtype: str) -> Ensemble:
-        """A copy that computes in another dtype; its fingerprint is the same, the checkpoints'."""
+        """Return a copy that computes in another dtype. Its fingerprint is the same."""
         _ = self.fingerprint
         other = copy.copy(self)
         other.members = tuple(member.astype(dtype) for member in self.members)
@@ -84,25 +92,28 @@ class Ensemble(Clip):
         return other
 
     def compile(self) -> None:
-        """Compile the image towers by torch.compile, at the first batch of each size."""
+        """Compile the image towers with torch.compile, at the first batch of each size."""
         for member in self.members:
             member.compile()
 
     def encode_image(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Unit vectors_BD of images in [0, 1] of any size, differentiable."""
+        """Return the unit embeddings_BD of images in [0, 1] of any size. It is differentiable."""
         return self._join(lambda member: member.encode_image(image_B3HW))
 
     def prepare(self, picture: Image.Image) -> tuple:
-        """What each member prepares of a picture."""
+        """Return what `prepare` of each member returns for an image."""
         return tuple(member.prepare(picture) for member in self.members)
 
     def encode_prepared(self, prepared: Sequence[tuple]) -> torch.Tensor:
-        """Unit vectors_BD of what `prepare` made of each picture."""
+        """Return the unit embeddings_BD of images that `prepare` has transformed."""
         by_member = iter(zip(*prepared, strict=True))
         return self._join(lambda member: member.encode_prepared(next(by_member)))
 
     def encode_text(self, texts: Sequence[str], *, long: str = "cut") -> torch.Tensor:
-        """Unit vectors_BD of texts; each member cuts, or reads in windows, by its own context."""
+        """Return the unit embeddings_BD of texts.
+
+        Each member cuts a long text, or splits it into windows, by its own context length.
+        """
         return self._join(lambda member: member.encode_text(texts, long=long))
 
     def _join(self, encode: Callable[[Clip], torch.Tensor]) -> torch.Tensor:

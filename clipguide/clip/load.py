@@ -44,28 +44,41 @@ def load_clip(
     dtype: str | torch.dtype = "float32",
     trust_pickle: bool = False,
 ) -> Clip:
-    """A CLIP by name, on a device.
+    """Load a CLIP, or several as an `Ensemble`, by name.
 
-    `name` is one of
+    Args:
+        name: one of
 
-    - "mini" (the embedded guide) or "mini-judge";
-    - a folder of open_clip (an open_clip_config.json and safetensors) or of transformers (the
-      config.json of a CLIP, SigLIP or SigLIP 2, safetensors, and its processor's files);
-    - a file of OpenAI's: a state dict, or with `trust_pickle` a JIT archive;
-    - the hub's name of a CLIP or SigLIP of transformers, as "openai/clip-vit-base-patch32", that is
-      in the cache already;
-    - an open_clip model and a checkpoint of its training: "ViT-B-32/logs/epoch_5.pt";
-    - an open_clip model and tag such as "ViT-B-32/laion2b_s34b_b79k", or "hf-hub:" and the name of
-      an open_clip model on the hub, which open_clip downloads where they are not cached;
-    - one of these and "@device:dtype", which go before the arguments, as in "mini@cuda:0:bfloat16",
-      "mini@cpu" or "mini@:float16";
-    - several of these with a + between them, each after its weight and a * where they do not weigh
-      alike: the `Ensemble` "0.7*mini+0.3*mini-judge@:bfloat16".
+            - "mini" (the embedded guide) or "mini-judge";
+            - a folder of open_clip (an open_clip_config.json and safetensors) or of transformers
+              (the config.json of a CLIP, SigLIP or SigLIP 2, safetensors, and the files of its
+              processor);
+            - a file that OpenAI published: a state dict, or with `trust_pickle` a JIT archive;
+            - the name on the hub of a CLIP or SigLIP of transformers that is already in the cache,
+              such as "openai/clip-vit-base-patch32";
+            - an open_clip architecture and a checkpoint that its training wrote, such as
+              "ViT-B-32/logs/epoch_5.pt";
+            - an open_clip architecture and tag such as "ViT-B-32/laion2b_s34b_b79k", or "hf-hub:"
+              and the name of an open_clip model on the hub. open_clip downloads what is not in the
+              cache;
+            - one of these followed by "@device:dtype", which overrides the arguments:
+              "mini@cuda:0:bfloat16", "mini@cpu" or "mini@:float16";
+            - several of these with + between them. A weight and * may stand before each:
+              "0.7*mini+0.3*mini-judge@:bfloat16".
 
-    Behind each CLIP there may be ~ and the file of a word that it has learned, or several of them:
-    "mini~blorvek.safetensors@cpu" (`finetune.inversion`). A path that exists is taken as it is,
-    whatever signs are in it. UsageError for a name that is none of these, or weights in a pickle
-    without `trust_pickle`; ClipguideError for a CLIP that does not load.
+            After each CLIP, ~ and a file add a word that the CLIP has learned, as in
+            "mini~blorvek.safetensors@cpu" (`finetune.inversion`). More than one may follow. A path
+            that exists is taken literally, whatever characters it contains.
+        device: a device as torch names it.
+        dtype: float32, float16, bfloat16 or float64.
+        trust_pickle: whether weights in a pickle may be read.
+
+    Returns:
+        A frozen Clip in evaluation mode.
+
+    Raises:
+        UsageError: the name is none of these, or the weights are a pickle without `trust_pickle`.
+        ClipguideError: the CLIP does not load.
     """
     dtype = str(to_dtype(dtype)).removeprefix("torch.")
     device = str(to_device(device))
@@ -96,10 +109,13 @@ def _load_all(name: str, settings: dict[str, object]) -> Clip:
 def load_parts(
     name: str | os.PathLike = "mini", *, device: str = "cpu", trust_pickle: bool = False
 ) -> Parts:
-    """The parts of one CLIP, by any name that `load_clip` takes for one, in float32 and in
-    evaluation mode, so that batch norms keep their statistics.
+    """Load the parts of one CLIP, in float32 and in evaluation mode, to train or export them.
 
-    UsageError as `load_clip`, and for an ensemble, which is no single model.
+    In evaluation mode, batch norms keep their statistics. `name` is any name that `load_clip`
+    takes, except an ensemble.
+
+    Raises:
+        UsageError: as `load_clip`; or the name is an ensemble, which is not a single model.
     """
     name = os.fspath(name)
     if not is_one(name):

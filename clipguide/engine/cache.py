@@ -66,9 +66,13 @@ class Cache:
                 self._renew()
             self._db.executescript(SCHEMA)
         except (OSError, sqlite3.Error) as error:
+            why = getattr(error, "strerror", None) or error
+            damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(
+                error, sqlite3.OperationalError
+            )
             raise ClipguideError(
-                f"The cache {self.path} cannot be used ({error}): remove it, give --cache another "
-                "file, or --no-cache."
+                f"The cache {self.path} cannot be used ({why}): {'remove it, ' * damaged}give "
+                "--cache another file, or --no-cache."
             ) from None
 
     def model(self, key: str, name: str) -> int:

@@ -1,6 +1,6 @@
-"""Pictures' files to unit vectors: threads decode while the model runs, in batches that fit.
+"""Embed image files: threads decode while the model computes, in batches that fit the memory.
 
-Shapes: B pictures, F frames, D the width of the embedding.
+Shapes: B images, F frames, D the width of the embedding.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WAITING = 2048  # files, so that one that is new does not hold up all that are i
 
 @dataclass(frozen=True)
 class Embedded:
-    """A file's path and its unit vector_D (float32, on the CPU), or why it has none."""
+    """The path of a file and its unit embedding_D (float32, on the CPU), or why it has none."""
 
     path: str
     unit_D: torch.Tensor | None
@@ -70,18 +70,31 @@ class Read:
 
 
 class Engine:
-    """Embeds files of pictures by one Clip.
+    """Embed image files with one CLIP.
 
-    `batch` pictures at a time (16 on a CPU, 256 elsewhere; halved when memory runs out), decoded by
-    `workers` threads (as many as there are processors for this program), within a budget of memory:
-    large pictures wait for each other. `cache` keeps vectors between runs; with
-    `verify` unchanged files are digested again, not only looked at. `alpha` is "white", on which
-    transparent pictures are laid, or "drop", as open_clip does. `frames` of a moving picture,
-    spread evenly, are averaged. With `fast`, JPEGs are decoded at an eighth, a quarter or half of
-    their size where that is enough. `bf16` computes in bfloat16 if the cosines of the first
-    pictures change by no more than 1e-3, and warns if they do. `compile` runs torch.compile on the
-    tower. `urls` are downloaded. `icc` converts colours of other profiles to sRGB; pictures of more
-    than `megapixels` (179 by default) are not read. UsageError for settings that make no sense.
+    Args:
+        clip: the CLIP.
+        cache: keeps embeddings between runs.
+        batch: the number of images in a batch; by default 16 on a CPU and 256 elsewhere. It is
+            halved when memory runs out.
+        workers: the number of decoding threads; by default the number of processors that this
+            program may use. A memory budget makes large images wait for each other.
+        fast: whether JPEGs are decoded at an eighth, a quarter or half of their size where that is
+            enough for the CLIP.
+        alpha: what becomes of transparency: "white" lays the image on white, "drop" drops the alpha
+            channel, as open_clip does.
+        frames: the number of evenly spread frames of a moving image whose embeddings are averaged.
+        verify: whether unchanged files are read and digested again, instead of compared by size and
+            time.
+        bf16: whether to compute in bfloat16. If the cosine similarities of the first images change
+            by more than 1e-3, the engine warns and keeps the dtype of the CLIP.
+        compile: whether to compile the image tower with torch.compile.
+        urls: whether URLs are downloaded.
+        icc: whether colours of other profiles are converted to sRGB.
+        megapixels: images with more pixels are not read; 179 by default.
+
+    Raises:
+        UsageError: an argument is out of range.
     """
 
     def __init__(
@@ -112,12 +125,13 @@ class Engine:
 
     @property
     def batch(self) -> int:
-        """How many images the model takes at a time; fewer where memory ran out."""
+        """Return the number of images in a batch. It falls when memory runs out."""
         return self.encoder.batch
 
     @property
     def key(self) -> str:
-        """What the cache keeps vectors by: the model's fingerprint and what else changes them."""
+        """Return the key of the cache: the fingerprint of the CLIP and all that changes embeddings.
+        """
         fast = f" fast {self.clip.image_size}" if self.fast else ""
         icc = " icc" if self.icc else ""
         how = f"{self.encoder.dtype} alpha {self.alpha} frames {self.frames}{fast}{icc}"
@@ -125,14 +139,16 @@ class Engine:
 
     @property
     def clip_name(self) -> str:
-        """The CLIP's name as it is recorded: the same from any folder."""
+        """Return the name of the CLIP with absolute paths, which is valid in any folder."""
         return lasting_name(self.clip.name)
 
     def embed(self, paths: Iterable[str | os.PathLike]) -> Iterator[Embedded]:
-        """Each file's vector, or why it has none, in the order of `paths`, as they are done.
+        """Yield the embedding of each file, or why it has none, in the order of `paths`.
 
-        Memory does not grow with their number. ClipguideError if one picture alone is too much for
-        the memory.
+        Memory does not grow with the number of files.
+
+        Raises:
+            ClipguideError: one image alone needs more memory than there is.
         """
         waiting: deque[Slot] = deque()
         unread = 0
@@ -218,7 +234,10 @@ class Engine:
             self.profiles[path] = profile
 
     def decode(self, source: object, **other: Any) -> list:
-        """A picture's frames in RGB as the engine is set; `other` are settings of `load_frames`."""
+        """Return the RGB frames of an image, by the settings of the engine.
+
+        `other` are settings of `load_frames`.
+        """
         given = {"count": self.frames, "alpha": self.alpha, "icc": self.icc}
         given |= {"megapixels": self.megapixels}
         given["side"] = self.clip.image_size if self.fast else None

@@ -15,7 +15,7 @@ URLS = ("http://", "https://")
 
 
 class Named(str):
-    """A source that is meant as it is: no pattern, whatever signs are in it."""
+    """A source that is a name and never a pattern, whatever characters it contains."""
 
 
 
@@ -27,14 +27,21 @@ def find(
     passed: list[str] | None = None,
     unread: list[str] | None = None,
 ) -> Iterator[str]:
-    """The files that `sources` mean, each once, a folder's in the order of their names.
+    """Yield the files that `sources` name, each once. Those of a folder come in the order of names.
 
-    A source is a file, which need not exist (whoever reads it says so), a pattern such as
-    "a/**/*.png", or a folder: of it, files whose names end as pictures' do, those of its
-    subfolders as well if `recursive`, no hidden ones, and no link in circles. What else is in
-    folders is noted in `passed`. A folder in a folder that cannot be read is noted in `unread`, or
-    warned of. UsageError for a pattern that matches nothing (but `Named` ones are none), a folder
-    that is a source itself and cannot be read, and a URL unless `urls`.
+    Args:
+        sources: files, patterns such as "a/**/*.png", and folders. A file need not exist: the
+            reader of the file reports that. A folder stands for the files in it that have the
+            extension of an image. Hidden files and circular links are left out.
+        recursive: whether subfolders are searched too.
+        urls: whether a source may be a URL.
+        passed: a list that collects the other files of folders.
+        unread: a list that collects subfolders that cannot be read. Without it, each gives a
+            warning.
+
+    Raises:
+        UsageError: a pattern matches nothing, a folder in `sources` cannot be read, or a source is
+            a URL and `urls` is False. A `Named` source is never a pattern.
     """
     seen: set[str] = set()
     for source in map(os.fspath, sources):

@@ -51,19 +51,33 @@ def export(
     force: bool = False,
     pictures: Sequence[Image.Image] | None = None,
 ) -> Exported:
-    """Writes a CLIP to the folder `out` for another runtime, and runs it there against torch.
+    """Write a CLIP to a folder for another runtime, and compare it there with PyTorch.
 
-    - onnx: image.onnx (image_B3HW, float32 RGB in [0, 1] of any size) and text.onnx (tokens_BL),
-      both to unit vectors, any batch; `int8` and `fp16` add files beside them;
-    - torch-export: the same as image.pt2 and text.pt2;
-    - hf: a folder of transformers' CLIPModel and CLIPProcessor (`fp16`: its weights in float16).
+    - "onnx" writes image.onnx (image_B3HW, float32 RGB in [0, 1] of any size) and text.onnx
+      (tokens_BL). Both return unit embeddings, for batches of any size. `int8` and `fp16` add files
+      beside them.
+    - "torch-export" writes the same as image.pt2 and text.pt2.
+    - "hf" writes a folder of transformers' CLIPModel and CLIPProcessor. `fp16` stores float16
+      weights.
 
-    With them: tokenizer.json, README.md and clip.json (the card: sizes, preprocessing, logit scale,
-    fingerprint, figures). Measured on `pictures`, RGB, or on drawings, and on texts: the lowest
-    cosine must reach 0.9999 (0.999 in float16, 0.99 in int8, whose scales are of
-    every second picture and whose figures of the others), else ClipguideError, and nothing is
-    written. UsageError for an unknown target, one that the model has no form in, packages that are
-    not installed, and an `out` that is there.
+    Each folder also has tokenizer.json, README.md and clip.json, which holds sizes, preprocessing,
+    logit scale, fingerprint and figures.
+
+    Args:
+        parts: the parts of one CLIP, of `load_parts`.
+        to: "onnx", "torch-export" or "hf".
+        out: the folder to write.
+        int8: whether to write int8 files too. Their scales come from every second image, and their
+            figures from the others.
+        fp16: whether to write float16 files too.
+        force: whether `out` may be replaced.
+        pictures: RGB images to compare on; drawings if None.
+
+    Raises:
+        UsageError: there is no such target, the model has no form in it, a package is missing, or
+            `out` exists.
+        ClipguideError: the lowest cosine similarity to PyTorch is below 0.9999 (0.999 in float16,
+            0.99 in int8). Nothing is written.
     """
     out = Path(out)
     requirements(to, int8=int8, fp16=fp16)

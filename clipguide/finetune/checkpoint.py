@@ -39,7 +39,8 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
             fresh.unlink(missing_ok=True)
             if not _full(error):
-                raise ClipguideError(f"{self.path} cannot be written: {error}.") from None
+                why = getattr(error, "strerror", None) or error
+                raise ClipguideError(f"{self.path} cannot be written: {why}.") from None
         if not self._warned:
             warnings.warn(
                 f"The disk is full: {self.path} stays as it was, and the run goes on. Free some "

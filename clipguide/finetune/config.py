@@ -14,15 +14,26 @@ LOSSES = ("softmax", "sigmoid")
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """How a CLIP is fine-tuned.
+    """The settings of a fine-tuning.
 
-    method: head, lora (of `rank`), lit or full: see `methods`. loss: softmax (CLIP's) or sigmoid
-    (SigLIP's), of pictures and captions: of classes those are a template filled with the name, one
-    of `templates` (a name, a file or a list; the CLIP's own by default) a picture, as in FLYP
-    (Goyal et al. 2023). `batch` pictures a step, encoded `chunk` at a time (GradCache). `epochs`
-    are of as many pictures as there are to train on; `steps` takes their place. `lr` by default
-    goes by the method. Weights are averaged with `ema`. After each epoch the pictures set aside are
-    looked at, and after `patience` epochs without gain the run ends. bf16: autocast to bfloat16.
+    Args:
+        method: "head", "lora", "lit" or "full": see `methods`.
+        loss: "softmax" (as CLIP) or "sigmoid" (as SigLIP), of images and captions. The caption of a
+            class is a template with its name, as in FLYP (Goyal et al. 2023).
+        batch: the number of images in a step.
+        chunk: the number of images that are encoded at a time (GradCache).
+        epochs: the number of passes over the training images.
+        steps: the number of steps, which replaces `epochs`.
+        lr: the learning rate; by default that of the method.
+        weight_decay: the weight decay.
+        warmup: the number of steps in which the learning rate rises.
+        ema: the decay of the average of the weights; 0 is no average.
+        rank: the rank of "lora".
+        templates: a name, a file or a list of templates; by default those of the CLIP.
+        augment: whether the training images are augmented.
+        patience: training stops after this number of epochs without gain on the images set aside.
+        seed: the seed of the training.
+        bf16: whether to use autocast to bfloat16.
     """
 
     method: str = "full"

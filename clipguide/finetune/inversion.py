@@ -83,7 +83,7 @@ def known_words() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class InversionStep:
-    """One step of `total`: the loss, and the mean cosine of the word's texts with the pictures."""
+    """One step of `total`: the loss, and the mean cosine of the word's texts with the images."""
 
     index: int
     total: int
@@ -92,15 +92,16 @@ class InversionStep:
 
 
 class Inversion:
-    """Learns a word: iterate it for its steps, then ask for the `concept`.
+    """Learn a word for what images show (textual inversion). Iterate it, then call `concept`.
 
     Args:
-        parts: of the CLIP that shall read the word; left as they are.
-        pictures: of the thing and little else, RGB; three to five are enough.
-        word: invented, or at least not needed any more for what it meant.
+        parts: the parts of the CLIP that will read the word. They do not change.
+        pictures: RGB images of one thing, with little else; three to five are enough.
+        word: an invented word. If it had a meaning, the CLIP loses it.
+        config: the settings.
 
     Raises:
-        UsageError: there are no pictures; or the word is empty, or no token of its own in a text.
+        UsageError: there are no images, or the word is empty, or the tokenizer has no token for it.
     """
 
     def __init__(
@@ -158,12 +159,12 @@ class Inversion:
 
     @torch.no_grad()
     def cosine(self) -> float:
-        """The mean cosine of the pictures' views with the word in all templates, as it is now."""
+        """Return the mean cosine of the views of the images with the word in all templates."""
         text_MD = torch.cat([self._texts(text_1L[None]) for text_1L in self.text_ML])
         return (self.view_PD @ text_MD.T).mean().item()
 
     def concept(self) -> Concept:
-        """The word as far as it is learned."""
+        """Return the word as it is learned so far."""
         vector_TW = self.vector_TW.detach().cpu().clone()
         clip = self.parts.fingerprint
         return Concept(self.word, self.token_T, vector_TW, clip, self.parts.name)

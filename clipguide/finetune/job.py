@@ -59,10 +59,11 @@ class Job:
         )
 
     def save(self, outcome: Outcome, out: str | os.PathLike, *, overwrite: bool = False) -> Clip:
-        """The folder of the model, with its card; the checkpoint is gone then. -> the CLIP.
+        """Save the model and its card to a folder, and remove the checkpoint. Return the CLIP.
 
-        UsageError if `out` is there and `overwrite` is not set, ClipguideError if it cannot be
-        written: the checkpoint stays.
+        Raises:
+            UsageError: `out` exists and `overwrite` is False.
+            ClipguideError: `out` cannot be written. The checkpoint stays.
         """
         with staged(Path(out), force=overwrite, of=FACTS) as folder:
             outcome.parts.save(folder)
@@ -86,13 +87,25 @@ def prepare(
     columns: dict[str, object] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Job:
-    """Reads the data, sets a `share` of it aside, and makes ready to train.
+    """Read the data, set a share of it aside, and prepare the training.
 
-    Of what is set aside, half is tested on, or `test`, other data of the same classes. `retain` is
-    what the CLIP should still know, chosen by on one half and reported on the other; None for
-    nothing. By default that are, for mini, drawings that it was not trained on, among the names of
-    all that it was; other CLIPs have no default. `folder` keeps the checkpoint; `columns` are those
-    of `read`. UsageError as `read`, `load_parts` and `Finetune`, and where `retain` is to be named.
+    Args:
+        data: a folder of classes, a table, a webdataset or an index: see `read`.
+        clip: the CLIP to start from.
+        config: how to train; the defaults if None.
+        test: other data of the same classes to test on. If None, half of what is set aside is used.
+        retain: images of what the CLIP must not forget. One half selects, the other is reported.
+            None skips the check. For mini, the default is drawings that it was not trained on,
+            among all names that it was trained on. Other CLIPs have no default.
+        share: the share of the data that is set aside.
+        folder: the folder of the checkpoint.
+        device: the device of the training.
+        trust_pickle: whether weights in a pickle may be read.
+        columns: arguments of `read` that name the columns of a table.
+        progress: called with the number of files read and the number of all.
+
+    Raises:
+        UsageError: as `read`, `load_parts` and `Finetune`; or the CLIP needs `retain`.
     """
     parts = (
         clip

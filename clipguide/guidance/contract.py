@@ -299,8 +299,15 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """When a method acts: at noise levels in `window` (1 pure noise, 0 clean), every `every`-th
-    step of these. UsageError for values out of range."""
+    """The base class of all methods. Its fields say when a method acts.
+
+    Args:
+        window: the noise levels to act at: 1 is pure noise, 0 is clean.
+        every: act at every k-th step of the window.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
 
     name: ClassVar[str]
     by_call: ClassVar[bool] = False  # whether only s(…) can run it
@@ -320,14 +327,14 @@ class Method:
         self.whole(1, "every")
 
     def at_least(self, low: float, *names: str) -> None:
-        """UsageError unless these fields are finite numbers from `low`."""
+        """Raise UsageError unless these fields are finite numbers from `low`."""
         for name in names:
             value = getattr(self, name)
             if not (_is_number(value) and value >= low):
                 raise UsageError(f"`{name}` must be a number from {low}, not {value!r}.")
 
     def whole(self, low: int, *names: str) -> None:
-        """UsageError unless these fields are whole numbers from `low` to MOST."""
+        """Raise UsageError unless these fields are whole numbers from `low` to MOST."""
         for name in names:
             value = getattr(self, name)
             if not (type(value) is int and low <= value <= MOST):
@@ -337,7 +344,7 @@ class Method:
 
     @property
     def idle(self) -> bool:
-        """Whether it leaves every bit as it is."""
+        """Return whether the method changes no bit."""
         return False
 
     @property
@@ -347,46 +354,48 @@ class Method:
 
     @property
     def taped(self) -> bool:
-        """Whether a run of it can go on from a tape: it remembers nothing from step to step."""
+        """Return whether a run can continue from a tape: the method keeps nothing between steps."""
         return False
 
     @property
     def runs(self) -> int:
-        """How many runs of the pipeline an image takes, about."""
+        """Return about how many runs of the pipeline an image takes."""
         return 1
 
     @property
     def candidates(self) -> int:
-        """How many samples of an image it needs in the batch, or draws one after the other."""
+        """Return how many samples of an image it draws, in one batch or one after the other."""
         return 1
 
     def options(self) -> dict[str, object]:
-        """Its fields that are not as they are by default: what `configure` makes it from."""
+        """Return the fields that differ from their defaults, for `configure`."""
         values = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
         return {name: value for name, (value, default) in values.items() if value != default}
 
     def covers(self, noise: float) -> bool:
-        """Whether a noise level is in the window."""
+        """Return whether a noise level is in the window."""
         return self.window[0] <= noise <= self.window[1]
 
     def check(self, pipe: object) -> None:
-        """ClipguideError if a pipeline cannot be steered so."""
+        """Raise ClipguideError if the method cannot steer this pipeline."""
 
     def start(self, run: Run) -> Callable[[At], Outcome]:
-        """What acts at each evaluation that is due in one run of the pipeline."""
+        """Begin a run of the pipeline. Return the function that acts at each due evaluation."""
         raise NotImplementedError
 
     def after(self, run: Run, at: At) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """What takes the scheduler's new sample, at every evaluation, to the one that the pipeline
-        gets; None is the sample itself. `at` is as the scheduler sees it."""
+        """Change the scheduler's new sample before the pipeline gets it, at every evaluation.
+
+        None keeps the sample. `at` is as the scheduler sees it.
+        """
         return None
 
     def repeats(self) -> Repeats | None:
-        """What repeats the scheduler's steps while the context is open."""
+        """Return what repeats steps of the scheduler while the context is open."""
         return None
 
     def call(self, sampler: Sampler, **settings: object) -> object:
-        """Run the pipeline with its own settings; what it returns."""
+        """Run the pipeline with its own arguments, and return its result."""
         return sampler.sample(by=self, **settings)
 
 

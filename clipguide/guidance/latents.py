@@ -223,13 +223,13 @@ STAGES = {  # of models in several, those that draw no image, or call what does
 DENOISERS = ("unet", "transformer", "decoder")  # the last is Stable Cascade's
 
 def register(name: str, *, like: str | Family, replace: bool = False) -> Family:
-    """Make a class of pipelines known, by its name.
+    """Register a pipeline class under its name.
 
     Args:
         name: the name of the class: "MyPipeline".
-        like: how its latents become images: a Family, or the name of a class in the table whose
-            latents do so: "StableDiffusionPipeline".
-        replace: whether an entry of that name may be overwritten.
+        like: how its latents become images: a Family, or the name of a known class with the same
+            latents, such as "StableDiffusionPipeline".
+        replace: whether this entry may replace one of the same name.
 
     Raises:
         UsageError: the name is taken, or `like` is not in the table.

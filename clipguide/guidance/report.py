@@ -48,10 +48,19 @@ class Trace:
 
 @dataclass
 class Report:
-    """The latest run: its trace, the warnings, how many steps were steered, how many gradients of
-    one image were skipped because they were not numbers; of a method that draws candidates, the
-    scores_B of each, higher is better, and the trace of those that were kept; which decoder "auto"
-    chose, and why; and which way of steering."""
+    """What happened in the latest run.
+
+    Attributes:
+        method: the name of the method.
+        trace: what was seen at each step, of the images that were kept.
+        warnings: the warnings of the run.
+        steered: the number of steered steps.
+        skipped: the number of gradients of an image that were skipped because they were not
+            numbers.
+        decoder: the decoder that was used, and why.
+        choice: the method that "auto" chose.
+        candidates: for a method that draws candidates, the score_B of each; higher is better.
+    """
 
     method: str = "shortcut"
     trace: list[Trace] = field(default_factory=list)
@@ -64,17 +73,19 @@ class Report:
 
     @property
     def guide_score_B(self) -> torch.Tensor | None:
-        """The guide's last score of each image."""
+        """Return the last score of the guide for each image."""
         return self._last("guide_score_B")
 
     @property
     def judge_score_B(self) -> torch.Tensor | None:
-        """The judge's last score of each image."""
+        """Return the last score of the judge for each image."""
         return self._last("judge_score_B")
 
     def rows(self, i: int) -> list[dict[str, float]]:
-        """The trace of image i: for each step its index, its noise level, its sigma, and of what
-        was looked at all that is a number."""
+        """Return the trace of image i: for each step its index, noise level, sigma and scores.
+
+        Values that are not finite are left out.
+        """
         return [
             {"step": step.index, "noise": step.noise, "sigma": step.sigma, **_seen(step, i)}
             for step in self.trace
@@ -87,12 +98,14 @@ class Report:
         return next(doubted, None)
 
     def begin(self) -> None:
-        """Another run of the pipeline: what is of one run is forgotten."""
+        """Begin a new run of the pipeline: clear the trace and the number of steered steps."""
         self.trace, self.steered = [], 0
 
     def keep(self, kept: list[Trace] | None, better_B: torch.Tensor) -> list[Trace]:
-        """The trace of a run in whose stead, for some images, another is kept: of these images it
-        is the latest run's, of the others `kept`'s."""
+        """Merge the traces of two runs of the same images, and return the result.
+
+        It takes the latest run for the images of `better_B`, and `kept` for the others.
+        """
         if kept is None or len(kept) != len(self.trace):
             return list(self.trace)
         self.trace = [_merged(old, new, better_B) for old, new in zip(kept, self.trace)]
@@ -122,9 +135,16 @@ def _seen(step: Trace, i: int) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Handed to `on_step` after each step: step `index` (from 0) of `total`, how many `samples` are
-    in the batch, the latest scores, and `preview()`, which decodes what the images would be now:
-    image_N3HW."""
+    """What `on_step` receives after each step.
+
+    Attributes:
+        index: the number of the step, from 0.
+        total: the number of steps.
+        samples: the number of images in the batch.
+        guide_score_B: the latest scores of the guide.
+        judge_score_B: the latest scores of the judge.
+        preview: decodes the current estimate of the images to image_N3HW.
+    """
 
     index: int
     total: int

@@ -167,13 +167,13 @@ SCHEDULERS: Registry[Row] = Registry("scheduler", _ROWS)
 
 
 def register(name: str, *, like: str | Row, replace: bool = False) -> Row:
-    """Make a class of schedulers known, by its name.
+    """Register a scheduler class under its name.
 
     Args:
         name: the name of the class: "MyEulerScheduler".
-        like: a row, or the name of a class in the table that keeps its noise level in the same
-            place and carries the same history: "EulerDiscreteScheduler".
-        replace: whether a row of that name may be overwritten.
+        like: a row of the table, or the name of a known class that keeps its noise level and its
+            history in the same attributes, such as "EulerDiscreteScheduler".
+        replace: whether this entry may replace one of the same name.
 
     Raises:
         UsageError: the name is taken, or `like` is not in the table.

@@ -65,65 +65,67 @@ def steer(
     budget: float | None = None,
     **options: object,
 ) -> Steering:
-    """A context in which `pipe(…)`, or `s(…)` by any method, is steered.
+    """Return a context in which `pipe(…)` is steered, or `s(…)` by any method.
 
-    Everything is checked here, before anything is loaded or drawn: the family of the pipeline
-    first, then its scheduler, the method, the decoder, the CLIPs.
+    Every argument is checked before anything is loaded or drawn: the family of the pipeline, its
+    scheduler, the method, the decoder, the CLIPs. If `strength`, `window`, `every` or `inner` is
+    None, the method's own value is used.
 
     Args:
         pipe: a diffusers pipeline whose class and scheduler are in the tables of this package.
-        objective: what to go down: an Objective, or a function or module from images to a loss for
-            each; or prompts: one for all images, or a list as the pipeline's. A factor or schedule
-            of the whole objective scales the strength.
-        method: one of METHODS by name, its class, or configured, as `Particles(number=8)`; or
-            "auto", the one that gains most for `budget`, with its decoder, and of prompts with its
+        objective: what to minimise: an Objective; a function or module from images to one loss
+            each; or prompts, one for all images or a list as the pipeline takes it. A factor or a
+            schedule of the whole objective scales the strength.
+        method: a name in METHODS, its class, or an instance such as `Particles(number=8)`. "auto"
+            chooses the method that gains most for `budget`, its decoder, and for prompts the
             cutouts.
-        clip: the CLIP that prompts are read by; by default the one of the pipeline's family. Given
-            by name it computes in bfloat16 beside a denoiser in 16 bits, unless the name says what
-            else, as "mini@cuda:float32".
-        judge: a CLIP that only scores, on the prompts of the objective; or a Similarity of its own.
-        select: what picks among candidates in the objective's stead, where a method has any, and
-            what particles, rollover and lookahead go by; it needs no gradient.
-        strength: length of a step as a fraction of rms(x0): a number, 0 changes no bit; or a
-            schedule, as "0.1@0..0.5", over progress from 0 (pure noise) to 1 (clean); or a function
-            of the noise level.
-        window: the noise levels steered at, 1 pure noise, 0 clean.
-        cfg_window: the noise levels at which the pipeline's classifier-free guidance holds, as
-            `window` has them: outside, the denoiser's output with the prompt alone is taken
-            (Kynkäänniemi et al. 2024, a limited interval), for which nothing is saved. Of pipelines
-            that evaluate both prompts in one batch.
+        clip: the CLIP that reads the prompts; by default that of the pipeline's family. If you give
+            a name and the denoiser has 16 bits, the CLIP computes in bfloat16, unless the name says
+            otherwise, as in "mini@cuda:float32".
+        judge: a CLIP that scores on the prompts of the objective and does not steer; or a
+            Similarity.
+        select: the objective that selects among candidates, for methods that have candidates, and
+            by which particles, rollover and lookahead work. It needs no gradient.
+        strength: the length of a step as a fraction of rms(x0). A number (0 changes no bit); a
+            schedule such as "0.1@0..0.5" over progress from 0 (pure noise) to 1 (clean); or a
+            function of the noise level.
+        window: the noise levels to steer at: 1 is pure noise, 0 is clean.
+        cfg_window: the noise levels at which the pipeline's own classifier-free guidance applies.
+            At other levels, the scheduler gets the output for the prompt without guidance, which
+            saves no time. It works for pipelines that evaluate both prompts in one batch. Source:
+            Kynkäänniemi et al. 2024, a limited interval.
         every: steer at every k-th step of the window.
-        inner: moves a step, which share its strength.
-        decoder: what decodes x0: "vae", the pipeline's own; "tiny", of `tiny`; "linear", a map
-            from latents to RGB fitted to it in seconds; "auto", the VAE where the gradient through
-            it fits the budget and the memory, by sizes, else a tiny one that is at hand, else the
-            linear map; or a function of latents, as the VAE takes them, to image_B3HW in [0, 1].
-            "vae" and "tiny" may have a rung of the ladder behind them, as "vae:half". The report
-            says which it was. The score of the last step is by the VAE in any case.
-        tiny: an AutoencoderTiny for the pipeline's latents, a local folder of one, or "hub", which
-            downloads TAESD of the pipeline's family. One in the hub's cache is at hand anyway.
-        memory: GiB that the decoder and its gradient may take beside weights; 4 by default, and
-            80 % of what is free where that is less.
-        like: the class whose latents the pipeline shares, as "StableDiffusionPipeline", for a
-            pipeline of the community.
-        score_every: score at every k-th step, and the last; the judge may stop the steering there.
-        trace: score at every step, for `report.rows`; it changes no bit of an image.
-        generators: one on the CPU for each image, for its views, or one for the first, which the
-            others' are counted on from; by default all begin alike.
-        on_step: called after each step.
-        tape: a folder, made if need be, that keeps each step of the first call of s(…); where it
-            has steps of that call already, as one that was stopped left them, it goes on from the
-            last, with the same bits. What a method knows of earlier steps is not on it: methods
-            with such a memory begin anew.
-        budget: × the cost of plain sampling, from 1: for method "auto" of it all, 4 by default;
-            else what decoder "auto" may come to, 1.2 by default.
-        **options: the method's own, as `number=8` of particles.
-
-    `strength`, `window`, `every` and `inner` are the method's own where they are None.
+        inner: the number of moves in a step, which share its strength.
+        decoder: what decodes x0. "vae" is the pipeline's own. "tiny" is that of `tiny`. "linear" is
+            a map from latents to RGB, which is fitted to the VAE in seconds. "auto" is the VAE if
+            its gradient fits `budget` and `memory`, counted from sizes; otherwise a tiny decoder on
+            this machine; otherwise the linear map. A function takes latents as the VAE does and
+            returns image_B3HW in [0, 1]. A rung of the ladder may follow "vae" and "tiny", as in
+            "vae:half". The report says which decoder it was. The VAE always decodes for the score
+            of the last step.
+        tiny: an AutoencoderTiny for the pipeline's latents; a local folder of one; or "hub", which
+            downloads TAESD of the pipeline's family. One in the cache of the hub is found without
+            it.
+        memory: the memory in GiB that the decoder and its gradient may use besides the weights; by
+            default 4, or 80 % of the free memory if that is less.
+        like: for a community pipeline, a known class with the same latents, such as
+            "StableDiffusionPipeline".
+        score_every: score at every k-th step and at the last. The judge may stop the steering
+            there.
+        trace: whether to score at every step, for `report.rows`. It changes no bit of an image.
+        generators: one on the CPU for each image, for its views; or one for the first image, from
+            which those of the others are counted. By default all have the same seed.
+        on_step: a function that is called after each step.
+        tape: a folder that keeps each step of the first call of s(…). If it has steps of the same
+            call, which was interrupted, the call continues from the last one, with the same bits.
+            Methods that remember earlier steps start again.
+        budget: a multiple of the cost of plain sampling, from 1. With method "auto" it limits the
+            whole cost, 4 by default. Otherwise it limits the decoder "auto", 1.2 by default.
+        **options: options of the method, such as `number=8` for particles.
 
     Raises:
-        ClipguideError: the pipeline cannot be steered, or is already.
-        UsageError: a setting is out of range, or there is no default CLIP.
+        ClipguideError: the pipeline cannot be steered, or is already steered.
+        UsageError: an argument is out of range, or there is no default CLIP.
     """
     check_family(pipe, like)
     schedulers.check(pipe.scheduler)

@@ -27,8 +27,10 @@ from .tape import Tape, replaying
 
 
 class Steering:
-    """The context of `steer`. `report` tells of the latest run inside it; `attach` and `detach` are
-    the context's two ends, for servers."""
+    """The context of `steer`. `report` describes the latest run inside it.
+
+    A server may call `attach` and `detach` in place of the `with` block.
+    """
 
     def __init__(self, pipe: object, plan: Plan, decoder: Decoder) -> None:
         self.pipe = pipe
@@ -45,17 +47,17 @@ class Steering:
     # ------------------------------------------------------------ what was asked for, and came
     @property
     def report(self) -> Report:
-        """What was seen in the latest run."""
+        """Return the report of the latest run."""
         return self._session.report
 
     @property
     def method(self) -> Method:
-        """How it is steered."""
+        """Return the method of steering."""
         return self._session.plan.method
 
     @property
     def objective(self) -> Objective:
-        """What is minimised."""
+        """Return the objective that is minimised."""
         return self._session.plan.objective
 
     @property
@@ -65,7 +67,7 @@ class Steering:
 
     @property
     def judge(self) -> Similarity | None:
-        """What scores only."""
+        """Return the judge, which only scores."""
         return self._session.plan.judge
 
     @property

@@ -48,12 +48,12 @@ OBJECTIVES: Registry[Callable[..., Objective]] = Registry(
 def register_objective(
     name: str, make: Callable[..., Objective], *, replace: bool = False
 ) -> Callable[..., Objective]:
-    """Make an objective known by a name.
+    """Register an objective under a name.
 
     Args:
-        name: what `make_objective` calls it.
+        name: the name that `make_objective` takes.
         make: a class of objectives, or a function that returns one.
-        replace: whether an objective of that name may be replaced.
+        replace: whether this entry may replace one of the same name.
 
     Raises:
         UsageError: the name is taken.
@@ -62,7 +62,11 @@ def register_objective(
 
 
 def make_objective(name: str, *args: object, **settings: object) -> Objective:
-    """An objective by its name, of the arguments that it takes. UsageError if there is none."""
+    """Make an objective by its name, with the arguments of its class.
+
+    Raises:
+        UsageError: no objective has this name.
+    """
     return OBJECTIVES.find(name)(*args, **settings)
 
 

@@ -1,4 +1,4 @@
-"""How good a picture looks, by a head on a CLIP's embeddings.
+"""The aesthetic score of an image, by a head on the embeddings of a CLIP.
 
 Shapes: B images, N views, 3 channels, H rows, W columns, D of the embedding.
 """
@@ -26,13 +26,20 @@ _Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Aesthetic(Objective):
-    """Minus the score of an aesthetic head, averaged over `views` (the whole image if None).
+    """Minus the score of an aesthetic head, averaged over the views.
 
-    `path` is a head trained on the unit vectors of the same CLIP as `clip`, in safetensors or,
-    with `trust_pickle`, in a pickle: `weight` (1 x D) and `bias`, as LAION's sa_0_4_*_linear.pth
-    (aesthetic-predictor, Schuhmann 2022), or linear layers `layers.0`, `.2`, `.4`, `.6` and `.7`
-    without activations, as improved-aesthetic-predictor's *_linearMSE.pth. UsageError for another
-    layout, or another width than the CLIP's.
+    Args:
+        clip: the CLIP whose unit embeddings the head was trained on.
+        path: the weights of the head, in safetensors, or in a pickle with `trust_pickle`. The
+            layout is `weight` (1 x D) and `bias`, as in sa_0_4_*_linear.pth of LAION's
+            aesthetic-predictor (Schuhmann 2022); or linear layers `layers.0`, `.2`, `.4`, `.6` and
+            `.7` without activations, as in *_linearMSE.pth of improved-aesthetic-predictor.
+        views: the crops that are scored; the whole image if None.
+        trust_pickle: whether the weights may be a pickle.
+        chunk: the largest number of views that are encoded at a time.
+
+    Raises:
+        UsageError: the layout is another one, or its width is not that of the CLIP.
     """
 
     def __init__(
@@ -58,16 +65,16 @@ class Aesthetic(Objective):
         return -self.score_vectors(self.encoder(image_B3HW, generators)).mean(1)
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Score_B of whole images, about 1 to 10: higher is better."""
+        """Return the score_B of whole images, about 1 to 10; higher is better."""
         with torch.no_grad():
             return self.score_vectors(self.clip.encode_image(image_B3HW))
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """The same of RGB pictures, through the checkpoint's own transform."""
+        """Return the same for RGB PIL images, by the checkpoint's own transform."""
         return self.score_vectors(self.clip.encode_pictures(pictures))
 
     def score_vectors(self, unit: torch.Tensor) -> torch.Tensor:
-        """The same of unit vectors_...D, differentiable."""
+        """Return the same for unit embeddings_...D. It is differentiable."""
         for weight, bias in self.layers:
             unit = F.linear(unit, weight.to(unit), bias.to(unit))
         return unit[..., 0]

@@ -1,4 +1,4 @@
-"""Objectives of a part of the picture: a box, a mask, or what others leave over.
+"""Objectives of a part of the image: a box, a mask, or the rest of the image.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """
@@ -28,12 +28,19 @@ SEEN = 0.01  # a mask's least value that counts as inside
 
 
 class Region(Objective):
-    """An objective of one area of the picture: of its smallest rectangle, grey outside of a mask
-    (Blended Diffusion, Avrahami et al. 2022, eq. 4, who show black).
+    """An objective of one area of the image.
 
-    `area` is a box of fractions (x0, y0, x1, y1) of the picture, (0, 0) at its top left, or a mask
-    (H x W or 1 x H x W in [0, 1], or a picture: white is inside) of any size, which is resized to
-    the images'. UsageError if it is outside of the picture, or empty.
+    It sees the smallest rectangle that contains the area. Outside a mask, the rectangle is grey
+    (Blended Diffusion, Avrahami et al. 2022, eq. 4, shows black there).
+
+    Args:
+        objective: the objective of the area.
+        area: a box (x0, y0, x1, y1), in fractions of the image from its top left corner (0, 0); or
+            a mask, H x W or 1 x H x W in [0, 1], or an image that is white inside the area. A mask
+            of any size is resized to the images.
+
+    Raises:
+        UsageError: the area is empty or lies outside the image.
     """
 
     def __init__(self, objective: Objective, area: Area | Mask) -> None:
@@ -69,11 +76,19 @@ def regions(
     kind: str = "spherical",
     chunk: int | None = None,
 ) -> Objective:
-    """Similarity of each area of the picture to its own prompt, and of the rest to `background`.
+    """Return an objective that compares each area of the image with its own prompt.
 
-    `areas` are pairs as [((0, 0, 0.5, 1), "a red fox"), (mask, "an owl")]. The loss is
-    Σ w·loss / Σ |w|, with `weights` in the order of the areas, the background's last, 1 each by
-    default. Each area's prompt may be a list, as of `Similarity`.
+    The loss is Σ w·loss / Σ |w| over the areas and the background.
+
+    Args:
+        clip: the CLIP that embeds images and prompts.
+        areas: pairs of an area, as in `Region`, and its prompt or list of prompts, as in
+            `Similarity`: [((0, 0, 0.5, 1), "a red fox"), (mask, "an owl")].
+        background: the prompt of everything outside the areas; none if None.
+        weights: one number for each area, and a last one for the background; all 1 if None.
+        views: the crops that are embedded; the whole area if None.
+        kind: "spherical" or "dot".
+        chunk: the largest number of views that are encoded at a time.
     """
     masks = [_to_mask(area) for area, _ in areas]
     prompts = [prompt for _, prompt in areas]

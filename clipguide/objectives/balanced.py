@@ -1,4 +1,4 @@
-"""Several objectives, none of which drowns another.
+"""Several objectives with gradients of equal size.
 
 Shapes: B images, 3 channels, H rows, W columns, K objectives.
 """
@@ -31,16 +31,18 @@ def cosines_of_pulls() -> Iterator[list[float]]:
 
 
 class Balanced(Objective):
-    """Objectives that pull alike on every image, whatever the size of their losses.
+    """Several objectives whose gradients have the same size on every image.
 
-    The value is Σ w·loss. The gradient is not the gradient of that, but
+    The value is Σ w·loss. The gradient is not the derivative of this value, but
 
-        g = r · Σ w · g_k / rms(g_k),    r = mean of rms(g_k),
+        g = r · Σ w · g_k / rms(g_k),    r = mean of rms(g_k).
 
-    each rms over the pixels of one image, the mean over the objectives that have a gradient there
-    (one without adds nothing): as GradNorm's equal norms (Chen et al. 2018) without their learned
-    weights, an image at a time. A member's own factor is its weight w: with
-    `Balanced([a, 0.5 * b])`, b pulls half as strongly as a. A second derivative is not defined.
+    Each rms is over the pixels of one image. The mean is over the objectives that have a gradient
+    on that image. An objective without a gradient adds nothing. This is the equal-norm part of
+    GradNorm (Chen et al. 2018), without its learned weights, one image at a time.
+
+    w is the factor of an objective: in `Balanced([a, 0.5 * b])`, the gradient of b has half the
+    size of that of a. There is no second derivative.
     """
 
     def __init__(self, objectives: Iterable[Objective]) -> None:

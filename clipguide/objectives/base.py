@@ -21,10 +21,13 @@ _ROUNDING = 1e-9
 
 
 class Objective:
-    """The base of all. `generators`, one an image, feed what is random in an objective; without
-    them every image gets a new one of seed 0, so that a call repeats. Images of uint8 and uint16
-    are divided by their range before a subclass sees them. `differentiable` is whether images have
-    a gradient by it."""
+    """The base class of all objectives: image_B3HW in [0, 1] -> loss_B, lower is better.
+
+    `generators`, one for each image, supply the random numbers of an objective. Without them, every
+    image gets a new generator with seed 0, so that a second call returns the same loss. Images of
+    uint8 and uint16 are divided by their range before a subclass sees them. `differentiable` says
+    whether the loss has a gradient with respect to the images.
+    """
 
     differentiable: bool = True
 
@@ -39,22 +42,29 @@ class Objective:
         raise NotImplementedError
 
     def at(self, progress: float) -> Objective:
-        """This objective at a progress of the sampling, 0 (pure noise) to 1 (clean): itself, if
-        nothing in it follows a schedule."""
+        """Return this objective at a progress of sampling, from 0 (pure noise) to 1 (clean).
+
+        It is the objective itself if nothing in it follows a schedule.
+        """
         return self
 
     def weight(self, progress: float) -> float:
-        """The size of the factor of this whole objective at a progress: what the steering's
-        strength is multiplied by, since its gradient is normalised; 1 for a sum."""
+        """Return the size of the factor of the whole objective at a progress; 1 for a sum.
+
+        The gradient is normalised, so the steering multiplies its strength by this number.
+        """
         return 1.0
 
     def terms(self) -> Iterator[tuple[float, Objective]]:
-        """The objectives that this one is made of, itself if of none, each with its factor (of a
-        schedule, the one farthest from 0); none where it is nothing."""
+        """Yield the objectives that this one consists of, each with its factor.
+
+        An objective that is not composed yields itself. For a schedule, the factor is the value
+        farthest from 0. An empty objective yields nothing.
+        """
         yield 1.0, self
 
     def factored(self) -> tuple[float, Objective]:
-        """The number that this objective is scaled by, and what is scaled."""
+        """Return the factor of this objective, and the objective without it."""
         return 1.0, self
 
     def __add__(self, other: Objective) -> Objective:
@@ -164,9 +174,9 @@ class _Scaled(Objective):
 class Scheduled(Objective):
     """An objective whose weight follows a schedule: `Scheduled(objective, "0.2@0..0.4")`.
 
-    It has a value only at a progress: a driver asks `objective.at(progress)` before each step, and
-    sums, products and the other compositions pass that on. Where the weight is 0, it is `Nothing`,
-    and costs nothing.
+    It has a value only at a progress. The driver calls `objective.at(progress)` before each step.
+    Sums, products and the other compositions pass the call on. Where the weight is 0, the result is
+    `Nothing`, which costs no time.
     """
 
     def __init__(self, objective: Objective, spec: Spec) -> None:
@@ -194,8 +204,15 @@ class Scheduled(Objective):
 
 
 class InTurn(Objective):
-    """One objective after another: pairs of the progress from which one holds, and the objective.
-    The first holds from 0. UsageError unless progress grows from pair to pair."""
+    """Several objectives, one after the other.
+
+    Args:
+        *turns: pairs of a progress and the objective that applies from there. The first progress
+            is 0.
+
+    Raises:
+        UsageError: the progress does not grow from pair to pair.
+    """
 
     def __init__(self, *turns: tuple[float, Objective]) -> None:
         starts = [start for start, _ in turns]
@@ -222,8 +239,11 @@ class InTurn(Objective):
 
 
 class Rolled(Objective):
-    """An objective of pictures that tile: each is moved around by a distance of its generator's, so
-    that no place is an edge."""
+    """An objective for images that tile.
+
+    It shifts each image around its edges by a random distance, so that no place is always at an
+    edge.
+    """
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective

@@ -45,15 +45,15 @@ _NAMES = (  # of BLIP's vision transformer, and of transformers'
 
 
 class ImageReward(Objective):
-    """Minus ImageReward of whole images, about −2 to 2 each.
+    """Minus the ImageReward of whole images, about −2 to 2 each.
 
     Args:
-        path: its checkpoint ImageReward.pt, a pickle, so that `trust_pickle` must be on; or the
-            same in safetensors.
-        prompts: texts, one for all images or a list as of `Similarity`.
-        config: the med_config.json beside it.
-        tokenizer: BERT's, uncased: a folder, or the hub's name.
-        device: where it runs.
+        path: the checkpoint ImageReward.pt, a pickle, which needs `trust_pickle`; or the same in
+            safetensors.
+        prompts: texts: one for all images, or a list as in `Similarity`.
+        config: the file med_config.json from the same place.
+        tokenizer: the uncased tokenizer of BERT: a folder, or its name on the hub.
+        device: the device to run on.
         trust_pickle: whether a pickle may be read.
     """
 

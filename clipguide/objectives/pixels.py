@@ -35,10 +35,11 @@ class Range(Objective):
 
 
 class Saturation(Objective):
-    """Mean distance of the pixels from the range that a picture can show: |x − clamp(x, −1, 1)| for
-    x = 2·image − 1 in [−1, 1], as Disco Diffusion's sat_loss, which averages over the batch too.
+    """The mean distance of the pixels from the range of an image.
 
-    Unlike `Range` it pulls on a pixel just as hard near the range as far from it.
+    It is |x − clamp(x, −1, 1)| for x = 2·image − 1, as sat_loss of Disco Diffusion, which also
+    averages over the batch. Its gradient has the same size near the range and far from it. That of
+    `Range` grows with the distance.
     """
 
     def __call__(self, image_B3HW, generators=None):
@@ -47,8 +48,10 @@ class Saturation(Objective):
 
 
 class Symmetry(Objective):
-    """Mean squared difference of an image and its mirror image: "horizontal" swaps left and right,
-    "vertical" top and bottom."""
+    """The mean squared difference between an image and its mirror image.
+
+    "horizontal" swaps left and right, "vertical" top and bottom.
+    """
 
     def __init__(self, axis: str = "horizontal") -> None:
         if axis not in AXES:
@@ -61,7 +64,8 @@ class Symmetry(Objective):
 
 
 class Near(Objective):
-    """Mean squared difference from one picture, image_3HW in [0, 1], resized if need be."""
+    """The mean squared difference from one image_3HW in [0, 1], resized to the size of the batch.
+    """
 
     def __init__(self, image_3HW: torch.Tensor) -> None:
         self.image_3HW = image_3HW
@@ -75,11 +79,12 @@ class Near(Objective):
 
 
 class Palette(Objective):
-    """How far the pixels are from a few colours, given as "#rrggbb" or as triples in [0, 1].
+    """The distance of the pixels from a few colours, given as "#rrggbb" or as triples in [0, 1].
 
-    A pixel p costs −s · log mean_K exp(−‖p − c‖² / s), a smooth minimum of its squared distances
-    (log-sum-exp: Boyd & Vandenberghe 2004, §3.1.5) that is at most s·log K above the least of them.
-    `softness` s, in squared units of colour, says how near two colours must be to both attract.
+    A pixel p costs −s · log mean_K exp(−‖p − c‖² / s). This is a smooth minimum of its squared
+    distances to the K colours (log-sum-exp: Boyd & Vandenberghe 2004, §3.1.5), at most s·log K
+    above the smallest. `softness` is s, in squared units of colour. With a larger s, colours that
+    lie farther apart attract the same pixel.
     """
 
     def __init__(self, colours: Sequence[str | Sequence[float]], *, softness: float = 0.01) -> None:

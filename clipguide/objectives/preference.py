@@ -51,10 +51,12 @@ class Preference(Similarity):
 
 
 class PickScore(Preference):
-    """Minus PickScore (Kirstain et al. 2023, eq. 1): the logit scale times the cosine, about 20.
+    """Minus PickScore: the logit scale times the cosine similarity, about 20.
 
-    `path` is the folder of its CLIP (PickScore_v1 with its processor's files), which transformers
-    reads; weights in a pickle need `trust_pickle`.
+    `path` is the folder of its CLIP, PickScore_v1 with the files of its processor. transformers
+    reads it. Weights in a pickle need `trust_pickle`.
+
+    Source: Kirstain et al. 2023, eq. 1.
     """
 
     def __init__(
@@ -73,10 +75,12 @@ class PickScore(Preference):
 
 
 class HPSv2(Preference):
-    """Minus HPSv2 (Wu et al. 2023): the cosine, about 0.2 to 0.3.
+    """Minus HPSv2: the cosine similarity, about 0.2 to 0.3.
 
-    `path` is the state dict of an open_clip `model`, in safetensors or, with `trust_pickle`, in a
+    `path` is the state dict of an open_clip `model`, in safetensors, or with `trust_pickle` in a
     pickle such as HPS_v2.1_compressed.pt.
+
+    Source: Wu et al. 2023.
     """
 
     def __init__(

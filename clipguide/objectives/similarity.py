@@ -24,19 +24,29 @@ Prompts = OnePrompt | Sequence[OnePrompt]
 
 
 class Similarity(Objective):
-    """How far an image is from its prompt in a CLIP's space.
+    """The distance between an image and its prompt in the embedding space of a CLIP.
 
-    `prompts` is one prompt for all images, or a list: with k times as many images as prompts, the
-    first k belong to the first prompt, as in diffusers. A prompt is a text, a picture, or a Prompt
-    (`clipguide.prompts.compose` makes one of both). The loss is a mean over `views` (the whole
-    image if None) and over the parts of a prompt by weight, a part of negative weight repels:
-    Σ w·d(u, t) / Σ |w|, with d from KINDS.
+    The loss is the mean over the views, and the weighted mean over the parts of a prompt: Σ w·d(u,
+    t) / Σ |w|. u is the embedding of a view, t that of a part, and d the distance of `kind`. A part
+    of negative weight repels.
 
-    "directional" compares directions instead: d(u − u', t − s), from the embedding u' of
-    `source_image` (pictures: one for all, or a list as of prompts), in the same view, and s of
-    `source`, the prompt that describes it, to those of the image and the prompt.
+    `kind="directional"` compares changes: d(u − u', t − s). u' is the embedding of the same view of
+    `source_image`, and s that of `source`, the prompt that describes it.
 
-    `chunk` bounds the views that are encoded at a time: less memory for a third more time.
+    Args:
+        clip: the CLIP that embeds images and prompts.
+        prompts: one prompt for all images, or a list. With k times as many images as prompts, the
+            first k images belong to the first prompt, as in diffusers. A prompt is a text, an
+            image, or a Prompt, which `clipguide.compose` makes of both.
+        views: the crops that are embedded; the whole image if None.
+        kind: "spherical", "dot" or "directional".
+        source: for "directional", the prompt of the source image.
+        source_image: for "directional", one image for all, or a list as of prompts.
+        chunk: the largest number of views that are encoded at a time. A small chunk needs less
+            memory, and about a third more time.
+
+    Raises:
+        UsageError: there is no such kind, or the sources do not fit it.
     """
 
     def __init__(
@@ -85,7 +95,11 @@ class Similarity(Objective):
         )
 
     def towards(self, prompts: Prompts) -> Similarity:
-        """The same, to other prompts. UsageError for a directional one, which has a source."""
+        """Return the same objective with other prompts.
+
+        Raises:
+            UsageError: the objective is directional, so it has a source.
+        """
         if self._source is not None or type(self) is not Similarity:
             raise UsageError(f"The prompts of {self} cannot be changed: make another.")
         return Similarity(
@@ -97,12 +111,12 @@ class Similarity(Objective):
         return f"Similarity({prompts}; {self.clip.name})"
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Cosine_B of whole images with their prompts, in [-1, 1]: higher is better."""
+        """Return the cosine_B of whole images with their prompts, in [-1, 1]; higher is better."""
         with torch.no_grad():
             return self.cosine(self.clip.encode_image(image_B3HW))
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """The same of RGB pictures, through the checkpoint's own transform."""
+        """Return the same for RGB PIL images, by the checkpoint's own transform."""
         return self.cosine(self.clip.encode_pictures(pictures))
 
     def cosine(self, unit_BD: torch.Tensor) -> torch.Tensor:
@@ -133,10 +147,15 @@ class Similarity(Objective):
 
 
 class InitSimilarity(Objective):
-    """How far an image is from a picture that it began as, in a CLIP's space: the mean over `views`
-    (the whole image if None) of 1 − cos(u, u'), both in the same view.
+    """The distance between an image and the image that it began as, in the space of a CLIP.
 
-    `init` is one picture for all images, or a list as of prompts; `chunk` as of `Similarity`.
+    The loss is the mean over `views` of 1 − cos(u, u'), with u and u' of the same view.
+
+    Args:
+        clip: the CLIP that embeds the images.
+        init: one image for all, or a list as of prompts in `Similarity`.
+        views: the crops that are embedded; the whole image if None.
+        chunk: the largest number of views that are encoded at a time.
     """
 
     def __init__(

@@ -32,17 +32,27 @@ def update(
     prune: bool = False,
     passed: list[str] | None = None,
 ) -> Iterator[Progress]:
-    """Bring the index at `path` (by default the user's) up to date with folders, files and
-    patterns, with a Progress now and then; the last is the sum.
+    """Bring an index up to date with folders, files and patterns.
 
-    Rows of files that are gone are deleted if they lay in a folder below `sources` that is there
-    and is not empty; with `prune`, whatever has become of the folder, unless it cannot be read.
-    With `verify` every file is digested again. `captions` is a table of them: see `Captions`. What
-    else is in folders is noted in `passed`.
+    It yields a Progress from time to time. The last one has the totals.
 
-    UsageError for a source that is not there, captions of which none belongs to an image here, or
-    an index of another CLIP; ClipguideError if another program writes, the index cannot be written,
-    or a folder vanishes meanwhile.
+    Args:
+        path: the folder of the index; the default index of this user if None.
+        sources: folders, files and patterns, as in `clipguide.engine.find`.
+        engine: the engine that embeds the images.
+        recursive: whether subfolders are indexed too.
+        captions: a table with the captions of images: see `Captions`.
+        verify: whether every file is read and digested again.
+        prune: whether rows of deleted files are removed even if their folder is missing or empty. A
+            folder that cannot be read keeps its rows. Without `prune`, rows are removed only if
+            their folder is there and is not empty.
+        passed: a list that collects the other files of folders.
+
+    Raises:
+        UsageError: a source is missing, no caption belongs to an image, or the index was made by
+            another CLIP.
+        ClipguideError: another program is writing, the index cannot be written, or a folder
+            disappears during the update.
     """
     place = default_path() if path is None else path
     check_sources(sources, place)

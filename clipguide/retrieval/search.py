@@ -66,19 +66,24 @@ class Answer:
 
 @dataclass(frozen=True)
 class Query:
-    """A unit vector_D, and the text that is searched in words, where it is one text alone."""
+    """A unit embedding_D, and its text if the query is one text alone."""
 
     unit_D: torch.Tensor
     text: str | None = None
 
 
 def compose(terms: Sequence[tuple[torch.Tensor, float]], *, text: str | None = None) -> Query:
-    """The query of unit vectors_D and their weights: the sum of weight times vector, of length 1,
-    as word vectors are added (Mikolov et al. 2013). UsageError if there is none, or they cancel
-    each other out.
+    """Return the query for a weighted sum of unit embeddings (Mikolov et al. 2013).
 
-    A text's vector lies nearer to other texts than to pictures. Beside a picture a text therefore
-    counts for less than its weight says; raise it where it is to count for more.
+    The embedding of a text lies nearer to other texts than to images. A text beside an image
+    therefore has less effect than its weight suggests. Raise its weight if it must have more.
+
+    Args:
+        terms: pairs of a unit embedding_D and its weight.
+        text: the text of the query, if it is one text alone, for the search by words.
+
+    Raises:
+        UsageError: there are no terms, or they cancel each other out.
     """
     if not terms:
         raise UsageError("There is nothing to search for: give a text or --image.")
@@ -91,7 +96,11 @@ def compose(terms: Sequence[tuple[torch.Tensor, float]], *, text: str | None = N
 
 
 def encode_texts(clip: Clip, texts: Sequence[str]) -> torch.Tensor:
-    """Unit vectors_BD of texts, long ones in windows. UsageError if one is empty."""
+    """Return the unit embeddings_BD of texts. A long text is read in windows.
+
+    Raises:
+        UsageError: a text is empty.
+    """
     for text in texts:
         check_text(text)
         if not text.strip():
@@ -100,9 +109,14 @@ def encode_texts(clip: Clip, texts: Sequence[str]) -> torch.Tensor:
 
 
 class Index:
-    """An index that is searched; `path` is by default the user's.
+    """An index that you can search.
 
-    UsageError if there is none; ClipguideError if it cannot be used.
+    Args:
+        path: the folder of the index; the default index of this user if None.
+
+    Raises:
+        UsageError: there is no index.
+        ClipguideError: the index cannot be used.
     """
 
     def __init__(self, path: str | os.PathLike | None = None) -> None:
@@ -111,14 +125,22 @@ class Index:
 
     @property
     def model(self) -> str:
-        """The name of the CLIP that it was made by."""
+        """Return the name of the CLIP that made the index."""
         return self.store.model
 
     def load(
         self, name: str | None = None, *, device: str = "cpu", trust_pickle: bool = False
     ) -> Clip:
-        """The CLIP that it was made by, by the name that the index keeps, or by another `name` of
-        the same. UsageError if it does not load, or is another."""
+        """Load the CLIP that made the index.
+
+        Args:
+            name: another name of the same CLIP, for example if its folder has moved.
+            device: the device of the CLIP.
+            trust_pickle: whether weights in a pickle may be read.
+
+        Raises:
+            UsageError: it does not load, or it is another CLIP.
+        """
         from ..clip import load_clip
 
         try:
@@ -134,17 +156,21 @@ class Index:
         return clip
 
     def check(self, clip: Clip) -> None:
-        """UsageError if it was made by another CLIP."""
+        """Raise UsageError if another CLIP made the index."""
         self.store.same_model(clip.image_fingerprint, clip.name)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How an Engine has to read a picture that is compared with those of the index."""
+        """Return the settings of an Engine that reads images as the index did."""
         found = re.search(r" alpha (\S+) frames (\d+)", self.store.key)
         return {"alpha": found[1], "frames": int(found[2])} if found else {}
 
     def vector(self, path: str) -> torch.Tensor:
-        """The unit vector_D of a picture of the index. UsageError if it is not there (any more)."""
+        """Return the unit embedding_D of an image of the index.
+
+        Raises:
+            UsageError: the image is not in the index.
+        """
         vectors = self.store.find("path", [path], ["vector"]).to_pylist()
         if not vectors:
             raise UsageError(f"{path} is not in the index any more: search again.")
@@ -161,12 +187,20 @@ class Index:
         diversity: float = 0.0,
         compare: bool = True,
     ) -> Answer:
-        """The `k` nearest pictures after the first `offset`.
+        """Return the nearest images of the index.
 
-        `where` is a condition in SQL. `hybrid` mixes the order by vectors with that by the words of
-        captions and prompts, by reciprocal ranks. `diversity` in [0, 1] is that of `rerank.rank`.
-        With `compare` the scores of a text are compared with those of unrelated texts. UsageError
-        for what makes no sense.
+        Args:
+            query: the query, of `compose`.
+            k: the number of images.
+            offset: the number of nearest images to skip.
+            where: a condition in SQL.
+            hybrid: whether the words of captions and prompts count too. The two orders are merged
+                by reciprocal rank.
+            diversity: from 0 to 1, as in `clipguide.rerank.rank`.
+            compare: whether the scores of a text are compared with those of unrelated texts.
+
+        Raises:
+            UsageError: an argument is out of range, or does not fit the query.
         """
         if k < 1 or offset < 0:
             raise UsageError(f"At least one picture is asked for, not {k} after {offset}.")

@@ -35,14 +35,19 @@ class Named:
 
 
 class Classifier:
-    """Labels as vectors_ND of a CLIP's space, and pictures' vectors named by them.
+    """A zero-shot classifier: labels as embeddings_ND of a CLIP, which are compared with images.
 
-    `labels` are names, or names with the texts that mean the same. `templates` are those of
-    `clip` by default: see `default_templates`. With `none`, a picture may show none of them:
-    `self.none` decides. Long texts are cut with a warning, as `Clip.encode_text` does.
+    Args:
+        clip: the CLIP.
+        labels: the names, or a mapping from each name to texts with the same meaning. A long text
+            is cut with a warning, as `Clip.encode_text` does.
+        templates: sentences with {} in place of the label; by default `default_templates` of the
+            CLIP.
+        none: whether an image may show none of the labels. `self.none` then decides.
 
-    UsageError without labels, for an empty one, for one that repeats, and for a single one
-    without `none`.
+    Raises:
+        UsageError: there are no labels, a label is empty or repeated, or there is only one label
+            and `none` is False.
     """
 
     def __init__(
@@ -68,16 +73,19 @@ class Classifier:
         )
 
     def cosines(self, image_BD: torch.Tensor) -> torch.Tensor:
-        """cosine_BN of pictures' vectors and labels."""
+        """Return the cosine_BN of image embeddings and labels."""
         return self.clip.similarity(image_BD.to(self.text_ND), self.text_ND)
 
     def logits(self, image_BD: torch.Tensor) -> torch.Tensor:
-        """logit_BN: the cosines times the model's scale, plus its bias where it has one."""
+        """Return logit_BN: the cosines times the logit scale of the CLIP, plus its bias."""
         return self.clip.logit_scale * self.cosines(image_BD) + self.clip.logit_bias
 
     def probabilities(self, image_BD: torch.Tensor) -> torch.Tensor:
-        """probability_BN: the labels' softmax (Radford et al. 2021, §3.1.2); each label's own
-        sigmoid, which does not add up to 1, for a model with a bias (SigLIP, Zhai et al. 2023)."""
+        """Return probability_BN, the softmax over the labels (Radford et al. 2021, §3.1.2).
+
+        For a model with a bias, it is the sigmoid of each label, and the sum need not be 1 (SigLIP,
+        Zhai et al. 2023).
+        """
         logit_BN = self.logits(image_BD)
         return logit_BN.sigmoid() if self.clip.logit_bias else logit_BN.softmax(1)
 
@@ -88,9 +96,15 @@ class Classifier:
         top: int = 1,
         model: LinearProbe | TipAdapter | None = None,
     ) -> list[list[Named]]:
-        """The `top` labels of each picture, best first, or all if there are fewer; by `model`, of
-        few shots of the same labels, if one is given. Of a picture that shows none of them, only
-        "none of these"."""
+        """Return the best labels of each image, the best first.
+
+        An image that shows none of the labels gets only "none of these".
+
+        Args:
+            image_BD: the unit embeddings of the images.
+            top: the number of labels an image, or all labels if there are fewer.
+            model: a few-shot model of the same labels, which replaces the zero-shot classifier.
+        """
         if top < 1:
             raise UsageError(f"top is how many labels to give, at least 1, not {top}.")
         by = model or self
@@ -114,8 +128,11 @@ class Classifier:
 def class_vectors(
     clip: Clip, texts: Sequence[Sequence[str]], templates: Sequence[str]
 ) -> torch.Tensor:
-    """vector_ND of N labels: the mean of the unit vectors of each of its texts in each template,
-    made of length 1 again, as clip_benchmark's `zero_shot_classifier` does."""
+    """Return the embedding_ND of N labels.
+
+    It is the mean of the unit embeddings of all texts of a label in all templates, normalised
+    again, as in `zero_shot_classifier` of clip_benchmark.
+    """
     filled = [
         [template.replace("{}", text) for text in of for template in templates] for of in texts
     ]

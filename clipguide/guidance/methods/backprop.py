@@ -30,11 +30,11 @@ from .shortcut import Shortcut
 
 @dataclass(frozen=True, kw_only=True)
 class Backprop(Shortcut):
-    """Moves of x0 along ρ·ĝ(x_t) + μ·ĝ(x0); run by `s(…)`.
+    """Move x0 along ρ·ĝ(x_t) + μ·ĝ(x0). Run it with `s(…)`.
 
     Args:
-        rho: of the gradient through the denoiser, as a multiple of the strength.
-        mu: of the gradient at x0, as a multiple of the strength.
+        rho: the weight of the gradient through the denoiser, as a multiple of the strength.
+        mu: the weight of the gradient at x0, as a multiple of the strength.
     """
 
     name: ClassVar[str] = "backprop"

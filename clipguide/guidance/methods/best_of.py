@@ -23,14 +23,17 @@ from ..generators import reseeded, restarted
 
 @dataclass(frozen=True, kw_only=True)
 class BestOf(Method):
-    """`number` candidates of each image, ranked by −objective. Each is drawn in the batch that the
-    pipeline is called with: unsteered, or by `each`, a step method that repeats no steps.
+    """Draw `number` candidates of each image, and keep the best by −objective. Run it with `s(…)`.
+
+    Each candidate is drawn in a batch like that of your call.
 
     Args:
-        number: candidates of an image.
-        each: what draws each.
-        finish: how many of these are drawn to the end; None is all.
-        look: the share of the steps after which the others are left, above 0 and below 1.
+        number: the number of candidates of an image.
+        each: the step method that steers each candidate; it must not repeat steps. None is no
+            steering.
+        finish: how many candidates are drawn to the end; None is all.
+        look: the share of the steps after which the other candidates are dropped, above 0 and below
+            1.
     """
 
     name: ClassVar[str] = "best-of"

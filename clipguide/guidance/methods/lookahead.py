@@ -26,8 +26,10 @@ from ..levels import widen
 
 @dataclass(frozen=True, kw_only=True)
 class Lookahead(Method):
-    """`number` samples of `steps` steps, scored forward only; then the run itself, drawn to those
-    that scored high. Any objective will do, one without gradients too."""
+    """Draw and score `number` short samples of `steps` steps, then steer the run towards the best.
+
+    It needs no gradient, so any objective works. Run it with `s(…)`.
+    """
 
     name: ClassVar[str] = "lookahead"
     fades: ClassVar[bool] = True

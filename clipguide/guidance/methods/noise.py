@@ -27,7 +27,15 @@ from ..levels import widen
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Method):
-    """`iterations` runs with gradients, `patience` of which may pass without a better loss."""
+    """Optimise the initial noise by gradients through the whole run. Run it with `s(…)`.
+
+    Args:
+        iterations: the number of runs with gradients.
+        rate: the size of a step, in units of the rms of the gradient.
+        prior: the weight of the regulariser, which keeps the norm of the noise likely.
+        momentum: Nesterov's momentum.
+        patience: stop after this number of runs without a better loss.
+    """
 
     name: ClassVar[str] = "noise"
     by_call: ClassVar[bool] = True

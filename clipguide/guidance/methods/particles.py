@@ -44,16 +44,19 @@ POTENTIALS = ("difference", "max", "sum")
 
 @dataclass(frozen=True, kw_only=True)
 class Particles(Method):
-    """`number` particles a prompt, resampled by their rewards; forward passes of the CLIP only.
+    """Sample `number` particles for each prompt, and resample them by their rewards.
+
+    It needs no gradient, only forward passes of the CLIP.
 
     Args:
-        number: particles of a prompt.
-        potential: what a particle is worth: "difference", "max" or "sum".
-        sharpness: λ, in units of 1 over the reward's.
-        rising: the share of the run after which λ is whole; 0 is from the beginning.
-        threshold: the effective share of particles under which they are drawn anew.
-        resampling: how: "systematic", "residual" or "ssp".
-        eta: of the noise that a deterministic sampler's step is given.
+        number: the number of particles of a prompt.
+        potential: the value of a particle: "difference", "max" or "sum".
+        sharpness: λ, in units of 1 over that of the reward.
+        rising: the share of the run after which λ has its full value; with 0 it has it from the
+            start.
+        threshold: particles are resampled if the effective share of them is smaller than this.
+        resampling: the resampling scheme: "systematic", "residual" or "ssp".
+        eta: the amount of noise that is added to the steps of a deterministic sampler.
     """
 
     name: ClassVar[str] = "particles"

@@ -34,12 +34,14 @@ from ..stochastic import spread_of, stochastic_step
 
 @dataclass(frozen=True, kw_only=True)
 class Rollover(Method):
-    """`quota` proposals a step in the mean; forward passes of denoiser, decoder and CLIP only.
+    """Try several proposals at each step, `quota` on average.
+
+    It needs no gradient, only forward passes of the denoiser, the decoder and the CLIP.
 
     Args:
-        quota: proposals a step, in the mean.
-        eta: of the noise that makes a step stochastic, above 0.
-        enough: the reward, −objective, from which on an image is good enough; None is never.
+        quota: the mean number of proposals a step.
+        eta: the amount of noise that makes a step stochastic, above 0.
+        enough: the reward, −objective, at which an image is good enough; None is never.
     """
 
     name: ClassVar[str] = "rollover"

@@ -37,16 +37,18 @@ FIXED = ("sample", "noise")
 
 @dataclass(frozen=True, kw_only=True)
 class Shortcut(Method):
-    """Moves of x0 by `strength` · rms(x0) in all, in `inner` moves, along the gradient there: at
-    the price of a decoder's and a CLIP's.
+    """Move x0 along the gradient of the objective at x0 (the default method).
+
+    The moves of one evaluation have a total length of `strength` · rms(x0). They need the gradient
+    through the decoder and the CLIP, and none through the denoiser.
 
     Args:
         strength: a number from 0, or a schedule: a text such as "0.1@0..0.5", a pair, or a function
             of the noise level.
-        inner: moves at one evaluation, which share the strength.
-        momentum: from 0 to below 1, from evaluation to evaluation.
+        inner: the number of moves at one evaluation, which share the strength.
+        momentum: the share of the last direction that is kept, from 0 to below 1.
         travel: how many times each step is taken.
-        fixed: what stays as it is while x0 moves: the noisy "sample", or its "noise".
+        fixed: what stays fixed while x0 moves: the noisy "sample", or its "noise".
     """
 
     name: ClassVar[str] = "shortcut"
@@ -80,8 +82,11 @@ class Shortcut(Method):
         return not (self.momentum or self.by_call)
 
     def size(self, noise: float) -> float:
-        """How far x0 moves at a noise level, as a fraction of its rms. ClipguideError where a
-        schedule of one's own function is negative."""
+        """Return the length of the moves at a noise level, as a fraction of the rms of x0.
+
+        Raises:
+            ClipguideError: a schedule that is a function returned a negative number.
+        """
         value = self.strength
         if isinstance(value, Schedule):
             value = value(min(max(1 - noise, 0.0), 1.0))
@@ -119,7 +124,7 @@ class Shortcut(Method):
         return act
 
     def ways(self, run: Run, at: At) -> list[Way]:
-        """The gradients that it moves along, each with its weight."""
+        """Return the gradients to move along, each with its weight."""
         return [(1.0, run.gradient)]
 
 
