@@ -186,7 +186,7 @@ def draw(
     label_B: Tensor,
     *,
     steps: int = 25,
-    guidance: float = 2.0,
+    guidance: float = 3.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Latents_B8hw, as the autoencoder has them, of maps and texts (the texts, then as many empty
@@ -213,7 +213,7 @@ def load():
 
 @app.command()
 @torch.no_grad()
-def sheet(n: int = 48, guidance: float = 2.0) -> None:
+def sheet(n: int = 48, guidance: float = 3.0) -> None:
     """n of the composed images, above what the decoder draws from their maps."""
     samples, model, autoencoder = Samples(), load(), vae.load()
     rows = np.random.default_rng(1).choice(len(samples), n, replace=False)

@@ -137,7 +137,7 @@ def sheet(
     out: Path = CACHE / "sheet.png",
     steps: int = 25,
     guidance: float = 3.0,
-    paint: float = 2.0,
+    paint: float = 3.0,
     style: str | None = None,
     first: int = 0,
     last: int = 1000,

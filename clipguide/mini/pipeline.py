@@ -223,7 +223,7 @@ class MiniPipeline(DiffusionPipeline):
         prior_num_inference_steps: int = 20,
         prior_eta: float = 1.0,
         map_candidates: int = 4,
-        map_guidance_scale: float = 2.0,
+        map_guidance_scale: float = 3.0,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
