@@ -1,4 +1,5 @@
-"""The ComfyUI node: its hook against `steer`, and in ComfyUI itself where that can be imported.
+"""The ComfyUI nodes: the hook against `steer`, scores against the library's own, and the pack in
+ComfyUI itself where that can be imported.
 
 For the latter, put a checkout of ComfyUI on PYTHONPATH.
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import importlib.util
+import json
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,22 +24,35 @@ from tiny_pipelines import BATCH, BETAS, noise, tiny
 from torch import nn
 from torch.testing import assert_close
 
-from clipguide import Range, Similarity, TotalVariation, UsageError, steer
-from clipguide.errors import ClipguideWarning
+from clipguide import (
+    Objective,
+    Range,
+    Reward,
+    Similarity,
+    TotalVariation,
+    UsageError,
+    load_clip,
+    steer,
+)
+from clipguide.errors import ClipguideError, ClipguideWarning
 from clipguide.guidance import Shortcut
+from clipguide.images import to_pil
+from clipguide.rewards import REWARDS, register_reward
 
-FILE = Path(__file__).resolve().parents[1] / "pipelines/comfyui_node.py"
+FOLDER = Path(__file__).resolve().parents[1] / "pipelines/comfyui"
 
 
-def load(path: Path):
-    """As ComfyUI loads a file of custom_nodes."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
+def load(folder: Path):
+    """As ComfyUI loads a folder of custom_nodes."""
+    name = str(folder).replace(".", "_x_")
+    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-node = load(FILE)
+pack = load(FOLDER)
+node = pack.steering
 
 
 class Autoencoder(nn.Module):
@@ -177,8 +193,7 @@ def test_patch(model, vae, clip_folder):
         assert torch.equal(off.sample(latents, model.words), plain)
         x0 = noise(BATCH, 4, 16, 32)
         assert patched.hooks[0](model.arguments(x0, 0.01)) is x0
-    clip = node._clip(str(clip_folder), "cpu")
-    objective = Similarity(clip, "a red fox", views=None)
+    objective = Similarity(load_clip(str(clip_folder)), "a red fox", views=None)
     with torch.inference_mode():
         loss_B = [
             objective(vae.first_stage_model.decode(model.process_latent_out(x)) / 2 + 0.5)
@@ -229,8 +244,179 @@ def test_inputs_and_errors(model, vae, clip_folder):
     with pytest.raises(UsageError, match="The window lies in"):
         node.SteerByClip().patch(model, vae, **{**settings, "window_low": 1.0})
     vae.latent_dim = 3
-    with pytest.raises(UsageError, match="Only models of still pictures are steered"):
+    with pytest.raises(UsageError, match="is not one of images"):
         node.SteerByClip().patch(model, vae, **settings)
+
+
+@pytest.fixture
+def images():
+    """Four images, in ComfyUI's layout."""
+    return noise(4, 3, 40, 48).sigmoid().movedim(1, -1)
+
+
+def brightness(settings):
+    """A reward whose order is known: the mean of the pixels."""
+
+    class Bright(Objective):
+        def __call__(self, image_B3HW, generators=None):
+            return -image_B3HW.flatten(1).mean(1)
+
+    return lambda prompts: Bright()
+
+
+@pytest.fixture
+def bright(request):
+    """Loaded by the node; with a gradient unless the test says otherwise."""
+    gradient = getattr(request, "param", True)
+    register_reward("bright", brightness, gradient=gradient, reads=False)
+    yield pack.LoadReward().load("bright", "here", "", False)[0]
+    REWARDS.unregister("bright")
+
+
+def shades(*values):
+    """Grey images."""
+    return torch.tensor(values)[:, None, None, None].expand(-1, 8, 8, 3).clone()
+
+
+def test_scores_are_the_librarys(images, clip_folder):
+    """The cosines of `Similarity.score_pictures`, one a picture; by a reward the reward's own. An
+    image has the same score alone, and a sum of parts is scored as a prompt is."""
+    text, name = "a red fox | a cat:-0.5", str(clip_folder)
+    with torch.inference_mode():
+        scores, report = pack.ScoreImages().score(images, text, name)
+        (alone,), _ = pack.ScoreImages().score(images[2:3], text, name)
+    pictures = to_pil(images.movedim(-1, 1))
+    expected = Similarity(load_clip(name), text).score_pictures(pictures)
+    assert_close(torch.tensor(scores), expected, atol=1e-5, rtol=0)
+    assert alone == scores[2] and len(set(scores)) == 4
+    order = sorted(range(4), key=scores.__getitem__, reverse=True)
+    assert report == "\n".join(f"image {i}: {scores[i]:.4f}" for i in order)
+    (reward,) = pack.LoadReward().load("clip", name, "", False)
+    assert pack.ScoreImages().score(images, text, "not asked for", reward)[0] == scores
+
+
+def test_rank(bright):
+    """The best first, equal ones in the order of the batch, the pixels as they were."""
+    images = shades(0.2, 0.8, 0.4, 0.8)
+    for top, expected in {0: [1, 3, 2, 0], 1: [1], 3: [1, 3, 2], 9: [1, 3, 2, 0]}.items():
+        found, report = pack.RankImages().rank(images, "", "unused", top, bright)
+        assert torch.equal(found, images[expected])
+        assert len(report.splitlines()) == 4
+    with pytest.raises(UsageError, match="0 for all, not -1"):
+        pack.RankImages().rank(images, "", "unused", -1, bright)
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [
+    ("5, 6,7", 7), ("5 6\n 18446744073709551615,", 2**64 - 1), ("9", 9),
+])  # fmt: skip
+def test_best_seed(bright, seeds, expected):
+    """One seed an image, or that of the whole batch."""
+    images = shades(0.2, 0.4, 0.8)
+    assert pack.BestSeed().best(images, "", "unused", seeds, bright) == (expected, 2)
+
+
+@pytest.mark.parametrize(("seeds", "match"), [
+    ("", "not ''"), ("1, x", "not 'x'"), ("1.5", "not '1.5'"), ("-1", "not '-1'"),
+    ("18446744073709551616", "from 0 to 18446744073709551615"), ("1, 2", "3 images and 2 seeds"),
+])  # fmt: skip
+def test_seeds_that_are_none(bright, seeds, match):
+    with pytest.raises(UsageError, match=match) as caught:
+        pack.BestSeed().best(shades(0.2, 0.4, 0.8), "", "unused", seeds, bright)
+    one_sentence(caught.value)
+
+
+def one_sentence(error):
+    words = str(error)
+    assert words.endswith(".") and "\n" not in words and ". " not in words
+
+
+@pytest.mark.parametrize(("broken", "match"), [
+    (lambda images: images[:0], "has no image"),
+    (lambda images: images[..., :0, :], "has no image"),
+    (lambda images: images[0], "B x H x W x 3"),
+    (lambda images: torch.cat([images, images[..., :1]], -1), "convert them to RGB"),
+    (lambda images: images.where(images != images[2, 3, 4, 1], math.nan), "Image 2 has pixels"),
+    (lambda images: images.where(images != images[1, 0, 0, 0], math.inf), "Image 1 has pixels"),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["ScoreImages", "RankImages", "BestSeed"])
+def test_images_that_are_none(images, clip_folder, name, broken, match):
+    """One sentence, before a CLIP is loaded."""
+    scored, more = getattr(pack, name), {"RankImages": {"top": 1}, "BestSeed": {"seeds": "1"}}
+    with pytest.raises(UsageError, match=match) as caught:
+        run = getattr(scored(), scored.FUNCTION)
+        run(broken(images), text="a red fox", clip="no such folder", **more.get(name, {}))
+    one_sentence(caught.value)
+
+
+@pytest.mark.parametrize(("text", "match"), [
+    ("", "The prompt is empty"), ("a fox |", "an empty part"), ("a fox:0", "weight 0"),
+    ("a fox | a fox:-1", "cancel each other out"),
+])  # fmt: skip
+def test_prompts_that_are_none(images, model, vae, clip_folder, text, match):
+    """The same sentence from each node that reads a prompt, by a CLIP and by a reward."""
+    name, settings = str(clip_folder), {**SETTINGS, "prompt": text}
+    (reward,) = pack.LoadReward().load("clip", name, "", False)
+    calls = [
+        lambda: pack.ScoreImages().score(images, text, name),
+        lambda: pack.RankImages().rank(images, text, name, 1, reward),
+        lambda: pack.BestSeed().best(images, text, name, "1", reward),
+        lambda: pack.SteerByClip().patch(model, vae, **settings, clip=name),
+        lambda: pack.SteerByReward().patch(model, vae, reward, **settings),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=match) as caught:
+            call()
+        one_sentence(caught.value)
+
+
+def test_scores_that_are_no_numbers(images, bright, monkeypatch):
+    monkeypatch.setattr(Reward, "score_pictures", lambda self, pictures: torch.tensor([math.nan]))
+    with pytest.raises(UsageError, match="by bright=here are not all finite numbers") as caught:
+        pack.RankImages().rank(images, "", "unused", 0, bright)
+    one_sentence(caught.value)
+
+
+def test_rewards_that_are_none(tmp_path):
+    """What cannot be loaded is said by the node that loads."""
+    assert pack.LoadReward.INPUT_TYPES()["required"]["name"][0] == sorted(REWARDS)
+    for name, weights, match in (
+        ("pickscor", "", "no reward 'pickscor'"), ("dino", "", "must be told"),
+        ("clip", str(tmp_path), "cannot be loaded|no"),
+    ):  # fmt: skip
+        with pytest.raises(ClipguideError, match=match):
+            pack.LoadReward().load(name, weights, "", False)
+
+
+@pytest.mark.parametrize("bright", [False], indirect=True)
+def test_a_reward_without_a_gradient_ranks_but_does_not_steer(model, vae, bright):
+    images = shades(0.2, 0.8)
+    assert torch.equal(pack.RankImages().rank(images, "", "unused", 0, bright)[0], images.flip(0))
+    with pytest.raises(UsageError, match="no gradient to steer by.*load one of aesthetic, clip,"):
+        pack.SteerByReward().patch(model, vae, bright, **SETTINGS)
+
+
+def test_steer_by_reward(model, vae, bright):
+    """In inference mode; what is drawn has more of the reward, by the formula of the reward."""
+    latents = noise(BATCH, 4, 16, 32)
+    with torch.inference_mode():
+        (patched,) = pack.SteerByReward().patch(model, vae, bright, **SETTINGS)
+        plain, steered = (m.sample(latents, model.words) for m in (model, patched))
+        shown = [vae.first_stage_model.decode(model.process_latent_out(x)) for x in (plain, steered)]
+    assert not model.hooks
+    assert (shown[1].flatten(1).mean(1) > shown[0].flatten(1).mean(1)).all()
+
+
+def test_steer_by_the_reward_clip(model, vae, clip_folder):
+    """The hook of the reward "clip" is that of the same objective, whole images and no views."""
+    (reward,) = pack.LoadReward().load("clip", str(clip_folder), "", False)
+    x0 = noise(BATCH, 4, 16, 32)
+    with torch.inference_mode():
+        (patched,) = pack.SteerByReward().patch(model, vae, reward, **SETTINGS)
+        found = patched.hooks[0](model.arguments(x0, 1.0))
+    objective = Similarity(load_clip(str(clip_folder)), SETTINGS["prompt"], views=None, kind="dot")
+    hook = node._hook(Shortcut(strength=0.2), objective, decoding(vae))
+    assert_close(found, hook(model.arguments(x0, 1.0)), atol=1e-5, rtol=0)
+    assert not torch.equal(found, x0)
 
 
 @pytest.fixture(scope="module")
@@ -306,8 +492,7 @@ def test_in_comfyui(comfy, clip_folder, flow):
     assert torch.equal(comfy_draw(comfy, off), plain)
     steered = comfy_draw(comfy, patched)
     assert torch.equal(comfy_draw(comfy, model), plain)
-    clip = node._clip(str(clip_folder), "cpu")
-    objective = Similarity(clip, "a red fox", views=None)
+    objective = Similarity(load_clip(str(clip_folder)), "a red fox", views=None)
     with torch.inference_mode():
         loss_B = [objective(vae.decode(x).movedim(-1, 1)) for x in (plain, steered)]
     assert (loss_B[1] < loss_B[0]).all()
@@ -325,8 +510,55 @@ def test_every_sampler_of_comfyui(comfy, clip_folder):
 
 
 def test_comfyuis_loader(comfy):
-    """A file of custom_nodes gives its node."""
+    """A folder of custom_nodes gives its nodes."""
     nodes = pytest.importorskip("nodes", reason="ComfyUI's own packages are not installed")
-    assert asyncio.run(nodes.load_custom_node(str(FILE)))
-    assert nodes.NODE_CLASS_MAPPINGS["ClipguideSteer"].FUNCTION == "patch"
-    assert nodes.NODE_DISPLAY_NAME_MAPPINGS["ClipguideSteer"] == "Steer by CLIP"
+    assert asyncio.run(nodes.load_custom_node(str(FOLDER)))
+    for name, shown in pack.NODE_DISPLAY_NAME_MAPPINGS.items():
+        found = nodes.NODE_CLASS_MAPPINGS[name]
+        assert callable(getattr(found(), found.FUNCTION))
+        assert nodes.NODE_DISPLAY_NAME_MAPPINGS[name] == shown
+    assert nodes.LOADED_MODULE_DIRS["comfyui"] == str(FOLDER)
+
+
+def test_the_v3_interface(comfy, clip_folder):
+    """The V3 nodes have the inputs and outputs of the V1 nodes, and do the same; a loader that
+    finds no mappings loads them."""
+    nodes = pytest.importorskip("nodes", reason="ComfyUI's own packages are not installed")
+    extension = asyncio.run(pack.comfy_entrypoint())
+    found = {one.GET_SCHEMA().node_id: one for one in asyncio.run(extension.get_node_list())}
+    assert found.keys() == pack.NODE_CLASS_MAPPINGS.keys()
+    for name, first in pack.NODE_CLASS_MAPPINGS.items():
+        third = found[name]
+        groups, others = first.INPUT_TYPES(), third.INPUT_TYPES()
+        for group, inputs in groups.items():
+            assert list(inputs) == list(others[group])
+            for key, (kind, *options) in inputs.items():
+                given = others[group][key]
+                assert given[0] == kind or (given[0], given[1]["options"]) == ("COMBO", kind)
+                assert (options or [{}])[0].items() <= given[1].items()
+        assert list(third.RETURN_TYPES) == list(first.RETURN_TYPES)
+        lists = getattr(first, "OUTPUT_IS_LIST", (False,) * len(first.RETURN_TYPES))
+        assert list(third.OUTPUT_IS_LIST) == list(lists)
+    image_BHW3 = noise(BATCH, 3, 32, 32).sigmoid().movedim(1, -1)
+    given = {"images": image_BHW3, "text": "a red fox", "clip": str(clip_folder)}
+    out = found["ClipguideScoreImages"].execute(**given)
+    assert out.result == pack.ScoreImages().score(**given)
+    module = sys.modules[pack.__name__]
+    assert module.comfy_entrypoint and nodes.NODE_CLASS_MAPPINGS
+
+
+def test_comfyui_takes_the_workflows(comfy, tmp_path):
+    """ComfyUI's own check of a prompt finds no fault in the examples."""
+    nodes = pytest.importorskip("nodes", reason="ComfyUI's own packages are not installed")
+    import execution
+    import folder_paths
+    from comfy_extras.nodes_preview_any import NODE_CLASS_MAPPINGS as extras
+
+    asyncio.run(nodes.load_custom_node(str(FOLDER)))
+    nodes.NODE_CLASS_MAPPINGS.update(extras)
+    (tmp_path / "v1-5-pruned-emaonly-fp16.safetensors").touch()
+    folder_paths.add_model_folder_path("checkpoints", str(tmp_path))
+    for path in sorted((FOLDER / "example_workflows/api").glob("*.json")):
+        graph = json.loads(path.read_text())
+        good, error, _, faults = asyncio.run(execution.validate_prompt("1", graph, None))
+        assert good and not faults, (error, faults)
