@@ -401,7 +401,8 @@ def test_steer_by_reward(model, vae, bright):
     with torch.inference_mode():
         (patched,) = pack.SteerByReward().patch(model, vae, bright, **SETTINGS)
         plain, steered = (m.sample(latents, model.words) for m in (model, patched))
-        shown = [vae.first_stage_model.decode(model.process_latent_out(x)) for x in (plain, steered)]
+        decode, scaled = vae.first_stage_model.decode, model.process_latent_out
+        shown = [decode(scaled(x)) for x in (plain, steered)]
     assert not model.hooks
     assert (shown[1].flatten(1).mean(1) > shown[0].flatten(1).mean(1)).all()
 
@@ -520,10 +521,12 @@ def test_comfyuis_loader(comfy):
     assert nodes.LOADED_MODULE_DIRS["comfyui"] == str(FOLDER)
 
 
-def test_the_v3_interface(comfy, clip_folder):
-    """The V3 nodes have the inputs and outputs of the V1 nodes, and do the same; a loader that
-    finds no mappings loads them."""
+def test_the_v3_interface(comfy, clip_folder, tmp_path):
+    """The V3 nodes have the inputs and outputs of the V1 nodes, and do the same; ComfyUI loads them
+    where it finds no mappings."""
     nodes = pytest.importorskip("nodes", reason="ComfyUI's own packages are not installed")
+    from comfy_api import latest as comfy_api
+
     extension = asyncio.run(pack.comfy_entrypoint())
     found = {one.GET_SCHEMA().node_id: one for one in asyncio.run(extension.get_node_list())}
     assert found.keys() == pack.NODE_CLASS_MAPPINGS.keys()
@@ -543,8 +546,12 @@ def test_the_v3_interface(comfy, clip_folder):
     given = {"images": image_BHW3, "text": "a red fox", "clip": str(clip_folder)}
     out = found["ClipguideScoreImages"].execute(**given)
     assert out.result == pack.ScoreImages().score(**given)
-    module = sys.modules[pack.__name__]
-    assert module.comfy_entrypoint and nodes.NODE_CLASS_MAPPINGS
+    line = f"import sys\ncomfy_entrypoint = sys.modules[{pack.__name__!r}].comfy_entrypoint\n"
+    (tmp_path / "__init__.py").write_text(line)
+    assert asyncio.run(nodes.load_custom_node(str(tmp_path)))
+    for name, shown in pack.NODE_DISPLAY_NAME_MAPPINGS.items():
+        assert issubclass(nodes.NODE_CLASS_MAPPINGS[name], comfy_api.io.ComfyNode)
+        assert nodes.NODE_DISPLAY_NAME_MAPPINGS[name] == shown
 
 
 def test_comfyui_takes_the_workflows(comfy, tmp_path):

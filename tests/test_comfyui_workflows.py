@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from clipguide.pipelines.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from clipguide.rewards.table import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "pipelines/comfyui"
@@ -171,9 +172,13 @@ def test_registry_file():
 
 
 def test_readme_names_every_node():
+    """And every reward that is in clipguide."""
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert all(f"*{name}*" in text for name in NODE_DISPLAY_NAME_MAPPINGS.values())
     assert all(f"example_workflows/{path.name}" in text for path in DRAWN)
+    assert ", ".join(KINDS) in " ".join(text.split())
+    free = [name for name, kind in KINDS.items() if not kind.gradient]
+    assert f"{', '.join(free[:-1])} and {free[-1]} have no gradient" in " ".join(text.split())
 
 
 def test_the_wheel_has_the_whole_pack():
