@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from clipguide.pipelines.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
 from clipguide.rewards.table import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
