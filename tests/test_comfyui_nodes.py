@@ -18,8 +18,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_pipelines import BATCH, BETAS, noise, tiny
 from torch import nn
 from torch.testing import assert_close
@@ -36,6 +38,7 @@ from clipguide import (
 )
 from clipguide.errors import ClipguideError, ClipguideWarning
 from clipguide.guidance import Shortcut
+from clipguide.guidance.guides import VIT_B_32
 from clipguide.images import to_pil
 from clipguide.rewards import REWARDS, register_reward
 
@@ -569,3 +572,59 @@ def test_comfyui_takes_the_workflows(comfy, tmp_path):
         graph = json.loads(path.read_text())
         good, error, _, faults = asyncio.run(execution.validate_prompt("1", graph, None))
         assert good and not faults, (error, faults)
+
+
+def comfy_run(nodes, graph, folder):
+    """The report, and the saved images by the beginnings of their names."""
+    import execution
+    import folder_paths
+
+    folder_paths.set_output_directory(str(folder))
+    server = SimpleNamespace(client_id=None, last_node_id=None, send_sync=lambda *_: None)
+    runner = execution.PromptExecutor(server)
+    ends = [key for key, one in graph.items() if one["class_type"] in ("SaveImage", "PreviewAny")]
+    runner.execute(graph, "1", {}, ends)
+    assert runner.success, runner.status_messages
+    (report,) = [one["text"] for one in runner.history_result["outputs"].values() if "text" in one]
+    return report[0], {path.name.split("_")[0]: to_array(path) for path in folder.glob("*.png")}
+
+
+def to_array(path):
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image)).int()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_comfyui_runs_a_workflow(comfy, clip_folder, tmp_path, monkeypatch):
+    """The best of a batch is drawn again by its seed and its place: without strength it is the same
+    image, with strength another."""
+    nodes = pytest.importorskip("nodes", reason="ComfyUI's own packages are not installed")
+    from comfy_extras.nodes_preview_any import NODE_CLASS_MAPPINGS as extras
+
+    model, vae = comfy_model(comfy)
+
+    class Checkpoint(nodes.CheckpointLoaderSimple):
+        def load_checkpoint(self, ckpt_name):
+            return model, None, vae
+
+    class Encode(nodes.CLIPTextEncode):
+        def encode(self, clip, text):
+            return ([[noise(1, 5, 16, seed=len(text)), {}]],)
+
+    ours = {**pack.NODE_CLASS_MAPPINGS, **extras}
+    ours |= {"CheckpointLoaderSimple": Checkpoint, "CLIPTextEncode": Encode}
+    for name, one in ours.items():
+        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, name, one)
+    text = (FOLDER / "example_workflows/api/best-of-a-batch.json").read_text()
+    text = text.replace(VIT_B_32.name, str(clip_folder)).replace(": 512", ": 128")
+    graph = json.loads(text.replace('"steps": 20', '"steps": 3'))
+    (steered,) = [one for one in graph.values() if one["class_type"] == "ClipguideSteerByReward"]
+    found = []
+    for strength in (0.0, 0.5):
+        steered["inputs"]["strength"] = strength
+        (folder := tmp_path / str(strength)).mkdir()
+        report, saved = comfy_run(nodes, copy.deepcopy(graph), folder)
+        assert len(report.splitlines()) == 4
+        found.append(saved)
+    same, other = ((one["clipguide-best"] - one["clipguide-steered"]).abs().max() for one in found)
+    assert same <= 1 < other
