@@ -266,7 +266,7 @@ def bright(request):
     """Loaded by the node; with a gradient unless the test says otherwise."""
     gradient = getattr(request, "param", True)
     register_reward("bright", brightness, gradient=gradient, reads=False)
-    yield pack.LoadReward().load("bright", "here", "", False)[0]
+    yield pack.LoadReward().load("bright", "here", "")[0]
     REWARDS.unregister("bright")
 
 
@@ -288,7 +288,7 @@ def test_scores_are_the_librarys(images, clip_folder):
     assert alone == scores[2] and len(set(scores)) == 4
     order = sorted(range(4), key=scores.__getitem__, reverse=True)
     assert report == "\n".join(f"image {i}: {scores[i]:.4f}" for i in order)
-    (reward,) = pack.LoadReward().load("clip", name, "", False)
+    (reward,) = pack.LoadReward().load("clip", name, "")
     assert pack.ScoreImages().score(images, text, "not asked for", reward)[0] == scores
 
 
@@ -352,7 +352,7 @@ def test_images_that_are_none(images, clip_folder, name, broken, match):
 def test_prompts_that_are_none(images, model, vae, clip_folder, text, match):
     """The same sentence from each node that reads a prompt, by a CLIP and by a reward."""
     name, settings = str(clip_folder), {**SETTINGS, "prompt": text}
-    (reward,) = pack.LoadReward().load("clip", name, "", False)
+    (reward,) = pack.LoadReward().load("clip", name, "")
     calls = [
         lambda: pack.ScoreImages().score(images, text, name),
         lambda: pack.RankImages().rank(images, text, name, 1, reward),
@@ -381,7 +381,7 @@ def test_rewards_that_are_none(tmp_path):
         ("clip", str(tmp_path), "cannot be loaded|no"),
     ):  # fmt: skip
         with pytest.raises(ClipguideError, match=match):
-            pack.LoadReward().load(name, weights, "", False)
+            pack.LoadReward().load(name, weights, "")
 
 
 @pytest.mark.parametrize("bright", [False], indirect=True)
@@ -406,7 +406,7 @@ def test_steer_by_reward(model, vae, bright):
 
 def test_steer_by_the_reward_clip(model, vae, clip_folder):
     """The hook of the reward "clip" is that of the same objective, whole images and no views."""
-    (reward,) = pack.LoadReward().load("clip", str(clip_folder), "", False)
+    (reward,) = pack.LoadReward().load("clip", str(clip_folder), "")
     x0 = noise(BATCH, 4, 16, 32)
     with torch.inference_mode():
         (patched,) = pack.SteerByReward().patch(model, vae, reward, **SETTINGS)
@@ -415,3 +415,21 @@ def test_steer_by_the_reward_clip(model, vae, clip_folder):
     hook = node._hook(Shortcut(strength=0.2), objective, decoding(vae))
     assert_close(found, hook(model.arguments(x0, 1.0)), atol=1e-5, rtol=0)
     assert not torch.equal(found, x0)
+
+
+def test_a_workflow_cannot_ask_for_a_pickle(monkeypatch):
+    """Only who starts ComfyUI can: a workflow may be somebody else's."""
+    asked = []
+
+    def reward(name, *, trust_pickle, **settings):
+        asked.append(trust_pickle)
+        return SimpleNamespace(load=lambda: None)
+
+    monkeypatch.setattr(sys.modules[f"{pack.__name__}.scoring"], "Reward", reward)
+    monkeypatch.delenv("CLIPGUIDE_TRUST_PICKLE", raising=False)
+    assert "trust_pickle" not in pack.LoadReward.INPUT_TYPES()["required"]
+    for value in (None, "0", "1"):
+        if value is not None:
+            monkeypatch.setenv("CLIPGUIDE_TRUST_PICKLE", value)
+        pack.LoadReward().load("clip", "mini", "")
+    assert asked == [False, False, True]

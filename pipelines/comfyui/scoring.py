@@ -5,6 +5,7 @@ Shapes: B images of H x W pixels and 3 channels, float in [0, 1].
 
 from __future__ import annotations
 
+import os
 import re
 
 import torch
@@ -37,7 +38,6 @@ class LoadReward:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, dict[str, tuple]]:
-        pickle = "read weights from a pickle: only if you trust where they are from"
         return {
             "required": {
                 "name": (sorted(REWARDS), {"tooltip": "docs/guides.md lists them"}),
@@ -46,20 +46,23 @@ class LoadReward:
                     {"default": "", "tooltip": "a file, folder or name; empty is the default"},
                 ),
                 "question": ("STRING", {"default": "", "tooltip": "vlm only; {} is the prompt"}),
-                "trust_pickle": ("BOOLEAN", {"default": False, "tooltip": pickle}),
             }
         }
 
-    def load(self, name: str, weights: str, question: str, trust_pickle: bool) -> tuple[Reward]:
+    def load(self, name: str, weights: str, question: str) -> tuple[Reward]:
         """Return the reward, on ComfyUI's device.
+
+        Weights in a pickle are read only where $CLIPGUIDE_TRUST_PICKLE is 1, because a workflow may
+        be somebody else's.
 
         Raises:
             UsageError: there is no such reward, its package is missing, or it needs weights.
             ClipguideError: it cannot be loaded.
         """
         asked = f"{name}={weights.strip()}" if weights.strip() else name
-        settings = {"question": question, "trust_pickle": trust_pickle, "device": device()}
-        return (Reward(asked, **settings).load(),)
+        trusted = os.environ.get("CLIPGUIDE_TRUST_PICKLE") == "1"
+        reward = Reward(asked, question=question, trust_pickle=trusted, device=device())
+        return (reward.load(),)
 
 
 class ScoreImages:
