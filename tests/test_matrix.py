@@ -82,6 +82,8 @@ QUICK = [
     *(("shortcut", "float32", "text to image", mode) for mode in MODES if mode != "compiled VAE"),
     *(("backprop", "float32", "inpainting", mode) for mode in ("inference_mode", "autocast")),
     *(("particles", "bfloat16", "image to image", mode) for mode in ("model offload", "autocast")),
+    ("backprop", "float32", "SDXL denoising_end", "sequential offload"),
+    ("noise", "float32", "text to image", "sequential offload"),
 ]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from ..errors import ClipguideError
 from .latents import denoiser
@@ -36,22 +37,36 @@ def through_denoiser(pipe: object) -> Iterator[None]:
     pipeline makes images of is taken out of the graph."""
     check(pipe)
     parts = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
-    trainable = [p for part in parts for p in part.parameters() if p.requires_grad]
+    trainable = [
+        (module, name)  # sequential offloading puts another parameter there at each move
+        for part in parts
+        for module in part.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]
     model = denoiser(pipe)
     with contextlib.ExitStack() as stack:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-            stack.callback(parameter.requires_grad_, True)
+        for module, name in trainable:
+            getattr(module, name).requires_grad_(False)
+            stack.callback(_learns, module, name)
         checkpoint = getattr(model, "_supports_gradient_checkpointing", False)
         if checkpoint and not model.is_gradient_checkpointing:
             model.enable_gradient_checkpointing()
             stack.callback(model.disable_gradient_checkpointing)
+        modules = model.modules() if isinstance(model, nn.Module) else ()
+        if any(hasattr(module, "_hf_hook") for module in modules):
+            # What is computed again runs to its end, where offloading takes weights away again.
+            stack.enter_context(set_checkpoint_early_stop(False))
         for name, method in PROCESSORS.items():
             if hasattr(pipe, name):
                 stack.enter_context(_detaching(getattr(pipe, name), method))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         yield
+
+
+def _learns(module: nn.Module, name: str) -> None:
+    getattr(module, name).requires_grad_(True)
 
 
 @contextlib.contextmanager
