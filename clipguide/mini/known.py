@@ -85,8 +85,8 @@ def doubt(prompt: str) -> str | None:
         return f"mini does not seem to know {said!r}. {ADVICE}"
     if len(words) > MOST:
         return (
-            f"mini may not draw all of {shorten(prompt)!r}: it draws one thing, two side by side, "
-            f"or up to four of a kind. {ADVICE}"
+            f"mini may not draw all of {shorten(prompt)!r}: it draws one thing, or up to four "
+            f"of a kind. {ADVICE}"
         )
     return None
 
