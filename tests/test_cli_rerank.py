@@ -52,7 +52,8 @@ def test_formats_say_the_same(run, pictures):  # noqa: F811
     assert json.loads(run(*given, "json").stdout) == rows
     listed = list(csv.DictReader(io.StringIO(run(*given, "csv").stdout)))
     assert [row["path"] for row in listed] == [row["path"] for row in rows]
-    np.testing.assert_allclose([float(r["score"]) for r in listed], [r["score"] for r in rows])
+    scores = [row["score"] for row in rows]
+    np.testing.assert_allclose([float(row["score"]) for row in listed], scores, atol=1e-6)
     head, *lines = run(*given, "text").stdout.splitlines()
     assert head.split() == ["rank", "score", "text", "path"]
     assert [line.split()[-1] for line in lines] == [row["path"] for row in rows]

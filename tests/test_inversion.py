@@ -140,7 +140,7 @@ def test_tokens_of_a_word_alone(folders):
         token_T = word_tokens(parts.tokenizer, WORD)
         text_BL = parts.tokenizer([f"a {WORD}", f"{WORD} fox", f"{WORD}s", "fox"])
         assert places(text_BL, token_T)[:, 0].tolist() == [0, 1]
-    with pytest.raises(UsageError, match="no tokens of the word"):
+    with pytest.raises(UsageError, match="The word is empty"):
         word_tokens(parts.tokenizer, "")
 
 
@@ -211,7 +211,7 @@ def test_what_goes_wrong(clip, judge, judge_folder, clip_folder, tmp_path):
         with_concept(Ensemble([clip, judge]), concept)
     with pytest.raises(UsageError, match="no pictures to learn"):
         Inversion(load_parts(str(clip_folder)), [], WORD)
-    with pytest.raises(UsageError, match="no tokens of the word"):
+    with pytest.raises(UsageError, match="The word is empty"):
         Inversion(load_parts(str(clip_folder)), creatures(), "  ")
     with pytest.raises(UsageError, match="or too many"):  # it would be cut
         Inversion(load_parts(str(clip_folder)), creatures(), WORD * 3)
