@@ -140,7 +140,7 @@ def test_tokens_of_a_word_alone(folders):
         token_T = word_tokens(parts.tokenizer, WORD)
         text_BL = parts.tokenizer([f"a {WORD}", f"{WORD} fox", f"{WORD}s", "fox"])
         assert places(text_BL, token_T)[:, 0].tolist() == [0, 1]
-    with pytest.raises(UsageError, match="The word is empty"):
+    with pytest.raises(UsageError, match="no tokens of the word"):
         word_tokens(parts.tokenizer, "")
 
 
