@@ -77,7 +77,10 @@ def test_flags_and_options_that_are_given_again(write):
         ("[genrate]\nsteps = 4\n", r"there is no verb \[genrate\]. Did you mean generate"),
         ("steps = 4\n", r"steps stands in no table; begin one, as \[generate\]"),
         ("[generate]\nsteps = true\n", r"\[generate\]: steps takes a value, not true or false"),
-        ("[generate]\nsteps = [1]\n", r"\[generate\]: steps takes one value, not \[1\]"),
+        ("[generate]\nsteps = [1]\n", r"steps takes a number or a text, not \[1\]"),
+        ("[generate]\nsteps = 2026-01-01\n", r"steps takes a number or a text, not 2026-01-01"),
+        ("[score]\ntext = [[1]]\n", r"text takes a number or a text, not \[\[1\]\]"),
+        ("[config]\njson = true\n", r"there is no verb \[config\]"),
         ("version = 2\n", "is of version 2; this clipguide reads version 1"),
         ("[generate\n", "is no TOML file"),
         ('[generate]\nsteps = "many"\n', r"'--steps'.*config.toml, \[generate\]"),
@@ -97,6 +100,14 @@ def test_a_variable_with_a_wrong_value(write, monkeypatch):
     assert told.exit_code == 2 and "$CLIPGUIDE_GENERATE_STEPS" in told.stderr
     told = run.invoke(app, ["generate", "a fox", "--steps", "more"])
     assert "'--steps'" in told.stderr and "$CLIPGUIDE_GENERATE_STEPS" not in told.stderr
+
+
+def test_a_variable_that_sets_nothing_is_told_of(write, monkeypatch):
+    write("")
+    monkeypatch.setenv("CLIPGUIDE_STEPZ", "5")
+    monkeypatch.setenv("CLIPGUIDE_STEPS", "5")
+    told = run.invoke(app, ["config"]).stderr
+    assert "$CLIPGUIDE_STEPZ sets no option" in told and "$CLIPGUIDE_STEPS " not in told
 
 
 def test_a_file_that_is_named_and_not_there(write):

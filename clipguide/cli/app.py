@@ -107,7 +107,7 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    if ctx.invoked_subcommand not in ("config", "doctor"):  # which help to mend the file
+    if ctx.invoked_subcommand != "config":
         config.apply(ctx)
 
 

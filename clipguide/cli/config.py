@@ -32,7 +32,7 @@ else:
 VERSION = 1
 EVERY = "defaults"
 PREFIX = "CLIPGUIDE_"
-OTHERS = ("CONFIG", "DB", "CACHE", "AUTH")  # read elsewhere
+OTHERS = ("CONFIG", "DB", "CACHE", "AUTH", "REWARD_KEY")  # read elsewhere
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,12 @@ def settings(verbs: Mapping[str, Any]) -> list[Setting]:
     """What file and environment say, each option once, with the source that counts.
 
     Args:
-        verbs: the commands by name, as click has them.
+        verbs: the commands by name, as click has them; `config` itself has no defaults.
 
     Raises:
         UsageError: a file that cannot be read, an unknown table or option.
     """
+    verbs = {name: verb for name, verb in verbs.items() if name != "config"}
     found: dict[tuple[str, str], Setting] = {}
     for setting in (*in_file(verbs), *in_environment(verbs)):  # the later one counts
         found[setting.verb, setting.option] = setting
@@ -156,8 +157,9 @@ def setting_of(verb: str, option: str, parameter: Any, value: Any, where: str) -
     """A setting; of an option that may be given again, one value is a list of one."""
     if isinstance(value, bool) and not parameter.is_flag:
         raise UsageError(f"{where}: {option} takes a value, not true or false.")
-    if isinstance(value, dict) or isinstance(value, list) and not parameter.multiple:
-        raise UsageError(f"{where}: {option} takes one value, not {value}.")
+    parts = value if isinstance(value, list) and parameter.multiple else [value]
+    if not all(isinstance(part, (str, int, float)) for part in parts):
+        raise UsageError(f"{where}: {option} takes a number or a text, not {value}.")
     if parameter.multiple and not isinstance(value, list):
         value = [value]
     return Setting(verb, option, parameter.name, value, where)
@@ -200,3 +202,7 @@ def config(
     for s in found:
         source = s.source.removeprefix(f"{place}, ")
         console.tell(f"{s.verb} --{s.option} {json.dumps(s.value)}    from {source}")
+    used = {s.source for s in found} | {f"${PREFIX}{name}" for name in OTHERS}
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and f"${name}" not in used:
+            console.complain(f"${name} sets no option, or another variable counts instead.")
