@@ -2,7 +2,6 @@
 
     python -m training.decoder latents            # of the composed images, by the small autoencoder
     python -m training.decoder train --minutes 90 # resumes
-    python -m training.decoder sheet              # maps of real drawings, decoded
 
 A U-Net of 10 M parameters, diffusers' own, in the 16x16x8 latents. The map is laid under the
 latents (28 channels more of input, each cell over 4x4). The middle's cross-attention reads the map
@@ -23,7 +22,7 @@ from torch import Tensor
 from clipguide.mini.conditions import conditions
 from training import common, prior, text, vae
 from training.loop import Loop, averaged
-from training.samples import CHANNELS, SIDE, Samples
+from training.samples import CHANNELS, Samples
 from training.styles import WORDS
 
 CACHE = common.CACHE / "decoder"
@@ -175,33 +174,6 @@ def train(
             v = predict(network, alpha * x0 + sigma * noise, t_B, condition, said, label)
         error_B = (v.float() - (alpha * noise - sigma * x0)).square().flatten(1).mean(1)
         loop.step(error_B.mean())
-    sheet()
-
-
-@torch.no_grad()
-def draw(
-    model,
-    map_BC44: Tensor,
-    said: tuple[Tensor, Tensor],
-    label_B: Tensor,
-    *,
-    steps: int = 25,
-    guidance: float = 3.0,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Latents_B8hw, as the autoencoder has them, of maps and texts (the texts, then as many empty
-    ones)."""
-    solver = scheduler()
-    solver.set_timesteps(steps)
-    x = torch.randn(len(map_BC44), vae.CHANNELS, 4 * SIDE, 4 * SIDE, generator=generator)
-    maps = torch.cat([map_BC44, torch.zeros_like(map_BC44)])
-    labels = torch.cat([label_B, torch.zeros_like(label_B)])
-    for t in solver.timesteps:
-        both = predict(model, torch.cat([x, x]), t.expand(2 * len(x)), maps, said, labels)
-        told, untold = both.chunk(2)
-        x = solver.step(untold + guidance * (told - untold), t, x).prev_sample
-    mean, deviation = moments()
-    return x * deviation + mean
 
 
 def load():
@@ -209,28 +181,6 @@ def load():
     model = unet()
     model.load_state_dict(averaged(CACHE))
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-
-
-@app.command()
-@torch.no_grad()
-def sheet(n: int = 48, guidance: float = 3.0) -> None:
-    """n of the composed images, above what the decoder draws from their maps."""
-    samples, model, autoencoder = Samples(), load(), vae.load()
-    rows = np.random.default_rng(1).choice(len(samples), n, replace=False)
-    image = np.stack([samples.rgb(i) for i in rows])
-    encoder, tokens = prior.load().text_encoder, prior.Tokens()
-    ids_BL, mask_BL = tokens([*(samples.captions[i][0] for i in rows), *[""] * n])
-    z = draw(
-        model,
-        samples.map_NC44[rows].float(),
-        (encoder(ids_BL).last_hidden_state, mask_BL),
-        samples.label_N[rows],
-        guidance=guidance,
-        generator=torch.Generator().manual_seed(0),
-    )
-    drawn = autoencoder.decode(z).sample / 2 + 0.5
-    before = torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255
-    common.before_and_after(CACHE / "sheet.png", before, drawn)
 
 
 if __name__ == "__main__":

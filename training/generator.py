@@ -2,6 +2,8 @@
 `clipguide.mini.pipeline.MiniPipeline`.
 
     python -m training.generator sheet --prompts FILE  # what it draws, a prompt a line
+    python -m training.generator right                 # how often its maps show the right thing
+    python -m training.generator painted               # maps of composed images, painted
     python -m training.generator export                # clipguide/mini/generator, fp16
     python -m training.generator recover               # the cache, from what is shipped
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 import typer
 from safetensors.torch import load_file, save_file
@@ -162,6 +165,56 @@ def sheet(
         ).images
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(images, labels=lines, columns=columns).save(out)
+
+
+@app.command()
+@torch.no_grad()
+def right(count: int = 192) -> None:
+    """Of maps drawn for names of concepts: how many lie nearest to their concept's mean map, by the
+    cosine, of all concepts' (top-1, top-5); with one map a name, and with the reader's pick."""
+    pipe, data = pipeline(), samples.Samples()
+    rows: dict[str, list[int]] = {}
+    for k, concept in enumerate(data.concepts):
+        if len(data.captions[k]) > 2:  # a single thing
+            rows.setdefault(concept, []).append(k)
+    names = sorted(concept for concept in rows if len(rows[concept]) >= 8)
+    mean_KD = torch.stack([data.map_NC44[rows[c]].float().mean(0).flatten() for c in names])
+    mean_KD = torch.nn.functional.normalize(mean_KD, dim=-1)
+    chosen = np.random.default_rng(0).choice(len(names), min(count, len(names)), replace=False)
+    prompts = [f"a {names[i]}" for i in chosen]
+    settings = {"steps": 20, "guidance_scale": 3.0, "eta": 1.0}
+    for candidates in (1, 4):
+        seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+        map_BC44 = pipe.draw_maps(
+            prompts, [""] * len(prompts), candidates=candidates, generator=seeds, **settings
+        )
+        best_B5 = (map_BC44.flatten(1) @ mean_KD.T).topk(5).indices
+        hit_B5 = best_B5 == torch.from_numpy(chosen)[:, None]
+        told = {
+            "candidates": candidates,
+            "concepts": len(names),
+            "top1": hit_B5[:, 0].float().mean().item(),
+            "top5": hit_B5.any(1).float().mean().item(),
+        }
+        print(json.dumps(told), flush=True)
+
+
+@app.command()
+def painted(n: int = 48, out: Path = CACHE / "painted.png") -> None:
+    """n of the composed images, above what is drawn from their maps and captions."""
+    pipe, data = pipeline(), samples.Samples()
+    rows = np.random.default_rng(1).choice(len(data), n, replace=False)
+    drawn = pipe(
+        [data.captions[i][-1] for i in rows],  # the one that names the style
+        maps=data.map_NC44[rows].float(),
+        num_inference_steps=25,
+        generator=[torch.Generator().manual_seed(i) for i in range(n)],
+        output_type="pt",
+    ).images
+    image_N3HW = torch.from_numpy(np.stack([data.rgb(i) for i in rows])).permute(0, 3, 1, 2) / 255
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scale = drawn.shape[-1] / image_N3HW.shape[-1]
+    common.before_and_after(out, vae.resized(image_N3HW, scale), drawn)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The generator's first half: a text becomes a map of what is where (see `training.samples`).
 
     python -m training.prior train --minutes 60   # resumes
-    python -m training.prior right                # how often a drawn map is nearest to its thing
 
 A stock ``PixArtTransformer2DModel`` (Chen et al. 2024: adaLN-single, text by cross-attention) on
 the 16 cells of the map, beside the text tower that `training.text` distilled, trained with it.
@@ -10,8 +9,6 @@ by min(8, 1 / (t² + 0.05)), t = sigmoid(1.2·n + 0.3), n normal (Esser et al. 2
 """
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import torch
@@ -182,29 +179,6 @@ def train(
         weight_B = (1 / (t_B**2 + 0.05)).clamp(max=8)
         late_B = t_B > 0.8
         loop.step((weight_B * error_B).mean(), error=error_B.mean(), early=error_B[late_B].mean())
-    right()
-
-
-@torch.no_grad()
-def draw(
-    model: Prior,
-    tokens: Tokens,
-    captions: list[str],
-    *,
-    steps: int = 25,
-    guidance: float = 3.0,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Maps_BC44 of captions, by Euler steps from t = 1 to 0."""
-    x = torch.randn(len(captions), CHANNELS, 4, 4, generator=generator)
-    ids_BL, mask_BL = tokens([*captions, *[""] * len(captions)])
-    times = torch.linspace(1, 0, steps + 1)
-    for t, after in zip(times[:-1], times[1:]):
-        both = model(torch.cat([x, x]), t.expand(2 * len(x)), ids_BL, mask_BL).float()
-        told, untold = both.chunk(2)
-        x0 = untold + guidance * (told - untold)
-        x = x0 + (x - x0) * (after / t)
-    return x
 
 
 def load() -> Prior:
@@ -212,32 +186,6 @@ def load() -> Prior:
     model = Prior()
     model.load_state_dict(averaged(CACHE))
     return model.eval().requires_grad_(False)
-
-
-@app.command()
-def right(count: int = 192, guidance: float = 3.0) -> None:
-    """Of maps drawn for names of concepts: how many lie nearest to their concept's mean map, of
-    all concepts' (top-1, top-5). Measured on the components alone, by the mean over cells."""
-    samples, model, tokens = Samples(), load(), Tokens()
-    index: dict[str, list[int]] = {}
-    for k, concept in enumerate(samples.concepts):
-        if len(samples.captions[k]) > 2:
-            index.setdefault(concept, []).append(k)
-    names = sorted(c for c in index if len(index[c]) >= 8)
-    mean = torch.stack([samples.map_NC44[index[c]].float().mean(0).flatten() for c in names])
-    rng = np.random.default_rng(0)
-    chosen = rng.choice(len(names), min(count, len(names)), replace=False)
-    g = torch.Generator().manual_seed(0)
-    maps = draw(model, tokens, [f"a {names[i]}" for i in chosen], guidance=guidance, generator=g)
-    near = torch.cosine_similarity(maps.flatten(1)[:, None], mean[None], dim=-1)
-    best = near.topk(5).indices
-    truth = torch.from_numpy(chosen)[:, None]
-    told = {
-        "concepts": len(names),
-        "top1": (best[:, :1] == truth).any(1).float().mean().item(),
-        "top5": (best == truth).any(1).float().mean().item(),
-    }
-    print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

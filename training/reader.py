@@ -116,24 +116,5 @@ def load() -> MapReader:
     return model.reader.eval().requires_grad_(False)
 
 
-@app.command()
-@torch.no_grad()
-def gain(count: int = 96, candidates: int = 8) -> None:
-    """Of maps drawn for names of concepts, the mean cosine with one map a name, and with the best
-    of several."""
-    model, tokens, reader, samples = prior.load(), prior.Tokens(), load(), Samples()
-    names_ = sorted(set(samples.concepts))
-    chosen = np.random.default_rng(0).choice(len(names_), count, replace=False)
-    captions = [f"a {names_[i]}" for i in chosen]
-    ids_BL, mask_BL = tokens(captions)
-    hidden_BLD = model.text_encoder(ids_BL).last_hidden_state
-    generator, scores = torch.Generator().manual_seed(0), []
-    for _ in range(candidates):
-        maps = prior.draw(model, tokens, captions, generator=generator)
-        scores.append(reader(maps, hidden_BLD, mask_BL))
-    score_KB = torch.stack(scores)
-    print(json.dumps({"one": score_KB[0].mean().item(), "best": score_KB.amax(0).mean().item()}))
-
-
 if __name__ == "__main__":
     app()
