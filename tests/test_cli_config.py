@@ -110,6 +110,14 @@ def test_a_variable_that_sets_nothing_is_told_of(write, monkeypatch):
     assert "$CLIPGUIDE_STEPZ sets no option" in told and "$CLIPGUIDE_STEPS " not in told
 
 
+def test_variables_that_mean_something_else(write, monkeypatch):
+    """They are read elsewhere, and are no defaults of the options of that name."""
+    write("")
+    for name in ("CACHE", "DB", "AUTH", "REWARD_KEY"):
+        monkeypatch.setenv(f"CLIPGUIDE_{name}", "x")
+    assert shown() == {} and not run.invoke(app, ["config"]).stderr
+
+
 def test_a_file_that_is_named_and_not_there(write):
     told = run.invoke(app, ["generate", "a fox"])
     assert told.exit_code == 2 and "$CLIPGUIDE_CONFIG names" in told.stderr

@@ -81,6 +81,16 @@ def test_factors_of_the_rate(tmp_path):
     assert bias == 0.5 * max(rates.values())
 
 
+def test_a_factor_of_nought_holds_what_was_trained_before(tmp_path):
+    """Also where the state on disk is of another factor: so the text encoder stays."""
+    slow, still = ({"bias": 0.5}, {"bias": 0.0})
+    settings = {"fall": 0.0, "scale": lambda name: slow.get(name, 1.0)}
+    before = train(tmp_path, 5.0, **settings).model.state_dict()
+    loop = train(tmp_path, 10.0, **{**settings, "scale": lambda name: still.get(name, 1.0)})
+    assert loop.index == 20 and not torch.equal(loop.model.weight, before["weight"])
+    assert torch.equal(loop.model.bias, before["bias"])
+
+
 def test_weights_travel(tmp_path, monkeypatch):
     """In half precision and in parts; what comes back is a checkpoint to go on from."""
     pack = pytest.importorskip("training.pack")
