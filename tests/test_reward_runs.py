@@ -315,8 +315,14 @@ class Handler(BaseHTTPRequestHandler):
         status, content = answer if isinstance(answer, tuple) else (200, answer)
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", content)
         self.end_headers()
         self.wfile.write(data)
+
+    def do_GET(self):
+        self.server.asked.append(self.headers.get("Authorization"))
+        self.send_error(404)
 
     def log_message(self, *_):
         pass
@@ -399,6 +405,17 @@ def test_an_address_that_is_slow_or_wrong(serve, answers, message, times):
     asked = len(server.asked)
     assert torch.equal(reward(torch.rand(2, 3, 8, 8)), torch.zeros(2))
     assert len(server.asked) == asked  # not again
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_an_address_that_sends_on_is_not_followed(serve, status):
+    """Elsewhere neither image nor key arrives."""
+    other = serve(WORD)
+    server = serve((status, f"http://127.0.0.1:{other.server_port}/v1/chat/completions"))
+    picture = to_pil(torch.rand(1, 3, 8, 8))[0]
+    with pytest.raises(ClipguideError, match=f"it answers {status}.*look whether it runs"):
+        asking(server.name, key="secret").score_pictures([picture])
+    assert len(server.asked) == 1 and not other.asked
 
 
 def test_a_second_try_helps(serve):

@@ -2,7 +2,8 @@
 
 What is sent is the question and the image as a PNG in a data URL, for one word of answer at
 temperature 0, with the log probabilities of the likeliest words where the server gives them. No
-address but the given one is asked.
+address but the given one is asked: one that sends on to another is not followed, for images and
+key would go with it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,16 @@ from .registry import Settings
 
 MODEL = "default"
 MOST = 1_000_000  # bytes of an answer
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Makes an error of a redirect."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Stay)
 
 
 class Verifier(OfPictures):
@@ -61,11 +72,11 @@ class Verifier(OfPictures):
             if attempt:
                 time.sleep(wait * 2 ** (attempt - 1))
             try:
-                with urllib.request.urlopen(asked, timeout=self.settings.timeout) as answer:
+                with _OPENER.open(asked, timeout=self.settings.timeout) as answer:
                     return probability(json.loads(answer.read(MOST)))
             except urllib.error.HTTPError as error:
                 said = f"it answers {error.code} {error.reason}"
-                if error.code in (400, 401, 403, 404, 422):  # which asking again does not cure
+                if error.code < 400 or error.code in (400, 401, 403, 404, 422):  # not cured by time
                     break
             except TimeoutError:
                 said = f"it took longer than {self.settings.timeout:g} seconds"
