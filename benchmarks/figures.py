@@ -54,7 +54,8 @@ def embedded() -> str:
         model, _, what = one["key"].partition(": ")
         if model not in weights:  # the referee is not shipped
             continue
-        if any(weights.get(name) != digest for name, digest in one["weights"].items()):
+        shipped = {name: one["weights"][name] for name in one["weights"] if name in weights}
+        if any(weights[name] != digest for name, digest in shipped.items()):
             old.add(model)
             continue
         is_share = one["unit"] == "%"

@@ -320,6 +320,22 @@ def test_figures_are_those_of_the_files():
     assert kept == figures.page(), "run: python -m benchmarks.figures"
 
 
+def test_the_page_has_each_figure_of_what_is_shipped():
+    """Those as well that a CLIP measured which is not shipped."""
+    from clipguide import mini
+    from training.evaluate.ledger import FIGURES, fingerprint
+
+    page = (ROOT / "docs/figures.md").read_text(encoding="utf-8")
+    shipped = {name: fingerprint(mini.path(name)) for name in mini.MODELS}
+    seen = 0
+    for one in json.loads(FIGURES.read_text(encoding="utf-8"))["figures"]:
+        model, _, what = one["key"].partition(": ")
+        if model in shipped and one["weights"][model] == shipped[model]:
+            assert f"| {model} | {what} |" in page
+            seen += len(one["weights"]) > 1
+    assert seen and "Not measured on the present weights: generator" not in page
+
+
 def test_the_table_of_cards_is_that_of_memory():
     """docs/real-models.md quotes docs/memory.md, and the card is the least that the row needs."""
 
