@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from .errors import causes
 
 PATIENCE = 1.0  # seconds to connect
+CACHE_ALONE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}  # a file is not in the cache
 
 
 @contextlib.contextmanager
@@ -35,7 +36,7 @@ def within_reach(wanted: bool = True) -> Iterator[None]:
     try:
         yield
     except Exception as failed:
-        if "OfflineModeIsEnabled" in map(_name, causes(failed)):
+        if not CACHE_ALONE.isdisjoint(map(_name, causes(failed))):
             raise error from None
         raise
     finally:

@@ -13,11 +13,13 @@ import pytest
 
 SCRIPT = """
 import sys
-from clipguide import TextToImage, load_clip
+from clipguide import Reward, TextToImage, load_clip
 for name in sys.argv[2:]:
     try:
         if name.startswith("ViT"):
             load_clip(name)
+        elif "=" in name:
+            Reward(name).load()
         else:
             pictures = TextToImage(model=name, clip=sys.argv[1], judge="")("fox", steps=1)
             print(name, "drew", pictures[0].image.size)
@@ -90,11 +92,12 @@ def test_what_the_hub_refuses(hub, clip_folder, tmp_path):
 def test_no_hub(clip_folder, generator_folder, tmp_path):
     """A hub that is away is asked once: what is in the cache is drawn with, the rest is refused."""
     put_into_cache(tmp_path, "some/tiny", generator_folder)
-    names = ("some/tiny", "some/model", CLIP)
+    rewards = [f"{name}=some/model" for name in ("vqascore", "imagereward", "siglip2", "hpsv2")]
+    names = ("some/tiny", "some/model", CLIP, *rewards)
     drew, *refused = said(
         clip_folder, *names, endpoint="http://127.0.0.1:1", home=tmp_path, offline=0
     )
     assert drew == "some/tiny drew (32, 32)"
-    assert len(refused) == 2
+    assert len(refused) == 2 + len(rewards)
     for line in refused:
         assert "ClipguideError" in line and "cannot be reached" in line

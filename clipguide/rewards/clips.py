@@ -52,7 +52,9 @@ def _file(repository: str, name: str) -> str:
     """A file of the hub's, downloaded where it is not cached. UsageError for a name that is
     neither a file here nor one of the hub's."""
     if repository.count("/") != 1 or os.path.splitext(repository)[1]:
-        raise UsageError(f"There are no weights {repository}.")
+        raise UsageError(
+            f"There are no weights {repository}: name a file, or a model of the hub as OWNER/NAME."
+        )
     from huggingface_hub import hf_hub_download
 
     return hf_hub_download(repository, name)

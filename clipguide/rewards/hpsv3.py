@@ -107,7 +107,7 @@ def build(
         model = Qwen2VLModel(config)
     sizes = [weights.get(f"rm_head.{place}.weight") for place in HEAD]
     if any(size is None for size in sizes):
-        raise ClipguideError("These weights have no head of HPSv3's (rm_head).")
+        raise ClipguideError(f"These weights have no head of HPSv3's (rm_head): take {FILE}.")
     steps: list[nn.Module] = []
     for place, weight in zip(HEAD, sizes):
         linear = nn.Linear(weight.shape[1], weight.shape[0])
@@ -118,7 +118,9 @@ def build(
     try:
         model.load_state_dict(found, assign=True)
     except RuntimeError as error:
-        raise ClipguideError(f"These weights are not HPSv3's: {str(error)[:200]}.") from error
+        raise ClipguideError(
+            f"These weights are not HPSv3's: take {FILE}. {str(error)[:200]}."
+        ) from error
     return model.to(getattr(torch, dtype)), nn.Sequential(*steps[:-1])
 
 

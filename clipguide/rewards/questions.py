@@ -46,7 +46,9 @@ class Question(OfPictures):
         tokenizer = processor.tokenizer
         self.yes, self.no = (_single(tokenizer, words) for words in (YES, NO))
         if not self.yes or not self.no or self.yes & self.no:
-            raise ClipguideError("The model's tokenizer has no words for yes and no.")
+            raise ClipguideError(
+                "The model's tokenizer has no words for yes and no: take another model."
+            )
         self.relative, self._answer = relative, _single(tokenizer, YES[:1])
 
     def score_one(self, picture: Image.Image, text: str) -> float:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..clip import Clip, fingerprint
 from ..errors import ClipguideError, UsageError, close_matches, out_of_memory, reason
+from ..hub import within_reach
 from ..images import load, to_tensor
 from ..objectives import Objective, as_prompts
 from ..objectives.similarity import Prompts
@@ -111,7 +112,9 @@ class Reward(Objective):
     def _loading(self) -> Scorer:
         """The reward, loaded. ClipguideError where that fails, in one sentence."""
         try:
-            with torch.inference_mode(False):  # else it took no part in gradients
+            away = self.settings.where.startswith(("http://", "https://"))  # an address of its own
+            # Without inference mode, for what is made in it takes no part in gradients.
+            with torch.inference_mode(False), within_reach(not away):
                 return self.asked.kind.load(self.settings)
         except ClipguideError:
             raise
