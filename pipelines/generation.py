@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import UsageError, close_matches
 from ..guidance.contract import Method
+from ..guidance.generators import STRIDE
 from ..guidance.methods import METHODS, Shortcut, configure
 from ..guidance.steer import check_gradients
 from ..prompts import check_text, shorten
@@ -23,7 +24,6 @@ CFG = 4.0
 CUTOUTS = 4
 MOST = 1000  # images of a prompt, candidates of an image, steps
 MAX_SEED = 2**63 - 1
-CANDIDATE_STRIDE = 1_000_000  # candidate k of the image of seed s has the seed s + k·stride
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class Generation:
         check_numbers(count=self.count, best_of=self.best_of, steps=self.steps)
         if self.batch_size is not None:
             check_numbers(batch_size=self.batch_size)
-        if not 0 <= self.seed <= MAX_SEED - self.best_of * CANDIDATE_STRIDE - self.count:
+        if not 0 <= self.seed <= MAX_SEED - self.best_of * STRIDE - self.count:
             raise UsageError(
                 f"The seed must be a whole number from 0 to about 2⁶³, not {self.seed}."
             )

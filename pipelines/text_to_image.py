@@ -23,6 +23,7 @@ from ..guidance import Step, steer, tinies
 from ..guidance.auto import Choice, times_plain
 from ..guidance.contract import Method, call_signature
 from ..guidance.decoders import Decoder, parsed
+from ..guidance.generators import STRIDE
 from ..guidance.guides import default_clip
 from ..guidance.latents import check, execution_device
 from ..guidance.observers import ranks
@@ -36,7 +37,6 @@ from ..recipe import Recipe
 from ..views import Cutouts, Views
 from .film import Film
 from .generation import (
-    CANDIDATE_STRIDE,
     CUTOUTS,
     Generation,
     check_numbers,
@@ -182,7 +182,7 @@ class TextToImage:
                 warnings.warn(said, ClipguideWarning, stacklevel=2)
         resolved = self._resolved(asked, method, best_of, width, height)
         jobs = [
-            Job(prompt, text, asked.seed + i + k * CANDIDATE_STRIDE)
+            Job(prompt, text, asked.seed + i + k * STRIDE)
             for prompt, text in zip(prompts, guides, strict=True)
             for i in range(asked.count)
             for k in range(best_of)

@@ -311,6 +311,25 @@ def test_animate_several(tiny_mini):
     assert (last[40:72, 40:72] == 255).all()
 
 
+def test_a_kept_candidate_is_named_by_its_own_seed(tiny_mini):
+    """The seed in a file's name draws the image again by itself; a name that is taken is left."""
+    run = ["generate", "fox", "owl", "bee", "--best-of", 4, *FAST]
+    facts = [json.loads(x) for x in invoke(*run, "--seed", 7, "--json").stdout.splitlines()]
+    seeds = [fact["seed"] for fact in facts]
+    assert any(seed != 7 for seed in seeds)  # else this test proves nothing
+    for fact, prompt in zip(facts, ("fox", "owl", "bee"), strict=True):
+        assert fact["path"] == f"{prompt}-{fact['seed']}.png"
+        alone = f"{prompt}-alone.png"
+        invoke("generate", prompt, "--seed", fact["seed"], *FAST, "--out", alone)
+        assert abs(pixels(alone).astype(int) - pixels(fact["path"])).max() <= 1  # alone, or in a batch
+    other = next(fact for fact in facts if fact["seed"] != 7)
+    before = Path(other["path"]).read_bytes()
+    prompt = other["path"].split("-")[0]
+    again = ["generate", prompt, "--best-of", 4, *FAST, "--seed", 7, "--json"]
+    assert json.loads(invoke(*again).stdout)["path"] == f"{prompt}-7.png"
+    assert Path(other["path"]).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("flags", "kept"),
     [

@@ -17,8 +17,9 @@ text tower (`training/text.py`; the referee's is MiniLM itself) stays locked (as
 concepts, CLIP's contrastive loss against the captions of the batch, the true colour among eleven,
 and, so that photographs are not forgotten, the backbone's own softmax over the 1,000 names on crops
 of ten photographs and on mixed drawings (learning without forgetting, Li & Hoiem 2016; distilling
-from very few pictures, Asano & Saeed 2021). Six tenths of the plain phase see 96 pixels, the rest
-128 (progressive resizing, Tan & Le 2021).
+from very few pictures, Asano & Saeed 2021). Half of the plain phase sees images of three quarters of the side
+(progressive resizing, Tan & Le 2021). A tenth of each concept's target goes to concepts of like
+names. A quarter of the things is redrawn in another hand (`training/data/restyle.py`).
 
 `--robust` goes on from the plain model on pictures moved by a one-step L2 attack on the concepts'
 (TeCoA, Mao et al. 2023; CLIPAG, Ganz & Elad 2024), half of them under Gaussian noise or blur as
@@ -50,10 +51,12 @@ from training.data.colours import TERMS
 from training.data.compose import Mix, TrainingSet
 
 CACHE = common.CACHE / "clip"
-SIZE = 128
-SMALL, SMALL_SHARE = 96, 0.6  # the plain phase's first pixels, and how long it stays with them
+SIZES = {"guide": 128, "judge": 160, "referee": 128}
+SMALL, SMALL_SHARE = 0.75, 0.5  # the plain phase's first size, and how long it stays with it
 SCALE = 60.0  # of the logits as training begins: 25 left the softmax over 2,400 texts too flat
-MIX = Mix(pairs=0.05, several=0.05, recolour=0.2, full=0.6)
+MIX = Mix(pairs=0.05, several=0.05, recolour=0.2, full=0.6, restyle=0.25)
+SOFT, SHARP = 0.1, 25.0  # of the target, so much goes to concepts of like names, so sharply
+CLEAN = 1 / 3  # of the robust phase's images are not moved
 REMEMBERED, MEMORY = 16, 1.0  # views in each batch of 64 that the backbone teaches; their weight
 CLEAR = 6.0  # the logit at which a name's unit opens: drawings' best is about 13, photographs' 20
 BACKBONES = {"guide": 0, "judge": 1, "referee": 2}
@@ -71,7 +74,7 @@ def config(name: str) -> dict:
         timm_pool="avg",
         timm_proj=HEADS[name],
         timm_proj_bias=True,
-        image_size=SIZE,
+        image_size=SIZES[name],
     )
     return {
         "model_cfg": dict(
@@ -200,6 +203,7 @@ class Recipe:
             )
         tables = torch.load(table, weights_only=True)
         self.concept_KD, self.name_ND = tables["concepts"], tables["names"]
+        self.like_KK = (SHARP * self.concept_KD @ self.concept_KD.T).softmax(-1)
         self.colour_K11D = tables["colours"].view(len(concepts), len(TERMS), -1)
         self.generator = torch.Generator().manual_seed(0)
         self.crops = np.load(common.DATA / "crops.npy", mmap_mode="r")
@@ -254,7 +258,8 @@ class Recipe:
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss of encoded pictures and views, and its parts."""
         target = batch["target"]
-        concept = bank_loss(image_BD, self.concept_KD, target, scale).mean()
+        soft = (1 - SOFT) * target + SOFT * target @ self.like_KK
+        concept = bank_loss(image_BD, self.concept_KD, soft, scale).mean()
         caption = caption_loss(image_BD, batch["text"], scale).mean()
         known = batch["colour"] >= 0
         true_11 = self.colour_K11D[target[known].argmax(-1)].float()
@@ -284,6 +289,7 @@ class Recipe:
         if self.robust:
             target, image = batch["target"], self.soften(image)
             radius = 0.5 + 4.0 * torch.rand(len(image), generator=self.generator)
+            radius[: round(CLEAN * len(image))] = 0
             image = l2_attack(
                 lambda x: self.concept_loss(model, x, target),
                 image,
@@ -305,14 +311,14 @@ def batches(
     model: nn.Module,
     count: int,
     rng: np.random.Generator,
-    pixels: Callable[[], int] = lambda: SIZE,
+    share: Callable[[], float] = lambda: 1.0,
 ) -> Iterator[dict]:
-    """Endless batches: image (B, 3, pixels, pixels) in [0, 1], target_BK, caption vectors,
-    colour_B (index of the true term, or -1)."""
+    """Endless batches: image_B3HW in [0, 1] of a `share` of the data's side, target_BK, caption
+    vectors, colour_B (index of the true term, or -1)."""
     while True:
         samples = [data.sample(rng) for _ in range(count)]
         image = torch.from_numpy(np.stack([s.rgb for s in samples])).permute(0, 3, 1, 2) / 255
-        if (side := pixels()) != SIZE:
+        if (side := round(share() * data.size)) != data.size:
             image = F.interpolate(image, (side, side), mode="bilinear", antialias=True)
         target = torch.zeros(count, len(recipe.index))
         for row, sample in zip(target, samples):
@@ -406,7 +412,7 @@ def train(
     gradients."""
     stage = CACHE / f"{name}{'-robust' if robust else ''}"
     checkpoint = stage.with_suffix(".checkpoint")
-    data = TrainingSet(common.DATA, size=SIZE, mix=MIX)
+    data = TrainingSet(common.DATA, size=SIZES[name], mix=MIX)
     model = build(name)
     model.eval()  # batch norm keeps ImageNet's statistics; there is no dropout
     recipe = Recipe(name, model, data.concepts, robust)
@@ -414,6 +420,8 @@ def train(
     rng = np.random.default_rng(BACKBONES[name])
     if robust or again:
         model.load_state_dict(torch.load(f"{CACHE / name}.pt", weights_only=True))
+        for test, rows in tests.items():
+            print("before", test, accuracy(model, recipe, rows, data), flush=True)
     if robust:
         with torch.no_grad():
             model.logit_scale.fill_(np.log(SCALE))
@@ -433,12 +441,12 @@ def train(
     if checkpoint.exists():
         fit.load_state_dict(torch.load(checkpoint, weights_only=True))
 
-    def pixels() -> int:
-        return SMALL if not robust and fit.minutes < SMALL_SHARE * minutes else SIZE
+    def share() -> float:
+        return SMALL if not robust and fit.minutes < SMALL_SHARE * minutes else 1.0
 
     rng = np.random.default_rng([BACKBONES[name], fit.index])
     log = common.Log(stage.with_suffix(".csv"))
-    for step in fit.run(batches(data, recipe, model, batch, rng, pixels)):
+    for step in fit.run(batches(data, recipe, model, batch, rng, share)):
         if step.index % 50 == 0:
             log(step=step.index, minutes=step.minutes, loss=step.loss, **step.parts)
         if step.index % 300 == 0:
@@ -454,13 +462,19 @@ def train(
 
 
 @app.command()
-def recover(name: str) -> None:
-    """Fill the cache from a shipped folder, tokenizer and text tower too: `train --robust` then
-    goes on from what is shipped where nothing else is left."""
+def recover(name: str, words: bool = True) -> None:
+    """Fill the cache from a shipped folder: `train --robust` or `--again` then goes on from what
+    is shipped where nothing else is left. `--no-words`: the tokenizer and the text tower stay
+    those of the cache; both towers speak MiniLM's space."""
     from safetensors.torch import load_file
 
     folder = common.MINI / name
     state = {k: v.float() for k, v in load_file(folder / "open_clip_model.safetensors").items()}
+    if not words:
+        seen = {k: v for k, v in state.items() if not k.startswith("text.")}
+        state = build(name).state_dict() | seen
+        torch.save(state, CACHE / f"{name}.pt")
+        return
     tower = {k.removeprefix("text."): v for k, v in state.items() if k.startswith("text.")}
     tower["text_projection"] = tower["text_projection"][:, : text.DIM]
     CACHE.mkdir(parents=True, exist_ok=True)

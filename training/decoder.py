@@ -26,7 +26,7 @@ from training.samples import CHANNELS, Samples
 from training.styles import WORDS
 
 CACHE = common.CACHE / "decoder"
-TEXT = text.TOWERS["guide"][0]  # channels
+TEXT = text.TOWERS["prior"][0]  # channels
 app = typer.Typer(add_completion=False, help=__doc__)
 
 

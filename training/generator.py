@@ -183,7 +183,7 @@ def right(count: int = 192) -> None:
     chosen = np.random.default_rng(0).choice(len(names), min(count, len(names)), replace=False)
     prompts = [f"a {names[i]}" for i in chosen]
     settings = {"steps": 20, "guidance_scale": 3.0, "eta": 1.0}
-    for candidates in (1, 4):
+    for candidates in (1, 4, 16):
         seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
         map_BC44 = pipe.draw_maps(
             prompts, [""] * len(prompts), candidates=candidates, generator=seeds, **settings

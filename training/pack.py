@@ -62,7 +62,7 @@ def make() -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
     give(CACHE / "words/vae", averaged(vae.SMALL))
-    give(CACHE / "words/text", torch.load(text.CACHE / "guide.pt", weights_only=True))
+    give(CACHE / "words/text", torch.load(text.CACHE / "prior.pt", weights_only=True))
     for name, folder in TRAINED.items():
         if (folder / "checkpoint.pt").exists():
             give(CACHE / "networks" / name, averaged(folder))
@@ -83,7 +83,7 @@ def unpack() -> None:
             pictures[k] = np.asarray(Image.open(io.BytesIO(raw[start:end])).convert("RGBA"))
     np.save(common.DATA / "pictures.npy", pictures)
     keep(vae.SMALL, received(CACHE / "words/vae"))
-    torch.save(received(CACHE / "words/text"), text.CACHE / "guide.pt")
+    torch.save(received(CACHE / "words/text"), text.CACHE / "prior.pt")
     for name, folder in TRAINED.items():
         if (CACHE / "networks" / name).is_dir():
             keep(folder, received(CACHE / "networks" / name))

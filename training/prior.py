@@ -37,7 +37,7 @@ def transformer():
         cross_attention_dim=WIDTH,
         sample_size=4,
         patch_size=1,
-        caption_channels=text.TOWERS["guide"][0],
+        caption_channels=text.TOWERS["prior"][0],
         use_additional_conditions=False,
     )
 
@@ -46,8 +46,8 @@ def text_encoder():
     """The distilled text tower as transformers' ``CLIPTextModel``."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    width, heads, layers, _ = text.TOWERS["guide"]
-    cfg = text.text_config("guide")
+    width, heads, layers, _ = text.TOWERS["prior"]
+    cfg = text.text_config("prior")
     model = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=cfg["vocab_size"],
@@ -64,7 +64,7 @@ def text_encoder():
             pad_token_id=cfg["pad_id"],
         )
     )
-    distilled = text.CACHE / "guide.pt"
+    distilled = text.CACHE / "prior.pt"
     if not distilled.exists():  # after `training.generator recover`: the checkpoint has its weights
         return model
     theirs = torch.load(distilled, weights_only=True)
@@ -117,7 +117,7 @@ class Tokens:
 
     def __init__(self) -> None:
         self.tokenizer, self.known = text.load_tokenizer(), {}
-        self.pad = text.text_config("guide")["pad_id"]
+        self.pad = text.text_config("prior")["pad_id"]
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         new = [c for c in dict.fromkeys(captions) if c not in self.known]

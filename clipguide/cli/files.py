@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 class Files:
     """The files of a run: claimed before it, and told of after it, however it ends."""
 
-    paths: list[Path]
+    paths: list[Path]  # of the seed that each image is asked for
+    named: Callable[[int, int], Path]  # (index of an image, the seed that drew it) -> its file
     sheets: dict[str, Path]
     force: bool
     resume: bool = False
@@ -32,6 +34,7 @@ class Files:
     pictures: list[Picture] = field(default_factory=list)
     kept: list[Picture] = field(default_factory=list)  # of a run before
     written: list[str] = field(default_factory=list)
+    done: list[Path] = field(default_factory=list)  # of `pictures`
 
     @classmethod
     def plan(
@@ -50,7 +53,8 @@ class Files:
         naming.claim([*paths, *sheets.values()], force=force or resume)
         if resume:
             naming.sweep(paths)
-        return cls(paths, sheets, force, resume)
+        named = partial(naming.of_seed, out, prompts, count)
+        return cls(paths, named, sheets, force, resume)
 
     @property
     def tapes(self) -> Path | None:
@@ -68,8 +72,9 @@ class Files:
         from ..pipelines.picture import Picture
         from ..recipe import differences, read_png, read_trace
 
-        path = self.paths[index]
-        if not path.exists():
+        seeds = [one.seed for one in recipes]
+        path = next((p for p in self._places(index, seeds) if p.exists()), None)
+        if path is None:
             return None
         recipe = read_png(path)
         recipes = [recipe.resolving(one) for one in recipes]
@@ -94,11 +99,20 @@ class Files:
         """Write the next picture, if it is not there already."""
         from ..recipe import save_png
 
-        path = self.paths[len(self.pictures)]
-        if not any(picture is one for one in self.kept):
+        index, kept = len(self.pictures), any(picture is one for one in self.kept)
+        places = self._places(index, [picture.seed])
+        path = next(p for p in places if kept == p.exists() or self.force or p == places[-1])
+        if not kept:
             trace = picture.trace if self.trace else None
             save_png(picture.image, picture.recipe, path, overwrite=self.force, trace=trace)
         self.pictures.append(picture)
+        self.done.append(path)
+
+    def _places(self, index: int, seeds: Sequence[int]) -> list[Path]:
+        """Where an image of one of `seeds` may lie: by the seed that draws it again (best-of keeps
+        a candidate of another seed than was asked for), else, where another file has that name, in
+        the place that was claimed before the run."""
+        return [*dict.fromkeys(self.named(index, seed) for seed in seeds), self.paths[index]]
 
     def add_sheet(self, kind: str, pictures: list[Any], labels: list[str], columns: int) -> None:
         """Write a sheet of PIL pictures; the preview again and again."""
@@ -124,7 +138,7 @@ class Files:
 
     def tell(self, *, as_json: bool, quiet: bool) -> None:
         """Print the path and the scores of all that was written."""
-        for path, picture in zip(self.paths, self.pictures, strict=False):
+        for path, picture in zip(self.done, self.pictures, strict=True):
             if as_json:
                 _print_json(
                     path, prompt=picture.recipe.prompt, seed=picture.seed, **_scores(picture)

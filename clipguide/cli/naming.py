@@ -28,18 +28,21 @@ def plan(out: str | None, *, prompts: Sequence[str], count: int, seed: int) -> l
     `out` is a pattern with {prompt}, {seed} or {index}, a PNG's name, or a folder. UsageError if
     two pictures would share a file.
     """
-    pattern = _pattern(out)
     paths = [
-        _fill(pattern, prompt=slug(prompt), seed=seed + i, index=row * count + i)
-        for row, prompt in enumerate(prompts)
-        for i in range(count)
+        of_seed(out, prompts, count, index, seed + index % count)
+        for index in range(len(prompts) * count)
     ]
     if len(set(paths)) < len(paths):
         raise UsageError(
-            f"{len(paths)} pictures do not fit into {out or pattern}: give --out a folder, "
+            f"{len(paths)} pictures do not fit into {out or DEFAULT}: give --out a folder, "
             "or a pattern such as {prompt}-{index}.png."
         )
     return paths
+
+
+def of_seed(out: str | None, prompts: Sequence[str], count: int, index: int, seed: int) -> Path:
+    """The file of a run's picture `index`, drawn from `seed`."""
+    return _fill(_pattern(out), prompt=slug(prompts[index // count]), seed=seed, index=index)
 
 
 def claim(paths: Sequence[Path], *, force: bool) -> None:

@@ -28,6 +28,7 @@ from training.data.colours import TERMS, prototypes, term_indices
 from training.data.emoji import clean
 from training.data.pixels import at_size, hidden, place, shares
 from training.data.recolour import recoloured
+from training.data.restyle import flat, inked, outlined
 
 TRAINING = Path(__file__).parents[1]
 SAID_SHARE = 0.5  # of a drawing's opaque pixels must have a colour for its word to be said of it
@@ -47,6 +48,7 @@ class Mix:
     recolour: float = 0.35
     ground: float = 0.4
     full: float = 0.0  # of the single things, those that fill the picture
+    restyle: float = 0.0  # of the things, those in another hand: outlined, flat, or in one ink
     symbols: float = 0.4  # of the symbols that turn up, so many stay
 
 
@@ -230,6 +232,13 @@ class TrainingSet:
     def thing(self, row: dict, rng: np.random.Generator,
               recolour: float) -> tuple[np.ndarray, str | None, bool]:
         """(RGBA, its true colour term or None, whether it was recoloured)."""
+        if self.mix.restyle and rng.random() < self.mix.restyle and not row["symbol"]:
+            return self.restyled(row, rng, recolour)
+        return self.plain(row, rng, recolour)
+
+    def plain(self, row: dict, rng: np.random.Generator,
+              recolour: float) -> tuple[np.ndarray, str | None, bool]:
+        """A thing in its own hand, as `thing` gives one."""
         rgba, painted = self.rgba[row["index"]], None
         can = row["category"] in REPAINT and row["set"] not in ON_DISC and not row["symbol"]
         if can and rng.random() < recolour:
@@ -242,6 +251,16 @@ class TrainingSet:
         best = int(own.argmax())
         named = own[best] >= SAID_SHARE and row["set"] not in ON_DISC
         return self.mirrored(rgba, row, rng), TERMS[best] if named else None, False
+
+    def restyled(self, row: dict, rng: np.random.Generator,
+                 recolour: float) -> tuple[np.ndarray, str | None, bool]:
+        """A thing in another hand, as `thing` gives one."""
+        barred = self.forbidden.get(row["concept"], frozenset())
+        if rng.random() < 0.3 and (found := inked(self.rgba[row["index"]], rng)):
+            if found[1] not in barred:
+                return self.mirrored(found[0], row, rng), found[1], True
+        rgba, colour, painted = self.plain(row, rng, recolour)
+        return (outlined if rng.random() < 0.6 else flat)(rgba, rng), colour, painted
 
     def mirrored(self, rgba: np.ndarray, row: dict, rng: np.random.Generator) -> np.ndarray:
         """Mirrored half the time, but for symbols and what has a left and a right."""

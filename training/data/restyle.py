@@ -1,0 +1,68 @@
+"""A drawing in another hand: outlined, in few flat colours, or in one ink; its colours stay true.
+
+Teachers of shape for the CLIPs: styles that were never trained on (line icons, glyphs) are named
+by outline and parts, not by shading (Geirhos et al., ICLR 2019). RGBA is uint8 (H, W, 4).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from training.data.colours import TERMS, prototypes
+
+LEAST, MOST = 0.15, 0.9  # shares of a drawing's opaque pixels that one ink may cover
+
+
+def outlined(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Dark lines around the drawing and between its parts, as a comic has them."""
+    image = Image.fromarray(np.ascontiguousarray(rgba))
+    width = 1 + 2 * int(rng.integers(1, 3))
+    alpha = image.getchannel("A")
+    rim = np.asarray(alpha.filter(ImageFilter.MaxFilter(width)), np.int16) - np.asarray(
+        alpha.filter(ImageFilter.MinFilter(width)), np.int16
+    )
+    # The parts: where a smoothed drawing on grey steps from one lightness to another.
+    grey = Image.new("RGBA", image.size, (128, 128, 128, 255))
+    light = Image.alpha_composite(grey, image).convert("L").filter(ImageFilter.MedianFilter(3))
+    step = np.asarray(light.filter(ImageFilter.MaxFilter(3)), np.int16) - np.asarray(
+        light.filter(ImageFilter.MinFilter(3)), np.int16
+    )
+    line = np.clip(np.maximum(rim, (step - 24) * 5), 0, 255).astype(np.float32)[..., None] / 255
+    ink = rng.integers(0, 60, 3).astype(np.float32)
+    out = rgba.astype(np.float32)
+    # Lines lie over the drawing: colours mix by what each covers.
+    covered = line + out[..., 3:] / 255 * (1 - line)
+    over = ink * line + out[..., :3] * (out[..., 3:] / 255) * (1 - line)
+    out[..., :3] = over / np.maximum(covered, 1e-3)
+    out[..., 3:] = covered * 255
+    return np.clip(out, 0, 255).astype(np.uint8)
+
+
+def flat(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Three to six colours without shading."""
+    rgb = Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
+    few = rgb.quantize(int(rng.integers(3, 7)), Image.Quantize.FASTOCTREE).convert("RGB")
+    return np.concatenate([np.asarray(few), rgba[..., 3:]], -1)
+
+
+def inked(rgba: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str] | None:
+    """(the dark or the light half of the drawing in one colour, that colour's term), as a glyph;
+    None where the half is nearly nothing or nearly all, so that no part could be told."""
+    opaque = rgba[..., 3].astype(np.float32) / 255
+    if opaque.sum() < 1:
+        return None
+    light = rgba[..., :3].astype(np.float32).mean(-1)
+    middle = (light * opaque).sum() / opaque.sum()
+    side = 1 if rng.random() < 0.5 else -1
+    half = np.clip((middle - light) * side / 24 + 0.5, 0, 1) * opaque
+    if not LEAST < half.sum() / opaque.sum() < MOST:
+        return None
+    term = TERMS[int(rng.integers(len(TERMS)))]
+    if term == "white":
+        return None
+    named = prototypes()[term]
+    out = np.empty_like(rgba)
+    out[..., :3] = named[int(rng.integers(len(named)))]
+    out[..., 3] = np.round(half * 255)
+    return out, term
