@@ -24,6 +24,8 @@ CFG = 4.0
 CUTOUTS = 4
 MOST = 1000  # images of a prompt, candidates of an image, steps
 MAX_SEED = 2**63 - 1
+# Settings that ask for steering by gradients.
+STEERED = ("guide", "strength", "cutouts", "decoder", "tiny", "budget", "memory", "rewards")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +38,13 @@ class Generation:
         negative: the negative prompt of classifier-free guidance.
         count: the number of images of each prompt. The i-th has the seed `seed` + i.
         best_of: the number of candidates of each image. The seed of the k-th is that of the image
-            plus k·1,000,000. The candidate with the lowest objective is kept.
+            plus k·1,000,000. The candidate with the lowest objective is kept; of candidates that
+            nothing steered, the one that guide and judge together score highest. None is 1, or what
+            the pipeline's own way draws.
         method: a name in `guidance.METHODS`, or an instance. The particles of an image are its
-            candidates. "auto" chooses the method that gains most for `budget`.
+            candidates. "auto" chooses the method that gains most for `budget`. None is the
+            pipeline's own way where no setting of steering is given, else "shortcut". The embedded
+            generator's own way is to keep the best of 4 unsteered candidates (`usual`).
         strength: the strength of the steering as a fraction of rms(x0), a number or a schedule, as
             in `steer`. 0 is plain sampling. The default is that of the method.
         steps: the number of steps of the sampler.
@@ -69,8 +75,9 @@ class Generation:
             The judge decides whether the result is kept.
         exact: whether to sample one image at a time. The bits of an image then do not depend on its
             neighbours.
-        batch_size: the largest number of samples at a time. The default is 8, and 1 on a CPU. On a
-            CPU a batch saves about a tenth of the time, and changes the bits of an image.
+        batch_size: the largest number of samples at a time. The default is 8, and 1 on a CPU, where
+            a batch saves about a tenth of the time and changes the bits of an image; 4 for the
+            embedded generator, where it saves a third.
         trace: whether to score at every step, for `Picture.trace`, instead of at every fifth.
         frames: whether to keep an image of each step in `Picture.frames`, which takes the time of
             one decoding.
@@ -82,8 +89,8 @@ class Generation:
     guide: str | Sequence[str] | None = None
     negative: str = ""
     count: int = 1
-    best_of: int = 1
-    method: str | type[Method] | Method = "shortcut"
+    best_of: int | None = None
+    method: str | type[Method] | Method | None = None
     strength: Any = None
     steps: int = STEPS
     seed: int = 0
@@ -107,10 +114,11 @@ class Generation:
 
     def __post_init__(self) -> None:
         check_text(self.negative)
-        check_numbers(count=self.count, best_of=self.best_of, steps=self.steps)
+        best_of = 1 if self.best_of is None else self.best_of
+        check_numbers(count=self.count, best_of=best_of, steps=self.steps)
         if self.batch_size is not None:
             check_numbers(batch_size=self.batch_size)
-        if not 0 <= self.seed <= MAX_SEED - self.best_of * STRIDE - self.count:
+        if not 0 <= self.seed <= MAX_SEED - best_of * STRIDE - self.count:
             raise UsageError(
                 f"The seed must be a whole number from 0 to about 2⁶³, not {self.seed}."
             )
@@ -141,7 +149,20 @@ class Generation:
     @property
     def configured(self) -> Method:
         """The method, not auto, with its strength."""
-        return configure(self.method, {"strength": self.strength})
+        return configure(self.method or "shortcut", {"strength": self.strength})
+
+    def usual(self, pipe: object) -> Generation:
+        """Return the settings with the pipeline's own way of steering where none was asked for.
+
+        A pipeline class whose `default_candidates` is above 1 says that candidates are cheaper than
+        gradients: its denoiser costs less than a look by CLIP. Then an image is the best of so many
+        unsteered ones. Any setting that is about steering asks for "shortcut" instead.
+        """
+        own, number = getattr(type(pipe), "default_candidates", 1), self.best_of
+        steered = any(getattr(self, name) not in (None, ()) for name in STEERED)
+        if self.method is not None or own == 1 or steered:
+            return replace(self, method=self.method or "shortcut", best_of=number or 1)
+        return replace(self, method="shortcut", strength=0.0, best_of=number or own)
 
     @classmethod
     def of(cls, recipe: Recipe) -> Generation:

@@ -106,6 +106,7 @@ class TextToImage:
         self.clip = self._loaded(clip)
         self._rewards = Rewards(self.device, key)
         self.choice: Choice | None = None  # of the latest run, by the method "auto"
+        self.chosen = Generation()  # the latest run's settings, with what was left to be chosen
         self.judge = self._loaded(judge) if judge else None
 
     def _loaded(self, clip: Clip | str) -> Clip:
@@ -160,7 +161,7 @@ class TextToImage:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         guides = guides_of(asked.guide, prompts)
         width, height = picture_size(self.pipe, asked.size, name=self.model)
-        asked = self._chosen(asked, width, height)
+        asked = self.chosen = self._chosen(asked, width, height)
         method, best_of, group = candidates_of(asked.configured, asked.best_of)
         recipe_options(method)  # said now, not when the first image is drawn
         method.check(self.pipe)
@@ -187,14 +188,15 @@ class TextToImage:
             for i in range(asked.count)
             for k in range(best_of)
         ]
-        most = asked.batch_size or (1 if self.pipe.device.type == "cpu" else BATCH_SIZE)
+        small = getattr(type(self.pipe), "default_candidates", 1)
+        most = asked.batch_size or (small if self.pipe.device.type == "cpu" else BATCH_SIZE)
         size = group if asked.exact else max(group, most // group * group)
         batches = [jobs[k : k + size] for k in range(0, len(jobs), size)]
         return self._iterate(batches, resolved, on_step, tapes, finished)
 
     def _chosen(self, asked: Generation, width: int, height: int) -> Generation:
-        """The settings that "auto" chooses, or those that were asked for."""
-        self.choice = None
+        """The settings that "auto" chooses, the pipeline's own, or those that were asked for."""
+        self.choice, asked = None, asked.usual(self.pipe)
         budget = times_plain(
             asked.budget, lambda: plain_seconds(self.pipe, asked.steps, asked.cfg, width, height)
         )
@@ -374,6 +376,10 @@ class TextToImage:
         judge_scores: list[float | None] = [None] * len(jobs)
         if steering.judge is not None:
             judge_scores = steering.judge.score_pictures(pictures).tolist()
+            own = type(self).objective is not TextToImage.objective or settings.rewards
+            if settings.method.idle and select is None and not own:
+                # Nothing pulled towards the guide, so that the judge has a vote as well.
+                rank_B = [a + b for a, b in zip(rank_B, judge_scores, strict=True)]
         return [
             Picture(
                 image=pictures[i],

@@ -10,13 +10,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from clipguide.pipelines.generation import CANDIDATE_STRIDE
 from clipguide.pipelines.text_to_image import TextToImage
 
 from clipguide import mini
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.guidance import METHODS, memory
+from clipguide.guidance.generators import STRIDE
 from clipguide.images import to_pil, to_tensor
 from clipguide.objectives import Objective, Similarity
 from clipguide.views import Cutouts
@@ -139,12 +139,36 @@ def test_best_of(draw):
 
     best = draw("a red fox", count=2, best_of=3, seed=4, **settings)
     for i, picture in enumerate(best):
-        seeds = [4 + i + k * CANDIDATE_STRIDE for k in range(3)]
+        seeds = [4 + i + k * STRIDE for k in range(3)]
         candidates = [draw("a red fox", seed=seed, **settings)[0] for seed in seeds]
         winner = max(candidates, key=rank)
         assert same(picture, winner)
         assert picture.seed == winner.seed
         assert picture.recipe.best_of == 3
+
+
+def test_a_pipelines_own_way(draw, monkeypatch):
+    """The best of unsteered candidates, by guide and judge, unless anything asks for steering."""
+    asked = {"steps": STEPS, "seed": 4, "batch_size": 1}
+    (steered,) = draw("a red fox", **asked)
+    assert steered.recipe.best_of == 1 and steered.recipe.strength > 0
+    monkeypatch.setattr(type(draw.pipe), "default_candidates", 3, raising=False)
+    (kept,) = draw("a red fox", **asked)
+    assert (kept.recipe.best_of, kept.recipe.strength) == (3, 0) and draw.chosen.best_of == 3
+    seeds = [4 + k * STRIDE for k in range(3)]
+    plain = [draw("a red fox", steps=STEPS, seed=s, strength=0)[0] for s in seeds]
+    assert [p.recipe.best_of for p in plain] == [1, 1, 1]
+    objective = Similarity(draw.clip, "a red fox", views=Cutouts(number=4))
+    loss = [
+        float(objective(to_tensor([p.image]), [torch.Generator().manual_seed(0)])) for p in plain
+    ]
+    votes = [p.judge_score - x for p, x in zip(plain, loss, strict=True)]
+    assert same(kept, plain[int(np.argmax(votes))])
+    assert same(draw.replay(kept.recipe), kept)
+    assert draw("a red fox", best_of=1, **asked)[0].recipe.best_of == 1
+    for change in ({"strength": 0.1}, {"cutouts": 2}, {"method": "shortcut"}, {"guide": "blue"}):
+        (other,) = draw("a red fox", **asked, **change)
+        assert other.recipe.best_of == 1 and other.recipe.strength > 0, change
 
 
 def test_pictures_come_batch_by_batch(draw):

@@ -10,9 +10,10 @@ from PIL import Image, ImageDraw
 
 from training.data.captions import article, banned_words, colour_words, number_of, plural
 from training.data.colours import TERMS, colour_name, dominant_colour, prototypes, term_indices
-from training.data.compose import TrainingSet
+from training.data.compose import Mix, TrainingSet
 from training.data.emoji import concept_key, neutral
 from training.data.recolour import recoloured
+from training.data.restyle import flat, inked, outlined
 
 TRAINING = Path(__file__).parents[1] / "training"
 REAL = TRAINING / "cache" / "data"
@@ -86,8 +87,9 @@ def check(data: TrainingSet, holdout: dict, synonyms: dict, count: int) -> None:
     assert len(missing) <= count / 200, missing
 
 
-def test_nothing_held_out_in_samples(folder):
-    data = TrainingSet(folder, 64, holdout=HOLDOUT, synonyms=SYNONYMS)
+@pytest.mark.parametrize("mix", [Mix(), Mix(restyle=1.0)], ids=["own hand", "restyled"])
+def test_nothing_held_out_in_samples(folder, mix):
+    data = TrainingSet(folder, 64, mix, holdout=HOLDOUT, synonyms=SYNONYMS)
     check(data, HOLDOUT, SYNONYMS, 3000)
     assert {r["concept"] for r in data.held_rows()} == {"fox", "sun"}
     assert len(data.style_rows("openmoji")) == len(THINGS)
@@ -143,6 +145,32 @@ def test_recolour_is_true_and_keeps_the_rest():
     assert dominant_colour(out)[0] == "blue"
     np.testing.assert_array_equal(out[..., 3], rgba[..., 3])
     np.testing.assert_array_equal(out[90, 90], rgba[90, 90])  # the dark spot
+
+
+@pytest.mark.parametrize("hand", [outlined, flat], ids=["outlined", "flat"])
+@pytest.mark.parametrize("colour", ["red", "blue", "yellow"])
+def test_another_hand_keeps_colour_and_place(hand, colour):
+    rgba, rng = draw("ellipse", colour).copy(), np.random.default_rng(0)
+    rgba[..., :3] = rgba[..., :3] * np.linspace(0.8, 1, 192)[:, None, None]  # shaded
+    out = hand(rgba, rng)
+    assert dominant_colour(out)[0] == colour and (out != rgba).any()
+    apart = (out[..., 3] > 128) ^ (rgba[..., 3] > 128)
+    assert apart.mean() < 0.05  # of the page: a rim at the most
+    assert len(np.unique(flat(rgba, rng)[..., :3].reshape(-1, 3), axis=0)) <= 7
+
+
+def test_one_ink():
+    """A half of the drawing in one true colour; nothing where no half could be told."""
+    rgba = draw("rectangle", "red").copy()
+    assert not any(inked(rgba, np.random.default_rng(seed)) for seed in range(9))  # no halves
+    rgba[60:130, 40:150, :3] = 250  # a window
+    found = [inked(rgba, np.random.default_rng(seed)) for seed in range(40)]
+    halves = [pair for pair in found if pair]
+    for out, term in halves:
+        assert term != "white" and dominant_colour(out)[0] == term
+        assert (out[..., 3] > 128).sum() < (rgba[..., 3] > 128).sum()
+    assert len({term for _, term in halves}) > 3
+    assert inked(np.zeros_like(rgba), np.random.default_rng(0)) is None
 
 
 @pytest.mark.parametrize("colour,rgb", list(RGB.items()) + [

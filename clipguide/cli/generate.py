@@ -44,9 +44,13 @@ def generate(
     ] = "",
     count: options.Count = 1,
     best_of: Annotated[
-        int, typer.Option(help="Draw this many for each image, keep the guide's favourite.")
-    ] = 1,
-    method: steering.Name = "shortcut",
+        int | None,
+        typer.Option(
+            help="Draw this many for each image, keep the guide's favourite. [default: 4 unsteered "
+            "ones of the embedded generator where no option asks for steering, else 1]"
+        ),
+    ] = None,
+    method: steering.Name = None,
     strength: steering.Strength = None,
     window: steering.Window = None,
     every: steering.Every = None,
@@ -286,14 +290,12 @@ def _draw(
     kept = {"tapes": files.tapes, "finished": files.finished} if files.resume else {}
     on_step: list[Callable[[Step], None]] = []
     drawn = draw.iterate(prompts, asked, **kept, on_step=lambda step: on_step[0](step))
-    best_of, method = asked.best_of, asked.method
-    if draw.choice:
-        best_of, method = draw.choice.best_of, draw.choice.each
-        if not quiet:
-            typer.echo(f"auto: {draw.choice}", err=True)
+    if draw.choice and not quiet:
+        typer.echo(f"auto: {draw.choice}", err=True)
+    best_of, method = draw.chosen.best_of, draw.chosen.configured
     runs = best_of * method.candidates * method.runs
     if "compare" in files.sheets:
-        runs += asked.best_of
+        runs += asked.best_of or 1
     samples = len(files.paths) * runs
     with console.Meter(samples, quiet=quiet) as meter:
 

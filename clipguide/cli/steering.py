@@ -18,7 +18,7 @@ def _option(text: str, metavar: str | None = None) -> object:
 
 
 Name = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="NAME",
         help="shortcut: CLIP's gradient moves each step's image. best-of: draw several, keep the "
@@ -169,8 +169,13 @@ Tiny = Annotated[
 ]
 
 
-def configured(method: str, options: dict) -> Method | str:
-    """The method that the flags describe. UsageError names a flag that it does not take."""
+def configured(method: str | None, options: dict) -> Method | str | None:
+    """The method that the flags describe; None where none does. UsageError names a flag that it
+    does not take."""
+    if method is None:
+        if all(value is None for value in options.values()):
+            return None
+        method = "shortcut"
     if method == "auto":
         if given := [name for name, value in options.items() if value is not None]:
             raise UsageError(f"auto sets {', '.join(given)} itself: leave it out.")

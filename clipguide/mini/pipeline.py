@@ -63,6 +63,7 @@ class MiniPipeline(DiffusionPipeline):
         reader: picks one of several maps; without it the first is taken.
     """
 
+    default_candidates = 4  # of an image: drawing another costs less than CLIP's gradient a step
     model_cpu_offload_seq = "text_encoder->prior->reader->unet->vae"
     _optional_components = ["reader"]
     _callback_tensor_inputs = ["latents", "maps"]

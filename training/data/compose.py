@@ -28,7 +28,7 @@ from training.data.colours import TERMS, prototypes, term_indices
 from training.data.emoji import clean
 from training.data.pixels import at_size, hidden, place, shares
 from training.data.recolour import recoloured
-from training.data.restyle import flat, inked, outlined
+from training.data.restyle import flat, inked, lost, outlined
 
 TRAINING = Path(__file__).parents[1]
 SAID_SHARE = 0.5  # of a drawing's opaque pixels must have a colour for its word to be said of it
@@ -260,7 +260,8 @@ class TrainingSet:
             if found[1] not in barred:
                 return self.mirrored(found[0], row, rng), found[1], True
         rgba, colour, painted = self.plain(row, rng, recolour)
-        return (outlined if rng.random() < 0.6 else flat)(rgba, rng), colour, painted
+        hand = (outlined if rng.random() < 0.6 else flat)(rgba, rng)
+        return (rgba if lost(rgba, hand) else hand), colour, painted
 
     def mirrored(self, rgba: np.ndarray, row: dict, rng: np.random.Generator) -> np.ndarray:
         """Mirrored half the time, but for symbols and what has a left and a right."""

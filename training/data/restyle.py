@@ -10,8 +10,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from training.data.colours import TERMS, prototypes
+from training.data.recolour import shares_of
 
-LEAST, MOST = 0.15, 0.9  # shares of a drawing's opaque pixels that one ink may cover
+NAMED = 0.1  # a colour of a drawing has this share of it
+LEAST, MOST = 0.35, 0.9  # shares of a drawing's opaque pixels that one ink may cover
+UNSURE = 0.2  # of them, so many at the most may be neither dark nor light
 
 
 def outlined(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -48,7 +51,7 @@ def flat(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def inked(rgba: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str] | None:
     """(the dark or the light half of the drawing in one colour, that colour's term), as a glyph;
-    None where the half is nearly nothing or nearly all, so that no part could be told."""
+    None where there are no halves, or one is nearly nothing or nearly all."""
     opaque = rgba[..., 3].astype(np.float32) / 255
     if opaque.sum() < 1:
         return None
@@ -56,7 +59,8 @@ def inked(rgba: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str] 
     middle = (light * opaque).sum() / opaque.sum()
     side = 1 if rng.random() < 0.5 else -1
     half = np.clip((middle - light) * side / 24 + 0.5, 0, 1) * opaque
-    if not LEAST < half.sum() / opaque.sum() < MOST:
+    between = ((half > 0.15) & (half < 0.85) & (opaque > 0.5)).sum() / opaque.sum()
+    if between > UNSURE or not LEAST < half.sum() / opaque.sum() < MOST:
         return None
     term = TERMS[int(rng.integers(len(TERMS)))]
     if term == "white":
@@ -66,3 +70,10 @@ def inked(rgba: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str] 
     out[..., :3] = named[int(rng.integers(len(named)))]
     out[..., 3] = np.round(half * 255)
     return out, term
+
+
+def lost(rgba: np.ndarray, out: np.ndarray) -> bool:
+    """Whether a colour that a name could say of the drawing, NAMED of it at least, is nearly gone
+    in another hand."""
+    before, after = shares_of(rgba[::2, ::2])[:-1], shares_of(out[::2, ::2])[:-1]
+    return bool(((before >= NAMED) & (after < before / 2)).any())
