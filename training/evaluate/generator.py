@@ -1,4 +1,5 @@
-"""The mini generator, by the referee: unguided, coloured, from memory, and steered.
+"""The mini generator, by the referee: things, colours and pairs as `clipguide generate` draws them,
+variety and memory of plain samples, and steering.
 
 Legend: B pictures, P prompts, S seeds, K concepts, D width of an embedding.
 """
@@ -21,18 +22,23 @@ from training.evaluate.ledger import Figure, Settings, figure
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """Unguided: things, things in a colour, two things, variety, and whether it only remembers."""
+    """Things, things in a colour, two things, variety, and whether it only remembers."""
     drawings, draw = all_drawings(), samples.Samples(settings)
     referee, things = settings.clip("referee"), samples.things_drawn(drawings.concepts)
-    weights = settings.weights("generator", "referee")
+    weights = settings.weights("generator", "guide", "judge", "referee")
+    plain_weights = settings.weights("generator", "referee")
     text_KD = referee.encode_text(drawings.concepts)
 
     prompts, of = samples.concept_prompts(things)
     prompts, of = settings.cut(prompts), settings.cut(of)
-    drawn = draw(prompts, seeds=1, steered=False)
+    plain = draw(prompts, seeds=1, way="plain")
+    drawn = draw(prompts, seeds=1, way="default")
     contact_sheet(samples.pictures(drawn[:100, 0]), labels=prompts[:100], columns=10).save(
         settings.out / "generator.png")
     target_B = torch.tensor([drawings.place[t] for t in of])
+    rank_B = ranks(referee.encode_pictures(samples.pictures(plain)), text_KD, target_B)
+    yield figure("generator: referee's top-5, one plain sample", (rank_B < 5).float().mean(),
+                 n=len(rank_B), weights=plain_weights, note="no candidates, no steering")
     rank_B = ranks(referee.encode_pictures(samples.pictures(drawn)), text_KD, target_B)
     share = (rank_B < 5).float().mean().item()
     yield figure("generator: referee's top-5", share, n=len(rank_B), weights=weights,
@@ -50,9 +56,9 @@ def measure(settings: Settings) -> Iterator[Figure]:
     yield from pair_figures(settings, draw, things, text_KD)
     varied, of = samples.concept_prompts(things, samples.VARIED, seed=1)
     varied, of = settings.cut(varied), settings.cut(of)
-    many = draw(varied, seeds=samples.OF_EACH, steered=False)
+    many = draw(varied, seeds=samples.OF_EACH, way="plain")
     yield variety(settings, drawings, many, of)
-    yield from memory_figures(drawings, [drawn, coloured, many], weights)
+    yield from memory_figures(drawings, [plain, drawn, coloured, many], weights)
 
 
 def pair_figures(
@@ -62,7 +68,7 @@ def pair_figures(
     round."""
     drawings, referee = all_drawings(), settings.clip("referee")
     rows = settings.cut(samples.pair_prompts(things, TERMS))
-    pictures = samples.pictures(draw([prompt for prompt, _, _ in rows], seeds=1, steered=False))
+    pictures = samples.pictures(draw([prompt for prompt, _, _ in rows], seeds=1, way="default"))
     width, height = pictures[0].size
     side = width * 9 // 16
     top = (height - side) // 2
@@ -79,7 +85,7 @@ def pair_figures(
     hit_B = both_B & sides_B
     what = "generator: two things, both right, sides right"
     yield figure(what, hit_B.float().mean(), n=len(rows),
-                 weights=settings.weights("generator", "referee"),
+                 weights=settings.weights("generator", "guide", "judge", "referee"),
                  note=f"both {both_B.float().mean():.2f}, sides {sides_B.float().mean():.2f}")
 
 
@@ -112,14 +118,14 @@ def colour_figures(settings: Settings, draw: samples.Samples, things: list[str],
     never = [(pair["colour"], pair["concept"]) for pair in common.holdout()["colours"]]
     rows = settings.cut(samples.coloured_prompts(things, never, TERMS))
     prompts = [samples.phrase(thing, f"{colour} {thing}") for colour, thing, _ in rows]
-    drawn = draw(prompts, seeds=1, steered=False)
+    drawn = draw(prompts, seeds=1, way="default")
     image_BD = referee.encode_pictures(samples.pictures(drawn))
     thing_B = torch.tensor([drawings.place[thing] for _, thing, _ in rows])
     colour_B = torch.tensor([TERMS.index(colour) for colour, _, _ in rows])
     colour_hit_B = colour_hits(referee, image_BD, [thing for _, thing, _ in rows], colour_B)
     hit_B = colour_hit_B & (ranks(image_BD, text_KD, thing_B) < 5)
     new_B = torch.tensor([new for _, _, new in rows])
-    weights = settings.weights("generator", "referee")
+    weights = settings.weights("generator", "guide", "judge", "referee")
     yield figure("generator: colour and thing right", hit_B.float().mean(), n=len(rows),
                  weights=weights, note=f"{int(new_B.sum())} of the pairs never trained on")
     yield figure("generator: colour right", colour_hit_B.float().mean(), n=len(rows),
@@ -149,7 +155,7 @@ def memory_figures(
 
 
 def steering(settings: Settings) -> Iterator[Figure]:
-    """The default steering against none: the same prompts and seeds, paired."""
+    """The method shortcut against plain samples: the same prompts and seeds, paired."""
     drawings, draw = all_drawings(), samples.Samples(settings)
     referee = settings.clip("referee")
     things = samples.things_drawn(drawings.concepts)
@@ -158,8 +164,8 @@ def steering(settings: Settings) -> Iterator[Figure]:
     text_KD, prompt_PD = referee.encode_text(drawings.concepts), referee.encode_text(prompts)
     target_B = torch.tensor([drawings.place[t] for t in of]).repeat_interleave(samples.SEEDS)
     score, top5, shown = {}, {}, []
-    for steered in (False, True):
-        drawn = draw(prompts, seeds=samples.SEEDS, steered=steered)
+    for steered, way in enumerate(("plain", "steered")):
+        drawn = draw(prompts, seeds=samples.SEEDS, way=way)
         image_BD = referee.encode_pictures(samples.pictures(drawn))
         image_PSD = image_BD.unflatten(0, (len(prompts), samples.SEEDS))
         score[steered] = (image_PSD * prompt_PD[:, None]).sum(-1).mean(1)

@@ -20,6 +20,11 @@ from training.evaluate.ledger import Settings
 
 PROMPTS = 400
 STEERED, SEEDS = 200, 4
+WAYS: dict[str, dict[str, object]] = {
+    "plain": {"strength": 0.0},
+    "default": {},  # as `clipguide generate` draws: the best of several plain candidates
+    "steered": {"method": "shortcut"},
+}
 COLOURED = 200
 PAIRS = 100
 VARIED, OF_EACH = 24, 8
@@ -31,34 +36,34 @@ class Samples:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.weights = settings.weights("generator", "guide")
+        self.weights = settings.weights("generator", "guide", "judge")
         self.folder = settings.out / "samples"
 
     @cached_property
     def model(self) -> TextToImage:
-        generator, guide = (str(self.settings.folder(name)) for name in ("generator", "guide"))
-        return TextToImage(model=generator, clip=guide)
+        names = ("generator", "guide", "judge")
+        generator, guide, judge = (str(self.settings.folder(name)) for name in names)
+        return TextToImage(model=generator, clip=guide, judge=judge)
 
-    def __call__(self, prompts: Sequence[str], *, seeds: int, steered: bool) -> np.ndarray:
-        """uint8 (P, S, H, W, 3): seeds 0 … S - 1 of each prompt, by the default settings."""
+    def __call__(self, prompts: Sequence[str], *, seeds: int, way: str) -> np.ndarray:
+        """uint8 (P, S, H, W, 3): seeds 0 … S - 1 of each prompt, by one of WAYS."""
         step = max(1, BATCH // seeds)
-        return np.concatenate([self._some(prompts[k:k + step], seeds, steered)
+        return np.concatenate([self._some(prompts[k:k + step], seeds, way)
                                for k in range(0, len(prompts), step)])
 
-    def _some(self, prompts: Sequence[str], seeds: int, steered: bool) -> np.ndarray:
-        weights = self.weights if steered else {"generator": self.weights["generator"]}
-        key = json.dumps([list(prompts), seeds, steered, weights])
+    def _some(self, prompts: Sequence[str], seeds: int, way: str) -> np.ndarray:
+        weights = {"generator": self.weights["generator"]} if way == "plain" else self.weights
+        key = json.dumps([list(prompts), seeds, way, weights])
         path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npy"
         if not path.exists():
-            strength = {} if steered else {"strength": 0.0}
-            drawn = self.model(list(prompts), count=seeds, seed=0, batch_size=BATCH, **strength)
+            drawn = self.model(list(prompts), count=seeds, seed=0, batch_size=BATCH, **WAYS[way])
             pixels = np.stack([np.asarray(picture.image) for picture in drawn])
             self.folder.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
             with part.open("wb") as file:
                 np.save(file, pixels.reshape(len(prompts), seeds, *pixels.shape[1:]))
             part.replace(path)
-            print(f"  {prompts[0]} … {'steered' if steered else 'plain'}", flush=True)
+            print(f"  {prompts[0]} … {way}", flush=True)
         return np.load(path)
 
 
