@@ -31,6 +31,7 @@ class Files:
     force: bool
     resume: bool = False
     trace: bool = False
+    own_seeds: bool = False  # whether an image is named by the seed of the candidate that was kept
     pictures: list[Picture] = field(default_factory=list)
     kept: list[Picture] = field(default_factory=list)  # of a run before
     written: list[str] = field(default_factory=list)
@@ -109,10 +110,11 @@ class Files:
         self.done.append(path)
 
     def _places(self, index: int, seeds: Sequence[int]) -> list[Path]:
-        """Where an image of one of `seeds` may lie: by the seed that draws it again (best-of keeps
-        a candidate of another seed than was asked for), else, where another file has that name, in
-        the place that was claimed before the run."""
-        return [*dict.fromkeys(self.named(index, seed) for seed in seeds), self.paths[index]]
+        """Where an image of one of `seeds` may lie: by the seed that draws it again where best-of
+        was asked for, which keeps a candidate of another seed; else, or where another file has that
+        name, in the place that was claimed before the run."""
+        named = {self.named(index, seed): None for seed in seeds} if self.own_seeds else {}
+        return [*named, self.paths[index]]
 
     def add_sheet(self, kind: str, pictures: list[Any], labels: list[str], columns: int) -> None:
         """Write a sheet of PIL pictures; the preview again and again."""

@@ -201,6 +201,7 @@ def generate(
     wanted = {"grid": grid, "compare": compare, "preview": preview > 0}
     files = Files.plan(out, prompts, count, seed, wanted, force=force, resume=resume)
     files.trace = trace
+    files.own_seeds = best_of is not None or method is not None
     models = {"model": model, "clip": clip, "judge": judge, "dtype": dtype}
     models["safety_checker"] = safety_checker
     models["key"] = os.environ.get(options.KEY, "")

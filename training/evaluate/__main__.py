@@ -23,10 +23,11 @@ GROUPS = {  # name -> (module, function, what), cheapest first
     "clips": ("clips", "measure", "held-out drawings and the two styles never seen"),
     "colours": ("clips", "colours", "colour words"),
     "synonyms": ("clips", "synonyms", "words never met with a picture"),
+    "languages": ("clips", "languages", "names of things in other languages, by text alone"),
     "photos": ("photographs", "photos", "imagenet-sample-images; needs --photos"),
     "package-photos": ("photographs", "package_photos", "photographs of packages"),
-    "generator": ("generator", "measure", "unguided, by the referee; 1,004 samples"),
-    "steering": ("generator", "steering", "steered against not; 800 samples more"),
+    "generator": ("generator", "measure", "by the referee: plain samples, and as the command draws; 4,000 samples"),
+    "steering": ("generator", "steering", "the method shortcut against plain samples; 1,600 samples"),
     "gradients": ("gradients", "measure", "what the guides' gradients draw"),
 }
 

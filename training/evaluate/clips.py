@@ -17,6 +17,7 @@ from training.data.colours import TERMS, dominant_colour
 from training.data.compose import ON_DISC
 from training.evaluate.drawings import Drawings, ranks, share_of_pairs
 from training.evaluate.ledger import CLIPS, HERE, Figure, Settings, figure
+from training.samples import foreign_names
 
 SYNONYMS = HERE / "synonyms.json"
 CLEAR = 0.5  # a drawing has a colour if so much of it has, as in training
@@ -98,3 +99,28 @@ def synonyms(settings: Settings) -> Iterator[Figure]:
         yield figure(f"{name}: synonyms, top-5", sum(hits) / len(hits), n=len(hits),
                      weights=settings.weights(name),
                      note=f"{pictures} drawings, each word's share weighs the same")
+
+
+def languages(settings: Settings) -> Iterator[Figure]:
+    """Names of things in other languages, by text alone: the English concept among all. The text
+    towers of guide and judge were taught these names, though not beside images."""
+    drawings, foreign = all_drawings(), foreign_names()
+    emoji = {row["emoji"]: row["concept"] for row in drawings.rows
+             if row.get("emoji") and row["concept"] in drawings.place}
+    said: dict[str, list[tuple[str, str]]] = {}
+    for symbol, concept in sorted(emoji.items()):
+        for language, names in foreign.get(symbol, {}).items():
+            said.setdefault(language, []).append((names[0], concept))
+    for name in CLIPS:
+        clip = settings.clip(name)
+        text_KD, shares = clip.encode_text(drawings.concepts), {}
+        for language, rows in said.items():
+            rows = settings.cut(rows)
+            target_B = torch.tensor([drawings.place[concept] for _, concept in rows])
+            rank_B = ranks(clip.encode_text([text for text, _ in rows]), text_KD, target_B)
+            shares[language] = (rank_B < 5).float().mean().item()
+        worst = min(shares, key=shares.get)
+        yield figure(f"{name}: other languages, top-5", sum(shares.values()) / len(shares),
+                     n=sum(len(settings.cut(rows)) for rows in said.values()),
+                     weights=settings.weights(name),
+                     note=f"{len(shares)} languages; least {worst}, {shares[worst]:.2f}")

@@ -64,6 +64,7 @@ BARS: dict[str, Bar] = {
     ),
     "judge: photographs, top-5": Bar(0.60),
     **{f"{clip}: synonyms, top-5": Bar(0.55) for clip in CLIPS},
+    **{f"{clip}: other languages, top-5": Bar(0.80) for clip in ("guide", "judge")},
     "guide: drawn by its gradient, referee's top-5": Bar(0.35),
     "generator: autoencoder's PSNR": Bar(29, "dB"),
     "generator: autoencoder's feature distance, times the one before": Bar(0.5, "", "<="),
