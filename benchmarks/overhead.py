@@ -270,11 +270,10 @@ def held(device: str) -> float:
     return (torch.cuda.memory_allocated() if device == "cuda" else resident()) / 2**20
 
 
-def measured(job: Job, **changes: object) -> object:
+def measured(job: Job) -> object:
     """What a process of its own finds."""
-    one = replace(job, **changes)
-    command = [sys.executable, "-m", "benchmarks.overhead", "--job", json.dumps(asdict(one))]
-    env = {**os.environ, **({} if one.what == "cost" else RETURNED)}
+    command = [sys.executable, "-m", "benchmarks.overhead", "--job", json.dumps(asdict(job))]
+    env = {**os.environ, **({} if job.what == "cost" else RETURNED)}
     kind = {"env": env, "stdout": subprocess.PIPE, "text": True}
     run = subprocess.run(command, cwd=ROOT, check=True, **kind)
     return json.loads(run.stdout.splitlines()[-1])
@@ -285,7 +284,7 @@ def rows(job: Job, decoders: list[str]) -> Iterator[dict]:
     run = default_run(job.geometry)
     assert all(steered for steered, scored in run[1:-1] if scored)
     for decoder in decoders:
-        found = measured(job, decoder=decoder)
+        found = measured(replace(job, decoder=decoder))
         seconds = {clock: whole(Pieces(**p), run) for clock, p in found["pieces"].items()}
         before, after = found["mebibytes"]
         row = {**asdict(job), "decoder": decoder, **found, "seconds": seconds}
@@ -321,7 +320,7 @@ def compare_gradients(side: int, device: str) -> None:
     """Print what plans need as counted and as measured."""
     one = Job(geometry="SD 1.5", device=device, what="gradient", side=side)
     for rung in ("whole", "layers", "half", "tiles2"):
-        expected, found = measured(one, decoder=rung)[rung]
+        expected, found = measured(replace(one, decoder=rung))[rung]
         typer.echo(f"{rung}: counted {expected:.0f} MiB, measured {found:.0f} MiB")
 
 
@@ -367,19 +366,20 @@ def main(
         jobs = [Job(geometry="toy", device="cpu")]
     if in_a_row:
         for one in jobs:
-            held = measured(one, what="growth", decoder=decoders.split(",")[0])
-            more = held[-1] - held[1]
+            one = replace(one, what="growth", decoder=decoders.split(",")[0])
+            after = measured(one)
+            more = after[-1] - after[1]
             typer.echo(f"{one.geometry}, {one.device}: {more:+.1f} MiB from the second image on")
-            keep({**asdict(replace(one, what="growth")), "held": held, "growth": more}, out)
+            keep({**asdict(one), "held": after, "growth": more}, out)
         return
     if by_exact:
         for one in jobs:
-            found = measured(one, what="exact", decoder="vae")
+            one = replace(one, what="exact", decoder="vae")
+            found = measured(one)
             before, after = found["mebibytes"]
             above = (after - before) / 1024
             typer.echo(f"{one.geometry}, {one.device}: {above:+.2f} GiB, {found['chose']}")
-            row = asdict(replace(one, what="exact", decoder="vae"))
-            keep({**row, **found, "above": above}, out)
+            keep({**asdict(one), **found, "above": above}, out)
         return
     heads = "model", "on", "decoder", "time", "processor", "memory", "a picture", "at most"
     typer.echo(" | ".join(f"{head:{width}s}" for head, width in zip(heads, WIDTHS, strict=True)))
