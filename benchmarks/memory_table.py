@@ -202,8 +202,8 @@ def said(row: dict) -> str:
     if row["what"] == "exact":
         met = verdict(row["above"] <= LADDER_BAR, row["geometry"] == "SDXL")
         return (
-            f"\nThe exact decoder at {row['geometry']}'s own size under memory={row['memory']:g}, in a "
-            "process without the denoiser, which holds the same in both: "
+            f"\nThe exact decoder at {row['geometry']}'s own size under memory={row['memory']:g}, "
+            "in a process without the denoiser, which holds the same in both: "
             f"{row['above']:+.2f} GiB above decoding the image{met}; {row['chose']}."
         )
     size, count = 8 * row["side"], len(row["held"])
