@@ -193,15 +193,25 @@ def measured() -> str:
         barred = not default and row["geometry"] == "SDXL"
         cells.append(f"{row['above']:.1f} GiB" + verdict(row["above"] <= LADDER_BAR, barred))
         lines.append(f"| {' | '.join(cells)} |")
-    for row in kept["rows"]:
-        if row["what"] == "growth":
-            size, count = 8 * row["side"], len(row["held"])
-            lines.append(
-                f"\n{count} images in a row in one context ({row['geometry']}, {size} x {size}): "
-                f"the process holds {row['growth']:+.1f} MiB more after the last than after the "
-                "second."
-            )
+    lines += [said(row) for row in kept["rows"] if row["what"] in ("exact", "growth")]
     return "\n".join(lines)
+
+
+def said(row: dict) -> str:
+    """A sentence of what is in no table."""
+    if row["what"] == "exact":
+        met = verdict(row["above"] <= LADDER_BAR, row["geometry"] == "SDXL")
+        return (
+            f"\nThe exact decoder at {row['geometry']}'s own size under memory={row['memory']:g}, "
+            "in a process without the denoiser, which holds the same in both: "
+            f"{row['above']:+.2f} GiB above decoding the image{met}; {row['chose']}."
+        )
+    size, count = 8 * row["side"], len(row["held"])
+    return (
+        f"\n{count} images in a row in one context ({row['geometry']}, {size} x {size}, decoder "
+        f"{row['decoder']}): the process holds {row['growth']:+.1f} MiB more after the last than "
+        "after the second."
+    )
 
 
 def verdict(met: bool, barred: bool) -> str:

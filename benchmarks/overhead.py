@@ -3,7 +3,9 @@
     python -m benchmarks.overhead            # SD 1.5 on the CPU; on CUDA SDXL and SD3.5 too
     python -m benchmarks.overhead --models SDXL --half --decoders auto,vae --memory 3
     python -m benchmarks.overhead --growth   # ten images in a row in one context
+    python -m benchmarks.overhead --growth --models "SD 1.5 with a small U-Net" --side 32
     python -m benchmarks.overhead --gradients 32   # needs as counted, against memory as measured
+    python -m benchmarks.overhead --exact --models SDXL --half --memory 3   # by the exact decoder
     python -m benchmarks.memory_table        # both tables of docs/memory.md: nothing is run
 
 The models are of real classes and sizes with random weights, which cost the same; one image,
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,14 +54,16 @@ LADDER_BAR = 3.0  # GiB above plain of the exact decoder, at SDXL's size
 MEMORY = 4.0  # GiB: the default, whatever is free
 WIDTHS = 6, 4, 7, 12, 12, 12, 18, 0
 IN_A_ROW = 10  # images of one context
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc gives back what is freed
 
 
 @dataclass(frozen=True)
 class Job:
     """What one process measures: the "cost" of plain and guided runs, the "growth" of memory from
-    image to image, or the memory of a "gradient" by plan number `steps`; in `rounds` runs of
-    `steps` steps; `batch` images; at `side` latents a side, the pipeline's own if None; `half`: in
-    bfloat16 on the CPU; `memory` as of `steer`."""
+    image to image, the memory of the "exact" decoder beside that of decoding, or of a "gradient"
+    by the rungs that `decoder` names; in `rounds` runs of `steps` steps; `batch` images; at `side`
+    latents a side, the pipeline's own if None; `half`: in bfloat16 on the CPU; `memory` as of
+    `steer`."""
 
     geometry: str
     device: str
@@ -184,14 +189,13 @@ def growth(job: Job) -> list[float]:
     from clipguide import Similarity, steer
 
     pipe, settings = made(job)
-    objective, held = Similarity(guide(job.geometry, device=job.device), PROMPT), []
+    objective, after = Similarity(guide(job.geometry, device=job.device), PROMPT), []
     with steer(pipe, objective, decoder=job.decoder, memory=job.memory) as s:
         for _ in range(IN_A_ROW):
             s(**settings, num_inference_steps=job.steps, output_type="pt")
             gc.collect()
-            cuda = job.device == "cuda"
-            held.append((torch.cuda.memory_allocated() if cuda else resident()) / 2**20)
-    return held
+            after.append(held(job.device))
+    return after
 
 
 def made(job: Job) -> tuple[object, dict]:
@@ -200,9 +204,9 @@ def made(job: Job) -> tuple[object, dict]:
     return pipeline(job.geometry, device=job.device, side=job.side, batch=job.batch, dtype=dtype)
 
 
-def gradient(job: Job) -> tuple[float, float]:
-    """MiB above the start that a gradient by plan number `steps` of Stable Diffusion's VAE takes,
-    as counted and as measured in this process."""
+def gradient(job: Job) -> dict[str, tuple[float, float]]:
+    """MiB above the start that a gradient by each rung takes through Stable Diffusion's VAE, as
+    counted and as measured in this process."""
     import diffusers
 
     from benchmarks.random_models import VAES, filled
@@ -210,25 +214,68 @@ def gradient(job: Job) -> tuple[float, float]:
     from clipguide.guidance.clean import Made, clean
     from clipguide.guidance.latents import PLAIN
 
-    plan, shape = ladder.PLANS[job.steps], (1, 4, job.side, job.side)
+    found, decode = {}, PLAIN.decode
     with torch.device("meta"):
         vae = getattr(diffusers, VAES["SD 1.5"][0])(**VAES["SD 1.5"][1])
-    counted = ladder.need(Made.of(vae), PLAIN.decode, shape, plan)
-    vae = filled(vae, job.device, torch.float32)
-    decoding = ladder.Decoding(clean(vae, job.device), PLAIN.decode, plan)
-    del vae
-    latents = torch.randn(shape, device=job.device, requires_grad=True)
-    before = torch.cuda.memory_allocated() if job.device == "cuda" else resident()
+    made, live = Made.of(vae), filled(vae, job.device, torch.float32)
+    for rung in job.decoder.split(","):
+        counted = ladder.need(made, decode, (1, 4, job.side, job.side), ladder.RUNGS[rung])
+        decoding = ladder.Decoding(clean(live, job.device), decode, ladder.RUNGS[rung])
+        for side in (8, job.side):  # the first warms up
+            latents = torch.randn(1, 4, side, side, device=job.device, requires_grad=True)
+            before = held(job.device)
+            forget_peak(job.device)
+            torch.autograd.grad(decoding(latents).sum(), latents)
+            most = peak(job.device) - before
+        found[rung] = counted / 2**20, most
+    return found
+
+
+def exact(job: Job) -> dict:
+    """MiB at most of decoding an image, and of a guide's gradient by the exact decoder before it,
+    in a process without the denoiser, which holds and takes the same in both; and the decoder."""
+    from benchmarks.random_models import LATENTS, filled, hollow
+    from clipguide import Similarity
+    from clipguide.guidance.contract import Run
+    from clipguide.guidance.decoders import Decoder
+    from clipguide.objectives import fresh_generators
+
+    pipe, dtype = hollow(job.geometry), torch.bfloat16 if job.half else torch.float32
+    pipe.vae = filled(pipe.vae, job.device, dtype)
+    x0 = torch.randn(LATENTS[job.geometry], dtype=dtype, device=job.device)
+    begin = held(job.device)
     forget_peak(job.device)
-    torch.autograd.grad(decoding(latents).sum(), latents)
-    return counted / 2**20, peak(job.device) - before / 2**20
+    with torch.no_grad():
+        pipe.vae.decode(x0, return_dict=False)
+    plain = peak(job.device)
+    clip = guide(job.geometry, device=job.device, dtype="bfloat16" if job.half else "float32")
+    decoder = Decoder(pipe, kind="vae", memory=job.memory)
+    run = Run(
+        scheduler=pipe.scheduler,
+        decode=decoder,
+        objective=Similarity(clip, PROMPT),
+        generators=fresh_generators(1),
+        streams=(),
+        warn=typer.echo,
+    )
+    gc.collect()
+    forget_peak(job.device)
+    run.gradient(x0)
+    guided = max(peak(job.device), plain + held(job.device) - begin)  # decoded at the end as well
+    return {"mebibytes": (plain, guided), "chose": decoder.choose(x0)}
 
 
-def measured(job: Job, **changes: object) -> object:
+def held(device: str) -> float:
+    """MiB that are held now."""
+    return (torch.cuda.memory_allocated() if device == "cuda" else resident()) / 2**20
+
+
+def measured(job: Job) -> object:
     """What a process of its own finds."""
-    told = json.dumps(asdict(replace(job, **changes)))
-    command = [sys.executable, "-m", "benchmarks.overhead", "--job", told]
-    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.overhead", "--job", json.dumps(asdict(job))]
+    env = {**os.environ, **({} if job.what == "cost" else RETURNED)}
+    kind = {"env": env, "stdout": subprocess.PIPE, "text": True}
+    run = subprocess.run(command, cwd=ROOT, check=True, **kind)
     return json.loads(run.stdout.splitlines()[-1])
 
 
@@ -237,7 +284,7 @@ def rows(job: Job, decoders: list[str]) -> Iterator[dict]:
     run = default_run(job.geometry)
     assert all(steered for steered, scored in run[1:-1] if scored)
     for decoder in decoders:
-        found = measured(job, decoder=decoder)
+        found = measured(replace(job, decoder=decoder))
         seconds = {clock: whole(Pieces(**p), run) for clock, p in found["pieces"].items()}
         before, after = found["mebibytes"]
         row = {**asdict(job), "decoder": decoder, **found, "seconds": seconds}
@@ -272,9 +319,9 @@ def keep(row: dict, out: Path | None) -> None:
 def compare_gradients(side: int, device: str) -> None:
     """Print what plans need as counted and as measured."""
     one = Job(geometry="SD 1.5", device=device, what="gradient", side=side)
-    for number in (0, 2, 3, 4):
-        expected, found = measured(one, steps=number)
-        typer.echo(f"plan {number}: counted {expected:.0f} MiB, measured {found:.0f} MiB")
+    for rung in ("whole", "layers", "half", "tiles2"):
+        expected, found = measured(replace(one, decoder=rung))[rung]
+        typer.echo(f"{rung}: counted {expected:.0f} MiB, measured {found:.0f} MiB")
 
 
 def main(
@@ -289,6 +336,7 @@ def main(
     memory: Annotated[float, typer.Option(help="GiB for the decoder's gradient.")] = MEMORY,
     quick: Annotated[bool, typer.Option(help="A toy on the CPU: shows that it runs.")] = False,
     in_a_row: Annotated[bool, typer.Option("--growth", help="Ten images in one context.")] = False,
+    by_exact: Annotated[bool, typer.Option("--exact", help="Memory of the exact decoder.")] = False,
     gradients: Annotated[
         int | None, typer.Option(help="Latents a side: counted, measured.")
     ] = None,
@@ -298,7 +346,8 @@ def main(
     """Measure and print the table."""
     if job:
         one = Job(**json.loads(job))
-        what = {"cost": cost, "growth": growth, "gradient": gradient}[one.what]
+        kinds = {"cost": cost, "growth": growth, "exact": exact, "gradient": gradient}
+        what = kinds[one.what]
         typer.echo(json.dumps(what(one), default=asdict))
         return
     cuda = torch.cuda.is_available() and "cuda" in devices
@@ -310,17 +359,27 @@ def main(
         half=half, memory=memory,
     )  # fmt: skip
     names = models.split(",")
-    jobs = [replace(first, geometry=n) for n in names if half or n == "SD 1.5"]
+    jobs = [replace(first, geometry=n) for n in names if half or n.startswith("SD 1.5")]
     jobs += [replace(first, geometry=n, device="cuda") for n in names if cuda]
     jobs = [one for one in jobs if one.device in devices.split(",")]
     if quick:
         jobs = [Job(geometry="toy", device="cpu")]
     if in_a_row:
         for one in jobs:
-            held = measured(one, what="growth", decoder=decoders.split(",")[0])
-            more = held[-1] - held[1]
+            one = replace(one, what="growth", decoder=decoders.split(",")[0])
+            after = measured(one)
+            more = after[-1] - after[1]
             typer.echo(f"{one.geometry}, {one.device}: {more:+.1f} MiB from the second image on")
-            keep({**asdict(replace(one, what="growth")), "held": held, "growth": more}, out)
+            keep({**asdict(one), "held": after, "growth": more}, out)
+        return
+    if by_exact:
+        for one in jobs:
+            one = replace(one, what="exact", decoder="vae")
+            found = measured(one)
+            before, after = found["mebibytes"]
+            above = (after - before) / 1024
+            typer.echo(f"{one.geometry}, {one.device}: {above:+.2f} GiB, {found['chose']}")
+            keep({**asdict(one), **found, "above": above}, out)
         return
     heads = "model", "on", "decoder", "time", "processor", "memory", "a picture", "at most"
     typer.echo(" | ".join(f"{head:{width}s}" for head, width in zip(heads, WIDTHS, strict=True)))

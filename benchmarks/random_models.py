@@ -1,7 +1,8 @@
 """Pipelines of the classes and sizes of Stable Diffusion's, CLIPs of open_clip's, weights random.
 
-"SD 1.5", "SDXL", "SD3.5-medium", and "toy", a tiny SD 1.5; `hollow` ones, which have sizes and no
-values, of FLUX and Qwen-Image too. Prompts are embeddings of noise.
+"SD 1.5", "SDXL", "SD3.5-medium", SMALL, which is SD 1.5 but for its U-Net, and "toy", a tiny one;
+`hollow` ones, which have sizes and no values, of FLUX and Qwen-Image too. Prompts are embeddings of
+noise.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ VAE = {
     "layers_per_block": 2,
 }
 WIDE = {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+SMALL = "SD 1.5 with a small U-Net"
 VAES = {
     "SD 1.5": ("AutoencoderKL", VAE),
+    SMALL: ("AutoencoderKL", VAE),
     "SDXL": ("AutoencoderKL", {**VAE, "scaling_factor": 0.13025}),
     "SD3.5-medium": (
         "AutoencoderKL",
@@ -54,6 +57,15 @@ LATENTS = {  # as the scheduler has them, of one image of the model's own size
 }
 UNETS = {
     "SD 1.5": {"sample_size": 64, "cross_attention_dim": 768},
+    SMALL: {
+        "sample_size": 64,
+        "block_out_channels": (32, 64),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 64,
+    },
     "SDXL": {
         "sample_size": 128,
         "block_out_channels": (320, 640, 1280),
@@ -69,7 +81,10 @@ UNETS = {
     },
 }
 TEXTS = {"SD 1.5": ((768, 12),), "SDXL": ((768, 12), (1280, 32))}  # width, layers
-GUIDES = {"SD 1.5": "ViT-B-32", "SDXL": "convnext_base_w", "SD3.5-medium": "convnext_base_w"}
+GUIDES = {
+    **dict.fromkeys(("SD 1.5", SMALL), "ViT-B-32"),
+    **dict.fromkeys(("SDXL", "SD3.5-medium"), "convnext_base_w"),
+}
 
 
 def scheduler(geometry: str):
@@ -106,7 +121,7 @@ def _assembled(geometry: str, **parts):
     import diffusers
 
     extra = {}
-    if geometry == "SD 1.5":
+    if geometry.startswith("SD 1.5"):
         kind = diffusers.StableDiffusionPipeline
         extra = {"requires_safety_checker": False}
     elif geometry == "SDXL":
@@ -158,7 +173,7 @@ def pipeline(
     model = parts[name]
     width = model.config.get("cross_attention_dim") or model.config.joint_attention_dim
     words = {"prompt_embeds": torch.randn(batch, 77, width)}
-    if geometry != "SD 1.5":
+    if not geometry.startswith("SD 1.5"):
         pooled = model.config.get("pooled_projection_dim", 1280)
         words["pooled_prompt_embeds"] = torch.randn(batch, pooled)
     pipe = _assembled(geometry, **parts)

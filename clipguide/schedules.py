@@ -88,6 +88,9 @@ class Schedule:
             raise UsageError("A schedule made of a function cannot be spelt out.")
         return ",".join(map(str, self.pieces))
 
+    def __repr__(self) -> str:
+        return f"Schedule({str(self)!r})"
+
     def __str__(self) -> str:
         if self.function is None:
             return self.to_spec()

@@ -264,6 +264,9 @@ def with_chunk(text):
         ({"device": "evil"}, "evil"),
         ({"version": 99}, "format 99"),
         ({"surplus": 1}, "surplus"),
+        ({"method": "best-of", "options": {"each": "1"}}, "is a method"),
+        ({"options": {"inner": "2.5"}}, "a whole number"),
+        ({"options": {"travel": "1e9"}}, "a whole number"),
     ],
 )
 def test_replay_of_a_hostile_recipe(picture, changes, message):

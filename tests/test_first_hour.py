@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.guidance import Particles, steer
+from clipguide.guidance import Particles, Shortcut, steer
 from clipguide.guidance.steer import guide_dtype
 from clipguide.objectives import Similarity, TotalVariation, as_objective
 
@@ -132,6 +132,10 @@ def test_they_can_be_read(clip, pipe):
     assert "StableDiffusionPipeline by Particles(" in repr(s) and "closed" in repr(s)
     with s:
         assert "open" in repr(s)
+    assert repr(clip) == f"<Clip {clip.name} on cpu, float32>"
+    assert repr(Shortcut(strength="0.1@0..0.5")).startswith(
+        "Shortcut(window=(0.1, 1.0), every=1, strength=Schedule('0.1@0..0.5'), inner=1"
+    )
 
 
 def test_a_decoder_of_ones_own(pipe):

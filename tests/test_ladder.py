@@ -134,6 +134,28 @@ def test_need_is_what_is_kept():
     )
 
 
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.Conv2d(4, 6, 3, stride=2, padding=(1, 0)),
+        nn.Conv2d(4, 8, 3, stride=(1, 3), dilation=2, groups=4),
+        nn.Conv3d(4, 6, (3, 1, 2), stride=(2, 1, 3), padding=(1, 0, 1)),
+    ],
+    ids=str,
+)
+def test_a_convolution_has_pytorchs_gradient(convolution):
+    """Though it keeps no input: whatever stride, dilation and groups."""
+    x = noise(2, 4, *(11, 13, 12)[: len(convolution.kernel_size)])
+    kept = []
+    ours, theirs = (taken(part, x) for part in (clean(convolution, "cpu"), convolution))
+    for found, expected in zip(ours, theirs, strict=True):
+        assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        clean(convolution, "cpu")(x.clone().requires_grad_())
+    assert kept == [convolution.weight.shape]
+
+
 def test_the_first_that_fits_is_taken():
     needs = dict(zip(PLANS, (70, 60, 50, 40, 30, 20, 10), strict=True))
     for limit, plan in ((100, PLANS[0]), (69, PLANS[1]), (45, PLANS[3]), (1, PLANS[-1])):

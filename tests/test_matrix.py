@@ -23,6 +23,7 @@ from clipguide.errors import ClipguideError
 from clipguide.guidance import (
     Backprop,
     BestOf,
+    Embedding,
     Lookahead,
     Noise,
     Particles,
@@ -47,6 +48,8 @@ METHODS = {  # what is tried, and what of it must change no bit
     "noise": (Noise(iterations=3, rate=0.2), None),
     "backprop": (Backprop(strength=0.3), Backprop(strength=0.0)),
     "backprop, both": (Backprop(strength=0.2, mu=0.5, inner=2), Backprop(strength=0.0)),
+    "embedding": (Embedding(rate=0.5), Embedding(rate=0.0)),
+    "embedding, null": (Embedding(rate=0.5, of="null"), Embedding(rate=0.0, of="null")),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TASKS = {
@@ -84,6 +87,7 @@ QUICK = [
     *(("particles", "bfloat16", "image to image", mode) for mode in ("model offload", "autocast")),
     ("backprop", "float32", "SDXL denoising_end", "sequential offload"),
     ("noise", "float32", "text to image", "sequential offload"),
+    *(("embedding", "bfloat16", "text to image", mode) for mode in ("group offload", "autocast")),
 ]
 
 

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import memory_table, overhead
 from benchmarks.overhead import Job, Pieces, cost, default_run, draw, growth, whole
+from benchmarks.overhead import measured as in_a_process
 from benchmarks.random_models import pipeline, scheduler
 from clipguide.guidance import Shortcut
 
@@ -89,13 +90,25 @@ def test_tables(tmp_path, monkeypatch):
     exact = {"decoder": "vae", "memory": 3.0, "chose": "decoder: vae (in bfloat16)", "above": 3.1}
     overhead.keep({**row, **exact}, out)
     overhead.keep({**row, "what": "growth", "side": 16, "held": [1.0] * 10, "growth": 0.0}, out)
-    assert len(json.loads(out.read_text())["rows"]) == 3
+    overhead.keep({**row, **exact, "what": "exact", "above": -0.25}, out)
+    assert len(json.loads(out.read_text())["rows"]) == 4
     monkeypatch.setattr(memory_table, "RESULTS", out)
     table = memory_table.measured()
     start = "| SDXL | CPU, bfloat16 | 1 |"
     assert f"{start} default: linear | 1.10 (met) | 1.10 (met) | 0.7 GiB |" in table
     assert f"{start} vae (in bfloat16), memory=3 | 1.50 | 1.10 | 3.1 GiB (missed) |" in table
-    assert "10 images in a row" in table and "+0.0 MiB" in table
+    assert "10 images in a row" in table and "128 x 128, decoder auto): the process" in table
+    assert "+0.0 MiB" in table and "-0.25 GiB above decoding the image (met); decoder" in table
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is Linux's to say")
+def test_needs_are_as_measured():
+    """Of Stable Diffusion's VAE: what the ladder counts is at most 5 % less than the process takes,
+    and at most 10 % more."""
+    rungs = ("layers", "half", "tiles2")
+    found = in_a_process(Job("SD 1.5", "cpu", "gradient", decoder=",".join(rungs), side=24))
+    for rung, (counted, most) in found.items():
+        assert 0.95 * most < counted < 1.10 * most, f"{rung}: {counted:.0f}, {most:.0f} MiB"
 
 
 @pytest.mark.slow

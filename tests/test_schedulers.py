@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 import inspect
 import math
 
@@ -83,8 +82,6 @@ OTHER = {
     "SCM": ("SCMScheduler", {}),
 }
 ALL = {**VP, **OTHER}
-if importlib.util.find_spec("torchsde") is None:  # what this scheduler draws its noise with
-    del VP["DPM++ SDE"], ALL["DPM++ SDE"]
 # Whose last step ends elsewhere than in the denoiser's x0: PNDM takes an average of v's at several
 # levels for a v at one; with flow sigmas DEIS and SA stop at their last level, not at 0.
 ELSEWHERE = [(name, "v_prediction") for name in ("PNDM", "PNDM, Runge-Kutta first")]

@@ -92,6 +92,10 @@ class Clip:
         if not live and self.dtype == self.wide and any(folding.pairs(self._model.visual)):
             self._fold()
 
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"<{type(self).__name__} {self.name} on {self.device}, {dtype}>"
+
     @cached_property
     def fingerprint(self) -> str:
         """Return the sha256 digest of everything that changes an embedding.

@@ -160,6 +160,9 @@ class _Sparing:
 
 
 class _Convolution(torch.autograd.Function):
+    """The gradient is a transposed convolution: `nn.grad.conv2d_input` gives the same bits, and on
+    a CPU fills an input that it only needs the shape of."""
+
     @staticmethod
     def forward(ctx, x, weight, bias, *settings):
         ctx.save_for_backward(weight)
@@ -171,6 +174,14 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, slope):
         (weight,) = ctx.saved_tensors
-        gradient = nn.grad.conv2d_input if len(ctx.shape) == 4 else nn.grad.conv3d_input
+        stride, padding, dilation, groups = ctx.settings
+        sides = zip(ctx.shape[2:], slope.shape[2:], weight.shape[2:], stride, padding, dilation)
+        beyond = [  # of a stride, what no output reaches
+            side - ((out - 1) * step - 2 * pad + wide * (kernel - 1) + 1)
+            for side, out, kernel, step, pad, wide in sides
+        ]
+        two = len(ctx.shape) == 4
+        transposed = nn.functional.conv_transpose2d if two else nn.functional.conv_transpose3d
         with without_autocast(slope.device):  # the backward pass runs under what is on when it runs
-            return gradient(ctx.shape, weight, slope, *ctx.settings), *[None] * 6
+            gradient = transposed(slope, weight, None, stride, padding, beyond, groups, dilation)
+        return gradient, *[None] * 6

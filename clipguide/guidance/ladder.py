@@ -10,7 +10,7 @@ Each rung needs less memory than the one above it and costs more, or is a little
 
 1 to 3 give the same gradient but for rounding. What a plan needs is known before it is tried: the
 decoder runs forward and back once on "meta", where tensors have sizes but no values, while the
-storage that is alive is counted.
+storage that is alive is counted, and what a convolution copies while it runs.
 
 Shapes: N images, C channels and h x w of latents, 3 channels of H x W pixels.
 """
@@ -18,6 +18,7 @@ Shapes: N images, C channels and h x w of latents, 3 channels of H x W pixels.
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -261,7 +262,8 @@ def _run(made: Made, decode: Decode, shape: tuple[int, ...], plan: Plan) -> tupl
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of storage that operations made and that is still alive; `most` at once."""
+    """Counts the bytes of storage that operations made and that is still alive; `most` at once,
+    what a convolution needs while it runs included."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -273,6 +275,8 @@ class Alive(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
                 self._see(tensor.untyped_storage())
+        if function is torch.ops.aten.convolution.default:
+            self.most = max(self.most, self.now + _scratch(*args[:2], args[6], out))
         return out
 
     def _see(self, storage: torch.UntypedStorage) -> None:
@@ -287,3 +291,15 @@ class Alive(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def _scratch(x: torch.Tensor, weight: torch.Tensor, transposed: bool, out: torch.Tensor) -> int:
+    """Bytes that a convolution takes beside its tensors: oneDNN's, as measured, which orders what
+    it reads, and if it is transposed what it writes, by blocks of channels. In 16 bits it adds up
+    in float32 where the kernel is a single place."""
+    half, single = x.element_size() == 2, math.prod(weight.shape[2:]) == 1
+    if not transposed:
+        return x.nbytes * (2 if half and single else 1)
+    if not half:
+        return max(x.nbytes, out.nbytes)
+    return x.nbytes + out.nbytes * (2 if single else 1)

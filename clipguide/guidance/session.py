@@ -131,7 +131,7 @@ class Session:
             self.asked = True
             self._act = mode.method.start(run)
         self._index, self._covered, self._due = 0, 0, False
-        self._wide, self._choosing, self._unknown = False, True, False
+        self._wide, self._choosing = False, True
         self.first_sample = sample.detach()
         self._objective = plan.followed(mode.method)
         self._observers = self._watchers()
@@ -222,12 +222,12 @@ class Session:
 
     def _tell_beyond(self) -> None:
         """DemoFusion goes on with tiles of a larger image, which alone are no images."""
-        message = (
-            f"{type(self.pipe).__name__} takes steps after the last that it announced, as on tiles "
-            "of a larger image: these are not steered."
-        )
-        if self.mode.method is not None and message not in self.report.warnings:
-            self.warn(message)
+        if self.mode.method is not None:
+            self._warn_once(
+                f"{type(self.pipe).__name__} takes steps after the last that it announced, as on "
+                "tiles of a larger image: these are not steered."
+            )
+
     def _guided(
         self, model_output: torch.Tensor, sample: torch.Tensor, noise: float
     ) -> torch.Tensor:
@@ -240,12 +240,10 @@ class Session:
             return model_output
         alone = self._direction.conditional(sample)
         if alone is None:
-            if not self._unknown:
-                self.warn(
-                    f"cfg_window is ignored: {type(self.pipe).__name__} does not evaluate both "
-                    "prompts at once."
-                )
-            self._unknown = True
+            self._warn_once(
+                f"cfg_window is ignored: {type(self.pipe).__name__} does not evaluate both "
+                "prompts at once."
+            )
             return model_output
         return alone.to(model_output.dtype)
 
@@ -364,6 +362,10 @@ class Session:
         return Report(
             method=plan.method.name, choice=plan.choice, warnings=list(plan.ignored)
         )
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self.report.warnings:
+            self.warn(message)
 
     def warn(self, message: str) -> None:
         """Tell the report and the user."""
