@@ -1,10 +1,7 @@
 """CLIP, any of them, under one contract: `load_clip` makes a `Clip`, `load_parts` what
 is trained and exported."""
 
-from .. import imports
-
-imports.vision()  # before one of those below imports it, with the compiler
-
+from . import vision
 from .base import Clip, to_device, to_dtype
 from .concepts import Concept, with_concept
 from .ensemble import Ensemble
