@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError, close_matches
@@ -110,14 +110,14 @@ def device(name: str, value: str) -> None:
     one_of(*DEVICES, kind="device")(name, value.partition(":")[0])
 
 
-def file(name: str, value: os.PathLike | list[os.PathLike]) -> None:
+def file(name: str, value: os.PathLike | Sequence[os.PathLike]) -> None:
     """Files that are there."""
-    for one in value if isinstance(value, list) else [value]:
+    for one in value if isinstance(value, (list, tuple)) else [value]:
         if not os.path.exists(one):
             raise UsageError(f"There is no file {one} ({name}).")
 
 
-def reward(name: str, values: list[str]) -> None:
+def reward(name: str, values: Sequence[str]) -> None:
     """The names of rewards, as NAME[=WHERE[#MODEL]][:WEIGHT]."""
     for value in values:
         named, _, weight = value.partition("=")[0].partition(":")

@@ -22,8 +22,8 @@ EXACT = 50_000  # rows below which every vector is compared
 LOOKED_UP = 20_000  # rows from which paths and digests have an index
 GROWN = 2.0  # times as many rows as the index of vectors was trained on: it is trained again
 DRIFT = 1.1  # times as many or few rows as the distribution of unrelated texts is of
-FEWEST = 32  # cells that a query looks into
-SAMPLED = 64  # vectors a cell by which cells are found
+ONE_GRAPH = 250_000  # rows below which all vectors are in one graph
+LINKS, CANDIDATES = 16, 100  # of a vector in its graph, and among how many they are chosen
 TEXTS = ("caption", "prompt")
 KEYS = ("path", "digest")
 OLD = timedelta(hours=1)  # versions of the table older than this are deleted
@@ -37,9 +37,9 @@ def maintain(store: Store, clip: Clip, *, changed: bool) -> None:
         return
     compact(store)
     store.write(lambda table: _index_scalars(table, count))
-    if count >= EXACT and count >= GROWN * int(notes.get("trained", 0)):
+    if count >= EXACT and count >= GROWN * int(notes.get("graphs", 0)):
         store.write(index_vectors)
-        store.note(trained=str(count))
+        store.note(graphs=str(count))
     known = int(notes.get("compared", 0))
     if not known / DRIFT <= count <= known * DRIFT:
         compare(store, clip, count)
@@ -52,27 +52,36 @@ def compact(store: Store) -> None:
 
 
 def index_vectors(table: Any) -> None:
-    """The index for many vectors: cells, and in them a bit a number (RaBitQ, Gao & Long 2024) to
-    choose those that are then compared in full: benchmarks/vectors.py."""
-    from lancedb.index import IvfRq
+    """The index for many vectors: graphs of near neighbours (HNSW, Malkov & Yashunin 2020) on 8-bit
+    numbers, one for each of a few parts; what they find is compared in full."""
+    from lancedb.index import HnswSq
 
-    config = IvfRq(
-        distance_type="l2", num_partitions=cells(table.count_rows()), sample_rate=SAMPLED
+    config = HnswSq(
+        distance_type="l2",
+        num_partitions=parts(table.count_rows()),
+        m=LINKS,
+        ef_construction=CANDIDATES,
     )
     table.create_index("vector", config=config, replace=True)
 
 
-def cells(count: int) -> int:
-    """How many cells so many vectors are divided into: four times the square root, which needs half
-    of the vectors that the square root needs for the same recall."""
-    return max(1, round(4 * count**0.5))
+def parts(count: int) -> int:
+    """How many graphs so many vectors have: one for all, from ONE_GRAPH on a sixteenth of the
+    square root."""
+    return 1 if count < ONE_GRAPH else round(count**0.5 / 16)
 
 
 def probes(count: int) -> int:
-    """How many of them a query looks into: a seventh, which has 0.95 and more of the ten nearest of
-    a million (`python -m benchmarks.vectors`). So what is looked at grows with the collection, by
-    64 bytes a vector; a fixed number of cells would lose recall as it grows."""
-    return max(FEWEST, -(-cells(count) // 7))
+    """How many of them a query walks through: two fifths, which hold 0.97 of the ten nearest of a
+    million (`python -m benchmarks.vectors`). A walk sees about as many vectors whatever the size of
+    its graph, so what is looked at grows as the square root of the collection. A program that asks
+    once reads no others from disk."""
+    return 1 if parts(count) == 1 else -(-2 * parts(count) // 5)
+
+
+def width(count: int) -> int:
+    """How many candidates each walk keeps (HNSW's ef)."""
+    return 200 if parts(count) == 1 else 50
 
 
 def compare(store: Store, clip: Clip, count: int) -> None:
