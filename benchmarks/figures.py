@@ -145,8 +145,9 @@ def search() -> str:
             for key, one in data.items()
             if key.startswith("overhead")
         )
-        + f".\n\n`clipguide search` with mini from a warm disk (`warm`): {warm['s']} s, of which "
-        f"imports take some {warm['imports, s']} ("
+        + f".\n\n`clipguide search` with mini from a warm disk (`warm`): {warm['processor s']} s "
+        f"of the processor, {warm['s']} by the clock beside other programs; imports take some "
+        f"{warm['imports, s']} by the clock ("
         + ", ".join(f"{name} {seconds}" for name, seconds in warm["of these"].items())
         + ").\n\nListing (`listing`), peak memory of the driver: "
         + ", ".join(f"{row['MiB']} MiB for {row['names']:,} names" for row in names["rows"])

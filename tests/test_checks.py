@@ -66,10 +66,13 @@ def test_methods(method):
 
 
 def test_methods_options_of_others():
-    given = {"method": "shortcut", "quota": 4}
+    spelt = {name: f"--{name}" for name in ("method", "steps", "lookahead_steps", "quota")}
     with pytest.raises(UsageError, match="shortcut has no option quota"):
-        checks.check("generate", given)
-    checks.check("generate", {"method": "lookahead", "lookahead_steps": 3, "steps": 30})
+        checks.check("generate", {"method": "shortcut", "quota": 4}, spelt)
+    given = {"method": "lookahead", "lookahead_steps": 3, "steps": 30}
+    checks.check("generate", given, spelt)
+    with pytest.raises(UsageError, match="--lookahead_steps must be from 1 to 10000, not 0"):
+        checks.check("generate", given | {"lookahead_steps": 0}, spelt)
 
 
 def test_decoders():

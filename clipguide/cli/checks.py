@@ -29,10 +29,8 @@ def between(
         good = math.isfinite(value) and low <= value <= high
         if not good or (above and value == low) or (below and value == high):
             start = f"above {low:g}" if above else f"from {low:g}"
-            end = f" to below {high:g}" if below else f" to {high:g}"
-            raise UsageError(
-                f"{name} is a number {start}{end if math.isfinite(high) else ''}, not {value:g}."
-            )
+            end = f" to {'below ' if below else ''}{high:g}" if math.isfinite(high) else ""
+            raise UsageError(f"{name} must be {start}{end}, not {value:g}.")
 
     return rule
 
@@ -43,9 +41,8 @@ def one_of(*known: str, kind: str = "", plugins: bool = False) -> Rule:
 
     def rule(name: str, value: str) -> None:
         if value not in known and not (plugins and importlib.metadata.entry_points(group=GROUP)):
-            raise UsageError(
-                f"There is no {kind or name} {value!r}.{close_matches(value, known)}"
-            )
+            what = kind or name.removeprefix("--")
+            raise UsageError(f"There is no {what} {value!r}.{close_matches(value, known)}")
 
     return rule
 
@@ -253,29 +250,25 @@ VERBS: dict[str, Mapping[str, Rule]] = {
 }
 
 
-def check(verb: str, given: Mapping[str, Any]) -> None:
-    """UsageError for an option of a verb that can have no such value."""
+def check(verb: str, given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:
+    """UsageError for an option of a verb that can have no such value. `spelt` are the options'
+    names on the command line."""
     for name, rule in (COMMON | dict(VERBS.get(verb, {}))).items():
         if given.get(name) is not None:
-            rule(_option(name), given[name])
+            rule(spelt[name], given[name])
     if verb == "generate":
-        _check_method(given)
+        _check_method(given, spelt)
 
 
-def _check_method(given: Mapping[str, Any]) -> None:
+def _check_method(given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:
     """UsageError for a method that is not there, or an option that it does not take."""
     method = given["method"]
-    one_of(*METHODS, "auto", kind="method", plugins=True)("--method", method)
-    options = {name for rules in METHODS.values() for name in rules}
-    asked = {name: given.get("lookahead_steps" if name == "steps" else name) for name in options}
-    for name, value in asked.items() if method in METHODS else ():
-        if value is None:
+    one_of(*METHODS, "auto", kind="method", plugins=True)(spelt["method"], method)
+    for name in {name for rules in METHODS.values() for name in rules} if method in METHODS else ():
+        place = "lookahead_steps" if name == "steps" else name
+        if given.get(place) is None:
             continue
         if name not in METHODS[method]:
             near = close_matches(name, METHODS[method])
             raise UsageError(f"{method} has no option {name}.{near}")
-        METHODS[method][name](_option(name), value)
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+        METHODS[method][name](spelt[place], given[place])

@@ -159,7 +159,8 @@ class Verb(TyperCommand):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        checks.check(self.name or "", ctx.params)
+        spelt = {p.name: max(p.opts, key=len) for p in self.params}
+        checks.check(self.name or "", ctx.params, spelt)
         return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

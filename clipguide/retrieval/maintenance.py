@@ -22,8 +22,13 @@ EXACT = 50_000  # rows below which every vector is compared
 LOOKED_UP = 20_000  # rows from which paths and digests have an index
 GROWN = 2.0  # times as many rows as the index of vectors was trained on: it is trained again
 DRIFT = 1.1  # times as many or few rows as the distribution of unrelated texts is of
-ONE_GRAPH = 250_000  # rows below which all vectors are in one graph
-LINKS, CANDIDATES = 16, 100  # of a vector in its graph, and among how many they are chosen
+ONE_GRAPH = 250_000  # rows below which all vectors are in one graph, from there on in cells
+GRAPH, CELLS = "graph", "cells"
+LINKS, CANDIDATES = 16, 100  # of a vector in the graph, and among how many they are chosen
+KEPT = 200  # candidates of a walk through the graph (its ef)
+FEWEST = 32  # cells that a query looks into
+SAMPLED = 64  # vectors a cell by which cells are found
+REFINE, REFINE_GRAPH = 10, 2  # times as many are compared by their full vectors
 TEXTS = ("caption", "prompt")
 KEYS = ("path", "digest")
 OLD = timedelta(hours=1)  # versions of the table older than this are deleted
@@ -37,9 +42,9 @@ def maintain(store: Store, clip: Clip, *, changed: bool) -> None:
         return
     compact(store)
     store.write(lambda table: _index_scalars(table, count))
-    if count >= EXACT and count >= GROWN * int(notes.get("graphs", 0)):
-        store.write(index_vectors)
-        store.note(graphs=str(count))
+    if count >= EXACT and count >= GROWN * int(notes.get("trained", 0)):
+        index_vectors(store)
+        store.note(trained=str(count))
     known = int(notes.get("compared", 0))
     if not known / DRIFT <= count <= known * DRIFT:
         compare(store, clip, count)
@@ -51,37 +56,54 @@ def compact(store: Store) -> None:
     store.write(lambda table: table.optimize(cleanup_older_than=OLD))
 
 
-def index_vectors(table: Any) -> None:
-    """The index for many vectors: graphs of near neighbours (HNSW, Malkov & Yashunin 2020) on 8-bit
-    numbers, one for each of a few parts; what they find is compared in full."""
-    from lancedb.index import HnswSq
+def index_vectors(store: Store) -> None:
+    """The index for many vectors: benchmarks/README.md says why.
 
-    config = HnswSq(
-        distance_type="l2",
-        num_partitions=parts(table.count_rows()),
-        m=LINKS,
-        ef_construction=CANDIDATES,
-    )
-    table.create_index("vector", config=config, replace=True)
+    Below ONE_GRAPH it is a graph of near neighbours (HNSW, Malkov & Yashunin 2020) on 8-bit
+    numbers. A program reads it whole before its first answer, 0.7 kB a vector. So there are cells
+    from there on, and in them a bit a number (RaBitQ, Gao & Long 2024), of which a query reads a
+    seventh.
+    """
+    from lancedb.index import HnswSq, IvfRq
+
+    count = store.count()
+    if count < ONE_GRAPH:
+        kind = GRAPH
+        config = HnswSq(
+            distance_type="l2", num_partitions=1, m=LINKS, ef_construction=CANDIDATES
+        )
+    else:
+        kind = CELLS
+        config = IvfRq(distance_type="l2", num_partitions=cells(count), sample_rate=SAMPLED)
+    store.write(lambda table: table.create_index("vector", config=config, replace=True))
+    store.note(kind=kind)
 
 
-def parts(count: int) -> int:
-    """How many graphs so many vectors have: one for all, from ONE_GRAPH on a sixteenth of the
-    square root."""
-    return 1 if count < ONE_GRAPH else round(count**0.5 / 16)
+def sought(store: Store, search: Any, count: int, *, filtered: bool) -> Any:
+    """A search for the `count` nearest with how much of the index it looks at, and how many times
+    as many are compared by their full vectors."""
+    graph = store.notes().get("kind") == GRAPH
+    least = 1 if graph else probes(store.count())
+    refine = REFINE_GRAPH if graph else REFINE
+    search = search.refine_factor(refine).limit(count)
+    if graph:
+        search = search.ef(max(KEPT, refine * count))
+    if filtered:  # what is asked for may be in any of them: 0 is as many as there are
+        return search.minimum_nprobes(least).maximum_nprobes(0)
+    return search.nprobes(least)
+
+
+def cells(count: int) -> int:
+    """How many cells so many vectors are divided into: four times the square root, which needs half
+    of the vectors that the square root needs for the same recall."""
+    return max(1, round(4 * count**0.5))
 
 
 def probes(count: int) -> int:
-    """How many of them a query walks through: two fifths, which hold 0.97 of the ten nearest of a
-    million (`python -m benchmarks.vectors`). A walk sees about as many vectors whatever the size of
-    its graph, so what is looked at grows as the square root of the collection. A program that asks
-    once reads no others from disk."""
-    return 1 if parts(count) == 1 else -(-2 * parts(count) // 5)
-
-
-def width(count: int) -> int:
-    """How many candidates each walk keeps (HNSW's ef)."""
-    return 200 if parts(count) == 1 else 50
+    """How many of them a query looks into: a seventh, which has 0.95 and more of the ten nearest of
+    a million (`python -m benchmarks.vectors`). So what is looked at grows with the collection, by
+    64 bytes a vector; a fixed number of cells would lose recall as it grows."""
+    return max(FEWEST, -(-cells(count) // 7))
 
 
 def compare(store: Store, clip: Clip, count: int) -> None:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 RRF = 60  # of Cormack et al. 2009
 POOL = 5  # times as many as are asked for, to choose from when they are mixed or made diverse
 FEWEST = 100  # of these
-REFINE = 2  # times as many are compared by their full vectors
 RECORD = ("path", "score", "better_than", *COLUMNS[1:])  # of a hit, as it is printed
 
 
@@ -233,18 +232,14 @@ class Index:
         self, query: Query, count: int, condition: str | None, *, vectors: bool = False
     ) -> list[dict]:
         """Rows by their vectors, the nearest first."""
-        total = self.store.count()
-        probes, width = maintenance.probes(total), maintenance.width(total)
         columns = [*COLUMNS, "thumbnail", *(["vector"] if vectors else []), "_distance"]
 
         def ask(table: Any) -> list[dict]:
             search = table.search(query.unit_D.numpy(), vector_column_name="vector")
-            search = search.distance_type("l2").refine_factor(REFINE).limit(count)
-            search = search.ef(max(width, REFINE * count))
-            if condition is None:
-                search = search.nprobes(probes)
-            else:  # what is asked for may be in any of them: 0 is as many as there are
-                search = search.minimum_nprobes(probes).maximum_nprobes(0)
+            search = search.distance_type("l2")
+            filtered = condition is not None
+            search = maintenance.sought(self.store, search, count, filtered=filtered)
+            if filtered:
                 search = search.where(condition, prefilter=True)
             return search.select(columns).to_arrow().to_pylist()
 
