@@ -146,9 +146,8 @@ def search() -> str:
             if key.startswith("overhead")
         )
         + f".\n\n`clipguide search` with mini from a warm disk (`warm`): {warm['processor s']} s "
-        f"of the processor, {warm['s']} by the clock beside other programs; imports take some "
-        f"{warm['imports, s']} by the clock ("
-        + ", ".join(f"{name} {seconds}" for name, seconds in warm["of these"].items())
+        f"of the processor, of which imports take {warm['imports, %']} % ("
+        + ", ".join(f"{name} {share}" for name, share in warm["of these"].items())
         + ").\n\nListing (`listing`), peak memory of the driver: "
         + ", ".join(f"{row['MiB']} MiB for {row['names']:,} names" for row in names["rows"])
         + ".\n"

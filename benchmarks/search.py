@@ -88,7 +88,7 @@ def overhead(
 def warm(rounds: int = 3, keep: bool = True) -> dict:
     """Seconds of `clipguide search` with mini, from its start to its end, the files in memory, by
     the clock and by the processor (another program may be running): the least of some rounds; and
-    of these what imports take, by package, as -X importtime counts by the clock."""
+    what share of it imports take, by package, as -X importtime counts."""
     with photographs(1) as paths, tempfile.TemporaryDirectory() as folder:
         list(update(Path(folder) / "db", paths, engine=Engine(load_clip("mini"))))
         line = ["-m", "clipguide", "search", "fox", "--db", f"{folder}/db"]
@@ -99,7 +99,9 @@ def warm(rounds: int = 3, keep: bool = True) -> dict:
             seconds.append(time.perf_counter() - begin)
             processor.append(of_children() - begun)
         command = [sys.executable, "-X", "importtime", *line]
+        begin = time.perf_counter()
         told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        whole = 1e6 * (time.perf_counter() - begin)
     micro: Counter[str] = Counter()
     for line in told.splitlines():
         if line.startswith("import time:") and "imported package" not in line:
@@ -108,8 +110,8 @@ def warm(rounds: int = 3, keep: bool = True) -> dict:
     facts = {
         "s": round(min(seconds[1:]), 2),
         "processor s": round(min(processor[1:]), 2),
-        "imports, s": round(sum(micro.values()) / 1e6, 2),
-        "of these": {name: round(own / 1e6, 2) for name, own in micro.most_common(6)},
+        "imports, %": round(100 * sum(micro.values()) / whole),
+        "of these": {name: round(100 * own / whole) for name, own in micro.most_common(6)},
     }
     typer.echo(json.dumps(facts))
     if keep:
