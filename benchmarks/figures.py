@@ -145,9 +145,9 @@ def search() -> str:
             for key, one in data.items()
             if key.startswith("overhead")
         )
-        + f".\n\n`clipguide search` with mini from a warm disk (`warm`): {warm['s']} s, of which "
-        f"imports take some {warm['imports, s']} ("
-        + ", ".join(f"{name} {seconds}" for name, seconds in warm["of these"].items())
+        + f".\n\n`clipguide search` with mini from a warm disk (`warm`): {warm['processor s']} s "
+        f"of the processor, of which imports take {warm['imports, %']} % ("
+        + ", ".join(f"{name} {share}" for name, share in warm["of these"].items())
         + ").\n\nListing (`listing`), peak memory of the driver: "
         + ", ".join(f"{row['MiB']} MiB for {row['names']:,} names" for row in names["rows"])
         + ".\n"

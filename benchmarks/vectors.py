@@ -203,12 +203,12 @@ def vectors(
 
         forget(folder / "db")
         index = Index(folder / "db")
-        probes = maintenance.probes(count)
+        effort = kind_of(count)
         first = timed(ask, asked["images"][:100], asked["images truth"][:100])
-        facts["clipguide, cold"] = row("clipguide, cold", probes, *first)
+        facts["clipguide, cold"] = row("clipguide, cold", effort, *first)
         for kind in ("images", "texts"):
             found = timed(ask, asked[kind], asked[f"{kind} truth"])
-            facts[f"clipguide, {kind}"] = row(f"clipguide, {kind}", probes, *found)
+            facts[f"clipguide, {kind}"] = row(f"clipguide, {kind}", effort, *found)
         for name, peer in PEERS.items() if peers else ():
             facts[name] = least(
                 name, peer.opened(folder / peer.file), asked["images"], asked["images truth"]
@@ -218,6 +218,15 @@ def vectors(
     if keep:
         save(f"vectors {count}", facts)
     return facts
+
+
+def kind_of(count: int) -> str:
+    """What our index of so many is, and how much of it a query looks at."""
+    if count < maintenance.EXACT:
+        return "none: all are compared"
+    if count < maintenance.ONE_GRAPH:
+        return f"graph, {maintenance.KEPT} kept"
+    return f"{maintenance.probes(count)} of {maintenance.cells(count)} cells"
 
 
 def build(
@@ -253,12 +262,12 @@ def build(
             np.savez(stream, **asked, **known)
 
     stage("db", table)
-    if count >= maintenance.EXACT and facts.get("cells") != maintenance.cells(count):
+    if count >= maintenance.EXACT and facts.get("index") != kind_of(count):
         begin, begun = time.perf_counter(), time.process_time()
-        maintenance.index_vectors(Index(folder / "db").store.table)
+        maintenance.index_vectors(Index(folder / "db").store)
         facts["index made in s"] = round(time.perf_counter() - begin, 1)
         facts["index made in processor s"] = round(time.process_time() - begun, 1)
-        facts["cells"] = maintenance.cells(count)
+        facts["index"] = kind_of(count)
         noted.write_text(json.dumps(facts))
     for peer in PEERS.values() if peers else ():
         stage(peer.file, lambda part, peer=peer: peer.make(made, part))

@@ -105,3 +105,17 @@ def test_an_average_by_hand(decay):
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5)
     assert average.steps == (29 if decay else 0)
     assert decay == 0 or not any(p.requires_grad for p in average.model.parameters())
+
+
+def test_an_average_of_tied_weights_is_taken_once():
+    """As CLIPs of transformers tie their embeddings: one tensor under two names."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    before = model[0].weight.detach().clone()
+    average = Ema(model, 0.5)
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    average.update(model)
+    expected = before.lerp(model[0].weight.detach(), 1 - 1 / 11)
+    torch.testing.assert_close(average.model[0].weight, expected)
+    assert average.model[1].weight is average.model[0].weight and average.steps == 1

@@ -90,15 +90,16 @@ def score(
     Each score is printed as soon as its image is read. The mean goes to stderr."""
     if long not in ("cut", "chunk"):
         raise UsageError(f"--long is cut or chunk, not {shorten(long)!r}.")
-    with console.plain_speech():
-        if pairs_file is not None:
-            if images or text or texts or reference:
-                raise UsageError("--pairs names pictures and texts: give no others.")
+    if pairs_file is not None:
+        if images or text or texts or reference:
+            raise UsageError("--pairs names pictures and texts: give no others.")
+        with console.plain_speech():
             _score_pairs(pairs_file, metric, prefix, long, format, options)
-            return
-        captions = _texts(text, texts)
-        references = [checked(one) for one in reference or []]
-        _check(metric, captions, references)
+        return
+    captions = _texts(text, texts)
+    references = [checked(one) for one in reference or []]
+    _check(metric, captions, references)
+    with console.plain_speech():
         _score(images or [], captions, references, metric, prefix, long, format, options)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from . import console
+from . import checks, console
 
 SECTIONS = {  # the heading -> options, in any verb
     "Steering": "guide negative reward question select method strength window every inner "
@@ -157,6 +157,11 @@ class Verb(TyperCommand):
                 args[k] = renamed[old] + equals + value
                 console.complain(f"{old} is called {renamed[old]} now; {old} will go.")
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        spelt = {p.name: max(p.opts, key=len) for p in self.params}
+        checks.check(self.name or "", ctx.params, spelt)
+        return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         rows: dict[str, list[tuple[str, str]]] = {}

@@ -1,6 +1,7 @@
 """CLIP, any of them, under one contract: `load_clip` makes a `Clip`, `load_parts` what
 is trained and exported."""
 
+from . import vision
 from .base import Clip, to_device, to_dtype
 from .concepts import Concept, with_concept
 from .ensemble import Ensemble

@@ -5,7 +5,6 @@ The loop is a generator of steps, so progress, checkpoints and early stop are it
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ..errors import ClipguideError, UsageError
 
@@ -59,24 +59,41 @@ class FitStep:
 
 
 class Ema:
-    """Exponential moving average of a model's parameters and buffers; early steps count more. With
-    a decay of 0 it is the model itself."""
+    """Exponential moving average of a model's parameters and buffers, by torch's `AveragedModel`;
+    early steps count more. With a decay of 0 it is the model itself."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False) if decay else model
-        self.decay, self.steps = decay, 0
+        self.decay, self._model = decay, model
+        if decay:
+            averaged = AveragedModel(model, avg_fn=self._mixed, use_buffers=True)
+            self._averaged = averaged.eval().requires_grad_(False)
+            self.steps = 0
+
+    @property
+    def model(self) -> nn.Module:
+        """The model with the averaged weights."""
+        return self._averaged.module if self.decay else self._model
+
+    @property
+    def steps(self) -> int:
+        """How many updates there were."""
+        return int(self._averaged.n_averaged) - 1 if self.decay else 0
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        if self.decay:
+            self._averaged.n_averaged.fill_(steps + 1)  # with 0 it would copy, not average
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        if model is self.model:
-            return
-        self.steps += 1
-        decay = min(self.decay, self.steps / (self.steps + 10))
-        for mine, theirs in zip(self.model.state_dict().values(), model.state_dict().values()):
-            if mine.dtype.is_floating_point:
-                mine.lerp_(theirs.to(mine.dtype), 1 - decay)
-            else:
-                mine.copy_(theirs)
+        if self.decay:
+            self._averaged.update_parameters(model)
+
+    def _mixed(self, mine: Tensor, theirs: Tensor, steps: Tensor) -> Tensor:
+        if not mine.dtype.is_floating_point:
+            return theirs
+        decay = min(self.decay, int(steps) / (int(steps) + 10))
+        return mine.lerp(theirs.to(mine.dtype), 1 - decay)
 
 
 class Fit:

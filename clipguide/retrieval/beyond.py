@@ -3,6 +3,9 @@
 The driver lists the files and knows what is new. An actor makes of a block of names one fragment of
 the table, a file that nobody sees until the driver commits it; so an actor that is killed loses
 nothing, for its block is given to another, and what it left is never part of the table.
+
+Compaction and indexes are LanceDB's own, on the driver, as of a local table. lance-ray would share
+them out, but it commits past `Store`, which tells conflicts from faults, and needs Ray Data.
 """
 
 from __future__ import annotations

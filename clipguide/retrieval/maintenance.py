@@ -22,8 +22,13 @@ EXACT = 50_000  # rows below which every vector is compared
 LOOKED_UP = 20_000  # rows from which paths and digests have an index
 GROWN = 2.0  # times as many rows as the index of vectors was trained on: it is trained again
 DRIFT = 1.1  # times as many or few rows as the distribution of unrelated texts is of
+ONE_GRAPH = 250_000  # rows below which all vectors are in one graph, from there on in cells
+GRAPH, CELLS = "graph", "cells"
+LINKS, CANDIDATES = 16, 100  # of a vector in the graph, and among how many they are chosen
+KEPT = 200  # candidates of a walk through the graph (its ef)
 FEWEST = 32  # cells that a query looks into
 SAMPLED = 64  # vectors a cell by which cells are found
+REFINE, REFINE_GRAPH = 10, 2  # times as many are compared by their full vectors
 TEXTS = ("caption", "prompt")
 KEYS = ("path", "digest")
 OLD = timedelta(hours=1)  # versions of the table older than this are deleted
@@ -38,7 +43,7 @@ def maintain(store: Store, clip: Clip, *, changed: bool) -> None:
     compact(store)
     store.write(lambda table: _index_scalars(table, count))
     if count >= EXACT and count >= GROWN * int(notes.get("trained", 0)):
-        store.write(index_vectors)
+        index_vectors(store)
         store.note(trained=str(count))
     known = int(notes.get("compared", 0))
     if not known / DRIFT <= count <= known * DRIFT:
@@ -51,15 +56,41 @@ def compact(store: Store) -> None:
     store.write(lambda table: table.optimize(cleanup_older_than=OLD))
 
 
-def index_vectors(table: Any) -> None:
-    """The index for many vectors: cells, and in them a bit a number (RaBitQ, Gao & Long 2024) to
-    choose those that are then compared in full: benchmarks/vectors.py."""
-    from lancedb.index import IvfRq
+def index_vectors(store: Store) -> None:
+    """The index for many vectors: benchmarks/README.md says why.
 
-    config = IvfRq(
-        distance_type="l2", num_partitions=cells(table.count_rows()), sample_rate=SAMPLED
-    )
-    table.create_index("vector", config=config, replace=True)
+    Below ONE_GRAPH it is a graph of near neighbours (HNSW, Malkov & Yashunin 2020) on 8-bit
+    numbers. A program reads it whole before its first answer, 0.7 kB a vector. So there are cells
+    from there on, and in them a bit a number (RaBitQ, Gao & Long 2024), of which a query reads a
+    seventh.
+    """
+    from lancedb.index import HnswSq, IvfRq
+
+    count = store.count()
+    if count < ONE_GRAPH:
+        kind = GRAPH
+        config = HnswSq(
+            distance_type="l2", num_partitions=1, m=LINKS, ef_construction=CANDIDATES
+        )
+    else:
+        kind = CELLS
+        config = IvfRq(distance_type="l2", num_partitions=cells(count), sample_rate=SAMPLED)
+    store.write(lambda table: table.create_index("vector", config=config, replace=True))
+    store.note(kind=kind)
+
+
+def sought(store: Store, search: Any, count: int, *, filtered: bool) -> Any:
+    """A search for the `count` nearest with how much of the index it looks at, and how many times
+    as many are compared by their full vectors."""
+    graph = store.notes().get("kind") == GRAPH
+    least = 1 if graph else probes(store.count())
+    refine = REFINE_GRAPH if graph else REFINE
+    search = search.refine_factor(refine).limit(count)
+    if graph:
+        search = search.ef(max(KEPT, refine * count))
+    if filtered:  # what is asked for may be in any of them: 0 is as many as there are
+        return search.minimum_nprobes(least).maximum_nprobes(0)
+    return search.nprobes(least)
 
 
 def cells(count: int) -> int:

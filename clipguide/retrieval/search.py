@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 RRF = 60  # of Cormack et al. 2009
 POOL = 5  # times as many as are asked for, to choose from when they are mixed or made diverse
 FEWEST = 100  # of these
-REFINE = 10  # times as many are compared by their full vectors
 RECORD = ("path", "score", "better_than", *COLUMNS[1:])  # of a hit, as it is printed
 
 
@@ -233,16 +232,14 @@ class Index:
         self, query: Query, count: int, condition: str | None, *, vectors: bool = False
     ) -> list[dict]:
         """Rows by their vectors, the nearest first."""
-        cells = maintenance.probes(self.store.count())
         columns = [*COLUMNS, "thumbnail", *(["vector"] if vectors else []), "_distance"]
 
         def ask(table: Any) -> list[dict]:
             search = table.search(query.unit_D.numpy(), vector_column_name="vector")
-            search = search.distance_type("l2").refine_factor(REFINE).limit(count)
-            if condition is None:
-                search = search.nprobes(cells)
-            else:  # what is asked for may be in any of them: 0 is as many as there are
-                search = search.minimum_nprobes(cells).maximum_nprobes(0)
+            search = search.distance_type("l2")
+            filtered = condition is not None
+            search = maintenance.sought(self.store, search, count, filtered=filtered)
+            if filtered:
                 search = search.where(condition, prefilter=True)
             return search.select(columns).to_arrow().to_pylist()
 

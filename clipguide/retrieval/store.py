@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from .. import imports
 from ..errors import ClipguideError, UsageError
 from . import faults, places
 from .places import TABLE
@@ -42,12 +43,11 @@ def lancedb() -> Any:
     """The module. UsageError where it is not installed."""
     os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are no news to a user
     try:
-        import lancedb
+        return imports.lancedb()
     except ModuleNotFoundError:
         raise UsageError(
             "Search needs LanceDB, which is not installed: pip install 'clipguide[search]'."
         ) from None
-    return lancedb
 
 
 def schema(width: int, *, key: str, model: str) -> Any:

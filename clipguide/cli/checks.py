@@ -1,0 +1,274 @@
+"""What is wrong with an option, told before anything heavy is imported.
+
+The library checks its settings itself, but its modules import torch. These rules are told first, by
+each verb, in a blink; what they pass the library checks again. tests/test_checks.py holds every
+rule to the library: it refuses what the rule refuses.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..errors import UsageError, close_matches
+from ..registry import GROUP
+from ..schedules import schedule
+
+Rule = Callable[[str, Any], None]
+
+
+def between(
+    low: float, high: float = math.inf, *, above: bool = False, below: bool = False
+) -> Rule:
+    """A number from low to high; with `above` and `below` the ends are not among them."""
+
+    def rule(name: str, value: float) -> None:
+        good = math.isfinite(value) and low <= value <= high
+        if not good or (above and value == low) or (below and value == high):
+            start = f"above {low:g}" if above else f"from {low:g}"
+            end = f" to {'below ' if below else ''}{high:g}" if math.isfinite(high) else ""
+            raise UsageError(f"{name} must be {start}{end}, not {value:g}.")
+
+    return rule
+
+
+def one_of(*known: str, kind: str = "", plugins: bool = False) -> Rule:
+    """One of some names; with `plugins` any name will do where another package may have added it.
+    """
+
+    def rule(name: str, value: str) -> None:
+        if value not in known and not (plugins and importlib.metadata.entry_points(group=GROUP)):
+            what = kind or name.removeprefix("--")
+            raise UsageError(f"There is no {what} {value!r}.{close_matches(value, known)}")
+
+    return rule
+
+
+def only(value: Any) -> Rule:
+    """That one value, as if it were left out."""
+
+    def rule(name: str, given: Any) -> None:
+        if given != value:
+            raise UsageError(f"This method sets {name} itself: leave it out.")
+
+    return rule
+
+
+def window(name: str, value: str | tuple[float, float]) -> None:
+    """Two noise levels, the lower first."""
+    try:
+        low, high = (map(float, value.split(",")) if isinstance(value, str) else value)
+    except ValueError:
+        raise UsageError(f"{name} takes two noise levels, as 0.2,0.9, not {value!r}.") from None
+    if not 0 <= low < high <= 1:
+        raise UsageError(f"{name} lies in [0, 1], the lower first, not {value}.")
+
+
+def strength(name: str, value: str) -> None:
+    """A number from 0, or a schedule of them."""
+    try:
+        pieces = schedule(value).pieces
+    except UsageError as error:
+        raise UsageError(f"{name} must be a number from 0, or a schedule: {error}") from None
+    if any(end < 0 for piece in pieces for end in (piece.first, piece.last)):
+        raise UsageError(f"{name} must be a number from 0, not below it in {value!r}.")
+
+
+def budget(name: str, value: str) -> None:
+    """A number, or seconds."""
+    try:
+        float(value.strip().removesuffix("s"))
+    except ValueError:
+        raise UsageError(
+            f"A budget is a number, × plain sampling, or seconds a picture, as 30s, not {value!r}."
+        ) from None
+
+
+def clip(name: str, value: str) -> None:
+    """The name of a CLIP, as far as it can be told without open_clip's list of them."""
+    if not set("/+*@~:") & set(value) and value not in CLIPS and not os.path.exists(value):
+        raise UsageError(
+            f"There is no CLIP {value!r}.{close_matches(value, CLIPS)} Give {' or '.join(CLIPS)}, "
+            "a folder, a file of OpenAI's, or an open_clip model and tag."
+        )
+
+
+def model(name: str, value: str) -> None:
+    """The name of a generator, as far as it can be told without the hub."""
+    if "/" not in value and value != "mini" and not os.path.isdir(value):
+        raise UsageError(f"There is no model {value!r}.{close_matches(value, ['mini'])}")
+
+
+def device(name: str, value: str) -> None:
+    """A device's kind; whether it is here, torch tells."""
+    one_of(*DEVICES, kind="device")(name, value.partition(":")[0])
+
+
+def file(name: str, value: os.PathLike | Sequence[os.PathLike]) -> None:
+    """Files that are there."""
+    for one in value if isinstance(value, (list, tuple)) else [value]:
+        if not os.path.exists(one):
+            raise UsageError(f"There is no file {one} ({name}).")
+
+
+def reward(name: str, values: Sequence[str]) -> None:
+    """The names of rewards, as NAME[=WHERE[#MODEL]][:WEIGHT]."""
+    for value in values:
+        named, _, weight = value.partition("=")[0].partition(":")
+        one_of(*REWARDS, kind="reward", plugins=True)(name, named.strip())
+
+
+CLIPS = ("mini", "mini-judge")
+DEVICES = (
+    "cpu", "cuda", "ipu", "xpu", "mkldnn", "opengl", "opencl", "ideep", "hip", "ve", "fpga",
+    "maia", "xla", "lazy", "vulkan", "mps", "meta", "hpu", "mtia", "privateuseone",
+)  # fmt: skip
+DTYPES = ("float32", "float16", "bfloat16", "float64", "fp16", "bf16", "fp32")
+REWARDS = (
+    "clip", "siglip2", "pickscore", "hpsv2", "hpsv3", "imagereward", "aesthetic", "vqascore",
+    "vlm", "dino",
+)  # fmt: skip
+EXPORTS = ("onnx", "hf", "torch-export")
+RUNGS = ("whole", "single", "layers", "half", "tiles2", "tiles4", "tiles8")
+DECODERS = ("auto", "vae", "linear", "tiny", *(f"{k}:{r}" for k in ("vae", "tiny") for r in RUNGS))
+WHOLE, TWO, POSITIVE = between(1, 10_000), between(2, 10_000), between(0)
+EVERY: dict[str, Rule] = {"window": window, "every": WHOLE}
+SHORTCUT: dict[str, Rule] = EVERY | {
+    "strength": strength,
+    "inner": WHOLE,
+    "momentum": between(0, 1, below=True),
+    "travel": WHOLE,
+    "fixed": one_of("sample", "noise"),
+}
+METHODS: dict[str, Mapping[str, Rule]] = {
+    "shortcut": SHORTCUT,
+    "backprop": SHORTCUT | {"rho": POSITIVE, "mu": POSITIVE},
+    "best-of": EVERY | {
+        "number": WHOLE,
+        "finish": WHOLE,
+        "look": between(0, 1, above=True, below=True),
+    },
+    "embedding": EVERY | {"rate": POSITIVE, "of": one_of("prompt", "null", kind="embedding")},
+    "lookahead": EVERY | {
+        "number": TWO,
+        "steps": WHOLE,
+        "scale": POSITIVE,
+        "sharpness": POSITIVE,
+        "temperature": between(0, above=True),
+    },
+    "noise": EVERY | {
+        "iterations": WHOLE,
+        "rate": POSITIVE,
+        "prior": POSITIVE,
+        "momentum": between(0, 1, below=True),
+        "patience": WHOLE,
+    },
+    "particles": EVERY | {
+        "number": TWO,
+        "potential": one_of("difference", "max", "sum"),
+        "sharpness": POSITIVE,
+        "rising": between(0, 1),
+        "threshold": POSITIVE,
+        "resampling": one_of("systematic", "residual", "ssp"),
+        "eta": between(0, 1),
+    },
+    "rollover": {
+        "window": only((0.1, 1.0)),
+        "every": only(1),
+        "quota": TWO,
+        "eta": between(0, 1, above=True),
+        "enough": between(-math.inf),
+    },
+}  # fmt: skip
+COMMON: dict[str, Rule] = {
+    "clip": clip,
+    "judge": clip,
+    "device": device,
+    "reward": reward,
+    "select": reward,
+}
+THOUSAND, CANVAS_STEPS, WEIGHT = between(1, 1000), between(1, 100_000), between(0, 1e6)
+VERBS: dict[str, Mapping[str, Rule]] = {
+    "generate": {
+        "best_of": THOUSAND,
+        "steps": THOUSAND,
+        "refine": between(0, 1000),
+        "cutouts": between(0, 256),
+        "seed": between(0, 2**63 - 1),
+        "cfg": between(-1000, 1000, above=True, below=True),
+        "cfg_window": window,
+        "decoder": one_of(*DECODERS),
+        "budget": budget,
+        "memory": between(0),
+        "dtype": one_of(*DTYPES),
+        "model": model,
+    },
+    "optimize": {
+        "canvas": one_of("vqgan", "latent", "fourier", "pixels", plugins=True),
+        "steps": CANVAS_STEPS,
+        "cutouts": between(1, 4096),
+        "grow": between(1, 8),
+        "every": CANVAS_STEPS,
+        "patience": CANVAS_STEPS,
+        "lr": between(0, 1000, above=True),
+        "ema": between(0, 0.99999),
+        "smooth": WEIGHT,
+        "init_weight": WEIGHT,
+        "palette_weight": WEIGHT,
+        "temperature": WEIGHT,
+        "zoom": between(0.1, 10),
+        "rotate": between(-360, 360),
+        "views": one_of("plain", "warped", "vqgan-clip", "disco"),
+        "start": one_of("light", "own"),
+        "symmetry": one_of("horizontal", "vertical"),
+        "init": file,
+        "mask": file,
+        "image_prompt": file,
+        "dtype": one_of(*DTYPES),
+    },
+    "score": {"texts": file, "pairs_file": file},
+    "rerank": {"duplicate": between(-1, 1, above=True)},
+    "search": {"image": file, "texts": file},
+    "export": {"to": one_of(*EXPORTS, kind="export to")},
+    "ui": {"model": model, "port": between(0, 65_535)},
+    "finetune": {
+        "method": one_of("head", "lora", "lit", "full"),
+        "loss": one_of("softmax", "sigmoid"),
+        "epochs": between(0, above=True),
+        "steps": between(1),
+        "batch": between(2),
+        "chunk": between(1),
+        "rank": between(1),
+        "patience": between(1),
+        "lr": between(0, above=True),
+        "share": between(0, 1, above=True, below=True),
+        "allow": between(0, 100),
+    },
+}
+
+
+def check(verb: str, given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:
+    """UsageError for an option of a verb that can have no such value. `spelt` are the options'
+    names on the command line."""
+    for name, rule in (COMMON | dict(VERBS.get(verb, {}))).items():
+        if given.get(name) is not None:
+            rule(spelt[name], given[name])
+    if verb == "generate":
+        _check_method(given, spelt)
+
+
+def _check_method(given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:
+    """UsageError for a method that is not there, or an option that it does not take."""
+    method = given["method"]
+    one_of(*METHODS, "auto", kind="method", plugins=True)(spelt["method"], method)
+    for name in {name for rules in METHODS.values() for name in rules} if method in METHODS else ():
+        place = "lookahead_steps" if name == "steps" else name
+        if given.get(place) is None:
+            continue
+        if name not in METHODS[method]:
+            near = close_matches(name, METHODS[method])
+            raise UsageError(f"{method} has no option {name}.{near}")
+        METHODS[method][name](spelt[place], given[place])

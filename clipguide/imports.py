@@ -1,0 +1,111 @@
+"""Imports of packages without the parts of theirs that a run hardly ever needs.
+
+torchvision and timm import torch's compiler (torch._dynamo, with sympy and triton) to mark two
+functions as not to be compiled and to ask it one question, and LanceDB imports the client of
+catalogues on a network: a third of what `clipguide search` imports. Here these parts are stood in
+for while their users are imported; they are loaded as soon as anything else of them is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+COMPILER = "torch._dynamo"
+CLIENT = "lance_namespace_urllib3_client"
+
+
+def vision() -> None:
+    """Import torchvision and timm without torch's compiler, before anything else imports them."""
+    if "timm" in sys.modules:
+        return
+    import torch  # noqa: F401  # before a part of it is stood in for
+
+    asked = f"{COMPILER}.utils"
+    with stood_in({COMPILER: {"disable": disable}, asked: {_SUPPORTED: _later(asked, _SUPPORTED)}}):
+        import timm  # noqa: F401
+        import torchvision  # noqa: F401
+
+
+def lancedb() -> ModuleType:
+    """LanceDB, without the client of catalogues on a network. ModuleNotFoundError if it is not
+    installed."""
+    if importlib.util.find_spec(CLIENT) is None:
+        return importlib.import_module("lancedb")
+    with stood_in({CLIENT: {}}):
+        return importlib.import_module("lancedb")
+
+
+def disable(
+    function: Callable | None = None, recursive: bool = True, *, reason: str | None = None
+) -> Callable:
+    """torch.compiler.disable, which acts once the compiler is there."""
+    if function is None:
+        return functools.partial(disable, recursive=recursive, reason=reason)
+
+    @functools.wraps(function)
+    def call(*args: Any, **settings: Any) -> Any:
+        if COMPILER not in sys.modules:
+            return function(*args, **settings)
+        marked = sys.modules[COMPILER].disable(function, recursive, reason=reason)
+        return marked(*args, **settings)
+
+    return call
+
+
+@contextlib.contextmanager
+def stood_in(modules: Mapping[str, Mapping[str, Callable]]) -> Iterator[None]:
+    """Within the context these modules have run nothing of themselves and have these functions
+    alone. Those that lie in them can be imported, and with any other attribute they are loaded.
+    Modules that are loaded already are left as they are."""
+    if any(name in sys.modules for name in modules):
+        yield
+        return
+    places = {name: importlib.util.find_spec(name) for name in modules if "." not in name}
+    for name, functions in modules.items():
+        sys.modules[name] = module = StandIn(name)
+        module.__path__ = places[name].submodule_search_locations if name in places else []
+        vars(module).update(functions)
+    try:
+        yield
+    finally:
+        _forget()
+
+
+class StandIn(ModuleType):
+    """A module that is loaded with the first attribute that it does not have."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(_loaded(self.__name__), name)
+
+
+_SUPPORTED = "is_compile_supported"  # of a kind of device; torchvision's `roi_align` asks
+
+
+def _later(module: str, function: str) -> Callable:
+    """A function of a module that is loaded when it is called."""
+
+    def call(*args: Any, **settings: Any) -> Any:
+        return getattr(_loaded(module), function)(*args, **settings)
+
+    return call
+
+
+def _loaded(name: str) -> ModuleType:
+    """The module itself."""
+    _forget()
+    return importlib.import_module(name)
+
+
+def _forget() -> None:
+    """Leave the places of stand-ins to the modules themselves."""
+    for name in [name for name, module in sys.modules.items() if isinstance(module, StandIn)]:
+        del sys.modules[name]

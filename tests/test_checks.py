@@ -1,0 +1,144 @@
+"""The command line's own rules refuse what the library refuses, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from clipguide.pipelines.drawing import CANVASES, LIMITS, Drawing
+from clipguide.pipelines.generation import Generation
+
+from clipguide.cli import checks
+from clipguide.clip.base import DTYPES, SHORT
+from clipguide.clip.names import MINI
+from clipguide.errors import UsageError
+from clipguide.export.run import TARGETS
+from clipguide.finetune.config import FinetuneConfig
+from clipguide.guidance.decoders import KINDS, parsed
+from clipguide.guidance.ladder import RUNGS
+from clipguide.guidance.methods import METHODS, configure
+from clipguide.rerank import rank
+from clipguide.rewards import KINDS as REWARDS
+
+NUMBERS = (-math.inf, -1000, -1, 0, 0.5, 1, 2, 4.5, 256, 257, 1000, 1001, 10_001, 1e7, math.nan)
+WORDS = ("nope", "sample", "noise", "difference", "max", "ssp", "prompt", "null", "0.1@0..0.5")
+WINDOWS = ((0.1, 1.0), (0.2, 0.9), (0.9, 0.2), (-1, 1), (0, 2), (math.nan, 1))
+FIXED = {"window": WINDOWS, "fixed": WORDS, "of": WORDS, "potential": WORDS, "resampling": WORDS}
+
+
+def refuses(ask, *arguments, **settings) -> bool:
+    try:
+        ask(*arguments, **settings)
+    except UsageError as error:
+        assert str(error)
+        return True
+    return False
+
+
+def kind_of(value, default) -> bool:
+    """Whether the command line would pass it: whole numbers where the default is one."""
+    return not (type(default) is int and not float(value).is_integer())
+
+
+@pytest.mark.parametrize("method", checks.METHODS)
+def test_methods(method):
+    assert set(checks.METHODS) == set(METHODS)
+    fields = {f.name: f.default for f in dataclasses.fields(METHODS[method])}
+    assert set(checks.METHODS[method]) == set(fields) - {"each"}
+    for name, rule in checks.METHODS[method].items():
+        values = FIXED.get(name, NUMBERS)
+        if name == "strength":
+            values = (*WORDS, "-1", "0", "nan", "2", "0.1>0.3")
+        for value in values:
+            if values is NUMBERS and not kind_of(value, 1 if name == "finish" else fields[name]):
+                continue
+            given = int(value) if type(fields[name]) is int or name == "finish" else value
+            other = {"number": max(4, given)} if name == "finish" else {}
+            if name in ("rho", "mu"):
+                other = {"mu": 1.0} if name == "rho" else {}
+            found = refuses(rule, name, given)
+            if name == "finish" and given > 10_000:
+                other = {}
+            options = {name: given, **other}
+            assert found == refuses(configure, method, options), (name, given)
+
+
+def test_methods_options_of_others():
+    spelt = {name: f"--{name}" for name in ("method", "steps", "lookahead_steps", "quota")}
+    with pytest.raises(UsageError, match="shortcut has no option quota"):
+        checks.check("generate", {"method": "shortcut", "quota": 4}, spelt)
+    given = {"method": "lookahead", "lookahead_steps": 3, "steps": 30}
+    checks.check("generate", given, spelt)
+    with pytest.raises(UsageError, match="--lookahead_steps must be from 1 to 10000, not 0"):
+        checks.check("generate", given | {"lookahead_steps": 0}, spelt)
+
+
+def test_decoders():
+    assert all(parsed(name) for name in checks.DECODERS)
+    assert set(checks.RUNGS) == set(RUNGS)
+    assert len(checks.DECODERS) == len(KINDS) + 2 * len(RUNGS)
+
+
+def test_names():
+    assert set(checks.CLIPS) == set(MINI)
+    assert set(checks.DTYPES) == {*DTYPES, *SHORT}
+    assert set(checks.REWARDS) == set(REWARDS)
+    assert set(checks.EXPORTS) == set(TARGETS)
+    with pytest.raises(RuntimeError) as told:
+        torch.device("nope")
+    known = str(told.value).partition("one of ")[2].partition(" device type")[0]
+    assert set(checks.DEVICES) == set(known.split(", "))
+
+
+@pytest.mark.parametrize("name", ["best_of", "steps", "refine", "cutouts", "seed", "cfg"])
+def test_generate(name):
+    for value in NUMBERS:
+        if kind_of(value, 0.5 if name == "cfg" else 1):
+            given = value if name == "cfg" else int(value)
+            found = refuses(checks.VERBS["generate"][name], name, given)
+            assert found == refuses(Generation, **{name: given}), value
+
+
+def test_optimize():
+    rules = checks.VERBS["optimize"]
+    assert set(LIMITS) - set(rules) == {"decay", "score_every"}  # of Python alone
+    other = {"init_weight": {"init": "a.png"}, "palette_weight": {"palette": ("#fff",)}}
+    for name in LIMITS.keys() & rules.keys():
+        default = 1.0 if LIMITS[name][1] % 1 or name in ("lr", "zoom", "rotate") else 1
+        for value in (-1, 0, 0.05, 1, 2, 9, 1000, 5000, 2e6, *LIMITS[name]):
+            if not kind_of(value, default):
+                continue
+            settings = {name: value, **other.get(name, {})}
+            if name == "grow":
+                settings["steps"] = 100_000
+            found = refuses(rules[name], name, value)
+            assert found == refuses(Drawing(**settings).check, "vqgan"), (name, value)
+    for name in ("views", "start", "symmetry"):
+        for value in ("plain", "warped", "vqgan-clip", "disco", "light", "own", "horizontal",
+                      "vertical", "nope"):  # fmt: skip
+            found = refuses(rules[name], name, value)
+            assert found == refuses(Drawing(**{name: value}).check, "vqgan"), value
+    for name in CANVASES:
+        rules["canvas"]("canvas", name)
+
+
+@pytest.mark.parametrize("name", ["method", "loss", "epochs", "steps", "batch", "chunk", "rank",
+                                  "patience", "lr"])  # fmt: skip
+def test_finetune(name):
+    default = {f.name: f.default for f in dataclasses.fields(FinetuneConfig)}[name]
+    words = ("head", "lora", "lit", "full", "softmax", "sigmoid", "auto", "nope")
+    whole = type(default) is int or name == "steps"
+    for value in words if isinstance(default, str) else NUMBERS:
+        if isinstance(default, str) or kind_of(value, 1 if whole else 1.0):
+            given = int(value) if whole else value
+            found = refuses(checks.VERBS["finetune"][name], name, given)
+            assert found == refuses(FinetuneConfig, **{name: given}), value
+
+
+def test_rerank():
+    score_B, unit_BD = torch.tensor([0.2, 0.1]), torch.eye(2)
+    for value in (-1.5, -1, 0, 1, 1.5, math.nan):
+        found = refuses(checks.VERBS["rerank"]["duplicate"], "duplicate", value)
+        assert found == refuses(rank, score_B, unit_BD, duplicate=value), value
