@@ -10,7 +10,7 @@ from tiny_pipelines import tiny
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.guidance import Rollover, steer
+from clipguide.guidance import Rollover, Shortcut, steer
 from clipguide.guidance.contract import At
 from clipguide.guidance.methods.rollover import _State
 from clipguide.objectives import Objective
@@ -121,3 +121,32 @@ def test_what_it_refuses(pipe):
     for wrong in ({"quota": 1}, {"eta": 0}, {"eta": 1.5}, {"every": 2}, {"window": (0.2, 0.8)}):
         with pytest.raises(UsageError):
             Rollover(**wrong)
+
+
+def test_proposals_around_a_better_mean(pipe):
+    """With a strength each step is decided for once, and moved once; the images are better still.
+    Without one no gradient is taken, so that a reward without any will do."""
+    use(pipe, "DDIM")
+    losses, moved = {}, {}
+    for strength in (0.0, 0.3):
+        with steer(pipe, Brightness(), method=Rollover(quota=3, strength=strength)) as s:
+            image = draw(pipe, steps=6)
+        losses[strength] = Brightness()(image)
+        moved[strength] = [step.gradient_B is not None for step in s.report.trace]
+    assert (losses[0.3] < losses[0.0]).all()
+    assert not any(moved[0.0]) and 5 <= sum(moved[0.3]) <= 6  # but for the last level below 0.1
+    assert not Rollover().needs_gradient and Rollover(strength=0.1).needs_gradient
+
+
+def test_a_move_is_the_shortcuts(pipe):
+    """Where every proposal is taken at once, the means are those of the shortcut's own step."""
+    use(pipe, "DDIM")
+    deltas = {}
+    for name, method in (
+        ("rollover", Rollover(quota=2, strength=0.2)), ("shortcut", Shortcut(strength=0.2)),
+    ):  # fmt: skip
+        with steer(pipe, Brightness(), method=method) as s:
+            draw(pipe, steps=2)
+        step = next(step for step in s.report.trace if step.delta_B is not None)
+        deltas[name] = step.delta_B
+    assert_close(deltas["rollover"], deltas["shortcut"])
