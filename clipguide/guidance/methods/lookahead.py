@@ -87,7 +87,7 @@ class Lookahead(Method):
     @classmethod
     def published(cls, **options: object) -> Lookahead:
         """The size that the paper's own code has for Stable Diffusion 1.5: 50 sketches of 5 steps,
-        scale 12.5, ended at t = 200 of 1,000 (noise level 0.4).
+        scale 12.5, ended at t = 200 of 1,000 (noise level 0.33).
 
         Its λ is 5,000 of ImageReward under the exact kernel of 4·64·64 numbers. In the unit of this
         kernel that is 5,000 / (0.1 · 16,384) = 3.05, and the spread of ImageReward over samples of
@@ -97,7 +97,7 @@ class Lookahead(Method):
         Args:
             **options: what is to be different.
         """
-        size = {"number": 50, "steps": 5, "scale": 12.5, "sharpness": 3.05, "window": (0.4, 1.0)}
+        size = {"number": 50, "steps": 5, "scale": 12.5, "sharpness": 3.05, "window": (0.33, 1.0)}
         return cls(**{**size, **options})
 
     @property
