@@ -170,9 +170,10 @@ class Lookahead(Method):
         known, prompts = EACH in call_signature(sampler.pipe).parameters, _prompts(settings)
         if not known:  # what it calls a batch is not known
             prompts = len(given) if isinstance(given, (list, tuple)) else 1
-        # Images of several prompts would be repeated in another order than these.
+        # Of embeddings some pipelines make no more, and images of several prompts would be repeated
+        # in another order than these.
         images = any(settings.get(name) is not None for name in IMAGES)
-        several = known and (prompts == 1 or not images)
+        several = known and settings.get("prompt") is not None and (prompts == 1 or not images)
         together = self.together if several else 1
         x0s, scores = [], []
         while (drawn := sum(map(len, x0s))) < self.number:
