@@ -14,7 +14,6 @@ drew is not counted, and is drawn again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import time
@@ -28,11 +27,11 @@ from clipguide.pipelines.text_to_image import TextToImage
 
 from benchmarks import ways
 from benchmarks.gains import Drawn, Row, at_budgets, frontier, markdown, rows
+from benchmarks.records import digest_of, models_of
 from benchmarks.ways import PLAIN, Way, draw
-from clipguide import Similarity, load_clip, mini
+from clipguide import Similarity, load_clip
 from clipguide.guidance.auto import TABLE
 from training.common import CACHE
-from training.evaluate.ledger import fingerprint
 
 HERE = Path(__file__).parent
 RECORDS = CACHE / "steering.jsonl"
@@ -41,17 +40,6 @@ SHIPPED = ("generator", "guide", "judge")
 app = typer.Typer(add_completion=False, help=__doc__)
 Records = Annotated[Path, typer.Option(help="Where the images' scores are, one a line.")]
 Referee = Annotated[Path, typer.Option(help="The referee's open_clip folder.")]
-
-
-def models_of(referee: Path) -> dict[str, str]:
-    """The fingerprint of each model that bears on a figure."""
-    shipped = {name: fingerprint(mini.path(name)) for name in SHIPPED}
-    return {**shipped, "referee": fingerprint(referee)}
-
-
-def digest_of(models: dict[str, str]) -> str:
-    """One short name for all of them."""
-    return hashlib.sha256(json.dumps(models, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read(records: Path) -> list[Drawn]:
@@ -74,7 +62,7 @@ def command_draw(
     from training.evaluate.clips import all_drawings
     from training.evaluate.samples import concept_prompts, things_drawn
 
-    end, mark = time.monotonic() + 60 * minutes, digest_of(models_of(referee))
+    end, mark = time.monotonic() + 60 * minutes, digest_of(models_of(*SHIPPED, referee=referee))
     drawings, judge, model = all_drawings(), load_clip(str(referee)), TextToImage()
     every, of = concept_prompts(things_drawn(drawings.concepts))
     order = random.Random(0).sample(range(len(every)), len(every))[:prompts]
@@ -149,7 +137,7 @@ def command_table(
     auto: Annotated[bool, typer.Option(help="Write what the method auto chooses from.")] = False,
 ) -> None:
     """Print the tables of what these models drew, as Markdown, and keep them."""
-    models = models_of(referee)
+    models = models_of(*SHIPPED, referee=referee)
     drawn = [d for d in read(records) if d.models == digest_of(models)]
     if not drawn:
         raise typer.BadParameter(f"{records} has nothing by the models as they are: draw first.")

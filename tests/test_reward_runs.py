@@ -249,8 +249,8 @@ def test_rewards_on_a_canvas(tiny_mini):
     assert plain.recipe.rewards == {} and "rewards" not in recipe.options
     assert Drawing.of(recipe) == replace(asked, trust_pickle=False)
     assert draw.replay(recipe).image.tobytes() == pulled.image.tobytes()
-    run = draw.start("a fox", replace(asked, prompts_at=((1, "an owl"),)))
-    assert len([term for _, term in run._objective.terms() if isinstance(term, Reward)]) == 2
+    begun = draw.start("a fox", replace(asked, prompts_at=((1, "an owl"),)))
+    assert len([term for _, term in begun._objective.terms() if isinstance(term, Reward)]) == 2
     with pytest.warns(ClipguideWarning, match="pull against each other"):
         draw("a fox", Drawing(**SMALL, rewards=("redness", "blueness")))
     for rewards, message in (

@@ -125,7 +125,7 @@ def test_table(tmp_path, ways, monkeypatch):
     """From records to tables, a plot, and what auto chooses from; what other models drew is left
     out, and without anything of these it says so."""
     monkeypatch.setattr(steering, "TABLE", tmp_path / "auto.json")
-    monkeypatch.setattr(steering, "models_of", lambda referee: MODELS)
+    monkeypatch.setattr(steering, "models_of", lambda *shipped, referee: MODELS)
     records, mark = tmp_path / "records.jsonl", steering.digest_of(MODELS)
     lines = [{**vars(d), "models": mark} for d in PICTURES]
     lines += [{**vars(drawn(2, "a", 0, score=9.0)), "models": "others"}]

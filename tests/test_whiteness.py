@@ -1,4 +1,4 @@
-"""Noise that stays white: the projection against a solver, and `noise` where the answer is known."""
+"""Noise that stays white: the projection against a solver, `noise` where the answer is known."""
 
 from __future__ import annotations
 

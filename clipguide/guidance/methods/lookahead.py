@@ -109,8 +109,11 @@ class Lookahead(Method):
         return not self.scale
 
     def check(self, pipe: object) -> None:
-        if self.sketch_cfg is not None and "guidance_scale" not in call_signature(pipe).parameters:
-            raise UsageError(f"{type(pipe).__name__} takes no guidance_scale: leave sketch_cfg out.")
+        takes_it = "guidance_scale" in call_signature(pipe).parameters
+        if self.sketch_cfg is not None and not takes_it:
+            raise UsageError(
+                f"{type(pipe).__name__} takes no guidance_scale: leave sketch_cfg out."
+            )
 
     def start(self, run: Run) -> Callable[[At], Outcome]:
         x0_KP, score_KP = run.memory
