@@ -57,8 +57,7 @@ VIEWS = {  # of so many views a call
         overview=n // 2,
         inner=n - n // 2,
         size_range=(0.75, 1.0),
-        perspective=0.15,
-        padding="border",
+        perspective=0.15,  # and reflected: a last pixel that goes on would have all the gradient
     ),
     "vqgan-clip": lambda n: Warped.vqgan_clip(number=n),
     "disco": lambda n: Warped.disco(overview=-(-3 * n // 4), inner=n - -(-3 * n // 4)),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
+from clipguide.pipelines.generation import method_of, recipe_options
 from test_guidance import draw, use
 from test_methods import Brightness
 from tiny_pipelines import tiny
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.guidance import Rollover, steer
+from clipguide.guidance import Particles, Rollover, steer
 from clipguide.guidance.contract import At, Run
 from clipguide.guidance.levels import Level
 from clipguide.guidance.methods.rollover import _State
@@ -166,3 +168,12 @@ def test_the_mean_is_moved_along_the_gradient():
     assert torch.equal(outcome.sample, x)
     plain = Rollover()._moved(run, at, state)
     assert plain.model_output is at.model_output
+
+
+def test_a_recipe_keeps_its_strength():
+    for method in (Rollover(quota=3, strength=0.2, interpolant="own"), Rollover()):
+        strength, options = recipe_options(method)
+        recipe = SimpleNamespace(method="rollover", options=options, strength=strength)
+        assert method_of(recipe) == method
+    recipe = SimpleNamespace(method="particles", options={}, strength=0.0)
+    assert method_of(recipe) == Particles()

@@ -22,8 +22,8 @@ from clipguide.guidance.methods import configure
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def drawn(prompt, way, seed, *, seconds=1.0, score=0.0, top5=False, guide=0.0):
-    return Drawn(prompt, way, seed, seconds, score, top5, guide)
+def drawn(prompt, way, seed, *, seconds=1.0, score=0.0, top5=False, guide=0.0, spread=0.0):
+    return Drawn(prompt, way, seed, seconds, score, top5, guide, spread)
 
 
 @pytest.fixture

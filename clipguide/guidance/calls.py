@@ -96,7 +96,7 @@ class Calls(Sampler):
             weights = [marks(part) for part in parts if isinstance(part, torch.nn.Module)]
             how = session.plan.selecting, session.decoder.asked, dict(pipe.scheduler.config)
             return digest(how, settings, weights, borrowed.adapters(pipe))
-        except UsageError:
+        except (UsageError, RuntimeError, TypeError):  # offloaded, quantised, of no known kind
             return None
 
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
