@@ -1,8 +1,8 @@
 """Flows along another interpolant: the noise levels of a variance-preserving one.
 
-A flow takes x_t = (1 − t)·x0 + t·ε. Kim et al. 2025 (RBF, arXiv 2503.19385, section 4.3, after
-Lipman et al. 2024) sample it along the path of a variance-preserving diffusion (Song et al. 2021,
-with β from 0.1 to 20),
+A flow takes x_t = (1 − t)·x0 + t·ε. Kim et al. 2025 (RBF, arXiv 2503.19385, "Inference-time
+interpolant conversion") sample it along the path of a variance-preserving diffusion (Song et al.
+2021, with β from 0.1 to 20, as their code has it),
 
     x̄_r = ᾱ_r x0 + σ̄_r ε,    T = ½(20 − 0.1)·r² + 0.1·r,    ᾱ = e^(−T/2),    σ̄ = √(1 − e^(−T)),
 

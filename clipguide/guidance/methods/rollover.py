@@ -8,12 +8,12 @@ next step's; if none does, the best of them is. So every run costs quota · step
 denoiser, spent where they are needed. The entries of `scheduler.timesteps` that the pipeline reads
 are written as the run goes.
 
-A flow is sampled through a variance-preserving interpolant (their section 4.3), whose levels it
-visits instead of its own (`guidance/interpolants.py`); interpolant="own" leaves them.
+A flow is sampled through a variance-preserving interpolant (their interpolant conversion), whose
+levels it visits instead of its own (`guidance/interpolants.py`); interpolant="own" leaves them.
 
 With a `strength` the x0 that a step was decided for is moved along the objective's gradient, as
 the shortcut does, before its proposals are drawn: they are drawn around a better mean, at one
-gradient a step. This is our own combination of the two.
+gradient a step. They report that gradients add to the search; this way of adding them is ours.
 
 With `enough` the search ends early, at a threshold of the verifier (arXiv 2512.08985, 2025):
 once the best reward so far of every image is at least that, each step takes its first proposal, and
