@@ -16,7 +16,7 @@ from benchmarks import ways as table_of_ways
 from benchmarks.gains import Drawn, Row
 from benchmarks.ways import PLAIN, WAYS, Way
 from clipguide import load_clip
-from clipguide.guidance import METHODS, Particles, Shortcut
+from clipguide.guidance import METHODS, BestOf, Particles, Shortcut
 from clipguide.guidance.methods import configure
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -113,8 +113,9 @@ def test_every_way_draws(tiny_mini, monkeypatch):
         facts = table_of_ways.settings(way)
         if facts.get("method") in METHODS:
             assert configure(facts["method"], facts["options"]) == way.method
-    unjudged = [way.name for way in WAYS if not way.judged]  # a judge need not step in
-    for one, other in itertools.combinations(unjudged, 2):
+    # A judge need not step in, and of several unsteered images the first may be the best.
+    sure = [way.name for way in WAYS if not way.judged and not isinstance(way.method, BestOf)]
+    for one, other in itertools.combinations(sure, 2):
         assert not torch.equal(found[one], found[other]), (one, other)
 
 
