@@ -72,7 +72,8 @@ def left(
 
 
 def opened(folder: Path) -> tuple[Measure, Records]:
-    """The referee, and the records of the models as they are."""
+    """The referee, and the records of the models as they are; from here on in one thread."""
+    torch.set_num_threads(1)
     measure = Measure(folder)
     return measure, Records(CACHE / "records.jsonl", digest_of(measure.models))
 

@@ -4,8 +4,9 @@
     python -m benchmarks.steering table            # prints the tables, writes steering.json
 
 Each prompt is drawn in all ways (`benchmarks/ways.py`), one image at a time, one way after another,
-in one process with the same number of threads, in float32, from the same seeds. Cost is the median
-over prompts of the mean seconds of an image ÷ those of plain sampling of the same prompt. "best of"
+in one process with one thread, in float32, from the same seeds. Cost is the median over prompts of
+the mean seconds of an image ÷ those of plain sampling of the same prompt: seconds of the processor,
+which on a core with nothing beside are those of the clock, and beside other jobs stay so. "best of"
 keeps, of so many images, the one that the guide likes best. Score, top-5, gain and diversity are
 those of the referee, which guides, stops and picks nothing (`python -m training.clip export
 referee`). Each prompt is written as it is done, with the digest of all models: what other models
@@ -62,6 +63,7 @@ def command_draw(
     from training.evaluate.clips import all_drawings
     from training.evaluate.samples import concept_prompts, things_drawn
 
+    torch.set_num_threads(1)
     end, mark = time.monotonic() + 60 * minutes, digest_of(models_of(*SHIPPED, referee=referee))
     drawings, judge, model = all_drawings(), load_clip(str(referee)), TextToImage()
     every, of = concept_prompts(things_drawn(drawings.concepts))
@@ -104,9 +106,9 @@ def graded(
     text_1D, vectors, found = referee.encode_text([prompt]), [], []
     guide = Similarity(model.clip, prompt, views=None)
     for seed in range(seeds):
-        start = time.perf_counter()
+        start = time.process_time()
         image_13HW = draw(model, way, prompt, seed)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         vector_1D = referee.encode_image(image_13HW)
         vectors.append(vector_1D)
         found.append(
