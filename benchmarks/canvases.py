@@ -9,9 +9,9 @@
 
 The referee is `python -m training.clip export referee`. Each command takes --minutes, keeps what it
 has measured in the cache with the digest of all models, and goes on there; at its end it writes
-canvases.json. Time is the processor's, so that it may run beside other jobs. `choose` takes the
-last 50 of the 200 prompts, which no bar uses; the others take the first. Iterations at the size of
-taming-transformers are `python -m benchmarks.loops speed`.
+canvases.json. Time is the processor's, so that it may run beside other jobs. `choose` takes 50
+prompts behind the first 200, which no bar uses; the others take the first. Iterations at the size
+of taming-transformers are `python -m benchmarks.loops speed`.
 
 Shapes: B images, K concepts, D of an embedding.
 """
@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from clipguide.pipelines.drawing import CANVASES, Drawing
 from clipguide.pipelines.text_to_canvas import TextToCanvas
@@ -42,7 +43,7 @@ CACHE = TRAINING / "canvases"
 OUT = HERE / "canvases.json"
 SHEET = HERE.parent / "samples" / "canvases.png"
 SIDE = 96  # pixels of an image on the sheet
-UNUSED = 150  # prompts from here on are in no bar
+UNUSED = 200  # prompts from here on are in no bar, nor in the steering benchmark
 VIEWS = ("warped", "plain", "vqgan-clip", "disco")
 RATES = (0.5, 1.0, 2.0)  # × a canvas's own
 Referee = Annotated[Path, typer.Option("--referee", help="The referee's open_clip folder.")]

@@ -146,7 +146,7 @@ SketchScheduler = Annotated[
 ]
 SketchCfg = Annotated[
     float | None,
-    _option("Scale of the sketches' classifier-free guidance. [default: that of --cfg]"),
+    _option("Scale of the sketches' classifier-free guidance. [default: the image's]"),
 ]
 Interpolant = Annotated[
     str | None,

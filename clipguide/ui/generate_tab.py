@@ -204,12 +204,12 @@ def build(models: Models, folder: str) -> None:
                     1, MOST, value=1, step=1, label="Candidates of each, the best is kept",
                     elem_id="best-of",
                 )  # fmt: skip
-                rewards = gr.CheckboxGroup(
-                    list(models.rewards), label="Rewards", visible=bool(models.rewards),
-                    elem_id="rewards",
-                )  # fmt: skip
+                rewards = []  # a component, where the server offers any
+                if models.rewards:
+                    offered = list(models.rewards)
+                    rewards = [gr.CheckboxGroup(offered, label="Rewards", elem_id="rewards")]
             gr.Examples(EXAMPLES, inputs=prompt, label="Examples", cache_examples=False)
-    asked = [prompt, negative, strength, steps, seed, count, best_of, rewards]
+    asked = [prompt, negative, strength, steps, seed, count, best_of, *rewards]
     triggers = [prompt.submit, negative.submit, seed.submit, start.click]
     _wire(models, folder, triggers, halt, asked, [pictures, line, plot])
 
