@@ -1,24 +1,28 @@
 """What the loop draws on each canvas, by the referee, which guides, keeps and stops nothing.
 
-    python -m benchmarks.canvases draw      # prompts x canvases: the referee's top-5, and a sheet
-    python -m benchmarks.canvases race      # time to the classic loop's final score, ours ÷ its
-    python -m benchmarks.canvases longer    # what is kept of 2,000 steps at 3 x the rate
-    python -m benchmarks.canvases tile      # across a tile's seam ÷ inside
-    python -m benchmarks.canvases memory    # peaks: 512 cutouts ÷ 32, and 1024 x 1024 pixels
+    taskset -c 0 python -m benchmarks.canvases minute  # each canvas, 60 s an image: top-5, a sheet
+    taskset -c 0 python -m benchmarks.canvases choose  # canvas, views and rate in equal time
+    taskset -c 0 python -m benchmarks.canvases race    # time to the classic loop's final score
+    taskset -c 0 python -m benchmarks.canvases longer  # what is kept of 2,000 steps at 3 x the rate
+    python -m benchmarks.canvases tile                 # across a tile's seam ÷ inside
+    python -m benchmarks.canvases memory               # peaks: 512 cutouts ÷ 32, 1024² pixels
 
-The referee is `python -m training.clip export referee`. Pictures are kept in the cache, and those
-that are there are not drawn again: a run that was stopped goes on.
+The referee is `python -m training.clip export referee`. Each command takes --minutes, keeps what it
+has measured in the cache with the digest of all models, and goes on there; at its end it writes
+canvases.json. Time is the processor's, so that it may run beside other jobs. `choose` takes 50
+prompts behind the first 200, which no bar uses; the others take the first. Iterations at the size
+of taming-transformers are `python -m benchmarks.loops speed`.
 
-Shapes: B pictures, K concepts, D of an embedding.
+Shapes: B images, K concepts, D of an embedding.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import resource
 import statistics
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -28,86 +32,157 @@ from clipguide.pipelines.drawing import CANVASES, Drawing
 from clipguide.pipelines.text_to_canvas import TextToCanvas
 from PIL import Image
 
-from clipguide import Clip, images, load_clip
+from benchmarks.canvas_runs import Measure, raced, timed
+from benchmarks.records import Records, digest_of
+from clipguide import images
+from training.common import CACHE as TRAINING
 
 HERE = Path(__file__).parent
-REFEREE = Path("training/cache/clip/referee")
-CACHE = Path("training/cache/canvases")
+REFEREE = TRAINING / "clip" / "referee"
+CACHE = TRAINING / "canvases"
 OUT = HERE / "canvases.json"
 SHEET = HERE.parent / "samples" / "canvases.png"
-SIDE = 96  # pixels of a picture on the sheet
+SIDE = 96  # pixels of an image on the sheet
+UNUSED = 200  # prompts from here on are in no bar, nor in the steering benchmark
+VIEWS = ("warped", "plain", "vqgan-clip", "disco")
+RATES = (0.5, 1.0, 2.0)  # × a canvas's own
 Referee = Annotated[Path, typer.Option("--referee", help="The referee's open_clip folder.")]
+Minutes = Annotated[float, typer.Option(help="Begin nothing after that.")]
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
-class Measure:
-    """The referee, with the prompts of the mini generator's things in a fixed order."""
-
-    def __init__(self, folder: Path) -> None:
-        from training.evaluate.clips import all_drawings
-        from training.evaluate.samples import concept_prompts, things_drawn
-
-        drawings = all_drawings()
-        self.clip: Clip = load_clip(str(folder))
-        self.text_KD = self.clip.encode_text(drawings.concepts)
-        every, of = concept_prompts(things_drawn(drawings.concepts))
-        order = random.Random(0).sample(range(len(every)), len(every))
-        self.prompts = [every[i] for i in order]
-        self.place = {every[i]: drawings.place[of[i]] for i in order}
-
-    def score(self, prompt: str, image_13HW: torch.Tensor) -> float:
-        """Cosine of a picture with its prompt."""
-        with torch.no_grad():
-            unit_1D = self.clip.encode_image(image_13HW)
-        return (unit_1D @ self.clip.encode_text([prompt]).T).item()
-
-    def top5(self, prompt: str, picture: Image.Image) -> bool:
-        """Whether its thing is among the five concepts that fit the picture best."""
-        from training.evaluate.drawings import ranks
-
-        target_B = torch.tensor([self.place[prompt]])
-        return ranks(self.clip.encode_pictures([picture]), self.text_KD, target_B).item() < 5
-
-
-def keep(name: str, facts: dict) -> None:
-    """Put what was measured beside what was."""
+def keep(name: str, facts: dict, models: dict[str, str] | None = None) -> None:
+    """Put what was measured beside what was; `models` are those that bear on it."""
     known = json.loads(OUT.read_text()) if OUT.exists() else {}
-    known[name] = facts
-    OUT.write_text(json.dumps(known, indent=1) + "\n")
-    typer.echo(f"{name}: {json.dumps(facts)}")
+    known[name] = {**facts, **({"models": models} if models else {})}
+    OUT.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    typer.echo(f"{name}: {json.dumps(facts, ensure_ascii=False)}")
 
 
-@app.command("draw")
-def command_draw(
+def left(
+    records: Records, task: str, keys: Iterable[dict], minutes: float
+) -> Iterator[dict]:
+    """The keys of a task that are not in the records, until the time is over."""
+    end = time.monotonic() + 60 * minutes
+    for key in keys:
+        if records.has(task, **key):
+            continue
+        if time.monotonic() > end:
+            return
+        yield key
+
+
+def opened(folder: Path) -> tuple[Measure, Records]:
+    """The referee, and the records of the models as they are; from here on in one thread."""
+    torch.set_num_threads(1)
+    measure = Measure(folder)
+    return measure, Records(CACHE / "records.jsonl", digest_of(measure.models))
+
+
+@app.command("minute")
+def command_minute(
     referee: Referee = REFEREE,
-    prompts: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    prompts: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    seconds: Annotated[float, typer.Option(min=1, help="Of the processor, an image.")] = 60.0,
     canvases: Annotated[str, typer.Option(help="By commas.")] = ",".join(CANVASES),
     sheet: Annotated[Path, typer.Option(help="A contact sheet.")] = SHEET,
+    minutes: Minutes = 1e9,
 ) -> None:
     """Each prompt on each canvas at the default settings and seed 0, none picked."""
-    measure = Measure(referee)
-    rows: dict[str, list[Image.Image]] = {}
-    for canvas in canvases.split(","):
-        owner, rows[canvas], hits, seconds = TextToCanvas(canvas), [], [], []
-        for prompt in measure.prompts[:prompts]:
-            path = CACHE / canvas / f"{prompt}.png"
-            if not path.exists():
-                begin = time.perf_counter()
-                (picture,) = owner(prompt, Drawing(), seed=0)
-                took = time.perf_counter() - begin
-                path.parent.mkdir(parents=True, exist_ok=True)
-                picture.image.save(path)
-                path.with_suffix(".txt").write_text(f"{took:.2f}")
-            rows[canvas].append(images.load(path))
-            seconds.append(float(path.with_suffix(".txt").read_text()))
-            hits.append(measure.top5(prompt, rows[canvas][-1]))
-        facts = {"top5": statistics.fmean(hits), "prompts": len(hits)}
-        keep(f"draw {canvas}", {**facts, "seconds": round(statistics.median(seconds), 1)})
+    measure, records = opened(referee)
+    names, owners = canvases.split(","), {}
+    wanted = [
+        {"prompt": prompt, "canvas": name, "seconds": seconds}
+        for prompt in measure.prompts[:prompts]
+        for name in names
+    ]
+    for key in left(records, "minute", wanted, minutes):
+        name, prompt = key["canvas"], key["prompt"]
+        owner = owners.setdefault(name, TextToCanvas(name))
+        picture, steps, took = timed(owner, prompt, Drawing(), seconds)
+        path = drawn_at(records, seconds, name, prompt)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        score = measure.score(prompt, images.to_tensor([picture]))
+        facts = {"steps": steps, "took": round(took, 1), "score": round(score, 4)}
+        records.add("minute", **key, **facts, top5=measure.top5(prompt, picture))
+        typer.echo(f"{prompt}, {name}: {json.dumps(records.rows[-1])}")
+    rows = [row for row in records.of("minute") if row["seconds"] == seconds]
+    for name in names:
+        mine = [row for row in rows if row["canvas"] == name]
+        if mine:
+            facts = {key: statistics.fmean(r[key] for r in mine) for key in ("top5", "score")}
+            took = {"prompts": len(mine), "seconds": seconds}
+            took["steps"] = statistics.median(r["steps"] for r in mine)
+            keep(f"minute {name}", {**facts, **took}, measure.models)
+    whole = [
+        prompt
+        for prompt in measure.prompts[:prompts]
+        if all(drawn_at(records, seconds, name, prompt).exists() for name in names)
+    ]
+    if whole:
+        write_sheet(records, seconds, names, whole, sheet)
+
+
+def drawn_at(records: Records, seconds: float, name: str, prompt: str) -> Path:
+    """Where an image of `minute` is kept."""
+    return CACHE / records.mark / f"{seconds:g}" / name / f"{prompt}.png"
+
+
+def write_sheet(
+    records: Records, seconds: float, names: list[str], prompts: list[str], sheet: Path
+) -> None:
+    """The canvases side by side, two prompts a row."""
     cells, labels = [], []
-    for i, prompt in enumerate(measure.prompts[:prompts]):
-        cells += [rows[canvas][i].resize((SIDE, SIDE), Image.LANCZOS) for canvas in rows]
-        labels += [f"{prompt}, {canvas}" if c == 0 else canvas for c, canvas in enumerate(rows)]
-    images.contact_sheet(cells, labels=labels, columns=2 * len(rows)).save(sheet)
+    for prompt in prompts:
+        for c, name in enumerate(names):
+            picture = images.load(drawn_at(records, seconds, name, prompt))
+            cells.append(picture.resize((SIDE, SIDE), Image.LANCZOS))
+            labels.append(f"{prompt}, {name}" if c == 0 else name)
+    images.contact_sheet(cells, labels=labels, columns=2 * len(names)).save(sheet)
+
+
+@app.command("choose")
+def command_choose(
+    referee: Referee = REFEREE,
+    prompts: Annotated[int, typer.Option(min=1, max=50, help="How many.")] = 50,
+    seconds: Annotated[float, typer.Option(min=1, help="Of the processor, an image.")] = 30.0,
+    canvases: Annotated[str, typer.Option(help="By commas.")] = ",".join(CANVASES),
+    views: Annotated[str, typer.Option(help="By commas.")] = ",".join(VIEWS),
+    minutes: Minutes = 1e9,
+) -> None:
+    """Each canvas with each kind of views at its own rate, and with the default views at half and
+    twice that rate: the referee's scores in equal time, so that who needs more steps has fewer."""
+    measure, records = opened(referee)
+    names, owners = canvases.split(","), {}
+    ways = [(name, kind, 1.0) for name in names for kind in views.split(",")]
+    ways += [(name, "warped", rate) for name in names for rate in RATES if rate != 1.0]
+    wanted = [
+        {"prompt": prompt, "canvas": name, "views": kind, "rate": rate, "seconds": seconds}
+        for prompt in measure.prompts[UNUSED : UNUSED + prompts]
+        for name, kind, rate in ways
+    ]
+    for key in left(records, "choose", wanted, minutes):
+        owner = owners.setdefault(key["canvas"], TextToCanvas(key["canvas"]))
+        lr = key["rate"] * CANVASES[key["canvas"]].lr
+        drawing = Drawing(views=key["views"], lr=lr)
+        picture, steps, took = timed(owner, key["prompt"], drawing, seconds)
+        score = measure.score(key["prompt"], images.to_tensor([picture]))
+        facts = {"steps": steps, "took": round(took, 1), "score": round(score, 4)}
+        records.add("choose", **key, **facts, top5=measure.top5(key["prompt"], picture))
+        typer.echo(json.dumps(records.rows[-1], ensure_ascii=False))
+    found = {}
+    for way in ways:
+        mine = [
+            row
+            for row in records.of("choose")
+            if (row["canvas"], row["views"], row["rate"], row["seconds"]) == (*way, seconds)
+        ]
+        if mine:
+            facts = {key: statistics.fmean(r[key] for r in mine) for key in ("top5", "score")}
+            found[" ".join(map(str, way))] = {**facts, "prompts": len(mine)}
+    best = sorted(found, key=lambda name: -found[name]["score"])
+    keep("choose", {"ways": {name: found[name] for name in best}}, measure.models)
 
 
 @app.command("race")
@@ -116,35 +191,25 @@ def command_race(
     prompts: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
     steps: Annotated[int, typer.Option(min=1, help="Of the classic loop.")] = 100,
     cutouts: Annotated[int, typer.Option(min=1, help="A step, of both.")] = 32,
+    canvas: Annotated[str, typer.Option(help="Ours.")] = "vqgan",
+    minutes: Minutes = 1e9,
 ) -> None:
-    """Seconds until our picture has the referee's score of the classic loop's last one, ÷ the
-    seconds of that loop. Both on mini, with the same cutouts, dtype and threads; ours with the
-    rate's fall planned for as many steps. Where it never has that score, it counts as all its
-    time."""
-    from benchmarks.classic import Classic
-
-    measure, owner, ratios = Measure(referee), TextToCanvas("vqgan", judge=""), []
-    for prompt in measure.prompts[:prompts]:
-        torch.manual_seed(0)
-        side = owner.start(prompt, Drawing()).loop.canvas.height
-        loop = Classic(owner.net, owner.clip, [prompt], height=side, width=side, cutouts=cutouts)
-        loop.step()  # warm
-        begin = time.perf_counter()
-        for _ in range(steps):
-            loop.step()
-        limit = time.perf_counter() - begin
-        wanted, spent, reached = measure.score(prompt, loop.image().clamp(0, 1)), 0.0, False
-        run = owner.start(prompt, Drawing(steps=steps, cutouts=cutouts))
-        while not (run.done or reached):
-            begin = time.perf_counter()
-            step = run.step()
-            spent += time.perf_counter() - begin
-            if run.index % 5 == 0:
-                reached = measure.score(prompt, step.image()) >= wanted
-        ratios.append(spent / limit)
-        typer.echo(f"{prompt}: {'reached' if reached else 'not reached'} in {ratios[-1]:.2f}")
+    """Seconds until our image has the referee's score of the classic loop's last one, ÷ the seconds
+    of that loop. Both on mini, with the same cutouts, dtype and threads; ours with the rate's fall
+    planned for as many steps. Where it never has that score, it counts as all its time."""
+    measure, records = opened(referee)
+    classic, owner = TextToCanvas("vqgan", judge=""), TextToCanvas(canvas, judge="")
+    same = {"canvas": canvas, "steps": steps, "cutouts": cutouts}
+    wanted = [{"prompt": prompt, **same} for prompt in measure.prompts[:prompts]]
+    for key in left(records, "race", wanted, minutes):
+        ratio, reached = raced(measure, classic, owner, key["prompt"], steps, cutouts)
+        records.add("race", **key, ratio=round(ratio, 4), reached=reached)
+        typer.echo(f"{key['prompt']}: {'reached' if reached else 'not reached'} in {ratio:.2f}")
+    mine = [r for r in records.of("race") if all(r[k] == v for k, v in same.items())]
+    ratios = [row["ratio"] for row in mine]
     facts = {"median": statistics.median(ratios), "mean": statistics.fmean(ratios)}
-    keep("race", {**facts, "prompts": len(ratios), "cutouts": cutouts, "steps": steps})
+    facts["reached"] = statistics.fmean(row["reached"] for row in mine)
+    keep(f"race {canvas}", {**facts, "prompts": len(ratios), **same}, measure.models)
 
 
 @app.command("longer")
@@ -152,20 +217,28 @@ def command_longer(
     referee: Referee = REFEREE,
     prompts: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
     steps: Annotated[int, typer.Option(min=200, help="In all.")] = 2000,
+    canvas: Annotated[str, typer.Option(help="On which.")] = "vqgan",
+    minutes: Minutes = 1e9,
 ) -> None:
-    """The picture that the judge keeps of a run at three times the rate, against that of step 200
-    as it was, by the referee: how often it is at least as good."""
-    measure, owner, better = Measure(referee), TextToCanvas("vqgan"), []
-    drawing = Drawing(steps=steps, lr=3 * CANVASES["vqgan"].lr, patience=30)
-    for prompt in measure.prompts[:prompts]:
+    """The image that the judge keeps of a run at three times the rate, against that of step 200 as
+    it was, by the referee: how often it is at least as good."""
+    measure, records = opened(referee)
+    owner, same = TextToCanvas(canvas), {"canvas": canvas, "steps": steps}
+    drawing = Drawing(steps=steps, lr=3 * CANVASES[canvas].lr, patience=30)
+    wanted = [{"prompt": prompt, **same} for prompt in measure.prompts[:prompts]]
+    for key in left(records, "longer", wanted, minutes):
+        prompt = key["prompt"]
         run, early = owner.start(prompt, drawing), 0.0
         for step in run:
             if step.index == 199:
                 early = measure.score(prompt, step.image())
         late = measure.score(prompt, run.loop.best())
-        better.append(late >= early)
+        records.add("longer", **key, early=round(early, 4), late=round(late, 4))
         typer.echo(f"{prompt}: {early:.3f} at step 200, {late:.3f} kept of {run.index}")
-    keep("longer", {"at least as good": statistics.fmean(better), "prompts": len(better)})
+    mine = [r for r in records.of("longer") if all(r[k] == v for k, v in same.items())]
+    share = statistics.fmean(row["late"] >= row["early"] for row in mine)
+    facts = {"at least as good": share, "prompts": len(mine), **same}
+    keep(f"longer {canvas}", facts, measure.models)
 
 
 @app.command("tile")

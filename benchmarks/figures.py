@@ -24,8 +24,7 @@ HEAD = """# Figures
 Each section names the script that measures it. A figure of earlier weights is left out.
 
 Figures that have pages of their own: [Beside other programs](peers.md),
-[Time and memory](memory.md), [Supported pipelines and samplers](support.md). What each method of
-steering gains was measured on an earlier generator, so it is not here.
+[Time and memory](memory.md), [Supported pipelines and samplers](support.md).
 """
 
 
@@ -68,22 +67,70 @@ def embedded() -> str:
 
 def canvases() -> str:
     """Return the section of the loop's canvases."""
-    data = read("benchmarks/canvases.json")
-    rows = [
-        (name.removeprefix("draw "), one["prompts"], share(one["top5"]), f"{one['seconds']:.0f} s")
-        for name, one in data.items()
-        if name.startswith("draw ") and name != "draw latent"  # of an earlier autoencoder
-    ]
+    data, rows, old = read("benchmarks/canvases.json"), [], []
+    for name, one in data.items():
+        if name.startswith("minute "):
+            canvas = name.removeprefix("minute ")
+            if not current(one.get("models", {})):
+                old.append(canvas)
+                continue
+            rows.append((canvas, one["prompts"], share(one["top5"]), f"{one['steps']:.0f}"))
     memory, tile = data["memory"], data["tile"]
+    said = (
+        "`python -m benchmarks.canvases minute`: how often a CLIP that took no part has the thing "
+        "among its first five of 1,740 names, after 60 seconds of one core an image.\n\n"
+    )
+    shown = table(("canvas", "prompts", "among the first five", "steps"), rows) if rows else (
+        "This is being measured on the present models."
+    )
     return (
-        "`python -m benchmarks.canvases draw`: how often a CLIP that took no part has the thing "
-        "among its first five of 1,740 names, and the time of an image on one thread, with other "
-        "jobs on the machine. The judge that kept the best step was an earlier one. `latent` has "
-        "not been measured on the present autoencoder.\n\n"
-        + table(("canvas", "prompts", "among the first five", "time"), rows)
-        + f"\n\nPeak memory of 512 cutouts ÷ that of 32: {memory['512 ÷ 32']:.2f}. The step "
+        f"{said}{shown}\n{_left_out(old)}\n"
+        f"Peak memory of 512 cutouts ÷ that of 32: {memory['512 ÷ 32']:.2f}. The step "
         f"across the edge of a tile ÷ the steps inside it: {tile['tile']:.2f} with `--tile`, "
         f"{tile['none']:.2f} without (mean of {tile['pictures']} images).\n"
+    )
+
+
+def steering() -> str:
+    """Return the section of what steering gains."""
+    said = (
+        "`python -m benchmarks.steering`: 200 prompts, four seeds each, by a CLIP that took no "
+        "part. Cost is that of an image ÷ plain sampling's. Of each budget, a method's way is "
+        "chosen on one half of the prompts and shown on the other.\n\n"
+    )
+    path = ROOT / "benchmarks" / "steering.json"
+    data = read("benchmarks/steering.json") if path.exists() else {}
+    if not current(data.get("models", {})):
+        return f"{said}This is being measured on the present models.\n"
+    heads = ("budget", "method", "way", "cost", "gain, 10⁻³", "top-5", "better", "worse by 2 s.e.",
+             "diversity")  # fmt: skip
+    rows = []
+    for budget, best in data["budgets"].items():
+        for row in best:
+            many = f", best of {row['best_of']}" if row["best_of"] > 1 else ""
+            gain = f"{1000 * row['gain']:+.1f} ± {1000 * row['error']:.1f}"
+            rows.append(
+                (
+                    budget,
+                    "plain" if row["way"] == "plain" else row["method"],
+                    row["way"] + many,
+                    f"{row['cost']:.2f}",
+                    gain,
+                    share(row["top5"], 1),
+                    share(row["better"]),
+                    share(row["worse"], 1),
+                    f"{row['spread']:.3f}",
+                )
+            )
+    return said + table(heads, rows) + "\n"
+
+
+def current(models: dict[str, str]) -> bool:
+    """Whether a figure is of the models of this tree; the referee is not in it."""
+    shipped = {name: digest for name, digest in models.items() if name != "referee"}
+    known = all(name in mini.MODELS for name in shipped)
+    return bool(shipped) and known and all(
+        fingerprint(mini.path(name)) == digest for name, digest in shipped.items()
     )
 
 
@@ -232,6 +279,7 @@ def _left_out(names: list[str]) -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "Embedded models": embedded,
+    "Steering": steering,
     "Canvases": canvases,
     "None of these": none_of_these,
     "Search": search,

@@ -25,6 +25,7 @@ from ..objectives.pixels import AXES
 from ..prompts import ImagePart, parse, shorten
 from ..recipe import Recipe
 from ..registry import Registry
+from ..rewards import wanted
 from ..views import Cutouts, Views, Warped
 
 STARTS = ("light", "own")
@@ -32,6 +33,7 @@ LIGHT, BLUR, BLOBS = 0.85, 0.08, 8  # mean and deviation of the pale blur, and h
 MICRO = 32  # views encoded at a time: memory does not grow beyond
 SMALLEST = 32  # pixels of the shorter side that a growing canvas begins with, at least
 FILES = ("init", "mask", "pictures")
+ELSEWHERE = ("steps", "size", "cutouts", "rewards", "question", "trust_pickle")  # in a recipe
 LIMITS = {  # the least and the most of each number
     "steps": (1, 100_000),
     "cutouts": (1, 4096),
@@ -55,8 +57,7 @@ VIEWS = {  # of so many views a call
         overview=n // 2,
         inner=n - n // 2,
         size_range=(0.75, 1.0),
-        perspective=0.15,
-        padding="border",
+        perspective=0.15,  # and reflected: a last pixel that goes on would have all the gradient
     ),
     "vqgan-clip": lambda n: Warped.vqgan_clip(number=n),
     "disco": lambda n: Warped.disco(overview=-(-3 * n // 4), inner=n - -(-3 * n // 4)),
@@ -143,6 +144,12 @@ class Drawing:
         shift: the shift of each move, in pixels to the right and down.
         score_every: the number of steps between two scores of guide and judge.
         patience: stop after this number of scores in which the judge's did not improve.
+        rewards: rewards that pull together with the guide, such as "pickscore:0.5"
+            (`rewards.wanted`), balanced so that a weight is a share of the gradient. Each needs a
+            gradient.
+        question: the question to the vision-language models among the rewards, with {} for the
+            prompt.
+        trust_pickle: whether weights of rewards may be read from pickles.
 
     Raises:
         UsageError: a value is out of range.
@@ -174,6 +181,9 @@ class Drawing:
     every: int = 10
     score_every: int = 10
     patience: int | None = None
+    rewards: tuple[str, ...] = ()
+    question: str = ""
+    trust_pickle: bool = False
 
     def check(self, canvas: str) -> None:
         """Raise UsageError if a setting is out of range, or belongs to another canvas."""
@@ -214,6 +224,18 @@ class Drawing:
         if self.moving and self.patience is not None:
             raise UsageError("A picture that moves is kept as it ends: leave patience out.")
         self._check_prompts()
+        self._check_rewards()
+
+    def _check_rewards(self) -> None:
+        """UsageError for a reward that is not there, is given twice, or has no gradient."""
+        if len(set(self.rewards)) < len(self.rewards):
+            raise UsageError("A reward is given twice: give it once, with a weight.")
+        for text in self.rewards:
+            if not wanted(text).kind.gradient:
+                raise UsageError(
+                    f"{text} has no gradient, and a canvas is drawn by gradients: let it choose "
+                    "among finished images (clipguide rerank --reward)."
+                )
 
     def _check_prompts(self) -> None:
         starts = [start for start, _ in self.prompts_at]
@@ -276,19 +298,19 @@ class Drawing:
     def options(self) -> dict[str, str]:
         """Return the settings that differ from their defaults, each as JSON, for a recipe.
 
-        Files have digests. The recipe has the steps, the size and the cutouts itself.
+        Files have digests. The recipe has the steps, the size, the cutouts and the rewards itself.
         """
         found = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("steps", "size", "cutouts") and value != field.default:
+            if field.name not in ELSEWHERE and value != field.default:
                 found[field.name] = json.dumps(value)
         digests = {file: digest(file) for name in FILES for file in _listed(getattr(self, name))}
         return {**found, "digests": json.dumps(digests)} if digests else found
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Drawing:
-        """Return the settings of a recipe.
+    def of(cls, recipe: Recipe, *, trust_pickle: bool = False) -> Drawing:
+        """Return the settings of a recipe; pickles are read only where you trust them.
 
         Raises:
             UsageError: they are not valid, or a file has changed.
@@ -298,12 +320,17 @@ class Drawing:
             digests = options.pop("digests", {})
             if not isinstance(digests, dict):
                 raise ValueError(digests)
+            if found := set(ELSEWHERE) & set(options):
+                raise ValueError(found)
             settings = {name: _typed(name, value) for name, value in options.items()}
             drawing = cls(
                 **settings,
                 steps=recipe.steps,
                 cutouts=recipe.cutouts,
                 size=(recipe.width, recipe.height),
+                rewards=tuple(recipe.rewards),
+                question=recipe.question,
+                trust_pickle=trust_pickle,
             )
         except (TypeError, ValueError, KeyError, OverflowError, RecursionError):
             method = shorten(recipe.method)

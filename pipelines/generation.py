@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import UsageError, close_matches
 from ..guidance.contract import Method
 from ..guidance.generators import STRIDE
-from ..guidance.methods import METHODS, Shortcut, configure
+from ..guidance.methods import METHODS, configure
 from ..guidance.steer import check_gradients
 from ..prompts import check_text, shorten
 from ..recipe import Recipe
@@ -212,7 +212,8 @@ def method_of(recipe: Recipe) -> Method:
     """The method of a recipe. UsageError if it names one that there is not."""
     try:
         options = {name: json.loads(value) for name, value in recipe.options.items()}
-        if recipe.method in METHODS and issubclass(METHODS[recipe.method], Shortcut):
+        fields = dataclasses.fields(METHODS[recipe.method]) if recipe.method in METHODS else ()
+        if "strength" in [field.name for field in fields]:
             options.setdefault("strength", recipe.strength)
         return configure(recipe.method, options)
     except (TypeError, ValueError, RecursionError):

@@ -1,18 +1,27 @@
-"""The rewards of a run of text to image: loaded once, made objectives of each batch's guides."""
+"""The rewards of runs: loaded once, made objectives of each batch's guides."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from ..errors import ClipguideWarning
 from ..objectives import Balanced, Objective
 from ..prompts import Prompt
 from ..rewards import Reward, wanted
-from .jobs import Settings
+from . import jobs
 
 OPPOSED = -0.5  # mean cosine of two pulls, which by chance is about 0
+
+
+class Settings(Protocol):
+    """What a run says of its rewards."""
+
+    rewards: tuple[str, ...]
+    question: str
+    trust_pickle: bool
 
 
 @dataclass
@@ -52,7 +61,7 @@ class Rewards:
                 stacklevel=2,
             )
 
-    def selecting(self, guides: Sequence[Prompt], settings: Settings) -> Objective | None:
+    def selecting(self, guides: Sequence[Prompt], settings: jobs.Settings) -> Objective | None:
         """What picks among candidates; None for what is minimised."""
         terms = list(self._terms(settings.select, guides, settings))
         return sum(terms[1:], terms[0]) if terms else None

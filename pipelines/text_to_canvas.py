@@ -23,6 +23,7 @@ from ..clip import Clip, check_clip, fingerprint, load_clip, to_dtype
 from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
 from ..images import to_pil
 from ..objectives import InTurn, Near, Objective, Palette, Rolled, Similarity, TotalVariation
+from ..objectives.balanced import cosines_of_pulls
 from ..optimize import Loop, Step
 from ..prompts import Prompt, compose, shorten
 from ..recipe import Recipe
@@ -30,6 +31,7 @@ from .drawing import CANVASES, Drawing, fitted, move, pale
 from .jobs import to_draw
 from .loading import load_canvas_model, versions
 from .picture import Picture
+from .rewarded import Rewards
 
 NATIVE = 128  # pixels a side of the embedded models
 LARGE = 512 * 512  # pixels from which a decoder's activations are not kept
@@ -46,6 +48,7 @@ class TextToCanvas:
         clip: the guide, as `load_clip` names it.
         judge: a CLIP that only scores, and keeps the best picture; mini-judge for mini, else none.
         device, dtype: where all run, and of the canvas's model. The CLIPs are float32.
+        key: what the address of a reward knows its users by.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class TextToCanvas:
         judge: str | None = None,
         device: str = "cpu",
         dtype: str = "float32",
+        key: str = "",
     ) -> None:
         if canvas not in CANVASES:
             near = close_matches(canvas, CANVASES)
@@ -74,6 +78,7 @@ class TextToCanvas:
         self.clip: Clip = load_clip(clip, device=device)
         judge = "mini-judge" if judge is None and clip == "mini" else judge
         self.judge: Clip | None = load_clip(judge, device=device) if judge else None
+        self.rewards = Rewards(device, key)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -123,7 +128,7 @@ class TextToCanvas:
             for _, _, first, after in run.stages
         ) / len(run.stages)
 
-    def replay(self, recipe: Recipe) -> Picture:
+    def replay(self, recipe: Recipe, *, trust_pickle: bool = False) -> Picture:
         """Return the image that a recipe made.
 
         On a CPU it has the same bits if the weights, libraries and threads are the same.
@@ -131,7 +136,7 @@ class TextToCanvas:
         Raises:
             UsageError: an image file that the recipe names has changed.
         """
-        drawing = Drawing.of(recipe)
+        drawing = Drawing.of(recipe, trust_pickle=trust_pickle)
         return self.start(recipe.prompt, drawing, seed=recipe.seed).finish()
 
 
@@ -168,6 +173,7 @@ class Run:
             check_mask(self._mask, height, width)
         self._options = drawing.options()
         self._objective = self._composed(prompts)
+        self._cosines: list[float] = []  # of the pulls of guide and rewards
         self.stages = drawing.stages(factor_of(self._net) if self._net else 2)
         self._generator = torch.Generator().manual_seed(seed)
         self.index, self._stage = 0, 0
@@ -189,7 +195,9 @@ class Run:
         if self.loop.done:
             self._stage += 1
             self.loop = self._enter(self._stage, self.loop.image())
-        step = self.loop.step()
+        with cosines_of_pulls() as cosines:
+            step = self.loop.step()
+        self._cosines += cosines
         step = replace(step, index=self.index, total=self.drawing.steps)
         self.index += 1
         moving = self.drawing.moving and self.index % self.drawing.every == 0
@@ -206,6 +214,7 @@ class Run:
 
     def picture(self) -> Picture:
         """What the judge liked best so far, with its scores and its recipe."""
+        self.owner.rewards.tell(self._cosines)
         (image,) = to_pil(self.loop.best())
         guide = self.guide.score_pictures([image]).item()
         judge = self.judge.score_pictures([image]).item() if self.judge else None
@@ -258,6 +267,8 @@ class Run:
             judge_score=0.0,
             decoder="",
             cutouts=drawing.cutouts,
+            rewards=owner.rewards.fingerprints(drawing.rewards, drawing),
+            question=drawing.question,
         )
 
     # ------------------------------------------------------------ what is made of the settings
@@ -292,7 +303,7 @@ class Run:
         """What the loop goes down."""
         drawing, last = self.drawing, max(1, self.drawing.steps - 1)
         turns = [
-            (start / last, Similarity(self.owner.clip, prompt, views=drawing.seen()))
+            (start / last, self._pull(prompt))
             for (start, _), prompt in zip(self._parts, prompts, strict=True)
         ]
         objective: Objective = turns[0][1] if len(turns) == 1 else InTurn(*turns)
@@ -305,6 +316,11 @@ class Run:
         if self._init is not None and drawing.init_weight:
             objective = objective + drawing.init_weight * Near(self._init)
         return objective
+
+    def _pull(self, prompt: Prompt) -> Objective:
+        """The guide's objective of a prompt, and the rewards."""
+        guide = Similarity(self.owner.clip, prompt, views=self.drawing.seen())
+        return self.owner.rewards.pulling(guide, [prompt], self.drawing)
 
     def _enter(self, stage: int, image_13HW: torch.Tensor | None) -> Loop:
         """The loop of a stage; its canvas begins as that picture, or as the settings say."""

@@ -186,6 +186,24 @@ def test_pixels_project():
     assert_close(canvas._sum(), shown, atol=1e-6, rtol=0)
 
 
+def test_pixels_of_a_step_of_one_length_are_smooth():
+    """As of Adam, whose first step moves every parameter by ± the rate: the power of the image
+    falls with the frequency by more than 1/f², and is no white noise of the finest level's."""
+    canvas = Pixels(64, 64, generators(0))
+    chance = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for level in canvas.levels:
+            level.copy_(0.05 * torch.randn(level.shape, generator=chance).sign())
+        power_HW = torch.fft.fft2(canvas.decode()[0] - 0.5).abs().square().mean(0)
+    frequency = torch.fft.fftfreq(64)
+    radius_HW = (frequency[:, None].square() + frequency.square()).sqrt()
+
+    def power(low, high):
+        return power_HW[(radius_HW >= low) & (radius_HW < high)].mean()
+
+    assert power(0.25, 0.5) < power(0.125, 0.25) / 4 < power(0.0625, 0.125) / 16
+
+
 def test_pixels_gradient_leads_back_inside():
     canvas = Pixels(16, 16, generators(0))
     with torch.no_grad():

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from benchmarks import canvases
+from benchmarks import canvas_runs, canvases
 from clipguide import load_clip
 
 SMALL = dataclasses.replace(canvases.Drawing(), steps=2, size=(32, 32), cutouts=2)
@@ -23,9 +23,11 @@ class Measure:
     prompts = ("a fox", "an owl", "a red car")
 
     def __init__(self, folder):
-        self.clip = load_clip("mini-judge")
+        self.clip, self.models = load_clip("mini-judge"), {"guide": str(Measure.version)}
 
-    score = canvases.Measure.score
+    version = 1
+
+    score = canvas_runs.Measure.score
 
     def top5(self, prompt, picture):
         assert picture.size == (32, 32)
@@ -35,7 +37,8 @@ class Measure:
 @pytest.fixture
 def run(tiny_mini, monkeypatch, tmp_path):
     monkeypatch.setattr(canvases, "Measure", Measure)
-    monkeypatch.setattr(canvases, "Drawing", lambda **k: dataclasses.replace(SMALL, **k))
+    for module in (canvases, canvas_runs):
+        monkeypatch.setattr(module, "Drawing", lambda **k: dataclasses.replace(SMALL, **k))
     monkeypatch.setattr(canvases, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(canvases, "OUT", tmp_path / "facts.json")
 
@@ -48,31 +51,65 @@ def run(tiny_mini, monkeypatch, tmp_path):
     return run
 
 
-def test_draw_goes_on_and_makes_a_sheet(run, tmp_path):
-    line = ("draw", "--prompts", 2, "--canvases", "pixels,vqgan", "--sheet", tmp_path / "s.png")
+def test_minute_goes_on_and_makes_a_sheet(run, tmp_path):
+    """What was drawn is kept, and drawn anew by other models; time ends a run."""
+    line = ("minute", "--prompts", 2, "--canvases", "pixels,vqgan", "--seconds", 1)
+    line += ("--sheet", tmp_path / "s.png")
     facts = run(*line)
-    assert facts["draw pixels"]["top5"] == facts["draw vqgan"]["top5"] == 0.5
-    kept = tmp_path / "cache" / "pixels" / "an owl.png"
+    for name in ("pixels", "vqgan"):
+        assert facts[f"minute {name}"]["top5"] == 0.5 and facts[f"minute {name}"]["prompts"] == 2
+        assert facts[f"minute {name}"]["models"] == {"guide": "1"}
+    (kept,) = (tmp_path / "cache").glob("*/1/pixels/an owl.png")
     Image.new("RGB", (32, 32), "red").save(kept)
     run(*line)
     assert Image.open(kept).getpixel((0, 0)) == (255, 0, 0)
     assert Image.open(tmp_path / "s.png").width >= 4 * canvases.SIDE
+    records = (tmp_path / "cache" / "records.jsonl").read_text().splitlines()
+    assert len(records) == 4
+    for row in map(json.loads, records):
+        assert row["took"] < 3 and row["steps"] >= 2
+
+
+def test_records_are_of_one_version_of_the_models(run, monkeypatch, tmp_path):
+    line = ("minute", "--prompts", 1, "--canvases", "pixels", "--seconds", 1)
+    line += ("--sheet", tmp_path / "s.png")
+    run(*line)
+    monkeypatch.setattr(Measure, "version", 2)
+    assert run(*line)["minute pixels"]["models"] == {"guide": "2"}
+    assert len((tmp_path / "cache" / "records.jsonl").read_text().splitlines()) == 2
+    run(*line, "--prompts", 3, "--minutes", 0)  # nothing is begun
+    assert len((tmp_path / "cache" / "records.jsonl").read_text().splitlines()) == 2
+
+
+def test_choose_ranks_ways_on_prompts_of_no_bar(run, monkeypatch):
+    monkeypatch.setattr(canvases, "UNUSED", 1)
+    monkeypatch.setattr(canvases, "RATES", (1.0, 2.0))
+    facts = run("choose", "--prompts", 2, "--canvases", "pixels", "--views", "warped,plain",
+                "--seconds", 1)["choose"]  # fmt: skip
+    ways = facts["ways"]
+    assert set(ways) == {"pixels warped 1.0", "pixels plain 1.0", "pixels warped 2.0"}
+    scores = [way["score"] for way in ways.values()]
+    assert scores == sorted(scores, reverse=True)
+    assert all(way["prompts"] == 2 and way["top5"] == 0.0 for way in ways.values())
 
 
 @pytest.mark.parametrize(("ours", "reached"), [(0.6, True), (0.4, False)])
 def test_race_ends_where_the_score_is_reached(run, monkeypatch, ours, reached):
     scores = iter([0.5, ours, 0.5, ours])  # the classic loop's last, ours after five steps
     monkeypatch.setattr(Measure, "score", lambda self, prompt, image: next(scores))
-    facts = run("race", "--prompts", 2, "--steps", 5, "--cutouts", 2)
-    assert facts["race"]["median"] > 0 and facts["race"]["prompts"] == 2
+    line = ("race", "--prompts", 2, "--steps", 5, "--cutouts", 2)
+    facts = run(*line)["race vqgan"]
+    assert facts["median"] > 0 and facts["prompts"] == 2 and facts["reached"] == float(reached)
     assert ("not reached" in run.output) is not reached
+    assert run(*line)["race vqgan"] == facts  # from the records
 
 
 @pytest.mark.parametrize(("late", "share"), [(0.6, 1.0), (0.5, 1.0), (0.4, 0.0)])
 def test_longer_compares_what_is_kept_with_step_200(run, monkeypatch, late, share):
     scores = iter([0.5, late])
     monkeypatch.setattr(Measure, "score", lambda self, prompt, image: next(scores))
-    assert run("longer", "--prompts", 1, "--steps", 200)["longer"]["at least as good"] == share
+    facts = run("longer", "--prompts", 1, "--steps", 200)
+    assert facts["longer vqgan"]["at least as good"] == share
 
 
 def test_tile_measures_the_seam(run, monkeypatch):

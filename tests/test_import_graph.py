@@ -78,7 +78,8 @@ def test_a_circle_is_seen():
 
 def test_methods_import_what_lies_below_them():
     """One file a method: the contract, levels and the shared arithmetic, no session and no tap."""
-    shared = ("descent", "generators", "resampling", "stochastic", "travel")
+    shared = ("descent", "generators", "interpolants", "resampling", "stochastic", "travel")
+    shared = (*shared, "whiteness")
     below = {"contract", "levels", "schedulers", *shared}
     for name, found in graph().items():
         home, _, method = name.rpartition(".")

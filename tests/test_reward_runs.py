@@ -7,10 +7,13 @@ import math
 import socket
 import threading
 import warnings
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from clipguide.pipelines.drawing import Drawing
+from clipguide.pipelines.text_to_canvas import TextToCanvas
 from clipguide.pipelines.text_to_image import TextToImage
 from test_cli import in_a_folder, invoke  # noqa: F401
 from test_cli_score import pictures, run  # noqa: F401
@@ -30,6 +33,7 @@ from clipguide.prompts import parse
 from clipguide.recipe import from_json, read_png
 from clipguide.rewards import REWARDS
 from clipguide.rewards.verifier import probability
+from clipguide.ui import Models, generate_tab
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
@@ -227,6 +231,62 @@ def test_a_canvas_refuses_what_has_no_gradient():
     canvas = Pixels(16, 16, [torch.Generator()])
     with pytest.raises(UsageError, match=r"Reward\(free\) has no gradient, and a canvas"):
         Loop(canvas, Brightness() + Reward("free"), steps=1)
+
+
+SMALL = {"steps": 3, "size": (32, 32), "cutouts": 2}
+
+
+def test_rewards_on_a_canvas(tiny_mini):
+    """Balanced with the guide, in every prompt's turn; the recipe makes the image again."""
+    draw = TextToCanvas("pixels")
+    (plain,) = draw("a fox", Drawing(**SMALL), seed=2)
+    asked = Drawing(**SMALL, rewards=("redness:3",), question="red?", trust_pickle=True)
+    (pulled,) = draw("a fox", asked, seed=2)
+    assert pulled.image.tobytes() != plain.image.tobytes()
+    assert Redness()(files.to_tensor([pulled.image])) < Redness()(files.to_tensor([plain.image]))
+    recipe = from_json(pulled.recipe.to_json())
+    assert (recipe.rewards, recipe.question) == ({"redness:3": ""}, "red?")
+    assert plain.recipe.rewards == {} and "rewards" not in recipe.options
+    assert Drawing.of(recipe) == replace(asked, trust_pickle=False)
+    assert draw.replay(recipe).image.tobytes() == pulled.image.tobytes()
+    begun = draw.start("a fox", replace(asked, prompts_at=((1, "an owl"),)))
+    assert len([term for _, term in begun._objective.terms() if isinstance(term, Reward)]) == 2
+    with pytest.warns(ClipguideWarning, match="pull against each other"):
+        draw("a fox", Drawing(**SMALL, rewards=("redness", "blueness")))
+    for rewards, message in (
+        (("free",), "free has no gradient, and a canvas"),
+        (("rednes",), "Did you mean redness"),
+        (("redness", "redness"), "given twice"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            draw("a fox", Drawing(**SMALL, rewards=rewards))
+
+
+def test_rewards_of_optimize(tiny_mini):
+    given = ("optimize", "fox", "--canvas", "pixels", "--steps", 2, "--size", 32, "--seed", 7)
+    invoke(*given, "--reward", "redness:0.5", "--out", "fox.png")
+    assert read_png("fox.png").rewards == {"redness:0.5": ""}
+    assert "names redness:0.5" in invoke("replay", "fox.png", code=2).stderr
+    assert "pixel for pixel" in invoke("replay", "fox.png", "--trust").stdout
+    said = invoke(*given, "--reward", "free", "--out", "other.png", code=2).stderr
+    assert "a canvas is drawn by gradients" in " ".join(said.split())
+
+
+def test_rewards_on_the_page(tiny_mini, tmp_path):
+    """Those that the server was started with: one pulls, one chooses among the candidates."""
+    models = Models(rewards=("redness:2", "free"))
+
+    def drawn(*rewards) -> tuple[str, object]:
+        models.stops.ask("session")
+        given = ("a fox", "", 0.1, 2, "5", 1, 2, rewards)
+        *_, (cells, said, _) = generate_tab.draw(models, "session", str(tmp_path), *given)
+        return said, read_png(cells[0][0]) if cells else None
+
+    said, recipe = drawn("redness:2", "free")
+    assert recipe.rewards == {"redness:2": ""} and recipe.selected_by == {"free": ""}, said
+    assert drawn()[1].rewards == {}
+    said, recipe = drawn("blueness")
+    assert recipe is None and "does not offer the reward" in said
 
 
 @pytest.mark.parametrize(

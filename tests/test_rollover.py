@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
+import diffusers
 import pytest
 import torch
+from clipguide.pipelines.generation import method_of, recipe_options
 from test_guidance import draw, use
 from test_methods import Brightness
 from tiny_pipelines import tiny
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.guidance import Rollover, steer
-from clipguide.guidance.contract import At
+from clipguide.guidance import Particles, Rollover, steer
+from clipguide.guidance.contract import At, Run
+from clipguide.guidance.levels import Level
 from clipguide.guidance.methods.rollover import _State
-from clipguide.objectives import Objective
+from clipguide.objectives import Objective, as_objective
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
@@ -121,3 +127,53 @@ def test_what_it_refuses(pipe):
     for wrong in ({"quota": 1}, {"eta": 0}, {"eta": 1.5}, {"every": 2}, {"window": (0.2, 0.8)}):
         with pytest.raises(UsageError):
             Rollover(**wrong)
+
+
+def test_proposals_around_a_better_mean(pipe):
+    """With a strength each step is decided for once, and moved once; the images are better still.
+    Without one no gradient is taken, so that a reward without any will do."""
+    use(pipe, "DDIM")
+    losses, moved = {}, {}
+    for strength in (0.0, 0.3):
+        with steer(pipe, Brightness(), method=Rollover(quota=3, strength=strength)) as s:
+            image = draw(pipe, steps=6)
+        losses[strength] = Brightness()(image)
+        moved[strength] = [step.gradient_B is not None for step in s.report.trace]
+    assert (losses[0.3] < losses[0.0]).all()
+    assert not any(moved[0.0]) and 5 <= sum(moved[0.3]) <= 6  # none at a last level below 0.1
+    assert not Rollover().needs_gradient and Rollover(strength=0.1).needs_gradient
+
+
+def test_the_mean_is_moved_along_the_gradient():
+    """In closed form: of a loss −a·x0 the gradient is −a, so that x0 moves along a, by the
+    strength, sin(πn/2) and its own rms; the noisy sample stays."""
+    a = torch.tensor([0.8, -0.4, 0.1])[:, None, None]
+    x = torch.randn(2, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    here = Level("epsilon", 0.8, 0.6)
+    at = At(0, 0, here, x, 0.5 * x, here.x0(0.5 * x, x))
+    run = Run(
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+        decode=lambda x0: x0,
+        objective=as_objective(lambda image: -(image * a).flatten(1).sum(1)),
+        generators=[torch.Generator(), torch.Generator()],
+        streams=(),
+        warn=None,
+        total=4,
+    )
+    state = _State(quota=2, sample=at.sample, model_output=at.model_output)
+    outcome = Rollover(strength=0.3)._moved(run, at, state)
+    rms_B = at.x0.flatten(1).square().mean(1).sqrt()
+    size = 0.3 * math.sin(here.noise * math.pi / 2) * rms_B[:, None, None, None]
+    assert_close(here.x0(outcome.model_output, x), at.x0 + size * a / a.square().mean().sqrt())
+    assert torch.equal(outcome.sample, x)
+    plain = Rollover()._moved(run, at, state)
+    assert plain.model_output is at.model_output
+
+
+def test_a_recipe_keeps_its_strength():
+    for method in (Rollover(quota=3, strength=0.2, interpolant="own"), Rollover()):
+        strength, options = recipe_options(method)
+        recipe = SimpleNamespace(method="rollover", options=options, strength=strength)
+        assert method_of(recipe) == method
+    recipe = SimpleNamespace(method="particles", options={}, strength=0.0)
+    assert method_of(recipe) == Particles()

@@ -11,93 +11,155 @@ from clipguide.pipelines.text_to_image import TextToImage
 from test_guidance import use
 from typer.testing import CliRunner
 
-from benchmarks import community, steering
-from benchmarks.steering import PLAIN, WAYS, Drawn, Row, Way
-from clipguide.guidance import METHODS, Shortcut
+from benchmarks import community, gains, steering
+from benchmarks import ways as table_of_ways
+from benchmarks.gains import Drawn, Row
+from benchmarks.ways import PLAIN, WAYS, Way
+from clipguide import load_clip
+from clipguide.guidance import METHODS, BestOf, Particles, Shortcut
 from clipguide.guidance.methods import configure
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def drawn(prompt, way, seed, *, seconds=1.0, score=0.0, top5=False, guide=0.0):
-    return Drawn(prompt, way, seed, seconds, score, top5, guide)
+def drawn(prompt, way, seed, *, seconds=1.0, score=0.0, top5=False, guide=0.0, spread=0.0):
+    return Drawn(prompt, way, seed, seconds, score, top5, guide, spread)
 
 
 @pytest.fixture
 def ways(monkeypatch):
-    ways = (Way("plain", None, 4, (1, 2)), Way("a", Shortcut(strength=0.3), 2, (1,)))
-    monkeypatch.setattr(steering, "WAYS", ways)
-    monkeypatch.setattr(steering, "PLAIN", ways[0])
+    ways = (
+        Way("plain", None, 4, (1, 2)),
+        Way("a", Shortcut(strength=0.3), 2, (1,)),
+        Way("b", Particles(number=2), 2, (1,)),
+    )
+    monkeypatch.setattr(table_of_ways, "WAYS", ways)
+    monkeypatch.setattr(gains, "PLAIN", ways[0])
 
 
 PICTURES = [
     *(drawn(0, "plain", s, score=s / 10, guide=-s, top5=s == 0) for s in range(4)),
     *(drawn(1, "plain", s, score=0.2, seconds=2.0, guide=s) for s in range(4)),
-    *(drawn(0, "a", s, score=0.35, seconds=3.0, top5=True) for s in range(2)),
-    *(drawn(1, "a", s, score=0.1 - s / 100, seconds=10.0) for s in range(2)),
+    *(drawn(0, "a", s, score=0.35, seconds=3.0, top5=True, spread=0.1) for s in range(2)),
+    *(drawn(1, "a", s, score=0.1 - s / 100, seconds=10.0, spread=0.3) for s in range(2)),
 ]
 
 
 def test_rows(ways):
-    """Prompt 0: plain scores 0, .1, .2, .3, liked best are 0 and 2; prompt 1: always .2."""
-    plain, best, a = steering.rows(PICTURES)
+    """Prompt 0: plain scores 0, .1, .2, .3, liked best are 0 and 2; prompt 1: always .2. Way a
+    gains .35 and .25 on prompt 0; on prompt 1 it loses .1 and .11, at two standard errors of .01.
+    """
+    plain, best, a = gains.rows(PICTURES)
     assert (plain.cost, plain.score, plain.gain) == (1.0, pytest.approx(0.175), 0.0)
-    assert plain.top5 == 1 / 8
+    assert plain.top5 == 1 / 8 and (plain.better, plain.worse, plain.prompts) == (0.0, 0.0, 2)
     assert (best.way, best.best_of, best.cost) == ("plain", 2, 2.0)
     assert best.gain == pytest.approx(((0.0 + 0.2) / 2 - 0.15 + 0) / 2)
-    assert a.cost == pytest.approx(4.0)  # the median of 3, 3, 5, 5
-    gains = (0.35 - (0.0 + 0.1) / 2, 0.095 - 0.2)  # of the same seeds
-    assert a.gain == pytest.approx(sum(gains) / 2)
-    assert a.error == pytest.approx(abs(gains[0] - gains[1]) / 2)  # of two: half their distance
+    assert a.cost == pytest.approx(4.0)  # the median of 3 and 5
+    of_prompts = (0.35 - (0.0 + 0.1) / 2, 0.095 - 0.2)  # of the same seeds
+    assert a.gain == pytest.approx(sum(of_prompts) / 2)
+    assert a.error == pytest.approx(abs(of_prompts[0] - of_prompts[1]) / 2)  # half their distance
     assert (a.method, a.options, a.top5) == ("shortcut", {"strength": 0.3}, 0.5)
+    assert (a.better, a.worse, a.spread) == (0.5, 0.5, pytest.approx(0.2))
 
 
-def test_worse(ways):
-    """Prompt 0 gains .35 and .25; prompt 1 loses .1 and .11, at two standard errors of .01."""
-    assert steering.worse(PICTURES, "a") == (0.5, 0.5, 2)
-    assert steering.worse(PICTURES, "plain") == (0.0, 0.0, 4)
+def test_a_loss_within_two_standard_errors_is_not_clear(ways):
+    found = [*(drawn(0, "plain", s, score=0.5) for s in range(2)),
+             drawn(0, "a", 0, score=0.3), drawn(0, "a", 1, score=0.5)]  # fmt: skip
+    assert gains.rows(found)[-1].worse == 0.0
+    assert gains.rows(found)[-1].better == 0.0
+
+
+def test_a_group_is_paired_with_its_own_seeds(ways):
+    """Of three images one group of two is whole: the third seed has no part in the gain."""
+    found = [drawn(0, "plain", s, score=(0.0, 0.2, 9.0)[s], guide=s) for s in range(3)]
+    best = gains.rows(found)[1]
+    assert best.gain == pytest.approx(0.2 - 0.1)
 
 
 def row(cost, gain, **facts):
-    return Row("", 1, cost, 0, gain, 0, 0, 0, **facts)
+    return Row("", 1, 1, cost, 0, gain, 0, 0, 0, 0, 0, 0, **facts)
 
 
 def test_frontier():
     plain, poor, good = row(1, 0), row(2, -1), row(3, 2)
     other, late = row(2, 9, method="particles"), row(4, 1.5)
-    assert steering.frontier([late, other, good, poor, plain]) == [plain, good]
+    assert gains.frontier([late, other, good, poor, plain]) == [plain, good]
+
+
+def test_what_a_budget_buys_is_chosen_on_other_prompts_than_it_is_shown_on(ways):
+    """Prompts 5 and 7 choose, 6 and 8 show: way a is best by the first, and worse by the second;
+    b, which would be better there, costs too much."""
+    found = []
+    for place, prompt in enumerate((5, 6, 7, 8)):
+        found += [drawn(prompt, "plain", s, score=0.2) for s in range(4)]
+        score = 0.5 if place % 2 == 0 else 0.1
+        found += [drawn(prompt, "a", s, score=score, seconds=1.5) for s in range(2)]
+        found += [drawn(prompt, "b", s, score=0.9, seconds=3.0) for s in range(2)]
+    budgets = gains.at_budgets(found)
+    assert [r.way for r in budgets[1.25]] == ["plain"]
+    assert [r.way for r in budgets[1.5]] == ["a", "plain"]
+    assert budgets[1.5][0].gain == pytest.approx(-0.1) and budgets[1.5][0].prompts == 2
+    assert [r.way for r in budgets[4.0]] == ["b", "a", "plain"]
 
 
 def test_every_way_draws(tiny_mini, monkeypatch):
     """Each its own picture, the same twice, and what is kept makes the method again."""
-    monkeypatch.setattr(steering, "STEPS", 4)
+    monkeypatch.setattr(table_of_ways, "STEPS", 8)  # so that every sixth is not the first alone
     model, found = TextToImage(), {}
     for way in WAYS:
-        found[way.name] = steering.draw(model, way, "a fox", 1)
+        found[way.name] = table_of_ways.draw(model, way, "a fox", 1)
         assert found[way.name].shape == (1, 3, 32, 32)
-        assert torch.equal(found[way.name], steering.draw(model, way, "a fox", 1))
-        facts = steering.settings(way)
+        assert torch.equal(found[way.name], table_of_ways.draw(model, way, "a fox", 1))
+        facts = table_of_ways.settings(way)
         if facts.get("method") in METHODS:
             assert configure(facts["method"], facts["options"]) == way.method
-    unjudged = [way.name for way in WAYS if not way.judged]  # a judge need not step in
-    for one, other in itertools.combinations(unjudged, 2):
+    # A judge need not step in, and of several unsteered images the first may be the best.
+    sure = [way.name for way in WAYS if not way.judged and not isinstance(way.method, BestOf)]
+    for one, other in itertools.combinations(sure, 2):
         assert not torch.equal(found[one], found[other]), (one, other)
 
 
+MODELS = {"guide": "1" * 12, "referee": "2" * 12}
+
+
 def test_table(tmp_path, ways, monkeypatch):
-    """From records to a table, a plot, and what auto chooses from."""
+    """From records to tables, a plot, and what auto chooses from; what other models drew is left
+    out, and without anything of these it says so."""
     monkeypatch.setattr(steering, "TABLE", tmp_path / "auto.json")
-    records = tmp_path / "records.jsonl"
-    records.write_text("".join(json.dumps(vars(d)) + "\n" for d in PICTURES))
+    monkeypatch.setattr(steering, "models_of", lambda *shipped, referee: MODELS)
+    records, mark = tmp_path / "records.jsonl", steering.digest_of(MODELS)
+    lines = [{**vars(d), "models": mark} for d in PICTURES]
+    lines += [{**vars(drawn(2, "a", 0, score=9.0)), "models": "others"}]
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = ["table", "--records", records, "--out", tmp_path / "out.json", "--auto"]
     result = CliRunner().invoke(steering.app, [str(part) for part in command])
     assert result.exit_code == 0, result.output
-    assert "| a | 4.00 | +97.5 ± 202.5 | 50.0% |" in result.output
-    assert "worse on 50.0% of the 2 prompts" not in result.output  # of the default strength alone
-    assert json.loads((tmp_path / "out.json").read_text())["prompts"] == 2
-    rows = json.loads((tmp_path / "auto.json").read_text())["rows"]
-    assert [row["gain"] for row in rows] == [0.0, 0.0975]
+    assert "| a | 4.00 | +97.5 ± 202.5 | 50.0% | 50% | 50.0% | 0.200 |" in result.output
+    kept = json.loads((tmp_path / "out.json").read_text())
+    assert kept["prompts"] == 2 and kept["models"] == MODELS and set(kept["budgets"]) == {
+        "1.25", "1.5", "2", "4", "8"
+    }  # fmt: skip
+    table = json.loads((tmp_path / "auto.json").read_text())
+    assert [row["gain"] for row in table["rows"]] == [0.0, 0.0975] and table["models"] == MODELS
     assert (tmp_path / "out.png").stat().st_size > 1000
+    records.write_text(json.dumps(lines[-1]) + "\n")
+    assert CliRunner().invoke(steering.app, [str(part) for part in command]).exit_code == 2
+
+
+def test_images_of_a_way_are_graded(tiny_mini, monkeypatch):
+    """By a referee of two things: cosine, rank, and how far the seeds are apart."""
+    monkeypatch.setattr(table_of_ways, "STEPS", 2)
+    model, referee = TextToImage(), load_clip("mini-judge")
+    text_KD = referee.encode_text([f"thing {k}" for k in range(6)] + ["a fox"])
+    found = steering.graded(model, referee, text_KD, PLAIN, "a fox", 6, 3)
+    images = torch.cat([table_of_ways.draw(model, PLAIN, "a fox", seed) for seed in range(3)])
+    unit_BD = torch.cat([referee.encode_image(image[None]) for image in images])
+    for k, one in enumerate(found):
+        cosine = unit_BD @ unit_BD[k]
+        others = cosine[[j for j in range(3) if j != k]].mean()
+        assert one.spread == pytest.approx(float(1 - others), abs=2e-5)
+        assert one.score == pytest.approx(float(unit_BD[k] @ text_KD[6]), abs=2e-5)
+        assert one.top5 == bool(((unit_BD[k] @ text_KD.T) > unit_BD[k] @ text_KD[6]).sum() < 5)
 
 
 def test_the_baseline_is_guided(pipe, clip):

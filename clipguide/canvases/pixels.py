@@ -1,6 +1,9 @@
 """The pixel canvas: pictures as the sum of a pyramid of ever coarser ones (Burt & Adelson 1983).
 
-A step moves each level, so that a whole region changes its colour as easily as one pixel does.
+A step moves each level, so that a whole region changes its colour as easily as one pixel does. An
+optimiser whose steps have the same length on every parameter, as Adam's, would draw noise with the
+finest levels: these count less, each half of the next coarser one, as natural images have
+amplitudes of about 1/f (Field 1987).
 
 Shapes: B pictures, 3 channels, H rows, W columns, h x w of a level.
 """
@@ -18,10 +21,11 @@ from .base import Canvas, normal
 
 COARSEST = 4  # pixels of the shorter side of the coarsest level, at least
 START = 0.01  # standard deviation of each level at the beginning, about mid grey
+FINEST = 1 / 8  # what the finest level counts; each coarser one twice that, up to 1
 
 
 class Pixels(Canvas):
-    """image = 0.5 + Σ levels, each half the size of the one before and enlarged; clamped.
+    """image = 0.5 + Σ scale · level, each half the size of the one before and enlarged; clamped.
 
     With `tile` each level is enlarged as if copies of it lay around it; levels end where a side is
     odd.
@@ -39,6 +43,7 @@ class Pixels(Canvas):
         self.sizes, self.tile = [(height, width)], tile
         while min(self.sizes[-1]) >= 2 * COARSEST and not (tile and _is_odd(self.sizes[-1])):
             self.sizes.append(tuple((side + 1) // 2 for side in self.sizes[-1]))
+        self.scales = [min(1.0, FINEST * 2**k) for k in range(len(self.sizes))]
         levels = [START * normal((3, *size), generators) for size in self.sizes]
         self.levels = nn.ParameterList(levels)
 
@@ -49,14 +54,14 @@ class Pixels(Canvas):
         """What lies outside [0, 1] goes back from the finest level."""
         with torch.no_grad():
             image_B3HW = self._sum()
-            self.levels[0] += image_B3HW.clamp(0, 1) - image_B3HW
+            self.levels[0] += (image_B3HW.clamp(0, 1) - image_B3HW) / self.scales[0]
 
     def _sum(self) -> torch.Tensor:
         image_B3hw = 0.5
-        for level, size in zip(reversed(self.levels), reversed(self.sizes), strict=True):
+        for k in reversed(range(len(self.sizes))):
             if not isinstance(image_B3hw, float):
-                image_B3hw = self._enlarge(image_B3hw, size)
-            image_B3hw = image_B3hw + level
+                image_B3hw = self._enlarge(image_B3hw, self.sizes[k])
+            image_B3hw = image_B3hw + self.scales[k] * self.levels[k]
         return image_B3hw
 
     def _enlarge(self, image_B3hw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -67,13 +72,13 @@ class Pixels(Canvas):
 
     def set_(self, image_B3HW: torch.Tensor) -> None:
         image_B3hw = image_B3HW.to(self.levels[0]) - 0.5
-        for i, level in enumerate(self.levels):
+        for i, (level, scale) in enumerate(zip(self.levels, self.scales, strict=True)):
             if i + 1 < len(self.levels):
                 coarser = _resize(image_B3hw, self.sizes[i + 1])
-                level.copy_(image_B3hw - self._enlarge(coarser, self.sizes[i]))
+                level.copy_((image_B3hw - self._enlarge(coarser, self.sizes[i])) / scale)
                 image_B3hw = coarser
             else:
-                level.copy_(image_B3hw)
+                level.copy_(image_B3hw / scale)
 
 
 def _is_odd(size: tuple[int, int]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -155,6 +156,9 @@ def optimize(
             metavar="NAME", help="The CLIP that keeps the best. [default: mini-judge for mini]"
         ),
     ] = None,
+    reward: options.Reward = None,
+    question: options.Question = "",
+    trust_pickle: options.TrustPickle = False,
     out: options.Out = None,
     force: Annotated[
         bool,
@@ -241,6 +245,9 @@ def optimize(
         "shift": _shift(shift),
         "every": every,
         "patience": patience,
+        "rewards": tuple(reward or ()) or None,
+        "question": question or None,
+        "trust_pickle": trust_pickle,
     }
     reel = None
     if video is not None:
@@ -262,6 +269,7 @@ def optimize(
                 judge=judge,
                 device=device or best_device(),
                 dtype=dtype,
+                key=os.environ.get(options.KEY, ""),
             )
             if seconds is not None:
                 drawing = _timed(owner, prompts[0], drawing, seconds, quiet=quiet)

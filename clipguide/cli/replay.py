@@ -94,7 +94,7 @@ def _remake(recipe: Recipe, device: str, *, trust: bool) -> Picture:
             device=device,
             dtype=recipe.dtype,
         )
-        return canvas.replay(recipe)
+        return canvas.replay(recipe, trust_pickle=trust)
     from ..pipelines.text_to_image import TextToImage
 
     pipeline = TextToImage(

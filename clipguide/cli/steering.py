@@ -53,7 +53,7 @@ Strength = Annotated[
     str | None,
     _option(
         "How hard CLIP steers: a number, 0 is plain sampling; or a schedule, as 0.1@0..0.5, over "
-        "the progress from pure noise, 0, to the image, 1. [default: 0.1]",
+        "the progress from pure noise, 0, to the image, 1. [default: 0.1; rollover: 0]",
         "NUMBER|SCHEDULE",
     ),
 ]
@@ -135,12 +135,42 @@ Scale = Annotated[float | None, _option("How far to lean to the good sketches. [
 Temperature = Annotated[
     float | None, _option("How many sketches are near enough to count. [default: 0.1]")
 ]
+Together = Annotated[int | None, _option("Sketches drawn in a batch. [default: 8]")]
+SketchScheduler = Annotated[
+    str | None,
+    _option(
+        "The scheduler that draws the sketches, a class of diffusers', as LCMScheduler. "
+        "[default: the model's]",
+        "CLASS",
+    ),
+]
+SketchCfg = Annotated[
+    float | None,
+    _option("Scale of the sketches' classifier-free guidance. [default: the image's]"),
+]
+Interpolant = Annotated[
+    str | None,
+    _option(
+        "Noise levels that rollover visits on a flow model: of a variance-preserving interpolant, "
+        "or the model's own. [default: vp]",
+        "vp|own",
+    ),
+]
+White = Annotated[
+    bool | None,
+    typer.Option(
+        "--white/--no-white",
+        help="Keep the start white in every block of its spectrum; without it, keep its norm "
+        "likely, by --prior. [default: white]",
+        show_default=False,
+    ),
+]
 Iterations = Annotated[int | None, _option("Rounds of looking for a better start. [default: 20]")]
 Rate = Annotated[
     float | None, _option("Length of a round's step. [default: noise 0.05, embedding 0.1]")
 ]
 Prior = Annotated[
-    float | None, _option("How firmly the start stays like plain noise. [default: 1]")
+    float | None, _option("With --no-white: how firmly the start keeps its norm. [default: 1]")
 ]
 Patience = Annotated[
     int | None, _option("Give up after this many rounds without a gain. [default: 10]")

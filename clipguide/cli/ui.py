@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from ..errors import UsageError
 from . import console
 from .index import Db
-from .options import Device
+from .options import KEY, Device, Question, Reward
 
 
 def ui(
@@ -26,6 +27,8 @@ def ui(
         str | None,
         typer.Option(metavar="NAME", help="The CLIP that steers and ranks. [default: the model's]"),
     ] = None,
+    reward: Reward = None,
+    question: Question = "",
     device: Device = None,
     auth: Annotated[
         str | None,
@@ -50,7 +53,7 @@ def ui(
 
     It listens on this machine alone, asks no other host, and serves the images of the index and
     what is uploaded to it, and no other file. With --host others reach it, by --auth or under the
-    names of --allow-host. Ctrl+C ends it.
+    names of --allow-host. Each --reward can be chosen on the page, and no other. Ctrl+C ends it.
     """
     from ..ui import network
 
@@ -58,6 +61,7 @@ def ui(
     if importlib.util.find_spec("gradio") is None:
         raise UsageError("The page needs Gradio: pip install 'clipguide[ui]'.")
     with console.plain_speech(drawing=True):
+        from ..rewards import wanted
         from ..ui import Models, listen, serve
         from .generate import best_device
 
@@ -73,5 +77,15 @@ def ui(
             if not no_browser:
                 typer.launch(address)
 
-        models = Models(db=db, model=model, clip=clip, device=device or best_device())
+        for text in reward or ():
+            wanted(text)  # said now, not when the first image is drawn
+        models = Models(
+            db=db,
+            model=model,
+            clip=clip,
+            device=device or best_device(),
+            rewards=tuple(reward or ()),
+            question=question,
+            key=os.environ.get(KEY, ""),
+        )
         serve(models, sock, host=host, access=access, ready=ready)

@@ -13,8 +13,8 @@ SECTIONS = {  # the heading -> options, in any verb
     "Steering": "guide negative reward question select method strength window every inner "
     "momentum travel fixed budget cutouts views decoder tiny memory refine judge",
     "Options of one method": "number finish look of quota enough potential sharpness rising "
-    "threshold resampling eta lookahead-steps scale temperature iterations rate prior patience "
-    "rho mu",
+    "threshold resampling eta interpolant lookahead-steps scale temperature together "
+    "sketch-scheduler sketch-cfg iterations rate white prior patience rho mu",
     "Sampling": "steps cfg cfg-window seed size count best-of exact safety-checker",
     "Canvas": "canvas seconds lr ema grow smooth start init init-weight mask image-prompt "
     "prompt-at tile symmetry palette palette-weight zoom rotate shift frame-every",

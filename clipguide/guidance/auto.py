@@ -3,7 +3,8 @@
 `auto.json` is a table of ways that no other beats at their cost or below it: the gain in the score
 of a CLIP that had no part in them, and the cost ÷ that of plain sampling, both measured on the
 embedded generator (`python -m benchmarks.steering table --auto`). Its denoiser is small, so that
-steering weighs more there than on any larger model: a budget is kept to, and seldom used up.
+steering weighs more there than on any larger model: a budget is kept to, and seldom used up. Its
+`models` are the fingerprints of what was measured; without any it is of an earlier generator.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Choice:
         best = f", best of {self.best_of}" if self.best_of > 1 else ""
         return (
             f"{self.each.name}{options}{best}; decoder {self.decoder}, {self.cutouts} cutouts: "
-            f"{self.cost:.1f} × the cost of plain sampling on the embedded generator"
+            f"{self.cost:.1f} × the cost of plain sampling on {_measured_on()}"
         )
 
 
@@ -93,6 +94,15 @@ def times_plain(budget: str | float | None, plain_seconds) -> float | None:
     return value / plain
 
 
-@functools.cache
+def _measured_on() -> str:
+    """What the table is of."""
+    return "the embedded generator" if _table().get("models") else "an earlier embedded generator"
+
+
 def _rows() -> list[dict]:
-    return json.loads(TABLE.read_text())["rows"]
+    return _table()["rows"]
+
+
+@functools.cache
+def _table() -> dict:
+    return json.loads(TABLE.read_text())

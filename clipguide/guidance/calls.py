@@ -6,10 +6,11 @@ import contextlib
 
 import torch
 
-from ..errors import ClipguideError
-from . import gradients
+from ..errors import ClipguideError, UsageError
+from . import borrowed, gradients
 from .conditioning import Conditioning
 from .contract import Gradient, Method, Sampler
+from .digest import digest, marks
 from .generators import restarted
 from .latents import execution_device
 from .observers import ranks
@@ -71,6 +72,32 @@ class Calls(Sampler):
             session.end()
             session.mode = Mode(None, within_call=True)
         raise ClipguideError(f"{type(self.pipe).__name__} took no step to look at.")
+
+    @contextlib.contextmanager
+    def borrowing(self, *, scheduler: str | None, adapter: str | None):
+        session = self._session
+        taps = {"on_timesteps": session.set_timesteps, "on_step": session.step}
+        with contextlib.ExitStack() as stack:
+            session.end()
+            stack.callback(session.end)
+            if adapter is not None:
+                stack.enter_context(borrowed.adapter(self.pipe, adapter))
+            if scheduler is not None:
+                stack.enter_context(borrowed.scheduler(self.pipe, scheduler, **taps))
+            yield
+
+    def without(self, adapter: str | None) -> contextlib.AbstractContextManager:
+        return borrowed.adapter(self.pipe, adapter, active=False)
+
+    def identity(self, **settings: object) -> str | None:
+        session, pipe = self._session, self.pipe
+        parts = pipe.components.values()
+        try:
+            weights = [marks(part) for part in parts if isinstance(part, torch.nn.Module)]
+            how = session.plan.selecting, session.decoder.asked, dict(pipe.scheduler.config)
+            return digest(how, settings, weights, borrowed.adapters(pipe))
+        except (UsageError, RuntimeError, TypeError):  # offloaded, quantised, of no known kind
+            return None
 
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
         self.sample(**{**settings, "output_type": "latent"}, by=None)

@@ -283,6 +283,19 @@ class Sampler(Protocol):
         """Score_B of what x0 decodes to after the share `until` of a run's steps, which ends
         there."""
 
+    def borrowing(
+        self, *, scheduler: str | None, adapter: str | None
+    ) -> contextlib.AbstractContextManager:
+        """A context in which the pipeline has another scheduler, of a class of diffusers' made from
+        the config of its own, and a LoRA adapter of its denoiser's beside those that are active."""
+
+    def without(self, adapter: str | None) -> contextlib.AbstractContextManager:
+        """A context in which that adapter is not active."""
+
+    def identity(self, **settings: object) -> str | None:
+        """A digest of what an unsteered run with these settings, and its score, depend on; None
+        where that cannot be said."""
+
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
         """Unsteered: the final latents, and score_B = −loss_B of what they decode to."""
 

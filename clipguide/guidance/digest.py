@@ -85,6 +85,18 @@ def _of_weights(module: nn.Module) -> str:
     return known
 
 
+def marks(module: nn.Module) -> list[tuple]:
+    """What tells in a moment whether a module's weights have changed: of each its name, type, shape
+    and the sum of its bits, which stay the same where it is moved. UsageError for weights that are
+    offloaded."""
+    found = []
+    for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            dtype, shape, _, _, bits = _mark(value) if not value.is_meta else _refuse()
+            found.append((name, dtype, tuple(shape), bits))
+    return found
+
+
 def _mark(value: object) -> tuple:
     """What tells that a weight is not the one that it was, without bringing it to the CPU: where it
     is, how often it was written to, and the sum of its bits, as what writes through `.data` is not
@@ -130,10 +142,14 @@ def _of_python(kind: type) -> bool:
     return kind.__module__ == "__main__" or file.endswith((".py", ".pyc"))
 
 
+def _refuse() -> tuple:
+    raise UsageError("Weights that are offloaded have no digest: leave `tape` out.")
+
+
 def _feed_tensor(hashed, tensor: torch.Tensor) -> None:
     hashed.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     if tensor.is_meta:
-        raise UsageError("Weights that are offloaded have no digest: leave `tape` out.")
+        _refuse()
     data = tensor.detach().cpu().contiguous()
     if data.numel():
         hashed.update(data.reshape(-1).view(torch.uint8).numpy())

@@ -17,6 +17,7 @@ from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
 from ..images import to_pil
 from ..pipelines.picture import Picture, easing
 from ..recipe import save_png
+from ..rewards import wanted
 from . import parts, words
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def draw(
     seed: str,
     count: int,
     best_of: int = 1,
+    rewards: Sequence[str] = (),
 ) -> Iterator[tuple[list[tuple[Any, str]], str, str]]:
     """Pictures and their labels so far, what is said, and the plot, again and again; nothing unless
     the session asked for a run.
@@ -140,6 +142,7 @@ def draw(
 
     try:
         settings = _settings(prompt, negative, strength, steps, seed, count, best_of)
+        settings |= _rewards(models, rewards)
         yield [], words.said("The models are being loaded…"), ""
         generator = models.generator()
 
@@ -201,8 +204,12 @@ def build(models: Models, folder: str) -> None:
                     1, MOST, value=1, step=1, label="Candidates of each, the best is kept",
                     elem_id="best-of",
                 )  # fmt: skip
+                rewards = []  # a component, where the server offers any
+                if models.rewards:
+                    offered = list(models.rewards)
+                    rewards = [gr.CheckboxGroup(offered, label="Rewards", elem_id="rewards")]
             gr.Examples(EXAMPLES, inputs=prompt, label="Examples", cache_examples=False)
-    asked = [prompt, negative, strength, steps, seed, count, best_of]
+    asked = [prompt, negative, strength, steps, seed, count, best_of, *rewards]
     triggers = [prompt.submit, negative.submit, seed.submit, start.click]
     _wire(models, folder, triggers, halt, asked, [pictures, line, plot])
 
@@ -279,6 +286,16 @@ def _settings(
         "count": int(count),
         "best_of": int(best_of),
     }
+
+
+def _rewards(models: Models, chosen: Sequence[str]) -> dict[str, Any]:
+    """Settings of the chosen rewards: those with a gradient pull, the others choose among
+    candidates. UsageError for one that the page does not offer."""
+    if unknown := [name for name in chosen if name not in models.rewards]:
+        raise UsageError(f"The page does not offer the reward {unknown[0]!r}.")
+    pulling = tuple(name for name in chosen if wanted(name).kind.gradient)
+    selecting = tuple(name for name in chosen if name not in pulling)
+    return {"rewards": pulling, "select": selecting, "question": models.question}
 
 
 def _label(picture: Picture) -> str:

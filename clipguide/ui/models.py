@@ -26,6 +26,9 @@ class Models:
     model: str = MINI
     clip: str | None = None
     device: str = "cpu"
+    rewards: tuple[str, ...] = ()
+    question: str = ""
+    key: str = ""
     stops: Stops = field(default_factory=lambda: Stops())
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _clips: dict[str, Clip] = field(default_factory=dict, repr=False)
@@ -37,7 +40,9 @@ class Models:
 
         with self._lock:
             if self._draw is None:
-                self._draw = TextToImage(model=self.model, clip=self.clip, device=self.device)
+                self._draw = TextToImage(
+                    model=self.model, clip=self.clip, device=self.device, key=self.key
+                )
             return self._draw
 
     def ranker(self) -> Clip:

@@ -9,7 +9,15 @@ here with a unit-free step, each rms over one sample, and Nesterov's momentum as
 
     z <- z − rate · (g / rms(g) + prior · ∇K).
 
-The best noise seen is kept, by the objective, and drawn from at the end.
+The norm alone does not keep noise white: a gradient is smooth, and its low frequencies grow. With
+`white`, the default, each step is the part of g that leaves the norms of every block of the
+spectrum as they are, and z is then projected to where these are those of white noise
+(`guidance/whiteness.py`, after GPER, ICML 2026, arXiv 2602.08646):
+
+    z <- P(z − rate · t / rms(t)),    t = the tangent part of g at z.
+
+∇K is radial, so that `prior` has no part in this. The best noise seen is kept, by the objective,
+and drawn from at the end; the first is the one that was drawn.
 """
 
 from __future__ import annotations
@@ -23,6 +31,7 @@ from ...errors import ClipguideError, UsageError
 from ..contract import Method, along, call_signature, rms
 from ..generators import restarted
 from ..levels import widen
+from ..whiteness import Spectrum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +41,9 @@ class Noise(Method):
     Args:
         iterations: the number of runs with gradients.
         rate: the size of a step, in units of the rms of the gradient.
-        prior: the weight of the regulariser, which keeps the norm of the noise likely.
+        white: whether the noise is kept white in each block of its spectrum; if not, `prior` keeps
+            its norm likely, as ReNO does.
+        prior: the weight of ReNO's regulariser, where `white` is False.
         momentum: Nesterov's momentum.
         patience: stop after this number of runs without a better loss.
     """
@@ -43,6 +54,7 @@ class Noise(Method):
 
     iterations: int = 20
     rate: float = 0.05
+    white: bool = True
     prior: float = 1.0
     momentum: float = 0.9
     patience: int = 10
@@ -51,6 +63,8 @@ class Noise(Method):
         super().__post_init__()
         self.whole(1, "iterations", "patience")
         self.at_least(0, "rate", "prior", "momentum")
+        if type(self.white) is not bool:
+            raise UsageError(f"`white` is True or False, not {self.white!r}.")
         if self.momentum >= 1:
             raise UsageError(f"The momentum is at least 0 and less than 1, not {self.momentum}.")
 
@@ -72,6 +86,7 @@ class Noise(Method):
             settings["latents"] = sampler.initial_noise(generator=generator, **settings)
         given = settings.pop("latents")
         z, best = widen(given.detach()), None  # half precision overflows in the norm
+        spectrum = Spectrum(z.shape, z.device) if self.white else None
         velocity, waited = torch.zeros_like(z), 0
         for k in range(self.iterations + 1):
             latents = z.detach().to(given.dtype).requires_grad_()
@@ -86,9 +101,10 @@ class Noise(Method):
             waited = 0 if bool(better_B.any()) or k == 0 else waited + 1
             if waited >= self.patience or k == self.iterations:
                 break
-            step = self._step(z, seen.value)
+            step = self._step(z, seen.value, spectrum)
             velocity = self.momentum * velocity + step
             z = z - self.rate * (step + self.momentum * velocity)
+            z = spectrum.whitened(z) if spectrum else z
         latents = best.to(given.dtype)
         return sampler.sample(
             **settings, generator=restarted(generator), latents=latents, by=None
@@ -108,8 +124,15 @@ class Noise(Method):
                 "strength=1, or use shortcut."
             )
 
-    def _step(self, z: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    def _step(
+        self, z: torch.Tensor, gradient: torch.Tensor, spectrum: Spectrum | None
+    ) -> torch.Tensor:
         gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
+        if spectrum:
+            gradient = spectrum.tangent(z, gradient)
+        step = gradient / along(rms(gradient).clamp_min(1e-30), z)
+        if spectrum:
+            return step
         size_B = z.flatten(1).square().sum(1)
         norm = 1 - (z[0].numel() - 1) / size_B
-        return gradient / along(rms(gradient).clamp_min(1e-30), z) + self.prior * along(norm, z) * z
+        return step + self.prior * along(norm, z) * z

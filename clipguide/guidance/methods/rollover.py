@@ -8,6 +8,13 @@ next step's; if none does, the best of them is. So every run costs quota · step
 denoiser, spent where they are needed. The entries of `scheduler.timesteps` that the pipeline reads
 are written as the run goes.
 
+A flow is sampled through a variance-preserving interpolant (their interpolant conversion), whose
+levels it visits instead of its own (`guidance/interpolants.py`); interpolant="own" leaves them.
+
+With a `strength` the x0 that a step was decided for is moved along the objective's gradient, as
+the shortcut does, before its proposals are drawn: they are drawn around a better mean, at one
+gradient a step. They report that gradients add to the search; this way of adding them is ours.
+
 With `enough` the search ends early, at a threshold of the verifier (arXiv 2512.08985, 2025):
 once the best reward so far of every image is at least that, each step takes its first proposal, and
 what is left of the budget is not spent, where the pipeline can be interrupted (diffusers' own can).
@@ -19,28 +26,38 @@ quota is spent, and each takes its own first proposal that was better, or its be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 
-from ...errors import ClipguideError, UsageError
-from .. import travel
+from ...errors import ClipguideError, UsageError, close_matches
+from ...schedules import Schedule
+from .. import interpolants, travel
 from ..contract import WINDOW, At, Method, Outcome, Run, along
-from ..schedulers import next_level, stochastic
+from ..descent import descend
+from ..schedulers import clipped, next_level, stochastic
 from ..stochastic import spread_of, stochastic_step
+from .shortcut import Shortcut
+
+INTERPOLANTS = ("vp", "own")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollover(Method):
     """Try several proposals at each step, `quota` on average.
 
-    It needs no gradient, only forward passes of the denoiser, the decoder and the CLIP.
+    Without a strength it needs no gradient, only forward passes of the denoiser, the decoder and
+    the CLIP.
 
     Args:
         quota: the mean number of proposals a step.
         eta: the amount of noise that makes a step stochastic, above 0.
+        strength: the length of the shortcut's move that proposals are drawn around, as a fraction
+            of rms(x0): a number or a schedule. 0 is none.
+        interpolant: the noise levels of a flow: "vp", of a variance-preserving interpolant, or its
+            "own". Of no meaning to other models.
         enough: the reward, −objective, at which an image is good enough; None is never.
     """
 
@@ -48,6 +65,8 @@ class Rollover(Method):
 
     quota: int = 4
     eta: float = 1.0
+    strength: float | str | Sequence[float] | Callable[[float], float] | Schedule = 0.0
+    interpolant: str = "vp"
     enough: float | None = None
 
     def __post_init__(self) -> None:
@@ -56,6 +75,10 @@ class Rollover(Method):
         self.at_least(0, "eta")
         if not (0 < self.eta <= 1):
             raise UsageError(f"eta must be above 0 and at most 1, not {self.eta}.")
+        object.__setattr__(self, "strength", Shortcut(strength=self.strength).strength)
+        if self.interpolant not in INTERPOLANTS:
+            near = close_matches(str(self.interpolant), INTERPOLANTS)
+            raise UsageError(f"There is no interpolant {self.interpolant!r}.{near}")
         if self.enough is not None:
             self.at_least(-math.inf, "enough")
         if self.every != 1 or self.window != WINDOW:
@@ -63,7 +86,12 @@ class Rollover(Method):
 
     @property
     def needs_gradient(self) -> bool:
-        return False
+        return not self._pull.idle
+
+    @property
+    def _pull(self) -> Shortcut:
+        """What moves the mean of proposals."""
+        return Shortcut(strength=self.strength)
 
     def covers(self, noise: float) -> bool:
         return True
@@ -77,7 +105,7 @@ class Rollover(Method):
             )
 
     def repeats(self) -> travel.Travel:
-        return Rolling(self.quota)
+        return Rolling(self.quota, self.interpolant)
 
     def start(self, run: Run) -> Callable[[At], Outcome]:
         can_stop = run.stop is not None
@@ -92,10 +120,26 @@ class Rollover(Method):
             image_N3HW, loss_B = run.loss(at.x0)
             state.see(at, -loss_B.cpu())
             if state.over(run.repeats, at.index):
-                return Outcome(state.model_output, state.sample, image_N3HW, loss_B)
+                outcome = self._moved(run, at, state)
+                return replace(outcome, image_N3HW=image_N3HW, loss_B=loss_B)
             return Outcome(at.model_output, at.sample, image_N3HW, loss_B)
 
         return act
+
+    def _moved(self, run: Run, at: At, state: _State) -> Outcome:
+        """The proposal that the step was decided for, its x0 moved along the gradient."""
+        pull, kept = self._pull, Outcome(state.model_output, state.sample)
+        if not pull.covers(at.level.noise):
+            return kept
+        x0 = clipped(run.scheduler, at.level.x0(kept.model_output, kept.sample)).detach()
+        descent = descend(
+            x0,
+            [(1.0, run.gradient)],
+            size=run.weight * pull.size(at.level.noise),
+            factor_B=run.factor_B,
+        )
+        chosen = replace(at, model_output=kept.model_output, sample=kept.sample, x0=x0)
+        return descent.outcome(chosen, fixed="sample")
 
     def after(self, run: Run, at: At) -> Callable[[torch.Tensor], torch.Tensor]:
         state = run.memory
@@ -118,6 +162,15 @@ class Rollover(Method):
 
 class Rolling(travel.Travel):
     """Room for `times` proposals a step; which step an entry is of is said by `go`."""
+
+    def __init__(self, times: int, interpolant: str) -> None:
+        super().__init__(times)
+        self.interpolant = interpolant
+
+    def enlarge(self, scheduler: object) -> None:
+        if self.interpolant == "vp":
+            interpolants.visit(scheduler)
+        super().enlarge(scheduler)
 
     def returns(self, index: int) -> bool:
         return False

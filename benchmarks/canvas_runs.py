@@ -1,0 +1,100 @@
+"""What `benchmarks/canvases.py` does with one image: draw it in a time, race it, and grade it.
+
+Shapes: B images, K concepts, D of an embedding.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from clipguide.pipelines.drawing import Drawing
+from clipguide.pipelines.text_to_canvas import TextToCanvas
+from PIL import Image
+
+from benchmarks.classic import Classic
+from benchmarks.records import models_of
+from clipguide import Clip, load_clip
+
+SHIPPED = ("guide", "judge", "vqgan", "generator")  # the latent canvas is the generator's
+
+
+class Measure:
+    """The referee, with the prompts of the mini generator's things in a fixed order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.models = models_of(*SHIPPED, referee=folder)
+        from training.evaluate.clips import all_drawings
+        from training.evaluate.samples import concept_prompts, things_drawn
+
+        drawings = all_drawings()
+        self.clip: Clip = load_clip(str(folder))
+        self.text_KD = self.clip.encode_text(drawings.concepts)
+        every, of = concept_prompts(things_drawn(drawings.concepts))
+        order = random.Random(0).sample(range(len(every)), len(every))
+        self.prompts = [every[i] for i in order]
+        self.place = {every[i]: drawings.place[of[i]] for i in order}
+
+    def score(self, prompt: str, image_13HW: torch.Tensor) -> float:
+        """Cosine of a picture with its prompt."""
+        with torch.no_grad():
+            unit_1D = self.clip.encode_image(image_13HW)
+        return (unit_1D @ self.clip.encode_text([prompt]).T).item()
+
+    def top5(self, prompt: str, picture: Image.Image) -> bool:
+        """Whether its thing is among the five concepts that fit the picture best."""
+        from training.evaluate.drawings import ranks
+
+        target_B = torch.tensor([self.place[prompt]])
+        return ranks(self.clip.encode_pictures([picture]), self.text_KD, target_B).item() < 5
+
+
+def timed(
+    owner: TextToCanvas, prompt: str, drawing: Drawing, seconds: float
+) -> tuple[Image.Image, int, float]:
+    """The image of a run of so many seconds of the processor, planned by a few steps that do not
+    count; how many steps it had, and what it took."""
+    few = owner.start(prompt, replace(drawing, steps=8))
+    few.step()  # warm
+    begin = time.process_time()
+    for _ in range(3):
+        few.step()
+    a_step = (time.process_time() - begin) / 3
+    steps = max(2, int(seconds / a_step))
+    begin, run = time.process_time(), owner.start(prompt, replace(drawing, steps=steps))
+    for _ in run:
+        if time.process_time() - begin > seconds:
+            break
+    return run.picture().image, run.index, time.process_time() - begin
+
+
+def raced(
+    measure: Measure,
+    classic: TextToCanvas,
+    owner: TextToCanvas,
+    prompt: str,
+    steps: int,
+    cutouts: int,
+) -> tuple[float, bool]:
+    """Our seconds ÷ the classic loop's, and whether its score was reached."""
+    torch.manual_seed(0)
+    side = classic.start(prompt, Drawing()).loop.canvas.height
+    sides = {"height": side, "width": side}
+    loop = Classic(classic.net, classic.clip, [prompt], **sides, cutouts=cutouts)
+    loop.step()  # warm
+    begin = time.process_time()
+    for _ in range(steps):
+        loop.step()
+    limit = time.process_time() - begin
+    wanted, spent, reached = measure.score(prompt, loop.image().clamp(0, 1)), 0.0, False
+    run = owner.start(prompt, Drawing(steps=steps, cutouts=cutouts))
+    while not (run.done or reached):
+        begin = time.process_time()
+        step = run.step()
+        spent += time.process_time() - begin
+        if run.index % 5 == 0:
+            reached = measure.score(prompt, step.image()) >= wanted
+    return spent / limit, reached

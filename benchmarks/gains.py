@@ -1,0 +1,175 @@
+"""The sums of `benchmarks/steering.py`: rows, the best way of a budget, what auto chooses from.
+
+Nothing is chosen on the prompts that it is shown on: of a budget, each method's way is the one
+that gains most on the even half of the prompts, and its figures are those of the odd half.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from benchmarks import ways
+from benchmarks.ways import PLAIN
+
+BUDGETS = (1.25, 1.5, 2.0, 4.0, 8.0)  # × plain sampling
+TOLERANCE = 1.02  # what a cost may be over a budget: the noise of its timing
+
+
+@dataclass
+class Drawn:
+    """One image: its place among the prompts, seconds, the referee's cosine and whether its thing
+    is in the referee's top five, the guide's cosine, and how far the referee has it from the images
+    of the other seeds of this way (1 − mean cosine), 0 of a single one. `models` is the digest of
+    the models that drew and graded it."""
+
+    prompt: int
+    way: str
+    seed: int
+    seconds: float
+    score: float
+    top5: bool
+    guide: float
+    spread: float = 0.0
+    models: str = ""
+
+
+@dataclass
+class Row:
+    """One way, `best_of` so many: what it costs (plain is 1), the referee's mean score, its gain
+    over plain of the same seeds with its standard error over prompts, its top-5, the shares of
+    prompts that gain and that lose more than two standard errors of their seeds, how different the
+    seeds of a prompt are, and the guide's mean score."""
+
+    way: str
+    best_of: int
+    prompts: int
+    cost: float
+    score: float
+    gain: float
+    error: float
+    top5: float
+    better: float
+    worse: float
+    spread: float
+    guide: float
+    method: str = "shortcut"
+    options: dict = field(default_factory=lambda: {"strength": 0.0})  # plain sampling
+    decoder: str = "vae"
+    cutouts: int = 0
+
+
+def mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def error(values: Sequence[float]) -> float:
+    """The standard error of the mean; infinite of a single value."""
+    if len(values) < 2:
+        return float("inf")
+    return statistics.stdev(values) / len(values) ** 0.5
+
+
+def best(images: list[Drawn], number: int) -> list[Drawn]:
+    """The guide's favourite of each whole group of so many."""
+    groups = [images[k : k + number] for k in range(0, len(images), number)]
+    return [max(g, key=lambda d: d.guide) for g in groups if len(g) == number]
+
+
+def rows(drawn: list[Drawn]) -> list[Row]:
+    """One row for each way and number of candidates."""
+    table: dict[str, dict[int, list[Drawn]]] = {}
+    for one in drawn:
+        table.setdefault(one.way, {}).setdefault(one.prompt, []).append(one)
+    plain = {(d.prompt, d.seed): d.score for d in drawn if d.way == PLAIN.name}
+    second = {p: mean(d.seconds for d in found) for p, found in table[PLAIN.name].items()}
+    found = []
+    for way in ways.WAYS:
+        for number in way.best_of if way.name in table else ():
+            of_prompt = {p: images for p, images in table[way.name].items() if p in second}
+            kept = {p: best(images, number) for p, images in of_prompt.items()}
+            kept = {p: images for p, images in kept.items() if images}
+            if kept:
+                found.append(_row(way, number, kept, of_prompt, plain, second))
+    return found
+
+
+def _row(
+    way: ways.Way,
+    number: int,
+    kept: dict[int, list[Drawn]],
+    every: dict[int, list[Drawn]],
+    plain: dict[tuple[int, int], float],
+    second: dict[int, float],
+) -> Row:
+    """The row of what was kept of each prompt."""
+    gains, clear = [], []
+    for p, images in kept.items():
+        # A kept image is compared with the mean of plain sampling of its group's seeds.
+        groups = [every[p][k : k + number] for k in range(0, len(images) * number, number)]
+        of_seeds = [
+            image.score - mean(plain[p, d.seed] for d in group)
+            for image, group in zip(images, groups, strict=True)
+        ]
+        gains.append(mean(of_seeds))
+        clear.append(gains[-1] < -2 * error(of_seeds))
+    costs = [mean(d.seconds for d in every[p]) / second[p] for p in kept]
+    flat = [image for images in kept.values() for image in images]
+    return Row(
+        way=way.name,
+        best_of=number,
+        prompts=len(kept),
+        cost=number * statistics.median(costs),
+        score=mean(mean(d.score for d in images) for images in kept.values()),
+        gain=mean(gains),
+        error=error(gains) if len(gains) > 1 else 0.0,
+        top5=mean(d.top5 for d in flat),
+        better=mean(gain > 0 for gain in gains),
+        worse=mean(clear),
+        spread=mean(d.spread for d in flat),
+        guide=mean(d.guide for d in flat),
+        **ways.settings(way),
+    )
+
+
+def at_budgets(drawn: list[Drawn]) -> dict[float, list[Row]]:
+    """Of each budget, each method's best way for it, chosen on the even prompts (in the order in
+    which they were drawn) and shown on the odd ones; the best by the first half comes first."""
+    order = list(dict.fromkeys(d.prompt for d in drawn))
+    even = set(order[::2])
+    chosen = rows([d for d in drawn if d.prompt in even])
+    shown = {(r.way, r.best_of): r for r in rows([d for d in drawn if d.prompt not in even])}
+    found = {}
+    for budget in BUDGETS:
+        kinds: dict[str, Row] = {}
+        for row in chosen:
+            kind = "plain" if row.way == PLAIN.name else row.method
+            fits = row.cost <= budget * TOLERANCE and (row.way, row.best_of) in shown
+            if fits and (kind not in kinds or row.gain > kinds[kind].gain):
+                kinds[kind] = row
+        ranked = sorted(kinds.values(), key=lambda row: -row.gain)
+        found[budget] = [shown[row.way, row.best_of] for row in ranked]
+    return found
+
+
+def frontier(found: list[Row]) -> list[Row]:
+    """The rows of the shortcut, and plain, that none of these beats at their cost or below."""
+    kept: list[Row] = []
+    for row in sorted(found, key=lambda row: row.cost):
+        if row.method == "shortcut" and not (row.best_of > 1 and "travel" in row.options):
+            if not kept or row.gain > kept[-1].gain:
+                kept.append(row)
+    return kept
+
+
+def markdown(found: list[Row]) -> str:
+    """The rows, dearest last."""
+    heads = ["way", "cost", "gain, 10⁻³", "top-5", "better", "worse by 2 s.e.", "diversity"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in sorted(found, key=lambda row: row.cost):
+        name = row.way + (f", best of {row.best_of}" if row.best_of > 1 else "")
+        gain = f"{1000 * row.gain:+.1f} ± {1000 * row.error:.1f}" if row.gain else "–"
+        shares = f"{row.top5:.1%} | {row.better:.0%} | {row.worse:.1%} | {row.spread:.3f}"
+        lines.append(f"| {name} | {row.cost:.2f} | {gain} | {shares} |")
+    return "\n".join(lines)
