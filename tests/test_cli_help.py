@@ -51,8 +51,10 @@ def test_summaries_fit_a_line():
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_examples_parse(verb):
-    assert len(examples(verb)) == 3
+def test_examples_parse(verb, tmp_path, monkeypatch):
+    (tmp_path / "a-red-fox-7.png").write_text("{}")  # a recipe that says nothing
+    monkeypatch.chdir(tmp_path)
+    assert len(examples(verb)) >= 3
     for line in examples(verb):
         words = shlex.split(line)
         words = words[words.index("clipguide") + 1 :]

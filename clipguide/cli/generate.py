@@ -14,7 +14,7 @@ import typer
 
 from ..errors import UsageError
 from ..prompts import shorten
-from . import console, options, steering, watching
+from . import console, options, recipes, steering, watching
 from .files import Files
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ MAX_PICTURES = 1000
 
 
 def generate(
+    ctx: typer.Context,
     prompts: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="PROMPT",
             help="What to draw, one image a PROMPT. 'a red fox | oil painting:0.5 | blur:-1': "
@@ -34,7 +35,9 @@ def generate(
             "ordinary characters.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    config: recipes.Config = None,
+    trust: recipes.Trust = False,
     guide: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="What CLIP steers towards. [default: the prompt]"),
@@ -185,6 +188,9 @@ def generate(
 
     Each PNG carries the recipe that made it. Nothing is overwritten without --force.
     """
+    if not prompts:
+        raise UsageError("There is no prompt: give one, or a recipe as --config FILE.")
+    recipes.check_trust(ctx, trust)
     if not 1 <= count * len(prompts) <= MAX_PICTURES:
         raise UsageError(f"A run draws 1 to {MAX_PICTURES} pictures, not {count * len(prompts)}.")
     if preview < 0:

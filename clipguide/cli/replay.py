@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UsageError
-from ..prompts import shorten
-from . import console, naming
+from . import console, naming, recipes
 from .options import ReportAsJson
 
 if TYPE_CHECKING:
     from ..pipelines.picture import Picture
     from ..recipe import Recipe
 
-EMBEDDED = {"mini", "mini-judge", ""}
+
 
 
 def replay(
@@ -64,22 +62,12 @@ def replay(
 
 
 def _refuse_foreign(recipe: Recipe, picture: Path) -> None:
-    names = {recipe.model, recipe.tiny, *_members(recipe.clip), *_members(recipe.judge)}
-    foreign = sorted(names - EMBEDDED)
+    clips = recipes.members(recipe.clip) | recipes.members(recipe.judge)
+    foreign = sorted({recipe.model, recipe.tiny, *clips} - recipes.EMBEDDED)
     foreign += sorted(recipe.files)
     foreign += sorted({*recipe.rewards, *recipe.selected_by})
     if foreign:
-        names = shorten(", ".join(foreign), 200)
-        raise UsageError(
-            f"The recipe of {picture} names {names}: give --trust to load that, and download what "
-            "is not here, if you trust who made the picture."
-        )
-
-
-def _members(clip: str) -> set[str]:
-    """The CLIPs that a name is made of, without their weights and where they run: those of
-    "0.7*mini+mini-judge@:bfloat16" are embedded."""
-    return {one.rpartition("*")[2].strip().partition("@")[0] for one in clip.split("+")}
+        recipes.refuse(foreign, picture)
 
 
 def _remake(recipe: Recipe, device: str, *, trust: bool) -> Picture:

@@ -18,6 +18,7 @@ SECTIONS = {  # the heading -> options, in any verb
     "Sampling": "steps cfg cfg-window seed size count best-of exact safety-checker",
     "Canvas": "canvas seconds lr ema grow smooth start init init-weight mask image-prompt "
     "prompt-at tile symmetry palette palette-weight zoom rotate shift frame-every",
+    "Recipe": "config trust",
     "Query": "text texts pairs reference labels image plus where hybrid diversity page top metric "
     "prefix long templates few-shot none calibrate weight aesthetic duplicate drop-duplicates "
     "identical db to word like things",
@@ -28,7 +29,7 @@ SECTIONS = {  # the heading -> options, in any verb
     "With --for-guiding": "for-guiding against norm epsilon attack-steps",
     "Reading images": "recursive alpha frames icc megapixels fast urls batch workers strict cache "
     "no-cache verify",
-    "Models": "model clip device dtype bf16 fp16 int8 compile trust trust-pickle engine actors",
+    "Models": "model clip device dtype bf16 fp16 int8 compile trust-pickle engine actors",
     "Output": "out force resume grid preview video compare trace json quiet format contact-sheet "
     "copy-to link-to open confusion explain",
     "The page": "host port auth allow-host no-browser",
@@ -48,6 +49,7 @@ EXAMPLES = {
     "generate": """
         clipguide generate "a red fox" --seed 7
         clipguide generate "an apple" "a blue car" --count 2 --best-of 2 --grid --out images/
+        clipguide generate --config a-red-fox-7.png --seed 8
         clipguide generate "a fox" --model DIFFUSERS_FOLDER --clip ViT-L-14/openai --dtype bfloat16
     """,
     "optimize": """
