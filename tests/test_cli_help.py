@@ -120,6 +120,34 @@ def test_json_is_short_for_a_format():
     assert VERBS["doctor"].make_context("doctor", ["--json"]).params["as_json"] is True
 
 
+@pytest.mark.parametrize(
+    "verb, words, name, value",
+    [
+        ("score", ["a.png", "--text", "--json"], "text", ["--json"]),
+        ("score", ["a.png", "-t", "--json"], "text", ["--json"]),
+        ("score", ["a.png", "--prefix", "--format=table", "--text", "a"], "prefix",
+         "--format=table"),
+        ("search", ["--plus", "--minus"], "plus", ["--minus"]),
+        ("rerank", ["a.png", "-t", "--keep=3"], "text", ["--keep=3"]),
+        ("rerank", ["a.png", "--text", "--"], "text", ["--"]),
+        ("generate", ["fox", "-qo", "--animate"], "out", "--animate"),
+        ("generate", ["fox", "-o--animate"], "out", "--animate"),
+    ],
+)  # fmt: skip
+def test_a_value_is_not_renamed(verb, words, name, value, capsys):
+    """What an option takes may look like another option."""
+    assert VERBS[verb].make_context(verb, list(words)).params[name] == value
+    assert not capsys.readouterr().err
+
+
+def test_an_option_behind_a_value_is_renamed(capsys):
+    words = ["a.png", "--text", "fox", "-t", "owl", "--keep", "3", "--json"]
+    context = VERBS["rerank"].make_context("rerank", words)
+    assert context.params["text"] == ["fox", "owl"] and context.params["keep"] == 3
+    assert context.params["format"].value == "json"
+    assert "--keep is called --top now" in capsys.readouterr().err
+
+
 def test_behind_two_dashes_nothing_is_renamed(capsys):
     context = VERBS["generate"].make_context("generate", ["fox", "--", "--animate"])
     assert context.params["prompts"] == ["fox", "--animate"]

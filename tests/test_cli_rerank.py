@@ -55,7 +55,7 @@ def test_formats_say_the_same(run, pictures):  # noqa: F811
     scores = [row["score"] for row in rows]
     np.testing.assert_allclose([float(row["score"]) for row in listed], scores, atol=1e-6)
     head, *lines = run(*given, "text").stdout.splitlines()
-    assert head.split() == ["rank", "score", "text", "path"]
+    assert head.split() == ["rank", "score", "text", "sure?", "path"]
     assert [line.split()[-1] for line in lines] == [row["path"] for row in rows]
 
 

@@ -17,6 +17,7 @@ from ..prompts import shorten
 from . import console
 from .embedding import Images, Options, open_pictures, with_options
 from .rows import SEPARATORS, Format, Printed, Rows
+from .sureness import Scored, word
 
 if TYPE_CHECKING:
     import torch
@@ -118,13 +119,15 @@ def _classify(
     explain: Path | None,
     format: Format,
 ) -> None:
-    rows = Rows(format, ["path", "rank", "label", "probability", "cosine"])
+    rows = Rows(format, ["path", "rank", "label", "probability", "cosine", "better_than"])
+    beside = Scored(classifier.clip, classifier.labels, template=classifier.templates[0])
     truth = Truth(classifier.labels)
     drawn = 0
     for embedded in pictures:
         unit_1D = embedded.unit_D[None]
         (found,) = classifier.name(unit_1D, top=top, model=model)
-        _add(rows, format, embedded.path, found)
+        (shares,) = beside.shares(unit_1D, classifier.cosines(unit_1D))
+        _add(rows, format, embedded.path, found, dict(zip(classifier.labels, shares, strict=True)))
         truth.add(embedded.path, found[0].label, (model or classifier).logits(unit_1D))
         if explain is not None:
             drawn += _explain(classifier, embedded.path, found, explain, drawn)
@@ -135,14 +138,21 @@ def _classify(
     pictures.finish()
 
 
-def _add(rows: Rows, format: Format, path: str, found: list[Named]) -> None:
-    """One row of a picture, or in a CSV one for each of its labels."""
-    shown = "  ".join(f"{one.label} {one.probability:.1%}" for one in found)
+def _add(
+    rows: Rows, format: Format, path: str, found: list[Named], shares: dict[str, float]
+) -> None:
+    """Print one row for an image, or in a CSV one for each of its labels."""
     named = [
         {"label": one.label, "probability": one.probability,
-         "cosine": one.cosine if one.cosine == one.cosine else None}
+         "cosine": one.cosine if one.cosine == one.cosine else None,
+         "better_than": shares.get(one.label)}
         for one in found
     ]  # fmt: skip
+    shown = "  ".join(
+        f"{one.label} {one.probability:.1%}"
+        + (f" ({word(shares[one.label])})" if one.label in shares else "")
+        for one in found
+    )
     for rank, one in enumerate(named if format in SEPARATORS else named[:1], start=1):
         rows.add(
             cells=[path, rank, *("" if value is None else value for value in one.values())],

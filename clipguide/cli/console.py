@@ -182,6 +182,7 @@ class Count:
         self._progress.update(self._task, total=total, completed=done, pace=pace)
 
 
-def score_line(scores: dict[str, float]) -> str:
-    """'guide 0.312  judge 0.287'."""
-    return "  ".join(f"{name} {score:.3f}" for name, score in scores.items())
+def score_line(scores: dict[str, float], words: dict[str, str] | None = None) -> str:
+    """Return a line such as 'guide 0.312 (very sure)  judge 0.287 (sure)'."""
+    said = {name: f" ({word})" for name, word in (words or {}).items() if word}
+    return "  ".join(f"{name} {score:.3f}{said.get(name, '')}" for name, score in scores.items())

@@ -12,12 +12,13 @@ import typer
 
 from ..errors import UsageError
 from ..prompts import shorten
-from . import console, naming, watching
+from . import console, naming, sureness, watching
 
 if TYPE_CHECKING:
     from ..pipelines.picture import Picture
     from ..pipelines.text_to_image import Step
     from ..recipe import Recipe
+    from .sureness import Drawn
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Files:
     resume: bool = False
     trace: bool = False
     pictures: list[Picture] = field(default_factory=list)
+    sureness: Drawn | None = None  # what says how sure the scores are
+    shares: list[dict[str, float]] = field(default_factory=list)  # of each picture, by its names
     kept: list[Picture] = field(default_factory=list)  # of a run before
     written: list[str] = field(default_factory=list)
 
@@ -99,6 +102,7 @@ class Files:
             trace = picture.trace if self.trace else None
             save_png(picture.image, picture.recipe, path, overwrite=self.force, trace=trace)
         self.pictures.append(picture)
+        self.shares.append(self.sureness.shares(picture) if self.sureness else {})
 
     def add_sheet(self, kind: str, pictures: list[Any], labels: list[str], columns: int) -> None:
         """Write a sheet of PIL pictures; the preview again and again."""
@@ -124,15 +128,15 @@ class Files:
 
     def tell(self, *, as_json: bool, quiet: bool) -> None:
         """Print the path and the scores of all that was written."""
-        for path, picture in zip(self.paths, self.pictures, strict=False):
+        for path, picture, shares in zip(self.paths, self.pictures, self.shares, strict=False):
             if as_json:
-                _print_json(
-                    path, prompt=picture.recipe.prompt, seed=picture.seed, **_scores(picture)
-                )
+                known = {"prompt": picture.recipe.prompt, "seed": picture.seed}
+                _print_json(path, **known, **_scores(picture), better_than=shares)
             elif quiet:
                 console.tell(path)
             else:
-                console.tell(f"{path}  {console.score_line(_scores(picture))}")
+                words = {name: sureness.word(share) for name, share in shares.items()}
+                console.tell(f"{path}  {console.score_line(_scores(picture), words)}")
         for kind in self.written:
             if as_json:
                 _print_json(self.sheets[kind], sheet=kind)

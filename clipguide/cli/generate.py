@@ -14,7 +14,7 @@ import typer
 
 from ..errors import UsageError
 from ..prompts import shorten
-from . import console, options, recipes, steering, watching
+from . import console, options, recipes, steering, sureness, watching
 from .files import Files
 
 if TYPE_CHECKING:
@@ -289,6 +289,8 @@ def _draw(
 
     asked = Generation(**settings)
     draw = TextToImage(**models)
+    if not quiet:
+        files.sureness = sureness.Drawn(guide=draw.clip, judge=draw.judge)
     kept = {"tapes": files.tapes, "finished": files.finished} if files.resume else {}
     on_step: list[Callable[[Step], None]] = []
     drawn = draw.iterate(prompts, asked, **kept, on_step=lambda step: on_step[0](step))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from . import console, options, watching
+from . import console, options, sureness, watching
 from .files import Files
 from .generate import best_device, pixels
 from .unfinished import Unfinished
@@ -265,6 +265,8 @@ def optimize(
             )
             if seconds is not None:
                 drawing = _timed(owner, prompts[0], drawing, seconds, quiet=quiet)
+            if not quiet:
+                files.sureness = sureness.Drawn(guide=owner.clip, judge=owner.judge)
             every_seed = [(prompt, seed + i) for prompt in prompts for i in range(count)]
             runs = (owner.start(prompt, drawing, seed=one) for prompt, one in every_seed)
             _draw(runs, len(every_seed), files, reel, preview=preview, force=force, quiet=quiet)

@@ -18,6 +18,8 @@ from .embedding import Images, Options, open_pictures, with_options
 from .generate import best_device
 from .rows import Format, Printed, Rows
 from .score import checked
+from .sureness import WIDTH as SURE
+from .sureness import Scored, word
 
 if TYPE_CHECKING:
     import torch
@@ -115,6 +117,7 @@ def rerank(
         paths, unit_BD = _embed(pictures)
         if paths:
             criteria = _criteria(judges, unit_BD, weights) + _rewarded(rewards, paths, texts)
+            shares = _shares(pictures.clip, texts, unit_BD)
             order = rank(
                 combine(criteria),
                 unit_BD,
@@ -122,7 +125,7 @@ def rerank(
                 diversity=diversity,
                 duplicate=duplicate if drop_duplicates else None,
             )
-            _print(format, order, paths, criteria)
+            _print(format, order, paths, criteria, shares)
             best = [paths[place] for place in order.best]
             if contact_sheet:
                 _draw(contact_sheet, best, [order.relevance[place] for place in order.best])
@@ -240,17 +243,35 @@ def _embed(pictures: Pictures) -> tuple[list[str], torch.Tensor]:
     return list(vectors), torch.stack(list(vectors.values())) if vectors else torch.empty(0, 0)
 
 
-def _print(format: Format, order: Order, paths: list[str], criteria: list[Criterion]) -> None:
+def _shares(clip: Clip, texts: list[str], unit_BD: torch.Tensor) -> list[float] | None:
+    """The share of unrelated texts that score lower, of each image: the mean over the texts. None
+    if there is no text."""
+    if not texts:
+        return None
+    text_ND = clip.encode_text(texts).float().cpu()
+    rows = Scored(clip, texts).shares(unit_BD, unit_BD @ text_ND.T)
+    return [sum(row) / len(row) for row in rows]
+
+
+def _print(
+    format: Format,
+    order: Order,
+    paths: list[str],
+    criteria: list[Criterion],
+    shares: list[float] | None,
+) -> None:
     """A row for each picture that is kept; on stderr a line for each copy that is dropped."""
     names = [criterion.name for criterion in criteria]
-    columns = ["rank", "path", "score", *names]
-    head = "  ".join(["rank", "  score", *(name.rjust(9) for name in names), "path"])
+    columns = ["rank", "path", "score", *names, *(["better_than"] if shares else [])]
+    sure = ["sure?".ljust(SURE)] if shares else []
+    head = "  ".join(["rank", "  score", *(name.rjust(9) for name in names), *sure, "path"])
     rows = Rows(format, columns, head=head)
     for number, place in enumerate(order.best, start=1):
         scores = [float(criterion.score_B[place]) for criterion in criteria]
         score = order.relevance[place]
-        cells = [number, paths[place], score, *scores]
-        shown = "  ".join(f"{value:9.4f}" for value in scores)
+        cells = [number, paths[place], score, *scores, *([shares[place]] if shares else [])]
+        said = [f"{word(shares[place]):{SURE}}"] if shares else []
+        shown = "  ".join([*(f"{value:9.4f}" for value in scores), *said])
         rows.add(
             cells=cells,
             line=f"{number:4}  {score:7.4f}  {shown}  {paths[place]}",

@@ -14,12 +14,17 @@ from ..errors import UsageError
 from ..prompts import check_text, read_lines, shorten
 from . import console, pairs
 from .embedding import Options, open_pictures, with_options
-from .rows import WIDTH, Format, Printed, Rows
+from .rows import SEPARATORS, WIDTH, Format, Printed, Rows
+from .sureness import WIDTH as SURE
+from .sureness import Scored, word
 
 if TYPE_CHECKING:
     import torch
 
     from ..clip import Clip
+
+
+WORDED = WIDTH + SURE  # of a column of scores with words beside them
 
 
 class Metric(str, Enum):
@@ -123,16 +128,26 @@ def _score(
     reference_RD = _encode(clip, references, prefix, long) if references else None
     measure = _measure(metric, clip, caption_ND, reference_RD)
     many = len(captions) > 1
-    names = [shorten(caption, WIDTH).rjust(WIDTH) for caption in captions]
+    plain = format in SEPARATORS or metric is Metric.probability  # which has a meaning of its own
+    beside = None if plain else Scored(clip, captions, template=f"{prefix}{{}}")
+    width = WIDTH if plain else WORDED
+    names = [shorten(caption, width).rjust(width) for caption in captions]
     head = "  ".join([*names, "path"]) if many else None
     printer, means = Rows(format, ["path", *captions], head=head), Means(metric.value, captions)
     for embedded in pictures:
-        row = measure(scores.cosine(embedded.unit_D[None], caption_ND))[0].tolist()
-        shown = [f"{value:.4f}".rjust(WIDTH if many else 0) for value in row]
+        unit_1D = embedded.unit_D[None]
+        cosine_1N = scores.cosine(unit_1D, caption_ND)
+        row = measure(cosine_1N)[0].tolist()
+        record = {"path": embedded.path, "scores": dict(zip(captions, row, strict=True))}
+        shown = [f"{value:.4f}" for value in row]
+        if beside:
+            (shares,) = beside.shares(unit_1D, cosine_1N)
+            record["better_than"] = dict(zip(captions, shares, strict=True))
+            both = zip(shown, shares, strict=True)
+            shown = [f"{one} {word(share):{SURE}}" for one, share in both]
+        shown = [one.rjust(width if many else 0) for one in shown]
         printer.add(
-            cells=[embedded.path, *row],
-            line="  ".join([*shown, embedded.path]),
-            record={"path": embedded.path, "scores": dict(zip(captions, row, strict=True))},
+            cells=[embedded.path, *row], line="  ".join([*shown, embedded.path]), record=record
         )
         means.add(row)
     printer.close()

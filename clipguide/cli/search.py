@@ -12,6 +12,8 @@ from . import console
 from .index import BOTH, Db
 from .options import Device
 from .rows import Format, Printed, Rows
+from .sureness import WIDTH as SURE
+from .sureness import Scored, word
 
 if TYPE_CHECKING:
     import torch
@@ -181,8 +183,10 @@ def _print(answer: Answer, format: Format, page: int) -> None:
 
 
 def _share(hit: Hit) -> list[str]:
-    """What its score is better than, where that is known."""
-    return [] if hit.better_than is None else [f"{hit.better_than:5.1%}"]
+    """What its score is better than, and the word for that, if it is known."""
+    if hit.better_than is None:
+        return []
+    return [f"{hit.better_than:5.1%} {word(hit.better_than):{SURE}}"]
 
 
 def _show(answer: Answer, title: str, sheet: Path | None, open_: bool) -> None:
@@ -225,9 +229,11 @@ def _print_texts(
     query = compose([(unit_D, 1.0) for unit_D in _embed(clip, images)])
     cosine_N = encode_texts(clip, lines) @ query.unit_D
     best = cosine_N.argsort(descending=True, stable=True)[:k].tolist()
-    rows = Rows(format, ["text", "score"])
-    for n in best:
-        record = {"text": lines[n], "score": float(cosine_N[n])}
-        line = f"{record['score']:.4f}  {record['text']}"
+    texts, cosine_1K = [lines[n] for n in best], cosine_N[best][None]
+    (shares,) = Scored(clip, texts).shares(query.unit_D[None], cosine_1K)
+    rows = Rows(format, ["text", "score", "better_than"])
+    for text, cosine, share in zip(texts, cosine_1K[0].tolist(), shares, strict=True):
+        record = {"text": text, "score": cosine, "better_than": share}
+        line = f"{cosine:.4f} {word(share):{SURE}}  {text}"
         rows.add(cells=list(record.values()), line=line, record=record)
     rows.close()

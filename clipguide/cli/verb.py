@@ -144,21 +144,35 @@ class Verb(TyperCommand):
     """A command whose options stand under headings, with examples at the end of its help."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self._renamed(args))
+
+    def _renamed(self, args: list[str]) -> list[str]:
+        """The words of a command line with options by their present names. What stands where an
+        option's value does is no option, and is left as it is."""
         renamed = RENAMED.get(self.name or "", {})
+        takes = {name for p in self.params if not getattr(p, "is_flag", False) for name in p.opts}
+        takes |= {old for old, new in renamed.items() if new in takes}
         names = {name for parameter in self.params for name in parameter.opts}
         short = "--format" in names and "--json" not in names  # --json is --format json
+        found, value_of = [], ""
         for k, arg in enumerate(args):
-            if arg == "--":
-                break
-            old, equals, value = arg.partition("=")
+            if arg == "--" and not value_of:
+                return [*found, *args[k:]]
+            name, equals, value = arg.partition("=")
+            if value_of:
+                found.append("text" if (value_of, arg) == ("--format", "table") else arg)
+                value_of = ""
+                continue
+            value_of = waiting(arg, takes)
             if short and arg == "--json":
-                args[k] = "--format=json"
-            elif short and "table" in (value, arg) and "--format" in (old, args[k - 1]):
-                args[k] = arg.replace("table", "text")  # as it was called
-            elif old in renamed:
-                args[k] = renamed[old] + equals + value
-                console.complain(f"{old} is called {renamed[old]} now; {old} will go.")
-        return super().parse_args(ctx, args)
+                arg = "--format=json"
+            elif short and arg == "--format=table":  # as it was called
+                arg = "--format=text"
+            elif name in renamed:
+                arg = renamed[name] + equals + value
+                console.complain(f"{name} is called {renamed[name]} now; {name} will go.")
+            found.append(arg)
+        return found
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         rows: dict[str, list[tuple[str, str]]] = {}
@@ -179,6 +193,18 @@ class Verb(TyperCommand):
         with formatter.section("Examples"):
             for line in examples(self.name or ""):
                 formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+def waiting(arg: str, takes: set[str]) -> str:
+    """The option whose value is the next word after this one, or "". `takes` are the options that
+    take values."""
+    if arg.startswith("--"):
+        return arg if arg in takes else ""
+    if arg.startswith("-"):
+        for k, letter in enumerate(arg[1:], start=1):  # -qo PATH is -q -o PATH, -oPATH is -o PATH
+            if f"-{letter}" in takes:
+                return f"-{letter}" if k == len(arg) - 1 else ""
+    return ""
 
 
 def heading(verb: str, parameter: Any) -> str:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import unrelated
 from ..errors import ClipguideError, ClipguideWarning, UsageError
 from ..prompts import check_text
 from ..rerank import rank
-from . import filters, maintenance, unrelated
+from . import filters, maintenance
 from .faults import RAISED, reason
 from .places import default_path
 from .store import COLUMNS, Store

@@ -51,9 +51,13 @@ def rerank(
         if given
     ]
     order = rank(combine(criteria), unit_BD, duplicate=DUPLICATE if drop else None)
+    shares: list[float | None] = [None] * len(names)
+    if text:
+        shares = [*models.unrelated(clip).shares(unit_BD, text, criteria[0].score_B)]
     ranked = []
     for number, place in enumerate(order.best, start=1):
-        ranked.append((pictures[place], f"{number}  {order.relevance[place]:.3f}  {names[place]}"))
+        scored = words.scored(order.relevance[place], shares[place])
+        ranked.append((pictures[place], f"{number}  {scored}  {names[place]}"))
     copies = f" {len(order.duplicate_of)} copies are left out." if order.duplicate_of else ""
     return ranked, " ".join([f"{len(ranked)} pictures, the best first.{copies}", *wrong])
 

@@ -106,7 +106,7 @@ def cells(found: Found) -> list[tuple[Image.Image, str]]:
     from ..retrieval import page
 
     return [
-        (page.opened(hit.thumbnail), f"{words.score(hit.score)} {_name(hit)}")
+        (page.opened(hit.thumbnail), f"{words.scored(hit.score, hit.better_than)} {_name(hit)}")
         for hit in found.hits
     ]
 
