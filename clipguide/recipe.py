@@ -227,7 +227,7 @@ def save_png(
     overwrite: bool = False,
     trace: list[dict[str, float]] | None = None,
 ) -> None:
-    """Write a picture and its recipe to a PNG, whole or not at all; its folder is made. `trace` is
+    """Write an image and its recipe to a PNG, whole or not at all; its folder is made. `trace` is
     that of `Report.rows`.
 
     UsageError if the file is there and `overwrite` is not set, ClipguideError if it cannot be
@@ -353,7 +353,7 @@ def _read_text(path: str | os.PathLike, chunk: str) -> str | None:
             image.load()  # a text chunk may follow the pixels
             return image.text.get(chunk)
     except FileNotFoundError:
-        raise UsageError(f"There is no picture {path}.") from None
+        raise UsageError(f"There is no image {path}.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise UsageError(f"{path} is not a PNG that can be read.") from None
 

@@ -61,7 +61,7 @@ def auto_of(budget: float | None, given: dict[str, object], best_of: int) -> Cho
 
 
 def candidates_of(method: Method, best_of: int) -> tuple[Method, int, int]:
-    """The method, how many candidates a picture has, and how many of these are drawn together."""
+    """The method, how many candidates an image has, and how many of these are drawn together."""
     if not isinstance(method, (BestOf, Particles)):
         return method, best_of, 1
     if best_of > 1:

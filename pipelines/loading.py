@@ -169,7 +169,7 @@ def pipeline_fingerprint(pipe: DiffusionPipeline) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what bears on a picture's bits."""
+    """Of what bears on an image's bits."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"clipguide": __version__, **found}
 
@@ -177,7 +177,7 @@ def versions() -> dict[str, str]:
 def plain_seconds(
     pipe: DiffusionPipeline, steps: int, cfg: float, width: int, height: int
 ) -> float:
-    """What plain sampling of one picture takes, by runs of one and of three steps."""
+    """What plain sampling of one image takes, by runs of one and of three steps."""
     seconds = {}
     for some in (1, 1, 3):  # the first warms up
         start = time.perf_counter()

@@ -69,9 +69,9 @@ def refused(*arguments, code=2):
         (["fox", "--strength", "inf"], "strength"),
         (["fox", "--strength", "-1"], "strength"),
         (["fox", "--cfg", "nan"], "guidance"),
-        (["fox", "--count", "10000"], "1000 pictures"),
-        (["fox", "--count", "0"], "1000 pictures"),
-        (["fox", "--count", "-3"], "1000 pictures"),
+        (["fox", "--count", "10000"], "1000 images"),
+        (["fox", "--count", "0"], "1000 images"),
+        (["fox", "--count", "-3"], "1000 images"),
         (["fox", "--best-of", "0"], "best_of"),
         (["fox", "--seed", "-1"], "seed"),
         (["fox", "--seed", str(2**63)], "seed"),
@@ -86,7 +86,7 @@ def refused(*arguments, code=2):
         (["fox", "--decoder", "tiny", "--tiny", "."], "no config.json"),
         (["fox", "--video", "fox.avi"], ".gif, .webp or .mp4"),
         (["fox", "--video", "fox"], ".gif, .webp or .mp4"),
-        (["fox", "--video", "fox.gif", "--count", "65"], "64 pictures"),
+        (["fox", "--video", "fox.gif", "--count", "65"], "64 images"),
         (["fox", "--model", "minni"], "Did you mean mini"),
         (["fox", "--model", "no/such/folder"], "no/such/folder"),
         (["fox", "--model", "."], "no diffusers folder"),
@@ -225,7 +225,7 @@ def test_a_full_disk(tiny_mini):
 
 
 def test_no_memory(tiny_mini, monkeypatch):
-    """The allocator's own error, from where pictures are drawn."""
+    """The allocator's own error, from where images are drawn."""
     monkeypatch.setattr(TextToImage, "iterate", lambda *_, **__: torch.empty(2**50))
     assert "not enough memory" in refused("generate", "fox", code=1)
 
@@ -274,7 +274,7 @@ def test_replay_of_a_hostile_recipe(picture, changes, message):
 def test_replay_without_recipe(picture):
     Image.new("RGB", (32, 32)).save("plain.png")
     Image.new("RGB", (32, 32)).save("plain.jpg")
-    Path("text.png").write_text("no picture")
+    Path("text.png").write_text("no image")
     Path("cut.png").write_bytes(picture.read_bytes()[:-100])
     for name in ("plain.png", "plain.jpg", "text.png", "cut.png", "missing.png", "."):
         assert name in refused("replay", name)

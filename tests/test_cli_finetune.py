@@ -44,7 +44,7 @@ def test_the_whole(clip_folder, pictures, tmp_path):
     table = [line.split() for line in done.stdout.splitlines()]
     assert table[0] == ["before", "after"] and table[1][:2] == ["target:", "top-1"]
     assert done.stdout.splitlines()[-1] == str(out)
-    assert "30 pictures in 3 classes, 10 each." in done.stderr and "epoch 1, step" in done.stderr
+    assert "30 images in 3 classes, 10 each." in done.stderr and "epoch 1, step" in done.stderr
     figure = json.loads((out / "finetune.json").read_text())["figures"]["target: top-1"]
     assert table[1][2::2] == [f"{100 * value:.1f}" for value in figure]
     assert not (tmp_path / "mine.unfinished").exists()
@@ -70,7 +70,7 @@ def test_the_page_runs(tmp_path, monkeypatch):
 
 def test_only_a_look(pictures, tmp_path):
     done = run(pictures, "--dry-run", "-o", tmp_path / "mine")
-    assert done.exit_code == 0 and "30 pictures in 3 classes" in done.stderr
+    assert done.exit_code == 0 and "30 images in 3 classes" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -68,7 +68,7 @@ def test_all_verbs_are_here():
 
 def test_what_is_wrong_is_told_before_anything_heavy_is_imported(tmp_path):
     """Each in a fork of a process that has imported the commands alone."""
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     lines = [[verb, *shlex.split(case)] for verb, cases in CASES.items() for case in cases]
     done = subprocess.run(
         [sys.executable, "-c", RUN],

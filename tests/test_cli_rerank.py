@@ -136,7 +136,7 @@ def test_unreadable_pictures_among_good_ones(run, pictures, tmp_path):  # noqa: 
     (pictures / "bad.png").write_bytes(b"")
     given = ("rerank", pictures, "--text", "a fox", "--copy-to", "best")
     result = run(*given)
-    assert result.exit_code == 0 and "1 of 6 pictures" in result.stderr
+    assert result.exit_code == 0 and "1 of 6 images" in result.stderr
     assert result.stderr.count("bad.png") == 1
     assert len(list((tmp_path / "best").iterdir())) == 5
     assert run("rerank", pictures, "--text", "a fox", "--strict").exit_code == 1

@@ -93,12 +93,12 @@ def test_json_pages_and_conditions(indexed, pictures):
     everything = paths(indexed("search", "fox"))
     pages = [paths(indexed("search", "fox", "-k", 3, "--page", page)) for page in (1, 2, 3)]
     assert pages == [everything[:3], everything[3:], []]
-    assert "no more pictures" in indexed("search", "fox", "-k", 3, "--page", 3).stderr
+    assert "no more images" in indexed("search", "fox", "-k", 3, "--page", 3).stderr
     assert paths(indexed("search", "fox", "--where", "caption = 'a red fox'")) == [
         str(pictures / "1.png")
     ]
     result = indexed("search", "fox", "--where", "date > '2024-01-01' and width > 512")
-    assert result.stdout == "" and "No picture is left." in result.stderr
+    assert result.stdout == "" and "No image is left." in result.stderr
 
 
 def test_by_picture_and_sums(indexed, clip, pictures):
@@ -172,9 +172,9 @@ def test_odd_queries(indexed, text):
         (("fox", "-k", "0"), "count from 1, not 0"),
         (("fox", "--page", "0"), "count from 1, not 0"),
         (("fox", "--where", "width >"), "--where is not understood at '>'"),
-        (("fox", "--where", "1=1; drop table pictures"), "nothing more"),
+        (("fox", "--where", "1=1; drop table images"), "nothing more"),
         (("--image", "none.png"), "There is no file none.png."),
-        (("--image", "pictures/1.txt"), "is not a picture"),
+        (("--image", "pictures/1.txt"), "is not an image"),
         (("--image", "pictures/1.png", "--hybrid"), "--hybrid searches in words"),
         (("fox", "--negative", "fox"), "cancel each other out"),
         (("fox", "--plus", ""), "prompt is empty"),
@@ -206,9 +206,9 @@ def test_index_refuses(run, indexed, judge_folder, tmp_path):
 
 
 def test_bad_pictures(run, pictures):
-    (pictures / "bad.png").write_text("no picture")
+    (pictures / "bad.png").write_text("no image")
     result = run("index", pictures)
-    assert "bad.png is not a picture" in result.stderr and "1 of 5 could not be" in result.stderr
+    assert "bad.png is not an image" in result.stderr and "1 of 5 could not be" in result.stderr
     run("index", pictures, "--strict", code=1)
     assert len(paths(run("search", "fox"))) == 4
 

@@ -122,7 +122,7 @@ def test_img2img_picture(redrawn):
         assert run(tensor, height=32).shape == (1, 3, 40, 48)
     with pytest.warns(ClipguideWarning, match="latents are ignored"):
         run(picture(), latents=torch.zeros(1, 4, 8, 8))
-    with pytest.raises(UsageError, match="no picture to begin with"):
+    with pytest.raises(UsageError, match="no image to begin with"):
         run(None)
 
 

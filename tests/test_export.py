@@ -51,7 +51,7 @@ VIT = {"image_size": IMAGE_SIZE, "layers": 2, "width": 64, "head_width": 16, "pa
 
 def write_open_clip(folder: Path, *, seed: int = 0, embed_dim: int = 24, **config) -> Path:
     """An open_clip folder of any configuration, with random weights and the tiny tokenizer, its
-    matrices doubled so that pictures do not look alike."""
+    matrices doubled so that images do not look alike."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -462,7 +462,7 @@ def test_a_tower_that_disagrees_is_not_kept(tmp_path, monkeypatch):
 
 def test_pictures_are_at_least_two(clip_folder, tmp_path):
     one = [Image.new("RGB", (40, 40), "red")]
-    with pytest.raises(UsageError, match="at least two pictures"):
+    with pytest.raises(UsageError, match="at least two images"):
         export(load_parts(clip_folder), to="onnx", out=tmp_path / "out", pictures=one)
 
 

@@ -59,13 +59,13 @@ def cluster():
 
 @pytest.fixture
 def home(tmp_path):
-    """Twelve pictures in two folders, one with a caption, and a file that is no picture."""
+    """Twelve images in two folders, one with a caption, and a file that is no image."""
     home = tmp_path / "pictures"
     (home / "more").mkdir(parents=True)
     for i in range(12):
         landscape(50, 40, seed=i).save((home if i % 2 else home / "more") / f"{i}.png")
     (home / "1.txt").write_text("a red\nfox\n")
-    (home / "bad.png").write_text("no picture")
+    (home / "bad.png").write_text("no image")
     old(home)
     return home
 

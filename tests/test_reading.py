@@ -155,8 +155,8 @@ def test_a_limit_of_ones_own_is_above_pillows(tmp_path):
         (b'<?xml version="1.0"?>\n<svg xmlns="x"></svg>', "is SVG, .* rsvg-convert"),
         (b"<SVG width='3'/>", "is SVG, .* rsvg-convert"),
         (b"", "is empty"),
-        (b"no", "is not a picture in a format that Pillow reads"),
-        (b"nothing at all", "is not a picture in a format that Pillow reads"),
+        (b"no", "is not an image in a format that Pillow reads"),
+        (b"nothing at all", "is not an image in a format that Pillow reads"),
     ],
 )
 def test_formats_that_pillow_does_not_read(tmp_path, head, said):
@@ -367,4 +367,4 @@ def test_names_on_stdin_are_no_patterns(clip_folder, tmp_path):
     assert done.stdout.count(".png") == 1
     assert f"There is no file {tmp_path}/gone [1].png." in done.stderr
     assert f"There is no file {tmp_path}/*.png." in done.stderr
-    assert "2 of 3 pictures could not be read." in done.stderr
+    assert "2 of 3 images could not be read." in done.stderr

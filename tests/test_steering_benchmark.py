@@ -69,7 +69,7 @@ def test_frontier():
 
 
 def test_every_way_draws(tiny_mini, monkeypatch):
-    """Each its own picture, the same twice, and what is kept makes the method again."""
+    """Each its own image, the same twice, and what is kept makes the method again."""
     monkeypatch.setattr(steering, "STEPS", 4)
     model, found = TextToImage(), {}
     for way in WAYS:

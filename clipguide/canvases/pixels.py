@@ -1,8 +1,8 @@
-"""The pixel canvas: pictures as the sum of a pyramid of ever coarser ones (Burt & Adelson 1983).
+"""The pixel canvas: images as the sum of a pyramid of ever coarser ones (Burt & Adelson 1983).
 
 A step moves each level, so that a whole region changes its colour as easily as one pixel does.
 
-Shapes: B pictures, 3 channels, H rows, W columns, h x w of a level.
+Shapes: B images, 3 channels, H rows, W columns, h x w of a level.
 """
 
 from __future__ import annotations

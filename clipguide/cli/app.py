@@ -34,7 +34,7 @@ from .verb import Verb
 
 NO_MEMORY = (
     "clipguide: there is not enough memory; a smaller --size needs less, or for generate one "
-    "picture at a time (--exact) or --decoder linear."
+    "image at a time (--exact) or --decoder linear."
 )
 
 

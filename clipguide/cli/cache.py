@@ -40,7 +40,7 @@ def info(
 
 @cache.command()
 def clear(path: File = None) -> None:
-    """Forget all vectors. The pictures are not touched."""
+    """Forget all vectors. The images are not touched."""
     from ..engine import Cache, default_path
 
     place = path or default_path()

@@ -1,4 +1,4 @@
-"""clipguide classify: which of some labels each picture shows."""
+"""clipguide classify: which of some labels each image shows."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _add(
 
 @dataclass
 class Truth:
-    """What the folders that pictures are in say they show, and what was found."""
+    """What the folders that images are in say they show, and what was found."""
 
     labels: Sequence[str]
     target: list[int] = field(default_factory=list)
@@ -171,7 +171,7 @@ class Truth:
     logits: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, path: str, label: str, logit_1N: torch.Tensor) -> None:
-        """Count a picture, if its folder is named like a label."""
+        """Count an image, if its folder is named like a label."""
         folder = _plain(os.path.basename(os.path.dirname(os.path.abspath(path))))
         place = {_plain(known): n for n, known in enumerate(self.labels)}
         if folder in place:
@@ -189,7 +189,7 @@ class Truth:
             turned_B = torch.tensor(self.found) == len(self.labels)
             shares = figures(torch.cat(self.logits), torch.tensor(self.target), none_B=turned_B)
             shown = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-            typer.echo(f"{len(self.target)} pictures whose folders name them: {shown}", err=True)
+            typer.echo(f"{len(self.target)} images whose folders name them: {shown}", err=True)
 
     def draw(self, path: Path) -> None:
         """The table of confusions, as a PNG."""
@@ -200,7 +200,7 @@ class Truth:
 
         if not self.target:
             raise UsageError(
-                "There is no table of confusions: no picture is in a folder named like a label."
+                "There is no table of confusions: no image is in a folder named like a label."
             )
         columns = [*self.labels, NONE] if len(self.labels) in self.found else [*self.labels]
         target_B, found_B = torch.tensor(self.target), torch.tensor(self.found)
@@ -221,7 +221,7 @@ def _folders(parent: Path) -> list[Path]:
     except OSError as error:
         raise UsageError(f"The folder {parent} cannot be read: {error.strerror}.") from None
     if len(found) < 2:
-        raise UsageError(f"{parent} needs a folder of pictures for each of two labels or more.")
+        raise UsageError(f"{parent} needs a folder of images for each of two labels or more.")
     return found
 
 
@@ -263,14 +263,14 @@ def _stack(pictures: Pictures) -> tuple[torch.Tensor, list[str]]:
 
     found = list(pictures)
     if not found:
-        raise UsageError(f"No picture in {pictures.sources[0]} can be read.")
+        raise UsageError(f"No image in {pictures.sources[0]} can be read.")
     return torch.stack([one.unit_D for one in found]), [one.path for one in found]
 
 
 def _explain(
     classifier: Classifier, path: str, found: list[Named], folder: Path, number: int
 ) -> int:
-    """A PNG for each label that was found, with its heat over the picture; 1."""
+    """A PNG for each label that was found, with its heat over the image; 1."""
     from ..explain import heat_maps, overlay
     from ..images import load
     from ..recipe import write_png
@@ -291,7 +291,7 @@ def _check_outputs(sheet: Path | None, folder: Path | None) -> None:
     """UsageError if they could not be written; nothing is made yet."""
     if sheet is not None:
         if sheet.suffix.lower() != ".png":
-            raise UsageError(f"The picture of confusions is a PNG: end {str(sheet)!r} in .png.")
+            raise UsageError(f"The image of confusions is a PNG: end {str(sheet)!r} in .png.")
         if os.path.lexists(sheet):
             raise UsageError(f"{sheet} is there already: choose another name.")
     if folder is not None and os.path.lexists(folder):

@@ -1,4 +1,4 @@
-"""clipguide duplicates: which pictures of an index are there more than once."""
+"""clipguide duplicates: which images of an index are there more than once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""clipguide embed: pictures to a file of vectors."""
+"""clipguide embed: images to a file of vectors."""
 
 from __future__ import annotations
 

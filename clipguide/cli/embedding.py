@@ -1,4 +1,4 @@
-"""What the verbs that embed pictures share: their options, and how they tell of bad files."""
+"""What the verbs that embed images share: their options, and how they tell of bad files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _option(*names: str, text: str, metavar: str | None = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How pictures are found, read and embedded."""
+    """How images are found, read and embedded."""
 
     clip: Annotated[
         str,
@@ -155,7 +155,7 @@ def with_options(command: Callable, *, clip: str = Options.clip) -> Callable:
 
 @dataclass
 class Pictures:
-    """The pictures of a command: an engine, and what could not be read so far; `prints` where the
+    """The images of a command: an engine, and what could not be read so far; `prints` where the
     command prints a row of each as it comes."""
 
     engine: Engine
@@ -171,7 +171,7 @@ class Pictures:
         return self.engine.clip
 
     def __iter__(self) -> Iterator[Embedded]:
-        """Each picture that could be read, with its vector; each that could not is told of.
+        """Each image that could be read, with its vector; each that could not is told of.
 
         UsageError if there is none at all.
         """
@@ -186,7 +186,7 @@ class Pictures:
                 count(self.good + self.bad)
         if not self.good and not self.bad:
             passed = f" (other files there: {len(self.passed)})" if self.passed else ""
-            raise UsageError(f"There are no pictures in {', '.join(self.sources)}{passed}.")
+            raise UsageError(f"There are no images in {', '.join(self.sources)}{passed}.")
 
     def finish(self) -> None:
         """Tell how many could not be read. Exit 1 if that is all, or any where --strict is."""
@@ -194,7 +194,7 @@ class Pictures:
         if profiles := self.engine.profiles:
             path, name = next(iter(profiles.items()))
             console.complain(
-                f"{len(profiles)} of the pictures are not sRGB ({path}: {shorten(name)}), and were "
+                f"{len(profiles)} of the images are not sRGB ({path}: {shorten(name)}), and were "
                 "taken as if they were: --icc converts them."
             )
         if self.bad:
@@ -224,10 +224,10 @@ class Pictures:
 def open_pictures(
     sources: Sequence[str], options: Options, *, prints: bool = False
 ) -> Pictures:
-    """The engine of the options over the named pictures; "-" is replaced by the names on stdin;
-    `prints` where the command prints a row of each picture as it comes.
+    """The engine of the options over the named images; "-" is replaced by the names on stdin;
+    `prints` where the command prints a row of each image as it comes.
 
-    UsageError if no picture is named at all.
+    UsageError if no image is named at all.
     """
     from .. import load_clip
     from ..engine import Cache, Engine, processes
@@ -237,7 +237,7 @@ def open_pictures(
     for source in sources:
         named.extend(_from_stdin() if source == "-" else [source])
     if not named:
-        raise UsageError("No pictures are named: give files, folders, patterns, or names on stdin.")
+        raise UsageError("No images are named: give files, folders, patterns, or names on stdin.")
     state = processes()
     device = options.device or (best_device() if state is None else str(state.device))
     clip = load_clip(options.clip, device=device, trust_pickle=options.trust_pickle)
@@ -257,7 +257,7 @@ def tell_passed(passed: Sequence[str]) -> None:
         from ..reading import ENDINGS, UNREAD
 
         what = "1 file is" if len(passed) == 1 else f"{len(passed)} files are"
-        console.complain(f"{what} passed over, not being named as pictures are.")
+        console.complain(f"{what} passed over, not being named as images are.")
         kinds = Counter(ENDINGS.get(Path(path).suffix.lower()) for path in passed)
         for kind in filter(None, kinds):
             console.complain(f"{kinds[kind]} of them may be {kind}: {UNREAD[kind]}.")

@@ -73,7 +73,7 @@ def export(
 
 
 def _pictures(sources: list[str]) -> list[Image.Image]:
-    """The pictures to measure by, RGB, no more than are used; unreadable ones are an error."""
+    """The images to measure by, RGB, no more than are used; unreadable ones are an error."""
     from ..engine.files import find
     from ..export.probes import MOST
     from ..images import load

@@ -32,7 +32,7 @@ class Files:
     trace: bool = False
     pictures: list[Picture] = field(default_factory=list)
     sureness: Drawn | None = None  # what says how sure the scores are
-    shares: list[dict[str, float]] = field(default_factory=list)  # of each picture, by its names
+    shares: list[dict[str, float]] = field(default_factory=list)  # of each image, by its names
     kept: list[Picture] = field(default_factory=list)  # of a run before
     written: list[str] = field(default_factory=list)
 
@@ -61,11 +61,11 @@ class Files:
         return naming.tapes(self.paths[0]) if self.resume else None
 
     def folder(self, index: int) -> Path:
-        """Where a picture's state is until it is done, if the run is to be resumed."""
+        """Where an image's state is until it is done, if the run is to be resumed."""
         return naming.tapes(self.paths[index])
 
     def finished(self, index: int, recipes: Sequence[Recipe]) -> Picture | None:
-        """The picture of that number if it was written before a stop. UsageError if what is in its
+        """The image of that number if it was written before a stop. UsageError if what is in its
         place is another."""
         from ..images import load
         from ..pipelines.picture import Picture
@@ -94,7 +94,7 @@ class Files:
         return picture
 
     def add(self, picture: Picture) -> None:
-        """Write the next picture, if it is not there already."""
+        """Write the next image, if it is not there already."""
         from ..recipe import save_png
 
         path = self.paths[len(self.pictures)]
@@ -105,7 +105,7 @@ class Files:
         self.shares.append(self.sureness.shares(picture) if self.sureness else {})
 
     def add_sheet(self, kind: str, pictures: list[Any], labels: list[str], columns: int) -> None:
-        """Write a sheet of PIL pictures; the preview again and again."""
+        """Write a sheet of PIL images; the preview again and again."""
         from ..images import contact_sheet
         from ..recipe import write_png
 

@@ -1,4 +1,4 @@
-"""clipguide finetune: a CLIP on pictures of one's own."""
+"""clipguide finetune: a CLIP on images of one's own."""
 
 from __future__ import annotations
 

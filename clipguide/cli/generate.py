@@ -1,4 +1,4 @@
-"""clipguide generate: draw a picture of each prompt, steered by CLIP."""
+"""clipguide generate: draw an image of each prompt, steered by CLIP."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def generate(
         raise UsageError("There is no prompt: give one, or a recipe as --config FILE.")
     recipes.check_trust(ctx, trust)
     if not 1 <= count * len(prompts) <= MAX_PICTURES:
-        raise UsageError(f"A run draws 1 to {MAX_PICTURES} pictures, not {count * len(prompts)}.")
+        raise UsageError(f"A run draws 1 to {MAX_PICTURES} images, not {count * len(prompts)}.")
     if preview < 0:
         raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
     _check_resume(resume, seed=seed, force=force, video=video)
@@ -341,7 +341,7 @@ def _tell_of_easing(files: Files) -> None:
 def _check_resume(resume: bool, *, seed: int | None, force: bool, video: Path | None) -> None:
     """UsageError for what does not go with --resume."""
     if resume and seed is None:
-        raise UsageError("--resume goes on with pictures of a seed: give it, as --seed 1.")
+        raise UsageError("--resume goes on with images of a seed: give it, as --seed 1.")
     if resume and force:
         raise UsageError("--resume keeps what --force would overwrite: leave one of them out.")
     if resume and video:
@@ -355,7 +355,7 @@ def _write_grid(files: Files) -> None:
 
 
 def _write_comparison(files: Files, plain: list[Picture]) -> None:
-    """Each picture as it comes without steering, and beside it as it was drawn; with the judge's
+    """Each image as it comes without steering, and beside it as it was drawn; with the judge's
     scores, or without a judge the guide's."""
     pairs = [pair for both in zip(plain, files.pictures, strict=True) for pair in both]
     names = ("unguided", "guided")

@@ -1,4 +1,4 @@
-"""clipguide index: folders of pictures into an index that can be searched."""
+"""clipguide index: folders of images into an index that can be searched."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def index(
     indexed is kept, and the next run goes on from there.
     """
     if options.urls:
-        raise UsageError("An index is of files: download the pictures first, without --urls.")
+        raise UsageError("An index is of files: download the images first, without --urls.")
     _check_engine(engine, actors, folders, options)
     from ..retrieval import places
 

@@ -1,4 +1,4 @@
-"""clipguide invert: a word for a thing, from a few pictures of it."""
+"""clipguide invert: a word for a thing, from a few images of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import console
 from .embedding import check_named
 from .generate import best_device
 
-MOST = 50  # pictures: more tell no more
+MOST = 50  # images: more tell no more
 
 
 def invert(
@@ -72,7 +72,7 @@ def invert(
 
         paths = list(find(images))
         if len(paths) > MOST:
-            raise UsageError(f"{len(paths)} pictures are many for one word: give at most {MOST}.")
+            raise UsageError(f"{len(paths)} images are many for one word: give at most {MOST}.")
         pictures = [load(path) for path in paths]
         config = InversionConfig(steps=steps, like=like, seed=seed)
         parts = load_parts(clip, device=device or best_device(), trust_pickle=trust_pickle)
@@ -81,4 +81,4 @@ def invert(
             pass
         concept = inversion.concept()
         write_file(out, concept.save, overwrite=force)
-        console.tell(f"{out}  {word}, cosine {inversion.cosine():.2f} with its pictures")
+        console.tell(f"{out}  {word}, cosine {inversion.cosine():.2f} with its images")

@@ -1,4 +1,4 @@
-"""clipguide optimize: draw a picture of each prompt on a canvas, by CLIP's gradient alone."""
+"""clipguide optimize: draw an image of each prompt on a canvas, by CLIP's gradient alone."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def optimize(
     if not prompts:
         raise UsageError("There is no prompt: say what to draw.")
     if not 1 <= count * len(prompts) <= MAX_PICTURES:
-        raise UsageError(f"A run draws 1 to {MAX_PICTURES} pictures, not {count * len(prompts)}.")
+        raise UsageError(f"A run draws 1 to {MAX_PICTURES} images, not {count * len(prompts)}.")
     if preview < 0:
         raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
     if every is not None and video is None and not (zoom or rotate or shift):
@@ -335,7 +335,7 @@ def _timed(owner: Any, prompt: str, drawing: Drawing, seconds: float, *, quiet: 
 def _check(*, resume: bool, seed: int | None, steps: int | None, seconds: float | None) -> None:
     """UsageError for what does not go together."""
     if resume and seed is None:
-        raise UsageError("--resume goes on with pictures of a seed: give it, as --seed 1.")
+        raise UsageError("--resume goes on with images of a seed: give it, as --seed 1.")
     if seconds is not None:
         if steps is not None:
             raise UsageError("--seconds says how many steps: leave --steps out.")

@@ -1,4 +1,4 @@
-"""clipguide plot: what steering saw while it drew a picture."""
+"""clipguide plot: what steering saw while it drew an image."""
 
 from __future__ import annotations
 

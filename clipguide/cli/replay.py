@@ -1,4 +1,4 @@
-"""clipguide replay: make a picture again from the recipe in its PNG, and compare."""
+"""clipguide replay: make an image again from the recipe in its PNG, and compare."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _compare(picture: Path, remade: Picture) -> tuple[int, int, list[str]]:
 
 def _tell(unequal: int, most: int, changes: list[str]) -> None:
     if not unequal:
-        typer.echo("The same picture, pixel for pixel.")
+        typer.echo("The same image, pixel for pixel.")
     else:
         typer.echo(f"Not the same: {unequal} of the 8-bit values differ, by up to {most}.")
         if not changes:

@@ -1,4 +1,4 @@
-"""clipguide rerank: the best of many pictures."""
+"""clipguide rerank: the best of many images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CRITERIA = ("text", "negative", "aesthetic")
 COLUMNS = 6  # of the contact sheet
-SIDE = 256  # pixels of its pictures, at most
+SIDE = 256  # pixels of its images, at most
 
 
 @with_options
@@ -149,9 +149,9 @@ def _weights(given: list[str] | None) -> dict[str, float]:
 
 
 def _check_outputs(folder: Path | None, sheet: Path | None) -> None:
-    """UsageError if the pictures would not fit there; nothing is made yet."""
+    """UsageError if the images would not fit there; nothing is made yet."""
     if folder is not None and os.path.lexists(folder) and not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: choose another for the pictures.")
+        raise UsageError(f"{folder} is not a folder: choose another for the images.")
     if sheet is not None:
         if sheet.suffix.lower() != ".png":
             raise UsageError(f"The contact sheet is a PNG: end {str(sheet)!r} in .png.")
@@ -198,7 +198,7 @@ def _rewards(
 def _rewarded(
     rewards: list[tuple[float, Reward]], paths: list[str], texts: list[str]
 ) -> list[Criterion]:
-    """The mean score of each picture over the texts, by each reward."""
+    """The mean score of each image over the texts, by each reward."""
     import torch
 
     from ..images import load
@@ -260,7 +260,7 @@ def _print(
     criteria: list[Criterion],
     shares: list[float] | None,
 ) -> None:
-    """A row for each picture that is kept; on stderr a line for each copy that is dropped."""
+    """A row for each image that is kept; on stderr a line for each copy that is dropped."""
     names = [criterion.name for criterion in criteria]
     columns = ["rank", "path", "score", *names, *(["better_than"] if shares else [])]
     sure = ["sure?".ljust(SURE)] if shares else []
@@ -298,7 +298,7 @@ def _draw(sheet: Path, best: list[str], scores: list[float]) -> None:
 
 
 def _place(best: list[str], folder: Path, *, link: bool) -> None:
-    """Copies of the pictures, or links to them, in a folder, numbered from 01 on. Nothing is
+    """Copies of the images, or links to them, in a folder, numbered from 01 on. Nothing is
     overwritten: UsageError, before the first, if a name is taken."""
     digits = max(2, len(str(len(best))))
     targets = [

@@ -1,4 +1,4 @@
-"""clipguide score: how well pictures fit texts."""
+"""clipguide score: how well images fit texts."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def score(
     with console.plain_speech():
         if pairs_file is not None:
             if images or text or texts or reference:
-                raise UsageError("--pairs names pictures and texts: give no others.")
+                raise UsageError("--pairs names images and texts: give no others.")
             _score_pairs(pairs_file, metric, prefix, long, format, options)
             return
         captions = _texts(text, texts)
@@ -117,7 +117,7 @@ def _score(
     format: Format,
     options: Options,
 ) -> None:
-    """Every picture with every text."""
+    """Every image with every text."""
     from .. import scores
 
     pictures = open_pictures(images, options, prints=True)
@@ -158,7 +158,7 @@ def _score(
 def _score_pairs(
     file: Path, metric: Metric, prefix: str, long: str, format: Format, options: Options
 ) -> None:
-    """Every picture with the text of its own row."""
+    """Every image with the text of its own row."""
     rows = pairs.read(file, references=metric is Metric.refclipscore)
     first = next(rows, None)
     if first is None:
@@ -228,7 +228,7 @@ def checked(text: str) -> str:
     """A text to compare with, as it is. UsageError if it is empty, or no text."""
     check_text(text)
     if not text.strip():
-        raise UsageError("A text is empty: say what the pictures are compared with.")
+        raise UsageError("A text is empty: say what the images are compared with.")
     return text
 
 
@@ -244,7 +244,7 @@ class Means:
         self._sums, self._count = [0.0] * len(texts), 0
 
     def add(self, scores: Sequence[float]) -> None:
-        """One picture's scores."""
+        """One image's scores."""
         self._sums = [total + score for total, score in zip(self._sums, scores, strict=True)]
         self._count += 1
 

@@ -1,4 +1,4 @@
-"""clipguide search: pictures of an index that show what is asked for."""
+"""clipguide search: images of an index that show what is asked for."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _query(
 
 
 def _embed(clip: Clip, images: list[Path], **settings: object) -> list[torch.Tensor]:
-    """Vectors of pictures. UsageError if one cannot be read."""
+    """Vectors of images. UsageError if one cannot be read."""
     from ..engine import Engine
 
     units = []
@@ -179,7 +179,7 @@ def _print(answer: Answer, format: Format, page: int) -> None:
         rows.add(cells=[record[name] for name in RECORD], line=line, record=record)
     rows.close()
     if not answer.hits:
-        console.complain("No picture is left." if page == 1 else "There are no more pictures.")
+        console.complain("No image is left." if page == 1 else "There are no more images.")
 
 
 def _share(hit: Hit) -> list[str]:
@@ -218,7 +218,7 @@ def _print_texts(
     trust_pickle: bool,
     format: Format,
 ) -> None:
-    """The lines of a file that a picture shows, the best first."""
+    """The lines of a file that an image shows, the best first."""
     from .. import load_clip
     from ..prompts import read_lines
     from ..retrieval import compose, encode_texts

@@ -115,7 +115,7 @@ def _tell(job: Job, outcome: Outcome) -> None:
     _print_rows(table(outcome))
     if outcome.target is job.fit.exam:
         console.tell(
-            f"With only {len(outcome.target)} set aside, the same pictures choose the model and "
+            f"With only {len(outcome.target)} set aside, the same images choose the model and "
             "test it: the figures flatter."
         )
     if outcome.retention:

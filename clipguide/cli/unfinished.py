@@ -1,4 +1,4 @@
-"""A loop's state beside its picture, so that a run that was stopped goes on with the same bits."""
+"""A loop's state beside its image, so that a run that was stopped goes on with the same bits."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Unfinished:
                 "repeat the command that began it, or give --force to go on with these."
             )
         warnings.warn(
-            "The picture goes on with other settings than it began with: its recipe, which has "
+            "The image goes on with other settings than it began with: its recipe, which has "
             "only these, will not make it again.",
             ClipguideWarning,
             stacklevel=3,

@@ -40,7 +40,7 @@ class _Stopped(Exception):
 @dataclass(frozen=True)
 class Moment:
     """A step of a run: its number from 0, of how many, mean scores, and now and then what its
-    pictures would be."""
+    images would be."""
 
     index: int
     total: int
@@ -126,7 +126,7 @@ def draw(
     """Pictures and their labels so far, what is said, and the plot, again and again; nothing unless
     the session asked for a run.
 
-    The finished pictures are PNGs in `folder` that carry their recipes.
+    The finished images are PNGs in `folder` that carry their recipes.
     """
     stop = models.stops.begin(session)
     if stop is None:
@@ -296,7 +296,7 @@ def _label(picture: Picture, models: Models) -> str:
 
 
 def _saved(picture: Picture, folder: str) -> str:
-    """A new PNG that carries the picture's recipe."""
+    """A new PNG that carries the image's recipe."""
     path = Path(tempfile.mkdtemp(dir=folder)) / f"clipguide-{picture.seed}.png"
     save_png(picture.image, picture.recipe, path, trace=picture.trace)
     return str(path)

@@ -12,7 +12,7 @@ from ..prompts import check_text
 
 LONGEST = 2000  # characters of a text
 OPTIONS = {
-    "give a text or --image": "give a text or a picture",
+    "give a text or --image": "give a text or an image",
     "--where": "The filter",
     "--hybrid searches in words": "Captions and prompts are searched in words",
 }

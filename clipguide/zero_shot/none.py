@@ -1,6 +1,6 @@
-"""Whether a picture shows none of the labels: they compete with a vocabulary of other words.
+"""Whether an image shows none of the labels: they compete with a vocabulary of other words.
 
-Shapes: B pictures, N labels, W words of the background, D the width of the embedding.
+Shapes: B images, N labels, W words of the background, D the width of the embedding.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from .templates import HERE
 
 SHARPNESS = 1.0  # times the model's scale; others are no better (benchmarks/none_of_these.py)
 KIN = 0.9  # words mean the same that are nearer than so many words are to their nearest one
-FALSE = 0.05  # of the pictures that do show a label, how many may be turned away
+FALSE = 0.05  # of the images that do show a label, how many may be turned away
 
 
 class NoneOfThese:
-    """Evidence that a picture shows one of the labels, against a background of some 1,700 nouns.
+    """Evidence that an image shows one of the labels, against a background of some 1,700 nouns.
 
     The score is the log odds of the labels in one softmax with the background, as NegLabel's (Jiang
     et al. 2024, with words far from the labels as negatives; here all, but for those that mean what
     a label means): see `evidence`.
 
-    `texts` are those of each label. Below `threshold` a picture shows none of them. It comes from
+    `texts` are those of each label. Below `threshold` an image shows none of them. It comes from
     `none.json` for the embedded models (drawings, 5 % false), from `calibrate` for your own
-    pictures, and is 0 and `calibrated` False for any other model.
+    images, and is 0 and `calibrated` False for any other model.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class NoneOfThese:
         )
 
     def decide(self, image_BD: torch.Tensor) -> torch.Tensor:
-        """none_B: whether each picture shows none of the labels. Warns if not calibrated."""
+        """none_B: whether each image shows none of the labels. Warns if not calibrated."""
         if not self.calibrated:
             warnings.warn(
                 f"None of these is not calibrated for the CLIP {self.clip.name}: labels must be "
-                "likelier than all other words together. Calibrate it with pictures that do show "
+                "likelier than all other words together. Calibrate it with images that do show "
                 "the labels (calibrate, --calibrate FOLDER).",
                 ClipguideWarning,
                 stacklevel=2,
@@ -82,19 +82,19 @@ class NoneOfThese:
         return self.score(image_BD) < self.threshold
 
     def calibrate(self, inside_BD: torch.Tensor, *, false: float = FALSE) -> float:
-        """The threshold from pictures that do show a label, so that at most the share `false` of
-        such pictures is turned away: split conformal, the floor(false·(B+1))-th lowest score
-        (Vovk et al. 2005). From fewer than 1/false - 1 pictures it is the lowest, with a warning.
+        """The threshold from images that do show a label, so that at most the share `false` of
+        such images is turned away: split conformal, the floor(false·(B+1))-th lowest score
+        (Vovk et al. 2005). From fewer than 1/false - 1 images it is the lowest, with a warning.
         """
         if not len(inside_BD) or not 0 < false < 1:
             raise UsageError(
-                "To calibrate takes pictures that show the labels, and a share in (0, 1)."
+                "To calibrate takes images that show the labels, and a share in (0, 1)."
             )
         place = math.floor(false * (len(inside_BD) + 1) + 1e-9)
         if place < 1:
             warnings.warn(
-                f"{len(inside_BD)} pictures are few to calibrate by: {math.ceil(1 / false) - 1} "
-                f"promise that at most {false:.0%} of pictures of the labels are turned away.",
+                f"{len(inside_BD)} images are few to calibrate by: {math.ceil(1 / false) - 1} "
+                f"promise that at most {false:.0%} of images of the labels are turned away.",
                 ClipguideWarning,
                 stacklevel=2,
             )
