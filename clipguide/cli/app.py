@@ -39,6 +39,12 @@ NO_MEMORY = (
 
 
 class _Commands(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        verb = self.commands.get(args[0]) if args else None
+        if isinstance(verb, Verb) and verb.asks_help(args[1:]):  # before anything is converted
+            typer.echo(verb.get_help(verb.context_class(verb, info_name=args[0], parent=ctx)))
+            ctx.exit()
+        return super().parse_args(ctx, args)
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

@@ -146,11 +146,26 @@ class Verb(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, self._renamed(args))
 
+    def asks_help(self, args: list[str]) -> bool:
+        """Whether -h or --help is among the words, and is not the value of an option."""
+        takes, waits = self._takes(), ""
+        for arg in args:
+            if not waits and arg in ("-h", "--help", "--"):
+                return arg != "--"
+            waits = "" if waits else waiting(arg, takes)
+        return False
+
+    def _takes(self) -> set[str]:
+        """The options that take values."""
+        return {
+            name for p in self.params if not getattr(p, "is_flag", False) for name in p.opts
+        }
+
     def _renamed(self, args: list[str]) -> list[str]:
         """The words of a command line with options by their present names. What stands where an
         option's value does is no option, and is left as it is."""
         renamed = RENAMED.get(self.name or "", {})
-        takes = {name for p in self.params if not getattr(p, "is_flag", False) for name in p.opts}
+        takes = self._takes()
         takes |= {old for old, new in renamed.items() if new in takes}
         names = {name for parameter in self.params for name in parameter.opts}
         short = "--format" in names and "--json" not in names  # --json is --format json
