@@ -37,6 +37,9 @@ WORDS = (  # from what share on: the word. benchmarks/sureness.py measures how o
 )
 
 
+_ENCODED: dict[tuple[str, str, str], torch.Tensor] = {}
+
+
 def words() -> list[str]:
     """Return the nouns."""
     return read_lines(HERE / "background.txt", what="words", comments=True)
@@ -61,16 +64,23 @@ class Unrelated:
 
     def __init__(self, clip: Clip, *, template: str = "{}") -> None:
         self.clip = clip
+        self.template = template
         self._nouns = words()[::EVERY]
-        self._texts = [template.replace("{}", noun) for noun in self._nouns]
         self._apart: dict[str, torch.Tensor] = {}
 
     @cached_property
     def word_WD(self) -> torch.Tensor:
-        """Return the unit embeddings of the nouns, in float32 on the CPU."""
-        with warnings.catch_warnings():  # a CLIP of few tokens cuts words that nobody asked for
-            warnings.simplefilter("ignore", ClipguideWarning)
-            return self.clip.encode_text(self._texts).float().cpu()
+        """Return the unit embeddings of the nouns, in float32 on the CPU.
+
+        They are kept as long as the process lives, for CLIPs of the same fingerprint.
+        """
+        key = self.clip.fingerprint, str(getattr(self.clip, "dtype", "")), self.template
+        if key not in _ENCODED:
+            texts = [self.template.replace("{}", noun) for noun in self._nouns]
+            with warnings.catch_warnings():  # a CLIP of few tokens cuts words
+                warnings.simplefilter("ignore", ClipguideWarning)
+                _ENCODED[key] = self.clip.encode_text(texts).float().cpu()
+        return _ENCODED[key]
 
     def shares(self, image_BD: torch.Tensor, text: str, score_B: torch.Tensor) -> list[float]:
         """Return the share of the nouns that score lower, for each image, from 0 to 1.

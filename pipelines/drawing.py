@@ -189,7 +189,9 @@ class Drawing:
         if self.lr is not None and not self.lr > 0:
             raise UsageError(f"The rate lr must be above 0, not {self.lr:g}.")
         if self.temperature and self.temperature < 1e-6:
-            raise UsageError(f"temperature is 0, or at least 1e-06, not {self.temperature:g}.")
+            raise UsageError(
+                f"The softness (temperature) is 0, or at least 1e-06, not {self.temperature:g}."
+            )
         if self.symmetry and self.symmetry not in AXES:
             raise UsageError(f"symmetry is horizontal or vertical, not {self.symmetry!r}.")
         if self.views not in VIEWS:
@@ -233,8 +235,7 @@ class Drawing:
 
     @property
     def accumulate(self) -> int:
-        """Return the number of calls of the objective in a step, each with at most `MICRO` views.
-        """
+        """Return the number of calls of the objective in a step, of at most `MICRO` views each."""
         return -(-self.cutouts // MICRO)
 
     @property

@@ -95,11 +95,12 @@ def test_an_old_name_is_taken_with_a_warning(verb, old, capsys):
     parameter = options_of(verb)[new]
     assert old not in options_of(verb)
     needed = {"generate": ["fox"], "optimize": ["fox"], "rerank": ["a.png"], "search": ["fox"]}
-    needed["finetune"] = ["photos"]
+    needed |= {"finetune": ["photos"], "export": ["--to", "onnx", "--out", "o"]}
     if parameter.is_flag:
         spellings = [[old]]
     else:
         value = "2" if new in ("--top", "--frame-every") else "a.gif"
+        value = "0.5" if new in ("--softness", "--duplicate") else value
         spellings = [[old, value], [f"{old}={value}"]]
     for words in spellings:
         context = VERBS[verb].make_context(verb, [*needed.get(verb, []), *words])

@@ -141,7 +141,7 @@ def test_seconds():
         ([*RUN, "--cutouts", "0"], "cutouts must be from 1"),
         ([*RUN, "--size", "9000", "--init", "pixel.png"], "8 to 8192"),
         ([*RUN, "--size", "70", "--grow", "2"], "multiple of 4"),
-        ([*RUN, "--temperature", "1e-45"], "at least 1e-06"),
+        ([*RUN, "--softness", "1e-45"], "at least 1e-06"),
         ([*RUN, "--patience", "0"], "patience must be from 1"),
         ([*RUN, "--zoom", "2", "--patience", "3"], "leave patience out"),
         ([*RUN, "--views", "wraped"], "Did you mean warped?"),

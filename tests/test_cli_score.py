@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -107,10 +108,10 @@ def test_formats_say_the_same(run, pictures, cosines):
     assert all(len(cell.split(".")[1]) == 6 for line in lines for cell in line[1:])
     head, *lines = results["text"].stdout.splitlines()
     assert head.split("  ")[-1] == "path" and "a red fox" in head
-    shown = np.array([line.split()[:3] for line in lines], dtype=float)
+    shown = np.array([re.findall(r"-?\d\.\d{4}", line)[:3] for line in lines], dtype=float)
     np.testing.assert_allclose(shown, cosines, atol=1e-4)
     one = run("score", pictures, "--text", TEXTS[0]).stdout.splitlines()
-    assert one[0] == f"{cosines[0, 0]:.4f}  {paths[0]}"
+    assert re.fullmatch(rf"{cosines[0, 0]:.4f} [a-z ]{{9}}  {re.escape(paths[0])}", one[0])
 
 
 def test_texts_of_a_file_and_a_prefix(run, pictures, tmp_path, clip):

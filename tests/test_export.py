@@ -380,7 +380,7 @@ def test_the_command(tmp_path):
     out, folder = tmp_path / "out", vit(tmp_path / "clip")
     for i, picture in enumerate(drawings(IMAGE_SIZE, count=4)):
         picture.save(tmp_path / f"{i}.png")
-    said = run("--clip", folder, "--to", "hf", "--out", out, "--pictures", tmp_path)
+    said = run("--clip", folder, "--to", "hf", "--out", out, "--images", tmp_path)
     assert said.exit_code == 0, said.output
     assert re.search(r"image tower  cosine 1\.00000, at the lowest \S+ of 4\n", said.output)
     card = json.loads((out / "clip.json").read_text())
@@ -402,7 +402,7 @@ def test_the_command(tmp_path):
         (["--to", "saved-model"], "There is no export to 'saved-model'"),
         (["--to", "onnx", "--clip", "mini+mini-judge"], "are several CLIPs: name one"),
         (["--to", "onnx", "--clip", "mni"], "Did you mean mini"),
-        (["--to", "onnx", "--pictures", "nowhere.png"], "nowhere.png"),
+        (["--to", "onnx", "--images", "nowhere.png"], "nowhere.png"),
         (["--to", "hf", "--clip", "mini"], "mini cannot become a CLIPModel of transformers"),
     ],
 )

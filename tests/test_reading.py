@@ -180,11 +180,12 @@ def test_files_of_such_kinds_are_named_when_they_are_passed_over(clip_folder, tm
     SCENE.save(tmp_path / "a.png")
     (tmp_path / "b.svg").write_text("<svg/>")
     (tmp_path / "c.jxl").write_bytes(b"")
+    (tmp_path / "LICENCE.md").write_text("free")  # of which nothing is said
     command = ["embed", str(tmp_path), "--clip", str(clip_folder), "-o", str(tmp_path / "x.npz")]
     done = CliRunner().invoke(app, command)
-    assert "2 files are passed over" in done.stderr
-    assert "1 of them may be SVG: draw it first" in done.stderr
-    assert "1 of them may be JPEG XL: convert it first" in done.stderr
+    assert "1 file is skipped, which may be SVG: draw it first" in done.stderr
+    assert "1 file is skipped, which may be JPEG XL: convert it first" in done.stderr
+    assert "LICENCE" not in done.stderr and "file" not in done.stderr.replace("1 file", "")
 
 
 # colours

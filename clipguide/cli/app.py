@@ -45,6 +45,7 @@ class _Commands(TyperGroup):
             typer.echo(verb.get_help(verb.context_class(verb, info_name=args[0], parent=ctx)))
             ctx.exit()
         return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -68,8 +69,8 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     name="clipguide",
-    help="Steers image generators with CLIP, and scores, ranks and names images. Works offline "
-    "on the models that it ships.",
+    help="Steer image generators with CLIP, and score, rank, classify and search images. The "
+    "embedded models work offline.",
     cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode=None,

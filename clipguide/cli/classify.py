@@ -44,7 +44,7 @@ def classify(
             "--labels",
             "-l",
             metavar="A,B,C|FILE",
-            help="The labels, or a UTF-8 file of one a line, each perhaps with its synonyms, as "
+            help="The labels, or a UTF-8 file with one label a line. Synonyms can follow, as in "
             "cat: kitten, tabby. [default: the folders of --few-shot]",
         ),
     ] = None,
@@ -52,48 +52,58 @@ def classify(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="plain, default or seven (the authors' of CLIP), or a file of one a line with {} "
-            "where the label goes. [default: plain for mini, else default]",
+            help="The templates for the labels: plain, default, seven (by the authors of CLIP), or "
+            "a file with one a line and {} for the label. [default: plain for mini, else "
+            "default]",
         ),
     ] = None,
     top: Annotated[
-        int, typer.Option("--top", "-k", min=1, metavar="K", help="How many labels to give.")
+        int,
+        typer.Option(
+            "--top", "-k", min=1, metavar="K", help="The number of labels for each image."
+        ),
     ] = 1,
     none: Annotated[
-        bool, typer.Option("--none", help="An image may show none of the labels.")
+        bool,
+        typer.Option("--none", help="Allow the answer that an image shows none of the labels."),
     ] = False,
     calibrate: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Images that do show a label: of such, at most 5 % are turned away by --none.",
+            help="Images that show one of the labels. They set the threshold of --none: it rejects "
+            "at most 5 % of such images.",
         ),
     ] = None,
     few_shot: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Examples, in a folder for each label, named like it."),
+        typer.Option(
+            metavar="FOLDER",
+            help="A folder of examples, with a folder for each label, of the same name.",
+        ),
     ] = None,
     method: Annotated[
-        Method, typer.Option(help="How to learn from them: a linear probe, or Tip-Adapter.")
+        Method, typer.Option(help="How to learn from the examples: a linear probe, or Tip-Adapter.")
     ] = Method.probe,
     confusion: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A PNG of what was taken for what; the folders that images are in name them.",
+            help="A PNG of the confusion matrix. The folders of the images name their classes.",
         ),
     ] = None,
     explain: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Heat maps of the labels found, a PNG for each."),
+        typer.Option(
+            metavar="FOLDER", help="A folder for heat maps, one PNG for each label found."
+        ),
     ] = None,
     format: Printed = Format.text,
 ) -> None:
     """Name images: the likeliest label, with its probability.
 
-    Where the folders that images are in are named like labels, the share of right names goes to
-    stderr. --none is calibrated for the embedded models and for drawings; for others give
-    --calibrate.
+    If the folders of the images are named like labels, the accuracy goes to stderr. --none is
+    calibrated for the embedded models on drawings. For other models or images, give --calibrate.
     """
     if calibrate is not None and not none:
         raise UsageError("--calibrate is for --none: give that as well.")

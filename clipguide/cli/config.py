@@ -185,12 +185,13 @@ def spelt(name: str) -> str:
 
 def config(
     ctx: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Show your defaults, and where each comes from.
 
-    The file is $CLIPGUIDE_CONFIG, else ~/.config/clipguide/config.toml: tables named after verbs,
-    and [defaults] for all. A variable is CLIPGUIDE_GENERATE_STEPS, or CLIPGUIDE_DEVICE for all.
+    The file is $CLIPGUIDE_CONFIG, or ~/.config/clipguide/config.toml. A table has the name of a
+    command; [defaults] is for all. The variable CLIPGUIDE_GENERATE_STEPS is for one command,
+    CLIPGUIDE_DEVICE for all.
     """
     found = settings(ctx.parent.command.commands)  # type: ignore[union-attr]
     if as_json:

@@ -24,7 +24,7 @@ Db = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="The index; it may be a URI such as s3://bucket/index. [default: $CLIPGUIDE_DB, or "
+        help="The index: a folder, or a URI such as s3://bucket/index. [default: $CLIPGUIDE_DB, or "
         "one in the user's data folder]",
     ),
 ]
@@ -36,7 +36,8 @@ def index(
         list[str],
         typer.Argument(
             metavar="FOLDER...",
-            help="Folders of images; files, patterns in quotes and - for names on stdin as well.",
+            help="Folders of images. Files, patterns in quotes and - for names on standard input "
+            "work too.",
             show_default=False,
         ),
     ],
@@ -47,36 +48,37 @@ def index(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A .csv, .tsv, .jsonl or .parquet of columns path and caption. A .txt beside a "
-            "image, of its name, is read without.",
+            help="A .csv, .tsv, .jsonl or .parquet with the columns path and caption. A .txt next "
+            "to an image, of the same name, is read too.",
         ),
     ] = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Forget the images of folders that are empty now.")
+        bool,
+        typer.Option(
+            "--prune", help="Also remove the images of folders that are now empty or missing."
+        ),
     ] = False,
     engine: Annotated[
         str,
         typer.Option(
             metavar="local|ray",
-            help="ray: by many workers, on this machine or the cluster of $RAY_ADDRESS; FOLDERs "
-            "may be URLs such as s3://bucket/folder.",
+            help="The engine. ray: many workers, on this machine or on the cluster of "
+            "$RAY_ADDRESS; FOLDERs can be URLs such as s3://bucket/folder.",
         ),
     ] = "local",
     actors: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Workers of --engine ray, each with a CLIP. [default: one a GPU, else one a "
-            "processor]",
+            help="The number of workers of --engine ray, each with a CLIP. [default: one a GPU, "
+            "else one a processor]",
         ),
     ] = None,
 ) -> None:
     """Index images, so that clipguide search finds them.
 
-    Only what has changed is read again.
-
-    Images that are gone from the folders are forgotten. It may be stopped at any time: what was
-    indexed is kept, and the next run goes on from there.
+    A second run reads only what has changed, and removes images that are gone. You can stop it
+    at any time: the next run continues.
     """
     if options.urls:
         raise UsageError("An index is of files: download the images first, without --urls.")

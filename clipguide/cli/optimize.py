@@ -29,7 +29,7 @@ def optimize(
         list[str] | None,
         typer.Argument(
             metavar="[PROMPT]...",
-            help="What to draw, one image a PROMPT, spelt as for generate.",
+            help="What to draw, one image a PROMPT, in the syntax of generate.",
             show_default=False,
         ),
     ] = None,
@@ -37,105 +37,136 @@ def optimize(
         str,
         typer.Option(
             metavar="NAME",
-            help="vqgan: the codes of a VQGAN. latent: the latents of an autoencoder. fourier: a "
-            "spectrum. pixels: pixels, coarse and fine.",
+            help="What is optimised. vqgan: the codes of a VQGAN. latent: the latents of an "
+            "autoencoder. fourier: a spectrum. pixels: a pyramid of pixels.",
         ),
     ] = "vqgan",
-    steps: Annotated[int | None, typer.Option(help="Steps of the loop. [default: 200]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="The number of steps of the loop. [default: 200]")
+    ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(
-            help="Instead of --steps: as many as take an image so long, by a few that are timed."
+            help="The time for each image, instead of --steps. A few steps are timed first."
         ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="SIDE|WxH", help="Pixels. [default: 128]")
+        str | None, typer.Option(metavar="SIDE|WxH", help="The size in pixels. [default: 128]")
     ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
-            help="How far a step moves, of the size of codes or latents. [default: as suits it]"
+            help="The learning rate, relative to the size of the codes or latents. [default: that "
+            "of the canvas]"
         ),
     ] = None,
     cutouts: Annotated[
-        int | None, typer.Option(help="Crops that CLIP sees in each step. [default: 8]")
+        int | None,
+        typer.Option(help="The number of crops that CLIP sees in each step. [default: 8]"),
     ] = None,
     views: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How the crops are seen: plain, warped, vqgan-clip or disco. [default: warped]",
+            help="How the crops are transformed: plain, warped, vqgan-clip or disco. [default: "
+            "warped]",
         ),
     ] = None,
     ema: Annotated[
-        float | None, typer.Option(help="How slowly the shown mean follows. [default: 0.9]")
+        float | None,
+        typer.Option(help="The decay of the moving average that is shown. [default: 0.9]"),
     ] = None,
     grow: Annotated[
         int | None,
-        typer.Option(help="Begin small and double the size so many times less one. [default: 1]"),
+        typer.Option(
+            help="The number of sizes: begin small, and double the size N - 1 times. [default: 1]"
+        ),
     ] = None,
     smooth: Annotated[
-        float | None, typer.Option(help="Weight of smoothness (total variation). [default: 0]")
+        float | None,
+        typer.Option(
+            help="The weight of the total variation, which smooths the image. [default: 0]"
+        ),
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Softness of a VQGAN's codes. [default: 0]")
+    softness: Annotated[
+        float | None, typer.Option(help="The softness of the codes of a VQGAN. [default: 0]")
     ] = None,
     start: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="light: begin as a pale blur. own: as the canvas does (random codes, grey). "
-            "[default: light]",
+            help="The first image. light: a pale blur. own: that of the canvas (random codes, "
+            "grey). [default: light]",
         ),
     ] = None,
     init: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Begin as this image.")
+        Path | None, typer.Option(metavar="FILE", help="The image to begin with.")
     ] = None,
     init_weight: Annotated[
-        float | None, typer.Option(help="How firmly to stay near --init. [default: 0]")
+        float | None,
+        typer.Option(help="How strongly the result must resemble --init. [default: 0]"),
     ] = None,
     mask: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="White where to draw; the rest stays as --init."),
+        typer.Option(
+            metavar="FILE", help="A mask: draw where it is white, and keep --init elsewhere."
+        ),
     ] = None,
     image_prompt: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Be like this image too.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="An image that the result must resemble. Repeatable."),
     ] = None,
     prompt_at: Annotated[
         list[str] | None,
+        typer.Option(metavar="STEP:TEXT", help="Another prompt from that step on. Repeatable."),
+    ] = None,
+    tile: Annotated[
+        bool,
+        typer.Option("--tile", help="Make opposite edges fit, so that copies of the image tile."),
+    ] = False,
+    symmetry: Annotated[
+        str | None,
         typer.Option(
-            metavar="STEP:TEXT", help="Another prompt from that step on; may be given again."
+            metavar="AXIS", help="Make the image its own mirror image: horizontal or vertical."
         ),
     ] = None,
-    tile: Annotated[bool, typer.Option("--tile", help="Make opposite edges fit.")] = False,
-    symmetry: Annotated[
-        str | None, typer.Option(metavar="AXIS", help="horizontal or vertical.")
-    ] = None,
     palette: Annotated[
-        str | None, typer.Option(metavar="COLOURS", help="Keep to these: '#102030,#ffffff'.")
+        str | None,
+        typer.Option(metavar="COLOURS", help="The colours to use, such as '#102030,#ffffff'."),
     ] = None,
     palette_weight: Annotated[
-        float | None, typer.Option(help="How firmly to keep to --palette. [default: 1]")
+        float | None, typer.Option(help="How strongly to keep to --palette. [default: 1]")
     ] = None,
     zoom: Annotated[
         float | None,
-        typer.Option(help="After every --frame-every steps, enlarge by this. [default: 1]"),
+        typer.Option(
+            help="Enlarge the image by this factor every --frame-every steps. [default: 1]"
+        ),
     ] = None,
     rotate: Annotated[
-        float | None, typer.Option(help="And turn by these degrees. [default: 0]")
+        float | None,
+        typer.Option(
+            help="Rotate the image by these degrees every --frame-every steps. [default: 0]"
+        ),
     ] = None,
     shift: Annotated[
-        str | None, typer.Option(metavar="X,Y", help="And move by these pixels. [default: 0,0]")
+        str | None,
+        typer.Option(
+            metavar="X,Y",
+            help="Shift the image by these pixels every --frame-every steps. [default: 0,0]",
+        ),
     ] = None,
     every: Annotated[
         int | None,
-        typer.Option("--frame-every", help="Steps from one frame to the next. [default: 10]"),
+        typer.Option(
+            "--frame-every", help="The number of steps from one frame to the next. [default: 10]"
+        ),
     ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
-            help="Stop after so many scores, one every ten steps, in which the judge liked no "
-            "image better. [default: never]"
+            help="Stop after N scores of the judge without a gain. It scores every tenth step. "
+            "[default: never]"
         ),
     ] = None,
     count: options.Count = 1,
@@ -144,58 +175,64 @@ def optimize(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of vqgan and latent: mini, a diffusers folder, or a taming checkpoint in "
-            "safetensors. [default: mini]",
+            help="The model of the canvas vqgan or latent: mini, a folder of diffusers, or a "
+            "taming checkpoint in safetensors. [default: mini]",
         ),
     ] = None,
-    clip: Annotated[str, typer.Option(metavar="NAME", help="The CLIP that guides.")] = "mini",
+    clip: Annotated[
+        str, typer.Option(metavar="NAME", help="The CLIP that guides, as for score.")
+    ] = "mini",
     judge: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The CLIP that keeps the best. [default: mini-judge for mini]"
+            metavar="NAME",
+            help="The CLIP that selects the best step. [default: mini-judge for mini]",
         ),
     ] = None,
     out: options.Out = None,
     force: Annotated[
         bool,
         typer.Option(
-            "--force", "-f", help="Overwrite files; with --resume, go on with changed settings."
+            "--force",
+            "-f",
+            help="Overwrite files that exist; with --resume, continue with changed settings.",
         ),
     ] = False,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Keep the loop's state beside the image until it is done; given again after a "
-            "stop, with the same --seed and all else, go on from there.",
+            help="Save the state of the loop next to the image until it is finished. After a stop, "
+            "give the same command again, with the same --seed: it continues from there.",
         ),
     ] = False,
     preview: Annotated[
         int,
         typer.Option(
             metavar="N",
-            help="Every N steps, show how far it is in a PNG named as the first image with "
-            "-preview behind it; 0: never.",
+            help="Every N steps, write the current state to a PNG. Its name is that of the first "
+            "image with -preview added. 0: never.",
         ),
     ] = 0,
     video: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also write how it came about, a frame every --frame-every steps: FILE ends in "
-            ".gif, .webp or .mp4 (which needs PyAV: pip install av).",
+            help="Also write a video, one frame every --frame-every steps. FILE ends in .gif, "
+            ".webp or .mp4. MP4 needs PyAV: pip install av.",
         ),
     ] = None,
     as_json: options.AsJson = False,
     device: options.Device = None,
     dtype: Annotated[
-        str, typer.Option(metavar="NAME", help="Of the canvas's model: float32 or bfloat16.")
+        str,
+        typer.Option(metavar="NAME", help="The dtype of the canvas's model: float32 or bfloat16."),
     ] = "float32",
     quiet: options.Quiet = False,
 ) -> None:
     """Draw an image of each PROMPT on a canvas, by CLIP alone.
 
-    The judge keeps the best step. Each PNG carries the recipe that made it.
+    The judge selects the best step. Each PNG contains the recipe that made it.
     """
     turns = _turns(prompt_at or [])
     if turns and turns[0][0] == 0:
@@ -225,7 +262,7 @@ def optimize(
         "ema": ema,
         "grow": grow,
         "smooth": smooth,
-        "temperature": temperature,
+        "temperature": softness,
         "start": start,
         "init": init and str(init),
         "init_weight": init_weight,

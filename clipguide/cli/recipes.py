@@ -73,7 +73,7 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Load, and download, what the recipe names besides the embedded models.",
+        help="Load, and download if necessary, what the recipe names besides the embedded models.",
     ),
 ]
 

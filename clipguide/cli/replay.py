@@ -16,29 +16,31 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 
-
-
 def replay(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG made by clipguide.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG that clipguide made.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="Keep the remade image in this PNG."),
+        typer.Option("--out", "-o", metavar="FILE", help="Save the new image to this PNG."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Overwrite files that exist.")
+    ] = False,
     trust: Annotated[
         bool,
         typer.Option(
-            "--trust", help="Load, and download, what the recipe names beyond mini's, pickles too."
+            "--trust",
+            help="Load, and download if necessary, what the recipe names besides the "
+            "embedded models; read pickles too.",
         ),
     ] = False,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Where to run. [default: the recipe's]")
+        str | None, typer.Option(metavar="NAME", help="The device. [default: the recipe's]")
     ] = None,
     as_json: ReportAsJson = False,
 ) -> None:
-    """Make an image again; exit with 1 if a pixel differs.
+    """Draw an image again, and exit with 1 if a pixel differs.
 
-    When pixels differ, it says what else does: versions, weights, device, threads.
+    If pixels differ, the command lists what else differs: versions, weights, device, threads.
     """
     from ..recipe import differences, read_png, save_png
 

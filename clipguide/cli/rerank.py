@@ -40,15 +40,19 @@ def rerank(
     options: Options,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", "-t", metavar="TEXT", help="What they should show; repeatable."),
+        typer.Option(
+            "--text", "-t", metavar="TEXT", help="What the images should show. Repeatable."
+        ),
     ] = None,
     negative: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="What they should not show; repeatable."),
+        typer.Option(metavar="TEXT", help="What the images should not show. Repeatable."),
     ] = None,
     aesthetic: Annotated[
         Path | None,
-        typer.Option(metavar="HEAD", help="An aesthetic head for this CLIP, in safetensors."),
+        typer.Option(
+            metavar="HEAD", help="The file of an aesthetic head for this CLIP, in safetensors."
+        ),
     ] = None,
     reward: shared.Reward = None,
     question: shared.Question = "",
@@ -56,21 +60,26 @@ def rerank(
         list[str] | None,
         typer.Option(
             metavar="NAME=X",
-            help="How much text, negative or aesthetic counts; repeatable. [default: 1 each]",
+            help="The weight of text, negative or aesthetic. Repeatable. [default: 1 each]",
         ),
     ] = None,
     keep: Annotated[
         int | None,
-        typer.Option("--top", "-k", min=1, metavar="K", help="How many to keep. [default: all]"),
+        typer.Option(
+            "--top", "-k", min=1, metavar="K", help="The number of images to keep. [default: all]"
+        ),
     ] = None,
     diversity: Annotated[
         float,
         typer.Option(
-            min=0, max=1, metavar="X", help="From 0, only the score, to 1, as unlike as can be."
+            min=0,
+            max=1,
+            metavar="X",
+            help="From 0, by the score alone, to 1, as different from each other as possible.",
         ),
     ] = 0.0,
     drop_duplicates: Annotated[
-        bool, typer.Option("--drop-duplicates", help="Drop copies of a better one.")
+        bool, typer.Option("--drop-duplicates", help="Drop near-duplicates of a better image.")
     ] = False,
     duplicate: Annotated[
         float,
@@ -78,26 +87,31 @@ def rerank(
             min=-1,
             max=1,
             metavar="COSINE",
-            help="From where on --drop-duplicates calls two copies.",
+            help="The cosine similarity from which two images count as duplicates.",
         ),
     ] = 0.98,
     contact_sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A PNG to draw those kept on.")
+        Path | None, typer.Option(metavar="FILE", help="A PNG that shows the images that are kept.")
     ] = None,
     copy_to: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Copy those kept there, as 01-name.png and so on."),
+        typer.Option(
+            metavar="DIR",
+            help="Copy the images that are kept to this folder, as 01-name.png and so on.",
+        ),
     ] = None,
     link_to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The same with symbolic links.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Link the images that are kept from this folder, in the same way."
+        ),
     ] = None,
     format: Printed = Format.text,
 ) -> None:
-    """Put images in order, the best first.
+    """Sort images by score, the best first.
 
-    The score is the mean cosine with --text less that with --negative. With --aesthetic, both that
-    difference and the head's score are first brought to one scale over these images; so are the
-    scores of each --reward.
+    The score is the mean cosine similarity with --text, minus that with --negative. With
+    --aesthetic or --reward, all scores are first brought to one scale over these images.
     """
     texts, negatives = ([checked(one) for one in given or []] for given in (text, negative))
     if not (texts or negatives or aesthetic or reward):

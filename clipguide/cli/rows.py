@@ -27,7 +27,7 @@ class Format(str, Enum):
 SEPARATORS = {Format.csv: ",", Format.tsv: "\t"}
 Printed = Annotated[
     Format,
-    typer.Option("--format", help="How the rows are printed; --json is short for --format json."),
+    typer.Option("--format", help="The format of the rows. --json is short for --format json."),
 ]
 
 

@@ -41,58 +41,64 @@ def score(
         list[str] | None,
         typer.Argument(
             metavar="IMAGES...",
-            help="Images: files, folders, patterns in quotes, - for names on stdin, or an .npz "
-            "or .parquet that embed wrote.",
+            help="Images: files, folders, patterns in quotes, - to read names from standard input, "
+            "or an .npz or .parquet that embed wrote.",
             show_default=False,
         ),
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", "-t", metavar="TEXT", help="A text to compare with; repeatable."),
+        typer.Option("--text", "-t", metavar="TEXT", help="A text to compare with. Repeatable."),
     ] = None,
     texts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A file of texts, one a line.")
+        Path | None, typer.Option(metavar="FILE", help="A file with one text a line.")
     ] = None,
     reference: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="A reference for refclipscore; repeatable."),
+        typer.Option(metavar="TEXT", help="A reference text for refclipscore. Repeatable."),
     ] = None,
     pairs_file: Annotated[
         Path | None,
         typer.Option(
             "--pairs",
             metavar="FILE",
-            help="A table (csv, tsv, jsonl, parquet) of columns image, text and perhaps reference, "
-            "in place of IMAGES and --text. Its images are relative to its folder.",
+            help="A table (csv, tsv, jsonl, parquet) with the columns image and text, and "
+            "reference if you want, in place of IMAGES and --text. Paths are relative to the "
+            "folder of the table.",
         ),
     ] = None,
     metric: Annotated[
         Metric,
         typer.Option(
-            help="cosine; clipscore: 2.5 max(cos, 0); refclipscore: its harmonic mean with the "
-            "nearest reference; probability: softmax over the texts, or of a SigLIP sigmoids."
+            help="The score. cosine: the cosine similarity. clipscore: 2.5 max(cosine, 0). "
+            "refclipscore: the harmonic mean of that and the similarity of the text to the "
+            "nearest reference. probability: the softmax over the texts, or sigmoids for a "
+            "SigLIP."
         ),
     ] = Metric.cosine,
     prefix: Annotated[
         str,
         typer.Option(
             metavar="TEXT",
-            help="Put before every text; the authors of CLIPScore put 'A photo depicts '.",
+            help="A text that goes before every text, such as 'A photo depicts ', as in the paper "
+            "of CLIPScore.",
         ),
     ] = "",
     long: Annotated[
         str,
         typer.Option(
             metavar="cut|chunk",
-            help="What becomes of texts too long for the CLIP: cut, or read "
-            "in windows that are averaged.",
+            help="What happens to a text that is too long for the CLIP. cut: its end is cut. "
+            "chunk: it is read in windows, and their embeddings are averaged.",
         ),
     ] = "cut",
     format: Printed = Format.text,
 ) -> None:
     """Score images against texts.
 
-    Each score is printed as soon as its image is read. The mean goes to stderr."""
+    The command prints each score as soon as it has read the image. The mean goes to stderr. The
+    word beside a score says how many unrelated texts score lower: "very sure" is 99 %.
+    """
     if long not in ("cut", "chunk"):
         raise UsageError(f"--long is cut or chunk, not {shorten(long)!r}.")
     with console.plain_speech():
@@ -252,7 +258,7 @@ class Means:
         """Print them on stderr."""
         if not self._count:
             return
-        of = f"of {self._count} {'picture' if self._count == 1 else 'pictures'}"
+        of = f"of {self._count} {'image' if self._count == 1 else 'images'}"
         for text, total in zip(self._texts, self._sums, strict=True):
             name = f" with {shorten(text)!r}" if len(self._texts) > 1 else ""
             typer.echo(f"mean {self._metric} {of}{name}: {total / self._count:.4f}", err=True)

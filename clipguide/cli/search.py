@@ -28,64 +28,86 @@ def search(
         typer.Argument(metavar="TEXT", help="What the images show.", show_default=False),
     ] = None,
     db: Db = None,
-    k: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many.")] = 10,
+    k: Annotated[
+        int,
+        typer.Option(
+            "--top", "-k", metavar="K", help="The number of images, or of lines with --texts."
+        ),
+    ] = 10,
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", metavar="FILE", help="An image that they are like; repeatable."),
+        typer.Option(
+            "--image", metavar="FILE", help="An image that the results resemble. Repeatable."
+        ),
     ] = None,
     plus: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help="Added to the query, 'at night:0.5' by half; repeatable."
+            metavar="TEXT",
+            help="A text to add to the query, such as 'at night:0.5' with half the "
+            "weight. Repeatable.",
         ),
     ] = None,
     negative: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="Taken from the query; repeatable."),
+        typer.Option(metavar="TEXT", help="A text to subtract from the query. Repeatable."),
     ] = None,
     where: Annotated[
         str | None,
         typer.Option(
             metavar="SQL",
-            help="A condition: \"date > '2024-01-01' and width > 512\". Columns: path, folder, "
-            "size, mtime, width, height, format, date, camera, prompt, caption, indexed_at.",
+            help="A condition in SQL, such as \"date > '2024-01-01' and width > 512\". Columns: "
+            "path, folder, size, mtime, width, height, format, date, camera, prompt, caption, "
+            "indexed_at.",
         ),
     ] = None,
     hybrid: Annotated[
-        bool, typer.Option("--hybrid", help="Search in captions and prompts as well.")
+        bool, typer.Option("--hybrid", help="Also search the words of captions and prompts.")
     ] = False,
     diversity: Annotated[
         float,
-        typer.Option(metavar="X", help="From 0, only the score, to 1, as unlike as can be."),
+        typer.Option(
+            metavar="X",
+            help="From 0, by the score alone, to 1, as different from each other as possible.",
+        ),
     ] = 0.0,
-    page: Annotated[int, typer.Option(metavar="N", help="The N-th K images.")] = 1,
+    page: Annotated[
+        int, typer.Option(metavar="N", help="The page of results; each has --top images.")
+    ] = 1,
     texts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="With --image: which of these lines it shows; no index."),
+        typer.Option(
+            metavar="FILE",
+            help="With --image, rank the lines of this file for that image. This needs no index.",
+        ),
     ] = None,
     contact_sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .png or .html to show them on.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A .png or .html file that shows the results."),
     ] = None,
-    open_: Annotated[bool, typer.Option("--open", help="Show them in the browser.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Show the results in the browser.")] = False,
     format: Printed = Format.text,
     clip: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The CLIP. [default: the one that the index is of; for --texts mini+mini-judge]",
+            help="The CLIP. [default: that of the index; for --texts mini+mini-judge]",
         ),
     ] = None,
     device: Device = None,
     trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
+        bool,
+        typer.Option(
+            "--trust-pickle", help="Read --clip from a pickle or JIT archive, which can run code."
+        ),
     ] = False,
 ) -> None:
     """Search an index by text, by image or by both.
 
-    --plus and --negative add texts to the query and take them from it: the sum of unit vectors,
-    each times its weight, is what is searched for. The score is the cosine with it; of a text alone
-    there is beside it the share of unrelated texts, of some 1,770 nouns, for which the collection
-    has nothing that scores as much: near 100 % for what is there, anything for what is not.
+    The query is the sum of the texts and images, each with its weight. --negative subtracts a
+    text. The score is the cosine similarity with the sum. For one text alone, the share of
+    unrelated texts follows whose best image in the index scores lower. It is near 100 % for what
+    is in the index, and can have any value for what is not.
     """
     from ..retrieval import filters, places
     from ..retrieval import page as pages

@@ -16,13 +16,13 @@ SECTIONS = {  # the heading -> options, in any verb
     "threshold resampling eta lookahead-steps scale temperature iterations rate prior patience "
     "rho mu",
     "Sampling": "steps cfg cfg-window seed size count best-of exact safety-checker",
-    "Canvas": "canvas seconds lr ema grow smooth start init init-weight mask image-prompt "
+    "Canvas": "canvas softness seconds lr ema grow smooth start init init-weight mask image-prompt "
     "prompt-at tile symmetry palette palette-weight zoom rotate shift frame-every",
     "Recipe": "config trust",
     "Query": "text texts pairs reference labels image plus where hybrid diversity page top metric "
     "prefix long templates few-shot none calibrate weight aesthetic duplicate drop-duplicates "
     "identical db to word like things",
-    "Data": "image-column caption-column label-column names share test dry-run pictures captions "
+    "Data": "image-column caption-column label-column names share test dry-run images captions "
     "prune",
     "Training": "epochs minutes chunk loss rank augment",
     "What it keeps": "retain allow wise-ft",
@@ -39,10 +39,11 @@ OF_DRAWING = ("Steering", "Options of one method", "Sampling", "Canvas")
 HEADING = {option: title for title, options in SECTIONS.items() for option in options.split()}
 RENAMED = {  # verb -> what an option was called: what it is called; for one release
     "generate": {"--animate": "--video"},
-    "optimize": {"--every": "--frame-every"},
+    "optimize": {"--every": "--frame-every", "--temperature": "--softness"},
     "rerank": {"--keep": "--top"},
     "search": {"--minus": "--negative"},
-    "duplicates": {"--exact": "--identical"},
+    "duplicates": {"--exact": "--identical", "--threshold": "--duplicate"},
+    "export": {"--pictures": "--images"},
     "finetune": {"--look": "--dry-run"},
 }
 EXAMPLES = {
@@ -99,7 +100,7 @@ EXAMPLES = {
     """,
     "duplicates": """
         clipguide duplicates
-        clipguide duplicates --threshold 0.95 --contact-sheet copies.html
+        clipguide duplicates --duplicate 0.95 --contact-sheet copies.html
         clipguide duplicates --identical --json
     """,
     "ui": """
@@ -157,9 +158,7 @@ class Verb(TyperCommand):
 
     def _takes(self) -> set[str]:
         """The options that take values."""
-        return {
-            name for p in self.params if not getattr(p, "is_flag", False) for name in p.opts
-        }
+        return {name for p in self.params if not getattr(p, "is_flag", False) for name in p.opts}
 
     def _renamed(self, args: list[str]) -> list[str]:
         """The words of a command line with options by their present names. What stands where an

@@ -59,9 +59,7 @@ class Reel:
 
         check(path)
         if pictures > MOST:
-            raise UsageError(
-                f"An animation shows up to {MOST} images, not {pictures}: draw fewer."
-            )
+            raise UsageError(f"An animation shows up to {MOST} images, not {pictures}: draw fewer.")
         try:
             naming.claim([path], force=force)
         except ClipguideError as error:

@@ -80,7 +80,7 @@ class Report:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield f"{self.source}: {_plural(self.pictures, 'picture')}{self._spread()}."
+        yield f"{self.source}: {_plural(self.pictures, 'image')}{self._spread()}."
         if self.broken:
             why = "; ".join(said.rstrip(".") for _, said in self.broken[:SHOWN])
             yield f"Broken, and left out: {len(self.broken)}. {why}{_more(self.broken)}."
@@ -277,7 +277,7 @@ def _check_enough(source: str, examples: list[Example], classes: bool) -> None:
     if len(groups) < LEAST:
         what = "classes" if classes else "captions"
         raise UsageError(
-            f"{source} has {_plural(len(groups), 'different picture')} that can be read, and "
+            f"{source} has {_plural(len(groups), 'different image')} that can be read, and "
             f"fine-tuning needs {LEAST} at least: two {what} of two images, one to train on and "
             "one to test on."
         )
