@@ -118,6 +118,7 @@ def test_a_table_is_called_text(words):
 def test_json_is_short_for_a_format():
     for verb, given in (("score", ["a.png"]), ("search", ["fox"]), ("duplicates", [])):
         assert VERBS[verb].make_context(verb, [*given, "--json"]).params["format"].value == "json"
+        assert VERBS[verb].make_context(verb, [*given, "-0"]).params["format"].value == "paths0"
     assert VERBS["doctor"].make_context("doctor", ["--json"]).params["as_json"] is True
 
 

@@ -106,6 +106,9 @@ def test_formats_say_the_same(run, pictures, cosines):
     apart = csv.reader(io.StringIO(results["tsv"].stdout), delimiter="\t")
     assert list(apart) == [head, *lines]
     assert all(len(cell.split(".")[1]) == 6 for line in lines for cell in line[1:])
+    for kind, end in (("paths", "\n"), ("paths0", "\0")):
+        told = run("score", pictures, *options(*TEXTS), "--format", kind).stdout
+        assert told == "".join(path + end for path in paths)
     head, *lines = results["text"].stdout.splitlines()
     assert head.split("  ")[-1] == "path" and "a red fox" in head
     shown = np.array([re.findall(r"-?\d\.\d{4}", line)[:3] for line in lines], dtype=float)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,24 @@ def test_it_is_steer(guided, pipe, hf_folder):
     assert not torch.equal(mine, plain)
     off = guided(prompts, generator=generators(1, 2), clip_guidance_scale=0, **ARGUMENTS).images
     assert torch.equal(off, plain)
+
+
+def test_the_example_of_the_page(generator_folder, hf_folder):
+    """docs/coming-from.md's block, with tiny models in the place of those that it names."""
+    page = (FOLDER.parent / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    (code,) = [c for c in re.findall("```python\n(.*?)```", page, re.S) if "custom_pipeline" in c]
+    names = {
+        "openai/clip-vit-base-patch32": hf_folder,
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": generator_folder,
+        "pipelines/clip_guided.py": FOLDER / "clip_guided.py",
+        "num_inference_steps=30": "num_inference_steps=2",
+    }
+    for there, here in names.items():
+        assert there in code
+        code = code.replace(there, str(here))
+    told: dict = {}
+    exec(compile(code, "coming-from.md", "exec"), told)
+    assert isinstance(told["image"], Image.Image)
 
 
 def test_its_other_arguments(guided):

@@ -280,7 +280,7 @@ def open_pictures(sources: Sequence[str], options: Options, *, prints: bool = Fa
 
 
 def tell_passed(passed: Sequence[str]) -> None:
-    """Tell which files in folders may be images that cannot be read. Other files are not named, such
+    """Tell which files in folders may be images that cannot be read. No other file is named, such
     as a licence."""
     if passed:
         from ..reading import ENDINGS, UNREAD

@@ -178,8 +178,8 @@ class Verb(TyperCommand):
                 value_of = ""
                 continue
             value_of = waiting(arg, takes)
-            if short and arg == "--json":
-                arg = "--format=json"
+            if short and arg in ("--json", "-0"):
+                arg = "--format=json" if arg == "--json" else "--format=paths0"
             elif short and arg == "--format=table":  # as it was called
                 arg = "--format=text"
             elif name in renamed:
