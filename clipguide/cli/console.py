@@ -26,6 +26,7 @@ VALUES = (
     (r"Input should be a valid integer.*", "it must be a whole number."),
     (r"Input should be a valid number.*", "it must be a number."),
     (r"Input should be a valid boolean.*", "it must be yes or no."),
+    (r"Input should be a valid string.*", "it must be a text in UTF-8."),
     (r"Input should be", "it must be"),
 )
 

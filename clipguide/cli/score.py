@@ -134,7 +134,7 @@ def _score(
     reference_RD = _encode(clip, references, prefix, long) if references else None
     measure = _measure(metric, clip, caption_ND, reference_RD)
     many = len(captions) > 1
-    plain = format in SEPARATORS or format in ENDS or metric is Metric.probability  # which has a meaning of its own
+    plain = format in (*SEPARATORS, *ENDS) or metric is Metric.probability  # a meaning of its own
     beside = None if plain else Scored(clip, captions, template=f"{prefix}{{}}")
     width = WIDTH if plain else WORDED
     names = [shorten(caption, width).rjust(width) for caption in captions]
