@@ -204,7 +204,7 @@ def _maps(clip: Clip, picture: Image.Image, text_ND: torch.Tensor) -> torch.Tens
     if clip.resize_mode == "patches":
         raise UsageError(
             f"The CLIP {clip.name} sees images in their own aspect (NaFlex), which cannot be "
-            "explained yet: take one of fixed resolution."
+            "explained yet: choose one of fixed resolution."
         )
     if isinstance(clip, Ensemble):
         return _mean_maps(clip, picture, text_ND)

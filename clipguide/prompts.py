@@ -140,7 +140,7 @@ def one_word(text: str) -> str:
     word = text.strip()
     if len(word.split()) != 1:
         what = f"{shorten(word)!r} are several words" if word else "The word is empty"
-        raise UsageError(f"{what}: take one that means nothing yet, such as blorvek.")
+        raise UsageError(f"{what}: choose a word without a meaning, such as blorvek.")
     return word
 
 

@@ -96,6 +96,6 @@ def to_draw(prompt: str) -> str:
     parsed: Prompt = parse(prompt)
     if not parsed.text:
         raise UsageError(
-            f"Every part of the prompt {shorten(prompt)!r} repels: say what to draw as well."
+            f"Every part of the prompt {shorten(prompt)!r} has a negative weight: add what to draw."
         )
     return parsed.text

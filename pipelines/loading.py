@@ -48,7 +48,7 @@ def load_pipeline(
     else:
         raise UsageError(f"There is no model {shorten(model)!r}.{close_matches(model, ['mini'])}")
     if isinstance(source, Path) and not (source / "model_index.json").is_file():
-        raise UsageError(f"{source} is no diffusers folder: it has no model_index.json.")
+        raise UsageError(f"{source} is not a diffusers folder: it has no model_index.json.")
     try:
         with within_reach(not isinstance(source, Path)):
             pipe = _read(source, weights_dtype, safety_checker)
@@ -130,7 +130,7 @@ def _autoencoder(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     try:
         name = json.loads(file.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{folder} is no diffusers folder of an autoencoder.") from None
+        raise UsageError(f"{folder} is not a diffusers folder of an autoencoder.") from None
     if kind is diffusers.AutoencoderKL and name == "AutoencoderTiny":
         kind = diffusers.AutoencoderTiny
     if name != kind.__name__:

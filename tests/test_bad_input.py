@@ -89,7 +89,7 @@ def refused(*arguments, code=2):
         (["fox", "--video", "fox.gif", "--count", "65"], "64 images"),
         (["fox", "--model", "minni"], "Did you mean mini"),
         (["fox", "--model", "no/such/folder"], "no/such/folder"),
-        (["fox", "--model", "."], "no diffusers folder"),
+        (["fox", "--model", "."], "not a diffusers folder"),
         (["fox", "--clip", "minni"], "Did you mean mini"),
         (["fox", "--clip", "ViT-B-23/openai"], "Did you mean ViT-B-"),
         (["fox", "--clip", "."], "is no folder of a CLIP"),
@@ -320,7 +320,7 @@ def test_what_is_printed_cannot_be_written(clip_folder, tmp_path, more):
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
-    assert done.stderr == "clipguide: What it prints cannot be written: No space left on device.\n"
+    assert done.stderr == "clipguide: The output cannot be written: No space left on device.\n"
 
 
 @pytest.mark.parametrize(

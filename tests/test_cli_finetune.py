@@ -80,7 +80,7 @@ def test_only_a_look(pictures, tmp_path):
         (("--method", "heda"), "There is no method 'heda'. Did you mean head?"),
         (("--allow", "-1"), "--allow is in points, from 0 to 100"),
         (("--share", "1"), "The share to test on lies between 0 and 1"),
-        (("--resume",), "There is nothing to go on with in"),
+        (("--resume",), "There is no run to continue in"),
         (("--image-column", "foto"), "column"),
         (("--retain", "/nowhere"), "There is no file or folder /nowhere."),
         (("--clip", "mini+mini-judge"), "are several CLIPs: name one"),
@@ -116,7 +116,7 @@ def test_stopped_and_gone_on_with(clip_folder, pictures, tmp_path, monkeypatch):
         assert run(*command).exit_code == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.unfinished"]
     refused = run(*command)
-    assert refused.exit_code == 2 and "--resume goes on with it, --force begins" in refused.stderr
+    assert refused.exit_code == 2 and "--resume continues it, --force starts" in refused.stderr
     wrong = run(*command, "--force", "--method", "heda")
     assert wrong.exit_code == 2 and (tmp_path / "mine.unfinished" / "checkpoint.pt").exists()
     other = run(*command[:-1], "2", "--resume")

@@ -218,7 +218,7 @@ def test_bad_input(run, pictures, tmp_path):
         ([pictures, "--texts", "missing.txt"], "no file of texts missing.txt"),
         ([pictures, "--text", "a", "--long", "wrap"], "cut or chunk"),
         ([pictures, "--text", "a", "--metric", "refclipscore"], "give --reference"),
-        ([pictures, "--text", "a", "--reference", "b"], "no use for --reference"),
+        ([pictures, "--text", "a", "--reference", "b"], "does not use --reference"),
         ([pictures, "--text", "a", "--metric", "probability"], "is always 1"),
         ([pictures, "--pairs", "none.csv"], "give no others"),
         (["--pairs", "none.csv"], "has no rows"),

@@ -390,7 +390,7 @@ def test_the_command(run, clip, clip_folder, home, tmp_path, monkeypatch):
     for arguments, words in (
         (("--engine", "dask"), "--engine is local or ray"),
         (("--actors", 2), "give --engine ray as well"),
-        ((*many, "--cache", tmp_path / "cache"), "--cache is of one machine"),
+        ((*many, "--cache", tmp_path / "cache"), "The cache belongs to one machine"),
         (("s3://bucket/folder",), "--engine ray reads it where fsspec does"),
     ):
         assert words in invoke("index", home, *place, *arguments, code=2).stderr

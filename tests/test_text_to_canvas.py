@@ -307,7 +307,7 @@ def test_models_that_are_none(tiny_mini, generator_folder, vqgan_folder, tmp_pat
         ("oil", None, "no canvas 'oil'"),
         ("pixels", "mini", "has no model"),
         ("vqgan", str(tmp_path / "no"), "no folder"),
-        ("vqgan", str(tmp_path), "no diffusers folder"),
+        ("vqgan", str(tmp_path), "not a diffusers folder"),
         ("latent", str(vqgan_folder), "holds a VQModel"),
         ("vqgan", str(generator_folder), "holds a AutoencoderKL"),
     ):

@@ -128,5 +128,5 @@ def main() -> None:
         if error.filename is not None or error.errno not in FULL:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries once more as it leaves
-        console.complain(f"What it prints cannot be written: {error.strerror}.")
+        console.complain(f"The output cannot be written: {error.strerror}.")
         sys.exit(1)

@@ -106,7 +106,7 @@ def classify(
     calibrated for the embedded models on drawings. For other models or images, give --calibrate.
     """
     if calibrate is not None and not none:
-        raise UsageError("--calibrate is for --none: give that as well.")
+        raise UsageError("--calibrate needs --none.")
     _check_outputs(confusion, explain)
     with console.plain_speech():
         from ..zero_shot import Classifier, read_labels
@@ -250,8 +250,8 @@ def _learn(
     if missing or over:
         what = f"no folder for the label {missing[0]!r}" if missing else f"a folder {over[0]!r}"
         raise UsageError(
-            f"{parent} has {what}{'' if missing else ' that is no label'}: its folders are to be "
-            "named like the labels."
+            f"{parent} has {what}{'' if missing else ' that is no label'}: name its folders like "
+            "the labels."
         )
     parts = [_stack(_others(pictures, folders[name]))[0] for name in wanted]
     shot_SD = torch.cat(parts)

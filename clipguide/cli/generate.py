@@ -373,7 +373,7 @@ def _tell_of_easing(files: Files) -> None:
 def _check_resume(resume: bool, *, seed: int | None, force: bool, video: Path | None) -> None:
     """UsageError for what does not go with --resume."""
     if resume and seed is None:
-        raise UsageError("--resume goes on with images of a seed: give it, as --seed 1.")
+        raise UsageError("--resume needs the seed of the run: give it, such as --seed 1.")
     if resume and force:
         raise UsageError("--resume keeps what --force would overwrite: leave one of them out.")
     if resume and video:

@@ -81,7 +81,7 @@ def index(
     at any time: the next run continues.
     """
     if options.urls:
-        raise UsageError("An index is of files: download the images first, without --urls.")
+        raise UsageError("index reads files, not URLs: download the images first.")
     _check_engine(engine, actors, folders, options)
     from ..retrieval import places
 
@@ -134,13 +134,13 @@ def _check_engine(engine: str, actors: int | None, folders: list[str], options: 
     if engine not in ENGINES:
         raise UsageError(f"--engine is {' or '.join(ENGINES)}, not {engine!r}.")
     if engine == "local" and actors is not None:
-        raise UsageError("--actors are of Ray: give --engine ray as well.")
+        raise UsageError("--actors needs --engine ray.")
     web = ("http://", "https://")  # of which find says what to do
     url = next((f for f in folders if "://" in f and not f.lower().startswith(web)), None)
     if engine == "local" and url is not None:
         raise UsageError(f"{url} is a URL: --engine ray reads it where fsspec does.")
     if engine == "ray" and options.cache is not None:
-        raise UsageError("--cache is of one machine: leave it out with --engine ray.")
+        raise UsageError("The cache belongs to one machine: leave out --cache with --engine ray.")
 
 
 def _updater(engine: str, actors: int | None, options: Options) -> tuple[Any, Options, dict]:

@@ -77,7 +77,7 @@ def invert(
 
         paths = list(find(images))
         if len(paths) > MOST:
-            raise UsageError(f"{len(paths)} images are many for one word: give at most {MOST}.")
+            raise UsageError(f"{len(paths)} images are too many for one word: give at most {MOST}.")
         pictures = [load(path) for path in paths]
         config = InversionConfig(steps=steps, like=like, seed=seed)
         parts = load_parts(clip, device=device or best_device(), trust_pickle=trust_pickle)

@@ -77,7 +77,7 @@ def _pattern(out: str | None) -> str:
     if out.endswith("/") or path.is_dir() or not path.suffix:
         return str(path / DEFAULT)
     if path.suffix.lower() != ".png":
-        raise UsageError(f"Pictures are written as PNG: end {out!r} in .png.")
+        raise UsageError(f"Images are written as PNG: end {out!r} in .png.")
     return out
 
 

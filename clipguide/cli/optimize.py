@@ -372,7 +372,7 @@ def _timed(owner: Any, prompt: str, drawing: Drawing, seconds: float, *, quiet: 
 def _check(*, resume: bool, seed: int | None, steps: int | None, seconds: float | None) -> None:
     """UsageError for what does not go together."""
     if resume and seed is None:
-        raise UsageError("--resume goes on with images of a seed: give it, as --seed 1.")
+        raise UsageError("--resume needs the seed of the run: give it, such as --seed 1.")
     if seconds is not None:
         if steps is not None:
             raise UsageError("--seconds says how many steps: leave --steps out.")

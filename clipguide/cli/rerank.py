@@ -200,7 +200,7 @@ def _rewards(
     for text in asked:
         one = wanted(text)
         if one.kind.reads and not texts:
-            raise UsageError(f"The reward {one.name} reads a text: give --text.")
+            raise UsageError(f"The reward {one.name} needs a text: give --text.")
         name = str(replace(one, weight=1.0))
         settings = {"question": question, "key": os.environ.get(shared.KEY, "")}
         settings |= {"device": options.device or best_device()}

@@ -58,7 +58,7 @@ class Rows:
             console.tell(console.one_line(line))
         elif self._format in ENDS:
             if "path" not in record:
-                raise UsageError("These rows have no paths: take another --format.")
+                raise UsageError("These rows have no paths: choose another --format.")
             typer.echo(os.fsencode(str(record["path"])) + ENDS[self._format], nl=False)
         else:
             lines = self._format is Format.jsonl

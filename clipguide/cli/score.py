@@ -174,7 +174,7 @@ def _score_pairs(
     if metric is Metric.probability and not clip.logit_bias:
         raise UsageError(
             f"The CLIP {clip.name} gives probabilities among several texts, and a pair has one: "
-            "take --metric clipscore, or a SigLIP."
+            "give --metric clipscore, or a SigLIP."
         )
     printer, means = Rows(format, ["path", "text", "score"]), Means(metric.value, [""])
     for part, unit_BD in pairs.embed(chain([first], rows), pictures):
@@ -221,7 +221,7 @@ def _check(metric: Metric, captions: list[str], references: list[str]) -> None:
     if metric is Metric.refclipscore and not references:
         raise UsageError("refclipscore compares with references: give --reference.")
     if metric is not Metric.refclipscore and references:
-        raise UsageError(f"{metric.value} has no use for --reference: take --metric refclipscore.")
+        raise UsageError(f"{metric.value} does not use --reference: give --metric refclipscore.")
 
 
 def _texts(given: list[str] | None, file: Path | None) -> list[str]:

@@ -46,7 +46,7 @@ class Example:
         """
         content = content_of(self.row)
         if hashlib.sha256(content).hexdigest() != self.digest:
-            raise ClipguideError(f"{self.path} has changed since it was first read: begin anew.")
+            raise ClipguideError(f"{self.path} has changed since it was first read: start again.")
         return decode(self.row, content, side)
 
 
@@ -187,7 +187,7 @@ def near_copies(first: Sequence[Example], second: Sequence[Example]) -> set[int]
     """The places in `first` of images that are in `second`, to the byte or nearly."""
     found = inspect([e.row for e in (*first, *second)], min(8, processors()), None)
     if any(isinstance(one, str) for one in found):
-        raise ClipguideError("Pictures have changed since they were first read: begin anew.")
+        raise ClipguideError("Images have changed since they were first read: start again.")
     groups = _groups([digest for digest, _ in found], np.stack([small_D for _, small_D in found]))
     known = set(groups[len(first) :])
     return {i for i, group in enumerate(groups[: len(first)]) if group in known}
