@@ -37,15 +37,20 @@ MAX_SEED = 2**63 - 1
 
 
 class TextToCanvas:
-    """A canvas's model with its guide and its judge, loaded once.
+    """A canvas with its guide and its judge. The models are loaded once.
 
     Args:
         canvas: "vqgan", "latent", "fourier" or "pixels".
-        model: of "vqgan" and "latent": "mini", or a diffusers folder (or, of "vqgan", a taming
-            checkpoint); the others have none.
-        clip: the guide, as `load_clip` names it.
-        judge: a CLIP that only scores, and keeps the best image; mini-judge for mini, else none.
-        device, dtype: where all run, and of the canvas's model. The CLIPs are float32.
+        model: the model of "vqgan" or "latent": "mini", a folder of diffusers, or for "vqgan" a
+            taming checkpoint. The other canvases have none.
+        clip: the guide, a name for `load_clip`.
+        judge: a CLIP that scores and selects the best image. The default is mini-judge for mini,
+            otherwise none.
+        device: the device of all models.
+        dtype: the dtype of the canvas's model. The CLIPs have float32.
+
+    Raises:
+        UsageError: there is no such canvas, or it takes no model.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ CASES = {
     "embed": ["nowhere.png --out a.npz", "notes.txt --out a.npz --batch 0", "notes.txt"],
     "index": ["nowhere", ". --engine dask", ". --alpha black", "s3://bucket/folder"],
     "search": ["fox --db nowhere", "fox -k 0", "fox --db .", "fox --diversity 2", ""],
-    "duplicates": ["--db nowhere", "--threshold 2"],
+    "duplicates": ["--db nowhere", "--duplicate 2"],
     "ui": ["--port many", "--nope"],
     "export": ["--out o", "--to onnx"],
     "finetune": ["--nope", ". --out o --steps many"],
