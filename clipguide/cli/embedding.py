@@ -17,6 +17,7 @@ import typer
 from ..errors import ClipguideError, UsageError
 from ..prompts import shorten
 from . import console
+from .options import spelt
 
 if TYPE_CHECKING:
     from ..clip import Clip
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 Images = Annotated[
     list[str],
     typer.Argument(
-        metavar="IMAGES...",
+        metavar="IMAGES",
         help="Images: files, folders, patterns in quotes, - to read names from standard input, or "
         "an .npz or .parquet that embed wrote.",
         show_default=False,
@@ -35,7 +36,7 @@ Images = Annotated[
 
 
 def _option(*names: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, metavar=metavar)
+    return typer.Option(*names, help=text, metavar=metavar, autocompletion=spelt(metavar))
 
 
 @dataclass(frozen=True, kw_only=True)

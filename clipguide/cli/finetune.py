@@ -10,6 +10,7 @@ import typer
 from ..errors import UsageError
 from . import console
 from .generate import best_device
+from .options import spelt
 from .training import Run, pair
 
 HELD_OUT = "held-out"
@@ -17,7 +18,7 @@ NONE = "none"
 
 
 def _option(*names: str, text: str, metavar: str | None = None) -> typer.Option:
-    return typer.Option(*names, help=text, metavar=metavar)
+    return typer.Option(*names, help=text, metavar=metavar, autocompletion=spelt(metavar))
 
 
 ONLY_GUIDES = ("against", "norm", "epsilon", "attack_steps", "minutes", "judge")

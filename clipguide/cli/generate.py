@@ -204,7 +204,9 @@ def generate(
     dtype: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="The dtype of the weights: float32, float16 or bfloat16."
+            metavar="NAME",
+            autocompletion=options.among(*options.DTYPES),
+            help="The dtype of the weights: float32, float16 or bfloat16.",
         ),
     ] = "float32",
     exact: Annotated[

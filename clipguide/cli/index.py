@@ -13,6 +13,7 @@ import typer
 from ..errors import UsageError
 from . import console
 from .embedding import Options, open_pictures, tell_passed, with_options
+from .options import among
 
 if TYPE_CHECKING:
     from ..retrieval import Progress
@@ -35,7 +36,7 @@ def index(
     folders: Annotated[
         list[str],
         typer.Argument(
-            metavar="FOLDER...",
+            metavar="FOLDER",
             help="Folders of images. Files, patterns in quotes and - for names on standard input "
             "work too.",
             show_default=False,
@@ -62,6 +63,7 @@ def index(
         str,
         typer.Option(
             metavar="local|ray",
+            autocompletion=among("local", "ray"),
             help="The engine. ray: many workers, on this machine or on the cluster of "
             "$RAY_ADDRESS; FOLDERs can be URLs such as s3://bucket/folder.",
         ),

@@ -19,7 +19,7 @@ MOST = 50  # images: more tell no more
 def invert(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGES...", help="Three to five images of the thing, or a folder."),
+        typer.Argument(metavar="IMAGES", help="Three to five images of the thing, or a folder."),
     ],
     word: Annotated[
         str,

@@ -28,7 +28,7 @@ def optimize(
     prompts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PROMPT]...",
+            metavar="PROMPT",
             help="What to draw, one image a PROMPT, in the syntax of generate.",
             show_default=False,
         ),
@@ -36,6 +36,7 @@ def optimize(
     canvas: Annotated[
         str,
         typer.Option(
+            autocompletion=options.among("vqgan", "latent", "fourier", "pixels"),
             metavar="NAME",
             help="What is optimised. vqgan: the codes of a VQGAN. latent: the latents of an "
             "autoencoder. fourier: a spectrum. pixels: a pyramid of pixels.",
@@ -67,6 +68,7 @@ def optimize(
     views: Annotated[
         str | None,
         typer.Option(
+            autocompletion=options.among("plain", "warped", "vqgan-clip", "disco"),
             metavar="NAME",
             help="How the crops are transformed: plain, warped, vqgan-clip or disco. [default: "
             "warped]",
@@ -94,6 +96,7 @@ def optimize(
     start: Annotated[
         str | None,
         typer.Option(
+            autocompletion=options.among("light", "own"),
             metavar="NAME",
             help="The first image. light: a pale blur. own: that of the canvas (random codes, "
             "grey). [default: light]",
@@ -127,7 +130,9 @@ def optimize(
     symmetry: Annotated[
         str | None,
         typer.Option(
-            metavar="AXIS", help="Make the image its own mirror image: horizontal or vertical."
+            autocompletion=options.among("horizontal", "vertical"),
+            metavar="AXIS",
+            help="Make the image its own mirror image: horizontal or vertical.",
         ),
     ] = None,
     palette: Annotated[
@@ -226,7 +231,11 @@ def optimize(
     device: options.Device = None,
     dtype: Annotated[
         str,
-        typer.Option(metavar="NAME", help="The dtype of the canvas's model: float32 or bfloat16."),
+        typer.Option(
+            autocompletion=options.among("float32", "bfloat16"),
+            metavar="NAME",
+            help="The dtype of the canvas's model: float32 or bfloat16.",
+        ),
     ] = "float32",
     quiet: options.Quiet = False,
 ) -> None:

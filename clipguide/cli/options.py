@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def among(*names: str) -> Callable[[str], list[str]]:
+    """Return the completion of an option: these names, though it may take others."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+def spelt(metavar: str | None) -> Callable[[str], list[str]] | None:
+    """Return the completion that a metavar such as "white|drop" spells out; None for another."""
+    names = [name for name in (metavar or "").split("|") if name == name.lower()]
+    return among(*names) if "|" in (metavar or "") and len(names) > 1 else None
+
 
 Count = Annotated[int, typer.Option("--count", "-n", help="The number of images for each prompt.")]
 Seed = Annotated[

@@ -26,7 +26,7 @@ def plot(
     picture: Annotated[
         Path,
         typer.Argument(
-            metavar="PICTURE", help="A PNG that generate --trace drew.", show_default=False
+            metavar="IMAGE", help="A PNG that generate --trace drew.", show_default=False
         ),
     ],
     out: Annotated[

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def replay(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG that clipguide made.")],
+    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG that clipguide made.")],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="Save the new image to this PNG."),

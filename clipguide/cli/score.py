@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..prompts import check_text, read_lines, shorten
 from . import console, pairs
 from .embedding import Options, open_pictures, with_options
+from .options import among
 from .rows import ENDS, SEPARATORS, WIDTH, Format, Printed, Rows
 from .sureness import WIDTH as SURE
 from .sureness import Scored, word
@@ -40,7 +41,7 @@ def score(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="IMAGES...",
+            metavar="IMAGES",
             help="Images: files, folders, patterns in quotes, - to read names from standard input, "
             "or an .npz or .parquet that embed wrote.",
             show_default=False,
@@ -88,6 +89,7 @@ def score(
         str,
         typer.Option(
             metavar="cut|chunk",
+            autocompletion=among("cut", "chunk"),
             help="What happens to a text that is too long for the CLIP. cut: its end is cut. "
             "chunk: it is read in windows, and their embeddings are averaged.",
         ),

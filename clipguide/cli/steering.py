@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
+from .options import among, spelt
 
 if TYPE_CHECKING:
     from ..guidance.contract import Method
 
 
 def _option(text: str, metavar: str | None = None) -> object:
-    return typer.Option(help=text, metavar=metavar, show_default=False)
+    complete = spelt(metavar)
+    return typer.Option(help=text, metavar=metavar, show_default=False, autocompletion=complete)
 
 
+NAMES = "shortcut best-of particles rollover lookahead backprop embedding noise auto".split()
+DECODERS = "auto vae linear tiny vae:whole vae:layers vae:half vae:tiles2".split()
 Name = Annotated[
     str,
     typer.Option(
         metavar="NAME",
+        autocompletion=among(*NAMES),
         help="The method. shortcut: CLIP's gradient moves the image of each step. best-of: draw "
         "several images and keep the best. particles: draw several at once and copy the good "
         "ones on the way. rollover: repeat a step until the result is better. lookahead: "
@@ -182,6 +187,7 @@ Decoder = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
+        autocompletion=among(*DECODERS),
         show_default=False,
         help="What decodes the image of each step for CLIP. vae: the model's own decoder, the best "
         "and slowest. linear: an approximate map to colours, the fastest. tiny: a small "
