@@ -121,7 +121,7 @@ def test_none_of_these(run, shown):
     assert result.exit_code == 0 and "6 images are few" in result.stderr
     assert "none of these" not in result.stdout and "not calibrated" not in result.stderr
     result = run(shown, "--labels", "fox,owl,gnu", "--calibrate", shown)
-    assert result.exit_code == 2 and "--calibrate is for --none" in result.stderr
+    assert result.exit_code == 2 and "--calibrate needs --none" in result.stderr
 
 
 def test_heat_maps(run, shown, tmp_path):

@@ -105,9 +105,9 @@ def test_a_variable_with_a_wrong_value(write, monkeypatch):
 def test_a_variable_that_is_no_text(write, monkeypatch):
     """Bytes that no encoding has: the message names the variable and prints none of them."""
     write("")
-    monkeypatch.setitem(os.environ, "CLIPGUIDE_GENERATE_METHOD", os.fsdecode(b"\xff\xfe"))
+    monkeypatch.setitem(os.environ, "CLIPGUIDE_GENERATE_STEPS", os.fsdecode(b"\xff\xfe"))
     told = run.invoke(app, ["generate", "a fox"])
-    assert told.exit_code == 2 and "$CLIPGUIDE_GENERATE_METHOD" in told.stderr
+    assert told.exit_code == 2 and "$CLIPGUIDE_GENERATE_STEPS" in told.stderr
     assert "UTF-8" in told.stderr and "raw data" not in told.stderr
     shown = run.invoke(app, ["config"])
     assert shown.exit_code == 0 and "\\udcff" in shown.stdout

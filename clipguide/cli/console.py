@@ -79,12 +79,21 @@ def of_values(message: str) -> str:
 
 def tell(line: str | os.PathLike) -> None:
     """Print a line that names a file, whatever bytes its name is made of."""
-    typer.echo(os.fsencode(line))
+    typer.echo(encoded(os.fspath(line)))
 
 
 def complain(message: str) -> None:
     """Print a message on stderr, in one line, whatever the names of files in it are made of."""
-    typer.echo(os.fsencode(f"clipguide: {one_line(options_for_names(message))}"), err=True)
+    typer.echo(encoded(f"clipguide: {one_line(options_for_names(message))}"), err=True)
+
+
+def encoded(text: str | bytes) -> bytes:
+    """Return the bytes of a line: those of a file's name as they are on disk, and UTF-8 if the
+    locale has no such character."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape")
 
 
 def one_line(text: str) -> str:
