@@ -9,6 +9,7 @@ import typer
 
 from ..errors import UsageError
 from . import console
+from .options import among
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,6 +20,7 @@ def export(
         str,
         typer.Option(
             metavar="RUNTIME",
+            autocompletion=among("onnx", "hf", "torch-export"),
             help="The runtime: onnx, hf (transformers) or torch-export.",
         ),
     ],
