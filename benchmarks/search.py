@@ -32,10 +32,10 @@ import typer
 from benchmarks.common import save
 from benchmarks.embedding import photographs, vit_b_32
 from benchmarks.none_of_these import kept, share
-from clipguide import load_clip
+from clipguide import load_clip, unrelated
 from clipguide.cli.index import BOTH
 from clipguide.engine import Engine, find
-from clipguide.retrieval import Index, Query, unrelated, update
+from clipguide.retrieval import Index, Query, update
 from clipguide.retrieval.store import Store
 from clipguide.zero_shot.none import unlike_each
 

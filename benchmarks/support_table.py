@@ -117,7 +117,7 @@ def cell(family: str, scheduler: str) -> str:
     except Exception as error:  # any that diffusers has
         return f"n/a: {reason(str(error))}"
     if not plain.isfinite().all():
-        return "n/a: the plain picture is not a number"
+        return "n/a: the plain image is not a number"
 
     def loss(image_N3HW: torch.Tensor) -> torch.Tensor:
         return Red()(image_N3HW).view(BATCH, -1).mean(1)
@@ -128,7 +128,7 @@ def cell(family: str, scheduler: str) -> str:
                 return "strength 0 changes bits"
         with steer(pipe, Red(), strength=1e-9, window=(0, 1)):
             if (draw(pipe, settings, seed=SEEDS[0]) - plain).abs().max() > 1e-4:
-                return "strength 1e-9 changes the picture"
+                return "strength 1e-9 changes the image"
         for seed in SEEDS:
             before = loss(plain if seed == SEEDS[0] else draw(pipe, settings, seed=seed))
             with steer(pipe, Red(), strength=0.3):
@@ -143,14 +143,34 @@ def cell(family: str, scheduler: str) -> str:
     return "yes"
 
 
+INTRO = """# Supported pipelines and samplers
+
+This page says which pipelines, samplers and methods `steer` works with. `python
+benchmarks/support_table.py` makes the page. It runs the pipelines of diffusers on tiny models with
+random weights.
+
+- **yes**: strength 0 changes no bit of the image, strength 1e-9 changes next to nothing, a second
+  run gives the same bits, and the objective is lower with steering for every seed tried.
+- **n/a**: diffusers itself cannot run this pipeline with this scheduler, with or without steering.
+  The numbers refer to the reasons below the tables.
+- **refused**: clipguide stops with an error before the run.
+"""
+METHODS_INTRO = """## Methods
+
+The table is for text to image and related tasks with the scheduler DDIM. "Yes" means the same as
+above, and that the run leaves the pipeline as it was. For `rollover`, the fall of the objective was
+not tested, because its noise is larger than the effect on these models. `tests/test_matrix.py`
+repeats the table in bfloat16 and float16, with offloading, under `inference_mode` and autocast, and
+with a compiled VAE.
+"""
 SENTENCES = {  # what exceptions mean
     "'<=' not supported between instances of 'int' and 'NoneType'": "the pipeline sets "
     "`original_inference_steps` to None, and the scheduler needs a number",
     "takes no `latents`": "refused: there is no initial noise to optimise",
-    "begins with the image": "refused, but for strength=1: it begins with the image, not noise",
-    "skips steps": "refused: the pipeline skips steps, so that none can be repeated",
-    "unsupported operand type(s) for /: 'int' and 'list'": "the pipeline gives the scheduler its "
-    "sigmas as a list, with which it cannot reckon",
+    "begins with the image": "refused unless strength=1: it begins with the image, not with noise",
+    "skips steps": "refused: the pipeline skips steps, so no step can be repeated",
+    "unsupported operand type(s) for /: 'int' and 'list'": "the pipeline passes the sigmas as a "
+    "list, and the scheduler needs an array",
 }
 
 
@@ -159,24 +179,15 @@ def reason(error: str) -> str:
     if said := SENTENCES.get(" ".join(error.split())):
         return said
     if "does not support custom sigmas" in " ".join(error.split()):
-        return "the pipeline sets the sigmas itself, and the scheduler does not take them"
+        return "the pipeline sets the sigmas itself, and the scheduler does not accept them"
     if found := re.search(r"unexpected keyword argument '(\w+)'", error):
-        return f"the pipeline gives the scheduler `{found[1]}`, which it does not take"
+        return f"the pipeline passes `{found[1]}`, and the scheduler does not accept it"
     return " ".join(error.split())[:150]
 
 
 def table(families: list[str]) -> str:
     """The page."""
-    lines = [
-        "# What can be steered",
-        "",
-        "Made by `python benchmarks/support_table.py` on tiny models of random weights in "
-        "diffusers' own pipelines. "
-        "Yes: strength 0 changes no bit, strength 1e-9 next to nothing, a run "
-        "repeats to the bit, and the objective is lower for every seed tried. n/a: diffusers does "
-        "not run the two together, steered or not.",
-        "",
-    ]
+    lines = [INTRO]
     groups: dict[tuple[str, ...], list[str]] = {}
     for family in families:
         groups.setdefault(tuple(schedulers(family)), []).append(family)
@@ -210,14 +221,7 @@ def methods() -> list[str]:
     from test_matrix import METHODS, REFUSED, TASKS, check
 
     lines = [
-        "## Methods",
-        "",
-        "By DDIM. Yes: strength 0 changes no bit, the objective falls (not tried of rollover, "
-        "whose noise outweighs it here), a run repeats to the bit, "
-        "and the pipeline is afterwards as it was. `tests/test_matrix.py` tries the same in "
-        "bfloat16 and float16, offloaded, under `inference_mode` and autocast, and with a compiled "
-        "VAE.",
-        "",
+        METHODS_INTRO,
         "| method | " + " | ".join(TASKS) + " |",
         "|---" * (len(TASKS) + 1) + "|",
     ]

@@ -1,4 +1,4 @@
-"""Moving pictures: GIF and WebP by Pillow, MP4 by PyAV or imageio-ffmpeg if one is installed."""
+"""Moving images: GIF and WebP by Pillow, MP4 by PyAV or imageio-ffmpeg if one is installed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check(path: str | os.PathLike) -> None:
 def write(
     frames: Sequence[Image.Image], path: str | os.PathLike, *, overwrite: bool = False
 ) -> None:
-    """Write RGB pictures of one size, ten a second, over and over but in MP4; the last one stays
+    """Write RGB images of one size, ten a second, over and over but in MP4; the last one stays
     for two seconds. The file is whole or not there.
 
     UsageError if the file is there and `overwrite` is not set, or as `check` says; ClipguideError

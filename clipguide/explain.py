@@ -60,7 +60,7 @@ def heat_maps(
         ClipguideError: the tower has neither attention nor features that can be read.
     """
     if not len(pictures):
-        raise UsageError("There is no picture to explain.")
+        raise UsageError("There is no image to explain.")
     if text_ND.ndim != 2 or not len(text_ND) or text_ND.shape[1] != clip.embed_dim:
         raise UsageError(
             f"The texts to explain by are vectors of {clip.embed_dim} numbers each, not a tensor "
@@ -145,7 +145,7 @@ def _probabilities(
 
 @dataclass
 class _Seen:
-    """What a tower did with one picture: the last features_1CHW of each side, and of each side
+    """What a tower did with one image: the last features_1CHW of each side, and of each side
     what they were made of, both in order; and probabilities_1AQL of the attentions."""
 
     features: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -200,11 +200,11 @@ def _channels_first(features: torch.Tensor) -> torch.Tensor:
 
 
 def _maps(clip: Clip, picture: Image.Image, text_ND: torch.Tensor) -> torch.Tensor:
-    """map_NHW of one picture."""
+    """map_NHW of one image."""
     if clip.resize_mode == "patches":
         raise UsageError(
-            f"The CLIP {clip.name} sees pictures in their own aspect (NaFlex), which cannot be "
-            "explained yet: take one of fixed resolution."
+            f"The CLIP {clip.name} sees images in their own aspect (NaFlex), which cannot be "
+            "explained yet: choose one of fixed resolution."
         )
     if isinstance(clip, Ensemble):
         return _mean_maps(clip, picture, text_ND)
@@ -222,7 +222,7 @@ def _mean_maps(clips: Ensemble, picture: Image.Image, text_ND: torch.Tensor) -> 
     """The same of an ensemble, whose vectors are those of its members, one behind the other."""
     if len({member.resize_mode for member in clips.members}) > 1:
         raise UsageError(
-            f"The members of {clips.name} crop pictures differently, so that their heat maps "
+            f"The members of {clips.name} crop images differently, so that their heat maps "
             "cannot be laid over each other: explain by one of them."
         )
     parts = text_ND.split([member.embed_dim for member in clips.members], dim=1)
@@ -314,7 +314,7 @@ def _to_range(map_HW: torch.Tensor) -> torch.Tensor:
 
 
 def _lay(map_HW: torch.Tensor, size: tuple[int, int], resize_mode: str) -> np.ndarray:
-    """The map_HW of a square that the tower saw, at the place of a picture it was taken from."""
+    """The map_HW of a square that the tower saw, at the place of an image it was taken from."""
     width, height = size
     if resize_mode == "squash":
         return _at_size(map_HW, (height, width)).numpy()

@@ -21,11 +21,11 @@ from .errors import ClipguideError, ClipguideWarning, UsageError
 from .reading import open_image, to_srgb, too_wordy, turned, without_texts
 from .transparency import check_alpha
 
-LABEL_HEIGHT = 18  # pixels under each picture of a contact sheet
+LABEL_HEIGHT = 18  # pixels under each image of a contact sheet
 FAR = 10.0  # above which floats are not in [0, 1]
 BAND = 1 << 22  # pixels
-NARROW, WIDE = 12, 40  # bytes a pixel, at most, until a picture is RGB
-GAP = 4  # pixels between the pictures of a contact sheet
+NARROW, WIDE = 12, 40  # bytes a pixel, at most, until an image is RGB
+GAP = 4  # pixels between the images of a contact sheet
 
 
 def load(
@@ -36,7 +36,7 @@ def load(
     icc: bool = False,
     megapixels: float | None = None,
 ) -> Image.Image:
-    """A picture file, or a PIL image of any mode, as 8-bit RGB.
+    """An image file, or a PIL image of any mode, as 8-bit RGB.
 
     Turned as its EXIF says, laid on white where transparent (with alpha="drop" left transparent,
     for a transform that drops it), the first frame if it moves; 16-bit values are scaled, and
@@ -59,12 +59,12 @@ def load_frames(
     megapixels: float | None = None,
     opened: Callable[[Image.Image], None] | None = None,
 ) -> list[Image.Image]:
-    """As `load`, but `count` frames of a picture that moves, spread evenly, the first among them;
+    """As `load`, but `count` frames of an image that moves, spread evenly, the first among them;
     fewer if it has fewer. `opened` is called with the image before anything is decoded."""
     check_alpha(alpha)
     if isinstance(source, Image.Image):
         return _frames(source, count, alpha, icc)
-    name = getattr(source, "name", "the picture") if hasattr(source, "read") else Path(source)
+    name = getattr(source, "name", "the image") if hasattr(source, "read") else Path(source)
 
     def decode(stream: BinaryIO) -> list[Image.Image]:
         with open_image(stream, megapixels=megapixels) as image:
@@ -88,31 +88,31 @@ def load_frames(
     except UsageError as error:
         raise UsageError(_sentence(name, error)) from None
     except FileNotFoundError:
-        raise UsageError(f"There is no picture {name}.") from None
+        raise UsageError(f"There is no image {name}.") from None
     except UnidentifiedImageError:
         empty = isinstance(name, Path) and not name.stat().st_size
-        what = "is empty" if empty else "is not a picture in a format that Pillow reads"
+        what = "is empty" if empty else "is not an image in a format that Pillow reads"
         raise UsageError(f"{name} {what}.") from None
     except Exception as error:  # Pillow's plugins raise each their own on a damaged file
         words = str(getattr(error, "strerror", None) or error or type(error).__name__)
-        raise UsageError(f"The picture {name} cannot be read: {words.rstrip('.')}.") from None
+        raise UsageError(f"The image {name} cannot be read: {words.rstrip('.')}.") from None
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
-    """RGB pictures of one size as image_B3HW in [0, 1]."""
+    """RGB images of one size as image_B3HW in [0, 1]."""
     array_BHW3 = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures])
     return torch.from_numpy(array_BHW3).permute(0, 3, 1, 2) / 255
 
 
 def to_pil(image_B3HW: torch.Tensor) -> list[Image.Image]:
-    """image_B3HW as RGB pictures: clamped to [0, 1], rounded half to even.
+    """image_B3HW as RGB images: clamped to [0, 1], rounded half to even.
 
     ClipguideError if a value is not a number.
     """
     image_B3HW = image_B3HW.detach().float().cpu()
     if not torch.isfinite(image_B3HW).all():
         raise ClipguideError(
-            "The picture has values that are not numbers: try dtype float32, or less strength."
+            "The image has values that are not numbers: try dtype float32, or less strength."
         )
     array_BHW3 = (image_B3HW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array_HW3) for array_HW3 in array_BHW3]
@@ -121,7 +121,7 @@ def to_pil(image_B3HW: torch.Tensor) -> list[Image.Image]:
 def contact_sheet(
     pictures: Sequence[Image.Image], *, labels: Sequence[str] | None = None, columns: int
 ) -> Image.Image:
-    """RGB pictures in rows of `columns`, on white, each above its label."""
+    """RGB images in rows of `columns`, on white, each above its label."""
     width = max(picture.width for picture in pictures)
     height = max(picture.height for picture in pictures)
     label_height = LABEL_HEIGHT if labels else 0
@@ -145,7 +145,7 @@ def _opened(source: str | os.PathLike | BinaryIO) -> AbstractContextManager[Bina
 
 
 def _sentence(name: object, error: UsageError) -> str:
-    """What `open_image` says, of the picture of that name."""
+    """What `open_image` says, of the image of that name."""
     words = str(error)
     return f"{name} {words}." if words.startswith(("is ", "has ")) else words
 
@@ -180,7 +180,7 @@ def _to_rgb(image: Image.Image, alpha: str, icc: bool) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """A transparent picture on white, a band of rows at a time: what is between is four times as
+    """A transparent image on white, a band of rows at a time: what is between is four times as
     large as it."""
     laid = Image.new("RGB", image.size)
     rows = max(1, BAND // image.width)
@@ -206,7 +206,7 @@ def _from_wide_grey(image: Image.Image) -> Image.Image:
         low, high = 0.0, 255.0 if high <= 255 else 65535.0
     else:
         warnings.warn(
-            f"A picture of {'floats' if floats else 'integers'} has numbers from {low:.6g} to "
+            f"An image of {'floats' if floats else 'integers'} has numbers from {low:.6g} to "
             f"{high:.6g}: they are spread from black to white.",
             ClipguideWarning,
             stacklevel=2,

@@ -144,7 +144,7 @@ class Loop:
         self.generators = list(generators or fresh_generators(canvas.batch))
         if len(self.generators) != canvas.batch:
             raise UsageError(
-                f"{canvas.batch} pictures need as many generators, not {len(self.generators)}."
+                f"{canvas.batch} images need as many generators, not {len(self.generators)}."
             )
         self.index, self._stale = 0, 0
         self._skipped = [0] * canvas.batch
@@ -193,7 +193,7 @@ class Loop:
             nonlocal image_B3HW
             if image_B3HW is None:
                 if self.index != index + 1:
-                    raise ClipguideError("The loop went on: ask a step for its picture before.")
+                    raise ClipguideError("The loop went on: ask a step for its image before.")
                 image_B3HW = self.image()
             return image_B3HW
 
@@ -259,7 +259,7 @@ class Loop:
     def _gradient(
         self, image_B3HW: torch.Tensor, objective: Objective
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """loss_B, and the gradient at the decoded pictures with an rms of 1 each; nothing where it
+        """loss_B, and the gradient at the decoded images with an rms of 1 each; nothing where it
         is not a number."""
         leaf = image_B3HW.requires_grad_()
         total_B = 0.0
@@ -275,7 +275,7 @@ class Loop:
 
     @torch.no_grad()
     def _move(self, gradient: torch.Tensor) -> None:
-        """Adam's step, of the pictures that have a gradient: momentum would move the others too."""
+        """Adam's step, of the images that have a gradient: momentum would move the others too."""
         still = (gradient.flatten(1) == 0).all(1).nonzero().flatten()
         kept = [parameter[still].clone() for parameter in self._adam.param_groups[0]["params"]]
         for parameter in self._adam.param_groups[0]["params"]:
@@ -286,7 +286,7 @@ class Loop:
 
     def _skip(self, i: int) -> None:
         self._skipped[i] += 1
-        what = f"The gradient of picture {i} is not a number at step {self.index}"
+        what = f"The gradient of image {i} is not a number at step {self.index}"
         if self._skipped[i] >= MAX_SKIPPED:
             raise ClipguideError(f"{what}, for the {MAX_SKIPPED}rd time: lower the rate lr.")
         warnings.warn(f"{what}: it does not move there.", ClipguideWarning, stacklevel=4)

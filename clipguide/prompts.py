@@ -4,8 +4,8 @@
 where a letter, an emoji or a closing bracket or quote goes before it and the number is from -10 to
 10: in "a clock at 12:30" it is text. A backslash makes the next `|`, `:` or backslash an ordinary
 character. An emoji is read as its
-Unicode name, so that a fox's picture means a fox to encoders that never saw the character. Pictures
-can be parts as well, alone or beside text: `compose("oil painting:0.5", ImagePart(picture))`.
+Unicode name, so that a fox's image means a fox to encoders that never saw the character. Images
+can be parts as well, alone or beside text: `compose("oil painting:0.5", ImagePart(image))`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Prompt:
     def __post_init__(self) -> None:
         for part in self.parts:
             if not math.isfinite(part.weight):
-                name = repr(shorten(part.text)) if part.text else "a picture"
+                name = repr(shorten(part.text)) if part.text else "an image"
                 raise UsageError(f"The weight of {name} must be a finite number.")
         if not any(part.weight for part in self.parts):
             raise UsageError("A prompt needs a part whose weight is not 0.")
@@ -82,7 +82,7 @@ class Prompt:
         return repr(" | ".join(name + weight for name, weight in zip(names, weights)))
 
     def _sums(self) -> dict[object, float]:
-        """The weight of each text and picture in all."""
+        """The weight of each text and image in all."""
         sums: dict[object, float] = {}
         for part in self.parts:
             key = part.text or id(part.image)
@@ -140,7 +140,7 @@ def one_word(text: str) -> str:
     word = text.strip()
     if len(word.split()) != 1:
         what = f"{shorten(word)!r} are several words" if word else "The word is empty"
-        raise UsageError(f"{what}: take one that means nothing yet, such as blorvek.")
+        raise UsageError(f"{what}: choose a word without a meaning, such as blorvek.")
     return word
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from .errors import ClipguideError, UsageError
+from .errors import ClipguideError, UsageError, close_matches
+from .prompts import shorten
 
 CHUNK = "clipguide"
 TRACE = "clipguide-trace"
@@ -30,6 +31,13 @@ MAX_JSON = 1_000_000  # characters
 MAX_TEXT = 200_000  # characters of one text
 MAX_ITEMS = 1_000  # entries of one list or table
 MAX_NUMBER = 2**63
+PNG = b"\x89PNG\r\n\x1a\n"
+KINDS = {  # of a field: what it must be
+    str: f"a text of at most {MAX_TEXT} characters",
+    int: "a whole number from 0",
+    tuple[int, ...]: "a list of whole numbers from 0",
+    dict[str, str]: "a table of texts",
+}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
 
 
@@ -157,6 +165,24 @@ def from_json(text: str) -> Recipe:
     Raises:
         UsageError: the text is anything else.
     """
+    values = fields_of(text)
+    made = (MISSING, MISSING)
+    needed = [f.name for f in fields(Recipe) if (f.default, f.default_factory) == made]
+    if missing := [name for name in needed if name not in values]:
+        raise UsageError(f"The recipe has no {', '.join(missing)[:200]}.")
+    recipe = Recipe(**values)
+    if recipe.seed not in recipe.batch_seeds[recipe.batch_position :][:1]:
+        raise UsageError("The recipe's seed is not the one at its place in the batch.")
+    return recipe
+
+
+def fields_of(text: str) -> dict[str, typing.Any]:
+    """Return the fields of a recipe in JSON, or of a part of one. Each is checked.
+
+    Raises:
+        UsageError: the text is not a JSON object, it is of another version, a field is unknown or
+            has the wrong type.
+    """
     if len(text) > MAX_JSON:
         raise UsageError("The recipe is too long to be one of clipguide's.")
     try:
@@ -165,20 +191,19 @@ def from_json(text: str) -> Recipe:
         raise UsageError("The recipe is not valid JSON.") from None
     if not isinstance(values, dict):
         raise UsageError("The recipe is not a JSON object.")
-    if values.get("version") != FORMAT:
+    if (version := values.get("version", FORMAT)) != FORMAT:
+        later = type(version) is int and version > FORMAT
         raise UsageError(
-            f"The recipe is of format {str(values.get('version'))[:20]}, and this clipguide "
-            f"reads format {FORMAT}."
+            f"The recipe is of format {str(version)[:20]}, and this clipguide reads format "
+            f"{FORMAT}{': update clipguide' if later else ''}."
         )
     wanted = typing.get_type_hints(Recipe)
-    made = (MISSING, MISSING)
-    needed = {f.name for f in fields(Recipe) if (f.default, f.default_factory) == made}
-    if odd := sorted((needed - values.keys()) | (values.keys() - wanted.keys())):
-        raise UsageError(f"The recipe has missing or unknown fields: {', '.join(odd)[:200]}.")
-    recipe = Recipe(**{name: _checked(name, values[name], wanted[name]) for name in values})
-    if recipe.seed not in recipe.batch_seeds[recipe.batch_position :][:1]:
-        raise UsageError("The recipe's seed is not the one at its place in the batch.")
-    return recipe
+    for name in values:
+        if name not in wanted:
+            raise UsageError(
+                f"A recipe has no field {shorten(name)!r}.{close_matches(name, wanted)}"
+            )
+    return {name: _checked(name, values[name], wanted[name]) for name in values}
 
 
 def differences(then: Recipe, now: Recipe) -> list[str]:
@@ -202,7 +227,7 @@ def save_png(
     overwrite: bool = False,
     trace: list[dict[str, float]] | None = None,
 ) -> None:
-    """Write a picture and its recipe to a PNG, whole or not at all; its folder is made. `trace` is
+    """Write an image and its recipe to a PNG, whole or not at all; its folder is made. `trace` is
     that of `Report.rows`.
 
     UsageError if the file is there and `overwrite` is not set, ClipguideError if it cannot be
@@ -266,6 +291,28 @@ def _temporary(path: Path) -> Iterator[Path]:
         raise ClipguideError(f"{path} cannot be written ({reason}): {advice}.") from None
 
 
+def read_fields(path: str | os.PathLike) -> dict[str, typing.Any]:
+    """Return the fields of the recipe in a PNG, or of those in a JSON file, which may be a part.
+
+    Raises:
+        UsageError: the file cannot be read, or has no recipe.
+    """
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(len(PNG))
+            text = (head + stream.read(4 * MAX_JSON)).decode() if head != PNG else None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is neither a PNG nor JSON in UTF-8.") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    if text is None:
+        return vars(read_png(path))
+    try:
+        return fields_of(text)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
 def read_png(path: str | os.PathLike) -> Recipe:
     """The recipe in a PNG. UsageError if there is none, or it is not one of clipguide's."""
     text = _read_text(path, CHUNK)
@@ -306,7 +353,7 @@ def _read_text(path: str | os.PathLike, chunk: str) -> str | None:
             image.load()  # a text chunk may follow the pixels
             return image.text.get(chunk)
     except FileNotFoundError:
-        raise UsageError(f"There is no picture {path}.") from None
+        raise UsageError(f"There is no image {path}.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise UsageError(f"{path} is not a PNG that can be read.") from None
 
@@ -362,5 +409,7 @@ def _checked(name: str, value: object, kind: object) -> object:
             and all(isinstance(item, str) and len(item) <= MAX_TEXT for item in value.values())
         )
     if not good:
-        raise UsageError(f"The recipe's {name} is not what it should be: {str(value)[:40]!r}.")
+        raise UsageError(
+            f"The recipe's {name} must be {KINDS.get(kind, 'a number')}, not {str(value)[:40]!r}."
+        )
     return value

@@ -17,7 +17,7 @@ import torch
 from .errors import UsageError
 from .near import Neighbours
 
-DUPLICATE = 0.98  # cosine of two pictures; see `duplicates`
+DUPLICATE = 0.98  # cosine of two images; see `duplicates`
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def combine(criteria: Sequence[Criterion]) -> torch.Tensor:
         raise UsageError("There is nothing to rank by: give a text, a negative or an aesthetic.")
     lengths = {len(criterion.score_B) for criterion in criteria}
     if len(lengths) > 1:
-        raise UsageError(f"Every criterion scores all pictures, not {sorted(lengths)} of them.")
+        raise UsageError(f"Every criterion scores all images, not {sorted(lengths)} of them.")
     units = {criterion.unit for criterion in criteria}
     total_B = torch.zeros(lengths.pop(), dtype=torch.float64)
     for unit in sorted(units):
@@ -110,7 +110,7 @@ def rank(
         UsageError: a number is out of range.
     """
     if keep is not None and keep < 1:
-        raise UsageError(f"At least one picture is kept, not {keep}.")
+        raise UsageError(f"At least one image is kept, not {keep}.")
     if not 0 <= diversity <= 1:
         raise UsageError(f"The diversity is between 0 and 1, not {diversity}.")
     if duplicate is not None and not -1 < duplicate <= 1:
@@ -140,7 +140,7 @@ def mmr(
     (1 - λ) · its greatest similarity with one chosen (Carbonell & Goldstein 1998, §2), where λ is 1
     - `diversity`. The first is the most relevant; of equals, the first in the input.
 
-    `similarity(place)` is similarity_B of the picture at that place with all.
+    `similarity(place)` is similarity_B of the image at that place with all.
     """
     nearest_B = torch.full_like(relevance_B, -math.inf)
     left_B = torch.ones_like(relevance_B, dtype=torch.bool)
@@ -159,7 +159,7 @@ def mmr(
 def duplicates(
     unit_BD: torch.Tensor, best: Sequence[int], threshold: float = DUPLICATE
 ) -> dict[int, int]:
-    """Each picture that has a cosine of at least `threshold` with one that comes before it in
+    """Each image that has a cosine of at least `threshold` with one that comes before it in
     `best` and is kept, and the first of those.
 
     0.98 suits mini: of the samples' 40 drawings, any two are at 0.909 and less, and copies (JPEG of

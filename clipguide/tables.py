@@ -1,5 +1,5 @@
-"""Tables of what is said of pictures, read a part at a time: CSV, TSV, JSONL and parquet; captions
-in files beside pictures."""
+"""Tables of what is said of images, read a part at a time: CSV, TSV, JSONL and parquet; captions
+in files beside images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CAPTION = ("caption", "text", "title", "description", "prompt")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 PART = 1024  # rows of a parquet at a time
-LONGEST = 20_000  # bytes of a caption beside a picture
+LONGEST = 20_000  # bytes of a caption beside an image
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ def open_table(file: str | os.PathLike) -> Table:
 
 
 def captions(file: str | os.PathLike) -> dict[str, str]:
-    """What a table of the columns path (or another usual name) and caption says of pictures, by
+    """What a table of the columns path (or another usual name) and caption says of images, by
     their absolute paths; those in it are relative to its folder, by / or by \\.
 
-    UsageError as `open_table`, for a caption that is no text, and for two of one picture.
+    UsageError as `open_table`, for a caption that is no text, and for two of one image.
     """
     table = open_table(file)
     image = choose(table.columns, None, ("path", *IMAGE), "image", str(file))
@@ -95,7 +95,7 @@ def captions(file: str | os.PathLike) -> dict[str, str]:
 
 
 def sidecar(path: str | os.PathLike) -> str | None:
-    """The caption in the .txt beside a picture, blanks made one; None if there is none. What is not
+    """The caption in the .txt beside an image, blanks made one; None if there is none. What is not
     UTF-8 is taken to be of Windows."""
     try:
         content = Path(os.path.splitext(path)[0] + ".txt").read_bytes()[:LONGEST]
@@ -115,7 +115,7 @@ def said(content: bytes) -> str | None:
 
 
 def located(name: str, folder: Path) -> str:
-    """The path of a picture that a table in `folder` names. Backslashes are of Windows where there
+    """The path of an image that a table in `folder` names. Backslashes are of Windows where there
     is no such file."""
     path = os.path.normpath(os.path.join(folder, name))
     if "\\" in name and os.sep == "/" and not os.path.exists(path):
@@ -260,6 +260,6 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _dicts(part: Any) -> Iterable[dict]:
-    """The rows of a batch one by one, so that no more than one picture's bytes are Python's."""
+    """The rows of a batch one by one, so that no more than one image's bytes are Python's."""
     for i in range(part.num_rows):
         yield {name: part.column(k)[i].as_py() for k, name in enumerate(part.schema.names)}

@@ -1,6 +1,6 @@
 """Warps of many views at once: cut out and resized, moved by a homography, recoloured.
 
-Every function is differentiable with respect to the picture and draws nothing: the numbers are
+Every function is differentiable with respect to the image and draws nothing: the numbers are
 arguments, float64 tensors on the CPU with an entry a view.
 
 Two steps keep a view free of aliasing. `cut` resizes a box with `F.interpolate(antialias=True)`, to
@@ -33,10 +33,10 @@ _FARTHEST = 3.0  # the farthest place that is read, a view's width beyond its ed
 def cut(
     image_3HW: torch.Tensor, box_N4: torch.Tensor, size: int, shrink_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """view_N3ss, boxes of a picture in the top left corner of each view, and filled_N2, the rows
+    """view_N3ss, boxes of an image in the top left corner of each view, and filled_N2, the rows
     and columns that they take there.
 
-    `box_N4` holds top, left, height and width in whole pixels, inside the picture. A box keeps its
+    `box_N4` holds top, left, height and width in whole pixels, inside the image. A box keeps its
     size unless it is larger than size / shrink, rounded up: then it is resized to that.
     """
     views, filled = [], []

@@ -7,7 +7,7 @@
     )
     pipe("a red fox", image=picture, strength=0.75, clip_guidance_scale=100).images[0]
 
-`strength` is how much of the picture is drawn anew; `clip_guidance_scale` is as in clip_guided.py.
+`strength` is how much of the image is drawn anew; `clip_guidance_scale` is as in clip_guided.py.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class CLIPGuidedStableDiffusionImg2Img(ClipGuided, StableDiffusionImg2ImgPipelin
         """As the community pipeline's, with a negative prompt besides.
 
         PIL images are brought to height x width, by default the model's own. `latents` are ignored,
-        as there. UsageError without a picture.
+        as there. UsageError without an image.
         """
         if image is None:
-            raise UsageError("There is no picture to begin with: give image=…")
+            raise UsageError("There is no image to begin with: give image=…")
         if latents is not None:
             warnings.warn(
-                "latents are ignored: the picture gives them.", ClipguideWarning, stacklevel=2
+                "latents are ignored: the image gives them.", ClipguideWarning, stacklevel=2
             )
         text = prompt if clip_prompt is None else clip_prompt
         with self.guided(

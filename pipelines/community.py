@@ -57,7 +57,7 @@ class ClipGuided:
         use_cutouts: bool,
     ) -> Steering:
         """The context in which a run of this pipeline is steered towards a text, or one a prompt:
-        by scale / 1000 of rms(x0), on cutouts or the whole picture."""
+        by scale / 1000 of rms(x0), on cutouts or the whole image."""
         clip = wrap_hf_clip(
             self.clip_model,
             self.feature_extractor,

@@ -1,4 +1,4 @@
-"""What a run on a canvas is asked for: its settings, what is wrong with them, and its pictures.
+"""What a run on a canvas is asked for: its settings, what is wrong with them, and its images.
 
 Shapes: 3 channels, H rows, W columns.
 """
@@ -193,13 +193,15 @@ class Drawing:
                 raise UsageError(f"{name} must be from {low:g} to {high:g}, not {value:g}.")
         for side in self.size or ():
             if not LEAST <= side <= MOST:
-                raise UsageError(f"A side of a picture has {LEAST} to {MOST} pixels, not {side}.")
+                raise UsageError(f"A side of an image has {LEAST} to {MOST} pixels, not {side}.")
         if not all(abs(pixels) <= MOST for pixels in self.shift):
             raise UsageError(f"shift is at most {MOST} pixels, not {self.shift}.")
         if self.lr is not None and not self.lr > 0:
             raise UsageError(f"The rate lr must be above 0, not {self.lr:g}.")
         if self.temperature and self.temperature < 1e-6:
-            raise UsageError(f"temperature is 0, or at least 1e-06, not {self.temperature:g}.")
+            raise UsageError(
+                f"The softness (temperature) is 0, or at least 1e-06, not {self.temperature:g}."
+            )
         if self.symmetry and self.symmetry not in AXES:
             raise UsageError(f"symmetry is horizontal or vertical, not {self.symmetry!r}.")
         if self.views not in VIEWS:
@@ -210,9 +212,9 @@ class Drawing:
             near = close_matches(self.start, STARTS)
             raise UsageError(f"There is no start {self.start!r}.{near}")
         if self.mask and not self.init:
-            raise UsageError("A mask keeps what init shows outside of it: give an init picture.")
+            raise UsageError("A mask keeps what init shows outside of it: give an init image.")
         if self.init_weight and not self.init:
-            raise UsageError("init_weight keeps the picture near init: give an init picture.")
+            raise UsageError("init_weight keeps the image near init: give an init image.")
         if self.palette_weight != 1 and not self.palette:
             raise UsageError("palette_weight keeps to a palette: give one.")
         if self.temperature and canvas != "vqgan":
@@ -220,9 +222,9 @@ class Drawing:
         if self.steps < self.grow:
             raise UsageError(f"{self.grow} sizes need as many steps, not {self.steps}.")
         if self.moving and (self.mask or self.grow > 1):
-            raise UsageError("A picture that moves has no mask and does not grow: leave these out.")
+            raise UsageError("An image that moves has no mask and does not grow: leave these out.")
         if self.moving and self.patience is not None:
-            raise UsageError("A picture that moves is kept as it ends: leave patience out.")
+            raise UsageError("An image that moves is kept as it ends: leave patience out.")
         self._check_prompts()
         self._check_rewards()
 
@@ -255,8 +257,7 @@ class Drawing:
 
     @property
     def accumulate(self) -> int:
-        """Return the number of calls of the objective in a step, each with at most `MICRO` views.
-        """
+        """Return the number of calls of the objective in a step, of at most `MICRO` views each."""
         return -(-self.cutouts // MICRO)
 
     @property
@@ -339,7 +340,7 @@ class Drawing:
         for name in FILES:
             for file in _listed(getattr(drawing, name)):
                 if file not in digests or digest(file) != digests[file]:
-                    raise UsageError(f"{file} is not the picture that the recipe began with.")
+                    raise UsageError(f"{file} is not the image that the recipe began with.")
         return drawing
 
 
@@ -390,13 +391,13 @@ def _listed(files: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def digest(file: str) -> str:
-    """sha256 of a picture's pixels. UsageError if it cannot be read."""
+    """sha256 of an image's pixels. UsageError if it cannot be read."""
     picture = images.load(Path(file))
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 def fitted(file: str, width: int, height: int) -> torch.Tensor:
-    """A picture file as image_3HW in [0, 1], cut to the shape at its middle and resized; said once
+    """An image file as image_3HW in [0, 1], cut to the shape at its middle and resized; said once
     if anything is lost by that. UsageError if it cannot be read."""
     picture = images.load(Path(file))
     if abs(picture.width * height - picture.height * width) > max(picture.size):
@@ -420,7 +421,7 @@ def pale(height: int, width: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def move(image_13HW: torch.Tensor, drawing: Drawing) -> torch.Tensor:
-    """The picture enlarged about its middle, turned against the clock, then shifted right and down;
+    """The image enlarged about its middle, turned against the clock, then shifted right and down;
     what comes in at an edge mirrors what is there, or of tiles is the next one's."""
     height, width = image_13HW.shape[-2:]
     angle = math.radians(drawing.rotate)

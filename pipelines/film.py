@@ -1,4 +1,4 @@
-"""What each step of a sampler meant, kept as pictures."""
+"""What each step of a sampler meant, kept as images."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ class Film:
             self._on_step(step)
 
     def of(self, i: int, finished: Image.Image) -> tuple[Image.Image, ...]:
-        """A frame for each step of sample i; the finished picture stands for the last one's."""
+        """A frame for each step of sample i; the finished image stands for the last one's."""
         return (*(pictures[i] for pictures in self._frames[:-1]), finished)

@@ -61,7 +61,7 @@ def auto_of(budget: float | None, given: dict[str, object], best_of: int) -> Cho
 
 
 def candidates_of(method: Method, best_of: int) -> tuple[Method, int, int]:
-    """The method, how many candidates a picture has, and how many of these are drawn together."""
+    """The method, how many candidates an image has, and how many of these are drawn together."""
     if not isinstance(method, (BestOf, Particles)):
         return method, best_of, 1
     if best_of > 1:
@@ -96,6 +96,6 @@ def to_draw(prompt: str) -> str:
     parsed: Prompt = parse(prompt)
     if not parsed.text:
         raise UsageError(
-            f"Every part of the prompt {shorten(prompt)!r} repels: say what to draw as well."
+            f"Every part of the prompt {shorten(prompt)!r} has a negative weight: add what to draw."
         )
     return parsed.text

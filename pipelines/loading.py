@@ -48,7 +48,7 @@ def load_pipeline(
     else:
         raise UsageError(f"There is no model {shorten(model)!r}.{close_matches(model, ['mini'])}")
     if isinstance(source, Path) and not (source / "model_index.json").is_file():
-        raise UsageError(f"{source} is no diffusers folder: it has no model_index.json.")
+        raise UsageError(f"{source} is not a diffusers folder: it has no model_index.json.")
     try:
         with within_reach(not isinstance(source, Path)):
             pipe = _read(source, weights_dtype, safety_checker)
@@ -130,7 +130,7 @@ def _autoencoder(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     try:
         name = json.loads(file.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{folder} is no diffusers folder of an autoencoder.") from None
+        raise UsageError(f"{folder} is not a diffusers folder of an autoencoder.") from None
     if kind is diffusers.AutoencoderKL and name == "AutoencoderTiny":
         kind = diffusers.AutoencoderTiny
     if name != kind.__name__:
@@ -169,7 +169,7 @@ def pipeline_fingerprint(pipe: DiffusionPipeline) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what bears on a picture's bits."""
+    """Of what bears on an image's bits."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"clipguide": __version__, **found}
 
@@ -177,7 +177,7 @@ def versions() -> dict[str, str]:
 def plain_seconds(
     pipe: DiffusionPipeline, steps: int, cfg: float, width: int, height: int
 ) -> float:
-    """What plain sampling of one picture takes, by runs of one and of three steps."""
+    """What plain sampling of one image takes, by runs of one and of three steps."""
     seconds = {}
     for some in (1, 1, 3):  # the first warms up
         start = time.perf_counter()

@@ -114,7 +114,7 @@ class Steered(ModularPipelineBlocks):
         given = self.get_block_state(state)
         if getattr(components, "vae", None) is None:
             raise ClipguideError(
-                "Steering looks at pictures, and this pipeline has no VAE: load one, or keep the "
+                "Steering looks at images, and this pipeline has no VAE: load one, or keep the "
                 "block that decodes."
             )
         towards = given.prompt if given.clip_prompt is None else given.clip_prompt

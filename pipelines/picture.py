@@ -1,4 +1,4 @@
-"""What a pipeline gives: a picture, with how it was made."""
+"""What a pipeline gives: an image, with how it was made."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A finished picture made better: the loop, on the latents that its own autoencoder makes of it.
+"""A finished image made better: the loop, on the latents that its own autoencoder makes of it.
 
-Shapes: 1 picture, 3 channels, H rows, W columns.
+Shapes: 1 image, 3 channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def refine(
     generator: torch.Generator,
 ) -> torch.Tensor:
     """image_13HW in [0, 1] after `steps` of the loop. With a judge it is the best of those that it
-    saw, and the picture itself where it likes none better."""
+    saw, and the image itself where it likes none better."""
     vae.requires_grad_(False)
     height, width = image_13HW.shape[-2:]
     canvas = Latent(vae, height, width, [generator])

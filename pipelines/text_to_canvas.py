@@ -1,8 +1,8 @@
-"""Text to canvas: a loop draws a picture of a prompt with nothing but a CLIP's gradient.
+"""Text to canvas: a loop draws an image of a prompt with nothing but a CLIP's gradient.
 
 `TextToCanvas("vqgan")("a red fox", seed=1)[0].image.save("fox.png")`
 
-Shapes: B = 1 picture, 3 channels, H rows, W columns.
+Shapes: B = 1 image, 3 channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -39,16 +39,21 @@ MAX_SEED = 2**63 - 1
 
 
 class TextToCanvas:
-    """A canvas's model with its guide and its judge, loaded once.
+    """A canvas with its guide and its judge. The models are loaded once.
 
     Args:
         canvas: "vqgan", "latent", "fourier" or "pixels".
-        model: of "vqgan" and "latent": "mini", or a diffusers folder (or, of "vqgan", a taming
-            checkpoint); the others have none.
-        clip: the guide, as `load_clip` names it.
-        judge: a CLIP that only scores, and keeps the best picture; mini-judge for mini, else none.
-        device, dtype: where all run, and of the canvas's model. The CLIPs are float32.
-        key: what the address of a reward knows its users by.
+        model: the model of "vqgan" or "latent": "mini", a folder of diffusers, or for "vqgan" a
+            taming checkpoint. The other canvases have none.
+        clip: the guide, a name for `load_clip`.
+        judge: a CLIP that scores and selects the best image. The default is mini-judge for mini,
+            otherwise none.
+        device: the device of all models.
+        dtype: the dtype of the canvas's model. The CLIPs have float32.
+        key: the key for the address of a reward. No recipe contains it.
+
+    Raises:
+        UsageError: there is no such canvas, or it takes no model.
     """
 
     def __init__(
@@ -94,8 +99,8 @@ class TextToCanvas:
         seed: int = 0,
         on_step: Callable[[Step], None] | None = None,
     ) -> list[Picture]:
-        """`count` pictures of each prompt, seeded `seed`, `seed` + 1, …, one after the other: a
-        picture's bits depend on no other. UsageError if a setting is out of range."""
+        """`count` images of each prompt, seeded `seed`, `seed` + 1, …, one after the other: a
+        image's bits depend on no other. UsageError if a setting is out of range."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         for prompt in prompts:
             to_draw(prompt)
@@ -141,7 +146,7 @@ class TextToCanvas:
 
 
 class Run:
-    """One picture on its way: iterate it for its steps, then ask for `picture()`.
+    """One image on its way: iterate it for its steps, then ask for `picture()`.
 
     Its canvas grows, if it is to, from a fraction of its size to all of it.
     """
@@ -206,7 +211,7 @@ class Run:
         return step
 
     def finish(self, on_step: Callable[[Step], None] | None = None) -> Picture:
-        """All steps that are left, and the picture."""
+        """All steps that are left, and the image."""
         for step in self:
             if on_step:
                 on_step(step)
@@ -234,7 +239,7 @@ class Run:
         self.loop.load_state_dict(state["loop"])
 
     def recipe(self) -> Recipe:
-        """How the picture is made, without its scores."""
+        """How the image is made, without its scores."""
         owner, drawing = self.owner, self.drawing
         return Recipe(
             command="optimize",
@@ -282,7 +287,7 @@ class Run:
 
     @property
     def _encodes(self) -> bool:
-        """Whether the canvas can begin as a picture."""
+        """Whether the canvas can begin as an image."""
         return self._net is None or self._net.config.get("_quantizer") != "gumbel"
 
     def _check_model(self, height: int, width: int) -> None:
@@ -292,7 +297,7 @@ class Run:
         encodes = drawing.init or drawing.grow > 1 or drawing.moving
         if encodes and not self._encodes:
             raise UsageError(
-                "A Gumbel VQGAN cannot begin with a picture, so it has no init, does not grow and "
+                "A Gumbel VQGAN cannot begin with an image, so it has no init, does not grow and "
                 "does not move: leave these out."
             )
 
@@ -323,7 +328,7 @@ class Run:
         return self.owner.rewards.pulling(guide, [prompt], self.drawing)
 
     def _enter(self, stage: int, image_13HW: torch.Tensor | None) -> Loop:
-        """The loop of a stage; its canvas begins as that picture, or as the settings say."""
+        """The loop of a stage; its canvas begins as that image, or as the settings say."""
         drawing, (height, width, first, last) = self.drawing, self.stages[stage]
         canvas = self._canvas(height, width).to(self.owner.device)
         init_13HW = None

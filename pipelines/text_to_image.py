@@ -270,14 +270,14 @@ class TextToImage:
         tapes: str | Path | None,
         finished: Finished | None,
     ) -> Iterator[Picture]:
-        """Yield the best candidate of a picture once it has them all."""
+        """Yield the best candidate of an image once it has them all."""
         number, done = settings.best_of, {}
         if finished:
             recipes = [self._recipe(b, i, settings) for b in batches for i in range(len(b))]
             for k in range(len(recipes) // number):
                 done[k] = finished(k, recipes[k * number : (k + 1) * number])
         candidates: list[Picture | None] = []
-        place, used = 0, []  # of the next sample; tapes of which a picture is not finished
+        place, used = 0, []  # of the next sample; tapes of which an image is not finished
         for batch in batches:
             after = place + len(batch)
             if all(done.get(j // number) for j in range(place, after)):
@@ -416,7 +416,7 @@ class TextToImage:
     def _refined(
         self, image_B3HW: torch.Tensor, jobs: Sequence[Job], settings: Settings
     ) -> torch.Tensor:
-        """Each picture by itself, so that its bits depend on no other."""
+        """Each image by itself, so that its bits depend on no other."""
         views, found = Cutouts(number=settings.cutouts), []
         for image_3HW, job in zip(image_B3HW, jobs, strict=True):
             guide = parse(job.guide)

@@ -20,7 +20,7 @@ def draw(colour, number):
 
 
 def write(folder, count):
-    """`count` pictures of each class in a subfolder of its name -> the folder."""
+    """`count` images of each class in a subfolder of its name -> the folder."""
     for name, colour in COLOURS.items():
         (folder / name).mkdir()
         for number in range(count):

@@ -112,7 +112,7 @@ def write_hf_siglip2(folder, *, seed: int = 0):
 
 
 def _save(model, folder) -> None:
-    with torch.no_grad():  # weights so small would see all pictures alike
+    with torch.no_grad():  # weights so small would see all images alike
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3)

@@ -14,7 +14,7 @@ norms = pytest.mark.parametrize("norm", sorted(ATTACKS))
 
 
 def setting(norm, seed=0):
-    """Grey pictures, from whose balls no corner is cut by [0, 1]; radii; a generator."""
+    """Grey images, from whose balls no corner is cut by [0, 1]; radii; a generator."""
     generator = torch.Generator().manual_seed(seed)
     image = 0.3 + 0.4 * torch.rand(3, 3, 8, 8, generator=generator)
     return image, torch.tensor(RADII[norm]), generator

@@ -116,7 +116,7 @@ def test_what_does_not_go_together(pipe, clip, settings, message):
 
 
 def test_text_to_image(table, tiny_mini):
-    """The recipe says what was chosen, and makes the picture again; by hand it is the same."""
+    """The recipe says what was chosen, and makes the image again; by hand it is the same."""
     model = TextToImage()
     (picture,) = model("a fox", method="auto", budget=3, steps=3, seed=2)
     recipe = picture.recipe

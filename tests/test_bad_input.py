@@ -69,9 +69,9 @@ def refused(*arguments, code=2):
         (["fox", "--strength", "inf"], "strength"),
         (["fox", "--strength", "-1"], "strength"),
         (["fox", "--cfg", "nan"], "--cfg"),
-        (["fox", "--count", "10000"], "1000 pictures"),
-        (["fox", "--count", "0"], "1000 pictures"),
-        (["fox", "--count", "-3"], "1000 pictures"),
+        (["fox", "--count", "10000"], "1000 images"),
+        (["fox", "--count", "0"], "1000 images"),
+        (["fox", "--count", "-3"], "1000 images"),
         (["fox", "--best-of", "0"], "--best-of"),
         (["fox", "--seed", "-1"], "seed"),
         (["fox", "--seed", str(2**63)], "seed"),
@@ -86,10 +86,10 @@ def refused(*arguments, code=2):
         (["fox", "--decoder", "tiny", "--tiny", "."], "no config.json"),
         (["fox", "--video", "fox.avi"], ".gif, .webp or .mp4"),
         (["fox", "--video", "fox"], ".gif, .webp or .mp4"),
-        (["fox", "--video", "fox.gif", "--count", "65"], "64 pictures"),
+        (["fox", "--video", "fox.gif", "--count", "65"], "64 images"),
         (["fox", "--model", "minni"], "Did you mean mini"),
         (["fox", "--model", "no/such/folder"], "no/such/folder"),
-        (["fox", "--model", "."], "no diffusers folder"),
+        (["fox", "--model", "."], "not a diffusers folder"),
         (["fox", "--clip", "minni"], "Did you mean mini"),
         (["fox", "--clip", "ViT-B-23/openai"], "Did you mean ViT-B-"),
         (["fox", "--clip", "."], "is no folder of a CLIP"),
@@ -225,7 +225,7 @@ def test_a_full_disk(tiny_mini):
 
 
 def test_no_memory(tiny_mini, monkeypatch):
-    """The allocator's own error, from where pictures are drawn."""
+    """The allocator's own error, from where images are drawn."""
     monkeypatch.setattr(TextToImage, "iterate", lambda *_, **__: torch.empty(2**50))
     assert "not enough memory" in refused("generate", "fox", code=1)
 
@@ -277,7 +277,7 @@ def test_replay_of_a_hostile_recipe(picture, changes, message):
 def test_replay_without_recipe(picture):
     Image.new("RGB", (32, 32)).save("plain.png")
     Image.new("RGB", (32, 32)).save("plain.jpg")
-    Path("text.png").write_text("no picture")
+    Path("text.png").write_text("no image")
     Path("cut.png").write_bytes(picture.read_bytes()[:-100])
     for name in ("plain.png", "plain.jpg", "text.png", "cut.png", "missing.png", "."):
         assert name in refused("replay", name)
@@ -323,7 +323,7 @@ def test_what_is_printed_cannot_be_written(clip_folder, tmp_path, more):
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
-    assert done.stderr == "clipguide: What it prints cannot be written: No space left on device.\n"
+    assert done.stderr == "clipguide: The output cannot be written: No space left on device.\n"
 
 
 @pytest.mark.parametrize(

@@ -83,13 +83,13 @@ def test_contract(make, kind):
     assert set(canvas.state_dict()) == {name for name, _ in canvas.named_parameters()}
     before = {name: value.clone() for name, value in canvas.state_dict().items()}
     if kind != "pixels":
-        canvas.project_()  # it begins where pictures are
+        canvas.project_()  # it begins where images are
         assert all(torch.equal(value, before[name]) for name, value in canvas.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loop_improves_it(make, kind):
-    """A few steps of Adam towards a picture bring every one of the batch nearer."""
+    """A few steps of Adam towards an image bring every one of the batch nearer."""
     canvas, wanted_B3HW = make(kind, 1, 2), smooth()
 
     def loss_B():
@@ -159,7 +159,7 @@ def test_gradient_by_finite_differences(make, kind):
 
 
 def test_fourier_step_is_as_large_at_every_scale():
-    """Numbers of one size in the spectrum: amplitudes in the picture fall as 1/f."""
+    """Numbers of one size in the spectrum: amplitudes in the image fall as 1/f."""
     canvas = Fourier(64, 64, generators(*range(8)))
     plain = canvas.decode().logit()
     power = torch.fft.rfft2(plain).abs().square().mean((0, 1))
@@ -215,7 +215,7 @@ def test_pixels_gradient_leads_back_inside():
 
 
 def test_vqgan_rounds_and_passes_the_gradient_on(vq):
-    """The picture is that of VQModel.decode; the gradient is the one at the codes."""
+    """The image is that of VQModel.decode; the gradient is the one at the codes."""
     canvas = VQGAN(vq, HEIGHT, WIDTH, generators(1))
     with torch.no_grad():
         canvas.latents_BDhw += 0.2 * torch.randn(canvas.latents_BDhw.shape)
@@ -268,13 +268,13 @@ def test_odd_sizes(make, kind, sides, message):
 def test_what_does_not_fit(make, vq):
     with pytest.raises(UsageError, match="32x24"):
         make("pixels", 1).encode(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(UsageError, match="at least one picture"):
+    with pytest.raises(UsageError, match="at least one image"):
         make("fourier")
     with pytest.raises(UsageError, match="temperature"):
         VQGAN(vq, HEIGHT, WIDTH, generators(1), temperature=-1)
 
 
-# Tiles: a picture that is moved around its edges is the picture of what is moved so
+# Tiles: an image that is moved around its edges is the image of what is moved so
 
 
 @pytest.mark.parametrize("kind", ["kl", "tiny", "vqgan"])

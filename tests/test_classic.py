@@ -127,7 +127,7 @@ def test_cutouts_are_squares(height, width):
 
 
 def test_cutouts_without_augmentations(monkeypatch):
-    """All are the picture, pooled: of the blocks of 2 x 2, the mean of their mean and maximum."""
+    """All are the image, pooled: of the blocks of 2 x 2, the mean of their mean and maximum."""
     monkeypatch.setattr(classic, "P", 0.0)
     monkeypatch.setattr(classic, "NOISE", 0.0)
     image_13HW = torch.rand(1, 3, 16, 16)

@@ -237,7 +237,7 @@ def test_grid_compare_and_preview(tiny_mini):
 
 
 def test_preview_is_one_live_grid(tiny_mini, monkeypatch):
-    """A file that is whole at each look: finished pictures, the one in work, white for the rest."""
+    """A file that is whole at each look: finished images, the one in work, white for the rest."""
     looks, write = [], files.Files.add_preview
 
     def look(self, step):
@@ -247,7 +247,7 @@ def test_preview_is_one_live_grid(tiny_mini, monkeypatch):
 
     monkeypatch.setattr(files.Files, "add_preview", look)
     invoke("generate", "fox", "--count", 4, "--seed", 7, "--preview", 2, "--steps", 4)
-    assert len(looks) == 4 * 2 + 1  # two looks a picture, and the end
+    assert len(looks) == 4 * 2 + 1  # two looks an image, and the end
     assert len({look.shape for look in looks}) == 1
     finished = [pixels(f"fox-{7 + i}.png") for i in range(4)]
     side = len(finished[0])
@@ -353,7 +353,7 @@ def test_decoder(tiny_mini, flags, kept):
     assert recipes.read_png("a.png").decoder.startswith(kept)
     assert "pixel for pixel" in invoke("replay", "a.png").stdout
     before = Path("a.png").read_bytes()
-    invoke(*run, "--resume")  # it is that picture
+    invoke(*run, "--resume")  # it is that image
     assert Path("a.png").read_bytes() == before
 
 

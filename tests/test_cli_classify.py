@@ -1,4 +1,4 @@
-"""clipguide classify, as it is typed, against the library on the same pictures."""
+"""clipguide classify, as it is typed, against the library on the same images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(clip_folder, tmp_path, monkeypatch):
 
 @pytest.fixture
 def shown(tmp_path):
-    """Two pictures in a folder for each label."""
+    """Two images in a folder for each label."""
     for n, label in enumerate(LABELS):
         (tmp_path / "shown" / label).mkdir(parents=True)
         for k in range(2):
@@ -66,7 +66,7 @@ def test_names_are_the_classifiers(run, clip, shown):
             assert one["probability"] == pytest.approx(name.probability, abs=1e-5)
             assert one["cosine"] == pytest.approx(name.cosine, abs=1e-5)
     table = run(shown, "--labels", "fox,owl,gnu", "--top", 2)
-    assert len(table.stdout.splitlines()) == 6 and "6 pictures whose folders name" in table.stderr
+    assert len(table.stdout.splitlines()) == 6 and "6 images whose folders name" in table.stderr
     text = run(shown, "--labels", "fox,owl,gnu", "--top", 2, "--format", "csv").stdout
     cells = list(csv.DictReader(io.StringIO(text)))
     assert [cell["label"] for cell in cells] == [n.label for names in found for n in names]
@@ -110,18 +110,18 @@ def test_confusions(run, shown, tmp_path):
     assert result.exit_code == 2 and "end 'confusions.jpg' in .png" in result.stderr
     shutil.move(shown / "fox", tmp_path / "moved")
     result = run(tmp_path / "moved", "--labels", "fox,owl", "--confusion", "other.png")
-    assert result.exit_code == 2 and "no picture is in a folder named" in result.stderr
+    assert result.exit_code == 2 and "no image is in a folder named" in result.stderr
 
 
 def test_none_of_these(run, shown):
-    """Uncalibrated it is said; calibrated by the pictures themselves, all of them are named."""
+    """Uncalibrated it is said; calibrated by the images themselves, all of them are named."""
     result = run(shown, "--labels", "fox,owl,gnu", "--none")
     assert result.exit_code == 0 and result.stderr.count("is not calibrated") == 1
     result = run(shown, "--labels", "fox,owl,gnu", "--none", "--calibrate", shown)
-    assert result.exit_code == 0 and "6 pictures are few" in result.stderr
+    assert result.exit_code == 0 and "6 images are few" in result.stderr
     assert "none of these" not in result.stdout and "not calibrated" not in result.stderr
     result = run(shown, "--labels", "fox,owl,gnu", "--calibrate", shown)
-    assert result.exit_code == 2 and "--calibrate is for --none" in result.stderr
+    assert result.exit_code == 2 and "--calibrate needs --none" in result.stderr
 
 
 def test_heat_maps(run, shown, tmp_path):
@@ -153,4 +153,4 @@ def test_a_broken_picture_is_told_of(run, shown):
     (shown / "fox" / "broken.png").write_bytes(b"\x89PNG")
     result = run(shown, "--labels", "fox,owl,gnu")
     assert result.exit_code == 0 and len(result.stdout.splitlines()) == 6
-    assert "1 of 7 pictures could not be read" in result.stderr
+    assert "1 of 7 images could not be read" in result.stderr

@@ -74,15 +74,15 @@ def test_flags_and_options_that_are_given_again(write):
     [
         ("[generate]\nstepz = 4\n", r"\[generate\]: there is no option 'stepz'. Did you mean step"),
         ("[defaults]\nstepz = 4\n", r"\[defaults\]: there is no option 'stepz'. Did you mean step"),
-        ("[genrate]\nsteps = 4\n", r"there is no verb \[genrate\]. Did you mean generate"),
-        ("steps = 4\n", r"steps stands in no table; begin one, as \[generate\]"),
+        ("[genrate]\nsteps = 4\n", r"there is no command \[genrate\]. Did you mean generate"),
+        ("steps = 4\n", r"steps is not in a table: put it under one, such as \[generate\]"),
         ("[generate]\nsteps = true\n", r"\[generate\]: steps takes a value, not true or false"),
         ("[generate]\nsteps = [1]\n", r"steps takes a number or a text, not \[1\]"),
         ("[generate]\nsteps = 2026-01-01\n", r"steps takes a number or a text, not 2026-01-01"),
         ("[score]\ntext = [[1]]\n", r"text takes a number or a text, not \[\[1\]\]"),
-        ("[config]\njson = true\n", r"there is no verb \[config\]"),
+        ("[config]\njson = true\n", r"there is no command \[config\]"),
         ("version = 2\n", "is of version 2; this clipguide reads version 1"),
-        ("[generate\n", "is no TOML file"),
+        ("[generate\n", "is not a valid TOML file"),
         ('[generate]\nsteps = "many"\n', r"'--steps'.*config.toml, \[generate\]"),
     ],
 )
@@ -100,6 +100,17 @@ def test_a_variable_with_a_wrong_value(write, monkeypatch):
     assert told.exit_code == 2 and "$CLIPGUIDE_GENERATE_STEPS" in told.stderr
     told = run.invoke(app, ["generate", "a fox", "--steps", "more"])
     assert "'--steps'" in told.stderr and "$CLIPGUIDE_GENERATE_STEPS" not in told.stderr
+
+
+def test_a_variable_that_is_no_text(write, monkeypatch):
+    """Bytes that no encoding has: the message names the variable and prints none of them."""
+    write("")
+    monkeypatch.setitem(os.environ, "CLIPGUIDE_GENERATE_STEPS", os.fsdecode(b"\xff\xfe"))
+    told = run.invoke(app, ["generate", "a fox"])
+    assert told.exit_code == 2 and "$CLIPGUIDE_GENERATE_STEPS" in told.stderr
+    assert "UTF-8" in told.stderr and "raw data" not in told.stderr
+    shown = run.invoke(app, ["config"])
+    assert shown.exit_code == 0 and "\\udcff" in shown.stdout
 
 
 def test_a_variable_that_sets_nothing_is_told_of(write, monkeypatch):

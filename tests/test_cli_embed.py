@@ -46,7 +46,7 @@ def test_round_trip(run, clip, pictures, tmp_path, end):
     expected = list(Engine(clip).embed(sorted(pictures.iterdir())))
     assert [row.path for row in rows] == [row.path for row in expected]
     assert all(torch.equal(a.unit_D, b.unit_D) for a, b in zip(rows, expected))
-    assert run("embed", f"a.{end}", "--out", "b.npz").exit_code == 0  # in place of pictures
+    assert run("embed", f"a.{end}", "--out", "b.npz").exit_code == 0  # in place of images
     assert len(np.load(tmp_path / "b.npz")["paths"]) == 3
 
 
@@ -64,14 +64,14 @@ def test_vectors_of_another_model_are_refused(run, pictures, judge_folder, tmp_p
 
 
 def test_bad_pictures(run, pictures, tmp_path):
-    (pictures / "new\nline.png").write_text("no picture")
+    (pictures / "new\nline.png").write_text("no image")
     result = run("embed", pictures, "nowhere.png", "--out", "a.npz")
     assert result.exit_code == 0
     lines = result.stderr.splitlines()
-    assert "new\\nline.png is not a picture" in lines[0]
+    assert "new\\nline.png is not an image" in lines[0]
     assert lines[1:] == [
         "clipguide: There is no file nowhere.png.",
-        "clipguide: 2 of 5 pictures could not be read.",
+        "clipguide: 2 of 5 images could not be read.",
     ]
     assert run("embed", pictures, "--out", "b.npz", "--strict").exit_code == 1
     assert (tmp_path / "b.npz").exists(), "what could be read is not lost"
@@ -82,7 +82,7 @@ def test_bad_pictures(run, pictures, tmp_path):
     for end in ("npz", "parquet"):
         result = run("embed", pictures / "new\nline.png", "--out", f"c.{end}")
         assert result.exit_code == 1
-        assert f"No picture could be read, so c.{end} is not written." in result.stderr
+        assert f"No image could be read, so c.{end} is not written." in result.stderr
         assert not (tmp_path / f"c.{end}").exists()
 
 
@@ -94,7 +94,7 @@ def test_names_on_stdin(run, pictures, tmp_path):
         assert result.exit_code == 0, result.output
         assert np.load(tmp_path / "a.npz")["paths"].tolist() == names[:2]
     result = run("embed", "-", "--out", "b.npz", input="")
-    assert result.exit_code == 2 and "No pictures are named" in result.stderr
+    assert result.exit_code == 2 and "No images are named" in result.stderr
 
 
 def test_what_is_refused(run, pictures, tmp_path):
@@ -106,8 +106,8 @@ def test_what_is_refused(run, pictures, tmp_path):
         ((pictures, "--out", "a.npz"), "a.npz is there already"),
         ((pictures, "--out", "a.txt"), "must end in .npz or .parquet"),
         ((pictures, "--out", "none/a.npz"), "There is no folder none"),
-        (("empty", "--out", "b.npz"), "There are no pictures in empty."),
-        (("notes", "--out", "b.npz"), "There are no pictures in notes (other files there: 1)."),
+        (("empty", "--out", "b.npz"), "There are no images in empty."),
+        (("notes", "--out", "b.npz"), "There are no images in notes (other files there: 1)."),
         (("*.bmp", "--out", "b.npz"), "No file matches *.bmp"),
         (("http://a/b.png", "--out", "b.npz"), "is a URL"),
         ((pictures, "--out", "b.npz", "--batch", 0), "batch must be at least 1"),

@@ -44,7 +44,7 @@ def test_the_whole(clip_folder, pictures, tmp_path):
     table = [line.split() for line in done.stdout.splitlines()]
     assert table[0] == ["before", "after"] and table[1][:2] == ["target:", "top-1"]
     assert done.stdout.splitlines()[-1] == str(out)
-    assert "30 pictures in 3 classes, 10 each." in done.stderr and "epoch 1, step" in done.stderr
+    assert "30 images in 3 classes, 10 each." in done.stderr and "epoch 1, step" in done.stderr
     figure = json.loads((out / "finetune.json").read_text())["figures"]["target: top-1"]
     assert table[1][2::2] == [f"{100 * value:.1f}" for value in figure]
     assert not (tmp_path / "mine.unfinished").exists()
@@ -70,7 +70,7 @@ def test_the_page_runs(tmp_path, monkeypatch):
 
 def test_only_a_look(pictures, tmp_path):
     done = run(pictures, "--dry-run", "-o", tmp_path / "mine")
-    assert done.exit_code == 0 and "30 pictures in 3 classes" in done.stderr
+    assert done.exit_code == 0 and "30 images in 3 classes" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -80,7 +80,7 @@ def test_only_a_look(pictures, tmp_path):
         (("--method", "heda"), "There is no method 'heda'. Did you mean head?"),
         (("--allow", "-1"), "--allow is in points, from 0 to 100"),
         (("--share", "1"), "The share to test on lies between 0 and 1"),
-        (("--resume",), "There is nothing to go on with in"),
+        (("--resume",), "There is no run to continue in"),
         (("--image-column", "foto"), "column"),
         (("--retain", "/nowhere"), "There is no file or folder /nowhere."),
         (("--clip", "mini+mini-judge"), "are several CLIPs: name one"),
@@ -116,7 +116,7 @@ def test_stopped_and_gone_on_with(clip_folder, pictures, tmp_path, monkeypatch):
         assert run(*command).exit_code == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.unfinished"]
     refused = run(*command)
-    assert refused.exit_code == 2 and "--resume goes on with it, --force begins" in refused.stderr
+    assert refused.exit_code == 2 and "--resume continues it, --force starts" in refused.stderr
     wrong = run(*command, "--force", "--method", "heda")
     assert wrong.exit_code == 2 and (tmp_path / "mine.unfinished" / "checkpoint.pt").exists()
     other = run(*command[:-1], "2", "--resume")

@@ -51,8 +51,10 @@ def test_summaries_fit_a_line():
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_examples_parse(verb):
-    assert len(examples(verb)) == 3
+def test_examples_parse(verb, tmp_path, monkeypatch):
+    (tmp_path / "a-red-fox-7.png").write_text("{}")  # a recipe that says nothing
+    monkeypatch.chdir(tmp_path)
+    assert len(examples(verb)) >= 3
     for line in examples(verb):
         words = shlex.split(line)
         words = words[words.index("clipguide") + 1 :]
@@ -93,11 +95,12 @@ def test_an_old_name_is_taken_with_a_warning(verb, old, capsys):
     parameter = options_of(verb)[new]
     assert old not in options_of(verb)
     needed = {"generate": ["fox"], "optimize": ["fox"], "rerank": ["a.png"], "search": ["fox"]}
-    needed["finetune"] = ["photos"]
+    needed |= {"finetune": ["photos"], "export": ["--to", "onnx", "--out", "o"]}
     if parameter.is_flag:
         spellings = [[old]]
     else:
         value = "2" if new in ("--top", "--frame-every") else "a.gif"
+        value = "0.5" if new in ("--softness", "--duplicate") else value
         spellings = [[old, value], [f"{old}={value}"]]
     for words in spellings:
         context = VERBS[verb].make_context(verb, [*needed.get(verb, []), *words])
@@ -115,7 +118,36 @@ def test_a_table_is_called_text(words):
 def test_json_is_short_for_a_format():
     for verb, given in (("score", ["a.png"]), ("search", ["fox"]), ("duplicates", [])):
         assert VERBS[verb].make_context(verb, [*given, "--json"]).params["format"].value == "json"
+        assert VERBS[verb].make_context(verb, [*given, "-0"]).params["format"].value == "paths0"
     assert VERBS["doctor"].make_context("doctor", ["--json"]).params["as_json"] is True
+
+
+@pytest.mark.parametrize(
+    "verb, words, name, value",
+    [
+        ("score", ["a.png", "--text", "--json"], "text", ["--json"]),
+        ("score", ["a.png", "-t", "--json"], "text", ["--json"]),
+        ("score", ["a.png", "--prefix", "--format=table", "--text", "a"], "prefix",
+         "--format=table"),
+        ("search", ["--plus", "--minus"], "plus", ["--minus"]),
+        ("rerank", ["a.png", "-t", "--keep=3"], "text", ["--keep=3"]),
+        ("rerank", ["a.png", "--text", "--"], "text", ["--"]),
+        ("generate", ["fox", "-qo", "--animate"], "out", "--animate"),
+        ("generate", ["fox", "-o--animate"], "out", "--animate"),
+    ],
+)  # fmt: skip
+def test_a_value_is_not_renamed(verb, words, name, value, capsys):
+    """What an option takes may look like another option."""
+    assert VERBS[verb].make_context(verb, list(words)).params[name] == value
+    assert not capsys.readouterr().err
+
+
+def test_an_option_behind_a_value_is_renamed(capsys):
+    words = ["a.png", "--text", "fox", "-t", "owl", "--keep", "3", "--json"]
+    context = VERBS["rerank"].make_context("rerank", words)
+    assert context.params["text"] == ["fox", "owl"] and context.params["keep"] == 3
+    assert context.params["format"].value == "json"
+    assert "--keep is called --top now" in capsys.readouterr().err
 
 
 def test_behind_two_dashes_nothing_is_renamed(capsys):

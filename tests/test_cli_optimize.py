@@ -1,4 +1,4 @@
-"""`clipguide optimize`: pictures, recipes, videos, nonsense, and going on after a stop."""
+"""`clipguide optimize`: images, recipes, videos, nonsense, and going on after a stop."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_several_pictures_with_all_that_there_is_to_see():
     assert "give --trust" in invoke("replay", "o/a-fox-8.png", code=2)
     assert "pixel for pixel" in invoke("replay", "o/a-fox-8.png", "--trust")
     Image.new("RGB", (40, 40), "blue").save("in.png")
-    assert "is not the picture" in invoke("replay", "o/a-fox-8.png", "--trust", code=2)
+    assert "is not the image" in invoke("replay", "o/a-fox-8.png", "--trust", code=2)
 
 
 def test_prompts_over_time():
@@ -118,9 +118,9 @@ def test_seconds():
         ([*RUN, "--prompt-at", "4:a"], "from 0 to 3"),
         ([*RUN, "--shift", "1"], "as 2,-1"),
         ([*RUN, "--init", "no.png"], "There is no file no.png (--init)"),
-        ([*RUN, "--init", "text.png"], "not a picture"),
+        ([*RUN, "--init", "text.png"], "not an image"),
         ([*RUN, "--init", "cut.png"], "cannot be read"),
-        ([*RUN, "--mask", "text.png"], "give an init picture"),
+        ([*RUN, "--mask", "text.png"], "give an init image"),
         ([*RUN, "--palette", "red,blue"], "no colour"),
         ([*RUN, "--symmetry", "round"], "There is no symmetry 'round'"),
         ([*RUN, "--video", "film.avi"], ".gif, .webp or .mp4"),
@@ -141,7 +141,7 @@ def test_seconds():
         ([*RUN, "--cutouts", "0"], "cutouts must be from 1"),
         ([*RUN, "--size", "9000", "--init", "pixel.png"], "8 to 8192"),
         ([*RUN, "--size", "70", "--grow", "2"], "multiple of 4"),
-        ([*RUN, "--temperature", "1e-45"], "at least 1e-06"),
+        ([*RUN, "--softness", "1e-45"], "at least 1e-06"),
         ([*RUN, "--patience", "0"], "patience must be from 1"),
         ([*RUN, "--zoom", "2", "--patience", "3"], "leave patience out"),
         ([*RUN, "--views", "wraped"], "Did you mean warped?"),
@@ -155,7 +155,7 @@ def test_seconds():
     ids=str,
 )
 def test_nonsense(arguments, words):
-    Path("text.png").write_text("no picture")
+    Path("text.png").write_text("no image")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save("a.png")
     Path("cut.png").write_bytes(Path("a.png").read_bytes()[:3000])
     Path("a.png").unlink()

@@ -62,7 +62,7 @@ CASES = {
     "index": ["nowhere", ". --engine dask", ". --alpha black", "s3://bucket/folder"],
     "search": ["fox --db nowhere", "fox -k 0", "fox --db .", "fox --diversity 2", "",
                "--image nowhere.png", "fox --clip nope"],
-    "duplicates": ["--db nowhere", "--threshold 2"],
+    "duplicates": ["--db nowhere", "--duplicate 2"],
     "ui": ["--port many", "--nope", "--port -1", "--model nope"],
     "export": ["--out o", "--to onnx", "--to nope --out o", "--to hf --out o --clip nope"],
     "finetune": [
@@ -112,7 +112,7 @@ def test_all_verbs_are_here():
 
 def test_what_is_wrong_is_told_before_anything_heavy_is_imported(tmp_path):
     """Each in a fork of a process that has imported the commands alone."""
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     lines = [[verb, *shlex.split(case)] for verb, cases in CASES.items() for case in cases]
     done = subprocess.run(
         [sys.executable, "-c", RUN],

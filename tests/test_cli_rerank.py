@@ -55,7 +55,7 @@ def test_formats_say_the_same(run, pictures):  # noqa: F811
     scores = [row["score"] for row in rows]
     np.testing.assert_allclose([float(row["score"]) for row in listed], scores, atol=1e-6)
     head, *lines = run(*given, "text").stdout.splitlines()
-    assert head.split() == ["rank", "score", "text", "path"]
+    assert head.split() == ["rank", "score", "text", "sure?", "path"]
     assert [line.split()[-1] for line in lines] == [row["path"] for row in rows]
 
 
@@ -136,7 +136,7 @@ def test_unreadable_pictures_among_good_ones(run, pictures, tmp_path):  # noqa: 
     (pictures / "bad.png").write_bytes(b"")
     given = ("rerank", pictures, "--text", "a fox", "--copy-to", "best")
     result = run(*given)
-    assert result.exit_code == 0 and "1 of 6 pictures" in result.stderr
+    assert result.exit_code == 0 and "1 of 6 images" in result.stderr
     assert result.stderr.count("bad.png") == 1
     assert len(list((tmp_path / "best").iterdir())) == 5
     assert run("rerank", pictures, "--text", "a fox", "--strict").exit_code == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def cosines(clip, pictures):
-    """Of all pictures with TEXTS, in float64."""
+    """Of all images with TEXTS, in float64."""
     loaded = [images.load(path) for path in sorted(pictures.iterdir())]
     image_BD, text_ND = clip.encode_pictures(loaded), clip.encode_text(TEXTS)
     return np.asarray(image_BD, np.float64) @ np.asarray(text_ND, np.float64).T
@@ -74,7 +75,7 @@ def test_metrics(run, pictures, cosines, clip):
         assert result.exit_code == 0, result.output
         np.testing.assert_allclose(from_jsonl(result.stdout), scores, atol=1e-5)
         for text, mean in zip(TEXTS, scores.mean(0)):
-            assert f"mean {metric} of 5 pictures with {text!r}: {mean:.4f}" in result.stderr
+            assert f"mean {metric} of 5 images with {text!r}: {mean:.4f}" in result.stderr
 
 
 def test_references(run, pictures, cosines, clip):
@@ -105,12 +106,15 @@ def test_formats_say_the_same(run, pictures, cosines):
     apart = csv.reader(io.StringIO(results["tsv"].stdout), delimiter="\t")
     assert list(apart) == [head, *lines]
     assert all(len(cell.split(".")[1]) == 6 for line in lines for cell in line[1:])
+    for kind, end in (("paths", "\n"), ("paths0", "\0")):
+        told = run("score", pictures, *options(*TEXTS), "--format", kind).stdout
+        assert told == "".join(path + end for path in paths)
     head, *lines = results["text"].stdout.splitlines()
     assert head.split("  ")[-1] == "path" and "a red fox" in head
-    shown = np.array([line.split()[:3] for line in lines], dtype=float)
+    shown = np.array([re.findall(r"-?\d\.\d{4}", line)[:3] for line in lines], dtype=float)
     np.testing.assert_allclose(shown, cosines, atol=1e-4)
     one = run("score", pictures, "--text", TEXTS[0]).stdout.splitlines()
-    assert one[0] == f"{cosines[0, 0]:.4f}  {paths[0]}"
+    assert re.fullmatch(rf"{cosines[0, 0]:.4f} [a-z ]{{9}}  {re.escape(paths[0])}", one[0])
 
 
 def test_texts_of_a_file_and_a_prefix(run, pictures, tmp_path, clip):
@@ -126,7 +130,7 @@ def test_texts_of_a_file_and_a_prefix(run, pictures, tmp_path, clip):
 
 @pytest.mark.parametrize("end", ["csv", "tsv", "jsonl"])
 def test_pairs(run, pictures, cosines, end, tmp_path):
-    """One picture may have many texts; paths are relative to the file."""
+    """One image may have many texts; paths are relative to the file."""
     rows = [{"image": f"{i % 5}.png", "text": TEXTS[i % 3], "reference": "a fox"} for i in range(9)]
     rows.insert(4, {"image": "missing.png", "text": "an owl", "reference": "a fox"})
     rows.append(rows[4])
@@ -145,24 +149,24 @@ def test_pairs(run, pictures, cosines, end, tmp_path):
     expected = [cosines[i % 5, i % 3] for i in range(9)]
     np.testing.assert_allclose([row["score"] for row in found], expected, atol=1e-5)
     assert result.stderr.count("missing.png") == 1 and "2 of 11" in result.stderr
-    assert f"mean cosine of 9 pictures: {np.mean(expected):.4f}" in result.stderr
+    assert f"mean cosine of 9 images: {np.mean(expected):.4f}" in result.stderr
     more = run("score", "--pairs", file, "--metric", "refclipscore", "--strict")
     assert more.exit_code == 1 and len(more.stdout.splitlines()) == 9
 
 
 def test_bad_pictures_are_told_of_once_and_counted(run, pictures, tmp_path):
     (pictures / "bad.png").write_bytes(b"\x89PNG\r\n")
-    (pictures / "notes.txt").write_text("not a picture")
+    (pictures / "notes.txt").write_text("not an image")
     result = run("score", pictures, "--text", "a fox")
     assert result.exit_code == 0 and len(result.stdout.splitlines()) == 5
-    assert result.stderr.count("bad.png") == 1 and "1 of 6 pictures" in result.stderr
+    assert result.stderr.count("bad.png") == 1 and "1 of 6 images" in result.stderr
     assert run("score", pictures, "--text", "a fox", "--strict").exit_code == 1
     alone = run("score", pictures / "bad.png", "--text", "a fox", "--format", "json")
     assert alone.exit_code == 1 and json.loads(alone.stdout) == []
 
 
 def test_rows_are_printed_while_pictures_are_read(run, tmp_path, monkeypatch):
-    """Memory is flat: of 60 pictures only as many are read ahead as the engine holds."""
+    """Memory is flat: of 60 images only as many are read ahead as the engine holds."""
     many = tmp_path / "many"
     many.mkdir()
     for i in range(60):
@@ -205,7 +209,7 @@ def test_bad_input(run, pictures, tmp_path):
     (tmp_path / "blank.jsonl").write_text('{"image": "a.png", "text": " "}\n')
     (tmp_path / "wrong.jsonl").write_text("[1]\n")
     for arguments, message in [
-        (["--text", "a fox"], "No pictures are named"),
+        (["--text", "a fox"], "No images are named"),
         ([tmp_path / "nothing*", "--text", "a fox"], "No file matches"),
         ([pictures], "There is no text"),
         ([pictures, "--text", " "], "A text is empty"),
@@ -214,7 +218,7 @@ def test_bad_input(run, pictures, tmp_path):
         ([pictures, "--texts", "missing.txt"], "no file of texts missing.txt"),
         ([pictures, "--text", "a", "--long", "wrap"], "cut or chunk"),
         ([pictures, "--text", "a", "--metric", "refclipscore"], "give --reference"),
-        ([pictures, "--text", "a", "--reference", "b"], "no use for --reference"),
+        ([pictures, "--text", "a", "--reference", "b"], "does not use --reference"),
         ([pictures, "--text", "a", "--metric", "probability"], "is always 1"),
         ([pictures, "--pairs", "none.csv"], "give no others"),
         (["--pairs", "none.csv"], "has no rows"),

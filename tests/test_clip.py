@@ -20,7 +20,7 @@ from clipguide.images import to_tensor
 
 
 def landscape(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A picture with edges, gradients and a little grain, as natural ones have."""
+    """An image with edges, gradients and a little grain, as natural ones have."""
     y, x = np.mgrid[0:height, 0:width] / max(width, height)
     random = np.random.default_rng(seed)
     disc = ((x - 0.3) ** 2 + (y - 0.4) ** 2 < 0.04) * 0.5
@@ -220,7 +220,7 @@ def test_folder_that_is_no_clip(tmp_path, clip_folder):
 
 
 def test_random_picture_scores_near_chance(clip):
-    """Guards the fixtures: the tiny CLIP tells pictures and texts apart."""
+    """Guards the fixtures: the tiny CLIP tells images and texts apart."""
     image_BD = clip.encode_image(torch.rand(2, 3, 32, 32))
     assert not math.isclose(float(image_BD[0] @ image_BD[1]), 1, abs_tol=1e-4)
 

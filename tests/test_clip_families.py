@@ -78,7 +78,7 @@ FAMILIES = {
 
 
 def write_family(folder, name: str, *, preprocess: dict | None = None) -> str:
-    """An open_clip folder of a family, of random weights and norms that have seen pictures."""
+    """An open_clip folder of a family, of random weights and norms that have seen images."""
     config = json.loads(json.dumps(FAMILIES[name]))
     if config["text_cfg"].get("hf_tokenizer_name"):
         config["text_cfg"]["vocab_size"] = write_tokenizer(folder)
@@ -88,7 +88,7 @@ def write_family(folder, name: str, *, preprocess: dict | None = None) -> str:
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False).train()
     size = model.visual.image_size
     side = size if isinstance(size, int) else size[0]
-    with torch.no_grad():  # far enough from the start to tell pictures apart
+    with torch.no_grad():  # far enough from the start to tell images apart
         for key, parameter in model.visual.named_parameters():
             if key.endswith("gamma"):
                 parameter.fill_(0.3)
@@ -240,7 +240,7 @@ def test_weights_in_float16_as_published(openai, files, tmp_path):
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
 def test_tensors_are_seen_as_a_hundred_photographs(mode, tmp_path):
-    """The differentiable path against the checkpoint's own transform, pictures of all shapes."""
+    """The differentiable path against the checkpoint's own transform, images of all shapes."""
     preprocess = {
         "mean": [0.48, 0.46, 0.41],
         "std": [0.27, 0.26, 0.28],
@@ -254,7 +254,7 @@ def test_tensors_are_seen_as_a_hundred_photographs(mode, tmp_path):
     seen_BD = torch.cat([clip.encode_image(to_tensor([picture])) for picture in pictures])
     cosine_B = (seen_BD * clip.encode_pictures(pictures)).sum(1)
     assert cosine_B.min() >= 0.999
-    assert (seen_BD @ seen_BD.T).min() < 0.99  # it tells the pictures apart
+    assert (seen_BD @ seen_BD.T).min() < 0.99  # it tells the images apart
 
 
 def test_a_siglip_reads_texts_as_it_was_trained(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,24 @@ def test_it_is_steer(guided, pipe, hf_folder):
     assert torch.equal(off, plain)
 
 
+def test_the_example_of_the_page(generator_folder, hf_folder):
+    """docs/coming-from.md's block, with tiny models in the place of those that it names."""
+    page = (FOLDER.parent / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    (code,) = [c for c in re.findall("```python\n(.*?)```", page, re.S) if "custom_pipeline" in c]
+    names = {
+        "openai/clip-vit-base-patch32": hf_folder,
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": generator_folder,
+        "pipelines/clip_guided.py": FOLDER / "clip_guided.py",
+        "num_inference_steps=30": "num_inference_steps=2",
+    }
+    for there, here in names.items():
+        assert there in code
+        code = code.replace(there, str(here))
+    told: dict = {}
+    exec(compile(code, "coming-from.md", "exec"), told)
+    assert isinstance(told["image"], Image.Image)
+
+
 def test_its_other_arguments(guided):
     one = guided(
         "a fox",
@@ -122,7 +141,7 @@ def test_img2img_picture(redrawn):
         assert run(tensor, height=32).shape == (1, 3, 40, 48)
     with pytest.warns(ClipguideWarning, match="latents are ignored"):
         run(picture(), latents=torch.zeros(1, 4, 8, 8))
-    with pytest.raises(UsageError, match="no picture to begin with"):
+    with pytest.raises(UsageError, match="no image to begin with"):
         run(None)
 
 

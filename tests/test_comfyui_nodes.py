@@ -276,7 +276,7 @@ def shades(*values):
 
 
 def test_scores_are_the_librarys(images, clip_folder):
-    """The cosines of `Similarity.score_pictures`, one a picture; by a reward the reward's own. An
+    """The cosines of `Similarity.score_pictures`, one an image; by a reward the reward's own. An
     image has the same score alone, and a sum of parts is scored as a prompt is."""
     text, name = "a red fox | a cat:-0.5", str(clip_folder)
     with torch.inference_mode():

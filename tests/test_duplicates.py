@@ -94,7 +94,7 @@ def jpeg(colour):
 
 
 def test_a_page_stands_alone(tmp_path):
-    """It names no other file but the pictures, is escaped, and broken thumbnails do no harm."""
+    """It names no other file but the images, is escaped, and broken thumbnails do no harm."""
     cells = [
         ("/a/<b>&\"'.png", "1.00", jpeg("red")),
         ("/a/broken.png", "0.99", b"no JPEG"),

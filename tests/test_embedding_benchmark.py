@@ -1,4 +1,4 @@
-"""benchmarks/embedding.py on few pictures: its ratios, its pictures, what it says of odd files."""
+"""benchmarks/embedding.py on few images: its ratios, its images, what it says of odd files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_pictures_are_like_photographs():
 
 
 def test_rates(monkeypatch):
-    """By a clock that each picture moves on by a tenth of a second, or by half of one."""
+    """By a clock that each image moves on by a tenth of a second, or by half of one."""
     now = [0.0]
     monkeypatch.setattr(embedding.time, "perf_counter", lambda: now[0])
 

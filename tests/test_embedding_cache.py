@@ -46,7 +46,7 @@ def embed(clip, cache, path, **settings):
 
 @pytest.fixture
 def runs(clip, monkeypatch):
-    """How many pictures the model saw."""
+    """How many images the model saw."""
     seen, encode = [], clip.encode_prepared
 
     def counted(prepared):

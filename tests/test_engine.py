@@ -28,7 +28,7 @@ from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Ten pictures of several sizes and formats, made a while ago."""
+    """Ten images of several sizes and formats, made a while ago."""
     home = tmp_path_factory.mktemp("pictures")
     for i in range(10):
         path = home / f"{i:02}.{('png', 'jpg')[i % 2]}"
@@ -71,7 +71,7 @@ def test_vectors_are_open_clips(clip, clip_folder, folder):
 
 
 def test_bad_files_do_not_stop_it(clip, folder, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.png").write_bytes(b"")
     good = sorted(folder.iterdir())[:3]
     paths = [good[0], tmp_path / "text.png", good[1], tmp_path, "nowhere.png", good[2]]
@@ -81,7 +81,7 @@ def test_bad_files_do_not_stop_it(clip, folder, tmp_path):
     told = [row.error for row in rows if row.error]
     assert [row.unit_D is None for row in rows] == [bool(row.error) for row in rows]
     ends = [
-        "is not a picture in a format that Pillow reads.",
+        "is not an image in a format that Pillow reads.",
         "is a folder.",
         "There is no file nowhere.png.",
         "is empty.",
@@ -208,7 +208,7 @@ def test_out_of_memory_halves_the_batch(clip, folder, monkeypatch):
         return encode(prepared)
 
     monkeypatch.setattr(clip, "encode_prepared", small)
-    with pytest.warns(ClipguideWarning, match="8 pictures at a time do not fit") as told:
+    with pytest.warns(ClipguideWarning, match="8 images at a time do not fit") as told:
         frugal = Engine(clip, batch=8)
         rows = vectors(frugal.embed(paths))
     assert len(told) == 1 and frugal.batch == 2
@@ -216,7 +216,7 @@ def test_out_of_memory_halves_the_batch(clip, folder, monkeypatch):
     monkeypatch.setattr(clip, "encode_prepared", partial(small, most=0))
     with (
         pytest.warns(ClipguideWarning, match="do not fit"),
-        pytest.raises(ClipguideError, match="not enough memory for one picture"),
+        pytest.raises(ClipguideError, match="not enough memory for one image"),
     ):
         list(Engine(clip, batch=8).embed(paths))
 
@@ -313,5 +313,5 @@ def test_a_stream_is_a_picture_too():
     landscape(20, 10).save(content, "png")
     content.seek(0)
     assert load(content).size == (20, 10)
-    with pytest.raises(UsageError, match="the picture is not a picture"):
+    with pytest.raises(UsageError, match="the image is not an image"):
         load(io.BytesIO(b"nonsense"))

@@ -137,7 +137,7 @@ def test_the_embedding_is_the_same_and_the_maps_are_in_range(name, family):
     assert map_BNHW.shape == (2, 3, clip.image_size, clip.image_size)
     assert map_BNHW.min() == 0 and map_BNHW.max() == 1
     assert all(high == 1 or high == 0 for high in map_BNHW.amax((2, 3)).flatten())
-    assert (map_BNHW[0] - map_BNHW[1]).abs().max() > 0.1, "all pictures are alike"
+    assert (map_BNHW[0] - map_BNHW[1]).abs().max() > 0.1, "all images are alike"
     assert F.scaled_dot_product_attention is ORIGINAL
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in clip._model.modules())
     assert all(p.grad is None for p in clip._model.parameters())
@@ -277,7 +277,7 @@ def test_no_gradient_is_left_behind_under_no_grad(clip):
 
 def test_bad_input(clip):
     picture, text_ND = landscape(40, 40), clip.encode_text(["a red fox"])
-    with pytest.raises(UsageError, match="no picture"):
+    with pytest.raises(UsageError, match="no image"):
         heat_maps(clip, [], text_ND)
     for wrong in (text_ND[0], text_ND[:0], text_ND[:, 1:]):
         with pytest.raises(UsageError, match="vectors of 24 numbers"):

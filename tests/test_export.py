@@ -51,7 +51,7 @@ VIT = {"image_size": IMAGE_SIZE, "layers": 2, "width": 64, "head_width": 16, "pa
 
 def write_open_clip(folder: Path, *, seed: int = 0, embed_dim: int = 24, **config) -> Path:
     """An open_clip folder of any configuration, with random weights and the tiny tokenizer, its
-    matrices doubled so that pictures do not look alike."""
+    matrices doubled so that images do not look alike."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -380,7 +380,7 @@ def test_the_command(tmp_path):
     out, folder = tmp_path / "out", vit(tmp_path / "clip")
     for i, picture in enumerate(drawings(IMAGE_SIZE, count=4)):
         picture.save(tmp_path / f"{i}.png")
-    said = run("--clip", folder, "--to", "hf", "--out", out, "--pictures", tmp_path)
+    said = run("--clip", folder, "--to", "hf", "--out", out, "--images", tmp_path)
     assert said.exit_code == 0, said.output
     assert re.search(r"image tower  cosine 1\.00000, at the lowest \S+ of 4\n", said.output)
     card = json.loads((out / "clip.json").read_text())
@@ -402,7 +402,7 @@ def test_the_command(tmp_path):
         (["--to", "saved-model"], "There is no export to 'saved-model'"),
         (["--to", "onnx", "--clip", "mini+mini-judge"], "are several CLIPs: name one"),
         (["--to", "onnx", "--clip", "mni"], "Did you mean mini"),
-        (["--to", "onnx", "--pictures", "nowhere.png"], "nowhere.png"),
+        (["--to", "onnx", "--images", "nowhere.png"], "nowhere.png"),
         (["--to", "hf", "--clip", "mini"], "mini cannot become a CLIPModel of transformers"),
     ],
 )
@@ -462,7 +462,7 @@ def test_a_tower_that_disagrees_is_not_kept(tmp_path, monkeypatch):
 
 def test_pictures_are_at_least_two(clip_folder, tmp_path):
     one = [Image.new("RGB", (40, 40), "red")]
-    with pytest.raises(UsageError, match="at least two pictures"):
+    with pytest.raises(UsageError, match="at least two images"):
         export(load_parts(clip_folder), to="onnx", out=tmp_path / "out", pictures=one)
 
 

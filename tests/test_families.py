@@ -1,4 +1,4 @@
-"""Every family: the decoder against the pipeline's own picture, and the pipeline steered.
+"""Every family: the decoder against the pipeline's own image, and the pipeline steered.
 
 Shapes: B samples, N decoded images, 3 channels of H x W pixels.
 """
@@ -22,12 +22,12 @@ from clipguide.objectives import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-BLENDED = ("SD inpainting", "SDXL inpainting")  # with the picture, after the scheduler's step
+BLENDED = ("SD inpainting", "SDXL inpainting")  # with the image, after the scheduler's step
 SIZED = ("FLUX", "FLUX.2", "Qwen-Image")
 
 
 class Red(Objective):
-    """How far a picture is from red."""
+    """How far an image is from red."""
 
     def __call__(self, image_B3HW, generators=None):
         red = image_B3HW.new_tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
@@ -35,7 +35,7 @@ class Red(Objective):
 
 
 def last_latents(pipe, settings, name) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the scheduler's last step makes, and the picture that the pipeline makes of that."""
+    """What the scheduler's last step makes, and the image that the pipeline makes of that."""
     seen, step = [], pipe.scheduler.step
 
     def recorded(*args, **kwargs):

@@ -56,7 +56,7 @@ def test_the_probe_is_the_minimum_that_scipy_finds(penalty):
 
 
 def test_the_probe_is_that_of_scikit_learn():
-    """C = 1 / (penalty · pictures): it adds the cross-entropies up."""
+    """C = 1 / (penalty · images): it adds the cross-entropies up."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     _, shot_SD, target_S = shots(8)
     probe = fit_probe(shot_SD, target_S, penalties=[0.01])
@@ -119,7 +119,7 @@ def test_folds_have_as_many_of_each_class():
 
 def test_one_shot_of_a_class_is_warned_of():
     _, shot_SD, target_S = shots(1)
-    with pytest.warns(ClipguideWarning, match="single picture"):
+    with pytest.warns(ClipguideWarning, match="single image"):
         probe = fit_probe(shot_SD, target_S)
     assert (probe.logits(shot_SD).argmax(1) == target_S).all()
 
@@ -173,11 +173,11 @@ def test_both_beat_zero_shot_on_pictures_they_have_not_seen():
 def test_shots_that_make_no_sense(fit):
     text_ND, shot_SD, target_S = shots(2)
     more = {"text_ND": text_ND}
-    with pytest.raises(UsageError, match="at least one picture of each"):
+    with pytest.raises(UsageError, match="at least one image of each"):
         fit(shot_SD[target_S != 1], target_S[target_S != 1], **more)
     with pytest.raises(UsageError, match="two classes or more"):
         fit(shot_SD[:2], target_S[:2], text_ND=text_ND[:1])
-    with pytest.raises(UsageError, match="at least one picture of each"):
+    with pytest.raises(UsageError, match="at least one image of each"):
         fit(shot_SD, target_S + 1, **more)
     with pytest.raises(UsageError, match="numbered from 0"):
         fit(shot_SD, target_S - 1, **more)

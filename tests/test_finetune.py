@@ -27,7 +27,7 @@ def test_caption_loss_is_open_clips():
 
 
 def test_equal_captions_are_not_each_others_negatives():
-    """Two pictures of one caption share its probability, whichever fits it better."""
+    """Two images of one caption share its probability, whichever fits it better."""
     loss_B = caption_loss(unit(2, 8), unit(1, 8, seed=1).repeat(2, 1), torch.tensor(20.0))
     torch.testing.assert_close(loss_B[0], loss_B[1])
 

@@ -29,7 +29,7 @@ SIDE = 48
 
 
 def drawing(number: int, *, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
-    """A picture that is like no other of another number."""
+    """An image that is like no other of another number."""
     random = np.random.default_rng(number)
     picture = Image.new("RGB", size, tuple(random.integers(0, 256, 3).tolist()))
     draw = ImageDraw.Draw(picture)
@@ -247,7 +247,7 @@ def test_report(tmp_path, parts):
     content = (folder / "fox" / "0.png").read_bytes()
     (folder / "fox" / "cut.png").write_bytes(content[: len(content) // 2])
     (folder / "fox" / "none.jpg").write_bytes(b"")
-    (folder / "hen" / "text.png").write_text("no picture")
+    (folder / "hen" / "text.png").write_text("no image")
     same = (folder / "fox" / "1.png").read_bytes()
     (folder / "hen" / "as fox.png").write_bytes(same)
     drawing(5, size=(400, 300)).save(folder / "fox" / "big.png")
@@ -255,7 +255,7 @@ def test_report(tmp_path, parts):
     drawing(6).save(folder / "nowhere.png")
     (folder / "elk").mkdir()
     (folder / "yak").mkdir()
-    (folder / "yak" / "0.png").write_text("no picture")
+    (folder / "yak" / "0.png").write_text("no image")
     report = read(folder, tokenizer=parts.tokenizer).report
     assert report.hollow == ["elk", "yak"]
     assert report.counts == {"fox": 10, "hen": 9, "owl": 1} and report.lonely == ["owl"]
@@ -268,7 +268,7 @@ def test_report(tmp_path, parts):
     assert list(map(os.path.basename, report.passed)) == ["nowhere.png"]
     lines = str(report).splitlines()
     assert len(lines) == 8 and max(map(len, lines)) < 500
-    assert "20 pictures in 3 classes, 1 (owl) to 10 each" in lines[0]
+    assert "20 images in 3 classes, 1 (owl) to 10 each" in lines[0]
     assert "is empty" in lines[1] and "4" in lines[1]
 
 
@@ -378,7 +378,7 @@ def test_split_has_both_sides(tmp_path, share):
 
 
 def test_split_follows_content(three, tmp_path):
-    """Other names and another order: the same pictures are tested on."""
+    """Other names and another order: the same images are tested on."""
     first = split(read(three))[1]
     for example in read(three).examples:
         folder = tmp_path / "moved" / example.caption
@@ -471,7 +471,7 @@ def test_unvaried_pictures_are_the_checkpoint_s(tmp_path, config):
 @pytest.mark.parametrize("mode", ["squash", "shortest", "longest"])
 def test_crops(tmp_path, mode, parts):
     """Without any variance a crop is nearly the checkpoint's own view; with it, pixels say where
-    it is from: a picture whose red is x and whose green is y."""
+    it is from: an image whose red is x and whose green is y."""
     ramp = np.zeros((120, 160, 3), np.uint8)
     ramp[..., 0] = np.linspace(20, 235, 160)
     ramp[..., 1] = np.linspace(20, 235, 120)[:, None]
@@ -505,7 +505,7 @@ def test_crops(tmp_path, mode, parts):
 
 
 def _apart(folder):
-    """The data set of a folder whose pictures are all alike, as if they were not."""
+    """The data set of a folder whose images are all alike, as if they were not."""
     listing = sources.rows(folder)
     looks = inspect(listing.rows, 1, None)
     rows = zip(itertools.count(), listing.rows, looks)
@@ -537,7 +537,7 @@ def test_a_picture_that_changes_is_refused(tmp_path, parts):
         for _ in itertools.islice(Batches(whole, parts, batch=2), 4):
             pass
     (folder / "a" / "0.png").unlink()
-    with pytest.raises(UsageError, match="There is no picture"):
+    with pytest.raises(UsageError, match="There is no image"):
         whole.examples[0].picture()
 
 
@@ -564,7 +564,7 @@ def test_sources_that_are_not_there(tmp_path):
     assert "is empty" in refused(tmp_path)
     (tmp_path / "a.xlsx").write_text("x")
     assert "must be a folder, or end in" in refused(tmp_path / "a.xlsx")
-    assert "holds no pictures" in refused(tmp_path)
+    assert "holds no images" in refused(tmp_path)
     assert "name" in refused("")
     with tarfile.open(tmp_path / "t.tar.gz", "w:gz") as archive:
         add(archive, "0.png", b"x")
@@ -576,7 +576,7 @@ def test_sources_that_are_not_there(tmp_path):
 def test_folders_of_which_nothing_is_learned(tmp_path):
     assert "one class, 'fox'" in refused(class_folder(tmp_path / "one", {"fox": 5}))
     few = refused(class_folder(tmp_path / "few", {"fox": 2, "hen": 1}))
-    assert "has 3 different pictures" in few and "needs 4" in few and "test on" in few
+    assert "has 3 different images" in few and "needs 4" in few and "test on" in few
     assert len(read(tmp_path / "few", train=False)) == 3
     assert read(tmp_path / "one", train=False).classes == ["fox"]
     single = class_folder(tmp_path / "single", {"fox": 4, "hen": 1, "owl": 1})
@@ -584,7 +584,7 @@ def test_folders_of_which_nothing_is_learned(tmp_path):
     copies = class_folder(tmp_path / "copies", {"fox": 1, "hen": 1})
     for i in range(9):
         (copies / "fox" / f"c{i}.png").write_bytes((copies / "fox" / "0.png").read_bytes())
-    assert "has 2 different pictures" in refused(copies)
+    assert "has 2 different images" in refused(copies)
     parts_of = class_folder(tmp_path / "parts", {"train": 3, "val": 3})
     assert "clipguide splits it" in refused(parts_of)
     captioned(tmp_path / "flat")
@@ -595,7 +595,7 @@ def test_folders_of_which_nothing_is_learned(tmp_path):
     broken = class_folder(tmp_path / "broken", {"fox": 2, "hen": 2})
     for file in broken.rglob("*.png"):
         file.write_text("x")
-    assert "None of the 4 pictures" in refused(broken)
+    assert "None of the 4 images" in refused(broken)
 
 
 def test_tables_of_which_nothing_is_learned(tmp_path):
@@ -617,7 +617,7 @@ def test_tables_of_which_nothing_is_learned(tmp_path):
     odd = table(tmp_path / "odd.csv", [{"a": 1, "b": 2}])
     assert "Its columns: a, b" in refused(odd)
     lost = [{**row, "image": f"no/{row['image']}"} for row in rows]
-    assert "There is no picture" in refused(table(tmp_path / "lost.csv", lost))
+    assert "There is no image" in refused(table(tmp_path / "lost.csv", lost))
     away = [{**row, "image": "https://a.b/c.png"} for row in rows]
     assert "is a URL" in refused(table(tmp_path / "away.csv", away))
 

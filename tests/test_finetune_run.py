@@ -119,7 +119,7 @@ def test_the_scale_stays_below_where_it_began(clip_folder, pictures, begins, mos
 
 
 def test_the_head_keeps_vectors_and_no_pictures(clip_folder, pictures, monkeypatch):
-    """Of the pictures to train on, no more are in memory than two chunks."""
+    """Of the images to train on, no more are in memory than two chunks."""
     monkeypatch.setattr("clipguide.finetune.exam.CHUNK", 4)
     fit = fit_of(clip_folder, pictures, method="head")
     alive, most, prepare_ = set(), [0], Clip.prepare
@@ -212,7 +212,7 @@ def test_a_tower_without_a_last_layer(clip_folder):
 
 
 def test_a_head_of_no_evidence_is_the_zero_shot_classifier():
-    """Under a great penalty the map stays the identity, under none the pictures are told apart."""
+    """Under a great penalty the map stays the identity, under none the images are told apart."""
     generator = torch.Generator().manual_seed(0)
     image, text = (F.normalize(torch.randn(n, 8, generator=generator), dim=-1) for n in (12, 3))
     target = torch.arange(12) % 3
@@ -526,7 +526,7 @@ def test_an_exam_is_the_classifier(clip_folder, pictures):
 
 
 def test_retention_is_told_by_others_than_chose(clip_folder, pictures):
-    """No picture, and no near copy, on both sides; nothing but the choice depends on the half."""
+    """No image, and no near copy, on both sides; nothing but the choice depends on the half."""
     job = prepare(
         pictures, clip=clip_folder, retain=pictures, config=FinetuneConfig(**QUICK), share=0.3
     )
@@ -596,7 +596,7 @@ def test_copies_of_what_is_tested_are_not_trained_on(clip_folder, pictures, tmp_
         source = pictures / name / "3.png"
         (tmp_path / name / "other.png").write_bytes(source.read_bytes())
     with pytest.warns(
-        ClipguideWarning, match="3 of the pictures to train on or to choose by are among"
+        ClipguideWarning, match="3 of the images to train on or to choose by are among"
     ):
         job = prepare(pictures, clip=clip_folder, test=tmp_path, retain=None, share=0.1)
     tested = {e.digest for e in job.test.examples}
@@ -630,7 +630,7 @@ def test_classes_that_were_not_trained_on(clip_folder, pictures, tmp_path):
     [
         ({"method": "ful"}, "no method 'ful'. Did you mean full"),
         ({"loss": "softmx"}, "no loss 'softmx'. Did you mean softmax"),
-        ({"batch": 1}, "two pictures at least"),
+        ({"batch": 1}, "two images at least"),
         ({"lr": 0.0}, "lr is above 0"),
         ({"steps": 0}, "at least one step"),
         ({"ema": 1.0}, "ema lies in"),

@@ -117,7 +117,7 @@ def test_another_tokenizer_changes_texts_alone(vit, tmp_path, change):
 
 @pytest.mark.parametrize(("method", "same"), [("lit", True), ("full", False)])
 def test_after_a_change_of_the_text_tower_an_index_is_valid(clip_folder, tmp_path, method, same):
-    """lit trains the text tower and the logits' scale: pictures' vectors are equal to the bit."""
+    """lit trains the text tower and the logits' scale: images' vectors are equal to the bit."""
     folder = tmp_path / "tuned"
     shutil.copytree(clip_folder, folder)
     state = load_file(folder / WEIGHTS)

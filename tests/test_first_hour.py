@@ -92,7 +92,7 @@ def test_a_named_guide_computes_in_what_the_pipeline_does(pipe, clip_folder, cli
 @pytest.mark.parametrize(
     ("objective", "settings", "message"),
     [
-        (5, {}, "A prompt is a text, a Prompt, or a picture: .*, not int"),
+        (5, {}, "A prompt is a text, a Prompt, or an image: .*, not int"),
         (["a fox", None], {}, "a PIL image or a tensor, not NoneType"),
         ("", {}, "The prompt is empty"),
         ([], {}, "no prompts"),

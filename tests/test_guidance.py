@@ -343,7 +343,7 @@ def test_a_gradient_that_is_not_a_number(pipe):
 
 @pytest.mark.parametrize("room", [2, 0])
 def test_memory_runs_out(pipe, clip, monkeypatch, room):
-    """The same views, fewer at a time, said once; not a crash, nor another picture."""
+    """The same views, fewer at a time, said once; not a crash, nor another image."""
     objective = Similarity(clip, "a fox", views=Cutouts(number=4))
     with steer(pipe, objective):
         roomy = draw(pipe)

@@ -56,7 +56,7 @@ def test_from_a_folder_to_a_guide(pictures, clip_folder, judge_folder, tmp_path)
 
 
 def test_pictures_without_names(flat, clip_folder, judge_folder):
-    with pytest.raises(UsageError, match="Nothing says what the 8 pictures"):
+    with pytest.raises(UsageError, match="Nothing says what the 8 images"):
         job_of(flat, clip_folder, judge_folder)
     job = job_of(flat, clip_folder, judge_folder, method="fare")
     assert len(list(job.run())) == 4

@@ -36,6 +36,6 @@ def test_a_word_is_learned_as_the_page_has_it(tmp_path, monkeypatch):
     told: dict = {}
     exec(compile(code, "guides.md", "exec"), told)
     clip, plain = told["clip"], load_clip("mini")
-    image_BD = plain.encode_pictures(told["pictures"])
+    image_BD = plain.encode_pictures(told["examples"])
     cosines = [(image_BD @ c.encode_text(["a blorvek"]).T).mean() for c in (plain, clip)]
     assert cosines[1] > cosines[0] + 0.3

@@ -195,7 +195,7 @@ def test_tecoa_needs_names_and_labels(clip_folder):
     parts, bare = load_parts(str(clip_folder)), {"image": flat(2)["image"], "label": None}
     with pytest.raises(UsageError, match="at least two; FARE"):
         next(for_guiding(parts, forever(), classes=["red"], config=PLAIN))
-    with pytest.raises(UsageError, match="a class for each picture"):
+    with pytest.raises(UsageError, match="a class for each image"):
         next(for_guiding(parts, iter([bare]), classes=CLASSES, config=PLAIN))
     next(for_guiding(parts, iter([bare]), config=GuidingConfig(steps=1, method="fare")))
 

@@ -64,7 +64,7 @@ def test_pictures(clip, reference, processor):
 
 
 def test_tensors_are_seen_as_pictures(clip):
-    """As tensors of the pictures' own pixels, but for the rounding to 8 bits after the resize."""
+    """As tensors of the images' own pixels, but for the rounding to 8 bits after the resize."""
     for size in [(48, 40), (40, 57), (20, 20)]:
         seen_BD = clip.encode_image(to_tensor(pictures(size)))
         assert_close(seen_BD, clip.encode_pictures(pictures(size)), atol=0.01, rtol=0)

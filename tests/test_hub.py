@@ -21,8 +21,8 @@ for name in sys.argv[2:]:
         elif "=" in name:
             Reward(name).load()
         else:
-            pictures = TextToImage(model=name, clip=sys.argv[1], judge="")("fox", steps=1)
-            print(name, "drew", pictures[0].image.size)
+            images = TextToImage(model=name, clip=sys.argv[1], judge="")("fox", steps=1)
+            print(name, "drew", images[0].image.size)
     except Exception as error:
         print(name, type(error).__name__, error)
 """

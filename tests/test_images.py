@@ -74,7 +74,7 @@ def test_unreadable(tmp_path):
     whole = tmp_path / "whole.png"
     Image.effect_noise((64, 64), 50).save(whole)
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:1000])
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for name in ("missing.png", "cut.png", "text.png", "."):
         with pytest.raises(UsageError):
             images.load(tmp_path / name)

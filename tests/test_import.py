@@ -43,3 +43,23 @@ def test_help_answers_in_a_blink(arguments):
         after = os.times()  # of the processor, for other programs may be using it as well
         seconds.append(sum(after[2:4]) - sum(before[2:4]))
     assert min(seconds) <= 0.3
+
+
+def test_what_help_imports():
+    """Typer and what it needs, for every command; pydantic alone would take a third of the time."""
+    code = """
+import contextlib, io, sys
+from clipguide.cli.app import app
+for verb in ("", *(one.name or one.callback.__name__ for one in app.registered_commands)):
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        try:
+            app([verb, "--help"] if verb else ["--help"])
+        except SystemExit as end:
+            assert end.code == 0
+    assert "Usage" in told.getvalue()
+print(*{name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names))
+"""
+    ours = {"clipguide", "__main__", "typer", "annotated_types", "typing_extensions", "tomli"}
+    ours |= {"typing_inspection", "shellingham", "annotated_doc", "colorama"}
+    loaded = {name for name in python(code).split() if not name.startswith("__editable__")}
+    assert loaded - ours <= {"_distutils_hack", "_virtualenv", "sitecustomize", "zz"}, loaded

@@ -37,7 +37,7 @@ COUNTS = ("new", "changed", "moved", "same", "gone", "failed")
 
 @pytest.fixture
 def home(tmp_path):
-    """Five pictures in two folders, as old as if they had been there for a while."""
+    """Five images in two folders, as old as if they had been there for a while."""
     home = tmp_path / "pictures"
     (home / "more").mkdir(parents=True)
     for i in range(5):
@@ -344,7 +344,7 @@ def test_a_folder_that_vanishes(run, home, tmp_path, monkeypatch):
 
 def test_bad_pictures_are_told_and_tried_again(run, home, tmp_path):
     run()
-    (home / "0.png").write_text("no picture any more")
+    (home / "0.png").write_text("no image any more")
     (home / "new.png").write_bytes(b"")
     assert run() == {"same": 4, "failed": 2}
     assert run() == {"same": 4, "failed": 2}

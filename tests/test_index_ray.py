@@ -59,13 +59,13 @@ def cluster():
 
 @pytest.fixture
 def home(tmp_path):
-    """Twelve pictures in two folders, one with a caption, and a file that is no picture."""
+    """Twelve images in two folders, one with a caption, and a file that is no image."""
     home = tmp_path / "pictures"
     (home / "more").mkdir(parents=True)
     for i in range(12):
         landscape(50, 40, seed=i).save((home if i % 2 else home / "more") / f"{i}.png")
     (home / "1.txt").write_text("a red\nfox\n")
-    (home / "bad.png").write_text("no picture")
+    (home / "bad.png").write_text("no image")
     old(home)
     return home
 
@@ -390,7 +390,7 @@ def test_the_command(run, clip, clip_folder, home, tmp_path, monkeypatch):
     for arguments, words in (
         (("--engine", "dask"), "--engine is local or ray"),
         (("--actors", 2), "give --engine ray as well"),
-        ((*many, "--cache", tmp_path / "cache"), "--cache is of one machine"),
+        ((*many, "--cache", tmp_path / "cache"), "The cache belongs to one machine"),
         (("s3://bucket/folder",), "--engine ray reads it where fsspec does"),
     ):
         assert words in invoke("index", home, *place, *arguments, code=2).stderr

@@ -1,4 +1,4 @@
-"""A learned word: in its places and nowhere else, nearer to its pictures, in a file of its own."""
+"""A learned word: in its places and nowhere else, nearer to its images, in a file of its own."""
 
 import pytest
 import torch
@@ -209,7 +209,7 @@ def test_what_goes_wrong(clip, judge, judge_folder, clip_folder, tmp_path):
         with_concept(clip, concept)
     with pytest.raises(UsageError, match="member of the ensemble"):
         with_concept(Ensemble([clip, judge]), concept)
-    with pytest.raises(UsageError, match="no pictures to learn"):
+    with pytest.raises(UsageError, match="no images to learn"):
         Inversion(load_parts(str(clip_folder)), [], WORD)
     with pytest.raises(UsageError, match="The word is empty"):
         Inversion(load_parts(str(clip_folder)), creatures(), "  ")

@@ -12,7 +12,7 @@ from clipguide import steer
 
 
 def check(pipe, settings: dict) -> torch.Tensor:
-    """What steering promises of any pipeline; the plain picture."""
+    """What steering promises of any pipeline; the plain image."""
     plain_N3HW = draw(pipe, settings)
     with steer(pipe, Red(), strength=0):
         assert torch.equal(draw(pipe, settings), plain_N3HW)
@@ -43,7 +43,7 @@ def test_lora():
 
 
 def test_ip_adapter():
-    """Weights in the layout of `ip-adapter_sd15`, random; the picture comes as embeddings."""
+    """Weights in the layout of `ip-adapter_sd15`, random; the image comes as embeddings."""
     pipe, settings = tiny("SD 1.5")
     bare = draw(pipe, settings)
     width, seen, tokens = pipe.unet.config.cross_attention_dim, 12, 4

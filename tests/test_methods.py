@@ -98,7 +98,7 @@ def test_a_step_method_by_a_call_is_the_pipeline(pipe, clip):
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
 def test_best_of_keeps_the_best_of_each(pipe, clip, output_type):
-    """Each kept picture is that of its best candidate, drawn from the seed that is promised."""
+    """Each kept image is that of its best candidate, drawn from the seed that is promised."""
     with steer(pipe, "a red fox", clip=clip, method=BestOf(number=3)) as s:
         kept = s(**settings(output_type=output_type)).images
     stack = torch.stack(s.report.candidates)
@@ -276,7 +276,7 @@ def test_lookahead_move_is_the_gradient_of_the_expected_future_reward():
 
 
 def test_travel_goes_there_and_back(pipe, clip):
-    """Every step twice; zero strength and r = 1 change no bit; more travel is another picture."""
+    """Every step twice; zero strength and r = 1 change no bit; more travel is another image."""
     for name in ("DDIM", "Euler", "Euler a", "DDPM"):
         use(pipe, name)
         plain = draw(pipe)

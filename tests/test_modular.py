@@ -5,6 +5,9 @@ Shapes: B images, 3 channels of H x W pixels.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import diffusers
 import pytest
 import torch
@@ -102,6 +105,26 @@ def test_towards_a_prompt(folders, clip):
     assert torch.equal(by_prompt, mine_B3HW)
     narrow = draw(pipe, settings, prompt="a red fox", clip_window=(0.9, 1.0))
     assert narrow.report.steered == 1
+
+
+def test_the_example_of_the_page(folders):
+    """docs/coming-from.md's block up to the call, with tiny models in the place of those that it
+    names; the call's arguments are those of the test above."""
+    page = (Path(__file__).parents[1] / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    (code,) = [c for c in re.findall("```python\n(.*?)```", page, re.S) if "AutoBlocks" in c]
+    code, call = code.rstrip().rsplit("\n", 1)
+    assert "clip_prompt=" in call and "clip_strength=" in call
+    folder, _ = folders["SDXL"]
+    for there, here in {
+        "stabilityai/stable-diffusion-xl-base-1.0": str(folder),
+        "ViT-B-32/laion2b_s34b_b79k": "mini",
+        "StableDiffusionXLAutoBlocks())": "blocks_of('SDXL'))",
+    }.items():
+        assert there in code
+        code = code.replace(there, here)
+    told: dict = {"blocks_of": blocks_of}
+    exec(compile(code, "coming-from.md", "exec"), told)
+    assert told["pipe"].components["clip"].name == "mini"
 
 
 def test_workflows_stay_steered():

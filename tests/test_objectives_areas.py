@@ -1,4 +1,4 @@
-"""Regions: what is seen of the picture, where the gradient goes, and what is refused."""
+"""Regions: what is seen of the image, where the gradient goes, and what is refused."""
 
 from __future__ import annotations
 
@@ -164,10 +164,10 @@ def test_generators_are_used_in_turn(clip64):
 @pytest.mark.parametrize(
     ("area", "message"),
     [
-        ((-0.1, 0, 1, 1), "is outside of the picture"),
-        ((0, 0, 1.1, 1), "is outside of the picture"),
-        ((0, 0, 256, 256), "is outside of the picture"),
-        ((0, 0, float("nan"), 1), "is outside of the picture"),
+        ((-0.1, 0, 1, 1), "is outside of the image"),
+        ((0, 0, 1.1, 1), "is outside of the image"),
+        ((0, 0, 256, 256), "is outside of the image"),
+        ((0, 0, float("nan"), 1), "is outside of the image"),
         ((0.5, 0, 0.5, 1), "is empty: x0 must be below x1"),
         ((0, 0.9, 1, 0.1), "is empty"),
         ((0, 0, 1), "is a box"),

@@ -1,4 +1,4 @@
-"""Similarity to pictures, by direction and in chunks; init similarity."""
+"""Similarity to images, by direction and in chunks; init similarity."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def clip64(clip_folder):
 
 @pytest.fixture(scope="module")
 def source():
-    """Three pictures, 28 x 20."""
+    """Three images, 28 x 20."""
     generator = torch.Generator().manual_seed(9)
     return torch.rand(3, 3, 28, 20, generator=generator, dtype=torch.float64)
 
@@ -110,7 +110,7 @@ def test_init_is_one_minus_cosine(clip64, source):
 
 
 def test_image_prompts(clip64, source):
-    """A tensor as the engine sees it; a PIL picture through the checkpoint's own transform."""
+    """A tensor as the engine sees it; a PIL image through the checkpoint's own transform."""
     image = images(2)
     unit_BD = clip64.encode_image(image)
     goal = clip64.encode_image(source[:1])
@@ -209,7 +209,7 @@ def test_bad_input(clip, source):
             Similarity(clip, "a", **settings)
     with pytest.raises(UsageError, match="says the same"):
         Similarity(clip, "owl | a fox", kind="directional", source="a fox", source_image=source)
-    with pytest.raises(ClipguideError, match="2 source pictures do not divide 3 images"):
+    with pytest.raises(ClipguideError, match="2 source images do not divide 3 images"):
         InitSimilarity(clip, source[:2])(images().float())
 
 
@@ -233,7 +233,7 @@ def test_bad_pictures(clip, picture, message):
 
 
 def test_no_pictures(clip):
-    with pytest.raises(UsageError, match="no picture to compare"):
+    with pytest.raises(UsageError, match="no image to compare"):
         InitSimilarity(clip, [])
     with pytest.raises(ClipguideError, match="no prompts"):
         Similarity(clip, torch.zeros(0, 3, 4, 4))

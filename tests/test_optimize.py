@@ -20,7 +20,7 @@ def generators(*seeds):
 
 
 class Red(Objective):
-    """How far a picture is from red."""
+    """How far an image is from red."""
 
     def __call__(self, image_B3HW, generators=None):
         red = image_B3HW.new_tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
@@ -28,7 +28,7 @@ class Red(Objective):
 
 
 class Judge:
-    """Likes a picture the better the nearer its mean is to a number."""
+    """Likes an image the better the nearer its mean is to a number."""
 
     def __init__(self, wanted):
         self.wanted = wanted

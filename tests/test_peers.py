@@ -37,7 +37,7 @@ def data():
 def test_accuracies_by_sorting():
     """Against ranks in a sorted list and scikit-learn's definition of balanced accuracy."""
     score_BK = torch.randn(50, 9, generator=torch.Generator().manual_seed(0))
-    target_B = torch.arange(50) % 7  # two names have no picture
+    target_B = torch.arange(50) % 7  # two names have no image
     rank = [
         sorted(row, reverse=True).index(row[k])
         for row, k in zip(score_BK.tolist(), target_B.tolist())
@@ -99,7 +99,7 @@ def test_zero_shot_as_clip_benchmark_spells_it(tmp_path, data):
 
 
 def test_texts_of_pictures_own(data, tmp_path):
-    """A text for each picture, and three by default, against cosines ranked by hand."""
+    """A text for each image, and three by default, against cosines ranked by hand."""
     assert data.texts[3] == ["a bee", "a drawing of a bee", "somebody drew a bee here"]
     own = ["a red fox", "a blue fox", "owl", "a green bee", "a bee", "key"]
     asked = peers.replace(data, own=own)
@@ -128,7 +128,7 @@ def test_styles_by_colour_are_some_of_those_by_name():
 
 
 def test_clip_score_as_torchmetrics_spells_it(tmp_path):
-    """max(cosine, 0) by transformers' own get_*_features of pictures of the model's size; a text
+    """max(cosine, 0) by transformers' own get_*_features of images of the model's size; a text
     that is too long and loses its end token, as torchmetrics cuts it, is any other one."""
     from transformers import CLIPModel, CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -179,7 +179,7 @@ def test_mistakes_do_what_they_say():
 
 
 def test_mistakes_are_measured(clip, data):
-    """No change measures as none, another picture's vectors as another's."""
+    """No change measures as none, another image's vectors as another's."""
     right = clip.encode_pictures
     none = mistakes.measure(mistakes.Mistake("none", right, right), clip, data, {})
     assert none["mean"] == none["max"] == none["renamed"] == 0

@@ -155,8 +155,8 @@ def test_a_limit_of_ones_own_is_above_pillows(tmp_path):
         (b'<?xml version="1.0"?>\n<svg xmlns="x"></svg>', "is SVG, .* rsvg-convert"),
         (b"<SVG width='3'/>", "is SVG, .* rsvg-convert"),
         (b"", "is empty"),
-        (b"no", "is not a picture in a format that Pillow reads"),
-        (b"nothing at all", "is not a picture in a format that Pillow reads"),
+        (b"no", "is not an image in a format that Pillow reads"),
+        (b"nothing at all", "is not an image in a format that Pillow reads"),
     ],
 )
 def test_formats_that_pillow_does_not_read(tmp_path, head, said):
@@ -180,11 +180,12 @@ def test_files_of_such_kinds_are_named_when_they_are_passed_over(clip_folder, tm
     SCENE.save(tmp_path / "a.png")
     (tmp_path / "b.svg").write_text("<svg/>")
     (tmp_path / "c.jxl").write_bytes(b"")
+    (tmp_path / "LICENCE.md").write_text("free")  # of which nothing is said
     command = ["embed", str(tmp_path), "--clip", str(clip_folder), "-o", str(tmp_path / "x.npz")]
     done = CliRunner().invoke(app, command)
-    assert "2 files are passed over" in done.stderr
-    assert "1 of them may be SVG: draw it first" in done.stderr
-    assert "1 of them may be JPEG XL: convert it first" in done.stderr
+    assert "1 file is skipped, which may be SVG: draw it first" in done.stderr
+    assert "1 file is skipped, which may be JPEG XL: convert it first" in done.stderr
+    assert "LICENCE" not in done.stderr and "file" not in done.stderr.replace("1 file", "")
 
 
 # colours
@@ -367,4 +368,4 @@ def test_names_on_stdin_are_no_patterns(clip_folder, tmp_path):
     assert done.stdout.count(".png") == 1
     assert f"There is no file {tmp_path}/gone [1].png." in done.stderr
     assert f"There is no file {tmp_path}/*.png." in done.stderr
-    assert "2 of 3 pictures could not be read." in done.stderr
+    assert "2 of 3 images could not be read." in done.stderr

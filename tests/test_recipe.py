@@ -156,9 +156,9 @@ def test_one_picture_saved_by_many_threads(tmp_path):
 WRITER = """
 import pickle, sys
 from clipguide.recipe import save_png
-picture, recipe = pickle.load(sys.stdin.buffer)
+image, recipe = pickle.load(sys.stdin.buffer)
 while True:
-    save_png(picture, recipe, "a.png", overwrite=True)
+    save_png(image, recipe, "a.png", overwrite=True)
     print(flush=True)
 """
 

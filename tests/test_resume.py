@@ -36,7 +36,7 @@ def invoke(*arguments, code=0):
 
 
 def made(folder) -> dict[str, tuple[bytes, dict]]:
-    """Pixels and text of each picture in a folder, and nothing else may be there."""
+    """Pixels and text of each image in a folder, and nothing else may be there."""
     found = {}
     for path in sorted(Path(folder).iterdir()):
         with Image.open(path) as image:

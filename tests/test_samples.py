@@ -1,4 +1,4 @@
-"""Every sample runs and makes its picture; the pictures beside them are what their table says."""
+"""Every sample runs and makes its image; the images beside them are what their table says."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_script(script, models, tmp_path, monkeypatch):
     runpy.run_path(str(script))["main"](quick=True, out=out)
     with Image.open(out) as picture:
         low, high = picture.convert("L").getextrema()
-    assert high > low, "the picture is blank"
+    assert high > low, "the image is blank"
     assert list(tmp_path.iterdir()) == [out]
 
 

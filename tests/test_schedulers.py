@@ -264,7 +264,7 @@ def test_first_order(case):
 
 @pytest.mark.parametrize("case", [c for c in ALL if c != "DPM++ SDE"])  # has its own seed
 def test_stochastic(case):
-    """Two generators make two pictures exactly where the table says that noise is drawn."""
+    """Two generators make two images exactly where the table says that noise is drawn."""
     ends = []
     for seed in (0, 1):
         scheduler, generator = make(case), torch.Generator().manual_seed(seed)

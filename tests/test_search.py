@@ -99,7 +99,7 @@ def test_pages_are_the_whole(index, query):
     assert pages[5] == [name for name, _ in order(query)][35:] and pages[6] == []
     assert len(index.search(query, k=1000).hits) == 40
     for k, offset in ((0, 0), (-1, 0), (1, -1)):
-        with pytest.raises(UsageError, match="At least one picture"):
+        with pytest.raises(UsageError, match="At least one image"):
             index.search(query, k=k, offset=offset)
 
 
@@ -134,10 +134,10 @@ def test_conditions(index, query, condition, where):
         ("widht > 5", "there is no column widht. Did you mean width"),
         ("width", "does not return a boolean"),
         ("width > 'a'", "is not understood: Received literal"),
-        ("width > 5; drop table pictures", "nothing more: .* is not one"),
+        ("width > 5; drop table images", "nothing more: .* is not one"),
         ("1=1) or (1=1", r"is not understood at '\)'"),
-        ("DROP TABLE pictures", "nothing more: .* is not one"),
-        ("path in (select path from pictures)", "nothing more: .* is not one"),
+        ("DROP TABLE images", "nothing more: .* is not one"),
+        ("path in (select path from images)", "nothing more: .* is not one"),
         ("exists(select 1)", "nothing more: .* is not one"),
         ("date > 'tomorrow'", "compares date with 'tomorrow', which is no date"),
         (";", "nothing more: .* is not one"),
@@ -190,7 +190,7 @@ def test_hybrid_is_reciprocal_rank_fusion(index, query):
 
 def test_hybrid_without_captions_warns(tmp_path, query):
     plain = made(tmp_path / "db", units(5))
-    with pytest.warns(ClipguideWarning, match="No picture of the index has a caption"):
+    with pytest.warns(ClipguideWarning, match="No image of the index has a caption"):
         answer = plain.search(query, k=5, hybrid=True)
     assert names(answer) == names(plain.search(query, k=5))
 

@@ -22,6 +22,7 @@ from clipguide.cli.app import app
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 OTHERS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "samples/README.md")
+OTHERS += ("pipelines/DIFFUSERS.md", "pipelines/comfyui/README.md")
 PAGES = [*sorted(DOCS.rglob("*.md")), *(ROOT / name for name in OTHERS)]
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```$", re.M | re.S)

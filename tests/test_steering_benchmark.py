@@ -103,7 +103,7 @@ def test_what_a_budget_buys_is_chosen_on_other_prompts_than_it_is_shown_on(ways)
 
 
 def test_every_way_draws(tiny_mini, monkeypatch):
-    """Each its own picture, the same twice, and what is kept makes the method again."""
+    """Each its own image, the same twice, and what is kept makes the method again."""
     monkeypatch.setattr(table_of_ways, "STEPS", 8)  # so that every sixth is not the first alone
     model, found = TextToImage(), {}
     for way in WAYS:

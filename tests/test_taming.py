@@ -1,7 +1,7 @@
 """VQGANs of taming-transformers: converted, they compute what a plain reading of their weights does
 (and, where that package is installed, what the package does).
 
-Shapes: B pictures, 3 channels, H x W pixels, C channels of h x w, D channels of a code, K codes.
+Shapes: B images, 3 channels, H x W pixels, C channels of h x w, D channels of a code, K codes.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def test_encode_quantise_decode(state, model):
 
 
 def test_gumbel(tmp_path):
-    """Its codebook and decoder are converted; it does not begin with a picture, nor after a
+    """Its codebook and decoder are converted; it does not begin with an image, nor after a
     round trip."""
     state = gumbel_state()
     model, code_BDhw = convert(state), random(2, CHANNELS, 6, 8)
@@ -201,7 +201,7 @@ def test_gumbel(tmp_path):
     for found in (model, diffusers.VQModel.from_pretrained(tmp_path)):
         canvas = VQGAN(found, 64, 64, [torch.Generator().manual_seed(0)])
         assert canvas.decode().shape == (1, 3, 64, 64)
-        with pytest.raises(UsageError, match="A Gumbel VQGAN cannot begin with a picture"):
+        with pytest.raises(UsageError, match="A Gumbel VQGAN cannot begin with an image"):
             canvas.encode(torch.rand(1, 3, 64, 64))
 
 

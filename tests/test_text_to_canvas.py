@@ -213,7 +213,7 @@ def test_a_changed_file_is_not_replayed(tiny_mini, red):
     (picture,) = owner("a fox", fast(init=red))
     assert picture.recipe.files == (red,)
     Image.new("RGB", (32, 32), "blue").save(red)
-    with pytest.raises(UsageError, match="is not the picture that the recipe began with"):
+    with pytest.raises(UsageError, match="is not the image that the recipe began with"):
         owner.replay(picture.recipe)
 
 
@@ -272,8 +272,8 @@ def test_what_a_recipe_names_is_a_file(vqgan, options):
         ({"zoom": 0.0}, "zoom must be from 0.1"),
         ({"rotate": math.inf}, "rotate must be from -360"),
         ({"symmetry": "round"}, "horizontal or vertical"),
-        ({"mask": "m.png"}, "give an init picture"),
-        ({"init_weight": 1.0}, "give an init picture"),
+        ({"mask": "m.png"}, "give an init image"),
+        ({"init_weight": 1.0}, "give an init image"),
         ({"palette_weight": 2.0}, "keeps to a palette"),
         ({"prompts_at": ((3, "a"), (2, "b"))}, "must go up"),
         ({"prompts_at": ((9, "a"),)}, "from 0 to 3"),
@@ -284,8 +284,8 @@ def test_what_a_recipe_names_is_a_file(vqgan, options):
         ({"lr": -1.0}, "lr must be from 0"),
         ({"ema": 1.0}, "ema must be from 0"),
         ({"patience": 0}, "patience must be from 1"),
-        ({"init": "nothing.png"}, "There is no picture"),
-        ({"pictures": ("nothing.png",)}, "There is no picture"),
+        ({"init": "nothing.png"}, "There is no image"),
+        ({"pictures": ("nothing.png",)}, "There is no image"),
         ({"palette": ("red",)}, "no colour"),
     ],
     ids=str,
@@ -307,7 +307,7 @@ def test_models_that_are_none(tiny_mini, generator_folder, vqgan_folder, tmp_pat
         ("oil", None, "no canvas 'oil'"),
         ("pixels", "mini", "has no model"),
         ("vqgan", str(tmp_path / "no"), "no folder"),
-        ("vqgan", str(tmp_path), "no diffusers folder"),
+        ("vqgan", str(tmp_path), "not a diffusers folder"),
         ("latent", str(vqgan_folder), "holds a VQModel"),
         ("vqgan", str(generator_folder), "holds a AutoencoderKL"),
     ):

@@ -130,7 +130,7 @@ def test_candidates_are_picked_by_what_is_minimised(tiny_mini, made, method):
 
 
 def test_best_of(draw):
-    """The candidates are pictures of the strided seeds."""
+    """The candidates are images of the strided seeds."""
     settings = {"steps": STEPS, "exact": True}
     objective = Similarity(draw.clip, "a red fox", views=Cutouts(number=4))
 
@@ -240,7 +240,7 @@ def test_progress(draw):
 
 
 def test_frames(draw):
-    """What each step of the kept candidate decodes to; the finished picture is the last."""
+    """What each step of the kept candidate decodes to; the finished image is the last."""
     seen = []
     settings = {"count": 2, "best_of": 2, "steps": STEPS, "seed": 8, "batch_size": 2}
     pictures = draw(
@@ -433,7 +433,7 @@ def test_models_that_do_not_load(tmp_path, generator_folder, tiny_mini):
 
 
 def test_refined(tiny_mini):
-    """A picture of its own, which replays; alone as in a batch; never worse to the judge."""
+    """An image of its own, which replays; alone as in a batch; never worse to the judge."""
     draw = TextToImage()
     plain = draw("a fox", steps=2, count=2, cutouts=1)
     refined = draw("a fox", steps=2, count=2, cutouts=1, refine=12)

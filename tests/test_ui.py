@@ -36,7 +36,7 @@ from clipguide.transparency import ALPHA
 from clipguide.ui import Models, files, generate_tab, listen, rerank_tab, search_tab, server, words
 from clipguide.ui.models import Stops
 
-COUNT = 9  # pictures of the collection
+COUNT = 9  # images of the collection
 FILE = "/gradio_api/file="
 JOIN = "/gradio_api/queue/join"
 
@@ -247,10 +247,10 @@ def test_bodies_that_are_no_json(page, body):
     [
         (png(60_000, 60_000), "too many pixels"),
         (png(10_000, 9_000), "10000 x 9000 pixels"),
-        (b"hello", "is not a picture"),
-        (b"", "is not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "is not a picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not a picture"),
+        (b"hello", "is not an image"),
+        (b"", "is not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "is not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
         (png(30, 30), "cannot be read"),
         (b"x" * (files.LARGEST + 1), "larger than 20 MiB"),
     ],
@@ -273,12 +273,12 @@ def test_a_picture_is_read_as_elsewhere(tmp_path):
         assert files.uploaded(str(path), alpha=alpha) == images.load(path, alpha=alpha)
 
 
-# The pictures of the index
+# The images of the index
 
 
 @pytest.fixture
 def hit(models, collection, tmp_path):
-    """A picture of an index, copied to where it may be changed."""
+    """An image of an index, copied to where it may be changed."""
     hit = next(h for h in search(models, "a fox", count=COUNT).hits if h.path.endswith("0.png"))
     shutil.copy2(hit.path, tmp_path / "0.png")
     return replace(hit, path=str(tmp_path / "0.png"))
@@ -293,7 +293,7 @@ def test_another_file_in_its_place_is_not(hit, tmp_path):
     moved = tmp_path / "moved.png"
     os.rename(hit.path, moved)
     assert files.indexed(hit) is None
-    os.symlink(moved, hit.path)  # the right picture, but by a link that may lead anywhere next
+    os.symlink(moved, hit.path)  # the right image, but by a link that may lead anywhere next
     assert files.indexed(hit) is None
     os.remove(hit.path)
     os.mkfifo(hit.path)  # must not wait for a writer
@@ -392,7 +392,7 @@ def test_filters(models):
         search(models, "a fox", where="width >")
     assert words.sentence(caught.value).startswith("The filter is not understood at ")
     with pytest.raises(UsageError, match="nothing more"):
-        search(models, "a fox", where="width > 5; drop table pictures")
+        search(models, "a fox", where="width > 5; drop table images")
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_filters(models):
         ({"text": "   "}, "nothing to search for"),
         ({"text": "word " * 5000}, "The text has 24999 characters"),
         ({"text": "\udcff"}, "not valid text"),
-        ({"upload": "{picture}", "hybrid": True}, "give a text, and no picture"),
+        ({"upload": "{picture}", "hybrid": True}, "give a text, and no image"),
         ({"text": "a fox", "where": " ;"}, "nothing more"),
         ({"text": "a fox", "diversity": 2}, "between 0 and 1"),
     ],
@@ -445,7 +445,7 @@ def test_rerank(models, clip, collection, tmp_path):
     ranked, told = rerank_tab.rerank(models, [*paths, str(junk)], "a fox", "snow", False)
     expected = order(paths, unit_BD @ (text_D - negative_D))
     assert [label.split()[-1] for _, label in ranked] == [os.path.basename(p) for p in expected]
-    assert told.startswith("9 pictures") and "junk.png is not a picture" in told
+    assert told.startswith("9 images") and "junk.png is not an image" in told
 
 
 def test_copies_are_left_out(models, collection, tmp_path):
@@ -459,10 +459,10 @@ def test_copies_are_left_out(models, collection, tmp_path):
 @pytest.mark.parametrize(
     "uploads, text, told",
     [
-        (None, "a fox", "There are no pictures"),
+        (None, "a fox", "There are no images"),
         (["0.png"] * 65, "a fox", "up to 64"),
         (["0.png"], " ", "nothing to rank by"),
-        (["none.txt"], "a fox", "none.txt is not a picture"),
+        (["none.txt"], "a fox", "none.txt is not an image"),
     ],
 )
 def test_rerank_of_nothing(models, collection, tmp_path, uploads, text, told):
@@ -493,7 +493,7 @@ def drawn(tiny_mini, tmp_path, monkeypatch):
 
 
 def test_pictures_come_with_previews_and_recipes(drawn):
-    """Every step is seen; what is kept are the pictures that the pipeline itself draws."""
+    """Every step is seen; what is kept are the images that the pipeline itself draws."""
     shown = drawn()
     expected = TextToImage()("a red fox", strength=0.1, steps=4, seed=5, count=2, trace=True)
     labels = [[label for _, label in cells] for cells, _, _ in shown]

@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
 ]
-COUNT = 30  # pictures of the collection: more than one page of answers
+COUNT = 30  # images of the collection: more than one page of answers
 PASTE = """async data => {
   const bytes = Uint8Array.from(atob(data), one => one.charCodeAt(0));
   const blob = new Blob([bytes], {type: 'image/png'});
@@ -160,7 +160,7 @@ def labels(page, place):
 
 
 def shown(page, count):
-    """Waits until so many pictures are in the grid."""
+    """Waits until so many images are in the grid."""
     page.wait_for_function(
         "count => document.querySelectorAll('#grid img').length == count", arg=count
     )
@@ -323,7 +323,7 @@ def test_a_filter_that_is_none(open_page):
     box.fill("width > 145")
     box.press("Enter")
     shown(page, 4)
-    box.fill("width > 145; drop table pictures")
+    box.fill("width > 145; drop table images")
     box.press("Enter")
     assert "nothing more" in said(page, "#found-line", "The filter")
     assert len(labels(page, "#grid")) == 4  # what was found stays
@@ -351,7 +351,7 @@ def test_a_hostile_upload_is_refused(open_page, tmp_path):
     for name, content in {"eps.png": b"%!PS-Adobe-3.0 EPSF-3.0\n", "junk.png": b"hello"}.items():
         (tmp_path / name).write_bytes(content)
         page.set_input_files("#query-picture input[type=file]", tmp_path / name)
-        assert said(page, "#found-line", name).startswith(f"{name} is not a picture")
+        assert said(page, "#found-line", name).startswith(f"{name} is not an image")
         page.get_by_label("Remove Image").click()
     asked = page.locator("#query textarea")
     asked.fill("<img src=x onerror=document.title='hacked'>")
@@ -370,8 +370,8 @@ def test_the_best_first(open_page, collection, tmp_path):
     box = page.locator("#rank-text textarea")
     box.fill("a fox")
     box.press("Enter")
-    told = said(page, "#ranked-line", "5 pictures")
-    assert "junk.png is not a picture" in told
+    told = said(page, "#ranked-line", "5 images")
+    assert "junk.png is not an image" in told
     page.wait_for_function("document.querySelectorAll('#ranked img').length == 5")
     ranks, scores, _ = zip(*(one.split() for one in labels(page, "#ranked")))
     assert ranks == tuple("12345") and sorted(map(float, scores)) == list(map(float, scores))[::-1]

@@ -149,8 +149,8 @@ def test_with_a_password_alone_any_name_will_do():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (("--host", "0.0.0.0"), "give --auth USER:PASSWORD, or with --allow-host NAME"),
-        (("--host", "192.168.0.5"), "give --auth USER:PASSWORD, or with --allow-host NAME"),
+        (("--host", "0.0.0.0"), "give --auth USER:PASSWORD, or --allow-host NAME"),
+        (("--host", "192.168.0.5"), "give --auth USER:PASSWORD, or --allow-host NAME"),
         (("--host", "0.0.0.0", "--auth", "secret"), "USER:PASSWORD"),
         (("--auth", ":secret"), "USER:PASSWORD"),
         (("--allow-host", "http://pictures.lan"), "a name such as pictures.lan"),

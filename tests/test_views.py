@@ -22,7 +22,7 @@ def test_shape_and_order():
     views = Cutouts(number=4)(image(), generators(1, 2, 3), size=24)
     assert views.shape == (3 * 5, 3, 24, 24)
     alone = Cutouts(number=0)(image(), generators(1, 2, 3), size=24)
-    assert torch.equal(views[::5], alone)  # the whole picture first, whatever the generator
+    assert torch.equal(views[::5], alone)  # the whole image first, whatever the generator
     assert Cutouts(number=4, whole=False)(image(), generators(1, 2, 3), size=24).shape[0] == 12
 
 

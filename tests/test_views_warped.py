@@ -51,7 +51,7 @@ def checkerboard(size: int) -> torch.Tensor:
 
 
 def whole(view_3ss: torch.Tensor, matrix_33: torch.Tensor, padding: str = "zeros") -> torch.Tensor:
-    """A picture through one homography, at its own size."""
+    """An image through one homography, at its own size."""
     filled_12 = torch.tensor([view_3ss.shape[1:]])
     return warps.warp(view_3ss[None], filled_12, matrix_33[None], padding)[0]
 

@@ -69,7 +69,7 @@ def test_a_model_with_a_bias_gives_sigmoids(clip, monkeypatch):
 
 def test_names_are_the_nearest_best_first(clip):
     classifier = Classifier(clip, LABELS, templates="plain")
-    found = classifier.name(classifier.text_ND, top=9)  # the labels' own vectors as pictures
+    found = classifier.name(classifier.text_ND, top=9)  # the labels' own vectors as images
     assert [row[0].label for row in found] == LABELS
     assert all(len(row) == len(LABELS) for row in found)
     for row in found:
@@ -197,7 +197,7 @@ def test_mini_names_the_sample_pictures():
 def test_figures_against_counting():
     random = torch.Generator().manual_seed(0)
     score_BN = torch.rand(60, 8, generator=random)
-    target_B = torch.randint(0, 7, (60,), generator=random)  # the last class has no picture
+    target_B = torch.randint(0, 7, (60,), generator=random)  # the last class has no image
     order = score_BN.argsort(1, descending=True).tolist()
     hits = [row[0] == target for row, target in zip(order, target_B.tolist())]
     five = [target in row[:5] for row, target in zip(order, target_B.tolist())]
@@ -209,7 +209,7 @@ def test_figures_against_counting():
     assert figures(score_BN, target_B, none_B=torch.ones(60).bool())["top-1"] == 0
     assert figures(torch.zeros(60, 8), target_B)["top-5"] == 0  # ties
     assert figures(score_BN * math.nan, target_B)["top-5"] == 0
-    with pytest.raises(UsageError, match="no picture to count"):
+    with pytest.raises(UsageError, match="no image to count"):
         figures(score_BN[:0], target_B[:0])
 
 

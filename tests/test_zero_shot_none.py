@@ -1,5 +1,5 @@
 """None of these: its score against a softmax, thresholds by counting, what counts as a label's kin,
-and that the embedded CLIP tells pictures of the labels from others."""
+and that the embedded CLIP tells images of the labels from others."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_threshold_is_a_score_that_so_many_lie_under(some, count, place):
 
 
 def test_calibrated_it_turns_away_what_it_promises(some):
-    """On average over draws no more than 5 % of new pictures alike, and hardly less."""
+    """On average over draws no more than 5 % of new images alike, and hardly less."""
     turned = []
     for seed in range(200):
         some.calibrate(vectors(59, seed=seed))
@@ -103,7 +103,7 @@ def test_calibrated_it_turns_away_what_it_promises(some):
 
 def test_few_pictures_to_calibrate_by(some):
     inside_BD = vectors(7)
-    with pytest.warns(ClipguideWarning, match="7 pictures are few to calibrate by: 19 promise"):
+    with pytest.warns(ClipguideWarning, match="7 images are few to calibrate by: 19 promise"):
         threshold = some.calibrate(inside_BD)
     assert threshold == some.score(inside_BD).min()
     for bad, false in ((inside_BD[:0], 0.05), (inside_BD, 0.0), (inside_BD, 1.0)):

@@ -1,6 +1,6 @@
-"""The contract of a canvas: parameters that a loop improves, and the pictures that they stand for.
+"""The contract of a canvas: parameters that a loop improves, and the images that they stand for.
 
-Shapes: B pictures, 3 channels, H rows, W columns.
+Shapes: B images, 3 channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ LEAST, MOST = 8, 8192  # pixels a side
 
 
 class Canvas(nn.Module):
-    """B pictures as parameters: `parameters()` and `state_dict()` are those of a module, what is
-    no parameter (a decoder, a codebook) is in neither. A picture's parameters bear on no other.
+    """B images as parameters: `parameters()` and `state_dict()` are those of a module, what is
+    no parameter (a decoder, a codebook) is in neither. An image's parameters bear on no other.
 
     Args:
-        height, width: of the pictures in pixels.
-        generators: one a picture, on the CPU, for what it begins as.
+        height, width: of the images in pixels.
+        generators: one an image, on the CPU, for what it begins as.
     """
 
     def __init__(self, height: int, width: int, generators: Sequence[torch.Generator]) -> None:
         super().__init__()
         for side in (height, width):
             if not LEAST <= side <= MOST:
-                raise UsageError(f"A side of a picture has {LEAST} to {MOST} pixels, not {side}.")
+                raise UsageError(f"A side of an image has {LEAST} to {MOST} pixels, not {side}.")
         if not generators:
-            raise UsageError("A canvas has at least one picture, so at least one generator.")
+            raise UsageError("A canvas has at least one image, so at least one generator.")
         self.height, self.width, self.batch = height, width, len(generators)
 
     def decode(self) -> torch.Tensor:
@@ -39,25 +39,25 @@ class Canvas(nn.Module):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Bring parameters that a step led astray back to where pictures are."""
+        """Bring parameters that a step led astray back to where images are."""
 
     @torch.no_grad()
     def encode(self, image_B3HW: torch.Tensor) -> None:
-        """Set the parameters to what stands for these pictures in [0, 1], as nearly as can be.
-        UsageError for pictures of another size or number."""
+        """Set the parameters to what stands for these images in [0, 1], as nearly as can be.
+        UsageError for images of another size or number."""
         wanted = (self.batch, 3, self.height, self.width)
         if tuple(image_B3HW.shape) != wanted:
             raise UsageError(
-                f"This canvas holds {self.batch} pictures of {self.width}x{self.height}, and got "
+                f"This canvas holds {self.batch} images of {self.width}x{self.height}, and got "
                 f"{tuple(image_B3HW.shape)} (number, channels, height, width)."
             )
         self.set_(image_B3HW)
 
     def set_(self, image_B3HW: torch.Tensor) -> None:
-        """What `encode` does with pictures of the right size and number."""
+        """What `encode` does with images of the right size and number."""
         raise NotImplementedError
 
 
 def normal(shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """Standard normal numbers (B, *shape), those of a picture from its own generator."""
+    """Standard normal numbers (B, *shape), those of an image from its own generator."""
     return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])

@@ -1,10 +1,10 @@
 """The Fourier canvas: a spectrum scaled by 1/f, in colours that do not correlate.
 
 Olah et al. 2017, "Feature Visualization", section "Preconditioning and parameterization", with the
-colour matrix of their library Lucid. Natural pictures have amplitudes of about 1/f (Field 1987), so
-that a step of one length in this space changes all scales of a picture alike.
+colour matrix of their library Lucid. Natural images have amplitudes of about 1/f (Field 1987), so
+that a step of one length in this space changes all scales of an image alike.
 
-Shapes: B pictures, 3 channels, H rows, W columns, F = W // 2 + 1 frequencies, 2 = real, imaginary.
+Shapes: B images, 3 channels, H rows, W columns, F = W // 2 + 1 frequencies, 2 = real, imaginary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .base import Canvas, normal
 # Square root of the covariance of colours over ImageNet, by Lucid; rows are RGB.
 COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 START = 0.01  # standard deviation of the spectrum at the beginning
-INSIDE = 1e-3  # how near to 0 and 1 a picture may come that is encoded: the sigmoid ends there
+INSIDE = 1e-3  # how near to 0 and 1 an image may come that is encoded: the sigmoid ends there
 
 
 class Fourier(Canvas):

@@ -1,6 +1,6 @@
 """The latent canvas: what an autoencoder of diffusers decodes, AutoencoderKL or AutoencoderTiny.
 
-Shapes: B pictures, 3 channels, H x W pixels, C channels of h x w latents.
+Shapes: B images, 3 channels, H x W pixels, C channels of h x w latents.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Latent(Canvas):
     """image = decoder(latents) / 2 + 0.5, in the autoencoder's own units; begins as noise.
 
     `autoencoder` stands in neither `parameters()` nor `state_dict()`; it is used as it is, on its
-    device and in its dtype. With `tile` it encodes a picture as if copies of it lay around it; give
+    device and in its dtype. With `tile` it encodes an image as if copies of it lay around it; give
     it an autoencoder from `tiling`. UsageError if a side is no multiple of its factor.
     """
 
@@ -66,8 +66,8 @@ class Latent(Canvas):
 
 
 def tiling(autoencoder: nn.Module) -> nn.Module:
-    """A copy whose convolutions see, beyond an edge, the other edge: its pictures tile, as near as
-    attention and group norms, which see all of a picture, have it anyway."""
+    """A copy whose convolutions see, beyond an edge, the other edge: its images tile, as near as
+    attention and group norms, which see all of an image, have it anyway."""
     copied = copy.deepcopy(autoencoder)
     for module in copied.modules():
         if type(module) is nn.Conv2d and any(module.padding):
@@ -78,7 +78,7 @@ def tiling(autoencoder: nn.Module) -> nn.Module:
 def around(
     encode: Callable[[torch.Tensor], torch.Tensor], image_B3HW: torch.Tensor, factor: int
 ) -> torch.Tensor:
-    """What `encode` makes of pictures among copies of themselves; alone if factor is 0."""
+    """What `encode` makes of images among copies of themselves; alone if factor is 0."""
     if not factor:
         return encode(image_B3HW)
     rim = min(RIM, *(side // factor for side in image_B3HW.shape[-2:]))

@@ -1,11 +1,11 @@
-"""The pixel canvas: pictures as the sum of a pyramid of ever coarser ones (Burt & Adelson 1983).
+"""The pixel canvas: images as the sum of a pyramid of ever coarser ones (Burt & Adelson 1983).
 
 A step moves each level, so that a whole region changes its colour as easily as one pixel does. An
 optimiser whose steps have the same length on every parameter, as Adam's, would draw noise with the
 finest levels: these count less, each half of the next coarser one, as natural images have
 amplitudes of about 1/f (Field 1987).
 
-Shapes: B pictures, 3 channels, H rows, W columns, h x w of a level.
+Shapes: B images, 3 channels, H rows, W columns, h x w of a level.
 """
 
 from __future__ import annotations

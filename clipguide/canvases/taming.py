@@ -82,7 +82,7 @@ def convert(state: Mapping[str, torch.Tensor]) -> VQModel:
 
     A Gumbel VQGAN (`quantize.embed`, `quantize.proj`) is converted as far as a VQModel goes: its
     codebook and decoder. It takes the code of the greatest logit `quantize.proj(latents)`, not the
-    nearest one, so what `encode` of the model returns does not lie near the codes of the picture;
+    nearest one, so what `encode` of the model returns does not lie near the codes of the image;
     `VQGAN.encode` refuses it. Its config says so: `_quantizer` is "gumbel".
 
     UsageError if these are no weights of a VQGAN of taming-transformers, ClipguideError if some are

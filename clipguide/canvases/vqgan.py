@@ -4,7 +4,7 @@ Crowson et al. 2022, "VQGAN-CLIP": the latents z are optimised, decoded as their
 the gradient passes the rounding as if it were not there (van den Oord et al. 2017, straight
 through). With a `temperature` τ the code is soft instead, Σ softmax(−‖z − e‖² / τ) e.
 
-Shapes: B pictures, 3 channels, H x W pixels, D channels of h x w latents, K codes.
+Shapes: B images, 3 channels, H x W pixels, D channels of h x w latents, K codes.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class VQGAN(Canvas):
     def set_(self, image_B3HW: torch.Tensor) -> None:
         if self.model.config.get("_quantizer") == "gumbel":  # from `taming.convert`
             raise UsageError(
-                "A Gumbel VQGAN cannot begin with a picture: its encoder does not tell codes by "
+                "A Gumbel VQGAN cannot begin with an image: its encoder does not tell codes by "
                 "their distance. Begin without one, or take a VQGAN with nearest codes."
             )
         image_B3HW = image_B3HW.to(next(self.model.parameters())) * 2 - 1

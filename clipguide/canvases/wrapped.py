@@ -1,6 +1,6 @@
 """Canvases around a canvas: a mask over it, a mirror in it.
 
-Shapes: B pictures, 3 channels, H rows, W columns.
+Shapes: B images, 3 channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def check_mask(mask_HW: torch.Tensor, height: int, width: int) -> None:
     if tuple(mask_HW.shape) != (height, width):
         rows, columns = mask_HW.shape
         raise UsageError(
-            f"The mask is {columns}x{rows} and the picture {width}x{height}: they must be of one "
+            f"The mask is {columns}x{rows} and the image {width}x{height}: they must be of one "
             "size."
         )
     if not (mask_HW > 0).any():

@@ -34,11 +34,18 @@ from .verb import Verb
 
 NO_MEMORY = (
     "clipguide: there is not enough memory; a smaller --size needs less, or for generate one "
-    "picture at a time (--exact) or --decoder linear."
+    "image at a time (--exact) or --decoder linear."
 )
 
 
 class _Commands(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        verb = self.commands.get(args[0]) if args else None
+        if isinstance(verb, Verb) and verb.asks_help(args[1:]):  # before anything is converted
+            typer.echo(verb.get_help(verb.context_class(verb, info_name=args[0], parent=ctx)))
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -48,7 +55,8 @@ class _Commands(TyperGroup):
                 error.message = f"{error.message.rstrip('.')} ({source})."
             raise
         except ClipguideError as error:
-            typer.echo(f"clipguide: {console.options_for_names(str(error))}", err=True)
+            said = console.encoded(f"clipguide: {console.options_for_names(str(error))}")
+            typer.echo(said, err=True)
             raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -62,8 +70,8 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     name="clipguide",
-    help="Steers image generators with CLIP, and scores, ranks and names images. Works offline "
-    "on the models that it ships.",
+    help="Steer image generators with CLIP, and score, rank, classify and search images. The "
+    "embedded models work offline.",
     cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -121,5 +129,5 @@ def main() -> None:
         if error.filename is not None or error.errno not in FULL:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries once more as it leaves
-        console.complain(f"What it prints cannot be written: {error.strerror}.")
+        console.complain(f"The output cannot be written: {error.strerror}.")
         sys.exit(1)

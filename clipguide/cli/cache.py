@@ -11,9 +11,10 @@ import typer
 from . import console
 from .options import ReportAsJson
 
-cache = typer.Typer(help="The cache of embeddings: what it holds; forget it.", no_args_is_help=True)
+cache = typer.Typer(help="Show or clear the cache of embeddings.", no_args_is_help=True)
 File = Annotated[
-    Path | None, typer.Option("--cache", metavar="FILE", help="Another than the user's.")
+    Path | None,
+    typer.Option("--cache", metavar="FILE", help="The file of the cache. [default: the user's]"),
 ]
 
 
@@ -22,7 +23,7 @@ def info(
     path: File = None,
     as_json: ReportAsJson = False,
 ) -> None:
-    """Say where the cache is, how large, and what it holds of each model."""
+    """Show the file, the size and the content of the cache."""
     from ..engine import Cache, default_path
 
     if not (path or default_path()).exists():
@@ -40,7 +41,7 @@ def info(
 
 @cache.command()
 def clear(path: File = None) -> None:
-    """Forget all vectors. The pictures are not touched."""
+    """Remove all embeddings. The images stay as they are."""
     from ..engine import Cache, default_path
 
     place = path or default_path()

@@ -1,4 +1,4 @@
-"""clipguide classify: which of some labels each picture shows."""
+"""clipguide classify: which of some labels each image shows."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..prompts import shorten
 from . import console
 from .embedding import Images, Options, open_pictures, with_options
 from .rows import SEPARATORS, Format, Printed, Rows
+from .sureness import Scored, word
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ def classify(
             "--labels",
             "-l",
             metavar="A,B,C|FILE",
-            help="The labels, or a UTF-8 file of one a line, each perhaps with its synonyms, as "
+            help="The labels, or a UTF-8 file with one label a line. Synonyms can follow, as in "
             "cat: kitten, tabby. [default: the folders of --few-shot]",
         ),
     ] = None,
@@ -51,51 +52,61 @@ def classify(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="plain, default or seven (the authors' of CLIP), or a file of one a line with {} "
-            "where the label goes. [default: plain for mini, else default]",
+            help="The templates for the labels: plain, default, seven (by the authors of CLIP), or "
+            "a file with one a line and {} for the label. [default: plain for mini, else "
+            "default]",
         ),
     ] = None,
     top: Annotated[
-        int, typer.Option("--top", "-k", min=1, metavar="K", help="How many labels to give.")
+        int,
+        typer.Option(
+            "--top", "-k", min=1, metavar="K", help="The number of labels for each image."
+        ),
     ] = 1,
     none: Annotated[
-        bool, typer.Option("--none", help="An image may show none of the labels.")
+        bool,
+        typer.Option("--none", help="Allow the answer that an image shows none of the labels."),
     ] = False,
     calibrate: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Images that do show a label: of such, at most 5 % are turned away by --none.",
+            help="Images that show one of the labels. They set the threshold of --none: it rejects "
+            "at most 5 % of such images.",
         ),
     ] = None,
     few_shot: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Examples, in a folder for each label, named like it."),
+        typer.Option(
+            metavar="FOLDER",
+            help="A folder of examples, with a folder for each label, of the same name.",
+        ),
     ] = None,
     method: Annotated[
-        Method, typer.Option(help="How to learn from them: a linear probe, or Tip-Adapter.")
+        Method, typer.Option(help="How to learn from the examples: a linear probe, or Tip-Adapter.")
     ] = Method.probe,
     confusion: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A PNG of what was taken for what; the folders that images are in name them.",
+            help="A PNG of the confusion matrix. The folders of the images name their classes.",
         ),
     ] = None,
     explain: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Heat maps of the labels found, a PNG for each."),
+        typer.Option(
+            metavar="FOLDER", help="A folder for heat maps, one PNG for each label found."
+        ),
     ] = None,
     format: Printed = Format.text,
 ) -> None:
     """Name images: the likeliest label, with its probability.
 
-    Where the folders that images are in are named like labels, the share of right names goes to
-    stderr. --none is calibrated for the embedded models and for drawings; for others give
-    --calibrate.
+    If the folders of the images are named like labels, the accuracy goes to stderr. --none is
+    calibrated for the embedded models on drawings. For other models or images, give --calibrate.
     """
     if calibrate is not None and not none:
-        raise UsageError("--calibrate is for --none: give that as well.")
+        raise UsageError("--calibrate needs --none.")
     _check_outputs(confusion, explain)
     with console.plain_speech():
         from ..zero_shot import Classifier, read_labels
@@ -118,13 +129,15 @@ def _classify(
     explain: Path | None,
     format: Format,
 ) -> None:
-    rows = Rows(format, ["path", "rank", "label", "probability", "cosine"])
+    rows = Rows(format, ["path", "rank", "label", "probability", "cosine", "better_than"])
+    beside = Scored(classifier.clip, classifier.labels, template=classifier.templates[0])
     truth = Truth(classifier.labels)
     drawn = 0
     for embedded in pictures:
         unit_1D = embedded.unit_D[None]
         (found,) = classifier.name(unit_1D, top=top, model=model)
-        _add(rows, format, embedded.path, found)
+        (shares,) = beside.shares(unit_1D, classifier.cosines(unit_1D))
+        _add(rows, format, embedded.path, found, dict(zip(classifier.labels, shares, strict=True)))
         truth.add(embedded.path, found[0].label, (model or classifier).logits(unit_1D))
         if explain is not None:
             drawn += _explain(classifier, embedded.path, found, explain, drawn)
@@ -135,14 +148,21 @@ def _classify(
     pictures.finish()
 
 
-def _add(rows: Rows, format: Format, path: str, found: list[Named]) -> None:
-    """One row of a picture, or in a CSV one for each of its labels."""
-    shown = "  ".join(f"{one.label} {one.probability:.1%}" for one in found)
+def _add(
+    rows: Rows, format: Format, path: str, found: list[Named], shares: dict[str, float]
+) -> None:
+    """Print one row for an image, or in a CSV one for each of its labels."""
     named = [
         {"label": one.label, "probability": one.probability,
-         "cosine": one.cosine if one.cosine == one.cosine else None}
+         "cosine": one.cosine if one.cosine == one.cosine else None,
+         "better_than": shares.get(one.label)}
         for one in found
     ]  # fmt: skip
+    shown = "  ".join(
+        f"{one.label} {one.probability:.1%}"
+        + (f" ({word(shares[one.label])})" if one.label in shares else "")
+        for one in found
+    )
     for rank, one in enumerate(named if format in SEPARATORS else named[:1], start=1):
         rows.add(
             cells=[path, rank, *("" if value is None else value for value in one.values())],
@@ -153,7 +173,7 @@ def _add(rows: Rows, format: Format, path: str, found: list[Named]) -> None:
 
 @dataclass
 class Truth:
-    """What the folders that pictures are in say they show, and what was found."""
+    """What the folders that images are in say they show, and what was found."""
 
     labels: Sequence[str]
     target: list[int] = field(default_factory=list)
@@ -161,7 +181,7 @@ class Truth:
     logits: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, path: str, label: str, logit_1N: torch.Tensor) -> None:
-        """Count a picture, if its folder is named like a label."""
+        """Count an image, if its folder is named like a label."""
         folder = _plain(os.path.basename(os.path.dirname(os.path.abspath(path))))
         place = {_plain(known): n for n, known in enumerate(self.labels)}
         if folder in place:
@@ -179,7 +199,7 @@ class Truth:
             turned_B = torch.tensor(self.found) == len(self.labels)
             shares = figures(torch.cat(self.logits), torch.tensor(self.target), none_B=turned_B)
             shown = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-            typer.echo(f"{len(self.target)} pictures whose folders name them: {shown}", err=True)
+            typer.echo(f"{len(self.target)} images whose folders name them: {shown}", err=True)
 
     def draw(self, path: Path) -> None:
         """The table of confusions, as a PNG."""
@@ -190,7 +210,7 @@ class Truth:
 
         if not self.target:
             raise UsageError(
-                "There is no table of confusions: no picture is in a folder named like a label."
+                "There is no table of confusions: no image is in a folder named like a label."
             )
         columns = [*self.labels, NONE] if len(self.labels) in self.found else [*self.labels]
         target_B, found_B = torch.tensor(self.target), torch.tensor(self.found)
@@ -211,7 +231,7 @@ def _folders(parent: Path) -> list[Path]:
     except OSError as error:
         raise UsageError(f"The folder {parent} cannot be read: {error.strerror}.") from None
     if len(found) < 2:
-        raise UsageError(f"{parent} needs a folder of pictures for each of two labels or more.")
+        raise UsageError(f"{parent} needs a folder of images for each of two labels or more.")
     return found
 
 
@@ -230,8 +250,8 @@ def _learn(
     if missing or over:
         what = f"no folder for the label {missing[0]!r}" if missing else f"a folder {over[0]!r}"
         raise UsageError(
-            f"{parent} has {what}{'' if missing else ' that is no label'}: its folders are to be "
-            "named like the labels."
+            f"{parent} has {what}{'' if missing else ' that is no label'}: name its folders like "
+            "the labels."
         )
     parts = [_stack(_others(pictures, folders[name]))[0] for name in wanted]
     shot_SD = torch.cat(parts)
@@ -253,14 +273,14 @@ def _stack(pictures: Pictures) -> tuple[torch.Tensor, list[str]]:
 
     found = list(pictures)
     if not found:
-        raise UsageError(f"No picture in {pictures.sources[0]} can be read.")
+        raise UsageError(f"No image in {pictures.sources[0]} can be read.")
     return torch.stack([one.unit_D for one in found]), [one.path for one in found]
 
 
 def _explain(
     classifier: Classifier, path: str, found: list[Named], folder: Path, number: int
 ) -> int:
-    """A PNG for each label that was found, with its heat over the picture; 1."""
+    """A PNG for each label that was found, with its heat over the image; 1."""
     from ..explain import heat_maps, overlay
     from ..images import load
     from ..recipe import write_png
@@ -281,7 +301,7 @@ def _check_outputs(sheet: Path | None, folder: Path | None) -> None:
     """UsageError if they could not be written; nothing is made yet."""
     if sheet is not None:
         if sheet.suffix.lower() != ".png":
-            raise UsageError(f"The picture of confusions is a PNG: end {str(sheet)!r} in .png.")
+            raise UsageError(f"The image of confusions is a PNG: end {str(sheet)!r} in .png.")
         if os.path.lexists(sheet):
             raise UsageError(f"{sheet} is there already: choose another name.")
     if folder is not None and os.path.lexists(folder):

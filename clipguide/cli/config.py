@@ -102,7 +102,7 @@ def in_file(verbs: Mapping[str, Any]) -> Iterator[Setting]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{place} cannot be read: {error}.") from None
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{place} is no TOML file: {error}.") from None
+        raise UsageError(f"{place} is not a valid TOML file: {error}.") from None
     version = tables.pop("version", VERSION)
     if version != VERSION:
         raise UsageError(
@@ -111,7 +111,9 @@ def in_file(verbs: Mapping[str, Any]) -> Iterator[Setting]:
     every = tables.pop(EVERY, {})
     for name, table in ((EVERY, every), *tables.items()):
         if not isinstance(table, dict):
-            raise UsageError(f"{place}: {name} stands in no table; begin one, as [generate].")
+            raise UsageError(
+                f"{place}: {name} is not in a table: put it under one, such as [generate]."
+            )
     known = {option for verb in verbs for option in options(verbs[verb])}
     for name, value in every.items():
         where = f"{place}, [{EVERY}]"
@@ -121,7 +123,7 @@ def in_file(verbs: Mapping[str, Any]) -> Iterator[Setting]:
     for verb, table in tables.items():
         if verb not in verbs:
             raise UsageError(
-                f"{place}: there is no verb [{verb}].{close_matches(verb, [*verbs, EVERY])}"
+                f"{place}: there is no command [{verb}].{close_matches(verb, [*verbs, EVERY])}"
             )
         has = options(verbs[verb])
         for name, value in table.items():
@@ -185,12 +187,13 @@ def spelt(name: str) -> str:
 
 def config(
     ctx: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Show your defaults, and where each comes from.
 
-    The file is $CLIPGUIDE_CONFIG, else ~/.config/clipguide/config.toml: tables named after verbs,
-    and [defaults] for all. A variable is CLIPGUIDE_GENERATE_STEPS, or CLIPGUIDE_DEVICE for all.
+    The file is $CLIPGUIDE_CONFIG, or ~/.config/clipguide/config.toml. A table has the name of a
+    command; [defaults] is for all. The variable CLIPGUIDE_GENERATE_STEPS is for one command,
+    CLIPGUIDE_DEVICE for all.
     """
     found = settings(ctx.parent.command.commands)  # type: ignore[union-attr]
     if as_json:

@@ -26,6 +26,7 @@ VALUES = (
     (r"Input should be a valid integer.*", "it must be a whole number."),
     (r"Input should be a valid number.*", "it must be a number."),
     (r"Input should be a valid boolean.*", "it must be yes or no."),
+    (r"Input should be a valid string.*", "it must be a text in UTF-8."),
     (r"Input should be", "it must be"),
 )
 
@@ -78,12 +79,21 @@ def of_values(message: str) -> str:
 
 def tell(line: str | os.PathLike) -> None:
     """Print a line that names a file, whatever bytes its name is made of."""
-    typer.echo(os.fsencode(line))
+    typer.echo(encoded(os.fspath(line)))
 
 
 def complain(message: str) -> None:
     """Print a message on stderr, in one line, whatever the names of files in it are made of."""
-    typer.echo(os.fsencode(f"clipguide: {one_line(options_for_names(message))}"), err=True)
+    typer.echo(encoded(f"clipguide: {one_line(options_for_names(message))}"), err=True)
+
+
+def encoded(text: str | bytes) -> bytes:
+    """Return the bytes of a line: those of a file's name as they are on disk, and UTF-8 if the
+    locale has no such character."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape")
 
 
 def one_line(text: str) -> str:
@@ -182,6 +192,7 @@ class Count:
         self._progress.update(self._task, total=total, completed=done, pace=pace)
 
 
-def score_line(scores: dict[str, float]) -> str:
-    """'guide 0.312  judge 0.287'."""
-    return "  ".join(f"{name} {score:.3f}" for name, score in scores.items())
+def score_line(scores: dict[str, float], words: dict[str, str] | None = None) -> str:
+    """Return a line such as 'guide 0.312 (very sure)  judge 0.287 (sure)'."""
+    said = {name: f" ({word})" for name, word in (words or {}).items() if word}
+    return "  ".join(f"{name} {score:.3f}{said.get(name, '')}" for name, score in scores.items())

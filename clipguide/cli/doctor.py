@@ -31,7 +31,8 @@ def doctor(
 ) -> None:
     """Report versions, devices, memory and extras; draw an image.
 
-    Paste the report into an issue. It names no file of yours but the hub cache's folder.
+    Paste the report into an issue. It names no file of yours, only the folder of the hub's
+    cache.
     """
     with console.plain_speech(drawing=draw):
         python = f"Python {platform.python_version()}"

@@ -1,4 +1,4 @@
-"""clipguide duplicates: which pictures of an index are there more than once."""
+"""clipguide duplicates: which images of an index are there more than once."""
 
 from __future__ import annotations
 
@@ -19,35 +19,38 @@ if TYPE_CHECKING:
 def duplicates(
     db: Db = None,
     exact: Annotated[
-        bool, typer.Option("--identical", help="Only files of the same content.")
+        bool, typer.Option("--identical", help="List only files with the same content.")
     ] = False,
-    threshold: Annotated[
-        float, typer.Option(metavar="COSINE", help="Cosine with a larger image that makes a copy.")
+    duplicate: Annotated[
+        float,
+        typer.Option(
+            metavar="COSINE",
+            help="The cosine similarity from which two images count as duplicates.",
+        ),
     ] = 0.98,
     contact_sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .png or .html to show them on.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A .png or .html file that shows the results."),
     ] = None,
     format: Printed = Format.text,
 ) -> None:
     """List images that an index has more than once.
 
-    Nothing is deleted.
-
-    Of each group, the largest image comes first, then its copies, each with its cosine; "same"
-    are those of the same content. Groups are parted by blank lines.
+    Nothing is deleted. In each group the largest image comes first. Its copies follow, each with
+    its cosine similarity, or "same" for the same content. Blank lines separate the groups.
     """
     from ..retrieval import page, places
 
-    if not 0 < threshold <= 1:
-        raise UsageError(f"--threshold is a cosine above 0 and at most 1, not {threshold}.")
+    if not 0 < duplicate <= 1:
+        raise UsageError(f"--duplicate is a cosine above 0 and at most 1, not {duplicate}.")
     if contact_sheet is not None:
         page.check(contact_sheet)
     places.check_index(places.default_path() if db is None else db)
     with console.plain_speech():
         from ..retrieval import duplicates as find
 
-        groups = find(db, near=not exact, threshold=threshold)
-        _print(groups, format, None if exact else threshold)
+        groups = find(db, near=not exact, threshold=duplicate)
+        _print(groups, format, None if exact else duplicate)
         if contact_sheet is not None and groups:
             page.write(contact_sheet, "Duplicates", list(map(_cells, groups)))
             console.complain(f"{contact_sheet} is written.")

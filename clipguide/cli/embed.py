@@ -1,4 +1,4 @@
-"""clipguide embed: pictures to a file of vectors."""
+"""clipguide embed: images to a file of vectors."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ def embed(
     images: Images,
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="FILE", help="The .npz or .parquet to write."),
+        typer.Option("--out", "-o", metavar="FILE", help="The .npz or .parquet file to write."),
     ],
     options: Options,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite the file.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Overwrite a file that exists.")
+    ] = False,
 ) -> None:
-    """Write the vectors of images into one file.
+    """Write the embeddings of images to one file.
 
-    The vectors have length 1 and stand with their paths.
-
-    An .npz holds paths, vectors, key (the model's fingerprint and the settings) and model; a
-    .parquet the columns path and vector. Other verbs take the file in place of the images.
+    The embeddings have length 1. An .npz holds paths, vectors, key (the fingerprint of the
+    model, and the settings) and model. A .parquet has the columns path and vector. Other
+    commands take the file in place of the images.
     """
     from ..engine import table
 

@@ -1,4 +1,4 @@
-"""What the verbs that embed pictures share: their options, and how they tell of bad files."""
+"""What the verbs that embed images share: their options, and how they tell of bad files."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import typer
 from ..errors import ClipguideError, UsageError
 from ..prompts import shorten
 from . import console
+from .options import spelt
 
 if TYPE_CHECKING:
     from ..clip import Clip
@@ -26,83 +27,113 @@ if TYPE_CHECKING:
 Images = Annotated[
     list[str],
     typer.Argument(
-        metavar="IMAGES...",
-        help="Images: files, folders, patterns in quotes, - for names on stdin, or an .npz or "
-        ".parquet that embed wrote.",
+        metavar="IMAGES",
+        help="Images: files, folders, patterns in quotes, - to read names from standard input, or "
+        "an .npz or .parquet that embed wrote.",
         show_default=False,
     ),
 ]
 
 
 def _option(*names: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, metavar=metavar)
+    return typer.Option(*names, help=text, metavar=metavar, autocompletion=spelt(metavar))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How pictures are found, read and embedded."""
+    """How images are found, read and embedded."""
 
     clip: Annotated[
         str,
         _option(
-            text="mini, mini-judge, a folder or file, an open_clip model/tag; a+b for several at "
-            "once; name@cuda:bfloat16 for a device and a dtype.",
+            text="The CLIP: mini, mini-judge, a folder or file, or an open_clip MODEL/TAG. a+b "
+            "averages several. name@cuda:bfloat16 sets a device and a dtype.",
             metavar="NAME",
         ),
     ] = "mini"
     device: Annotated[
         str | None,
-        _option(text="cpu, cuda, cuda:1, mps. [default: the best there is]", metavar="NAME"),
+        _option(
+            text="The device, such as cpu, cuda, cuda:1 or mps. [default: the fastest one]",
+            metavar="NAME",
+        ),
     ] = None
     recursive: Annotated[
-        bool, _option("--recursive/--flat", text="Look into the folders of a folder.")
+        bool, _option("--recursive/--flat", text="Also read the folders inside a folder.")
     ] = True
     alpha: Annotated[
         str,
         _option(
-            text="white: lay transparent images on white. drop: ignore it, as open_clip does.",
+            text="What happens to transparency. white: the image is put on white. drop: "
+            "transparency is ignored, as in open_clip.",
             metavar="white|drop",
         ),
     ] = "white"
-    frames: Annotated[int, _option(text="Frames of a moving image to average.", metavar="N")] = 1
-    icc: Annotated[
-        bool, _option("--icc", text="Convert colours of other profiles to sRGB.")
-    ] = False
+    frames: Annotated[
+        int,
+        _option(
+            text="The number of frames of a moving image whose embeddings are averaged.",
+            metavar="N",
+        ),
+    ] = 1
+    icc: Annotated[bool, _option("--icc", text="Convert colours of other profiles to sRGB.")] = (
+        False
+    )
     megapixels: Annotated[
         float | None,
-        _option(text="The largest image that is read. [default: 179]", metavar="N"),
+        _option(text="The largest image that is read, in megapixels. [default: 179]", metavar="N"),
     ] = None
     fast: Annotated[
-        bool, _option("--fast", text="Decode JPEGs no larger than needed: quicker, less exact.")
+        bool,
+        _option(
+            "--fast", text="Decode JPEGs no larger than necessary. This is faster and less exact."
+        ),
     ] = False
     bf16: Annotated[
-        bool, _option("--bf16", text="bfloat16, if cosines change by no more than 0.001.")
+        bool,
+        _option(
+            "--bf16", text="Compute in bfloat16 if cosine similarities change by at most 0.001."
+        ),
     ] = False
     batch: Annotated[
         int | None,
-        _option(text="Images at a time. [default: 16 on a CPU, else 256]", metavar="N"),
+        _option(
+            text="The number of images in a batch. [default: 16 on a CPU, else 256]", metavar="N"
+        ),
     ] = None
     workers: Annotated[
         int | None,
-        _option(text="Threads that decode. [default: one a processor]", metavar="N"),
+        _option(
+            text="The number of threads that decode images. [default: one a processor]", metavar="N"
+        ),
     ] = None
-    compile: Annotated[bool, _option("--compile", text="Run torch.compile on the tower.")] = False
-    urls: Annotated[bool, _option("--urls", text="Download IMAGES that are URLs.")] = False
+    compile: Annotated[
+        bool, _option("--compile", text="Run torch.compile on the image encoder.")
+    ] = False
+    urls: Annotated[bool, _option("--urls", text="Download images that are given as URLs.")] = False
     trust_pickle: Annotated[
-        bool, _option("--trust-pickle", text="Read a pickle or JIT archive of --clip.")
+        bool,
+        _option(
+            "--trust-pickle", text="Read --clip from a pickle or JIT archive, which can run code."
+        ),
     ] = False
     cache: Annotated[
         Path | None,
         _option(
-            text="Where vectors are kept between runs. [default: the user's cache]",
+            text="The file of the cache of embeddings. [default: the user's]",
             metavar="FILE",
         ),
     ] = None
-    no_cache: Annotated[bool, _option("--no-cache", text="Neither use nor fill the cache.")] = False
-    verify: Annotated[
-        bool, _option("--verify", text="Digest each file again before its cached vector is used.")
+    no_cache: Annotated[
+        bool, _option("--no-cache", text="Do not read or write the cache of embeddings.")
     ] = False
-    strict: Annotated[bool, _option("--strict", text="Exit 1 if an image could not be read.")] = (
+    verify: Annotated[
+        bool,
+        _option(
+            "--verify", text="Check the content of each file before its cached embedding is used."
+        ),
+    ] = False
+    strict: Annotated[bool, _option("--strict", text="Exit with 1 if an image cannot be read.")] = (
         False
     )
 
@@ -155,7 +186,7 @@ def with_options(command: Callable, *, clip: str = Options.clip) -> Callable:
 
 @dataclass
 class Pictures:
-    """The pictures of a command: an engine, and what could not be read so far; `prints` where the
+    """The images of a command: an engine, and what could not be read so far; `prints` where the
     command prints a row of each as it comes."""
 
     engine: Engine
@@ -171,7 +202,7 @@ class Pictures:
         return self.engine.clip
 
     def __iter__(self) -> Iterator[Embedded]:
-        """Each picture that could be read, with its vector; each that could not is told of.
+        """Each image that could be read, with its vector; each that could not is told of.
 
         UsageError if there is none at all.
         """
@@ -186,7 +217,7 @@ class Pictures:
                 count(self.good + self.bad)
         if not self.good and not self.bad:
             passed = f" (other files there: {len(self.passed)})" if self.passed else ""
-            raise UsageError(f"There are no pictures in {', '.join(self.sources)}{passed}.")
+            raise UsageError(f"There are no images in {', '.join(self.sources)}{passed}.")
 
     def finish(self) -> None:
         """Tell how many could not be read. Exit 1 if that is all, or any where --strict is."""
@@ -194,13 +225,13 @@ class Pictures:
         if profiles := self.engine.profiles:
             path, name = next(iter(profiles.items()))
             console.complain(
-                f"{len(profiles)} of the pictures are not sRGB ({path}: {shorten(name)}), and were "
+                f"{len(profiles)} of the images are not sRGB ({path}: {shorten(name)}), and were "
                 "taken as if they were: --icc converts them."
             )
         if self.bad:
             many = self.bad + self.good
             console.complain(
-                f"{self.bad} of {many} {'picture' if many == 1 else 'pictures'} could not be read."
+                f"{self.bad} of {many} {'image' if many == 1 else 'images'} could not be read."
             )
             if self.options.strict or not self.good:
                 raise typer.Exit(1)
@@ -221,13 +252,11 @@ class Pictures:
             yield from rows
 
 
-def open_pictures(
-    sources: Sequence[str], options: Options, *, prints: bool = False
-) -> Pictures:
-    """The engine of the options over the named pictures; "-" is replaced by the names on stdin;
-    `prints` where the command prints a row of each picture as it comes.
+def open_pictures(sources: Sequence[str], options: Options, *, prints: bool = False) -> Pictures:
+    """The engine of the options over the named images; "-" is replaced by the names on stdin;
+    `prints` where the command prints a row of each image as it comes.
 
-    UsageError if no picture is named at all.
+    UsageError if no image is named at all.
     """
     from .. import load_clip
     from ..engine import Cache, Engine, processes
@@ -237,7 +266,7 @@ def open_pictures(
     for source in sources:
         named.extend(_from_stdin() if source == "-" else [source])
     if not named:
-        raise UsageError("No pictures are named: give files, folders, patterns, or names on stdin.")
+        raise UsageError("No images are named: give files, folders, patterns, or names on stdin.")
     state = processes()
     device = options.device or (best_device() if state is None else str(state.device))
     clip = load_clip(options.clip, device=device, trust_pickle=options.trust_pickle)
@@ -252,15 +281,15 @@ def open_pictures(
 
 
 def tell_passed(passed: Sequence[str]) -> None:
-    """Tell how many files in folders were passed over."""
+    """Tell which files in folders may be images that cannot be read. No other file is named, such
+    as a licence."""
     if passed:
         from ..reading import ENDINGS, UNREAD
 
-        what = "1 file is" if len(passed) == 1 else f"{len(passed)} files are"
-        console.complain(f"{what} passed over, not being named as pictures are.")
         kinds = Counter(ENDINGS.get(Path(path).suffix.lower()) for path in passed)
         for kind in filter(None, kinds):
-            console.complain(f"{kinds[kind]} of them may be {kind}: {UNREAD[kind]}.")
+            what = "1 file is" if kinds[kind] == 1 else f"{kinds[kind]} files are"
+            console.complain(f"{what} skipped, which may be {kind}: {UNREAD[kind]}.")
 
 
 def _open_cache(cache: type, path: Path | None) -> Any:

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import UsageError
 from . import console
+from .options import among
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,37 +20,44 @@ def export(
         str,
         typer.Option(
             metavar="RUNTIME",
-            help="onnx, hf (transformers) or torch-export.",
+            autocompletion=among("onnx", "hf", "torch-export"),
+            help="The runtime: onnx, hf (transformers) or torch-export.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to write.")
+    ],
     clip: Annotated[
         str,
-        typer.Option(metavar="NAME", help="mini, mini-judge, a folder or file, a model/tag."),
+        typer.Option(metavar="NAME", help="The CLIP, as for score."),
     ] = "mini",
-    int8: Annotated[bool, typer.Option("--int8", help="onnx: int8 beside float32.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="For onnx: also write int8.")] = False,
     fp16: Annotated[
         bool,
-        typer.Option("--fp16", help="float16 beside float32; of hf, in its place."),
+        typer.Option("--fp16", help="Also write float16; for hf, write only float16."),
     ] = False,
-    pictures: Annotated[
+    images: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="Images to calibrate and measure by, files or folders; repeatable. "
-            "[default: drawings]",
+            help="Images to calibrate and measure with: files or folders. Repeatable. [default: "
+            "drawings]",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an export.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace an export that exists.")
+    ] = False,
     trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
+        bool,
+        typer.Option(
+            "--trust-pickle", help="Read --clip from a pickle or JIT archive, which can run code."
+        ),
     ] = False,
 ) -> None:
     """Export a CLIP to another runtime.
 
-    Both towers are exported, with the preprocessing inside.
-
-    What is written is run against torch; it is kept only if it agrees, and the cosines are told.
+    The command exports both encoders, with the preprocessing inside. It compares each file with
+    PyTorch, keeps it only if they agree, and prints the cosine similarities.
     """
     from ..clip import load_parts
     from ..export import export as write
@@ -59,7 +67,7 @@ def export(
     with console.plain_speech():
         requirements(to, int8=int8, fp16=fp16)
         check(out, force=force)
-        chosen = _pictures(pictures) if pictures else None
+        chosen = _pictures(images) if images else None
         parts = load_parts(clip, trust_pickle=trust_pickle)
         done = write(parts, to=to, out=out, int8=int8, fp16=fp16, force=force, pictures=chosen)
     for name, found in done.agreement.items():
@@ -73,12 +81,12 @@ def export(
 
 
 def _pictures(sources: list[str]) -> list[Image.Image]:
-    """The pictures to measure by, RGB, no more than are used; unreadable ones are an error."""
+    """The images to measure by, RGB, no more than are used; unreadable ones are an error."""
     from ..engine.files import find
     from ..export.probes import MOST
     from ..images import load
 
     found = [load(source) for _, source in zip(range(MOST), find(sources))]
     if len(found) < 2:
-        raise UsageError("Give at least two --pictures: half of them calibrate, half measure.")
+        raise UsageError("Give at least two --images: half of them calibrate, half measure.")
     return found

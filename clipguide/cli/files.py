@@ -13,12 +13,13 @@ import typer
 
 from ..errors import UsageError
 from ..prompts import shorten
-from . import console, naming, watching
+from . import console, naming, sureness, watching
 
 if TYPE_CHECKING:
     from ..pipelines.picture import Picture
     from ..pipelines.text_to_image import Step
     from ..recipe import Recipe
+    from .sureness import Drawn
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Files:
     trace: bool = False
     own_seeds: bool = False  # whether an image is named by the seed of the candidate that was kept
     pictures: list[Picture] = field(default_factory=list)
+    sureness: Drawn | None = None  # what says how sure the scores are
+    shares: list[dict[str, float]] = field(default_factory=list)  # of each image, by its names
     kept: list[Picture] = field(default_factory=list)  # of a run before
     written: list[str] = field(default_factory=list)
     done: list[Path] = field(default_factory=list)  # of `pictures`
@@ -63,11 +66,11 @@ class Files:
         return naming.tapes(self.paths[0]) if self.resume else None
 
     def folder(self, index: int) -> Path:
-        """Where a picture's state is until it is done, if the run is to be resumed."""
+        """Where an image's state is until it is done, if the run is to be resumed."""
         return naming.tapes(self.paths[index])
 
     def finished(self, index: int, recipes: Sequence[Recipe]) -> Picture | None:
-        """The picture of that number if it was written before a stop. UsageError if what is in its
+        """The image of that number if it was written before a stop. UsageError if what is in its
         place is another."""
         from ..images import load
         from ..pipelines.picture import Picture
@@ -97,7 +100,7 @@ class Files:
         return picture
 
     def add(self, picture: Picture) -> None:
-        """Write the next picture, if it is not there already."""
+        """Write the next image, if it is not there already."""
         from ..recipe import save_png
 
         index, kept = len(self.pictures), any(picture is one for one in self.kept)
@@ -108,6 +111,7 @@ class Files:
             save_png(picture.image, picture.recipe, path, overwrite=self.force, trace=trace)
         self.pictures.append(picture)
         self.done.append(path)
+        self.shares.append(self.sureness.shares(picture) if self.sureness else {})
 
     def _places(self, index: int, seeds: Sequence[int]) -> list[Path]:
         """Where an image of one of `seeds` may lie: by the seed that draws it again where best-of
@@ -117,7 +121,7 @@ class Files:
         return [*named, self.paths[index]]
 
     def add_sheet(self, kind: str, pictures: list[Any], labels: list[str], columns: int) -> None:
-        """Write a sheet of PIL pictures; the preview again and again."""
+        """Write a sheet of PIL images; the preview again and again."""
         from ..images import contact_sheet
         from ..recipe import write_png
 
@@ -140,15 +144,15 @@ class Files:
 
     def tell(self, *, as_json: bool, quiet: bool) -> None:
         """Print the path and the scores of all that was written."""
-        for path, picture in zip(self.done, self.pictures, strict=True):
+        for path, picture, shares in zip(self.done, self.pictures, self.shares, strict=False):
             if as_json:
-                _print_json(
-                    path, prompt=picture.recipe.prompt, seed=picture.seed, **_scores(picture)
-                )
+                known = {"prompt": picture.recipe.prompt, "seed": picture.seed}
+                _print_json(path, **known, **_scores(picture), better_than=shares)
             elif quiet:
                 console.tell(path)
             else:
-                console.tell(f"{path}  {console.score_line(_scores(picture))}")
+                words = {name: sureness.word(share) for name, share in shares.items()}
+                console.tell(f"{path}  {console.score_line(_scores(picture), words)}")
         for kind in self.written:
             if as_json:
                 _print_json(self.sheets[kind], sheet=kind)

@@ -1,4 +1,4 @@
-"""clipguide finetune: a CLIP on pictures of one's own."""
+"""clipguide finetune: a CLIP on images of one's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from ..errors import UsageError
 from . import console
 from .generate import best_device
+from .options import spelt
 from .training import Run, pair
 
 HELD_OUT = "held-out"
@@ -17,7 +18,7 @@ NONE = "none"
 
 
 def _option(*names: str, text: str, metavar: str | None = None) -> typer.Option:
-    return typer.Option(*names, help=text, metavar=metavar)
+    return typer.Option(*names, help=text, metavar=metavar, autocompletion=spelt(metavar))
 
 
 ONLY_GUIDES = ("against", "norm", "epsilon", "attack_steps", "minutes", "judge")
@@ -54,7 +55,8 @@ def finetune(
         typer.Argument(
             metavar="DATA",
             help="A folder whose subfolders name classes; a .csv, .tsv, .jsonl or .parquet of "
-            "images and captions or labels; a webdataset .tar, or a pattern of them; an index.",
+            "images and captions or labels; a webdataset .tar, or a pattern of them; or an "
+            "index.",
             show_default=False,
         ),
     ],
@@ -63,121 +65,153 @@ def finetune(
         typer.Option("--out", "-o", metavar="FOLDER", help="The folder of the new CLIP."),
     ] = None,
     clip: Annotated[
-        str, typer.Option(metavar="NAME", help="The CLIP to begin from, as for score.")
+        str, typer.Option(metavar="NAME", help="The CLIP to begin with, as for score.")
     ] = "mini",
     method: Annotated[
         str,
         _option(
-            text="full: both towers. lora: low-rank changes of both. lit: the text tower alone. "
-            "head: the last layer of the image tower, on vectors that are computed once.",
+            text="What is trained. full: both encoders. lora: low-rank changes of both. lit: the "
+            "text encoder alone. head: the last layer of the image encoder, on embeddings "
+            "that are computed once.",
             metavar="full|lora|lit|head",
         ),
     ] = "full",
-    loss: Annotated[str, _option(text="softmax: CLIP's. sigmoid: SigLIP's.")] = "softmax",
-    epochs: Annotated[float, _option(text="Times that the images are gone through.")] = 10.0,
-    steps: Annotated[int | None, _option(text="Steps, in the place of epochs.")] = None,
-    batch: Annotated[int, _option(text="Images a step.")] = 64,
+    loss: Annotated[
+        str, _option(text="The loss. softmax: that of CLIP. sigmoid: that of SigLIP.")
+    ] = "softmax",
+    epochs: Annotated[float, _option(text="The number of epochs.")] = 10.0,
+    steps: Annotated[int | None, _option(text="The number of steps, in place of --epochs.")] = None,
+    batch: Annotated[int, _option(text="The number of images in a batch.")] = 64,
     chunk: Annotated[
         int,
-        _option(text="Images encoded at a time: less memory, the same gradient."),
+        _option(
+            text="The number of images that are encoded at a time. A smaller number needs less "
+            "memory, and gives the same gradient."
+        ),
     ] = 64,
-    lr: Annotated[float | None, _option(text="The learning rate. [default: by the method]")] = None,
-    rank: Annotated[int, _option(text="Of lora.")] = 8,
-    patience: Annotated[int, _option(text="Epochs without a gain until it stops.")] = 3,
+    lr: Annotated[
+        float | None, _option(text="The learning rate. [default: that of the method]")
+    ] = None,
+    rank: Annotated[int, _option(text="The rank of lora.")] = 8,
+    patience: Annotated[int, _option(text="Stop after this many epochs without a gain.")] = 3,
     templates: Annotated[
         str | None,
-        _option(text="Of classes' captions, as for classify.", metavar="NAME|FILE"),
+        _option(
+            text="The templates for the names of classes, as for classify.", metavar="NAME|FILE"
+        ),
     ] = None,
     augment: Annotated[
-        bool, _option("--augment/--plain", text="Crop (and mirror, for classes).")
+        bool,
+        _option(
+            "--augment/--plain",
+            text="Vary the images by crops, and by mirroring if they have classes.",
+        ),
     ] = True,
-    bf16: Annotated[bool, _option("--bf16", text="Autocast to bfloat16.")] = False,
-    seed: Annotated[int, _option(text="Of the split, the order and the crops.")] = 0,
-    image_column: Annotated[str | None, _option(text="Of a table.")] = None,
-    caption_column: Annotated[str | None, _option(text="Of a table.")] = None,
-    label_column: Annotated[str | None, _option(text="Of a table.")] = None,
+    bf16: Annotated[bool, _option("--bf16", text="Compute in bfloat16 by autocast.")] = False,
+    seed: Annotated[int, _option(text="The seed of the split, the order and the crops.")] = 0,
+    image_column: Annotated[
+        str | None, _option(text="The column of a table with the images.")
+    ] = None,
+    caption_column: Annotated[
+        str | None, _option(text="The column of a table with the captions.")
+    ] = None,
+    label_column: Annotated[
+        str | None, _option(text="The column of a table with the labels.")
+    ] = None,
     names: Annotated[
         Path | None,
-        _option(text="A file with the name of class 0, 1, … a line.", metavar="FILE"),
+        _option(text="A file with the names of class 0, 1 and so on, one a line.", metavar="FILE"),
     ] = None,
     share: Annotated[
         float,
         _option(
-            text="Of the images, to set aside: half to choose by, half to test on if they are "
-            "40 or more.",
+            text="The share of images to set aside: half of them to choose by, half to test on, if "
+            "they are 40 or more.",
         ),
     ] = 0.2,
     test: Annotated[str | None, _option(text="Other images to test on.", metavar="DATA")] = None,
     look: Annotated[
-        bool, _option("--dry-run", text="Only report on the data, and train nothing.")
+        bool, _option("--dry-run", text="Report on the data, and train nothing.")
     ] = False,
     retain: Annotated[
         str | None,
         _option(
-            text="What it should still know: held-out (drawings among 1,740 names, which mini was "
-            "not trained on), other images, or none. [default: of mini held-out]",
+            text="What the CLIP must still know: held-out (drawings of 1,740 names, which mini was "
+            "not trained on), other images, or none. [default: held-out for mini]",
             metavar="held-out|DATA|none",
         ),
     ] = None,
-    allow: Annotated[float, _option(text="Points of retention that may be lost.")] = 1.0,
+    allow: Annotated[
+        float, _option(text="The loss of retention that is allowed, in percentage points.")
+    ] = 1.0,
     wise_ft: Annotated[
         bool,
         _option(
             "--wise-ft/--no-wise-ft",
-            text="Keep as much of the old weights as --allow asks for (WiSE-FT).",
+            text="Mix in as much of the old weights as --allow asks for (WiSE-FT).",
         ),
     ] = True,
     for_guiding: Annotated[
         bool,
         _option(
             "--for-guiding",
-            text="Train the image tower against attacks instead, so that its gradient draws "
+            text="Train the image encoder on adversarial images, so that its gradient draws "
             "shapes: a better guide.",
         ),
     ] = False,
     against: Annotated[
         str,
         _option(
-            text="tecoa: by the names of classes. fare: by where the CLIP itself puts the "
-            "images, for which any folder will do.",
+            text="The loss. tecoa: by the names of classes. fare: by the CLIP's own embeddings of "
+            "the images, which need no labels.",
             metavar="tecoa|fare",
         ),
     ] = "tecoa",
-    norm: Annotated[str, _option(text="Of the attack's ball.", metavar="l2|linf")] = "l2",
+    norm: Annotated[str, _option(text="The norm of the attack.", metavar="l2|linf")] = "l2",
     epsilon: Annotated[
         str | None,
         _option(
-            text="The least and the largest radius, in pixels of [0, 1]. [default: by the norm]",
+            text="The smallest and the largest radius of the attack, in pixels of [0, 1]. "
+            "[default: that of the norm]",
             metavar="LOW,HIGH",
         ),
     ] = None,
-    attack_steps: Annotated[int, _option(text="Of each attack.")] = 1,
+    attack_steps: Annotated[int, _option(text="The number of steps of each attack.")] = 1,
     minutes: Annotated[
         float | None,
-        _option(text="Of the processor. [default: 240, or --steps]"),
+        _option(
+            text="The longest training with --for-guiding, in minutes of processor time. "
+            "[default: 240, or --steps]"
+        ),
     ] = None,
     judge: Annotated[
-        str, _option(text="The CLIP that looks for what the guide draws.")
+        str, _option(text="The CLIP that recognises what the guide draws.")
     ] = "mini-judge",
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="cpu, cuda, mps. [default: the best]")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The device, such as cpu, cuda or mps. [default: the fastest one]"
+        ),
     ] = None,
     trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
+        bool,
+        typer.Option(
+            "--trust-pickle", help="Read --clip from a pickle or JIT archive, which can run code."
+        ),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
+        bool, typer.Option("--resume", help="Continue a run that was stopped.")
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", "-f", help="Overwrite FOLDER, or begin anew what was stopped."),
+        typer.Option("--force", "-f", help="Overwrite the folder, or start a stopped run again."),
     ] = False,
 ) -> None:
     """Fine-tune a CLIP on your own images.
 
-    The result is a folder that every --clip takes, and open_clip too, with its card, the curve of
-    target against retention, confusions, and the images that changed sides. A run that is stopped
-    goes on with --resume.
+    The result is a folder that every --clip takes, and open_clip too. It has a card, the curve
+    of target against retention, the confusion matrices, and the images whose answer changed. If
+    you stop a run, --resume continues it.
     """
     _check_given(ctx, for_guiding)
     with console.plain_speech():

@@ -1,4 +1,4 @@
-"""clipguide generate: draw a picture of each prompt, steered by CLIP."""
+"""clipguide generate: draw an image of each prompt, steered by CLIP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 
 from ..errors import UsageError
 from ..prompts import shorten
-from . import console, options, steering, watching
+from . import console, options, recipes, steering, sureness, watching
 from .files import Files
 
 if TYPE_CHECKING:
@@ -25,29 +25,34 @@ MAX_PICTURES = 1000
 
 
 def generate(
+    ctx: typer.Context,
     prompts: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="PROMPT",
-            help="What to draw, one image a PROMPT. 'a red fox | oil painting:0.5 | blur:-1': "
-            "| separates parts, :number is a part's weight, below 0 repels, \\| and \\: are "
-            "ordinary characters.",
+            help="What to draw, one image a PROMPT. In 'a red fox | oil painting:0.5 | blur:-1', | "
+            "separates the parts, and :number is the weight of a part; a negative weight "
+            "steers away. Write \\| and \\: for the characters themselves.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    config: recipes.Config = None,
+    trust: recipes.Trust = False,
     guide: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="What CLIP steers towards. [default: the prompt]"),
+        typer.Option(
+            metavar="TEXT", help="The text that CLIP steers towards. [default: the prompt]"
+        ),
     ] = None,
     negative: Annotated[
-        str, typer.Option(metavar="TEXT", help="What to keep away from.", show_default=False)
+        str, typer.Option(metavar="TEXT", help="A text to steer away from.", show_default=False)
     ] = "",
     count: options.Count = 1,
     best_of: Annotated[
         int | None,
         typer.Option(
-            help="Draw this many for each image, keep the guide's favourite. [default: 4 unsteered "
-            "ones of the embedded generator where no option asks for steering, else 1]"
+            help="Draw this many candidates for each image, and keep the best. [default: 4 "
+            "unsteered ones with the embedded generator if no option asks for steering, else 1]"
         ),
     ] = None,
     method: steering.Name = None,
@@ -92,110 +97,141 @@ def generate(
     refine: Annotated[
         int,
         typer.Option(
-            help="Steps of the loop of `optimize` on each finished image's latents, kept where "
-            "the judge likes the image better."
+            help="Optimise the latents of each finished image for N steps, as optimize does, and "
+            "keep the result if the judge prefers it."
         ),
     ] = 0,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: 30]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="The number of sampling steps. [default: 30]")
+    ] = None,
     seed: options.Seed = None,
     cfg: Annotated[
         float | None,
-        typer.Option(help="Scale of classifier-free guidance; 1 is none. [default: 4.0]"),
+        typer.Option(help="The scale of classifier-free guidance; 1 is none. [default: 4.0]"),
     ] = None,
     cfg_window: Annotated[
         str | None,
         typer.Option(
             metavar="LOW,HIGH",
-            help="Noise levels at which that guidance holds: 1 is pure noise, 0 the image. "
-            "[default: all]",
+            help="The noise levels at which classifier-free guidance applies, from 1, pure noise, "
+            "to 0, the image. [default: all]",
         ),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="SIDE|WxH", help="Pixels. [default: the model's]"),
+        typer.Option(metavar="SIDE|WxH", help="The size in pixels. [default: the model's own]"),
     ] = None,
     model: Annotated[
-        str, typer.Option(metavar="NAME", help="mini, or a diffusers folder or name.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The generator: mini, a folder of diffusers, or the name of a model.",
+        ),
     ] = "mini",
     clip: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The CLIP that steers: mini, an open_clip folder or ARCHITECTURE/TAG. "
+            help="The CLIP that steers: mini, a folder of open_clip, or ARCHITECTURE/TAG. "
             "[default: the model's]",
         ),
     ] = None,
     judge: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The CLIP that judges. [default: mini-judge]"),
+        typer.Option(
+            metavar="NAME",
+            help="The CLIP that judges and does not steer. [default: mini-judge for mini]",
+        ),
     ] = None,
     reward: options.Reward = None,
     select: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[:WEIGHT]",
-            help="What picks among candidates in the guide's stead, as --reward; one without a "
-            "gradient will do. Repeatable.",
+            help="A reward that selects among candidates in place of the guide. It needs no "
+            "gradient. Repeatable.",
         ),
     ] = None,
     question: options.Question = "",
     trust_pickle: options.TrustPickle = False,
     safety_checker: Annotated[
-        bool, typer.Option("--safety-checker", help="Keep the model's own safety checker.")
+        bool, typer.Option("--safety-checker", help="Keep the safety checker of the model.")
     ] = False,
     out: options.Out = None,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Overwrite files that exist.")
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Keep each step beside the images until they are done; given again after a "
-            "stop, with the same --seed and all else, go on from the last step.",
+            help="Save every step next to the images until they are finished. After a stop, give "
+            "the same command again, with the same --seed: it continues from the last step.",
         ),
     ] = False,
-    grid: Annotated[bool, typer.Option("--grid", help="Also write all on one sheet.")] = False,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Also write a sheet with all images.")
+    ] = False,
     preview: Annotated[
         int,
         typer.Option(
             metavar="N",
-            help="Every N steps, show how far the images are in one sheet, a PNG named as the "
-            "first image with -preview behind it, written anew each time; 0: never.",
+            help="Every N steps, write a sheet with the current state of all images. Its name is "
+            "that of the first image with -preview added. 0: never.",
         ),
     ] = 0,
     video: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also write how the images came about, side by side, a frame a step: FILE ends "
-            "in .gif, .webp or .mp4 (which needs PyAV: pip install av).",
+            help="Also write a video of the images side by side, one frame a step. FILE ends in "
+            ".gif, .webp or .mp4. MP4 needs PyAV: pip install av.",
         ),
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also write a sheet with the unguided beside each.")
+        bool,
+        typer.Option(
+            "--compare",
+            help="Also write a sheet that shows each image next to the "
+            "same image without steering.",
+        ),
     ] = False,
     trace: Annotated[
         bool,
         typer.Option(
             "--trace",
-            help="Score every step; keep in the PNG what steering saw: clipguide plot draws it.",
+            help="Score every step, and save in the PNG what steering saw. clipguide plot draws "
+            "it.",
         ),
     ] = False,
     as_json: options.AsJson = False,
     device: options.Device = None,
     dtype: Annotated[
-        str, typer.Option(metavar="NAME", help="float32, float16 or bfloat16.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=options.among(*options.DTYPES),
+            help="The dtype of the weights: float32, float16 or bfloat16.",
+        ),
     ] = "float32",
     exact: Annotated[
-        bool, typer.Option("--exact", help="Draw one at a time: the same bits however many.")
+        bool,
+        typer.Option(
+            "--exact",
+            help="Draw one image at a time, so that an image has the same bits in any run.",
+        ),
     ] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Draw an image of each PROMPT, steered by CLIP.
 
-    Each PNG carries the recipe that made it. Nothing is overwritten without --force.
+    Each PNG contains the recipe that made it. Nothing is overwritten without --force.
     """
+    if not prompts:
+        raise UsageError("There is no prompt: give one, or a recipe as --config FILE.")
+    recipes.check_trust(ctx, trust)
     if not 1 <= count * len(prompts) <= MAX_PICTURES:
-        raise UsageError(f"A run draws 1 to {MAX_PICTURES} pictures, not {count * len(prompts)}.")
+        raise UsageError(f"A run draws 1 to {MAX_PICTURES} images, not {count * len(prompts)}.")
     if preview < 0:
         raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
     _check_resume(resume, seed=seed, force=force, video=video)
@@ -298,6 +334,8 @@ def _draw(
 
     asked = Generation(**settings)
     draw = TextToImage(**models)
+    if not quiet:
+        files.sureness = sureness.Drawn(guide=draw.clip, judge=draw.judge)
     kept = {"tapes": files.tapes, "finished": files.finished} if files.resume else {}
     on_step: list[Callable[[Step], None]] = []
     drawn = draw.iterate(prompts, asked, **kept, on_step=lambda step: on_step[0](step))
@@ -346,7 +384,7 @@ def _tell_of_easing(files: Files) -> None:
 def _check_resume(resume: bool, *, seed: int | None, force: bool, video: Path | None) -> None:
     """UsageError for what does not go with --resume."""
     if resume and seed is None:
-        raise UsageError("--resume goes on with pictures of a seed: give it, as --seed 1.")
+        raise UsageError("--resume needs the seed of the run: give it, such as --seed 1.")
     if resume and force:
         raise UsageError("--resume keeps what --force would overwrite: leave one of them out.")
     if resume and video:
@@ -360,7 +398,7 @@ def _write_grid(files: Files) -> None:
 
 
 def _write_comparison(files: Files, plain: list[Picture]) -> None:
-    """Each picture as it comes without steering, and beside it as it was drawn; with the judge's
+    """Each image as it comes without steering, and beside it as it was drawn; with the judge's
     scores, or without a judge the guide's."""
     pairs = [pair for both in zip(plain, files.pictures, strict=True) for pair in both]
     names = ("unguided", "guided")

@@ -1,4 +1,4 @@
-"""clipguide index: folders of pictures into an index that can be searched."""
+"""clipguide index: folders of images into an index that can be searched."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from ..errors import UsageError
 from . import console
 from .embedding import Options, open_pictures, tell_passed, with_options
+from .options import among
 
 if TYPE_CHECKING:
     from ..retrieval import Progress
@@ -24,7 +25,7 @@ Db = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="The index; it may be a URI such as s3://bucket/index. [default: $CLIPGUIDE_DB, or "
+        help="The index: a folder, or a URI such as s3://bucket/index. [default: $CLIPGUIDE_DB, or "
         "one in the user's data folder]",
     ),
 ]
@@ -35,8 +36,9 @@ def index(
     folders: Annotated[
         list[str],
         typer.Argument(
-            metavar="FOLDER...",
-            help="Folders of images; files, patterns in quotes and - for names on stdin as well.",
+            metavar="FOLDER",
+            help="Folders of images. Files, patterns in quotes and - for names on standard input "
+            "work too.",
             show_default=False,
         ),
     ],
@@ -47,39 +49,41 @@ def index(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A .csv, .tsv, .jsonl or .parquet of columns path and caption. A .txt beside a "
-            "image, of its name, is read without.",
+            help="A .csv, .tsv, .jsonl or .parquet with the columns path and caption. A .txt next "
+            "to an image, of the same name, is read too.",
         ),
     ] = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Forget the images of folders that are empty now.")
+        bool,
+        typer.Option(
+            "--prune", help="Also remove the images of folders that are now empty or missing."
+        ),
     ] = False,
     engine: Annotated[
         str,
         typer.Option(
             metavar="local|ray",
-            help="ray: by many workers, on this machine or the cluster of $RAY_ADDRESS; FOLDERs "
-            "may be URLs such as s3://bucket/folder.",
+            autocompletion=among("local", "ray"),
+            help="The engine. ray: many workers, on this machine or on the cluster of "
+            "$RAY_ADDRESS; FOLDERs can be URLs such as s3://bucket/folder.",
         ),
     ] = "local",
     actors: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Workers of --engine ray, each with a CLIP. [default: one a GPU, else one a "
-            "processor]",
+            help="The number of workers of --engine ray, each with a CLIP. [default: one a GPU, "
+            "else one a processor]",
         ),
     ] = None,
 ) -> None:
     """Index images, so that clipguide search finds them.
 
-    Only what has changed is read again.
-
-    Images that are gone from the folders are forgotten. It may be stopped at any time: what was
-    indexed is kept, and the next run goes on from there.
+    A second run reads only what has changed, and removes images that are gone. You can stop it
+    at any time: the next run continues.
     """
     if options.urls:
-        raise UsageError("An index is of files: download the pictures first, without --urls.")
+        raise UsageError("index reads files, not URLs: download the images first.")
     _check_engine(engine, actors, folders, options)
     from ..retrieval import places
 
@@ -132,13 +136,13 @@ def _check_engine(engine: str, actors: int | None, folders: list[str], options: 
     if engine not in ENGINES:
         raise UsageError(f"--engine is {' or '.join(ENGINES)}, not {engine!r}.")
     if engine == "local" and actors is not None:
-        raise UsageError("--actors are of Ray: give --engine ray as well.")
+        raise UsageError("--actors needs --engine ray.")
     web = ("http://", "https://")  # of which find says what to do
     url = next((f for f in folders if "://" in f and not f.lower().startswith(web)), None)
     if engine == "local" and url is not None:
         raise UsageError(f"{url} is a URL: --engine ray reads it where fsspec does.")
     if engine == "ray" and options.cache is not None:
-        raise UsageError("--cache is of one machine: leave it out with --engine ray.")
+        raise UsageError("The cache belongs to one machine: leave out --cache with --engine ray.")
 
 
 def _updater(engine: str, actors: int | None, options: Options) -> tuple[Any, Options, dict]:

@@ -1,4 +1,4 @@
-"""clipguide invert: a word for a thing, from a few pictures of it."""
+"""clipguide invert: a word for a thing, from a few images of it."""
 
 from __future__ import annotations
 
@@ -13,47 +13,52 @@ from . import console
 from .embedding import check_named
 from .generate import best_device
 
-MOST = 50  # pictures: more tell no more
+MOST = 50  # images: more tell no more
 
 
 def invert(
     images: Annotated[
         list[str],
-        typer.Argument(
-            metavar="IMAGES...", help="Three to five images of the thing, or a folder."
-        ),
+        typer.Argument(metavar="IMAGES", help="Three to five images of the thing, or a folder."),
     ],
     word: Annotated[
         str,
-        typer.Option("--word", "-w", help="A word that means nothing yet, such as blorvek."),
+        typer.Option("--word", "-w", help="A word without a meaning, such as blorvek."),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="The concept. [default: WORD.safetensors]"
+            "--out", "-o", metavar="FILE", help="The file of the word. [default: WORD.safetensors]"
         ),
     ] = None,
     clip: Annotated[
-        str, typer.Option(metavar="NAME", help="The CLIP that is to read it.")
+        str, typer.Option(metavar="NAME", help="The CLIP that learns the word.")
     ] = "mini",
     like: Annotated[
-        str, typer.Option(help="A word that the CLIP knows, to begin from, such as creature.")
+        str, typer.Option(help="A word that the CLIP knows, to begin with, such as creature.")
     ] = "",
-    steps: Annotated[int, typer.Option(help="Of the optimiser.")] = 150,
-    seed: Annotated[int, typer.Option(help="Of the views.")] = 0,
+    steps: Annotated[int, typer.Option(help="The number of steps of the optimiser.")] = 150,
+    seed: Annotated[int, typer.Option(help="The seed of the crops.")] = 0,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="cpu, cuda, mps. [default: the best]")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The device, such as cpu, cuda or mps. [default: the fastest one]"
+        ),
     ] = None,
     trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
+        bool,
+        typer.Option(
+            "--trust-pickle", help="Read --clip from a pickle or JIT archive, which can run code."
+        ),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite the file.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Overwrite a file that exists.")
+    ] = False,
 ) -> None:
     """Learn a word for a thing from a few images.
 
-    This is textual inversion. The CLIP stays as it is.
-
-    The file goes behind the CLIP's name: --clip mini~blorvek.safetensors.
+    This is textual inversion: the CLIP stays as it is. To use the word, put the file behind the
+    name of the CLIP: --clip mini~blorvek.safetensors.
     """
     from ..recipe import refuse_existing, write_file
 
@@ -72,7 +77,7 @@ def invert(
 
         paths = list(find(images))
         if len(paths) > MOST:
-            raise UsageError(f"{len(paths)} pictures are many for one word: give at most {MOST}.")
+            raise UsageError(f"{len(paths)} images are too many for one word: give at most {MOST}.")
         pictures = [load(path) for path in paths]
         config = InversionConfig(steps=steps, like=like, seed=seed)
         parts = load_parts(clip, device=device or best_device(), trust_pickle=trust_pickle)
@@ -81,4 +86,4 @@ def invert(
             pass
         concept = inversion.concept()
         write_file(out, concept.save, overwrite=force)
-        console.tell(f"{out}  {word}, cosine {inversion.cosine():.2f} with its pictures")
+        console.tell(f"{out}  {word}, cosine {inversion.cosine():.2f} with its images")

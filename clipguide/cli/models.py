@@ -16,17 +16,18 @@ CONFIGS = ("open_clip_config.json", "config.json")
 
 
 def models(
-    word: Annotated[str, typer.Argument(help="With --things: only names that contain it.")] = "",
+    word: Annotated[
+        str, typer.Argument(help="With --things: list only names that contain this word.")
+    ] = "",
     things: Annotated[
         bool, typer.Option("--things", help="List what the embedded generator draws.")
     ] = False,
     as_json: ReportAsJson = False,
 ) -> None:
-    """List the models that are here.
+    """List the models that are on this machine.
 
-    They are the embedded ones, and CLIPs in the hub's cache.
-
-    Sizes, licences, what a CLIP sees and reads, fingerprints, figures.
+    They are the embedded ones, and the CLIPs in the cache of the hub. The list has sizes,
+    licences, inputs, fingerprints and figures.
     """
     from .. import mini
     from ..errors import ClipguideError, UsageError

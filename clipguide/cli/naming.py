@@ -1,4 +1,4 @@
-"""What the pictures of a run are called: every name is known, and free, before the first step."""
+"""What the images of a run are called: every name is known, and free, before the first step."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def slug(prompt: str) -> str:
 
 
 def plan(out: str | None, *, prompts: Sequence[str], count: int, seed: int) -> list[Path]:
-    """The file of each picture: `count` a prompt, seeded `seed`, `seed` + 1, …, in order.
+    """The file of each image: `count` a prompt, seeded `seed`, `seed` + 1, …, in order.
 
     `out` is a pattern with {prompt}, {seed} or {index}, a PNG's name, or a folder. UsageError if
-    two pictures would share a file.
+    two images would share a file.
     """
     paths = [
         of_seed(out, prompts, count, index, seed + index % count)
@@ -34,7 +34,7 @@ def plan(out: str | None, *, prompts: Sequence[str], count: int, seed: int) -> l
     ]
     if len(set(paths)) < len(paths):
         raise UsageError(
-            f"{len(paths)} pictures do not fit into {out or DEFAULT}: give --out a folder, "
+            f"{len(paths)} images do not fit into {out or DEFAULT}: give --out a folder, "
             "or a pattern such as {prompt}-{index}.png."
         )
     return paths
@@ -63,12 +63,12 @@ def sweep(paths: Sequence[Path]) -> None:
 
 
 def beside(path: Path, kind: str) -> Path:
-    """The file of a sheet or preview that belongs to a picture."""
+    """The file of a sheet or preview that belongs to an image."""
     return path.with_name(f"{path.stem}-{kind}.png")
 
 
 def tapes(path: Path) -> Path:
-    """The folder of what is being drawn of a run whose first picture is `path`."""
+    """The folder of what is being drawn of a run whose first image is `path`."""
     return path.with_name(f".{path.stem}-steps")
 
 
@@ -80,7 +80,7 @@ def _pattern(out: str | None) -> str:
     if out.endswith("/") or path.is_dir() or not path.suffix:
         return str(path / DEFAULT)
     if path.suffix.lower() != ".png":
-        raise UsageError(f"Pictures are written as PNG: end {out!r} in .png.")
+        raise UsageError(f"Images are written as PNG: end {out!r} in .png.")
     return out
 
 

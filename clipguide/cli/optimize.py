@@ -1,4 +1,4 @@
-"""clipguide optimize: draw a picture of each prompt on a canvas, by CLIP's gradient alone."""
+"""clipguide optimize: draw an image of each prompt on a canvas, by CLIP's gradient alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from . import console, options, watching
+from . import console, options, sureness, watching
 from .files import Files
 from .generate import best_device, pixels
 from .unfinished import Unfinished
@@ -29,114 +29,150 @@ def optimize(
     prompts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PROMPT]...",
-            help="What to draw, one image a PROMPT, spelt as for generate.",
+            metavar="PROMPT",
+            help="What to draw, one image a PROMPT, in the syntax of generate.",
             show_default=False,
         ),
     ] = None,
     canvas: Annotated[
         str,
         typer.Option(
+            autocompletion=options.among("vqgan", "latent", "fourier", "pixels"),
             metavar="NAME",
-            help="vqgan: the codes of a VQGAN. latent: the latents of an autoencoder. fourier: a "
-            "spectrum. pixels: pixels, coarse and fine.",
+            help="What is optimised. vqgan: the codes of a VQGAN. latent: the latents of an "
+            "autoencoder. fourier: a spectrum. pixels: a pyramid of pixels.",
         ),
     ] = "vqgan",
-    steps: Annotated[int | None, typer.Option(help="Steps of the loop. [default: 200]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="The number of steps of the loop. [default: 200]")
+    ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(
-            help="Instead of --steps: as many as take an image so long, by a few that are timed."
+            help="The time for each image, instead of --steps. A few steps are timed first."
         ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="SIDE|WxH", help="Pixels. [default: 128]")
+        str | None, typer.Option(metavar="SIDE|WxH", help="The size in pixels. [default: 128]")
     ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
-            help="How far a step moves, of the size of codes or latents. [default: as suits it]"
+            help="The learning rate, relative to the size of the codes or latents. [default: that "
+            "of the canvas]"
         ),
     ] = None,
     cutouts: Annotated[
-        int | None, typer.Option(help="Crops that CLIP sees in each step. [default: 8]")
+        int | None,
+        typer.Option(help="The number of crops that CLIP sees in each step. [default: 8]"),
     ] = None,
     views: Annotated[
         str | None,
         typer.Option(
+            autocompletion=options.among("plain", "warped", "vqgan-clip", "disco"),
             metavar="NAME",
-            help="How the crops are seen: plain, warped, vqgan-clip or disco. [default: warped]",
+            help="How the crops are transformed: plain, warped, vqgan-clip or disco. [default: "
+            "warped]",
         ),
     ] = None,
     ema: Annotated[
-        float | None, typer.Option(help="How slowly the shown mean follows. [default: 0.9]")
+        float | None,
+        typer.Option(help="The decay of the moving average that is shown. [default: 0.9]"),
     ] = None,
     grow: Annotated[
         int | None,
-        typer.Option(help="Begin small and double the size so many times less one. [default: 1]"),
+        typer.Option(
+            help="The number of sizes: begin small, and double the size N - 1 times. [default: 1]"
+        ),
     ] = None,
     smooth: Annotated[
-        float | None, typer.Option(help="Weight of smoothness (total variation). [default: 0]")
+        float | None,
+        typer.Option(
+            help="The weight of the total variation, which smooths the image. [default: 0]"
+        ),
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Softness of a VQGAN's codes. [default: 0]")
+    softness: Annotated[
+        float | None, typer.Option(help="The softness of the codes of a VQGAN. [default: 0]")
     ] = None,
     start: Annotated[
         str | None,
         typer.Option(
+            autocompletion=options.among("light", "own"),
             metavar="NAME",
-            help="light: begin as a pale blur. own: as the canvas does (random codes, grey). "
-            "[default: light]",
+            help="The first image. light: a pale blur. own: that of the canvas (random codes, "
+            "grey). [default: light]",
         ),
     ] = None,
     init: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Begin as this image.")
+        Path | None, typer.Option(metavar="FILE", help="The image to begin with.")
     ] = None,
     init_weight: Annotated[
-        float | None, typer.Option(help="How firmly to stay near --init. [default: 0]")
+        float | None,
+        typer.Option(help="How strongly the result must resemble --init. [default: 0]"),
     ] = None,
     mask: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="White where to draw; the rest stays as --init."),
+        typer.Option(
+            metavar="FILE", help="A mask: draw where it is white, and keep --init elsewhere."
+        ),
     ] = None,
     image_prompt: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Be like this image too.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="An image that the result must resemble. Repeatable."),
     ] = None,
     prompt_at: Annotated[
         list[str] | None,
+        typer.Option(metavar="STEP:TEXT", help="Another prompt from that step on. Repeatable."),
+    ] = None,
+    tile: Annotated[
+        bool,
+        typer.Option("--tile", help="Make opposite edges fit, so that copies of the image tile."),
+    ] = False,
+    symmetry: Annotated[
+        str | None,
         typer.Option(
-            metavar="STEP:TEXT", help="Another prompt from that step on; may be given again."
+            autocompletion=options.among("horizontal", "vertical"),
+            metavar="AXIS",
+            help="Make the image its own mirror image: horizontal or vertical.",
         ),
     ] = None,
-    tile: Annotated[bool, typer.Option("--tile", help="Make opposite edges fit.")] = False,
-    symmetry: Annotated[
-        str | None, typer.Option(metavar="AXIS", help="horizontal or vertical.")
-    ] = None,
     palette: Annotated[
-        str | None, typer.Option(metavar="COLOURS", help="Keep to these: '#102030,#ffffff'.")
+        str | None,
+        typer.Option(metavar="COLOURS", help="The colours to use, such as '#102030,#ffffff'."),
     ] = None,
     palette_weight: Annotated[
-        float | None, typer.Option(help="How firmly to keep to --palette. [default: 1]")
+        float | None, typer.Option(help="How strongly to keep to --palette. [default: 1]")
     ] = None,
     zoom: Annotated[
         float | None,
-        typer.Option(help="After every --frame-every steps, enlarge by this. [default: 1]"),
+        typer.Option(
+            help="Enlarge the image by this factor every --frame-every steps. [default: 1]"
+        ),
     ] = None,
     rotate: Annotated[
-        float | None, typer.Option(help="And turn by these degrees. [default: 0]")
+        float | None,
+        typer.Option(
+            help="Rotate the image by these degrees every --frame-every steps. [default: 0]"
+        ),
     ] = None,
     shift: Annotated[
-        str | None, typer.Option(metavar="X,Y", help="And move by these pixels. [default: 0,0]")
+        str | None,
+        typer.Option(
+            metavar="X,Y",
+            help="Shift the image by these pixels every --frame-every steps. [default: 0,0]",
+        ),
     ] = None,
     every: Annotated[
         int | None,
-        typer.Option("--frame-every", help="Steps from one frame to the next. [default: 10]"),
+        typer.Option(
+            "--frame-every", help="The number of steps from one frame to the next. [default: 10]"
+        ),
     ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
-            help="Stop after so many scores, one every ten steps, in which the judge liked no "
-            "image better. [default: never]"
+            help="Stop after N scores of the judge without a gain. It scores every tenth step. "
+            "[default: never]"
         ),
     ] = None,
     count: options.Count = 1,
@@ -145,15 +181,18 @@ def optimize(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of vqgan and latent: mini, a diffusers folder, or a taming checkpoint in "
-            "safetensors. [default: mini]",
+            help="The model of the canvas vqgan or latent: mini, a folder of diffusers, or a "
+            "taming checkpoint in safetensors. [default: mini]",
         ),
     ] = None,
-    clip: Annotated[str, typer.Option(metavar="NAME", help="The CLIP that guides.")] = "mini",
+    clip: Annotated[
+        str, typer.Option(metavar="NAME", help="The CLIP that guides, as for score.")
+    ] = "mini",
     judge: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The CLIP that keeps the best. [default: mini-judge for mini]"
+            metavar="NAME",
+            help="The CLIP that selects the best step. [default: mini-judge for mini]",
         ),
     ] = None,
     reward: options.Reward = None,
@@ -163,43 +202,50 @@ def optimize(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", "-f", help="Overwrite files; with --resume, go on with changed settings."
+            "--force",
+            "-f",
+            help="Overwrite files that exist; with --resume, continue with changed settings.",
         ),
     ] = False,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Keep the loop's state beside the image until it is done; given again after a "
-            "stop, with the same --seed and all else, go on from there.",
+            help="Save the state of the loop next to the image until it is finished. After a stop, "
+            "give the same command again, with the same --seed: it continues from there.",
         ),
     ] = False,
     preview: Annotated[
         int,
         typer.Option(
             metavar="N",
-            help="Every N steps, show how far it is in a PNG named as the first image with "
-            "-preview behind it; 0: never.",
+            help="Every N steps, write the current state to a PNG. Its name is that of the first "
+            "image with -preview added. 0: never.",
         ),
     ] = 0,
     video: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also write how it came about, a frame every --frame-every steps: FILE ends in "
-            ".gif, .webp or .mp4 (which needs PyAV: pip install av).",
+            help="Also write a video, one frame every --frame-every steps. FILE ends in .gif, "
+            ".webp or .mp4. MP4 needs PyAV: pip install av.",
         ),
     ] = None,
     as_json: options.AsJson = False,
     device: options.Device = None,
     dtype: Annotated[
-        str, typer.Option(metavar="NAME", help="Of the canvas's model: float32 or bfloat16.")
+        str,
+        typer.Option(
+            autocompletion=options.among("float32", "bfloat16"),
+            metavar="NAME",
+            help="The dtype of the canvas's model: float32 or bfloat16.",
+        ),
     ] = "float32",
     quiet: options.Quiet = False,
 ) -> None:
     """Draw an image of each PROMPT on a canvas, by CLIP alone.
 
-    The judge keeps the best step. Each PNG carries the recipe that made it.
+    The judge selects the best step. Each PNG contains the recipe that made it.
     """
     turns = _turns(prompt_at or [])
     if turns and turns[0][0] == 0:
@@ -211,7 +257,7 @@ def optimize(
     if not prompts:
         raise UsageError("There is no prompt: say what to draw.")
     if not 1 <= count * len(prompts) <= MAX_PICTURES:
-        raise UsageError(f"A run draws 1 to {MAX_PICTURES} pictures, not {count * len(prompts)}.")
+        raise UsageError(f"A run draws 1 to {MAX_PICTURES} images, not {count * len(prompts)}.")
     if preview < 0:
         raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
     if every is not None and video is None and not (zoom or rotate or shift):
@@ -229,7 +275,7 @@ def optimize(
         "ema": ema,
         "grow": grow,
         "smooth": smooth,
-        "temperature": temperature,
+        "temperature": softness,
         "start": start,
         "init": init and str(init),
         "init_weight": init_weight,
@@ -273,6 +319,8 @@ def optimize(
             )
             if seconds is not None:
                 drawing = _timed(owner, prompts[0], drawing, seconds, quiet=quiet)
+            if not quiet:
+                files.sureness = sureness.Drawn(guide=owner.clip, judge=owner.judge)
             every_seed = [(prompt, seed + i) for prompt in prompts for i in range(count)]
             runs = (owner.start(prompt, drawing, seed=one) for prompt, one in every_seed)
             _draw(runs, len(every_seed), files, reel, preview=preview, force=force, quiet=quiet)
@@ -341,7 +389,7 @@ def _timed(owner: Any, prompt: str, drawing: Drawing, seconds: float, *, quiet: 
 def _check(*, resume: bool, seed: int | None, steps: int | None, seconds: float | None) -> None:
     """UsageError for what does not go together."""
     if resume and seed is None:
-        raise UsageError("--resume goes on with pictures of a seed: give it, as --seed 1.")
+        raise UsageError("--resume needs the seed of the run: give it, such as --seed 1.")
     if seconds is not None:
         if steps is not None:
             raise UsageError("--seconds says how many steps: leave --steps out.")

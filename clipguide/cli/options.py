@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-Count = Annotated[int, typer.Option("--count", "-n", help="Images a prompt.")]
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def among(*names: str) -> Callable[[str], list[str]]:
+    """Return the completion of an option: these names, though it may take others."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+def spelt(metavar: str | None) -> Callable[[str], list[str]] | None:
+    """Return the completion that a metavar such as "white|drop" spells out; None for another."""
+    names = [name for name in (metavar or "").split("|") if name == name.lower()]
+    return among(*names) if "|" in (metavar or "") and len(names) > 1 else None
+
+
+Count = Annotated[int, typer.Option("--count", "-n", help="The number of images for each prompt.")]
 Seed = Annotated[
     int | None,
     typer.Option(
-        help="Seed of the first image; the next ones count up. [default: a new one]",
+        help="The seed of the first image. The seeds of the next images count up from it. "
+        "[default: a random one]",
     ),
 ]
 Out = Annotated[
@@ -19,18 +39,23 @@ Out = Annotated[
         "--out",
         "-o",
         metavar="PATH",
-        help="A PNG, a folder, or a pattern with {prompt}, {seed}, {index}. "
-        "[default: {prompt}-{seed}.png]",
+        help="A PNG, a folder, or a pattern with {prompt}, {seed} or {index}. [default: "
+        "{prompt}-{seed}.png]",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each file.")]
-ReportAsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object a line, for each file.")
+]
+ReportAsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Device = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps. [default: the best there is]"),
+    typer.Option(
+        metavar="NAME",
+        help="The device, such as cpu, cuda, cuda:1 or mps. [default: the fastest one]",
+    ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress bar; print the paths alone.")
+    bool, typer.Option("--quiet", "-q", help="Show no progress bar, and print only the paths.")
 ]
 KEY = "CLIPGUIDE_REWARD_KEY"  # of the environment: what the address of a reward knows its users by
 Reward = Annotated[
@@ -38,7 +63,7 @@ Reward = Annotated[
     typer.Option(
         metavar="NAME[:WEIGHT]",
         help="A reward: clip, siglip2, pickscore, hpsv2, hpsv3, imagereward, aesthetic, vqascore, "
-        "vlm, dino, or a plug-in's; NAME=WHERE#MODEL says what is loaded, as "
+        "vlm, dino, or one of a plug-in. NAME=WHERE#MODEL says what to load, such as "
         "vlm=http://localhost:8000/v1#qwen. Repeatable.",
         show_default=False,
     ),
@@ -47,10 +72,14 @@ Question = Annotated[
     str,
     typer.Option(
         metavar="TEXT",
-        help="What vlm and vqascore ask, to be answered by yes or no; {} is the prompt.",
+        help="The question to vlm and vqascore, with the answer yes or no. {} stands for the "
+        "prompt.",
         show_default=False,
     ),
 ]
 TrustPickle = Annotated[
-    bool, typer.Option("--trust-pickle", help="Read a reward's weights from a pickle.")
+    bool,
+    typer.Option(
+        "--trust-pickle", help="Read the weights of a reward from a pickle, which can run code."
+    ),
 ]

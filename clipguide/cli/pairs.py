@@ -1,4 +1,4 @@
-"""A file of pictures, each with a text of its own, read a part at a time.
+"""A file of images, each with a text of its own, read a part at a time.
 
 Shapes: B pairs, D the width of the embedding.
 """
@@ -56,7 +56,7 @@ def read(file: Path, *, references: bool) -> Iterator[Pair]:
 
 
 def embed(rows: Iterable[Pair], pictures: Pictures) -> Iterator[tuple[list[Pair], torch.Tensor]]:
-    """Pairs whose picture could be read, a part at a time, and their unit vectors_BD. Of each that
+    """Pairs whose image could be read, a part at a time, and their unit vectors_BD. Of each that
     could not it is told once."""
     import torch
 

@@ -1,4 +1,4 @@
-"""clipguide plot: what steering saw while it drew a picture."""
+"""clipguide plot: what steering saw while it drew an image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ LINES = {"guide": ("guide", "judge"), "noise": ("noise", "sigma")}
 def plot(
     picture: Annotated[
         Path,
-        typer.Argument(metavar="PICTURE", help="A PNG drawn with --trace.", show_default=False),
+        typer.Argument(
+            metavar="IMAGE", help="A PNG that generate --trace drew.", show_default=False
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -33,15 +35,18 @@ def plot(
             "--out",
             "-o",
             metavar="FILE",
-            help="The PNG to write. [default: the image's name, -trace.png]",
+            help="The PNG to write. [default: the name of the image with -trace added]",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite the file.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Overwrite a file that exists.")
+    ] = False,
 ) -> None:
-    """Draw what steering saw at each step of an image.
+    """Plot what steering saw at each step of an image.
 
-    Scores, the loss, the gradient, the noise level, and where there is classifier-free guidance the
-    angle between it and the steering: 0 degrees the same way, 180 against each other.
+    The plot has the scores, the loss, the gradient and the noise level. With classifier-free
+    guidance, it also has the angle between the guidance and the steering: 0 degrees is the same
+    direction, 180 degrees the opposite one.
     """
     from ..recipe import read_trace
 

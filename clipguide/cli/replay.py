@@ -1,4 +1,4 @@
-"""clipguide replay: make a picture again from the recipe in its PNG, and compare."""
+"""clipguide replay: make an image again from the recipe in its PNG, and compare."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UsageError
-from ..prompts import shorten
-from . import console, naming
+from . import console, naming, recipes
 from .options import ReportAsJson
 
 if TYPE_CHECKING:
     from ..pipelines.picture import Picture
     from ..recipe import Recipe
 
-EMBEDDED = {"mini", "mini-judge", ""}
-
 
 def replay(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG made by clipguide.")],
+    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG that clipguide made.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="Keep the remade image in this PNG."),
+        typer.Option("--out", "-o", metavar="FILE", help="Save the new image to this PNG."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Overwrite files that exist.")
+    ] = False,
     trust: Annotated[
         bool,
         typer.Option(
-            "--trust", help="Load, and download, what the recipe names beyond mini's, pickles too."
+            "--trust",
+            help="Load, and download if necessary, what the recipe names besides the "
+            "embedded models; read pickles too.",
         ),
     ] = False,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Where to run. [default: the recipe's]")
+        str | None, typer.Option(metavar="NAME", help="The device. [default: the recipe's]")
     ] = None,
     as_json: ReportAsJson = False,
 ) -> None:
-    """Make an image again; exit with 1 if a pixel differs.
+    """Draw an image again, and exit with 1 if a pixel differs.
 
-    When pixels differ, it says what else does: versions, weights, device, threads.
+    If pixels differ, the command lists what else differs: versions, weights, device, threads.
     """
     from ..recipe import differences, read_png, save_png
 
@@ -64,22 +64,12 @@ def replay(
 
 
 def _refuse_foreign(recipe: Recipe, picture: Path) -> None:
-    names = {recipe.model, recipe.tiny, *_members(recipe.clip), *_members(recipe.judge)}
-    foreign = sorted(names - EMBEDDED)
+    clips = recipes.members(recipe.clip) | recipes.members(recipe.judge)
+    foreign = sorted({recipe.model, recipe.tiny, *clips} - recipes.EMBEDDED)
     foreign += sorted(recipe.files)
     foreign += sorted({*recipe.rewards, *recipe.selected_by})
     if foreign:
-        names = shorten(", ".join(foreign), 200)
-        raise UsageError(
-            f"The recipe of {picture} names {names}: give --trust to load that, and download what "
-            "is not here, if you trust who made the picture."
-        )
-
-
-def _members(clip: str) -> set[str]:
-    """The CLIPs that a name is made of, without their weights and where they run: those of
-    "0.7*mini+mini-judge@:bfloat16" are embedded."""
-    return {one.rpartition("*")[2].strip().partition("@")[0] for one in clip.split("+")}
+        recipes.refuse(foreign, picture)
 
 
 def _remake(recipe: Recipe, device: str, *, trust: bool) -> Picture:
@@ -124,7 +114,7 @@ def _compare(picture: Path, remade: Picture) -> tuple[int, int, list[str]]:
 
 def _tell(unequal: int, most: int, changes: list[str]) -> None:
     if not unequal:
-        typer.echo("The same picture, pixel for pixel.")
+        typer.echo("The same image, pixel for pixel.")
     else:
         typer.echo(f"Not the same: {unequal} of the 8-bit values differ, by up to {most}.")
         if not changes:

@@ -1,4 +1,4 @@
-"""clipguide rerank: the best of many pictures."""
+"""clipguide rerank: the best of many images."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from .embedding import Images, Options, open_pictures, with_options
 from .generate import best_device
 from .rows import Format, Printed, Rows
 from .score import checked
+from .sureness import WIDTH as SURE
+from .sureness import Scored, word
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 CRITERIA = ("text", "negative", "aesthetic")
 COLUMNS = 6  # of the contact sheet
-SIDE = 256  # pixels of its pictures, at most
+SIDE = 256  # pixels of its images, at most
 
 
 @with_options
@@ -38,15 +40,19 @@ def rerank(
     options: Options,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", "-t", metavar="TEXT", help="What they should show; repeatable."),
+        typer.Option(
+            "--text", "-t", metavar="TEXT", help="What the images should show. Repeatable."
+        ),
     ] = None,
     negative: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="What they should not show; repeatable."),
+        typer.Option(metavar="TEXT", help="What the images should not show. Repeatable."),
     ] = None,
     aesthetic: Annotated[
         Path | None,
-        typer.Option(metavar="HEAD", help="An aesthetic head for this CLIP, in safetensors."),
+        typer.Option(
+            metavar="HEAD", help="The file of an aesthetic head for this CLIP, in safetensors."
+        ),
     ] = None,
     reward: shared.Reward = None,
     question: shared.Question = "",
@@ -54,21 +60,26 @@ def rerank(
         list[str] | None,
         typer.Option(
             metavar="NAME=X",
-            help="How much text, negative or aesthetic counts; repeatable. [default: 1 each]",
+            help="The weight of text, negative or aesthetic. Repeatable. [default: 1 each]",
         ),
     ] = None,
     keep: Annotated[
         int | None,
-        typer.Option("--top", "-k", min=1, metavar="K", help="How many to keep. [default: all]"),
+        typer.Option(
+            "--top", "-k", min=1, metavar="K", help="The number of images to keep. [default: all]"
+        ),
     ] = None,
     diversity: Annotated[
         float,
         typer.Option(
-            min=0, max=1, metavar="X", help="From 0, only the score, to 1, as unlike as can be."
+            min=0,
+            max=1,
+            metavar="X",
+            help="From 0, by the score alone, to 1, as different from each other as possible.",
         ),
     ] = 0.0,
     drop_duplicates: Annotated[
-        bool, typer.Option("--drop-duplicates", help="Drop copies of a better one.")
+        bool, typer.Option("--drop-duplicates", help="Drop near-duplicates of a better image.")
     ] = False,
     duplicate: Annotated[
         float,
@@ -76,26 +87,31 @@ def rerank(
             min=-1,
             max=1,
             metavar="COSINE",
-            help="From where on --drop-duplicates calls two copies.",
+            help="The cosine similarity from which two images count as duplicates.",
         ),
     ] = 0.98,
     contact_sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A PNG to draw those kept on.")
+        Path | None, typer.Option(metavar="FILE", help="A PNG that shows the images that are kept.")
     ] = None,
     copy_to: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Copy those kept there, as 01-name.png and so on."),
+        typer.Option(
+            metavar="DIR",
+            help="Copy the images that are kept to this folder, as 01-name.png and so on.",
+        ),
     ] = None,
     link_to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The same with symbolic links.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Link the images that are kept from this folder, in the same way."
+        ),
     ] = None,
     format: Printed = Format.text,
 ) -> None:
-    """Put images in order, the best first.
+    """Sort images by score, the best first.
 
-    The score is the mean cosine with --text less that with --negative. With --aesthetic, both that
-    difference and the head's score are first brought to one scale over these images; so are the
-    scores of each --reward.
+    The score is the mean cosine similarity with --text, minus that with --negative. With
+    --aesthetic or --reward, all scores are first brought to one scale over these images.
     """
     texts, negatives = ([checked(one) for one in given or []] for given in (text, negative))
     if not (texts or negatives or aesthetic or reward):
@@ -115,6 +131,7 @@ def rerank(
         paths, unit_BD = _embed(pictures)
         if paths:
             criteria = _criteria(judges, unit_BD, weights) + _rewarded(rewards, paths, texts)
+            shares = _shares(pictures.clip, texts, unit_BD)
             order = rank(
                 combine(criteria),
                 unit_BD,
@@ -122,7 +139,7 @@ def rerank(
                 diversity=diversity,
                 duplicate=duplicate if drop_duplicates else None,
             )
-            _print(format, order, paths, criteria)
+            _print(format, order, paths, criteria, shares)
             best = [paths[place] for place in order.best]
             if contact_sheet:
                 _draw(contact_sheet, best, [order.relevance[place] for place in order.best])
@@ -146,9 +163,9 @@ def _weights(given: list[str] | None) -> dict[str, float]:
 
 
 def _check_outputs(folder: Path | None, sheet: Path | None) -> None:
-    """UsageError if the pictures would not fit there; nothing is made yet."""
+    """UsageError if the images would not fit there; nothing is made yet."""
     if folder is not None and os.path.lexists(folder) and not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: choose another for the pictures.")
+        raise UsageError(f"{folder} is not a folder: choose another for the images.")
     if sheet is not None:
         if sheet.suffix.lower() != ".png":
             raise UsageError(f"The contact sheet is a PNG: end {str(sheet)!r} in .png.")
@@ -183,7 +200,7 @@ def _rewards(
     for text in asked:
         one = wanted(text)
         if one.kind.reads and not texts:
-            raise UsageError(f"The reward {one.name} reads a text: give --text.")
+            raise UsageError(f"The reward {one.name} needs a text: give --text.")
         name = str(replace(one, weight=1.0))
         settings = {"question": question, "key": os.environ.get(shared.KEY, "")}
         settings |= {"device": options.device or best_device()}
@@ -195,7 +212,7 @@ def _rewards(
 def _rewarded(
     rewards: list[tuple[float, Reward]], paths: list[str], texts: list[str]
 ) -> list[Criterion]:
-    """The mean score of each picture over the texts, by each reward."""
+    """The mean score of each image over the texts, by each reward."""
     import torch
 
     from ..images import load
@@ -240,17 +257,35 @@ def _embed(pictures: Pictures) -> tuple[list[str], torch.Tensor]:
     return list(vectors), torch.stack(list(vectors.values())) if vectors else torch.empty(0, 0)
 
 
-def _print(format: Format, order: Order, paths: list[str], criteria: list[Criterion]) -> None:
-    """A row for each picture that is kept; on stderr a line for each copy that is dropped."""
+def _shares(clip: Clip, texts: list[str], unit_BD: torch.Tensor) -> list[float] | None:
+    """The share of unrelated texts that score lower, of each image: the mean over the texts. None
+    if there is no text."""
+    if not texts:
+        return None
+    text_ND = clip.encode_text(texts).float().cpu()
+    rows = Scored(clip, texts).shares(unit_BD, unit_BD @ text_ND.T)
+    return [sum(row) / len(row) for row in rows]
+
+
+def _print(
+    format: Format,
+    order: Order,
+    paths: list[str],
+    criteria: list[Criterion],
+    shares: list[float] | None,
+) -> None:
+    """A row for each image that is kept; on stderr a line for each copy that is dropped."""
     names = [criterion.name for criterion in criteria]
-    columns = ["rank", "path", "score", *names]
-    head = "  ".join(["rank", "  score", *(name.rjust(9) for name in names), "path"])
+    columns = ["rank", "path", "score", *names, *(["better_than"] if shares else [])]
+    sure = ["sure?".ljust(SURE)] if shares else []
+    head = "  ".join(["rank", "  score", *(name.rjust(9) for name in names), *sure, "path"])
     rows = Rows(format, columns, head=head)
     for number, place in enumerate(order.best, start=1):
         scores = [float(criterion.score_B[place]) for criterion in criteria]
         score = order.relevance[place]
-        cells = [number, paths[place], score, *scores]
-        shown = "  ".join(f"{value:9.4f}" for value in scores)
+        cells = [number, paths[place], score, *scores, *([shares[place]] if shares else [])]
+        said = [f"{word(shares[place]):{SURE}}"] if shares else []
+        shown = "  ".join([*(f"{value:9.4f}" for value in scores), *said])
         rows.add(
             cells=cells,
             line=f"{number:4}  {score:7.4f}  {shown}  {paths[place]}",
@@ -277,7 +312,7 @@ def _draw(sheet: Path, best: list[str], scores: list[float]) -> None:
 
 
 def _place(best: list[str], folder: Path, *, link: bool) -> None:
-    """Copies of the pictures, or links to them, in a folder, numbered from 01 on. Nothing is
+    """Copies of the images, or links to them, in a folder, numbered from 01 on. Nothing is
     overwritten: UsageError, before the first, if a name is taken."""
     digits = max(2, len(str(len(best))))
     targets = [

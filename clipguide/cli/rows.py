@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from enum import Enum
 from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
 from . import console
 
 WIDTH = 12  # of a column of the table
@@ -22,12 +24,19 @@ class Format(str, Enum):
     tsv = "tsv"
     json = "json"
     jsonl = "jsonl"
+    paths = "paths"  # for pipes: one a line
+    paths0 = "paths0"  # with a zero byte behind each, as xargs -0 reads them
 
 
+ENDS = {Format.paths: b"\n", Format.paths0: b"\0"}
 SEPARATORS = {Format.csv: ",", Format.tsv: "\t"}
 Printed = Annotated[
     Format,
-    typer.Option("--format", help="How the rows are printed; --json is short for --format json."),
+    typer.Option(
+        "--format",
+        help="The format of the rows. paths: only the paths, one a line. paths0: the same with a "
+        "zero byte after each, for xargs -0. --json is short for --format json, -0 for paths0.",
+    ),
 ]
 
 
@@ -47,6 +56,10 @@ class Rows:
             console.tell(_separated(cells, SEPARATORS[self._format]))
         elif self._format is Format.text:
             console.tell(console.one_line(line))
+        elif self._format in ENDS:
+            if "path" not in record:
+                raise UsageError("These rows have no paths: choose another --format.")
+            typer.echo(os.fsencode(str(record["path"])) + ENDS[self._format], nl=False)
         else:
             lines = self._format is Format.jsonl
             start = "" if lines else ",\n" if self._count else "[\n"

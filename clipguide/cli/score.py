@@ -1,4 +1,4 @@
-"""clipguide score: how well pictures fit texts."""
+"""clipguide score: how well images fit texts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from ..errors import UsageError
 from ..prompts import check_text, read_lines, shorten
 from . import console, pairs
 from .embedding import Options, open_pictures, with_options
-from .rows import WIDTH, Format, Printed, Rows
+from .options import among
+from .rows import ENDS, SEPARATORS, WIDTH, Format, Printed, Rows
+from .sureness import WIDTH as SURE
+from .sureness import Scored, word
 
 if TYPE_CHECKING:
     import torch
 
     from ..clip import Clip
+
+
+WORDED = WIDTH + SURE  # of a column of scores with words beside them
 
 
 class Metric(str, Enum):
@@ -35,64 +41,71 @@ def score(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="IMAGES...",
-            help="Images: files, folders, patterns in quotes, - for names on stdin, or an .npz "
-            "or .parquet that embed wrote.",
+            metavar="IMAGES",
+            help="Images: files, folders, patterns in quotes, - to read names from standard input, "
+            "or an .npz or .parquet that embed wrote.",
             show_default=False,
         ),
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", "-t", metavar="TEXT", help="A text to compare with; repeatable."),
+        typer.Option("--text", "-t", metavar="TEXT", help="A text to compare with. Repeatable."),
     ] = None,
     texts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A file of texts, one a line.")
+        Path | None, typer.Option(metavar="FILE", help="A file with one text a line.")
     ] = None,
     reference: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="A reference for refclipscore; repeatable."),
+        typer.Option(metavar="TEXT", help="A reference text for refclipscore. Repeatable."),
     ] = None,
     pairs_file: Annotated[
         Path | None,
         typer.Option(
             "--pairs",
             metavar="FILE",
-            help="A table (csv, tsv, jsonl, parquet) of columns image, text and perhaps reference, "
-            "in place of IMAGES and --text. Its images are relative to its folder.",
+            help="A table (csv, tsv, jsonl, parquet) with the columns image and text, and "
+            "reference if you want, in place of IMAGES and --text. Paths are relative to the "
+            "folder of the table.",
         ),
     ] = None,
     metric: Annotated[
         Metric,
         typer.Option(
-            help="cosine; clipscore: 2.5 max(cos, 0); refclipscore: its harmonic mean with the "
-            "nearest reference; probability: softmax over the texts, or of a SigLIP sigmoids."
+            help="The score. cosine: the cosine similarity. clipscore: 2.5 max(cosine, 0). "
+            "refclipscore: the harmonic mean of that and the similarity of the text to the "
+            "nearest reference. probability: the softmax over the texts, or sigmoids for a "
+            "SigLIP."
         ),
     ] = Metric.cosine,
     prefix: Annotated[
         str,
         typer.Option(
             metavar="TEXT",
-            help="Put before every text; the authors of CLIPScore put 'A photo depicts '.",
+            help="A text that goes before every text, such as 'A photo depicts ', as in the paper "
+            "of CLIPScore.",
         ),
     ] = "",
     long: Annotated[
         str,
         typer.Option(
             metavar="cut|chunk",
-            help="What becomes of texts too long for the CLIP: cut, or read "
-            "in windows that are averaged.",
+            autocompletion=among("cut", "chunk"),
+            help="What happens to a text that is too long for the CLIP. cut: its end is cut. "
+            "chunk: it is read in windows, and their embeddings are averaged.",
         ),
     ] = "cut",
     format: Printed = Format.text,
 ) -> None:
     """Score images against texts.
 
-    Each score is printed as soon as its image is read. The mean goes to stderr."""
+    The command prints each score as soon as it has read the image. The mean goes to stderr. The
+    word beside a score says how many unrelated texts score lower: "very sure" is 99 %.
+    """
     if long not in ("cut", "chunk"):
         raise UsageError(f"--long is cut or chunk, not {shorten(long)!r}.")
     if pairs_file is not None:
         if images or text or texts or reference:
-            raise UsageError("--pairs names pictures and texts: give no others.")
+            raise UsageError("--pairs names images and texts: give no others.")
         with console.plain_speech():
             _score_pairs(pairs_file, metric, prefix, long, format, options)
         return
@@ -113,7 +126,7 @@ def _score(
     format: Format,
     options: Options,
 ) -> None:
-    """Every picture with every text."""
+    """Every image with every text."""
     from .. import scores
 
     pictures = open_pictures(images, options, prints=True)
@@ -124,16 +137,26 @@ def _score(
     reference_RD = _encode(clip, references, prefix, long) if references else None
     measure = _measure(metric, clip, caption_ND, reference_RD)
     many = len(captions) > 1
-    names = [shorten(caption, WIDTH).rjust(WIDTH) for caption in captions]
+    plain = format in (*SEPARATORS, *ENDS) or metric is Metric.probability  # a meaning of its own
+    beside = None if plain else Scored(clip, captions, template=f"{prefix}{{}}")
+    width = WIDTH if plain else WORDED
+    names = [shorten(caption, width).rjust(width) for caption in captions]
     head = "  ".join([*names, "path"]) if many else None
     printer, means = Rows(format, ["path", *captions], head=head), Means(metric.value, captions)
     for embedded in pictures:
-        row = measure(scores.cosine(embedded.unit_D[None], caption_ND))[0].tolist()
-        shown = [f"{value:.4f}".rjust(WIDTH if many else 0) for value in row]
+        unit_1D = embedded.unit_D[None]
+        cosine_1N = scores.cosine(unit_1D, caption_ND)
+        row = measure(cosine_1N)[0].tolist()
+        record = {"path": embedded.path, "scores": dict(zip(captions, row, strict=True))}
+        shown = [f"{value:.4f}" for value in row]
+        if beside:
+            (shares,) = beside.shares(unit_1D, cosine_1N)
+            record["better_than"] = dict(zip(captions, shares, strict=True))
+            both = zip(shown, shares, strict=True)
+            shown = [f"{one} {word(share):{SURE}}" for one, share in both]
+        shown = [one.rjust(width if many else 0) for one in shown]
         printer.add(
-            cells=[embedded.path, *row],
-            line="  ".join([*shown, embedded.path]),
-            record={"path": embedded.path, "scores": dict(zip(captions, row, strict=True))},
+            cells=[embedded.path, *row], line="  ".join([*shown, embedded.path]), record=record
         )
         means.add(row)
     printer.close()
@@ -144,7 +167,7 @@ def _score(
 def _score_pairs(
     file: Path, metric: Metric, prefix: str, long: str, format: Format, options: Options
 ) -> None:
-    """Every picture with the text of its own row."""
+    """Every image with the text of its own row."""
     rows = pairs.read(file, references=metric is Metric.refclipscore)
     first = next(rows, None)
     if first is None:
@@ -154,7 +177,7 @@ def _score_pairs(
     if metric is Metric.probability and not clip.logit_bias:
         raise UsageError(
             f"The CLIP {clip.name} gives probabilities among several texts, and a pair has one: "
-            "take --metric clipscore, or a SigLIP."
+            "give --metric clipscore, or a SigLIP."
         )
     printer, means = Rows(format, ["path", "text", "score"]), Means(metric.value, [""])
     for part, unit_BD in pairs.embed(chain([first], rows), pictures):
@@ -201,7 +224,7 @@ def _check(metric: Metric, captions: list[str], references: list[str]) -> None:
     if metric is Metric.refclipscore and not references:
         raise UsageError("refclipscore compares with references: give --reference.")
     if metric is not Metric.refclipscore and references:
-        raise UsageError(f"{metric.value} has no use for --reference: take --metric refclipscore.")
+        raise UsageError(f"{metric.value} does not use --reference: give --metric refclipscore.")
 
 
 def _texts(given: list[str] | None, file: Path | None) -> list[str]:
@@ -214,7 +237,7 @@ def checked(text: str) -> str:
     """A text to compare with, as it is. UsageError if it is empty, or no text."""
     check_text(text)
     if not text.strip():
-        raise UsageError("A text is empty: say what the pictures are compared with.")
+        raise UsageError("A text is empty: say what the images are compared with.")
     return text
 
 
@@ -230,7 +253,7 @@ class Means:
         self._sums, self._count = [0.0] * len(texts), 0
 
     def add(self, scores: Sequence[float]) -> None:
-        """One picture's scores."""
+        """One image's scores."""
         self._sums = [total + score for total, score in zip(self._sums, scores, strict=True)]
         self._count += 1
 
@@ -238,7 +261,7 @@ class Means:
         """Print them on stderr."""
         if not self._count:
             return
-        of = f"of {self._count} {'picture' if self._count == 1 else 'pictures'}"
+        of = f"of {self._count} {'image' if self._count == 1 else 'images'}"
         for text, total in zip(self._texts, self._sums, strict=True):
             name = f" with {shorten(text)!r}" if len(self._texts) > 1 else ""
             typer.echo(f"mean {self._metric} {of}{name}: {total / self._count:.4f}", err=True)

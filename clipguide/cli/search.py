@@ -1,4 +1,4 @@
-"""clipguide search: pictures of an index that show what is asked for."""
+"""clipguide search: images of an index that show what is asked for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from . import console
 from .index import BOTH, Db
 from .options import Device
 from .rows import Format, Printed, Rows
+from .sureness import WIDTH as SURE
+from .sureness import Scored, word
 
 if TYPE_CHECKING:
     import torch
@@ -26,64 +28,86 @@ def search(
         typer.Argument(metavar="TEXT", help="What the images show.", show_default=False),
     ] = None,
     db: Db = None,
-    k: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many.")] = 10,
+    k: Annotated[
+        int,
+        typer.Option(
+            "--top", "-k", metavar="K", help="The number of images, or of lines with --texts."
+        ),
+    ] = 10,
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", metavar="FILE", help="An image that they are like; repeatable."),
+        typer.Option(
+            "--image", metavar="FILE", help="An image that the results resemble. Repeatable."
+        ),
     ] = None,
     plus: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help="Added to the query, 'at night:0.5' by half; repeatable."
+            metavar="TEXT",
+            help="A text to add to the query, such as 'at night:0.5' with half the "
+            "weight. Repeatable.",
         ),
     ] = None,
     negative: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="Taken from the query; repeatable."),
+        typer.Option(metavar="TEXT", help="A text to subtract from the query. Repeatable."),
     ] = None,
     where: Annotated[
         str | None,
         typer.Option(
             metavar="SQL",
-            help="A condition: \"date > '2024-01-01' and width > 512\". Columns: path, folder, "
-            "size, mtime, width, height, format, date, camera, prompt, caption, indexed_at.",
+            help="A condition in SQL, such as \"date > '2024-01-01' and width > 512\". Columns: "
+            "path, folder, size, mtime, width, height, format, date, camera, prompt, caption, "
+            "indexed_at.",
         ),
     ] = None,
     hybrid: Annotated[
-        bool, typer.Option("--hybrid", help="Search in captions and prompts as well.")
+        bool, typer.Option("--hybrid", help="Also search the words of captions and prompts.")
     ] = False,
     diversity: Annotated[
         float,
-        typer.Option(metavar="X", help="From 0, only the score, to 1, as unlike as can be."),
+        typer.Option(
+            metavar="X",
+            help="From 0, by the score alone, to 1, as different from each other as possible.",
+        ),
     ] = 0.0,
-    page: Annotated[int, typer.Option(metavar="N", help="The N-th K images.")] = 1,
+    page: Annotated[
+        int, typer.Option(metavar="N", help="The page of results; each has --top images.")
+    ] = 1,
     texts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="With --image: which of these lines it shows; no index."),
+        typer.Option(
+            metavar="FILE",
+            help="With --image, rank the lines of this file for that image. This needs no index.",
+        ),
     ] = None,
     contact_sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .png or .html to show them on.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A .png or .html file that shows the results."),
     ] = None,
-    open_: Annotated[bool, typer.Option("--open", help="Show them in the browser.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Show the results in the browser.")] = False,
     format: Printed = Format.text,
     clip: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The CLIP. [default: the one that the index is of; for --texts mini+mini-judge]",
+            help="The CLIP. [default: that of the index; for --texts mini+mini-judge]",
         ),
     ] = None,
     device: Device = None,
     trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Read a pickle or JIT archive of --clip.")
+        bool,
+        typer.Option(
+            "--trust-pickle", help="Read --clip from a pickle or JIT archive, which can run code."
+        ),
     ] = False,
 ) -> None:
     """Search an index by text, by image or by both.
 
-    --plus and --negative add texts to the query and take them from it: the sum of unit vectors,
-    each times its weight, is what is searched for. The score is the cosine with it; of a text alone
-    there is beside it the share of unrelated texts, of some 1,770 nouns, for which the collection
-    has nothing that scores as much: near 100 % for what is there, anything for what is not.
+    The query is the sum of the texts and images, each with its weight. --negative subtracts a
+    text. The score is the cosine similarity with the sum. For one text alone, the share of
+    unrelated texts follows whose best image in the index scores lower. It is near 100 % for what
+    is in the index, and can have any value for what is not.
     """
     from ..retrieval import filters, places
     from ..retrieval import page as pages
@@ -156,7 +180,7 @@ def _query(
 
 
 def _embed(clip: Clip, images: list[Path], **settings: object) -> list[torch.Tensor]:
-    """Vectors of pictures. UsageError if one cannot be read."""
+    """Vectors of images. UsageError if one cannot be read."""
     from ..engine import Engine
 
     units = []
@@ -177,12 +201,14 @@ def _print(answer: Answer, format: Format, page: int) -> None:
         rows.add(cells=[record[name] for name in RECORD], line=line, record=record)
     rows.close()
     if not answer.hits:
-        console.complain("No picture is left." if page == 1 else "There are no more pictures.")
+        console.complain("No image is left." if page == 1 else "There are no more images.")
 
 
 def _share(hit: Hit) -> list[str]:
-    """What its score is better than, where that is known."""
-    return [] if hit.better_than is None else [f"{hit.better_than:5.1%}"]
+    """What its score is better than, and the word for that, if it is known."""
+    if hit.better_than is None:
+        return []
+    return [f"{hit.better_than:5.1%} {word(hit.better_than):{SURE}}"]
 
 
 def _show(answer: Answer, title: str, sheet: Path | None, open_: bool) -> None:
@@ -214,7 +240,7 @@ def _print_texts(
     trust_pickle: bool,
     format: Format,
 ) -> None:
-    """The lines of a file that a picture shows, the best first."""
+    """The lines of a file that an image shows, the best first."""
     from .. import load_clip
     from ..prompts import read_lines
     from ..retrieval import compose, encode_texts
@@ -225,9 +251,11 @@ def _print_texts(
     query = compose([(unit_D, 1.0) for unit_D in _embed(clip, images)])
     cosine_N = encode_texts(clip, lines) @ query.unit_D
     best = cosine_N.argsort(descending=True, stable=True)[:k].tolist()
-    rows = Rows(format, ["text", "score"])
-    for n in best:
-        record = {"text": lines[n], "score": float(cosine_N[n])}
-        line = f"{record['score']:.4f}  {record['text']}"
+    texts, cosine_1K = [lines[n] for n in best], cosine_N[best][None]
+    (shares,) = Scored(clip, texts).shares(query.unit_D[None], cosine_1K)
+    rows = Rows(format, ["text", "score", "better_than"])
+    for text, cosine, share in zip(texts, cosine_1K[0].tolist(), shares, strict=True):
+        record = {"text": text, "score": cosine, "better_than": share}
+        line = f"{cosine:.4f} {word(share):{SURE}}  {text}"
         rows.add(cells=list(record.values()), line=line, record=record)
     rows.close()

@@ -7,133 +7,168 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
+from .options import among, spelt
 
 if TYPE_CHECKING:
     from ..guidance.contract import Method
 
 
-
 def _option(text: str, metavar: str | None = None) -> object:
-    return typer.Option(help=text, metavar=metavar, show_default=False)
+    complete = spelt(metavar)
+    return typer.Option(help=text, metavar=metavar, show_default=False, autocompletion=complete)
 
 
+NAMES = "shortcut best-of particles rollover lookahead backprop embedding noise auto".split()
+DECODERS = "auto vae linear tiny vae:whole vae:layers vae:half vae:tiles2".split()
 Name = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="shortcut: CLIP's gradient moves each step's image. best-of: draw several, keep the "
-        "best. particles: several at once, the good ones copied as they go. rollover: "
-        "each step is tried again until it is better. lookahead: quick sketches say where to "
-        "go. backprop: the gradient through the model, slow. embedding: the prompt's embedding is "
-        "moved. noise: look for a better start, for "
-        "models of 1 to 4 steps. auto: the one that gains most for --budget.",
+        autocompletion=among(*NAMES),
+        help="The method. shortcut: CLIP's gradient moves the image of each step. best-of: draw "
+        "several images and keep the best. particles: draw several at once and copy the good "
+        "ones on the way. rollover: repeat a step until the result is better. lookahead: "
+        "quick sketches show the direction. backprop: take the gradient through the model; "
+        "this is slow. embedding: move the embedding of the prompt. noise: search for a "
+        "better initial noise, for models of 1 to 4 steps. auto: the method that gains most "
+        "for --budget.",
     ),
 ]
 Budget = Annotated[
     str | None,
     _option(
-        "What auto may spend: a number, times the cost of plain sampling, or seconds an image. "
-        "Of --method auto for it all, else of --decoder auto. [default: 4, else 1.2]",
+        "The budget of --method auto: a multiple of the cost of plain sampling, or seconds an "
+        "image. Without --method auto, the budget of --decoder auto. [default: 4, or 1.2 for "
+        "--decoder auto]",
         "X|SECONDSs",
     ),
 ]
 Memory = Annotated[
     float | None,
     _option(
-        "What the decoder and its gradient may take beside weights. [default: 4, or 80 % of what "
-        "is free]",
+        "The memory for the decoder and its gradient, besides the weights. [default: 4, or 80 % of "
+        "the free memory if that is less]",
         "GIB",
     ),
 ]
 Cutouts = Annotated[
     int | None,
-    _option("Crops of each step's image that CLIP sees, beside the whole. [default: 4]"),
+    _option(
+        "The number of crops of each step's image that CLIP sees, besides the whole image. "
+        "[default: 4]"
+    ),
 ]
 Strength = Annotated[
     str | None,
     _option(
-        "How hard CLIP steers: a number, 0 is plain sampling; or a schedule, as 0.1@0..0.5, over "
-        "the progress from pure noise, 0, to the image, 1. [default: 0.1; rollover: 0]",
+        "How strongly CLIP steers: a number, where 0 is plain sampling, or a schedule such as "
+        "0.1@0..0.5 over the progress from pure noise, 0, to the image, 1. "
+        "[default: 0.1; rollover: 0]",
         "NUMBER|SCHEDULE",
     ),
 ]
 Window = Annotated[
     str | None,
     _option(
-        "Noise levels to steer at: 1 is pure noise, 0 the image. [default: 0.1,1]", "LOW,HIGH"
+        "The noise levels at which CLIP steers, from 1, pure noise, to 0, the image. [default: "
+        "0.1,1]",
+        "LOW,HIGH",
     ),
 ]
-Every = Annotated[int | None, _option("Steer at every k-th step only. [default: 1; particles: 3]")]
-Inner = Annotated[int | None, _option("Small moves a step instead of one. [default: 1]")]
+Every = Annotated[int | None, _option("Steer at every N-th step only. [default: 1; particles: 3]")]
+Inner = Annotated[
+    int | None, _option("The number of small moves in each step, instead of one. [default: 1]")
+]
 Momentum = Annotated[
     float | None,
-    _option("How much of the last step's direction to keep, 0 to 1. [default: 0; noise: 0.9]"),
+    _option(
+        "The share of the last step's direction that is kept, from 0 to 1. [default: 0; noise: 0.9]"
+    ),
 ]
 Travel = Annotated[
-    int | None, _option("Take each step this many times, noised back between. [default: 1]")
+    int | None, _option("Take each step this many times, and add noise in between. [default: 1]")
 ]
 Fixed = Annotated[
     str | None,
     _option(
-        "What stays as it is while a step's image is moved: the noisy sample, or its noise. "
+        "What stays fixed while the image of a step moves: the noisy sample, or its noise. "
         "[default: sample]",
         "sample|noise",
     ),
 ]
 Number = Annotated[
-    int | None, _option("Candidates, particles or sketches of an image. [default: 4]")
+    int | None,
+    _option("The number of candidates, particles or sketches for each image. [default: 4]"),
 ]
-Quota = Annotated[int | None, _option("Tries of a step, in the mean. [default: 4]")]
+Quota = Annotated[int | None, _option("The mean number of tries for each step. [default: 4]")]
 Potential = Annotated[
     str | None,
     _option(
-        "What a particle is worth: its gain, its best, or the sum so far. [default: difference]",
+        "How particles are weighted: by the last gain, by the best score, or by the sum of all "
+        "scores. [default: difference]",
         "difference|max|sum",
     ),
 ]
 Sharpness = Annotated[
     float | None,
-    _option("How strictly the better ones are preferred. [default: particles 100, lookahead 4]"),
+    _option("How strongly better candidates are preferred. [default: particles 100, lookahead 4]"),
 ]
 Rising = Annotated[
     float | None,
-    _option("The share of the run after which --sharpness is whole; 0: at once. [default: 0]"),
+    _option(
+        "The share of the run after which --sharpness reaches its full value; 0 is from the "
+        "start. [default: 0]"
+    ),
 ]
 Resampling = Annotated[
     str | None,
-    _option("How particles are drawn anew. [default: systematic]", "systematic|residual|ssp"),
+    _option(
+        "The algorithm that resamples particles. [default: systematic]", "systematic|residual|ssp"
+    ),
 ]
 Enough = Annotated[
     float | None,
     _option(
-        "End rollover's search when the score, minus the objective, is that high. [default: never]"
+        "Stop the search of rollover at this score, which is minus the objective. [default: never]"
     ),
 ]
 Finish = Annotated[
     int | None,
-    _option("Draw only the best previews of best-of's candidates to the end. [default: all]"),
+    _option(
+        "Finish only this many candidates of best-of, chosen by their previews. [default: all]"
+    ),
 ]
 Look = Annotated[
     float | None,
-    _option("The share of the steps after which --finish looks at previews. [default: 0.4]"),
+    _option("The share of the steps after which --finish looks at the previews. [default: 0.4]"),
 ]
 Of = Annotated[
     str | None,
-    _option("Which embedding is moved, that of the prompt or of none. [default: prompt]",
-            "prompt|null"),
+    _option(
+        "Which embedding moves: that of the prompt, or that of the empty prompt. [default: prompt]",
+        "prompt|null",
+    ),
 ]
 Threshold = Annotated[
     float | None,
-    _option("Copy particles when fewer than this share of them matter. [default: 0.5]"),
+    _option("Resample particles if fewer than this share of them carry the weight. [default: 0.5]"),
 ]
 Eta = Annotated[
     float | None,
-    _option("Fresh noise a step where the sampler adds none, 0 to 1. [default: 1]"),
+    _option(
+        "The share of fresh noise in each step of a sampler that adds none, from 0 to 1. "
+        "[default: 1]"
+    ),
 ]
-LookaheadSteps = Annotated[int | None, _option("Steps of each quick sketch. [default: 6]")]
-Scale = Annotated[float | None, _option("How far to lean to the good sketches. [default: 1]")]
+LookaheadSteps = Annotated[
+    int | None, _option("The number of steps of each quick sketch. [default: 6]")
+]
+Scale = Annotated[float | None, _option("How far to move towards the good sketches. [default: 1]")]
 Temperature = Annotated[
-    float | None, _option("How many sketches are near enough to count. [default: 0.1]")
+    float | None, _option("How widely the weight is spread over the sketches. [default: 0.1]")
+]
+Iterations = Annotated[
+    int | None, _option("The number of rounds of the search for a better start. [default: 20]")
 ]
 Together = Annotated[int | None, _option("Sketches drawn in a batch. [default: 8]")]
 SketchScheduler = Annotated[
@@ -167,33 +202,39 @@ White = Annotated[
 ]
 Iterations = Annotated[int | None, _option("Rounds of looking for a better start. [default: 20]")]
 Rate = Annotated[
-    float | None, _option("Length of a round's step. [default: noise 0.05, embedding 0.1]")
+    float | None,
+    _option("The length of the step of each round. [default: noise 0.05, embedding 0.1]"),
 ]
 Prior = Annotated[
-    float | None, _option("With --no-white: how firmly the start keeps its norm. [default: 1]")
+    float | None,
+    _option("With --no-white: how strongly the start keeps the norm of plain noise. [default: 1]"),
 ]
 Patience = Annotated[
-    int | None, _option("Give up after this many rounds without a gain. [default: 10]")
+    int | None, _option("Stop after this many rounds without a gain. [default: 10]")
 ]
-Rho = Annotated[float | None, _option("Weight of the gradient through the model. [default: 1]")]
-Mu = Annotated[float | None, _option("Weight of the gradient past the model. [default: 0]")]
+Rho = Annotated[float | None, _option("The weight of the gradient through the model. [default: 1]")]
+Mu = Annotated[
+    float | None, _option("The weight of the gradient that bypasses the model. [default: 0]")
+]
 Decoder = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
+        autocompletion=among(*DECODERS),
         show_default=False,
-        help="What shows CLIP each step's image. vae: the model's own decoder, the best and "
-        "slowest. linear: a rough map to colours, the fastest. tiny: a small decoder, named by "
-        "--tiny. auto: the vae where it costs little beside the model, else tiny or linear. "
-        "vae:whole, vae:layers, vae:half, vae:tiles2 … take less and less memory; vae picks one of "
-        "them. The finished image is the vae's in any case. [default: auto]",
+        help="What decodes the image of each step for CLIP. vae: the model's own decoder, the best "
+        "and slowest. linear: an approximate map to colours, the fastest. tiny: a small "
+        "decoder, which --tiny names. auto: the vae if it is cheap next to the model, else "
+        "tiny or linear. vae:whole, vae:layers, vae:half, vae:tiles2 and so on need less and "
+        "less memory; vae takes the first that fits. The vae always decodes the finished "
+        "image. [default: auto]",
     ),
 ]
 Tiny = Annotated[
     str | None,
     _option(
-        "A folder of a small decoder (a diffusers AutoencoderTiny), or hub: download TAESD of the "
-        "model's family.",
+        "The folder of a small decoder (a diffusers AutoencoderTiny), or hub, which downloads the "
+        "TAESD of the model's family.",
         "FOLDER|hub",
     ),
 ]

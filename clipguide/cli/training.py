@@ -42,11 +42,11 @@ class Run:
         there = any(folder.glob("checkpoint*.pt"))
         if there and not (resume or force):
             raise UsageError(
-                f"A run that was stopped is in {folder}: --resume goes on with it, --force begins "
-                "anew."
+                f"A run that was stopped is in {folder}: --resume continues it, --force starts "
+                "again."
             )
         elif resume and not there:
-            raise UsageError(f"There is nothing to go on with in {folder}: leave out --resume.")
+            raise UsageError(f"There is no run to continue in {folder}: leave out --resume.")
 
     def _anew(self) -> None:
         """What was stopped is gone: only now that nothing was wrong with what is asked for."""
@@ -115,7 +115,7 @@ def _tell(job: Job, outcome: Outcome) -> None:
     _print_rows(table(outcome))
     if outcome.target is job.fit.exam:
         console.tell(
-            f"With only {len(outcome.target)} set aside, the same pictures choose the model and "
+            f"With only {len(outcome.target)} set aside, the same images choose the model and "
             "test it: the figures flatter."
         )
     if outcome.retention:

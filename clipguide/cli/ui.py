@@ -17,11 +17,16 @@ from .options import KEY, Device, Question, Reward
 def ui(
     db: Db = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: on every network.")
+        str,
+        typer.Option(metavar="ADDRESS", help="The address to listen on; 0.0.0.0 is every network."),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", help="0: any that is free.")] = 7860,
+    port: Annotated[int, typer.Option(metavar="N", help="The port; 0 is any free one.")] = 7860,
     model: Annotated[
-        str, typer.Option(metavar="NAME", help="What draws: mini, or a diffusers folder or name.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The generator: mini, a folder of diffusers, or the name of a model.",
+        ),
     ] = "mini",
     clip: Annotated[
         str | None,
@@ -35,25 +40,27 @@ def ui(
         typer.Option(
             metavar="USER:PASSWORD",
             envvar="CLIPGUIDE_AUTH",
-            help="What the browser asks for. Others may read it on the way: put HTTPS before it.",
+            help="The name and password that the browser asks for. They travel in clear text: put "
+            "HTTPS in front of the page.",
         ),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A name under which others ask for the page, such as pictures.lan; repeatable.",
+            help="A name under which other machines open the page, such as images.lan. Repeatable.",
         ),
     ] = None,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Do not open the browser.")
     ] = False,
 ) -> None:
-    """Generate, search and rerank on a page in the browser.
+    """Open a page in the browser to generate, search and rank.
 
-    It listens on this machine alone, asks no other host, and serves the images of the index and
-    what is uploaded to it, and no other file. With --host others reach it, by --auth or under the
-    names of --allow-host. Each --reward can be chosen on the page, and no other. Ctrl+C ends it.
+    Only this machine can open the page, and the page contacts no other host. It shows the images
+    of the index and what you upload, and no other file. With --host, others can open it: by
+    --auth, or under the names of --allow-host. The page offers each --reward, and no other reward.
+    Ctrl+C stops it.
     """
     from ..ui import network
 

@@ -1,4 +1,4 @@
-"""A loop's state beside its picture, so that a run that was stopped goes on with the same bits."""
+"""A loop's state beside its image, so that a run that was stopped goes on with the same bits."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Unfinished:
             raise ClipguideError(f"{path} cannot be read: delete {self.folder}.") from error
         if video != self._video:
             raise UsageError(
-                f"What was begun in {self.folder} {'has' if video else 'has no'} --video: repeat "
-                "the command that began it, or delete it to begin anew."
+                f"The run in {self.folder} {'has' if video else 'has no'} --video: repeat its "
+                "command, or delete the folder to start again."
             )
         if changes := differences(then, self._run.recipe()):
             self._changed(changes)
@@ -59,8 +59,8 @@ class Unfinished:
             self._run.load_state_dict(kept["run"])
         except (KeyError, RuntimeError, ValueError, IndexError, TypeError):
             raise UsageError(
-                f"What was begun in {self.folder} does not fit these settings: delete it to begin "
-                "anew."
+                f"The run in {self.folder} does not fit these settings: delete the folder to start "
+                "again."
             ) from None
         self._written = number
         self.frames += frames
@@ -69,11 +69,11 @@ class Unfinished:
         """The run goes on with other settings, if it is forced to."""
         if not self._force:
             raise UsageError(
-                f"What was begun in {self.folder} has other settings ({'; '.join(changes[:3])}): "
-                "repeat the command that began it, or give --force to go on with these."
+                f"The run in {self.folder} has other settings ({'; '.join(changes[:3])}): repeat "
+                "its command, or give --force to continue with these."
             )
         warnings.warn(
-            "The picture goes on with other settings than it began with: its recipe, which has "
+            "The image goes on with other settings than it began with: its recipe, which has "
             "only these, will not make it again.",
             ClipguideWarning,
             stacklevel=3,

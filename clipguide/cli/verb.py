@@ -16,19 +16,20 @@ SECTIONS = {  # the heading -> options, in any verb
     "threshold resampling eta interpolant lookahead-steps scale temperature together "
     "sketch-scheduler sketch-cfg iterations rate white prior patience rho mu",
     "Sampling": "steps cfg cfg-window seed size count best-of exact safety-checker",
-    "Canvas": "canvas seconds lr ema grow smooth start init init-weight mask image-prompt "
+    "Canvas": "canvas softness seconds lr ema grow smooth start init init-weight mask image-prompt "
     "prompt-at tile symmetry palette palette-weight zoom rotate shift frame-every",
+    "Recipe": "config trust",
     "Query": "text texts pairs reference labels image plus where hybrid diversity page top metric "
     "prefix long templates few-shot none calibrate weight aesthetic duplicate drop-duplicates "
     "identical db to word like things",
-    "Data": "image-column caption-column label-column names share test dry-run pictures captions "
+    "Data": "image-column caption-column label-column names share test dry-run images captions "
     "prune",
     "Training": "epochs minutes chunk loss rank augment",
     "What it keeps": "retain allow wise-ft",
     "With --for-guiding": "for-guiding against norm epsilon attack-steps",
     "Reading images": "recursive alpha frames icc megapixels fast urls batch workers strict cache "
     "no-cache verify",
-    "Models": "model clip device dtype bf16 fp16 int8 compile trust trust-pickle engine actors",
+    "Models": "model clip device dtype bf16 fp16 int8 compile trust-pickle engine actors",
     "Output": "out force resume grid preview video compare trace json quiet format contact-sheet "
     "copy-to link-to open confusion explain",
     "The page": "host port auth allow-host no-browser",
@@ -38,16 +39,18 @@ OF_DRAWING = ("Steering", "Options of one method", "Sampling", "Canvas")
 HEADING = {option: title for title, options in SECTIONS.items() for option in options.split()}
 RENAMED = {  # verb -> what an option was called: what it is called; for one release
     "generate": {"--animate": "--video"},
-    "optimize": {"--every": "--frame-every"},
+    "optimize": {"--every": "--frame-every", "--temperature": "--softness"},
     "rerank": {"--keep": "--top"},
     "search": {"--minus": "--negative"},
-    "duplicates": {"--exact": "--identical"},
+    "duplicates": {"--exact": "--identical", "--threshold": "--duplicate"},
+    "export": {"--pictures": "--images"},
     "finetune": {"--look": "--dry-run"},
 }
 EXAMPLES = {
     "generate": """
         clipguide generate "a red fox" --seed 7
         clipguide generate "an apple" "a blue car" --count 2 --best-of 2 --grid --out images/
+        clipguide generate --config a-red-fox-7.png --seed 8
         clipguide generate "a fox" --model DIFFUSERS_FOLDER --clip ViT-L-14/openai --dtype bfloat16
     """,
     "optimize": """
@@ -97,7 +100,7 @@ EXAMPLES = {
     """,
     "duplicates": """
         clipguide duplicates
-        clipguide duplicates --threshold 0.95 --contact-sheet copies.html
+        clipguide duplicates --duplicate 0.95 --contact-sheet copies.html
         clipguide duplicates --identical --json
     """,
     "ui": """
@@ -142,21 +145,48 @@ class Verb(TyperCommand):
     """A command whose options stand under headings, with examples at the end of its help."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self._renamed(args))
+
+    def asks_help(self, args: list[str]) -> bool:
+        """Whether -h or --help is among the words, and is not the value of an option."""
+        takes, waits = self._takes(), ""
+        for arg in args:
+            if not waits and arg in ("-h", "--help", "--"):
+                return arg != "--"
+            waits = "" if waits else waiting(arg, takes)
+        return False
+
+    def _takes(self) -> set[str]:
+        """The options that take values."""
+        return {name for p in self.params if not getattr(p, "is_flag", False) for name in p.opts}
+
+    def _renamed(self, args: list[str]) -> list[str]:
+        """The words of a command line with options by their present names. What stands where an
+        option's value does is no option, and is left as it is."""
         renamed = RENAMED.get(self.name or "", {})
+        takes = self._takes()
+        takes |= {old for old, new in renamed.items() if new in takes}
         names = {name for parameter in self.params for name in parameter.opts}
         short = "--format" in names and "--json" not in names  # --json is --format json
+        found, value_of = [], ""
         for k, arg in enumerate(args):
-            if arg == "--":
-                break
-            old, equals, value = arg.partition("=")
-            if short and arg == "--json":
-                args[k] = "--format=json"
-            elif short and "table" in (value, arg) and "--format" in (old, args[k - 1]):
-                args[k] = arg.replace("table", "text")  # as it was called
-            elif old in renamed:
-                args[k] = renamed[old] + equals + value
-                console.complain(f"{old} is called {renamed[old]} now; {old} will go.")
-        return super().parse_args(ctx, args)
+            if arg == "--" and not value_of:
+                return [*found, *args[k:]]
+            name, equals, value = arg.partition("=")
+            if value_of:
+                found.append("text" if (value_of, arg) == ("--format", "table") else arg)
+                value_of = ""
+                continue
+            value_of = waiting(arg, takes)
+            if short and arg in ("--json", "-0"):
+                arg = "--format=json" if arg == "--json" else "--format=paths0"
+            elif short and arg == "--format=table":  # as it was called
+                arg = "--format=text"
+            elif name in renamed:
+                arg = renamed[name] + equals + value
+                console.complain(f"{name} is called {renamed[name]} now; {name} will go.")
+            found.append(arg)
+        return found
 
     def invoke(self, ctx: Any) -> Any:
         spelt = {p.name: max(p.opts, key=len) for p in self.params}
@@ -182,6 +212,18 @@ class Verb(TyperCommand):
         with formatter.section("Examples"):
             for line in examples(self.name or ""):
                 formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+def waiting(arg: str, takes: set[str]) -> str:
+    """The option whose value is the next word after this one, or "". `takes` are the options that
+    take values."""
+    if arg.startswith("--"):
+        return arg if arg in takes else ""
+    if arg.startswith("-"):
+        for k, letter in enumerate(arg[1:], start=1):  # -qo PATH is -q -o PATH, -oPATH is -o PATH
+            if f"-{letter}" in takes:
+                return f"-{letter}" if k == len(arg) - 1 else ""
+    return ""
 
 
 def heading(verb: str, parameter: Any) -> str:

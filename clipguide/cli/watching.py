@@ -1,4 +1,4 @@
-"""What there is to watch of a run beside its pictures: a live grid of them, and an animation."""
+"""What there is to watch of a run beside its images: a live grid of them, and an animation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..pipelines.picture import Picture
     from ..pipelines.text_to_image import Step
 
-MOST = 64  # pictures in one grid
+MOST = 64  # images in one grid
 SIDE = 1024  # pixels to a side of a grid, or a little more
 
 
@@ -27,8 +27,8 @@ def columns(number: int) -> int:
 
 
 def live_grid(finished: Sequence[Picture], step: Step | None, *, total: int) -> dict[str, Any]:
-    """The latest pictures of a run of `total`, finished ones first and then those being drawn, and
-    white where others are to come: pictures, labels and columns of a contact sheet."""
+    """The latest images of a run of `total`, finished ones first and then those being drawn, and
+    white where others are to come: images, labels and columns of a contact sheet."""
     from PIL import Image
 
     from ..images import to_pil
@@ -49,7 +49,7 @@ def live_grid(finished: Sequence[Picture], step: Step | None, *, total: int) -> 
 
 
 class Reel:
-    """The animation of a run's pictures side by side, a frame a step: claimed before the run.
+    """The animation of a run's images side by side, a frame a step: claimed before the run.
 
     UsageError if `path` is no animation's, is there already and not `force`, or cannot be written.
     """
@@ -59,9 +59,7 @@ class Reel:
 
         check(path)
         if pictures > MOST:
-            raise UsageError(
-                f"An animation shows up to {MOST} pictures, not {pictures}: draw fewer."
-            )
+            raise UsageError(f"An animation shows up to {MOST} images, not {pictures}: draw fewer.")
         try:
             naming.claim([path], force=force)
         except ClipguideError as error:
@@ -70,7 +68,7 @@ class Reel:
         self._rolls: list[list[Image.Image]] = []
 
     def add(self, picture: Picture) -> None:
-        """The next picture, with its frames; it stands still without."""
+        """The next image, with its frames; it stands still without."""
         self.add_frames(picture.frames or (picture.image,))
 
     def shrunk(self, frame: Image.Image) -> Image.Image:
@@ -78,11 +76,11 @@ class Reel:
         return _within(frame, SIDE // self._columns)
 
     def add_frames(self, frames: Sequence[Image.Image]) -> None:
-        """The next picture as it came about."""
+        """The next image as it came about."""
         self._rolls.append([self.shrunk(frame) for frame in frames])
 
     def write(self) -> None:
-        """Write the animation of the pictures that were added."""
+        """Write the animation of the images that were added."""
         from ..animation import write
         from ..images import contact_sheet
 
@@ -95,7 +93,7 @@ class Reel:
 
 
 def _within(picture: Image.Image, side: int) -> Image.Image:
-    """The picture, made smaller if a side is longer than `side`."""
+    """The image, made smaller if a side is longer than `side`."""
     from PIL import ImageOps
 
     return picture if max(picture.size) <= side else ImageOps.contain(picture, (side, side))

@@ -1,4 +1,4 @@
-"""CLIP, any of them: pictures and texts as unit vectors of one space.
+"""CLIP, any of them: images and texts as unit vectors of one space.
 
 Shapes: B images or texts, N texts, 3 channels, H rows, W columns, D the width of the embedding.
 Images are RGB in [0, 1]; embeddings are float32 (float64 of a float64 model) and of length 1.
@@ -31,7 +31,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
-CHUNK = 64  # texts or pictures encoded at a time
+CHUNK = 64  # texts or images encoded at a time
 
 
 class Clip:
@@ -313,7 +313,7 @@ def _chunks(items: Sequence) -> list[Sequence]:
 
 
 def pixel_steps(transform: object) -> list[Callable] | None:
-    """The steps of a torchvision transform that end in the 8-bit picture that the tower sees, if
+    """The steps of a torchvision transform that end in the 8-bit image that the tower sees, if
     to scale and normalise it is all that follows; else None."""
     steps = getattr(transform, "transforms", [])
     ends = [type(step).__name__.removeprefix("Maybe") for step in steps[-2:]]

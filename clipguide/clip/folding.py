@@ -33,7 +33,7 @@ def pairs(tower: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 @torch.no_grad()
 def fold(tower: nn.Module, see: Callable[[], torch.Tensor]) -> bool:
     """Folds the batch norms of a frozen tower in evaluation, in place. It is undone, and False,
-    unless `see`, which runs the tower on some picture, gives what it gave before."""
+    unless `see`, which runs the tower on some image, gives what it gave before."""
     found = list(pairs(tower))
     if not found:
         return False

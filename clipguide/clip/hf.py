@@ -30,7 +30,7 @@ def from_folder(folder: Path, *, name: str, trust_pickle: bool) -> Parts:
     """The parts of a local folder that `save_pretrained` of a CLIPModel or SiglipModel wrote, with
     its processor's files.
 
-    Pictures go through the folder's own image processor; tensors are resized in float32 as it
+    Images go through the folder's own image processor; tensors are resized in float32 as it
     resizes. Weights are read from safetensors, from a pickle only with `trust_pickle`. UsageError
     for a folder of something else, ClipguideError for one that does not load.
     """

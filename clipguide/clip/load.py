@@ -131,7 +131,7 @@ def load_parts(
     if parts.preprocess["resize_mode"] == "patches":
         raise UsageError(
             f"{shorten(name)!r} is a SigLIP 2 of flexible resolution (NaFlex), which clipguide "
-            "reads, but neither trains nor exports: take one of fixed resolution."
+            "reads, but neither trains nor exports: choose one of fixed resolution."
         )
     parts.model.float().eval()
     return parts.to(device)

@@ -1,9 +1,9 @@
 """Images of any aspect as patches in a row: SigLIP 2 of flexible resolution (NaFlex, Tschannen et
 al. 2025, §2.4.2).
 
-A picture that its processor cut is one tensor, image_1NC: of each of N places the pixels of the
+An image that its processor cut is one tensor, image_1NC: of each of N places the pixels of the
 patch, whether there is one, and how many rows of patches there are (twice 7 bits, which any dtype
-holds). So pictures of all aspects make a batch.
+holds). So images of all aspects make a batch.
 
 Shapes: B images, N places, P the side of a patch, C = 3 P² + 3, 3 channels, H rows, W columns.
 """
@@ -36,7 +36,7 @@ def target(height: int, width: int, *, patch: int, patches: int) -> tuple[int, i
 
 
 def packed(features: dict[str, torch.Tensor]) -> torch.Tensor:
-    """image_1NC of what the processor made of one picture."""
+    """image_1NC of what the processor made of one image."""
     values_NX, mask_N = features["pixel_values"][0], features["pixel_attention_mask"][0]
     rows = int(features["spatial_shapes"][0][0])
     told_N3 = torch.stack(
@@ -46,7 +46,7 @@ def packed(features: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def unpacked(image_B1NC: torch.Tensor) -> Patches:
-    """The patches of pictures that `packed` made."""
+    """The patches of images that `packed` made."""
     image_BNC = image_B1NC[:, 0]
     told_BN3 = image_BNC[..., -3:].float()
     mask_BN = told_BN3[..., 0].round().long()

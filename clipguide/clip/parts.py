@@ -32,7 +32,7 @@ class Parts:
     """The model, transform and tokenizer of a CLIP, as `load_parts` read them, in float32.
 
     `model` is open_clip's, or a transformers model under its names: `encode_image` of normalised
-    pictures, `encode_text` of tokens, `logit_scale`, perhaps `logit_bias`, `visual`. `describe`
+    images, `encode_text` of tokens, `logit_scale`, perhaps `logit_bias`, `visual`. `describe`
     writes what a folder holds beside the weights; `architecture` is what the weights do not tell.
     """
 

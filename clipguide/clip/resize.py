@@ -1,4 +1,4 @@
-"""The differentiable resize of image tensors, as the checkpoints' own transforms resize pictures.
+"""The differentiable resize of image tensors, as the checkpoints' own transforms resize images.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """
@@ -52,9 +52,9 @@ def clamp_with_gradient(x: torch.Tensor, low: float = 0.0, high: float = 1.0) ->
 
 
 def tame(picture: Image.Image, config: dict, size: int) -> Image.Image:
-    """A picture that a transform can resize: one that is no strip as it is.
+    """An image that a transform can resize: one that is no strip as it is.
 
-    Of a strip, "shortest" would make a picture of up to gigabytes, to keep its middle: the same
+    Of a strip, "shortest" would make an image of up to gigabytes, to keep its middle: the same
     middle is resized alone. "longest" would make one of no width: it gets one pixel.
     """
     short, long = sorted(picture.size)

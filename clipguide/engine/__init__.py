@@ -1,4 +1,4 @@
-"""Files of pictures to vectors: found, decoded beside the model, cached.
+"""Files of images to vectors: found, decoded beside the model, cached.
 
 Importing this loads nothing heavy: each name below is imported when it is first used.
 """

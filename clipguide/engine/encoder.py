@@ -64,12 +64,12 @@ class Encoder:
     def _halve(self) -> None:
         if self.batch == 1:
             raise ClipguideError(
-                f"There is not enough memory for one picture of the CLIP {self.clip.name}: take a "
+                f"There is not enough memory for one image of the CLIP {self.clip.name}: take a "
                 "smaller one, or free some."
             ) from None
         if not self._was_halved:
             warnings.warn(
-                f"{self.batch} pictures at a time do not fit into the memory; clipguide goes on "
+                f"{self.batch} images at a time do not fit into the memory; clipguide goes on "
                 "with fewer.",
                 ClipguideWarning,
                 stacklevel=2,

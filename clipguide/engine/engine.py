@@ -119,7 +119,7 @@ class Engine:
         self.encoder = Encoder(clip, batch=batch, bf16=bf16, compile=compile)
         self.workers = workers or processors()
         self.icc, self.megapixels, self.memory = icc, megapixels, Budget()
-        self.profiles: dict[str, str] = {}  # by path, of pictures that are not sRGB, with `verify`
+        self.profiles: dict[str, str] = {}  # by path, of images that are not sRGB, with `verify`
         self.fast, self.alpha, self.frames = fast, alpha, frames
         self.verify, self.urls = verify, urls
 
@@ -228,7 +228,7 @@ class Engine:
         return read
 
     def _opened(self, path: str, lease: Lease, image: Image) -> None:
-        """Before a picture is decoded: its memory is waited for, its profile noted."""
+        """Before an image is decoded: its memory is waited for, its profile noted."""
         lease.take(images.cost(image))
         if self.verify and not self.icc and (profile := foreign_profile(image)):
             self.profiles[path] = profile

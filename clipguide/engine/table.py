@@ -1,4 +1,4 @@
-"""Files of vectors: what `clipguide embed` writes, and other verbs read in place of pictures."""
+"""Files of vectors: what `clipguide embed` writes, and other verbs read in place of images."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write(
     try:
         count = save(part, (row for row in rows if row.unit_D is not None), key, model)
         if not count:
-            raise ClipguideError(f"No picture could be read, so {path} is not written.")
+            raise ClipguideError(f"No image could be read, so {path} is not written.")
         os.replace(part, path)
     except OSError as error:
         raise ClipguideError(f"{path} cannot be written: {error.strerror or error}.") from None
@@ -158,7 +158,7 @@ def _compare(path: Path, found: str, model: str, key: str) -> None:
         same = found.split()[0] == key.split()[0]
         what = "by other settings" if same else f"by another model, {model}"
         raise UsageError(
-            f"The vectors in {path} were made {what}: embed the pictures again, or ask by "
+            f"The vectors in {path} were made {what}: embed the images again, or ask by "
             f"{'the same settings' if same else 'that model'}."
         )
 

@@ -19,7 +19,7 @@ from .onnx import EXACT, HALF, failing, quiet
 from .probes import Probes, compare, demand
 from .tokens import openai_tokenizer
 
-READ = 4  # pictures that go through the processor as well
+READ = 4  # images that go through the processor as well
 RESIZED = 0.995  # what their lowest cosine must reach: another library resizes them
 
 BLOCK = {  # open_clip's names of the layers of a block, and transformers'
@@ -98,7 +98,7 @@ def why_not(parts: Parts) -> str | None:
         if _activation(block) is None:
             return f"its blocks activate by {type(block.mlp.gelu).__name__}"
     if parts.preprocess["resize_mode"] not in MODES:
-        return f"its pictures are resized by {parts.preprocess['resize_mode']!r}"
+        return f"its images are resized by {parts.preprocess['resize_mode']!r}"
     return None
 
 
@@ -246,7 +246,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _vectors(folder: Path, clip: Clip, probes: Probes) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors_ND of the probes, of the model in a folder: pictures resized as `Clip` does,
+    """Unit vectors_ND of the probes, of the model in a folder: images resized as `Clip` does,
     texts by the folder's own tokenizer."""
     from transformers import AutoModel, AutoProcessor
 

@@ -62,7 +62,7 @@ def export_tower(tower: nn.Module, given: torch.Tensor, path: Path, *, what: str
 
 
 def measure(path: Path, kind: str, probes: Probes) -> Agreement:
-    """How far onnxruntime agrees with torch, picture by picture and on all texts at once."""
+    """How far onnxruntime agrees with torch, image by image and on all texts at once."""
     with failing(f"onnxruntime cannot run {path.name}"):
         run = session(path)
         ours = run_images(run, probes) if kind == "image" else run(probes.tokens_NL.numpy())
@@ -71,7 +71,7 @@ def measure(path: Path, kind: str, probes: Probes) -> Agreement:
 
 
 def run_images(run: Callable[[np.ndarray], np.ndarray], probes: Probes) -> np.ndarray:
-    """vectors_ND of the pictures: of each alone, and of the first also twice in one batch."""
+    """vectors_ND of the images: of each alone, and of the first also twice in one batch."""
     first_13HW = probes.image_13HW[0]
     twice_2D = run(torch.cat([first_13HW, first_13HW.flip(-1)]).numpy())
     rest = [run(image_13HW.numpy()) for image_13HW in probes.image_13HW[1:]]

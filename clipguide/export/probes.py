@@ -1,6 +1,6 @@
-"""What an export is measured on: pictures, texts, and the vectors that torch makes of them.
+"""What an export is measured on: images, texts, and the vectors that torch makes of them.
 
-Shapes: N pictures or texts, L tokens, 3 channels, H rows, W columns, D the width of the embedding.
+Shapes: N images or texts, L tokens, 3 channels, H rows, W columns, D the width of the embedding.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..errors import ClipguideError, UsageError
 from ..images import to_tensor
 
 COUNT = 32  # drawings
-MOST = 256  # pictures of the user's
-SIDE = 512  # pixels: larger pictures are made smaller
+MOST = 256  # images of the user's
+SIDE = 512  # pixels: larger images are made smaller
 ODD = (
     "",
     "A Red FOX, on   snow!",
@@ -33,7 +33,7 @@ ODD = (
 
 @dataclass(frozen=True)
 class Agreement:
-    """Cosines of an export's vectors with torch's, over so many pictures or texts."""
+    """Cosines of an export's vectors with torch's, over so many images or texts."""
 
     mean: float
     lowest: float
@@ -53,10 +53,10 @@ class Probes:
 
     @classmethod
     def of(cls, clip: Clip, pictures: Sequence[Image.Image] | None = None) -> Probes:
-        """Those of a CLIP: RGB pictures, or drawings if there are none. UsageError for fewer than
+        """Those of a CLIP: RGB images, or drawings if there are none. UsageError for fewer than
         two, of which one calibrates and one measures."""
         if pictures is not None and len(pictures) < 2:
-            raise UsageError("Give at least two pictures: half of them calibrate, half measure.")
+            raise UsageError("Give at least two images: half of them calibrate, half measure.")
         if pictures is None:
             pictures = drawings(clip.image_size)
         chosen = [picture.convert("RGB") for picture in pictures[:MOST]]
@@ -97,7 +97,7 @@ def sample_texts() -> list[str]:
 
 
 def drawings(size: int, *, count: int = COUNT) -> list[Image.Image]:
-    """Composed pictures, always the same: gradients, shapes, strokes and grain, of sizes about
+    """Composed images, always the same: gradients, shapes, strokes and grain, of sizes about
     that of the tower. Half are square."""
     return [_drawing(random.Random(seed), size, square=seed % 4 < 2) for seed in range(count)]
 

@@ -1,6 +1,6 @@
 """int8: the quickest quantisation that keeps the vectors.
 
-Tried in this order: weights and activations by scales that pictures or texts calibrate (Jacob et
+Tried in this order: weights and activations by scales that images or texts calibrate (Jacob et
 al. 2018), with more and more of the first layers left in floats, for early errors spread; then
 activations by scales of the moment; then weights alone, which saves space and no time.
 
@@ -33,7 +33,7 @@ def quantise(
 ) -> tuple[str, Agreement]:
     """Writes the int8 of a tower; how it was quantised, and its cosines with torch.
 
-    Every second picture or text calibrates; the others measure. ClipguideError if no way reaches
+    Every second image or text calibrates; the others measure. ClipguideError if no way reaches
     the bar.
     """
     measured = _every_second(probes, 1)

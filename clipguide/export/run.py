@@ -159,7 +159,7 @@ def _card(
         "logit_bias": clip.logit_bias,
         "preprocess": clip.preprocess,
         "tokenizer": tokenizer,
-        "measured_on": "drawings and texts" if drawn else "pictures given and texts",
+        "measured_on": "drawings and texts" if drawn else "images given and texts",
         "files": {k: {**v, "cosine": asdict(v["cosine"])} for k, v in said.items()},
         "versions": {"python": platform.python_version(), **versions},
     }

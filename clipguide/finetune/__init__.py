@@ -1,4 +1,4 @@
-"""CLIP on pictures of one's own: `prepare` makes a `Job`, which trains, settles and saves."""
+"""CLIP on images of one's own: `prepare` makes a `Job`, which trains, settles and saves."""
 
 from .attacks import l2_attack, linf_attack
 from .batches import Augment, Batches

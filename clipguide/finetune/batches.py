@@ -1,6 +1,6 @@
 """Batches without end, each of them known from its number alone, so that a run can go on.
 
-What is in batch n, and how each of its pictures is cropped, follows from the seed and n: a run that
+What is in batch n, and how each of its images is cropped, follows from the seed and n: a run that
 is resumed sees the same bits. Threads decode ahead of the model, and what they decoded is kept
 small in memory, so that later epochs decode nothing.
 
@@ -30,16 +30,16 @@ from ..errors import UsageError
 from .data import Dataset, Example
 
 MARGIN = 1.25  # of the side that is kept to the side that the tower sees
-LONGEST = 4  # times the shorter side, of a picture that is kept: more of a strip is never seen
+LONGEST = 4  # times the shorter side, of an image that is kept: more of a strip is never seen
 AHEAD = 2  # batches that are made before they are asked for
-MEMORY = 2 << 30  # bytes of pictures that are kept
+MEMORY = 2 << 30  # bytes of images that are kept
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """How pictures are varied: a crop of a share of the area in `scale`, of an aspect in `ratio`
-    times the picture's or square's, mirrored with the chance `flip` (Inception's crops, Szegedy et
-    al. 2015; never larger than the picture)."""
+    """How images are varied: a crop of a share of the area in `scale`, of an aspect in `ratio`
+    times the image's or square's, mirrored with the chance `flip` (Inception's crops, Szegedy et
+    al. 2015; never larger than the image)."""
 
     scale: tuple[float, float] = (0.7, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -62,10 +62,10 @@ class Batches:
     captions) and `caption` (a list).
 
     `balanced` takes classes in turn, or captions where there are none, in a new order each round,
-    and of each its pictures in turn, in a new order each time they are through; else pictures in
-    turn. `augment` varies pictures, by default with mirrors for classes and without for captions,
+    and of each its images in turn, in a new order each time they are through; else images in
+    turn. `augment` varies images, by default with mirrors for classes and without for captions,
     which may say left and right (as may classes: give Augment(flip=0)); False is the checkpoint's
-    own transform to the bit. `memory` bounds what is kept of pictures, in bytes, and changes
+    own transform to the bit. `memory` bounds what is kept of images, in bytes, and changes
     nothing else. `waited` is the time in seconds that `next` took so far.
     """
 
@@ -85,7 +85,7 @@ class Batches:
         if batch < 1 or (workers is not None and workers < 1) or start < 0:
             raise UsageError("batch and workers are at least 1, and start at least 0.")
         if not dataset.examples:
-            raise UsageError("There are no pictures to make batches of.")
+            raise UsageError("There are no images to make batches of.")
         if augment is True:
             augment = Augment(flip=0.5 if dataset.classes else 0.0)
         self.dataset, self.batch, self.seed, self.start = dataset, batch, seed, start
@@ -100,7 +100,7 @@ class Batches:
 
     @property
     def epoch(self) -> int:
-        """Batches that have as many pictures as there are."""
+        """Batches that have as many images as there are."""
         return math.ceil(len(self.dataset) / self.batch)
 
     def __iter__(self) -> Iterator[dict]:
@@ -124,7 +124,7 @@ class Batches:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def captions(self, step: int) -> list[str]:
-        """What is said in batch number `step`, without its pictures."""
+        """What is said in batch number `step`, without its images."""
         return [self.dataset.examples[i].caption for i in self.order(step)]
 
     def at(self, step: int) -> dict:
@@ -166,7 +166,7 @@ class Batches:
         ]
 
     def _views(self, first: int, index: list[int]) -> np.ndarray:
-        """The pictures of consecutive places in the sequence, as the tower sees them, BHW3."""
+        """The images of consecutive places in the sequence, as the tower sees them, BHW3."""
         made = []
         for number, i in enumerate(index, start=first):
             kept = self._fetch(self.dataset.examples[i])
@@ -175,7 +175,7 @@ class Batches:
         return np.stack(made)
 
     def _fetch(self, example: Example) -> np.ndarray:
-        """What is kept of a picture, made now if it is not there."""
+        """What is kept of an image, made now if it is not there."""
         found = self._kept.get(example.digest)
         if found is None:
             found = self._view.keep(example)
@@ -200,7 +200,7 @@ class Batches:
 
 
 class _View:
-    """What is kept of a picture, and what a tower sees of that."""
+    """What is kept of an image, and what a tower sees of that."""
 
     def __init__(self, parts: Parts, augment: Augment | None) -> None:
         self.config, self.size, self.augment = parts.preprocess, parts.image_size, augment
@@ -210,9 +210,9 @@ class _View:
         self.side = math.ceil(self.size * MARGIN)
 
     def keep(self, example: Example) -> np.ndarray:
-        """bytes_HW3 of a picture: as the tower sees it, or a little larger, to be cropped.
+        """bytes_HW3 of an image: as the tower sees it, or a little larger, to be cropped.
 
-        Floats in [0, 1] where the transform does not end in a picture of 8 bits.
+        Floats in [0, 1] where the transform does not end in an image of 8 bits.
         """
         if self.augment is None:
             return self._seen(example.picture())
@@ -237,7 +237,7 @@ class _View:
         return seen_HW3[:, ::-1] if flip < self.augment.flip else seen_HW3
 
     def _seen(self, picture: Image.Image) -> np.ndarray:
-        """What the checkpoint's own transform makes of a picture, before it normalises."""
+        """What the checkpoint's own transform makes of an image, before it normalises."""
         picture = tame(picture, self.config, self.size)
         if self.steps is not None:
             for step in self.steps:
@@ -248,7 +248,7 @@ class _View:
         return (image_3HW * std_3 + mean_3).clamp(0, 1).permute(1, 2, 0).contiguous().numpy()
 
     def _shrunk(self, picture: Image.Image) -> Image.Image:
-        """A picture of the shorter side that is kept, if it is not smaller; both sides where the
+        """An image of the shorter side that is kept, if it is not smaller; both sides where the
         tower squashes, the longer one, and padded to a square, where it pads."""
         width, height = picture.size
         if self.mode == "squash":

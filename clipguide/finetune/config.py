@@ -61,7 +61,7 @@ class FinetuneConfig:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.batch < 2:
-            raise UsageError("A contrastive batch holds two pictures at least.")
+            raise UsageError("A contrastive batch holds two images at least.")
         if not (self.epochs > 0 and math.isfinite(self.epochs)) or (
             self.steps is not None and self.steps < 1
         ):
@@ -75,8 +75,8 @@ class FinetuneConfig:
 @dataclass(frozen=True)
 class Progress:
     """One step: its number of how many, the epochs so far, the loss, and in `measured`, after an
-    epoch, how the averaged weights do on the pictures set aside. `waited` is the share of the time
-    so far that went into reading pictures."""
+    epoch, how the averaged weights do on the images set aside. `waited` is the share of the time
+    so far that went into reading images."""
 
     step: int
     steps: int

@@ -1,6 +1,6 @@
 """The contrastive loss of a big batch: in chunks, and over several processes.
 
-Shapes: B pictures of all processes, b a chunk, D the width of the embedding.
+Shapes: B images of all processes, b a chunk, D the width of the embedding.
 """
 
 from __future__ import annotations

@@ -19,16 +19,16 @@ from . import duplicates, sources
 from .inspection import content_of, cut, decode, inspect
 from .tables import Listing, Row
 
-LEAST = 4  # pictures: two classes, or captions, of one to train on and one to test on
+LEAST = 4  # images: two classes, or captions, of one to train on and one to test on
 SHOWN = 3  # of a kind that the report names
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One picture with what is said of it.
+    """One image with what is said of it.
 
     `path` is a file, or "shard.tar!/name.jpg"; `caption` the class's name where there are classes,
-    whose number is `label`; `digest` the sha256 of the bytes. Pictures that are the same, or
+    whose number is `label`; `digest` the sha256 of the bytes. Images that are the same, or
     nearly, share a `group`.
     """
 
@@ -40,26 +40,26 @@ class Example:
     row: Row = field(repr=False)
 
     def picture(self, *, side: int | None = None) -> Image.Image:
-        """The picture in RGB; with `side` a JPEG may come smaller (`images.load`).
+        """The image in RGB; with `side` a JPEG may come smaller (`images.load`).
 
         UsageError if it cannot be read, ClipguideError if it is another than when it was looked at.
         """
         content = content_of(self.row)
         if hashlib.sha256(content).hexdigest() != self.digest:
-            raise ClipguideError(f"{self.path} has changed since it was first read: begin anew.")
+            raise ClipguideError(f"{self.path} has changed since it was first read: start again.")
         return decode(self.row, content, side)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found before the first step; pictures are named by their paths.
+    """What was found before the first step; images are named by their paths.
 
-    broken: (picture, why) of those that cannot be read, which are left out, as are `empty` ones, of
-    which nothing is said, and `passed`, in no class's folder. exact, near: sets of pictures of the
+    broken: (image, why) of those that cannot be read, which are left out, as are `empty` ones, of
+    which nothing is said, and `passed`, in no class's folder. exact, near: sets of images of the
     same bytes, and nearly the same. disputed: sets of the same bytes in several classes.
-    lonely: classes of one picture, copies aside, which cannot be tested. hollow: names of which no
-    picture can be read, so that they are no classes. cut: captions that the tokenizer cuts.
-    counts: pictures a class.
+    lonely: classes of one image, copies aside, which cannot be tested. hollow: names of which no
+    image can be read, so that they are no classes. cut: captions that the tokenizer cuts.
+    counts: images a class.
     """
 
     source: str
@@ -80,7 +80,7 @@ class Report:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield f"{self.source}: {_plural(self.pictures, 'picture')}{self._spread()}."
+        yield f"{self.source}: {_plural(self.pictures, 'image')}{self._spread()}."
         if self.broken:
             why = "; ".join(said.rstrip(".") for _, said in self.broken[:SHOWN])
             yield f"Broken, and left out: {len(self.broken)}. {why}{_more(self.broken)}."
@@ -91,16 +91,16 @@ class Report:
         for kind, sets in (("Same bytes", self.exact), ("Nearly the same", self.near)):
             if sets:
                 first = " and ".join(sets[0][:2])
-                held = f"{sum(map(len, sets))} pictures in {_plural(len(sets), 'set')}"
+                held = f"{sum(map(len, sets))} images in {_plural(len(sets), 'set')}"
                 yield f"{kind}: {held}, each on one side of the split; as {first}."
         if self.disputed:
             first = " and ".join(self.disputed[0][:2])
             sets = _plural(len(self.disputed), "set")
             yield f"Same bytes in several classes: {sets}, as {first}."
         if self.hollow:
-            yield f"Without a picture that can be read, and so no class: {_named(self.hollow)}."
+            yield f"Without an image that can be read, and so no class: {_named(self.hollow)}."
         if self.lonely:
-            yield f"Classes of one picture, trained on but not tested: {_named(self.lonely)}."
+            yield f"Classes of one image, trained on but not tested: {_named(self.lonely)}."
         if self.cut:
             shown = ", ".join(repr(shorten(text)) for text in self.cut[:SHOWN])
             yield f"Captions whose end the CLIP does not read: {len(self.cut)}: {shown}."
@@ -127,7 +127,7 @@ class Dataset:
         return len(self.examples)
 
     def digest(self) -> str:
-        """Of the pictures' bytes and of what is said of them, in their order."""
+        """Of the images' bytes and of what is said of them, in their order."""
         content = str([(example.digest, example.caption) for example in self.examples])
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -145,14 +145,14 @@ def read(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """The pictures of a source (`sources.rows` says of which kinds), each decoded once.
+    """The images of a source (`sources.rows` says of which kinds), each decoded once.
 
     `tokenizer` is the CLIP's, to tell of captions that it cuts; `progress` is given how many of how
-    many pictures were looked at. Copies are kept, in one group. UsageError, in a sentence, for a
+    many images were looked at. Copies are kept, in one group. UsageError, in a sentence, for a
     source of which nothing can be learned: one class, numbers for names, equal captions, fewer than
-    LEAST different pictures, none that can be read. Without `train`, of pictures to test on alone,
+    LEAST different images, none that can be read. Without `train`, of images to test on alone,
     there may be as few as there are, of one class or caption. Without `texts` nothing is asked of
-    what they show: all pictures of a folder, a table or a tar are taken, under one caption.
+    what they show: all images of a folder, a table or a tar are taken, under one caption.
     """
     columns = {"caption_column": caption_column, "label_column": label_column}
     if texts:
@@ -166,7 +166,7 @@ def read(
     found = [one for one in found if not isinstance(one, str)]
     if not rows:
         first = next(iter(broken.values()))
-        raise UsageError(f"None of the {len(broken)} pictures of {source} can be read. {first}")
+        raise UsageError(f"None of the {len(broken)} images of {source} can be read. {first}")
     said = {row.text for row in rows}
     if train and len(said) < 2:
         _refuse_one(os.fspath(source), listing.classes, said.pop(), len(rows))
@@ -184,10 +184,10 @@ def read(
 
 
 def near_copies(first: Sequence[Example], second: Sequence[Example]) -> set[int]:
-    """The places in `first` of pictures that are in `second`, to the byte or nearly."""
+    """The places in `first` of images that are in `second`, to the byte or nearly."""
     found = inspect([e.row for e in (*first, *second)], min(8, processors()), None)
     if any(isinstance(one, str) for one in found):
-        raise ClipguideError("Pictures have changed since they were first read: begin anew.")
+        raise ClipguideError("Images have changed since they were first read: start again.")
     groups = _groups([digest for digest, _ in found], np.stack([small_D for _, small_D in found]))
     known = set(groups[len(first) :])
     return {i for i, group in enumerate(groups[: len(first)]) if group in known}
@@ -235,7 +235,7 @@ def halves(dataset: Dataset, *, seed: int = 0) -> tuple[Dataset, Dataset]:
 def _share_out(
     groups: list[int], weight: dict[int, int], target: float, tested: dict[int, bool]
 ) -> None:
-    """Decide on the groups of a class that are not decided on: about `target` pictures to test."""
+    """Decide on the groups of a class that are not decided on: about `target` images to test."""
     free = [group for group in groups if group not in tested]
     done = sum(weight[group] for group in groups if tested.get(group))
     for group in free:
@@ -251,7 +251,7 @@ def _draw(seed: int, digest: str) -> str:
 
 
 def _groups(digests: list[str], small_ND: np.ndarray) -> list[int]:
-    """The number of the group of each picture, of those of its bytes and those that are alike."""
+    """The number of the group of each image, of those of its bytes and those that are alike."""
     first = {digest: i for i, digest in reversed(list(enumerate(digests)))}
     first = dict(reversed(first.items()))
     number = dict(zip(first, duplicates.groups(small_ND[list(first.values())])))
@@ -262,28 +262,28 @@ def _refuse_one(source: str, classes: bool, text: str, count: int) -> None:
     if classes:
         raise UsageError(
             f"{source} has one class, {text!r}, and fine-tuning needs two or more, to tell them "
-            "apart: add pictures of something else."
+            "apart: add images of something else."
         )
     raise UsageError(
-        f"The captions of the {count} pictures of {source} are all {shorten(text)!r}, from which "
-        "nothing can be told apart: give each picture a caption of its own."
+        f"The captions of the {count} images of {source} are all {shorten(text)!r}, from which "
+        "nothing can be told apart: give each image a caption of its own."
     )
 
 
 def _check_enough(source: str, examples: list[Example], classes: bool) -> None:
-    """UsageError if there are too few pictures to train on some and test on others."""
+    """UsageError if there are too few images to train on some and test on others."""
     groups = {example.group for example in examples}
     several = Counter(label for label, _ in {(e.label, e.group) for e in examples})
     if len(groups) < LEAST:
         what = "classes" if classes else "captions"
         raise UsageError(
-            f"{source} has {_plural(len(groups), 'different picture')} that can be read, and "
-            f"fine-tuning needs {LEAST} at least: two {what} of two pictures, one to train on and "
+            f"{source} has {_plural(len(groups), 'different image')} that can be read, and "
+            f"fine-tuning needs {LEAST} at least: two {what} of two images, one to train on and "
             "one to test on."
         )
     if classes and sum(count > 1 for count in several.values()) < 2:
         raise UsageError(
-            f"{source} needs two classes at least of two different pictures, one to train on and "
+            f"{source} needs two classes at least of two different images, one to train on and "
             "one to test on; its others may have one."
         )
 

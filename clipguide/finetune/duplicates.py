@@ -6,7 +6,7 @@ deviations, so that faces that differ in the mouth alone are two. Measured on 6,
 photographs: JPEG at quality 30, half the size, 85 % of the light and a gamma of 1.2 pass in 19 of
 20 cases or more; a crop of 2 % a side and a mirror do not.
 
-Shapes: N pictures, M of those that are near, D = 16 · 16 · 3.
+Shapes: N images, M of those that are near, D = 16 · 16 · 3.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ..near import Neighbours
 
 SIDE = 16
 COSINE, CELL = 0.985, 0.6
-FLAT = 2.0  # grey levels of deviation, below which a picture is like no other
+FLAT = 2.0  # grey levels of deviation, below which an image is like no other
 
 
 def small(picture: Image.Image) -> np.ndarray:
-    """The bytes_D of an RGB picture by which it is compared: means of its cells."""
+    """The bytes_D of an RGB image by which it is compared: means of its cells."""
     return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX)).reshape(-1)
 
 
 def groups(small_ND: np.ndarray) -> list[int]:
-    """The number of each picture's group, counted from 0 by the first of it: of all that hang
+    """The number of each image's group, counted from 0 by the first of it: of all that hang
     together by pairs that are near-duplicates."""
-    first_N = np.arange(len(small_ND))  # the first picture of each one's group
+    first_N = np.arange(len(small_ND))  # the first image of each one's group
     if len(small_ND) < 2:
         return first_N.tolist()
     unit_ND = _unit(small_ND)

@@ -1,6 +1,6 @@
-"""How well a CLIP does on pictures with names or captions, before and after it was trained.
+"""How well a CLIP does on images with names or captions, before and after it was trained.
 
-Shapes: B pictures, N classes, T different captions, D the width of the embedding.
+Shapes: B images, N classes, T different captions, D the width of the embedding.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .fit import NotFinite
 from .methods import is_scale, is_text
 
 BINS = 15
-CHUNK = 32  # pictures
+CHUNK = 32  # images
 
 
 @dataclass(frozen=True)
 class Result:
-    """Figures, what each picture was taken for, and with which probability.
+    """Figures, what each image was taken for, and with which probability.
 
     Of classes: top-1, top-5, mean recall, calibration error, cross-entropy; `found_B` the class. Of
-    captions: recall@1, @5 and @10 from picture to text and back, cross-entropy; `found_B` the
+    captions: recall@1, @5 and @10 from image to text and back, cross-entropy; `found_B` the
     caption. All are in [0, 1] but the cross-entropy, which is in nats.
     """
 
@@ -52,7 +52,7 @@ class Exam:
     """Pictures that are prepared once, to be shown to a model again and again.
 
     `labels` are the texts to choose from, by default the classes of the data; each class's vector
-    is the mean over `templates`. At most `most` pictures, evenly drawn, are kept; with `once` none
+    is the mean over `templates`. At most `most` images, evenly drawn, are kept; with `once` none
     are, but each is prepared when its vector is asked for.
     """
 
@@ -104,7 +104,7 @@ class Exam:
 
     @torch.no_grad()
     def vectors(self, clip: Clip) -> Tensor:
-        """Unit vectors_BD of the pictures."""
+        """Unit vectors_BD of the images."""
         if self.prepared is None:
             chunks = self._chunks(clip)
         else:
@@ -119,7 +119,7 @@ class Exam:
         return class_vectors(clip, [[label] for label in self.labels], self.templates).cpu()
 
     def _chunks(self, clip: Clip) -> Iterator[list[Tensor]]:
-        """What the tower sees of the pictures, prepared a chunk ahead of who takes them."""
+        """What the tower sees of the images, prepared a chunk ahead of who takes them."""
         with ThreadPoolExecutor(self.workers) as pool:
             ahead: deque[list[Future]] = deque()
             for k in range(0, len(self), CHUNK):
@@ -131,7 +131,7 @@ class Exam:
                 yield [one.result() for one in ahead.popleft()]
 
     def _vectors(self, parts: Parts) -> tuple[Tensor, Tensor]:
-        """Of pictures and texts. What a tower of the very same weights made is not made again."""
+        """Of images and texts. What a tower of the very same weights made is not made again."""
         keys = _towers(parts.model)
         if self._known.keys() != set(keys):
             folds = any(folding.pairs(parts.model.visual))  # a third faster, for a copy
@@ -149,12 +149,12 @@ class Exam:
         right_BT = self.target_B[:, None] == torch.arange(len(self.texts))
         found = {}
         for name, scores, right in (
-            ("picture to text", score_BT, right_BT),
-            ("text to picture", score_BT.T, right_BT.T),
+            ("image to text", score_BT, right_BT),
+            ("text to image", score_BT.T, right_BT.T),
         ):
             for k in (1, 5, 10):
                 found[f"{name}, recall@{k}"] = recall(scores, right, k)
-        both = [found[f"{name}, recall@1"] for name in ("picture to text", "text to picture")]
+        both = [found[f"{name}, recall@1"] for name in ("image to text", "text to image")]
         probability_BT = (scale * score_BT).softmax(1)
         found["cross-entropy"] = self._entropy(probability_BT)
         best = probability_BT.max(1)

@@ -4,7 +4,7 @@ Each concept is drawn on a Fourier canvas by one CLIP alone, without a generator
 CLIP, then looks for the concept among all texts. A plain CLIP's gradient draws noise that fools
 nobody but itself. `guide_report` compares a CLIP before and after, with its clean accuracy.
 
-Legend: B pictures, 3 channels, H rows, W columns, K texts, D width.
+Legend: B images, 3 channels, H rows, W columns, K texts, D width.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def choose(
     *,
     on_score: Callable[[Hand, float], None] = lambda hand, score: None,
 ) -> Hand:
-    """The hand whose pictures of these concepts the judge likes best, of HANDS, one setting after
+    """The hand whose images of these concepts the judge likes best, of HANDS, one setting after
     the other. Measure on other concepts, and by another judge."""
     text_BD = judge.encode_text(list(concepts))
     scores: dict[Hand, float] = {}
@@ -107,7 +107,7 @@ class GuideFigure:
         return (self.rank_B < TOP).float().mean().item()
 
     def sheet(self, columns: int = 10) -> Image.Image:
-        """The pictures, each above its concept and the judge's place for it, from 1 on."""
+        """The images, each above its concept and the judge's place for it, from 1 on."""
         labels = [f"{c} ({r + 1})" for c, r in zip(self.concepts, self.rank_B.tolist())]
         return contact_sheet(self.pictures, labels=labels, columns=columns)
 
@@ -153,7 +153,7 @@ def ranks(image_BD: torch.Tensor, text_KD: torch.Tensor, target_B: torch.Tensor)
 def clean_top1(
     clip: Clip, pictures: Iterable[Image.Image], labels: Sequence[int], classes: Sequence[str]
 ) -> float:
-    """How often the first of the classes' names is the right one, for pictures as they are."""
+    """How often the first of the classes' names is the right one, for images as they are."""
     rank_B = ranks(
         clip.encode_pictures(list(pictures)),
         clip.encode_text(list(classes)),
@@ -164,7 +164,7 @@ def clean_top1(
 
 @dataclass(frozen=True)
 class GuideReport:
-    """A guide before and after: its figures, and its clean accuracy where pictures were given."""
+    """A guide before and after: its figures, and its clean accuracy where images were given."""
 
     before: GuideFigure
     after: GuideFigure

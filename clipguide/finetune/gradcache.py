@@ -1,6 +1,6 @@
 """Big contrastive batches in the memory of small ones.
 
-A contrastive loss couples all pictures and texts of a batch, but only through their vectors. So
+A contrastive loss couples all images and texts of a batch, but only through their vectors. So
 they are encoded in small chunks without a graph, the loss is taken back to the vectors, and each
 chunk is encoded once more, its part of the gradient sent on into the towers (GradCache: Gao et al.
 2021, §3.2). The gradient is the same; the time is that of one forward pass more.

@@ -1,4 +1,4 @@
-"""A better guide, from a folder of pictures to a folder of weights: what --for-guiding does.
+"""A better guide, from a folder of images to a folder of weights: what --for-guiding does.
 
 job = prepare_guide("my-pictures", clip="mini", config=GuidingConfig(minutes=60))
 for step in job.run():
@@ -95,7 +95,7 @@ class GuideJob:
 
     def report(self, *, drawn: int = DRAWN) -> GuideReport:
         """The guide's figure before and after: of the classes, or of well-known concepts, and how
-        often it still names the pictures of the retention set at once."""
+        often it still names the images of the retention set at once."""
         known = CONCEPTS.read_text().splitlines()
         words = self.data.classes or [name for name in known if name.isalpha()]
         stride = max(1, len(words) // drawn)
@@ -135,7 +135,7 @@ class GuideJob:
         config, fit = self.fit.loss.config, self.fit
         return (
             f"# {self.before.name}, made a guide\n\n"
-            f"The image tower was trained by clipguide on {len(self.data)} pictures of "
+            f"The image tower was trained by clipguide on {len(self.data)} images of "
             f"{self.source} against {config.norm} attacks ({config.method}): {fit.index} steps, "
             f"{fit.minutes:.0f} processor minutes.\n\n{report.markdown()}\n"
             "![before](guide-before.png)\n\n![after](guide-after.png)\n"
@@ -156,9 +156,9 @@ def prepare_guide(
     columns: dict[str, object] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> GuideJob:
-    """Reads the data and makes ready. For FARE any folder of pictures will do; TeCoA needs classes.
+    """Reads the data and makes ready. For FARE any folder of images will do; TeCoA needs classes.
 
-    The figure is by `judge`, another CLIP; `retain` are pictures with names to tell what it
+    The figure is by `judge`, another CLIP; `retain` are images with names to tell what it
     costs, by default as of `prepare`. UsageError as `read` and `load_parts`, and for TeCoA without
     classes.
     """
@@ -186,7 +186,7 @@ def prepare_guide(
     if retain is not None:
         kept = read(retain, train=False)
         if not kept.classes:
-            raise UsageError(f"{retain} has captions: pictures to retain have names of classes.")
+            raise UsageError(f"{retain} has captions: images to retain have names of classes.")
         if retain == HELD_OUT:
             kept = replace(kept, classes=CONCEPTS.read_text().splitlines())
     about = {name: str(value) for name, value in vars(config).items()}

@@ -1,10 +1,10 @@
-"""A CLIP made a better guide: its image tower trained against pictures that an attack has moved.
+"""A CLIP made a better guide: its image tower trained against images that an attack has moved.
 
 A plain CLIP's gradient is mostly noise that fools it; one trained so draws shapes (CLIPAG, Ganz &
 Elad 2024). Supervised, the loss is the cross-entropy against the texts of classes (TeCoA, Mao et
-al. 2023, eq. 3); unsupervised, the squared distance to where the original puts the clean picture,
+al. 2023, eq. 3); unsupervised, the squared distance to where the original puts the clean image,
 for which no labels are needed (FARE, Schlarmann et al. 2024, eq. 3). The attack raises the very
-loss that the tower then lowers. Some pictures are noised or blurred first, as the estimate of x0
+loss that the tower then lowers. Some images are noised or blurred first, as the estimate of x0
 in mid-sampling is. The text tower is locked, and batch norms keep their statistics.
 
     for step in for_guiding(parts, batches, classes=names, config=GuidingConfig(minutes=60)):
@@ -47,12 +47,12 @@ class GuidingConfig:
         the processor, which are two hours of two cores.
     method: "tecoa", which needs labels and the names of classes, or "fare", which needs neither.
     norm: "l2" or "linf", the attack's ball; epsilon: the least and the largest radius, of which
-        each picture draws its own, in units of pixels in [0, 1]. By default 0.5 … 4.5 for L2 at 128
+        each image draws its own, in units of pixels in [0, 1]. By default 0.5 … 4.5 for L2 at 128
         pixels a side, in proportion for others; 0.5/255 … 5/255 for L∞.
     attack_steps: of the attack; each costs as much as a step of training.
     keep: of "tecoa", the weight of FARE's loss beside its own: what the classes do not speak of
         stays where it was.
-    noised, blurred: the shares of pictures under Gaussian noise and blur; noise: the largest sigma.
+    noised, blurred: the shares of images under Gaussian noise and blur; noise: the largest sigma.
     lr: by default 2e-4 for towers with batch norms, 1e-5 for transformers.
     templates: of the texts of a class, whose vectors are averaged.
     """
@@ -85,7 +85,7 @@ class GuidingConfig:
             raise UsageError(f"The attack needs at least one step, not {self.attack_steps}.")
         if not (min(self.noised, self.blurred) >= 0 and self.noised + self.blurred <= 1):
             raise UsageError(
-                "The shares of noised and blurred pictures lie in [0, 1], as their sum."
+                "The shares of noised and blurred images lie in [0, 1], as their sum."
             )
         if min(self.noise, self.keep) < 0:
             raise UsageError("noise and keep are at least 0.")
@@ -95,7 +95,7 @@ class GuidingConfig:
             raise UsageError("A template of a class's texts has {} where its name goes.")
 
     def radii(self, image_size: int) -> tuple[float, float]:
-        """The least and the largest radius for pictures of that side."""
+        """The least and the largest radius for images of that side."""
         if self.epsilon:
             return self.epsilon
         factor = image_size / REFERENCE if self.norm == "l2" else 1.0
@@ -132,7 +132,7 @@ class GuidingLoss:
         self.generator.set_state(state["generator"])
 
     def soften(self, image_B3HW: Tensor) -> Tensor:
-        """Some pictures noised, with a sigma of their own, others blurred by a quarter's size."""
+        """Some images noised, with a sigma of their own, others blurred by a quarter's size."""
         draw = torch.rand(2, len(image_B3HW), 1, 1, 1, generator=self.generator)
         draw = draw.to(image_B3HW)
         noise = torch.randn(image_B3HW.shape, generator=self.generator).to(image_B3HW)
@@ -188,7 +188,7 @@ class GuidingLoss:
             return batch["target"]
         if batch.get("label") is None:
             raise UsageError(
-                'TeCoA needs a class for each picture, and there is none: method="fare" does '
+                'TeCoA needs a class for each image, and there is none: method="fare" does '
                 "without."
             )
         return F.one_hot(batch["label"], len(self.bank_KD)).float()

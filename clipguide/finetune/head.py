@@ -1,6 +1,6 @@
 """The head alone: a linear map of image embeddings, fitted to vectors that are computed once.
 
-Shapes: B pictures, T different texts, D the width of the embedding.
+Shapes: B images, T different texts, D the width of the embedding.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def fit_head(
     """Least mean cross-entropy of the texts + penalty/2 · |M - I|², by L-BFGS in float64.
 
     logit_BT = scale · u W^T with u = f M / |f M|, from M = I on: the start is the zero-shot
-    classifier, from which evidence alone draws away. The scale stays, or pictures that are
+    classifier, from which evidence alone draws away. The scale stays, or images that are
     separated altogether would raise it without end. image_BD are of length 1.
     """
     image_BD, text_TD = image_BD.double().cpu(), text_TD.double().cpu()
@@ -68,7 +68,7 @@ def choose_head(
     scale: float,
     penalties: Sequence[float] = PENALTIES,
 ) -> Head:
-    """The head of the penalty under which unseen pictures are classified right most often;
+    """The head of the penalty under which unseen images are classified right most often;
     of equals that of the least cross-entropy. Both are (image_BD, text_TD, target_B)."""
 
     def worth(head: Head) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What pictures and texts are before training: can they be read, what are they, what is cut."""
+"""What images and texts are before training: can they be read, what are they, what is cut."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOGETHER = 256  # texts at a time
 def inspect(
     rows: Sequence[Row], workers: int, progress: Callable[[int, int], None] | None
 ) -> list[tuple[str, np.ndarray] | str]:
-    """The digest and small picture of each row, or why it cannot be read; each picture once."""
+    """The digest and small image of each row, or why it cannot be read; each image once."""
     places = {(row.path, row.offset): row for row in rows}
     with ThreadPoolExecutor(workers) as pool:
         found = {}
@@ -47,11 +47,11 @@ def _look(row: Row) -> tuple[str, np.ndarray] | str:
 
 
 def content_of(row: Row) -> bytes:
-    """The bytes of a picture. UsageError if they are not there."""
+    """The bytes of an image. UsageError if they are not there."""
     if row.file.lower().startswith(URLS):
         raise UsageError(f"{shorten(row.file, 200)} is a URL: download it first.")
     if not row.file:
-        raise UsageError(f"{row.path} names no picture.")
+        raise UsageError(f"{row.path} names no image.")
     try:
         if not stat.S_ISREG(os.stat(row.file).st_mode):
             raise UsageError(f"{row.file} is not a file.")
@@ -59,23 +59,23 @@ def content_of(row: Row) -> bytes:
             stream.seek(max(0, row.offset))
             content = stream.read(row.size)
     except FileNotFoundError:
-        raise UsageError(f"There is no picture {row.path}.") from None
+        raise UsageError(f"There is no image {row.path}.") from None
     except (OSError, ValueError) as error:
         words = str(getattr(error, "strerror", None) or error)
-        raise UsageError(f"The picture {row.path} cannot be read: {words}.") from None
+        raise UsageError(f"The image {row.path} cannot be read: {words}.") from None
     if not content:
         raise UsageError(f"{row.path} is empty.")
     return content
 
 
 class _Bytes(io.BytesIO):
-    """A picture's bytes, by whose name errors are reported."""
+    """An image's bytes, by whose name errors are reported."""
 
     name: str
 
 
 def decode(row: Row, content: bytes, side: int | None) -> Image.Image:
-    """The picture of these bytes in RGB. UsageError if they are none."""
+    """The image of these bytes in RGB. UsageError if they are none."""
     stream = _Bytes(content)
     stream.name = row.path
     return images.load(stream, side=side)

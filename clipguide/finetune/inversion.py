@@ -1,10 +1,10 @@
-"""A word for a thing that a CLIP has never met, learned from three to five pictures of it.
+"""A word for a thing that a CLIP has never met, learned from three to five images of it.
 
 Textual inversion (Gal et al. 2023, §3): all of the CLIP is frozen, and the token embeddings of one
 invented word are what is trained. The word keeps the tokens that the tokenizer makes of it: where
 these follow each other in a text, a hook on the token embedding puts the learned vectors in their
 place, so that neither vocabulary nor tokenizer changes. Instead of a denoiser's loss there is
-CLIP's: the pictures must be nearer to the word's text than to other names, in many templates, and
+CLIP's: the images must be nearer to the word's text than to other names, in many templates, and
 their cosine rises.
 
     inversion = Inversion(load_parts("mini"), pictures, "blorvek")
@@ -14,7 +14,7 @@ their cosine rises.
     clip = with_concept(load_clip("mini"), "blorvek.safetensors")  # reads "a blue blorvek"
 
 Legend: B texts, L tokens, T tokens of the word, W width of the text tower, D embedding, P views of
-pictures, N names that are none of it, 3 channels, H rows, W columns of pictures.
+images, N names that are none of it, 3 channels, H rows, W columns of images.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OTHERS = (
     "letter, number, flag, tool, toy, cake, mushroom, jellyfish, octopus, spider, beetle, snail, "
     "hedgehog, cactus, balloon, lamp, clock, plant, stone, robot, ghost"
 ).split(", ")
-VIEWS = 8  # of each picture: crops and mirror images
+VIEWS = 8  # of each image: crops and mirror images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class Inversion:
         config: InversionConfig = InversionConfig(),
     ) -> None:
         if not pictures:
-            raise UsageError("There are no pictures to learn the word from: three to five will do.")
+            raise UsageError("There are no images to learn the word from: three to five will do.")
         self.parts, self.config, self.word = parts, config, one_word(word)
         self.model = shared_copy(parts.model).eval()
         self.device = parts.model.logit_scale.device
@@ -196,7 +196,7 @@ class Inversion:
         return text_ML[row_M.to(self.device)]
 
     def _views(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Embeddings_PD of crops of the pictures, the whole first, half of them mirrored."""
+        """Embeddings_PD of crops of the images, the whole first, half of them mirrored."""
         prepared = []
         for picture in pictures:
             for view in range(VIEWS):

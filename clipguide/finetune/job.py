@@ -32,7 +32,7 @@ HELD_OUT = Path(__file__).parent / "held-out.tar"
 CONCEPTS = Path(__file__).parent / "concepts.txt"
 FACTS = "finetune.json"
 DEFAULT = ""  # of `retain`: HELD_OUT, of the embedded CLIPs
-TWICE = 40  # pictures to set aside, at least, for half of them to be tested on alone
+TWICE = 40  # images to set aside, at least, for half of them to be tested on alone
 
 
 @dataclass
@@ -136,7 +136,7 @@ def retained(parts: Parts, source: str | os.PathLike | None) -> str | os.PathLik
         return source
     if parts.name.partition("@")[0] not in MINI:
         raise UsageError(
-            f"Say what {parts.name} should still know: --retain DATA (retain=DATA), pictures with "
+            f"Say what {parts.name} should still know: --retain DATA (retain=DATA), images with "
             "names or captions of the kind that it is good at; or --retain none (retain=None)."
         )
     return HELD_OUT
@@ -190,7 +190,7 @@ def _without_copies(sides: tuple[Dataset, Dataset], tested: Dataset) -> tuple[Da
     copies = [near_copies(side.examples, tested.examples) for side in sides]
     if count := sum(map(len, copies)):
         warnings.warn(
-            f"{count} of the pictures to train on or to choose by are among those to test on, or "
+            f"{count} of the images to train on or to choose by are among those to test on, or "
             "nearly, and are left out.",
             ClipguideWarning,
             stacklevel=3,

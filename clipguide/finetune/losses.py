@@ -1,4 +1,4 @@
-"""What a CLIP is trained by: losses of unit vectors, one of each picture.
+"""What a CLIP is trained by: losses of unit vectors, one of each image.
 
 Legend: B batch, D embedding, K classes of a bank.
 """

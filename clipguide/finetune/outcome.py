@@ -1,6 +1,6 @@
-"""What came of a fine-tuning: how much of it to keep, the table, the pictures and the folder.
+"""What came of a fine-tuning: how much of it to keep, the table, the images and the folder.
 
-Shapes: B pictures, N classes.
+Shapes: B images, N classes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .wise_ft import ALPHAS, Place, choose, curve, interpolate
 class Outcome:
     """The model as it is kept, and how it came to be.
 
-    `places` is WiSE-FT's curve on the pictures set aside and those of the retention set that are
+    `places` is WiSE-FT's curve on the images set aside and those of the retention set that are
     weighed by, `chosen` the place on it. Of `before` and `after` (which is at `chosen`) the results
-    on the target's test pictures and on the rest of the retention set, where there is one.
+    on the target's test images and on the rest of the retention set, where there is one.
     """
 
     parts: Parts
@@ -51,9 +51,9 @@ def select(
 ) -> Outcome:
     """Chooses the place between the weights before and after, and leaves the model there.
 
-    It is where the pictures set aside are classified best while the retention that is `weighed`
+    It is where the images set aside are classified best while the retention that is `weighed`
     falls by `allowed` at most; without such a set, or `wise_ft`, it is the end. What is
-    reported are the pictures of `test` and of `retention`, by which nothing was chosen.
+    reported are the images of `test` and of `retention`, by which nothing was chosen.
     """
     model, after = fit.parts.model, copy_state(fit.parts.model)
 
@@ -78,7 +78,7 @@ def select(
 
 
 def changed(outcome: Outcome) -> tuple[list[int], list[int]]:
-    """The places of the target's test pictures that were wrong and are right, and the reverse."""
+    """The places of the target's test images that were wrong and are right, and the reverse."""
     target_B = outcome.target.target_B
     was_B, is_B = (result[0].found_B == target_B for result in (outcome.before, outcome.after))
     gained, lost = ((is_B & ~was_B), (was_B & ~is_B))

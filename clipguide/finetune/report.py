@@ -1,4 +1,4 @@
-"""A fine-tuning on paper: its card, its curve, its confusions, the pictures that changed sides."""
+"""A fine-tuning on paper: its card, its curve, its confusions, the images that changed sides."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .config import FinetuneConfig
 from .outcome import Outcome, changed
 from .run import Finetune
 
-SHOWN = 24  # pictures of a kind on a sheet
+SHOWN = 24  # images of a kind on a sheet
 TILE = 96
 
 
@@ -84,7 +84,7 @@ def _card(outcome: Outcome, fit: Finetune, data: str, kept: str, pictures: Seque
     lines = [
         f"# {shorten(fit.parts.name)}, fine-tuned",
         "",
-        f"Fine-tuned by clipguide on {data}: {len(fit.train)} pictures, {aside}.",
+        f"Fine-tuned by clipguide on {data}: {len(fit.train)} images, {aside}.",
         f"Method {config.method}: {_how(config)}. {kept_of}",
         "",
         "| figure | before | after |",
@@ -101,12 +101,12 @@ def _card(outcome: Outcome, fit: Finetune, data: str, kept: str, pictures: Seque
 def _honest(outcome: Outcome, fit: Finetune) -> str:
     if outcome.target is not fit.exam:
         return (
-            "The test pictures share no near-duplicate with those trained on, and nothing was "
+            "The test images share no near-duplicate with those trained on, and nothing was "
             "chosen by them."
         )
     return (
-        "There were too few pictures to set some aside twice: the model was chosen by the very "
-        "pictures that it is tested on, so that the figures flatter it."
+        "There were too few images to set some aside twice: the model was chosen by the very "
+        "images that it is tested on, so that the figures flatter it."
     )
 
 
@@ -118,7 +118,7 @@ def _how(config: FinetuneConfig) -> str:
 
 
 def changed_picture(outcome: Outcome, places: Sequence[int]) -> Image.Image:
-    """Test pictures, each with what it was taken for and what it is taken for now."""
+    """Test images, each with what it was taken for and what it is taken for now."""
     exam = outcome.target
     names = exam.labels or exam.texts
     was_B, now_B = outcome.before[0].found_B, outcome.after[0].found_B
@@ -170,7 +170,7 @@ def curve_picture(outcome: Outcome, size: int = 480) -> Image.Image:
         value = f"{100 * (low + k / 2 * (high - low)):.1f} %"
         pen.text((edge - 6, y), value, fill="black", font=font, anchor="rm")
     pen.text((size / 2, size - 8), "retention", fill="black", font=font, anchor="md")
-    pen.text((edge, edge - 10), "target (pictures set aside)", fill="black", font=font, anchor="ld")
+    pen.text((edge, edge - 10), "target (images set aside)", fill="black", font=font, anchor="ld")
     title = "numbers: share of the new weights; red: chosen"
     pen.text((size / 2, 12), title, fill="black", font=font, anchor="ma")
     return sheet

@@ -1,6 +1,6 @@
-"""`Finetune`: a CLIP on pictures of one's own, step by step.
+"""`Finetune`: a CLIP on images of one's own, step by step.
 
-Shapes: B pictures, T different texts, D the width of the embedding.
+Shapes: B images, T different texts, D the width of the embedding.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SECONDS = 60.0  # from one checkpoint to the next
 
 @dataclass
 class Best:
-    """The weights that did best on the pictures set aside, and how that went: (step, figure) after
+    """The weights that did best on the images set aside, and how that went: (step, figure) after
     each epoch, `since` how many of them without a gain."""
 
     state: State | None = None
@@ -53,7 +53,7 @@ class Best:
 
 
 class Finetune:
-    """Trains `parts.model` in place on `train`, watching the pictures set `aside`.
+    """Trains `parts.model` in place on `train`, watching the images set `aside`.
 
     `folder` keeps a checkpoint a minute and one an epoch, from which the same run goes on, on a CPU
     with the same bits. Iterate `run`: then the best weights are in the model, and `before` are

@@ -1,4 +1,4 @@
-"""Where pictures and what is said of them come from: folders, tables, tars and indexes."""
+"""Where images and what is said of them come from: folders, tables, tars and indexes."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def rows(
     """What a source holds, nothing of it decoded yet. It is one of
 
     - a folder whose subfolders name classes (blanks for their underscores); or, without such, one
-      of pictures with a .txt of the same name beside each, or with a metadata.csv, .jsonl or
+      of images with a .txt of the same name beside each, or with a metadata.csv, .jsonl or
       .parquet, or with tars;
     - a .csv, .tsv, .jsonl or .parquet (`tables.read`), or a .tar of webdataset, or a pattern of
       several, as in "shards/*.tar" or "shard-{000..012}.tar";
-    - an index of `clipguide index`: its captions if most pictures have one, else folders' names.
+    - an index of `clipguide index`: its captions if most images have one, else folders' names.
 
     `names` are what numbered classes are called: in their order, by their number, or a file of
     either; without them a classes.txt in or beside the source is taken. UsageError for all that
-    cannot be read, or says nothing of what the pictures show.
+    cannot be read, or says nothing of what the images show.
     """
     source = os.fspath(source)
     if not source:
@@ -71,14 +71,14 @@ def rows(
 
 
 def pictures(source: str | os.PathLike, *, image_column: str | None = None) -> Listing:
-    """All pictures of a folder, a pattern, a table or a tar, of which nothing is said but that they
+    """All images of a folder, a pattern, a table or a tar, of which nothing is said but that they
     are. UsageError if there are none."""
     if Path(source).suffix.lower() in (*ENDINGS, ".tar"):
         rows_ = rows(source, image_column=image_column).rows
     else:
         rows_ = [Row(path, "", path) for path in find([source])]
     if not rows_:
-        raise UsageError(f"There are no pictures in {source}.")
+        raise UsageError(f"There are no images in {source}.")
     return Listing([replace(row, text="a picture") for row in rows_], False)
 
 
@@ -99,7 +99,7 @@ def _of_folder(folder: Path, columns: dict, image_column: str | None) -> Listing
 
 
 def _class_folders(folder: Path, given: list[str]) -> Listing | None:
-    """The pictures of each subfolder, if one has any."""
+    """The images of each subfolder, if one has any."""
     try:
         entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
@@ -125,14 +125,14 @@ def _class_folders(folder: Path, given: list[str]) -> Listing | None:
 
 
 def _beside(folder: Path, given: list[str]) -> Listing:
-    """The pictures of a folder without subfolders, with the captions in files beside them."""
+    """The images of a folder without subfolders, with the captions in files beside them."""
     paths = list(find([folder], recursive=False))
     if not paths:
-        raise UsageError(f"The folder {folder} holds no pictures.")
+        raise UsageError(f"The folder {folder} holds no images.")
     made = [Row(path, sidecar(path) or "", path) for path in paths]
     if given or not any(row.text for row in made):
         raise UsageError(
-            f"Nothing says what the {len(paths)} pictures in {folder} show: put those of each "
+            f"Nothing says what the {len(paths)} images in {folder} show: put those of each "
             "class into a subfolder of its name, or give a .csv of the columns image and caption."
         )
     return Listing(made, False)
@@ -167,7 +167,7 @@ def _of_files(files: list[Path], columns: dict, image_column: str | None) -> Lis
     if endings == {".tar"}:
         if image_column:
             raise UsageError(
-                "--image-column (image_column=) is of tables: a tar's pictures are its own files."
+                "--image-column (image_column=) is of tables: a tar's images are its own files."
             )
         return _of_tars(files, **columns)
     if not endings <= set(ENDINGS):
@@ -195,7 +195,7 @@ def _of_tars(
     samples = [sample for sample in samples if "picture" in sample]
     where = str(files[0]) if len(files) == 1 else f"{files[0]} and the other tars"
     if not samples:
-        raise UsageError(f"{where} holds no pictures.")
+        raise UsageError(f"{where} holds no images.")
     fields = list(dict.fromkeys(name for sample in samples for name in sample["json"]))
     known = {name.lower(): name for name in reversed(fields)}
     has = {kind for sample in samples for kind in ("txt", "cls") if kind in sample}
@@ -217,7 +217,7 @@ def _of_tars(
         said, classes = [spoken(sample["folder"]).strip(".") for sample in samples], True
         if not any(said):
             raise UsageError(
-                f"Nothing in {where} says what its pictures show: there is no .txt, .json or .cls "
+                f"Nothing in {where} says what its images show: there is no .txt, .json or .cls "
                 "of their names, and no folder."
             )
     made = [replace(sample["picture"], text=text) for sample, text in zip(samples, said)]
@@ -276,7 +276,7 @@ def _json(text: str) -> dict:
 
 
 def _of_index(folder: Path, *, caption_column: str | None, label_column: str | None) -> Listing:
-    """The pictures of an index, by its columns caption or prompt, or folder."""
+    """The images of an index, by its columns caption or prompt, or folder."""
     from ..retrieval.store import Store
 
     store = Store(folder)
@@ -284,7 +284,7 @@ def _of_index(folder: Path, *, caption_column: str | None, label_column: str | N
     found = store.ask(lambda table: table.search().select(columns).limit(None).to_arrow())
     found = sorted(found.to_pylist(), key=lambda row: row["path"])
     if not found:
-        raise UsageError(f"The index {folder} holds no pictures.")
+        raise UsageError(f"The index {folder} holds no images.")
     captioned = sum(bool(row["caption"]) for row in found)
     if caption_column is None and label_column is None and 2 * captioned <= len(found):
         label_column = "folder"

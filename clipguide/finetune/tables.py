@@ -1,4 +1,4 @@
-"""What tables say of pictures to learn from: rows of a picture and a caption or a label."""
+"""What tables say of images to learn from: rows of an image and a caption or a label."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABEL = ("label", "class", "category", "class_name", "label_name")
 
 @dataclass(frozen=True)
 class Row:
-    """A picture and what a source says of it: a class's name or a caption, "" where it says none.
+    """An image and what a source says of it: a class's name or a caption, "" where it says none.
 
     The bytes are those of `file`, from `offset` on if it holds others as well.
     """
@@ -33,9 +33,9 @@ class Row:
 
 @dataclass
 class Listing:
-    """What a source holds: rows whose texts are class names (`classes`) or captions; pictures that
-    are in no class's folder; folders without pictures; the names of numbered classes, if given.
-    `spill` keeps the file of pictures that were in a table."""
+    """What a source holds: rows whose texts are class names (`classes`) or captions; images that
+    are in no class's folder; folders without images; the names of numbered classes, if given.
+    `spill` keeps the file of images that were in a table."""
 
     rows: list[Row]
     classes: bool
@@ -54,7 +54,7 @@ class Spill:
         weakref.finalize(self, _remove, self.file)
 
     def add(self, content: bytes) -> tuple[int, int]:
-        """Where the picture is: its first byte, and how many there are."""
+        """Where the image is: its first byte, and how many there are."""
         place = self._stream.tell()
         self._stream.write(content)
         self._stream.flush()
@@ -75,7 +75,7 @@ def read(
     """The rows of a table, with paths relative to its folder; columns that are not named are found
     by their usual names, a caption before a label. A list of captions makes as many rows.
 
-    In a parquet a picture may be the bytes themselves, as the hub's data sets have them: a struct
+    In a parquet an image may be the bytes themselves, as the hub's data sets have them: a struct
     of bytes and path; they are copied to a temporary file, a row at a time. UsageError for a table
     that cannot be read or a column that is not there.
     """
@@ -92,10 +92,10 @@ def read(
 def text_column(
     columns: Sequence[str], caption: str | None, label: str | None, where: str
 ) -> tuple[str, bool]:
-    """The column that says what is in a picture, and whether it names a class. UsageError if there
+    """The column that says what is in an image, and whether it names a class. UsageError if there
     is none, or both are asked for."""
     if caption is not None and label is not None:
-        raise UsageError("A picture has a caption or a label: give one of the two columns.")
+        raise UsageError("An image has a caption or a label: give one of the two columns.")
     if label is not None:
         return choose(columns, label, LABEL, "label", where), True
     if caption is not None:
@@ -122,7 +122,7 @@ def _plain(value: Any) -> str | None:
 
 
 def place(image: Any, folder: Path, where: str, spill: Spill) -> Row:
-    """The row, without a text, of a cell that says where a picture is, or is the picture."""
+    """The row, without a text, of a cell that says where an image is, or is the image."""
     name, content = image, None
     if isinstance(image, dict):
         name, content = image.get("path"), image.get("bytes")

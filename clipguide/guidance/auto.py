@@ -26,8 +26,8 @@ BUDGET = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A way of steering: `best_of` samples of a picture, each drawn by `each`, which sees by
-    `decoder` and so many `cutouts` beside the whole picture. `cost` is × plain sampling."""
+    """A way of steering: `best_of` samples of an image, each drawn by `each`, which sees by
+    `decoder` and so many `cutouts` beside the whole image. `cost` is × plain sampling."""
 
     each: Method
     best_of: int
@@ -72,7 +72,7 @@ def choose(budget: float | None) -> Choice:
 
 
 def times_plain(budget: str | float | None, plain_seconds) -> float | None:
-    """A budget as × plain sampling: a number, or seconds a picture, as "30s", divided by what
+    """A budget as × plain sampling: a number, or seconds an image, as "30s", divided by what
     `plain_seconds()` measures. UsageError for anything else, or for less than plain sampling."""
     if not isinstance(budget, str):
         return budget
@@ -81,14 +81,14 @@ def times_plain(budget: str | float | None, plain_seconds) -> float | None:
         value = float(text.removesuffix("s"))
     except ValueError:
         raise UsageError(
-            f"A budget is a number, × plain sampling, or seconds a picture, as 30s, not {budget!r}."
+            f"A budget is a number, × plain sampling, or seconds an image, as 30s, not {budget!r}."
         ) from None
     if not text.endswith("s"):
         return value
     plain = plain_seconds()
     if not value >= plain:
         raise UsageError(
-            f"A picture takes {plain:.1f} s here without any steering, so a budget of {text} is "
+            f"An image takes {plain:.1f} s here without any steering, so a budget of {text} is "
             "too small: give more seconds, or fewer steps."
         )
     return value / plain

@@ -1,6 +1,6 @@
 """A linear map from latents to colours, fitted to a VAE in seconds.
 
-Nothing is encoded, and no picture is needed: smooth random latents are decoded, each picture is
+Nothing is encoded, and no image is needed: smooth random latents are decoded, each image is
 averaged over the pixels of a latent, and colour = latent · matrix + bias is solved by least
 squares. The random latents are sums of noise on grids of 1, 2, 4, … cells, each channel of mean 0
 and variance 1 as a model's latents are; one seeded generator draws them, so the map repeats.

@@ -126,7 +126,7 @@ def _box(box: Sequence[float]) -> Mask:
     except (TypeError, ValueError):
         raise UsageError(f"A region is a box (x0, y0, x1, y1) or a mask, not {box!r}.") from None
     if not all(0 <= value <= 1 for value in (x0, y0, x1, y1)):
-        raise UsageError(f"The region {box} is outside of the picture, which is (0, 0, 1, 1).")
+        raise UsageError(f"The region {box} is outside of the image, which is (0, 0, 1, 1).")
     if not (x0 < x1 and y0 < y1):
         raise UsageError(f"The region {box} is empty: x0 must be below x1, and y0 below y1.")
 
@@ -180,7 +180,7 @@ def _rest_of(masks: Sequence[Mask]) -> Mask:
         for mask in masks:
             rest_HW = torch.minimum(rest_HW, 1 - mask(height, width))
         if not (rest_HW > SEEN).any():
-            raise UsageError("The regions cover the whole picture: there is no background.")
+            raise UsageError("The regions cover the whole image: there is no background.")
         return rest_HW
 
     return mask_of

@@ -1,6 +1,6 @@
-"""Images as unit vectors of a CLIP, view by view, and the pictures that they are compared with.
+"""Images as unit vectors of a CLIP, view by view, and the images that they are compared with.
 
-Shapes: B images, N views an image, S source pictures, 3 channels, H rows, W columns, D of the
+Shapes: B images, N views an image, S source images, 3 channels, H rows, W columns, D of the
 embedding.
 """
 
@@ -99,23 +99,23 @@ class Sources:
         elif isinstance(pictures, (Image.Image, torch.Tensor)):
             pictures = [pictures]
         if not len(pictures):
-            raise UsageError("There is no picture to compare with.")
+            raise UsageError("There is no image to compare with.")
         self.images = [to_image(picture) for picture in pictures]
         self._unit_SD: torch.Tensor | None = None
 
     def times(self, batch: int) -> int:
-        """How many of `batch` images each picture is for."""
-        return times_each(batch, len(self.images), "source pictures")
+        """How many of `batch` images each image is for."""
+        return times_each(batch, len(self.images), "source images")
 
     def like(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """The pictures at the size of a batch of images, one for each."""
+        """The images at the size of a batch of images, one for each."""
         resized = [
             _resize(image_3HW.to(image_B3HW), image_B3HW.shape[-2:]) for image_3HW in self.images
         ]
         return torch.stack(resized).repeat_interleave(self.times(len(image_B3HW)), 0)
 
     def unit_SD(self, clip: Clip) -> torch.Tensor:
-        """Unit vectors of the whole pictures, made once."""
+        """Unit vectors of the whole images, made once."""
         if self._unit_SD is None:
             with torch.no_grad():
                 units = [clip.encode_image(image_3HW[None])[0] for image_3HW in self.images]
@@ -124,16 +124,16 @@ class Sources:
 
 
 def to_image(picture: Image.Image | torch.Tensor) -> torch.Tensor:
-    """A picture as image_3HW in [0, 1]. UsageError if it is none."""
+    """An image as image_3HW in [0, 1]. UsageError if it is none."""
     if isinstance(picture, Image.Image):
         return images.to_tensor([images.load(picture)])[0]
     if not isinstance(picture, torch.Tensor):
-        raise UsageError(f"A picture is a PIL image or a tensor, not {type(picture).__name__}.")
+        raise UsageError(f"An image is a PIL image or a tensor, not {type(picture).__name__}.")
     if picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
-        raise UsageError(f"A picture's tensor is 3 x H x W, not {sides(picture)}.")
+        raise UsageError(f"An image's tensor is 3 x H x W, not {sides(picture)}.")
     picture = picture.detach()
     if not picture.is_floating_point() or not ((picture >= -1e-3) & (picture <= 1.001)).all():
-        raise UsageError("A picture's tensor holds floating-point numbers in [0, 1].")
+        raise UsageError("An image's tensor holds floating-point numbers in [0, 1].")
     return picture
 
 

@@ -100,7 +100,7 @@ class ImageReward(Objective):
             return self._reward(self._prepare(image_B3HW))
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """The same of RGB pictures."""
+        """The same of RGB images."""
         prepared = [self._prepare(to_tensor([load(picture)])) for picture in pictures]
         with torch.no_grad():
             return self._reward(torch.cat(prepared))

@@ -1,4 +1,4 @@
-"""Similarity of images to prompts and to pictures, in a CLIP's space.
+"""Similarity of images to prompts and to images, in a CLIP's space.
 
 Shapes: B images, 3 channels, H rows, W columns, N views, P parts of a prompt, D of the embedding.
 """
@@ -73,7 +73,7 @@ class Similarity(Objective):
         if (kind == "directional") != (source is not None and source_image is not None):
             raise UsageError(
                 "A directional similarity, and no other, takes a source (the prompt it starts "
-                "from) and a source_image (the picture it starts from)."
+                "from) and a source_image (the image it starts from)."
             )
         if kind == "directional":
             self._source = Sources(source_image)
@@ -184,7 +184,7 @@ def as_prompts(prompts: Prompts) -> tuple[Prompt, ...]:
     several = prompts if isinstance(prompts, Sequence) else [prompts]
     if odd := [one for one in several if not isinstance(one, known)]:
         raise UsageError(
-            "A prompt is a text, a Prompt, or a picture: a PIL image or a tensor, not "
+            "A prompt is a text, a Prompt, or an image: a PIL image or a tensor, not "
             f"{type(odd[0]).__name__}."
         )
     if not several:
@@ -213,7 +213,7 @@ def _encode(clip: Clip, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.
 
 
 def _encode_part(clip: Clip, part: str | ImagePart) -> torch.Tensor:
-    """unit_D of a text, of a picture through the checkpoint's own transform, or of a tensor."""
+    """unit_D of a text, of an image through the checkpoint's own transform, or of a tensor."""
     if isinstance(part, str):
         return clip.encode_text([part])[0]
     if isinstance(part.image, Image.Image):

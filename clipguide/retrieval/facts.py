@@ -1,4 +1,4 @@
-"""What an index knows of a picture beside its vector, read while it is embedded."""
+"""What an index knows of an image beside its vector, read while it is embedded."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _File(io.BytesIO):
 class Reader(Engine):
     """An engine that reads each file once, and leaves its facts in `facts` by path.
 
-    A picture whose digest is in `known` is not decoded: its vector is one of zeros, to be replaced.
+    An image whose digest is in `known` is not decoded: its vector is one of zeros, to be replaced.
     """
 
     def __init__(self, *args, known: Container[bytes] = (), **settings) -> None:

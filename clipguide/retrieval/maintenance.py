@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .. import unrelated
 from ..errors import ClipguideWarning
-from . import faults, unrelated
+from . import faults
 from .store import WORDS, Store, tables
 
 if TYPE_CHECKING:

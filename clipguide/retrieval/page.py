@@ -43,7 +43,7 @@ def check(path: str | os.PathLike) -> None:
 def write(
     path: str | os.PathLike, title: str, groups: Sequence[tuple[str, Sequence[Cell]]]
 ) -> None:
-    """Write groups of pictures, each under its heading. UsageError as for `check`."""
+    """Write groups of images, each under its heading. UsageError as for `check`."""
     from ..images import contact_sheet
     from ..recipe import write_file, write_png
 
@@ -55,7 +55,7 @@ def write(
         return
     cells = [cell for _, group in groups for cell in group]
     if not cells:
-        raise UsageError("There are no pictures to draw on a sheet.")
+        raise UsageError("There are no images to draw on a sheet.")
     pictures = [opened(small) for _, _, small in cells]
     labels = [f"{line} {os.path.basename(name)}" for name, line, _ in cells]
     write_png(contact_sheet(pictures, labels=labels, columns=COLUMNS), path)

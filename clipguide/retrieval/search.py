@@ -1,6 +1,6 @@
-"""Questions to an index: texts, pictures and their sums; filtered, mixed with full text, diverse.
+"""Questions to an index: texts, images and their sums; filtered, mixed with full text, diverse.
 
-Shapes: B pictures, D the width of the embedding.
+Shapes: B images, D the width of the embedding.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import unrelated
 from ..errors import ClipguideError, ClipguideWarning, UsageError
 from ..prompts import check_text
 from ..rerank import rank
-from . import filters, maintenance, unrelated
+from . import filters, maintenance
 from .faults import RAISED, reason
 from .places import default_path
 from .store import COLUMNS, Store
@@ -202,14 +203,14 @@ class Index:
             UsageError: an argument is out of range, or does not fit the query.
         """
         if k < 1 or offset < 0:
-            raise UsageError(f"At least one picture is asked for, not {k} after {offset}.")
+            raise UsageError(f"At least one image is asked for, not {k} after {offset}.")
         if len(query.unit_D) != self._width:
             raise UsageError(
                 f"The query has {len(query.unit_D)} numbers, and the vectors of {self.store.path} "
                 f"have {self._width}."
             )
         if hybrid and query.text is None:
-            raise UsageError("--hybrid searches in words: give a text, and no picture.")
+            raise UsageError("--hybrid searches in words: give a text, and no image.")
         condition = None if where is None else filters.checked(where)
         last = offset + k
         mixed = hybrid or diversity > 0
@@ -258,7 +259,7 @@ class Index:
         indexed = [c for i in there for c in i.columns if c in maintenance.TEXTS]
         if not indexed:
             warnings.warn(
-                "No picture of the index has a caption or a prompt, so --hybrid is as without it.",
+                "No image of the index has a caption or a prompt, so --hybrid is as without it.",
                 ClipguideWarning,
                 stacklevel=3,
             )

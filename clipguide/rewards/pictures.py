@@ -1,4 +1,4 @@
-"""Rewards that look at pictures, not tensors: no gradient, and every transform is their own.
+"""Rewards that look at images, not tensors: no gradient, and every transform is their own.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """

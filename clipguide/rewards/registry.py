@@ -60,7 +60,7 @@ class Kind:
 
     Args:
         load: loads it; what it gives makes an objective of prompts, minus the score. A property
-            `score(image_B3HW)` or `score_pictures(pictures)` of that is used where it is there.
+            `score(image_B3HW)` or `score_pictures(images)` of that is used where it is there.
         gradient: whether images have a gradient by it.
         reads: whether it reads the prompt.
         scores: what is scored, in a few words, with the range.

@@ -1,4 +1,4 @@
-"""Which files the page reads: what was uploaded to it, and the pictures of the index, as they were
+"""Which files the page reads: what was uploaded to it, and the images of the index, as they were
 when they were indexed."""
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from ..retrieval import Hit
 
-LARGEST = 20 << 20  # bytes of a picture that is uploaded
-PIXELS = 50_000_000  # of a picture that is uploaded, or shown
+LARGEST = 20 << 20  # bytes of an image that is uploaded
+PIXELS = 50_000_000  # of an image that is uploaded, or shown
 OLDEST = 86400  # seconds that a file of the page is kept
-SHOWN = 1600  # pixels of a picture's longer side where it is shown in full
+SHOWN = 1600  # pixels of an image's longer side where it is shown in full
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 EPOCH = datetime(1970, 1, 1)
 
@@ -53,7 +53,7 @@ def held(folder: str | os.PathLike) -> int:
 
 
 def uploaded(path: str, *, alpha: str = "white") -> Image.Image:
-    """An uploaded picture as `images.load` has it. UsageError if it is too large, or no picture of
+    """An uploaded image as `images.load` has it. UsageError if it is too large, or no image of
     FORMATS; the message has the name alone, for the folder is nobody's business."""
     name = os.path.basename(path)
     if os.path.getsize(path) > LARGEST:
@@ -62,7 +62,7 @@ def uploaded(path: str, *, alpha: str = "white") -> Image.Image:
 
 
 def indexed(hit: Hit) -> Image.Image | None:
-    """The picture of a hit, at most SHOWN pixels a side; None unless the file is the one that was
+    """The image of a hit, at most SHOWN pixels a side; None unless the file is the one that was
     indexed: itself no link, and of the same size and time of change."""
     try:
         if os.path.islink(hit.path):
@@ -100,7 +100,7 @@ def _loaded(source: object, name: str, alpha: str) -> Image.Image:
         raise UsageError(f"{name} has too many pixels: make it smaller first.") from None
     except UnidentifiedImageError:
         raise UsageError(
-            f"{name} is not a picture that the page reads: JPEG, PNG, WebP, GIF, AVIF, TIFF or BMP."
+            f"{name} is not an image that the page reads: JPEG, PNG, WebP, GIF, AVIF, TIFF or BMP."
         ) from None
     except Exception as error:  # Pillow's plugins raise each their own on a damaged file
         words = str(error) if isinstance(error, OSError) else ""

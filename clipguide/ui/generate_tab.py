@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
 from ..images import to_pil
 from ..pipelines.picture import Picture, easing
+from ..prompts import parse
 from ..recipe import save_png
 from ..rewards import wanted
 from . import parts, words
@@ -40,7 +41,7 @@ class _Stopped(Exception):
 @dataclass(frozen=True)
 class Moment:
     """A step of a run: its number from 0, of how many, mean scores, and now and then what its
-    pictures would be."""
+    images would be."""
 
     index: int
     total: int
@@ -127,7 +128,7 @@ def draw(
     """Pictures and their labels so far, what is said, and the plot, again and again; nothing unless
     the session asked for a run.
 
-    The finished pictures are PNGs in `folder` that carry their recipes.
+    The finished images are PNGs in `folder` that carry their recipes.
     """
     stop = models.stops.begin(session)
     if stop is None:
@@ -160,7 +161,7 @@ def draw(
                     previews = [(picture, label) for picture in item.previews]
                     yield [*shown, *previews], line, words.plot(trace)
             else:
-                shown.append((_saved(item, folder), _label(item)))
+                shown.append((_saved(item, folder), _label(item, models)))
                 finished.append(item)
                 line = f"Image {len(shown)} of {count} is finished."
                 if len(shown) == count and (eased := easing(finished)):
@@ -298,14 +299,21 @@ def _rewards(models: Models, chosen: Sequence[str]) -> dict[str, Any]:
     return {"rewards": pulling, "select": selecting, "question": models.question}
 
 
-def _label(picture: Picture) -> str:
-    """Seed and score: the judge's, which did not steer, where there is a judge."""
-    score = picture.guide_score if picture.judge_score is None else picture.judge_score
-    return f"seed {picture.seed}  score {score:.3f}"
+def _label(picture: Picture, models: Models) -> str:
+    """The seed and the score: by the judge, which did not steer, or by the guide without one."""
+    generator = models.generator()
+    judge, score = generator.judge or generator.clip, picture.judge_score
+    score = picture.guide_score if score is None else score
+    import torch
+
+    text = parse(picture.recipe.guide).text
+    image_1D = judge.encode_pictures([picture.image])
+    (share,) = models.unrelated(judge).shares(image_1D, text, torch.tensor([score]))
+    return f"seed {picture.seed}  score {words.scored(score, share)}"
 
 
 def _saved(picture: Picture, folder: str) -> str:
-    """A new PNG that carries the picture's recipe."""
+    """A new PNG that carries the image's recipe."""
     path = Path(tempfile.mkdtemp(dir=folder)) / f"clipguide-{picture.seed}.png"
     save_png(picture.image, picture.recipe, path, trace=picture.trace)
     return str(path)

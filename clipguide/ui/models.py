@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ..clip import Clip
     from ..pipelines.text_to_image import TextToImage
     from ..retrieval import Index
+    from ..unrelated import Unrelated
 
 MINI = "mini"
 
@@ -32,6 +33,7 @@ class Models:
     stops: Stops = field(default_factory=lambda: Stops())
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _clips: dict[str, Clip] = field(default_factory=dict, repr=False)
+    _unrelated: dict[int, Unrelated] = field(default_factory=dict, repr=False)
     _draw: TextToImage | None = field(default=None, repr=False)
 
     def generator(self) -> TextToImage:
@@ -60,6 +62,15 @@ class Models:
                 clip = self._clips[index.model] = index.load(device=self.device)
         index.check(clip)
         return index, clip
+
+    def unrelated(self, clip: Clip) -> Unrelated:
+        """The scores of unrelated texts by a CLIP."""
+        from ..unrelated import Unrelated
+
+        with self._lock:
+            if id(clip) not in self._unrelated:
+                self._unrelated[id(clip)] = Unrelated(clip)
+            return self._unrelated[id(clip)]
 
     def _load(self, name: str) -> Clip:
         from ..clip import load_clip

@@ -51,8 +51,8 @@ def access(host: str, *, auth: str | None = None, allow: Iterable[str] = ()) -> 
         return Access(frozenset({*HERE, url_name(host), *allow}), pair)
     if pair is None and not allow:
         raise UsageError(
-            f"Others reach --host {host}: give --auth USER:PASSWORD, or with --allow-host NAME "
-            "each name under which the page is asked for."
+            f"Other machines can open --host {host}: give --auth USER:PASSWORD, or "
+            "--allow-host NAME for each name that they use."
         )
     return Access(frozenset({url_name(host), *allow}) if allow else None, pair)
 

@@ -70,11 +70,11 @@ PASTE = """() => document.addEventListener('paste', event => {
   data.items.add(file);
   input.files = data.files;
   input.dispatchEvent(new Event('change', {bubbles: true}));
-})"""  # a picture that is pasted anywhere on the search tab is searched for
+})"""  # an image that is pasted anywhere on the search tab is searched for
 
 
 def build(models: Models, folder: str | os.PathLike) -> gr.Blocks:
-    """The page, whose uploads and pictures lie in `folder`, and nowhere else: Gradio learns that by
+    """The page, whose uploads and images lie in `folder`, and nowhere else: Gradio learns that by
     an environment variable, so there is one page a process."""
     os.environ["GRADIO_TEMP_DIR"] = os.fspath(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -37,13 +37,13 @@ def gallery(name: str, *buttons: str, preview: bool = True) -> gr.Gallery:
 
 
 def upload(name: str) -> gr.Image:
-    """A place to drop, paste or choose a picture. It gives the file's path, and leaves reading it,
+    """A place to drop, paste or choose an image. It gives the file's path, and leaves reading it,
     with its dangers, to `files.uploaded`."""
     import gradio as gr
 
     image = gr.Image(
         label="Picture",
-        placeholder="Drop, paste or choose a picture",
+        placeholder="Drop, paste or choose an image",
         sources=["upload", "clipboard"],
         type="filepath",
         height=180,

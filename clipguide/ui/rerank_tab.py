@@ -1,4 +1,4 @@
-"""The tab that puts uploaded pictures in order, the best first."""
+"""The tab that puts uploaded images in order, the best first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from .models import Models
 
-MOST = 64  # pictures
+MOST = 64  # images
 SIDE = 512  # pixels of each, where it is shown
 BATCH = 16  # that are embedded together
 
@@ -34,11 +34,11 @@ def rerank(
 
     text, negative = words.checked(text), words.checked(negative)
     if not uploads:
-        raise UsageError("There are no pictures: choose or drop some.")
+        raise UsageError("There are no images: choose or drop some.")
     if len(uploads) > MOST:
-        raise UsageError(f"The page ranks up to {MOST} pictures, not {len(uploads)}.")
+        raise UsageError(f"The page ranks up to {MOST} images, not {len(uploads)}.")
     if not text and not negative:
-        raise UsageError("There is nothing to rank by: say what the pictures should show.")
+        raise UsageError("There is nothing to rank by: say what the images should show.")
     clip = models.ranker()
     prepared, pictures, names, wrong = _read(uploads, clip.prepare)
     unit_BD = torch.cat(
@@ -51,11 +51,15 @@ def rerank(
         if given
     ]
     order = rank(combine(criteria), unit_BD, duplicate=DUPLICATE if drop else None)
+    shares: list[float | None] = [None] * len(names)
+    if text:
+        shares = [*models.unrelated(clip).shares(unit_BD, text, criteria[0].score_B)]
     ranked = []
     for number, place in enumerate(order.best, start=1):
-        ranked.append((pictures[place], f"{number}  {order.relevance[place]:.3f}  {names[place]}"))
+        scored = words.scored(order.relevance[place], shares[place])
+        ranked.append((pictures[place], f"{number}  {scored}  {names[place]}"))
     copies = f" {len(order.duplicate_of)} copies are left out." if order.duplicate_of else ""
-    return ranked, " ".join([f"{len(ranked)} pictures, the best first.{copies}", *wrong])
+    return ranked, " ".join([f"{len(ranked)} images, the best first.{copies}", *wrong])
 
 
 def _read(
@@ -85,7 +89,7 @@ def build(models: Models) -> None:
 
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            text = parts.text("Text", "what the pictures should show", "rank-text")
+            text = parts.text("Text", "what the images should show", "rank-text")
             uploads = gr.File(
                 label=f"Pictures, up to {MOST}",
                 file_count="multiple",
@@ -97,7 +101,7 @@ def build(models: Models) -> None:
             negative = parts.text("Negative", "what they should not show", "rank-negative")
             drop = gr.Checkbox(label="Leave out copies of a better one")
         with gr.Column(scale=3, min_width=300):
-            told = words.said("Choose pictures, and say what they should show.")
+            told = words.said("Choose images, and say what they should show.")
             line = gr.HTML(told, elem_id="ranked-line")
             grid = parts.gallery("ranked", "fullscreen")
 

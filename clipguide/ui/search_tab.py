@@ -1,4 +1,4 @@
-"""The tab that searches the index: by text, by picture, by both; what is like a picture of it."""
+"""The tab that searches the index: by text, by image, by both; what is like an image of it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ..retrieval import Hit, Index, Query
     from .models import Models
 
-COUNTS = (12, 24, 48, 96)  # pictures at a time
-MOST = 960  # pictures in all
+COUNTS = (12, 24, 48, 96)  # images at a time
+MOST = 960  # images in all
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ def search(
     plus: str | None = None,
     minus: str | None = None,
 ) -> Found:
-    """The first pictures of a question; `plus` and `minus` are prompts that are added to it and
+    """The first images of a question; `plus` and `minus` are prompts that are added to it and
     taken from it. UsageError for what makes no sense."""
     from ..prompts import parse
     from ..retrieval import compose, encode_texts
 
     text, where, plus, minus = map(words.checked, (text, where, plus, minus))
     if not text and not upload and not plus:
-        raise UsageError("There is nothing to search for: give a text or a picture.")
+        raise UsageError("There is nothing to search for: give a text or an image.")
     weighed = [(text, 1.0)] if text else []
     for sign, given in ((1, plus), (-1, minus)):
         weighed += [(p.text, sign * p.weight) for p in parse(given).parts] if given else []
@@ -70,7 +70,7 @@ def search(
 
 
 def more(models: Models, found: Found) -> Found:
-    """The same question, with the next pictures added."""
+    """The same question, with the next images added."""
     if found.query is None or found.over:
         return found
     return _next(models.index()[0], found)
@@ -81,7 +81,7 @@ def similar(models: Models, found: Found, place: int, count: int) -> Found:
     from ..retrieval import Query
 
     if place >= len(found.hits):
-        raise UsageError("That picture is not shown any more: pick another.")
+        raise UsageError("That image is not shown any more: pick another.")
     hit = found.hits[place]
     index = models.index()[0]
     query = Query(index.vector(hit.path))
@@ -89,7 +89,7 @@ def similar(models: Models, found: Found, place: int, count: int) -> Found:
 
 
 def picked(found: Found, place: int) -> tuple[Image.Image, str]:
-    """A picture that was found, in full if it is still the one that was indexed, and the facts."""
+    """An image that was found, in full if it is still the one that was indexed, and the facts."""
     from ..retrieval import page
 
     hit = found.hits[place]
@@ -106,7 +106,7 @@ def cells(found: Found) -> list[tuple[Image.Image, str]]:
     from ..retrieval import page
 
     return [
-        (page.opened(hit.thumbnail), f"{words.score(hit.score)} {_name(hit)}")
+        (page.opened(hit.thumbnail), f"{words.scored(hit.score, hit.better_than)} {_name(hit)}")
         for hit in found.hits
     ]
 
@@ -165,7 +165,7 @@ def _wire(
     like: gr.Button,
     liked: Sequence[gr.Component],
 ) -> None:
-    """Questions, more of the same, and what is like a picture: each fills the grid anew."""
+    """Questions, more of the same, and what is like an image: each fills the grid anew."""
     import gradio as gr
 
     def attempt(function: Callable[..., Found], old: Found, *given: Any) -> tuple:

@@ -12,7 +12,7 @@ from ..prompts import check_text
 
 LONGEST = 2000  # characters of a text
 OPTIONS = {
-    "give a text or --image": "give a text or a picture",
+    "give a text or --image": "give a text or an image",
     "--where": "The filter",
     "--hybrid searches in words": "Captions and prompts are searched in words",
 }
@@ -49,6 +49,13 @@ def score(value: float) -> str:
     return f"{value:.3f}"
 
 
+def scored(value: float, better_than: float | None) -> str:
+    """A score, and the word for how sure it is if that is known: "0.274 (very sure)"."""
+    from ..unrelated import sure
+
+    return score(value) if better_than is None else f"{score(value)} ({sure(better_than)})"
+
+
 def facts(
     path: str,
     cosine: float,
@@ -60,6 +67,7 @@ def facts(
     """What is known about an image, as a list."""
     rows = {"score": score(cosine), "path": path}
     if better_than is not None:
+        rows["score"] = scored(cosine, better_than)
         rows["score"] += f", better than {better_than:.1%} of unrelated texts"
     if columns.get("width"):
         rows["size"] = f"{columns['width']} x {columns['height']} {columns.get('format') or ''}"

@@ -1,4 +1,4 @@
-"""Naming pictures: zero-shot by templates, calibrated "none of these", few-shot, confusions."""
+"""Naming images: zero-shot by templates, calibrated "none of these", few-shot, confusions."""
 
 from .classifier import NONE, Classifier, Named, class_vectors
 from .confusion import confusion, draw, figures

@@ -1,6 +1,6 @@
-"""Zero-shot classification: the label whose text is nearest to a picture.
+"""Zero-shot classification: the label whose text is nearest to an image.
 
-Shapes: B pictures, N labels, T texts, D the width of the embedding. Vectors are of length 1.
+Shapes: B images, N labels, T texts, D the width of the embedding. Vectors are of length 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NONE = "none of these"
 
 @dataclass(frozen=True)
 class Named:
-    """A label of a picture, its probability in [0, 1] and its cosine in [-1, 1].
+    """A label of an image, its probability in [0, 1] and its cosine in [-1, 1].
 
     Of "none of these" the probability is what the best label would have had, and the cosine is not
     a number.

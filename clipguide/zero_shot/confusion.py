@@ -1,6 +1,6 @@
-"""How often pictures of one class are named as another, in figures and as a picture.
+"""How often images of one class are named as another, in figures and as an image.
 
-Shapes: B pictures, N classes, M columns: the classes, and perhaps "none of these" behind them.
+Shapes: B images, N classes, M columns: the classes, and perhaps "none of these" behind them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import UsageError
 from ..prompts import shorten
 
-MOST = 200  # classes in a picture
+MOST = 200  # classes in an image
 TEXT = 40  # up to so many classes cells have numbers
 PALE, DARK, WRONG = (255, 255, 255), (18, 76, 142), (176, 42, 32)
 
@@ -21,7 +21,7 @@ PALE, DARK, WRONG = (255, 255, 255), (18, 76, 142), (176, 42, 32)
 def confusion(
     target_B: torch.Tensor, found_B: torch.Tensor, *, rows: int, columns: int
 ) -> torch.Tensor:
-    """count_NM: how many pictures of each class (row) were named as each (column)."""
+    """count_NM: how many images of each class (row) were named as each (column)."""
     target_B, found_B = torch.as_tensor(target_B), torch.as_tensor(found_B)
     flat = (target_B * columns + found_B).bincount(minlength=rows * columns)
     return flat.reshape(rows, columns)
@@ -33,12 +33,12 @@ def figures(
     """top-1, top-5 (where there are more than five classes) and the mean of the classes' recalls,
     in [0, 1].
 
-    Ties count against, a score that is not a number too. Pictures in `none_B` were turned away:
-    they are wrong. Classes without a picture have no recall.
+    Ties count against, a score that is not a number too. Images in `none_B` were turned away:
+    they are wrong. Classes without an image have no recall.
     """
     target_B = torch.as_tensor(target_B)
     if not len(target_B):
-        raise UsageError("There is no picture to count.")
+        raise UsageError("There is no image to count.")
     right_B1 = score_BN.gather(1, target_B[:, None])
     rank_B = (~(score_BN < right_B1)).sum(1) - 1
     kept_B = torch.ones_like(target_B).bool() if none_B is None else ~none_B
@@ -51,13 +51,13 @@ def figures(
 
 
 def draw(count_NM: torch.Tensor, rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
-    """The table as a picture: a row for each class, shaded by its share of the row; blue where the
+    """The table as an image: a row for each class, shaded by its share of the row; blue where the
     name is right, red where it is wrong, with the counts where they fit.
 
     UsageError for more than 200 classes.
     """
     if max(len(rows), len(columns)) > MOST:
-        raise UsageError(f"A picture of confusions holds {MOST} classes, not {len(columns)}.")
+        raise UsageError(f"An image of confusions holds {MOST} classes, not {len(columns)}.")
     cell = max(6, min(36, 1200 // len(columns)))
     font = ImageFont.load_default(size=max(6, min(13, cell - 1)))
     row_names, column_names = ([shorten(n, 28) for n in names] for names in (rows, columns))

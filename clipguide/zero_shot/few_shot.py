@@ -1,6 +1,6 @@
 """Few-shot classification on frozen vectors: a linear probe, and Tip-Adapter.
 
-Shapes: B pictures, S shots (pictures with a known class), N classes, D the width of the embedding.
+Shapes: B images, S shots (images with a known class), N classes, D the width of the embedding.
 Vectors are of length 1. Both are computed in float64, on the CPU.
 """
 
@@ -32,7 +32,7 @@ class LinearProbe:
     penalty: float
 
     def logits(self, image_BD: torch.Tensor) -> torch.Tensor:
-        """logit_BN of pictures' vectors."""
+        """logit_BN of images' vectors."""
         return SCALE * _wide(image_BD) @ self.weight_DN + self.bias_N
 
     def probabilities(self, image_BD: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ class TipAdapter:
     beta: float
 
     def logits(self, image_BD: torch.Tensor) -> torch.Tensor:
-        """logit_BN of pictures' vectors."""
+        """logit_BN of images' vectors."""
         image_BD = _wide(image_BD)
         cache_BN = _cache(image_BD @ self.shot_SD.T, self.target_S, len(self.text_ND), self.beta)
         return self.logit_scale * image_BD @ self.text_ND.T + self.alpha * cache_BN
@@ -94,7 +94,7 @@ def fit_probe(
         penalty = min(penalties, key=lambda p: _left_out(shot_SD, target_S, start_DN, p, fold_S))
     elif len(penalties) > 1:
         warnings.warn(
-            "A class has a single picture, so that nothing can be left out to choose the penalty "
+            "A class has a single image, so that nothing can be left out to choose the penalty "
             f"of the probe by: it is {penalty:g}. Give at least two of each.",
             ClipguideWarning,
             stacklevel=2,
@@ -215,7 +215,7 @@ def _check(
     count_N = target_S.bincount(minlength=classes)
     if len(count_N) > classes or not count_N.all() or classes < 2:
         raise UsageError(
-            "Few-shot learning takes two classes or more, and at least one picture of each."
+            "Few-shot learning takes two classes or more, and at least one image of each."
         )
     return _wide(shot_SD), target_S, classes
 

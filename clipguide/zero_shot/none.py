@@ -1,6 +1,6 @@
-"""Whether a picture shows none of the labels: they compete with a vocabulary of other words.
+"""Decide whether an image shows none of the labels, which compete with a vocabulary of other words.
 
-Shapes: B pictures, N labels, W words of the background, D the width of the embedding.
+Shapes: B images, N labels, W words of the background, D the width of the embedding.
 """
 
 from __future__ import annotations
@@ -19,19 +19,29 @@ from .templates import HERE
 
 SHARPNESS = 1.0  # times the model's scale; others are no better (benchmarks/none_of_these.py)
 KIN = 0.9  # words mean the same that are nearer than so many words are to their nearest one
-FALSE = 0.05  # of the pictures that do show a label, how many may be turned away
+FALSE = 0.05  # of the images that do show a label, how many may be turned away
 
 
 class NoneOfThese:
-    """Evidence that a picture shows one of the labels, against a background of some 1,700 nouns.
+    """Decide whether an image shows none of the labels, against some 1,700 nouns.
 
-    The score is the log odds of the labels in one softmax with the background, as NegLabel's (Jiang
-    et al. 2024, with words far from the labels as negatives; here all, but for those that mean what
-    a label means): see `evidence`.
+    The score is the log odds of the labels in one softmax with the nouns: see `evidence`. An image
+    whose score is below `threshold` shows none of the labels. The threshold of the embedded models
+    comes from `none.json`; it rejects 5 % of drawings that do show a label. `calibrate` sets the
+    threshold from your own images. For any other model it is 0, and `calibrated` is False.
 
-    `texts` are those of each label. Below `threshold` a picture shows none of them. It comes from
-    `none.json` for the embedded models (drawings, 5 % false), from `calibrate` for your own
-    pictures, and is 0 and `calibrated` False for any other model.
+    Args:
+        clip: the CLIP.
+        texts: the texts of each label.
+        template: what each text and noun is put into, as in "a photo of a {}".
+        background: other words in place of the nouns.
+        sharpness: the factor of the logits in the softmax.
+
+    Raises:
+        UsageError: no word of the background differs from the labels.
+
+    Source: NegLabel (Jiang et al. 2024), which takes words far from the labels as negatives. Here
+    all words count, except those that mean the same as a label.
     """
 
     def __init__(
@@ -60,7 +70,7 @@ class NoneOfThese:
         self.calibrated = known is not None
 
     def score(self, image_BD: torch.Tensor) -> torch.Tensor:
-        """score_B, higher where a label is shown."""
+        """Return score_B, which is higher if a label is shown."""
         scale = self.clip.logit_scale
         image_BD = image_BD.to(self.label_ND)
         return evidence(
@@ -70,11 +80,11 @@ class NoneOfThese:
         )
 
     def decide(self, image_BD: torch.Tensor) -> torch.Tensor:
-        """none_B: whether each picture shows none of the labels. Warns if not calibrated."""
+        """Return none_B: whether each image shows none of the labels. Warn if not calibrated."""
         if not self.calibrated:
             warnings.warn(
                 f"None of these is not calibrated for the CLIP {self.clip.name}: labels must be "
-                "likelier than all other words together. Calibrate it with pictures that do show "
+                "likelier than all other words together. Calibrate it with images that do show "
                 "the labels (calibrate, --calibrate FOLDER).",
                 ClipguideWarning,
                 stacklevel=2,
@@ -82,19 +92,27 @@ class NoneOfThese:
         return self.score(image_BD) < self.threshold
 
     def calibrate(self, inside_BD: torch.Tensor, *, false: float = FALSE) -> float:
-        """The threshold from pictures that do show a label, so that at most the share `false` of
-        such pictures is turned away: split conformal, the floor(false·(B+1))-th lowest score
-        (Vovk et al. 2005). From fewer than 1/false - 1 pictures it is the lowest, with a warning.
+        """Set the threshold from images that do show a label, and return it.
+
+        At most the share `false` of such images is then rejected. From fewer than 1/false - 1
+        images, the threshold is the lowest score, with a warning.
+
+        Args:
+            inside_BD: unit embeddings of images that show a label.
+            false: the share, from 0 to 1.
+
+        Source: split conformal prediction, the floor(false·(B+1))-th lowest score (Vovk et al.
+        2005).
         """
         if not len(inside_BD) or not 0 < false < 1:
             raise UsageError(
-                "To calibrate takes pictures that show the labels, and a share in (0, 1)."
+                "To calibrate takes images that show the labels, and a share in (0, 1)."
             )
         place = math.floor(false * (len(inside_BD) + 1) + 1e-9)
         if place < 1:
             warnings.warn(
-                f"{len(inside_BD)} pictures are few to calibrate by: {math.ceil(1 / false) - 1} "
-                f"promise that at most {false:.0%} of pictures of the labels are turned away.",
+                f"{len(inside_BD)} images are few to calibrate by: {math.ceil(1 / false) - 1} "
+                f"promise that at most {false:.0%} of images of the labels are turned away.",
                 ClipguideWarning,
                 stacklevel=2,
             )

@@ -19,7 +19,7 @@ MINI = ("mini", "mini-judge")  # their text towers learned short names: `plain` 
 def templates(source: str | os.PathLike | Sequence[str]) -> tuple[str, ...]:
     """Templates by name, from a file, or as they are: each has one {} where the label goes.
 
-    "plain" is the label alone, "default" a list of ours for any kind of picture, and "seven" the
+    "plain" is the label alone, "default" a list of ours for any kind of image, and "seven" the
     seven that the authors of CLIP found best on ImageNet (Radford et al. 2021; their notebook
     Prompt_Engineering_for_ImageNet). UsageError for an unknown name or a line without its one {}.
     """

@@ -26,8 +26,8 @@ GROUPS = {  # name -> (module, function, what), cheapest first
     "languages": ("clips", "languages", "names of things in other languages, by text alone"),
     "photos": ("photographs", "photos", "imagenet-sample-images; needs --photos"),
     "package-photos": ("photographs", "package_photos", "photographs of packages"),
-    "generator": ("generator", "measure", "by the referee: plain samples, and as the command draws; 4,000 samples"),
-    "steering": ("generator", "steering", "the method shortcut against plain samples; 1,600 samples"),
+    "generator": ("generator", "measure", "by the referee, plain and by default; 4,000 samples"),
+    "steering": ("generator", "steering", "shortcut against plain; 1,600 samples"),
     "gradients": ("gradients", "measure", "what the guides' gradients draw"),
 }
 

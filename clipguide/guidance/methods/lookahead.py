@@ -1,4 +1,4 @@
-"""Lookahead: a few quick samples say where the good pictures are; no gradient at all.
+"""Lookahead: a few quick samples say where the good images are; no gradient at all.
 
 Kim et al. 2026 (LiDAR sampling, arXiv 2602.03211). With samples x0ᵏ of the model itself and their
 scores r_k, the expected future reward of x_t is log Σ w_k exp(λ r_k), w_k ∝ p(x_t | x0ᵏ), the
