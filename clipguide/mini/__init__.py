@@ -14,6 +14,7 @@ from ..errors import ClipguideError, UsageError, close_matches
 
 FOLDER = Path(__file__).parent
 MODELS = ("guide", "judge", "generator", "vqgan")
+CANDIDATES = 4  # of an image: drawing another costs less than CLIP's gradient at each step
 
 
 def path(name: str) -> Path:

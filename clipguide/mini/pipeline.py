@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UsageError, close_matches
+from . import CANDIDATES
 from .conditions import conditions
 from .reader import MapReader
 
@@ -63,7 +64,7 @@ class MiniPipeline(DiffusionPipeline):
         reader: picks one of several maps; without it the first is taken.
     """
 
-    default_candidates = 4  # of an image: drawing another costs less than CLIP's gradient a step
+    default_candidates = CANDIDATES
     model_cpu_offload_seq = "text_encoder->prior->reader->unet->vae"
     _optional_components = ["reader"]
     _callback_tensor_inputs = ["latents", "maps"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
 from ..images import to_pil
+from ..mini import CANDIDATES
 from ..pipelines.picture import Picture, easing
 from ..prompts import parse
 from ..recipe import save_png
@@ -197,12 +198,14 @@ def build(models: Models, folder: str) -> None:
         with gr.Column(scale=2, min_width=300, elem_classes="settings"):
             with gr.Accordion("Settings", open=False, elem_id="settings"):
                 negative = parts.text("Negative", "what to keep away from", "negative")
-                strength = gr.Slider(0, 1, value=0.1, step=0.01, label="Strength of the steering")
+                # The embedded generator's own way is the best of unsteered candidates.
+                pull, candidates = (0.0, CANDIDATES) if models.model == MINI else (0.1, 1)
+                strength = gr.Slider(0, 1, value=pull, step=0.01, label="Strength of the steering")
                 steps = gr.Slider(1, STEPS, value=30, step=1, label="Steps", elem_id="steps")
                 seed = parts.text("Seed", "a new one", "seed")
                 count = gr.Slider(1, MOST, value=1, step=1, label="Images", elem_id="count")
                 best_of = gr.Slider(
-                    1, MOST, value=1, step=1, label="Candidates of each, the best is kept",
+                    1, MOST, value=candidates, step=1, label="Candidates of each, the best is kept",
                     elem_id="best-of",
                 )  # fmt: skip
                 rewards = []  # a component, where the server offers any
