@@ -18,8 +18,8 @@ concepts, CLIP's contrastive loss against the captions of the batch, the true co
 and, so that photographs are not forgotten, the backbone's own softmax over the 1,000 names on crops
 of ten photographs and on mixed drawings (learning without forgetting, Li & Hoiem 2016; distilling
 from very few pictures, Asano & Saeed 2021). Half of the plain phase sees images of three quarters
-of the side (progressive resizing, Tan & Le 2021). A tenth of each concept's target goes to concepts of
-like names. A quarter of the things is redrawn in another hand (`training/data/restyle.py`).
+of the side (progressive resizing, Tan & Le 2021). A tenth of each concept's target goes to concepts
+of like names. A quarter of the things is redrawn in another hand (`training/data/restyle.py`).
 
 `--robust` goes on from the plain model on pictures moved by a one-step L2 attack on the concepts'
 (TeCoA, Mao et al. 2023; CLIPAG, Ganz & Elad 2024), half of them under Gaussian noise or blur as

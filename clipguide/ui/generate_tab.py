@@ -21,6 +21,7 @@ from ..prompts import parse
 from ..recipe import save_png
 from ..rewards import wanted
 from . import parts, words
+from .models import MINI
 
 if TYPE_CHECKING:
     import gradio as gr
