@@ -209,8 +209,8 @@ def said(row: dict) -> str:
     size, count = 8 * row["side"], len(row["held"])
     return (
         f"\n{count} images in a row in one context ({row['geometry']}, {size} x {size}, decoder "
-        f"{row['decoder']}): the process holds {row['growth']:+.1f} MiB more after the last than "
-        "after the second."
+        f"{row['decoder']}): from the second to the last, what the process holds changes by "
+        f"{row['growth']:+.1f} MiB."
     )
 
 
