@@ -184,7 +184,9 @@ def search() -> str:
         "Made vectors of 512 numbers (`python -m benchmarks.vectors`): the ten nearest, one query "
         "at a time on one processor. clipguide's time is from a query to an answer with columns "
         "and thumbnails from disk; the others have the vectors in memory, and give numbers. "
-        "Images ask, but where texts do. Effort: cells looked into, or vectors a walk keeps.\n\n"
+        "Images ask, but where texts do. Effort: cells looked into, or vectors a walk keeps. "
+        "clipguide's rows of 100,000 are of cells too, in whose place it makes a graph below "
+        "250,000 now (`benchmarks/README.md`).\n\n"
         + vectors(data)
         + "\n\nIndexing ÷ embedding alone (`overhead`), by the clock: "
         + ", ".join(

@@ -117,7 +117,7 @@ def test_seconds():
         ([*RUN, "--prompt-at", "3:a", "--prompt-at", "2:b"], "must go up"),
         ([*RUN, "--prompt-at", "4:a"], "from 0 to 3"),
         ([*RUN, "--shift", "1"], "as 2,-1"),
-        ([*RUN, "--init", "no.png"], "There is no file no.png (--init)"),
+        ([*RUN, "--init", "no.png"], "There is no file no.png."),
         ([*RUN, "--init", "text.png"], "not an image"),
         ([*RUN, "--init", "cut.png"], "cannot be read"),
         ([*RUN, "--mask", "text.png"], "give an init image"),

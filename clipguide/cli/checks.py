@@ -111,7 +111,7 @@ def file(name: str, value: os.PathLike | Sequence[os.PathLike]) -> None:
     """Files that are there."""
     for one in value if isinstance(value, (list, tuple)) else [value]:
         if not os.path.exists(one):
-            raise UsageError(f"There is no file {one} ({name}).")
+            raise UsageError(f"There is no file {one}.")
 
 
 def reward(name: str, values: Sequence[str]) -> None:
