@@ -178,8 +178,8 @@ def test_fourier_tiles():
 def test_pixels_project():
     canvas = Pixels(16, 16, generators(0))
     with torch.no_grad():
-        canvas.levels[0] += 3
-        canvas.levels[0][..., 0] -= 6
+        canvas.levels[0] += 3 / canvas.scales[0]
+        canvas.levels[0][..., 0] -= 6 / canvas.scales[0]
     shown = canvas.decode()
     canvas.project_()
     assert_close(canvas.decode(), shown, atol=1e-6, rtol=0)
@@ -207,7 +207,7 @@ def test_pixels_of_a_step_of_one_length_are_smooth():
 def test_pixels_gradient_leads_back_inside():
     canvas = Pixels(16, 16, generators(0))
     with torch.no_grad():
-        canvas.levels[0] += 3
+        canvas.levels[0] += 3 / canvas.scales[0]
     (down,) = torch.autograd.grad(canvas.decode().sum(), canvas.levels[0])
     assert down.abs().sum() > 0  # descent makes it darker
     (up,) = torch.autograd.grad(-canvas.decode().sum(), canvas.levels[0])

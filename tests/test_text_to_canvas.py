@@ -150,8 +150,9 @@ def test_symmetry(tiny_mini, axis, dimension):
 
 @pytest.mark.parametrize("canvas", CANVASES)
 def test_tiles_have_no_seam(tiny_mini, canvas):
-    """Opposite edges differ as neighbours inside do, to the spread of those: a smoke test of all;
-    tests/test_canvases.py proves it of the decoders, benchmarks/canvases.py measures it."""
+    """Opposite edges differ as neighbours inside do at the same places of codes and coarse levels,
+    to the spread of all: a smoke test; tests/test_canvases.py proves it of the decoders,
+    benchmarks/canvases.py measures it."""
     owner = TextToCanvas(canvas, judge="")
     found = [
         to_tensor([owner("a fox", fast(steps=3, size=(64, 64), tile=True), seed=s)[0].image])
@@ -159,8 +160,8 @@ def test_tiles_have_no_seam(tiny_mini, canvas):
     ]
     image = torch.cat(found)
     across = (image - image.roll(1, -1)).abs().mean((0, 1, 2))
-    seam, inside = across[0], across[1:]
-    spread = inside.std() / inside.mean()
+    seam, inside = across[0], across[8::8]
+    spread = across[1:].std() / across[1:].mean()
     assert seam <= inside.mean() * (1.05 + 2 * spread)
 
 
