@@ -57,7 +57,7 @@ def indexed(run, pictures):
 
 
 def paths(result):
-    return [line.split("  ")[-1] for line in result.stdout.splitlines()]
+    return [line.split("  ")[-1].strip() for line in result.stdout.splitlines()]
 
 
 def test_index_then_search(run, clip, pictures, tmp_path):
