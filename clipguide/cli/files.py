@@ -98,11 +98,12 @@ class Files:
         from ..recipe import save_png
 
         path = self.paths[len(self.pictures)]
+        shares = self.sureness.shares(picture) if self.sureness else {}
         if not any(picture is one for one in self.kept):
             trace = picture.trace if self.trace else None
             save_png(picture.image, picture.recipe, path, overwrite=self.force, trace=trace)
         self.pictures.append(picture)
-        self.shares.append(self.sureness.shares(picture) if self.sureness else {})
+        self.shares.append(shares)
 
     def add_sheet(self, kind: str, pictures: list[Any], labels: list[str], columns: int) -> None:
         """Write a sheet of PIL images; the preview again and again."""
