@@ -367,10 +367,13 @@ def test_tiny_decoder(tiny_mini, tiny_decoder_folder):
     assert "pixel for pixel" in invoke("replay", "a.png", "--trust").stdout
 
 
+FACTS = "path prompt seed guide judge better_than".split()
+
+
 def test_json(tiny_mini):
     result = invoke("generate", "fox", "owl", "--seed", 7, "--grid", "--json", *FAST)
     *pictures, sheet = map(json.loads, result.stdout.splitlines())
-    assert [set(p) for p in pictures] == [{"path", "prompt", "seed", "guide", "judge"}] * 2
+    assert [set(p) for p in pictures] == [{*FACTS}] * 2
     assert [p["path"] for p in pictures] == ["fox-7.png", "owl-7.png"]
     assert sheet == {"path": "fox-7-grid.png", "sheet": "grid"}
 

@@ -57,7 +57,7 @@ def indexed(run, pictures):
 
 
 def paths(result):
-    return [line.split("  ")[-1] for line in result.stdout.splitlines()]
+    return [line.split("  ")[-1].strip() for line in result.stdout.splitlines()]
 
 
 def test_index_then_search(run, clip, pictures, tmp_path):
@@ -196,7 +196,7 @@ def test_index_refuses(run, indexed, judge_folder, tmp_path):
         (("nowhere",), "There is no folder or file nowhere."),
         (("empty",), "There are no images in empty."),
         (("*.bmp",), "No file matches *.bmp"),
-        (("pictures", "--urls"), "An index is of files"),
+        (("pictures", "--urls"), "index reads files, not URLs"),
         (("pictures", "--captions", "none.csv"), "There is no file of captions none.csv."),
     ):
         assert message in run("index", *arguments, code=2).stderr

@@ -55,8 +55,7 @@ class _Commands(TyperGroup):
                 error.message = f"{error.message.rstrip('.')} ({source})."
             raise
         except ClipguideError as error:
-            said = console.encoded(f"clipguide: {console.options_for_names(str(error))}")
-            typer.echo(said, err=True)
+            console.to_stderr(f"clipguide: {console.options_for_names(str(error))}")
             raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):

@@ -84,7 +84,12 @@ def tell(line: str | os.PathLike) -> None:
 
 def complain(message: str) -> None:
     """Print a message on stderr, in one line, whatever the names of files in it are made of."""
-    typer.echo(encoded(f"clipguide: {one_line(options_for_names(message))}"), err=True)
+    to_stderr(f"clipguide: {one_line(options_for_names(message))}")
+
+
+def to_stderr(line: str) -> None:
+    """Print a line on stderr, as bytes unless it takes text alone."""
+    typer.echo(encoded(line) if hasattr(sys.stderr, "buffer") else line, err=True)
 
 
 def encoded(text: str | bytes) -> bytes:

@@ -103,6 +103,7 @@ class Files:
         """Write the next image, if it is not there already."""
         from ..recipe import save_png
 
+        shares = self.sureness.shares(picture) if self.sureness else {}
         index, kept = len(self.pictures), any(picture is one for one in self.kept)
         places = self._places(index, [picture.seed])
         path = next(p for p in places if kept == p.exists() or self.force or p == places[-1])
@@ -111,7 +112,7 @@ class Files:
             save_png(picture.image, picture.recipe, path, overwrite=self.force, trace=trace)
         self.pictures.append(picture)
         self.done.append(path)
-        self.shares.append(self.sureness.shares(picture) if self.sureness else {})
+        self.shares.append(shares)
 
     def _places(self, index: int, seeds: Sequence[int]) -> list[Path]:
         """Where an image of one of `seeds` may lie: by the seed that draws it again where best-of
