@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -262,3 +263,15 @@ def test_a_text_tower_of_transformers(tmp_path):
     assert_close(short, expected, atol=1e-5, rtol=0)
     with pytest.warns(ClipguideWarning, match="reads 8 tokens"):
         clip.encode_text(["a red fox a red fox a red owl"])
+
+
+def test_texts_read_by_several_threads(clip):
+    """Whether a text is cut is asked of the tokenizer with another length: that reaches no other
+    thread."""
+    texts = [[f"{'word ' * (k % 12)}fox"] for k in range(60)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ClipguideWarning)
+        alone = torch.cat([clip.encode_text(text) for text in texts])
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(5):
+                assert_close(torch.cat(list(pool.map(clip.encode_text, texts))), alone)

@@ -7,6 +7,7 @@ Images are RGB in [0, 1]; embeddings are float32 (float64 of a float64 model) an
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -32,6 +33,14 @@ DTYPES = {
 }
 SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 CHUNK = 64  # texts or images encoded at a time
+READING = threading.Lock()  # the length to which a fast tokenizer cuts is a state of its own
+
+
+def read(tokenizer: Callable, texts: list[str], *, context_length: int) -> torch.Tensor:
+    """Return the tokens_BL of texts. One thread at a time: two threads that asked one tokenizer for
+    different lengths would each get either."""
+    with READING:
+        return tokenizer(texts, context_length=context_length)
 
 
 class Clip:
@@ -76,7 +85,7 @@ class Clip:
             model = model.eval().requires_grad_(False)
         model = model.to(self.device, self.dtype)
         self._model = model.to(memory_format=torch.channels_last)  # a third faster on a CPU
-        self._tokenizer = partial(tokenizer, context_length=self.context_length)
+        self._tokenizer = partial(read, tokenizer, context_length=self.context_length)
         if torch.equal(*self._tokenizer(["", "a"])):  # transformers makes one of no words, silently
             raise ClipguideError(
                 f"The tokenizer of the CLIP {name} reads every text alike: the files of its "

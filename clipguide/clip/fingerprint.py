@@ -133,7 +133,7 @@ def _quick(model: nn.Module) -> bool:
 
 def _vocabulary(tokenizer: object) -> str | None:
     """A digest of the tokens and their numbers; None of a tokenizer that does not tell."""
-    tokenizer = getattr(tokenizer, "func", tokenizer)  # of a partial
+    tokenizer = next(iter(getattr(tokenizer, "args", ())), tokenizer)  # of a partial of `read`
     own = getattr(tokenizer, "tokenizer", None)
     known = own.get_vocab() if hasattr(own, "get_vocab") else getattr(tokenizer, "encoder", None)
     return _begin(known).hexdigest() if isinstance(known, dict) else None
