@@ -262,7 +262,7 @@ def check(verb: str, given: Mapping[str, Any], spelt: Mapping[str, str]) -> None
 
 def _check_method(given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:
     """UsageError for a method that is not there, or an option that it does not take."""
-    method = given["method"]
+    method = given["method"] or "shortcut"  # which an option of steering asks for
     one_of(*METHODS, "auto", kind="method", plugins=True)(spelt["method"], method)
     for name in {name for rules in METHODS.values() for name in rules} if method in METHODS else ():
         place = "lookahead_steps" if name == "steps" else name
