@@ -17,7 +17,6 @@ from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
 from ..images import to_pil
 from ..pipelines.picture import Picture, easing
 from ..recipe import save_png
-from ..rewards import wanted
 from . import parts, words
 
 if TYPE_CHECKING:
@@ -291,6 +290,10 @@ def _settings(
 def _rewards(models: Models, chosen: Sequence[str]) -> dict[str, Any]:
     """Settings of the chosen rewards: those with a gradient pull, the others choose among
     candidates. UsageError for one that the page does not offer."""
+    if not chosen:
+        return {}
+    from ..rewards import wanted
+
     if unknown := [name for name in chosen if name not in models.rewards]:
         raise UsageError(f"The page does not offer the reward {unknown[0]!r}.")
     pulling = tuple(name for name in chosen if wanted(name).kind.gradient)
