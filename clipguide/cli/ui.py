@@ -68,7 +68,6 @@ def ui(
     if importlib.util.find_spec("gradio") is None:
         raise UsageError("The page needs Gradio: pip install 'clipguide[ui]'.")
     with console.plain_speech(drawing=True):
-        from ..rewards import wanted
         from ..ui import Models, listen, serve
         from .generate import best_device
 
@@ -84,8 +83,11 @@ def ui(
             if not no_browser:
                 typer.launch(address)
 
-        for text in reward or ():
-            wanted(text)  # said now, not when the first image is drawn
+        if reward:
+            from ..rewards import wanted
+
+            for text in reward:
+                wanted(text)  # said now, not when the first image is drawn
         models = Models(
             db=db,
             model=model,

@@ -19,7 +19,6 @@ from ..mini import CANDIDATES
 from ..pipelines.picture import Picture, easing
 from ..prompts import parse
 from ..recipe import save_png
-from ..rewards import wanted
 from . import parts, words
 from .models import MINI
 
@@ -296,6 +295,10 @@ def _settings(
 def _rewards(models: Models, chosen: Sequence[str]) -> dict[str, Any]:
     """Settings of the chosen rewards: those with a gradient pull, the others choose among
     candidates. UsageError for one that the page does not offer."""
+    if not chosen:
+        return {}
+    from ..rewards import wanted
+
     if unknown := [name for name in chosen if name not in models.rewards]:
         raise UsageError(f"The page does not offer the reward {unknown[0]!r}.")
     pulling = tuple(name for name in chosen if wanted(name).kind.gradient)
