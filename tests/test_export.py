@@ -384,7 +384,7 @@ def test_the_command(tmp_path):
     assert said.exit_code == 0, said.output
     assert re.search(r"image tower  cosine 1\.00000, at the lowest \S+ of 4\n", said.output)
     card = json.loads((out / "clip.json").read_text())
-    assert card["measured_on"] == "pictures given and texts"
+    assert card["measured_on"] == "images given and texts"
     assert str(tmp_path) not in (out / "clip.json").read_text() + (out / "README.md").read_text()
     again = run("--clip", folder, "--to", "hf", "--out", out)
     assert again.exit_code == 2 and "is there already" in again.output

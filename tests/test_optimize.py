@@ -171,7 +171,7 @@ def test_a_gradient_that_is_not_a_number():
     canvas = Pixels(8, 8, generators(0, 1))
     before = canvas.levels[0].detach().clone()
     loop = Loop(canvas, Broken(), steps=10)
-    with pytest.warns(ClipguideWarning, match="picture 0 is not a number at step 0"):
+    with pytest.warns(ClipguideWarning, match="image 0 is not a number at step 0"):
         loop.step()
     assert torch.equal(canvas.levels[0][0], before[0])
     assert not torch.equal(canvas.levels[0][1], before[1])

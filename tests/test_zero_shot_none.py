@@ -107,7 +107,7 @@ def test_few_pictures_to_calibrate_by(some):
         threshold = some.calibrate(inside_BD)
     assert threshold == some.score(inside_BD).min()
     for bad, false in ((inside_BD[:0], 0.05), (inside_BD, 0.0), (inside_BD, 1.0)):
-        with pytest.raises(UsageError, match="pictures that show the labels"):
+        with pytest.raises(UsageError, match="images that show the labels"):
             some.calibrate(bad, false=false)
 
 
