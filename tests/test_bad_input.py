@@ -52,7 +52,7 @@ def refused(*arguments, code=2):
         (["fox:nan"], "finite"),
         (["fox:0"], "weight 0"),
         (["fox | fox:-1"], "cancel each other out"),
-        (["blur:-1"], "say what to draw"),
+        (["blur:-1"], "add what to draw"),
         (["fox \udcff"], "UTF-8"),
         (["fox", "--guide", ""], "empty"),
         (["fox", "--negative", "\udcff"], "UTF-8"),
