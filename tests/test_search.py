@@ -17,6 +17,7 @@ pytest.importorskip("lancedb")
 
 from benchmarks import search as benchmark
 from benchmarks import vectors
+from clipguide import unrelated
 from clipguide.engine import Engine
 from clipguide.errors import ClipguideWarning, UsageError
 from clipguide.rerank import rank
@@ -27,7 +28,6 @@ from clipguide.retrieval import (
     encode_texts,
     maintenance,
     search,
-    unrelated,
     update,
 )
 from clipguide.retrieval.filters import checked
