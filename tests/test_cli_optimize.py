@@ -104,7 +104,7 @@ def test_seconds():
     [
         (["optimize"], "There is no prompt"),
         (["optimize", ""], "empty"),
-        (["optimize", "blur:-1"], "say what to draw"),
+        (["optimize", "blur:-1"], "add what to draw"),
         ([*RUN, "--steps", "0"], "steps must be from 1"),
         ([*RUN, "--canvas", "vqgann"], "Did you mean vqgan?"),
         ([*RUN, "--size", "33"], "multiple of 4"),

@@ -378,7 +378,7 @@ def test_replay_of_a_method_that_is_not(draw, change):
         ({"method": "particles", "strength": 0.2}, "has no option strength"),
         ({"prompts": []}, "no prompt"),
         ({"prompts": " "}, "empty"),
-        ({"prompts": "blur:-1"}, "say what to draw"),
+        ({"prompts": "blur:-1"}, "add what to draw"),
         ({"guide": ["a", "b"]}, "1 prompts need one guide text"),
         ({"guide": ""}, "empty"),
         ({"count": 0}, "count must be"),
