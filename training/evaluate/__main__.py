@@ -27,7 +27,7 @@ GROUPS = {  # name -> (module, function, what), cheapest first
     "photos": ("photographs", "photos", "imagenet-sample-images; needs --photos"),
     "package-photos": ("photographs", "package_photos", "photographs of packages"),
     "generator": ("generator", "measure", "by the referee, plain and by default; 4,000 samples"),
-    "steering": ("generator", "steering", "shortcut against plain; 1,600 samples"),
+    "steering": ("generator", "steering", "the default and shortcut against plain; 4,800 samples"),
     "gradients": ("gradients", "measure", "what the guides' gradients draw"),
 }
 

@@ -155,7 +155,8 @@ def memory_figures(
 
 
 def steering(settings: Settings) -> Iterator[Figure]:
-    """The method shortcut against plain samples: the same prompts and seeds, paired."""
+    """What the default and the method shortcut gain over plain samples: the same prompts and seeds,
+    paired."""
     drawings, draw = all_drawings(), samples.Samples(settings)
     referee = settings.clip("referee")
     things = samples.things_drawn(drawings.concepts)
@@ -163,20 +164,22 @@ def steering(settings: Settings) -> Iterator[Figure]:
     prompts, of = settings.cut(prompts), settings.cut(of)
     text_KD, prompt_PD = referee.encode_text(drawings.concepts), referee.encode_text(prompts)
     target_B = torch.tensor([drawings.place[t] for t in of]).repeat_interleave(samples.SEEDS)
+    weights = settings.weights("generator", "guide", "judge", "referee")
     score, top5, shown = {}, {}, []
-    for steered, way in enumerate(("plain", "steered")):
+    for way in samples.WAYS:
         drawn = draw(prompts, seeds=samples.SEEDS, way=way)
         image_BD = referee.encode_pictures(samples.pictures(drawn))
         image_PSD = image_BD.unflatten(0, (len(prompts), samples.SEEDS))
-        score[steered] = (image_PSD * prompt_PD[:, None]).sum(-1).mean(1)
-        top5[steered] = (ranks(image_BD, text_KD, target_B) < 5).float().mean().item()
+        score[way] = (image_PSD * prompt_PD[:, None]).sum(-1).mean(1)
+        top5[way] = (ranks(image_BD, text_KD, target_B) < 5).float().mean().item()
         shown.append(samples.pictures(drawn[:40, 0]))
-    pairs = [picture for pair in zip(*shown) for picture in pair]
-    labels = [text for prompt in prompts[:40] for text in (prompt, "steered")]
-    contact_sheet(pairs, labels=labels, columns=8).save(settings.out / "steering.png")
-    weights = settings.weights("generator", "guide", "referee")
-    n, note = len(prompts), f"{samples.SEEDS} seeds each"
-    yield figure("generator: prompts that steering improves",
-                 (score[True] > score[False]).float().mean(), n=n, weights=weights, note=note)
-    yield figure("generator: referee's top-5, gained by steering", top5[True] - top5[False], n=n,
-                 weights=weights, note=f"{top5[False]:.3f} to {top5[True]:.3f}, {note}")
+        if way == "plain":
+            continue
+        n, note = len(prompts), f"{samples.SEEDS} seeds each"
+        yield figure(f"generator: prompts that are better, {way}",
+                     (score[way] > score["plain"]).float().mean(), n=n, weights=weights, note=note)
+        yield figure(f"generator: referee's top-5, gained, {way}", top5[way] - top5["plain"], n=n,
+                     weights=weights, note=f"{top5['plain']:.3f} to {top5[way]:.3f}, {note}")
+    images = [image for row in zip(*shown, strict=True) for image in row]
+    labels = [text for prompt in prompts[:40] for text in (prompt, *list(samples.WAYS)[1:])]
+    contact_sheet(images, labels=labels, columns=9).save(settings.out / "steering.png")
