@@ -21,6 +21,7 @@ from .errors import ClipguideWarning, UsageError, close_matches, reason
 
 GROUP = "clipguide"
 T = TypeVar("T")
+ADDED: set[tuple[str, str]] = set()  # (kind, name) of what this process registered itself
 
 
 class Registry(Mapping[str, T]):
@@ -42,12 +43,14 @@ class Registry(Mapping[str, T]):
                 "`replace`."
             )
         self._entries[name] = entry
+        ADDED.add((self.kind, name))
         return entry
 
     def unregister(self, name: str) -> None:
         """Remove an entry. UsageError if there is none."""
         self.find(name)
         del self._entries[name]
+        ADDED.discard((self.kind, name))
 
     def find(self, name: str) -> T:
         """An entry. UsageError, with close matches, if there is none."""

@@ -26,6 +26,8 @@ NUMBERS = (-math.inf, -1000, -1, 0, 0.5, 1, 2, 4.5, 256, 257, 1000, 1001, 10_001
 WORDS = ("nope", "sample", "noise", "difference", "max", "ssp", "prompt", "null", "0.1@0..0.5")
 WINDOWS = ((0.1, 1.0), (0.2, 0.9), (0.9, 0.2), (-1, 1), (0, 2), (math.nan, 1))
 FIXED = {"window": WINDOWS, "fixed": WORDS, "of": WORDS, "potential": WORDS, "resampling": WORDS}
+FIXED |= {"interpolant": (*WORDS, "vp"), "white": (True, False)}
+FIXED |= dict.fromkeys(("sketch_scheduler", "sketch_adapter"), WORDS)
 
 
 def refuses(ask, *arguments, **settings) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError, close_matches
-from ..registry import GROUP
+from ..registry import ADDED, GROUP
 from ..schedules import schedule
 
 Rule = Callable[[str, Any], None]
@@ -40,8 +40,10 @@ def one_of(*known: str, kind: str = "", plugins: bool = False) -> Rule:
     """
 
     def rule(name: str, value: str) -> None:
-        if value not in known and not (plugins and importlib.metadata.entry_points(group=GROUP)):
-            what = kind or name.removeprefix("--")
+        what = kind or name.removeprefix("--")
+        if plugins and ((what, value) in ADDED or importlib.metadata.entry_points(group=GROUP)):
+            return
+        if value not in known:
             raise UsageError(f"There is no {what} {value!r}.{close_matches(value, known)}")
 
     return rule
@@ -55,6 +57,10 @@ def only(value: Any) -> Rule:
             raise UsageError(f"This method sets {name} itself: leave it out.")
 
     return rule
+
+
+def anything(name: str, value: Any) -> None:
+    """What only the library can tell."""
 
 
 def window(name: str, value: str | tuple[float, float]) -> None:
@@ -158,10 +164,15 @@ METHODS: dict[str, Mapping[str, Rule]] = {
         "scale": POSITIVE,
         "sharpness": POSITIVE,
         "temperature": between(0, above=True),
+        "together": WHOLE,
+        "sketch_scheduler": anything,
+        "sketch_adapter": anything,
+        "sketch_cfg": POSITIVE,
     },
     "noise": EVERY | {
         "iterations": WHOLE,
         "rate": POSITIVE,
+        "white": anything,
         "prior": POSITIVE,
         "momentum": between(0, 1, below=True),
         "patience": WHOLE,
@@ -180,6 +191,8 @@ METHODS: dict[str, Mapping[str, Rule]] = {
         "every": only(1),
         "quota": TWO,
         "eta": between(0, 1, above=True),
+        "strength": strength,
+        "interpolant": one_of("vp", "own"),
         "enough": between(-math.inf),
     },
 }  # fmt: skip

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -133,7 +134,8 @@ def _quick(model: nn.Module) -> bool:
 
 def _vocabulary(tokenizer: object) -> str | None:
     """A digest of the tokens and their numbers; None of a tokenizer that does not tell."""
-    tokenizer = next(iter(getattr(tokenizer, "args", ())), tokenizer)  # of a partial of `read`
+    if isinstance(tokenizer, partial):  # of `read`, or of the tokenizer itself
+        tokenizer = tokenizer.args[0] if tokenizer.args else tokenizer.func
     own = getattr(tokenizer, "tokenizer", None)
     known = own.get_vocab() if hasattr(own, "get_vocab") else getattr(tokenizer, "encoder", None)
     return _begin(known).hexdigest() if isinstance(known, dict) else None

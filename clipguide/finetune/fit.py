@@ -93,7 +93,9 @@ class Ema:
         if not mine.dtype.is_floating_point:
             return theirs
         decay = min(self.decay, int(steps) / (int(steps) + 10))
-        return mine.lerp(theirs.to(mine.dtype), 1 - decay)
+        theirs = theirs.to(mine.dtype)
+        # A causal mask is a buffer too: from -inf to -inf there is no way but NaN.
+        return torch.where(mine == theirs, mine, mine.lerp(theirs, 1 - decay))
 
 
 class Fit:
