@@ -78,8 +78,8 @@ def test_only_a_look(pictures, tmp_path):
     ("arguments", "said"),
     [
         (("--method", "heda"), "There is no method 'heda'. Did you mean head?"),
-        (("--allow", "-1"), "--allow is in points, from 0 to 100"),
-        (("--share", "1"), "The share to test on lies between 0 and 1"),
+        (("--allow", "-1"), "--allow must be from 0 to 100"),
+        (("--share", "1"), "--share must be above 0 to below 1"),
         (("--resume",), "There is no run to continue in"),
         (("--image-column", "foto"), "column"),
         (("--retain", "/nowhere"), "There is no file or folder /nowhere."),

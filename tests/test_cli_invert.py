@@ -81,7 +81,7 @@ def test_a_word_that_means_something(pictures, clip_folder, word, known):
     ("arguments", "said"),
     [
         (("-w", ""), "The word is empty"),
-        (("-w", "two words"), "'two words' are several words: take one"),
+        (("-w", "two words"), "'two words' are several words: choose a word"),
         (("-w", "zorp", "--steps", "0"), "steps must be above 0"),
         (("-w", "zorp", "--like", ""), "is there already: give --force"),
     ],

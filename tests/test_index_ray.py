@@ -389,7 +389,7 @@ def test_the_command(run, clip, clip_folder, home, tmp_path, monkeypatch):
     assert len(found.splitlines()) == 10
     for arguments, words in (
         (("--engine", "dask"), "--engine is local or ray"),
-        (("--actors", 2), "give --engine ray as well"),
+        (("--actors", 2), "--actors needs --engine ray"),
         ((*many, "--cache", tmp_path / "cache"), "The cache belongs to one machine"),
         (("s3://bucket/folder",), "--engine ray reads it where fsspec does"),
     ):

@@ -108,7 +108,7 @@ def test_average():
 def test_the_judge_keeps_the_best_of_each():
     """Pictures go from grey to red, so past the mean that the judge likes: that one is kept."""
     canvas = Pixels(8, 8, generators(0, 1))
-    loop = Loop(canvas, Red(), steps=40, lr=0.02, judge=Judge(0.42), score_every=2, ema=0.0)
+    loop = Loop(canvas, Red(), steps=40, lr=0.05, judge=Judge(0.42), score_every=2, ema=0.0)
     seen = [(step.judge_score_B, step.image()) for step in loop]
     scored = [(score_B, image) for score_B, image in seen if score_B is not None]
     assert len(scored) == 20

@@ -102,6 +102,12 @@ def clip(name: str, value: str) -> None:
         )
 
 
+def judge(name: str, value: str) -> None:
+    """The name of a CLIP, or nothing: no judge."""
+    if value:
+        clip(name, value)
+
+
 def model(name: str, value: str) -> None:
     """The name of a generator, as far as it can be told without the hub."""
     if "/" not in value and value != "mini" and not os.path.isdir(value):
@@ -198,7 +204,7 @@ METHODS: dict[str, Mapping[str, Rule]] = {
 }  # fmt: skip
 COMMON: dict[str, Rule] = {
     "clip": clip,
-    "judge": clip,
+    "judge": judge,
     "device": device,
     "reward": reward,
     "select": reward,

@@ -31,7 +31,7 @@ Name = Annotated[
         "quick sketches show the direction. backprop: take the gradient through the model; "
         "this is slow. embedding: move the embedding of the prompt. noise: search for a "
         "better initial noise, for models of 1 to 4 steps. auto: the method that gains most "
-        "for --budget.",
+        "for --budget. [default: shortcut, but see --best-of]",
     ),
 ]
 Budget = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PICTURE = """picture_HW3 = np.asarray(Image.open("fox.png").convert("RGB"), np.float32) / 255
+PICTURE = """image_HW3 = np.asarray(Image.open("fox.png").convert("RGB"), np.float32) / 255
 tokenizer = Tokenizer.from_file("FOLDER/tokenizer.json")
 tokens_BL = [text.ids for text in tokenizer.encode_batch(["a fox", "a house"])]
 """
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 """
     + PICTURE
     + """image, text = (ort.InferenceSession(f"FOLDER/{one}.onnx") for one in ("image", "text"))
-(image_D,) = image.run(None, {"image": picture_HW3.transpose(2, 0, 1)[None]})[0]
+(image_D,) = image.run(None, {"image": image_HW3.transpose(2, 0, 1)[None]})[0]
 cosines = text.run(None, {"tokens": tokens_BL})[0] @ image_D
 """,
     "torch-export": """import numpy as np, torch
@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
     + PICTURE
     + """towers = (torch.export.load(f"FOLDER/{one}.pt2") for one in ("image", "text"))
 image, text = (one.module() for one in towers)
-(image_D,) = image(torch.from_numpy(picture_HW3).permute(2, 0, 1)[None])
+(image_D,) = image(torch.from_numpy(image_HW3).permute(2, 0, 1)[None])
 cosines = text(torch.tensor(tokens_BL)) @ image_D
 """,
     "hf": """from PIL import Image
