@@ -211,7 +211,8 @@ def test_pictures_are_drawn_before_ones_eyes(open_page):
     assert page.evaluate("seen.size") >= 4
     page.wait_for_function("document.querySelectorAll('#drawn img').length == 2")
     assert all(
-        re.fullmatch(r"seed \d+\s+score -?0\.\d+", one.strip()) for one in labels(page, "#drawn")
+        re.fullmatch(r"seed \d+\s+score -?0\.\d+ \([a-z ]+\)", one.strip())
+        for one in labels(page, "#drawn")
     )
     assert page.locator("#trace polyline.guide").count() == 1
     assert page.locator("#trace polyline.judge").count() == 1
@@ -373,7 +374,7 @@ def test_the_best_first(open_page, collection, tmp_path):
     told = said(page, "#ranked-line", "5 images")
     assert "junk.png is not an image" in told
     page.wait_for_function("document.querySelectorAll('#ranked img').length == 5")
-    ranks, scores, _ = zip(*(one.split() for one in labels(page, "#ranked")))
+    ranks, scores = zip(*(one.split()[:2] for one in labels(page, "#ranked")))
     assert ranks == tuple("12345") and sorted(map(float, scores)) == list(map(float, scores))[::-1]
     shoot(page, "rerank")
 
