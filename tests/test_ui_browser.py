@@ -178,11 +178,13 @@ def working():
 
 
 def draw(page, *, pictures, steps):
-    """Type a prompt and press Enter."""
+    """Type a prompt and press Enter; steered, so that there are steps to be seen."""
     if not page.locator("#steps").is_visible():
         page.locator("#settings button").first.click()
     page.locator("#steps input[type=number]").fill(str(steps))
     page.locator("#count input[type=number]").fill(str(pictures))
+    page.locator("#strength input[type=number]").fill("0.1")
+    page.locator("#best-of input[type=number]").fill("1")
     box = page.locator("#prompt textarea")
     box.fill("a red fox")
     box.press("Enter")

@@ -200,7 +200,10 @@ def build(models: Models, folder: str) -> None:
                 negative = parts.text("Negative", "what to keep away from", "negative")
                 # The embedded generator's own way is the best of unsteered candidates.
                 pull, candidates = (0.0, CANDIDATES) if models.model == MINI else (0.1, 1)
-                strength = gr.Slider(0, 1, value=pull, step=0.01, label="Strength of the steering")
+                strength = gr.Slider(
+                    0, 1, value=pull, step=0.01, label="Strength of the steering",
+                    elem_id="strength",
+                )  # fmt: skip
                 steps = gr.Slider(1, STEPS, value=30, step=1, label="Steps", elem_id="steps")
                 seed = parts.text("Seed", "a new one", "seed")
                 count = gr.Slider(1, MOST, value=1, step=1, label="Images", elem_id="count")
