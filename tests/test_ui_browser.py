@@ -177,14 +177,15 @@ def working():
     return [one for one in threading.enumerate() if one.name == "clipguide-draw"]
 
 
-def draw(page, *, pictures, steps):
-    """Type a prompt and press Enter; steered, so that there are steps to be seen."""
+def draw(page, *, pictures, steps, steered=False):
+    """Type a prompt and press Enter; `steered` one candidate, slowly enough to be watched."""
     if not page.locator("#steps").is_visible():
         page.locator("#settings button").first.click()
     page.locator("#steps input[type=number]").fill(str(steps))
     page.locator("#count input[type=number]").fill(str(pictures))
-    page.locator("#strength input[type=number]").fill("0.1")
-    page.locator("#best-of input[type=number]").fill("1")
+    if steered:
+        page.locator("#strength input[type=number]").fill("0.1")
+        page.locator("#best-of input[type=number]").fill("1")
     box = page.locator("#prompt textarea")
     box.fill("a red fox")
     box.press("Enter")
@@ -207,7 +208,7 @@ def test_pictures_are_drawn_before_ones_eyes(open_page):
       new MutationObserver(note).observe(document.body, {subtree: true, childList: true,
                                                          attributes: true});
     }""")
-    draw(page, pictures=2, steps=100)
+    draw(page, pictures=2, steps=100, steered=True)
     said(page, "#drawn-line", r"Image 1 of 2, step \d+ of 100")
     said(page, "#drawn-line", "Image 2 of 2 is finished")
     assert page.evaluate("seen.size") >= 4
