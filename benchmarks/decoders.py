@@ -148,7 +148,7 @@ def command_draw(
     end = time.monotonic() + 60 * minutes
     model, looks = TextToImage(), load_clip(other)
     model.judge = None  # what would weaken the steering
-    settings = Generation(steps=steps)
+    settings = Generation(steps=steps, method="shortcut")
     done = {(d.prompt, d.decoder) for d in read(records)} if records.exists() else set()
     records.parent.mkdir(parents=True, exist_ok=True)
     for prompt in things(prompts):
@@ -188,7 +188,7 @@ def command_table(
     facts = {"torch": torch.__version__, "prompts": number, "steps": steps, "other": other}
     facts["rows"] = [asdict(row) for row in found]
     out.write_text(json.dumps(facts, indent=1) + "\n")
-    table = markdown(found, default(TextToImage(), Generation()))
+    table = markdown(found, default(TextToImage(), Generation(method="shortcut")))
     said = f"{number} prompts, {steps} steps; the other CLIP is {other}."
     typer.echo(table)
     text = document.read_text()

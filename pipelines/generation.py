@@ -15,7 +15,7 @@ from ..guidance.contract import Method
 from ..guidance.generators import STRIDE
 from ..guidance.methods import METHODS, configure
 from ..guidance.steer import check_gradients
-from ..prompts import check_text, shorten
+from ..prompts import check_text, parse, shorten
 from ..recipe import Recipe
 from ..rewards import Reward, wanted
 
@@ -151,16 +151,19 @@ class Generation:
         """The method, not auto, with its strength."""
         return configure(self.method or "shortcut", {"strength": self.strength})
 
-    def usual(self, pipe: object) -> Generation:
+    def usual(self, pipe: object, prompts: Sequence[str]) -> Generation:
         """Return the settings with the pipeline's own way of steering where none was asked for.
 
         A pipeline class whose `default_candidates` is above 1 says that candidates are cheaper than
         gradients: its denoiser costs less than a look by CLIP. Then an image is the best of so many
-        unsteered ones. Any setting that is about steering asks for "shortcut" instead.
+        unsteered ones. A setting that is about steering, or a weight in a prompt, which only the
+        guide reads, asks for "shortcut" instead.
         """
         own, number = getattr(type(pipe), "default_candidates", 1), self.best_of
-        steered = any(getattr(self, name) not in (None, ()) for name in STEERED)
-        if self.method is not None or own == 1 or steered:
+        given = [getattr(self, name) for name in STEERED]
+        steered = any(value is not None and value != () and value != [] for value in given)
+        weighed = any(part.weight != 1 for prompt in prompts for part in parse(prompt).parts)
+        if self.method is not None or own == 1 or steered or weighed:
             return replace(self, method=self.method or "shortcut", best_of=number or 1)
         return replace(self, method="shortcut", strength=0.0, best_of=number or own)
 

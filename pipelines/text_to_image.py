@@ -161,7 +161,7 @@ class TextToImage:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         guides = guides_of(asked.guide, prompts)
         width, height = picture_size(self.pipe, asked.size, name=self.model)
-        asked = self.chosen = self._chosen(asked, width, height)
+        asked = self.chosen = self._chosen(asked.usual(self.pipe, prompts), width, height)
         method, best_of, group = candidates_of(asked.configured, asked.best_of)
         recipe_options(method)  # said now, not when the first image is drawn
         method.check(self.pipe)
@@ -195,8 +195,8 @@ class TextToImage:
         return self._iterate(batches, resolved, on_step, tapes, finished)
 
     def _chosen(self, asked: Generation, width: int, height: int) -> Generation:
-        """The settings that "auto" chooses, the pipeline's own, or those that were asked for."""
-        self.choice, asked = None, asked.usual(self.pipe)
+        """The settings that "auto" chooses, or those that were asked for."""
+        self.choice = None
         budget = times_plain(
             asked.budget, lambda: plain_seconds(self.pipe, asked.steps, asked.cfg, width, height)
         )
@@ -376,8 +376,8 @@ class TextToImage:
         judge_scores: list[float | None] = [None] * len(jobs)
         if steering.judge is not None:
             judge_scores = steering.judge.score_pictures(pictures).tolist()
-            own = type(self).objective is not TextToImage.objective or settings.rewards
-            if settings.method.idle and select is None and not own:
+            changed = type(self).objective is not TextToImage.objective or settings.rewards
+            if settings.method.idle and select is None and not changed:
                 # Nothing pulled towards the guide, so that the judge has a vote as well.
                 rank_B = [a + b for a, b in zip(rank_B, judge_scores, strict=True)]
         return [

@@ -13,9 +13,9 @@ from clipguide.images import contact_sheet
 PROMPTS = ["a red fox", "a yellow car", "a green house", "a blue tulip"]
 WAYS = {
     "unguided": {"strength": 0.0},
-    "guided": {},
-    "best of 4": {"strength": 0.0, "best_of": 4},
-    "guided best of 4": {"best_of": 4},
+    "guided": {"method": "shortcut"},
+    "best of 4": {"strength": 0.0, "best_of": 4, "select": ["clip=mini"]},
+    "guided best of 4": {"method": "shortcut", "best_of": 4},
 }
 
 

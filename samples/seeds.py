@@ -13,7 +13,7 @@ def main(quick: bool = False, out: Path = Path("seeds.png")) -> None:
     draw = clipguide.TextToImage()
     pictures = []
     count, steps = (1, 4) if quick else (12, 30)
-    for picture in draw.iterate("a blue butterfly", count=count, seed=0, steps=steps, batch_size=4):
+    for picture in draw.iterate("a blue butterfly", count=count, best_of=1, seed=0, steps=steps):
         pictures.append(picture)
         print(f"seed {picture.seed}: judge {picture.judge_score:.3f}")
     labels = [f"seed {picture.seed}" for picture in pictures]

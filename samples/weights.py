@@ -24,8 +24,8 @@ def main(quick: bool = False, out: Path = Path("weights.png")) -> None:
     """Draw each prompt from the same noise, and a rose with a negative."""
     draw = clipguide.TextToImage()
     prompts, steps = (PROMPTS[-1:], 4) if quick else (PROMPTS, 30)
-    pictures = draw(prompts, seed=2, steps=steps)
-    pictures += draw("a rose", negative="red", seed=2, steps=steps)
+    pictures = draw(prompts, method="shortcut", seed=2, steps=steps)
+    pictures += draw("a rose", method="shortcut", negative="red", seed=2, steps=steps)
     labels = [*prompts, "a rose, negative red"]
     sheet = contact_sheet([picture.image for picture in pictures], labels=labels, columns=4)
     sheet.save(out)

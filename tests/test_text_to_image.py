@@ -166,6 +166,9 @@ def test_a_pipelines_own_way(draw, monkeypatch):
     assert same(kept, plain[int(np.argmax(votes))])
     assert same(draw.replay(kept.recipe), kept)
     assert draw("a red fox", best_of=1, **asked)[0].recipe.best_of == 1
+    assert draw("a red fox", rewards=[], **asked)[0].recipe.best_of == 3
+    (weighed,) = draw("a red fox | blur:-1", **asked)  # only the guide reads the weight
+    assert weighed.recipe.best_of == 1 and weighed.recipe.strength > 0
     for change in ({"strength": 0.1}, {"cutouts": 2}, {"method": "shortcut"}, {"guide": "blue"}):
         (other,) = draw("a red fox", **asked, **change)
         assert other.recipe.best_of == 1 and other.recipe.strength > 0, change

@@ -1,4 +1,4 @@
-"""clipguide generate: draw an image of each prompt, steered by CLIP."""
+"""clipguide generate: draw an image of each prompt, chosen or steered by CLIP."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def generate(
     ] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw an image of each PROMPT, steered by CLIP.
+    """Draw an image of each PROMPT, chosen or steered by CLIP.
 
     Each PNG contains the recipe that made it. Nothing is overwritten without --force.
     """

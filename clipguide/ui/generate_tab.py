@@ -145,6 +145,8 @@ def draw(
     try:
         settings = _settings(prompt, negative, strength, steps, seed, count, best_of)
         settings |= _rewards(models, rewards)
+        if models.model == MINI and (strength, best_of) == (0, CANDIDATES):
+            del settings["strength"], settings["best_of"]  # untouched: a weight in a prompt steers
         yield [], words.said("The models are being loaded…"), ""
         generator = models.generator()
 
