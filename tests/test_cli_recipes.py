@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from clipguide import recipe as recipes
 from clipguide.cli.app import app
+from clipguide.cli.recipes import _candidates
 
 FAST = ("--steps", "2")
 run = CliRunner()
@@ -145,3 +146,12 @@ def test_what_the_command_line_names_needs_no_trust(tiny_mini):
     written("recipe.json", prompt="fox", clip="/tmp/evil", steps=2)
     generate("--config", "recipe.json", "--clip", "mini", "--out", "a.png")
     assert recipes.read_png("a.png").clip == "mini"
+
+
+def test_particles_of_a_batch_of_several_images():
+    """The second image's particles begin at its own seed, not at the batch's first."""
+    seeds = [7, 1_000_007, 8, 1_000_008]
+    fields = {"method": "particles", "best_of": 2, "batch_seeds": seeds}
+    for place, seed in enumerate((7, 7, 8, 8)):
+        found = dict(_candidates({**fields, "batch_position": place}, {}))
+        assert found == {"seed": seed}

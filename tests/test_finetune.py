@@ -107,6 +107,17 @@ def test_an_average_by_hand(decay):
     assert decay == 0 or not any(p.requires_grad for p in average.model.parameters())
 
 
+def test_an_average_of_a_causal_mask_is_the_mask():
+    """A buffer of -inf, which no state_dict has: from -inf to -inf is no way but NaN."""
+    model = torch.nn.Linear(2, 2)
+    mask_LL = torch.full((3, 3), -torch.inf).triu(1)
+    model.register_buffer("mask", mask_LL.clone(), persistent=False)
+    average = Ema(model, 0.9)
+    for _ in range(3):
+        average.update(model)
+    assert torch.equal(average.model.mask, mask_LL)
+
+
 def test_an_average_of_tied_weights_is_taken_once():
     """As CLIPs of transformers tie their embeddings: one tensor under two names."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))

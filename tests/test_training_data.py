@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from training.data import compose
 from training.data.captions import article, banned_words, colour_words, number_of, plural
 from training.data.colours import TERMS, colour_name, dominant_colour, prototypes, term_indices
 from training.data.compose import Mix, TrainingSet
@@ -157,6 +158,22 @@ def test_another_hand_keeps_colour_and_place(hand, colour):
     apart = (out[..., 3] > 128) ^ (rgba[..., 3] > 128)
     assert apart.mean() < 0.05  # of the page: a rim at the most
     assert len(np.unique(flat(rgba, rng)[..., :3].reshape(-1, 3), axis=0)) <= 7
+
+
+def test_a_hand_that_loses_a_colour_is_not_shown(folder, monkeypatch):
+    def grey(rgba, rng):
+        out = rgba.copy()
+        out[..., :3] = 128
+        return out
+
+    for hand in ("outlined", "flat"):
+        monkeypatch.setattr(compose, hand, grey)
+    monkeypatch.setattr(compose, "inked", lambda rgba, rng: None)
+    data = TrainingSet(folder, 64, Mix(restyle=1.0), holdout=HOLDOUT, synonyms=SYNONYMS)
+    rng = np.random.default_rng(0)
+    for row in data.rows:
+        rgba, _, _ = data.thing(row, rng, 0.0)
+        assert dominant_colour(rgba)[0] == dominant_colour(data.rgba[row["index"]])[0]
 
 
 def test_one_ink():

@@ -535,6 +535,18 @@ def test_the_best_of_candidates(drawn):
     assert label.startswith(f"seed {expected.seed}  score {expected.judge_score:.3f} (")
 
 
+def test_settings_that_nobody_touched_are_the_commands(drawn, monkeypatch):
+    """Without a weight in the prompt the best of unsteered candidates; with one it steers."""
+    from diffusers import StableDiffusionPipeline  # the tiny generator's class
+
+    monkeypatch.setattr(StableDiffusionPipeline, "default_candidates", 4, raising=False)
+    untouched = {"strength": 0, "best_of": generate_tab.CANDIDATES, "count": 1}
+    for prompt, candidates in (("a red fox", 4), ("a red fox | blur:-1", 1)):
+        (cells, *_) = drawn(prompt=prompt, **untouched)[-1]
+        recipe = read_png(cells[0][0])
+        assert recipe.best_of == candidates and (recipe.strength > 0) is (candidates == 1)
+
+
 def test_what_was_done_otherwise_is_said(drawn):
     """Warnings of the run stand beside what it made."""
     *_, (cells, said, _) = drawn(prompt="red fox " * 30, count=1)
