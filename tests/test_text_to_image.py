@@ -100,7 +100,7 @@ class Bright(Objective):
     [lambda s: s, lambda s: -1.0 * s, lambda s: s + 100.0 * Bright()],
     ids=["similarity", "negative", "sum"],
 )
-@pytest.mark.parametrize("method", ["shortcut", "particles"])
+@pytest.mark.parametrize("method", ["shortcut", "particles", "none"])
 def test_candidates_are_picked_by_what_is_minimised(tiny_mini, made, method):
     """Not by the guide's cosine: the lowest loss of the finished images, in the views that best-of
     looks at."""
@@ -117,12 +117,16 @@ def test_candidates_are_picked_by_what_is_minimised(tiny_mini, made, method):
             return found
 
     draw = Watched()
-    number = {"best_of": 5} if method == "shortcut" else {}
-    (best,) = draw("a red fox", method=method, steps=STEPS, seed=4, **number)
+    asked = {
+        "shortcut": {"best_of": 5},
+        "particles": {"method": "particles"},
+        "none": {"best_of": 5, "strength": 0.0},  # nor by the judge
+    }[method]
+    (best,) = draw("a red fox", steps=STEPS, seed=4, **asked)
     loss = made(Similarity(draw.clip, "a red fox", views=Cutouts(number=4)))
     images = [to_tensor([p.image]) for p in seen]
     losses = [float(loss(image, [torch.Generator().manual_seed(0)])) for image in images]
-    assert len(seen) == 5 if number else 4
+    assert len(seen) == (4 if method == "particles" else 5)
     assert best is seen[int(np.argmin(losses))]
     assert best.guide_score == pytest.approx(
         float(Similarity(draw.clip, "a red fox").score_pictures([best.image])), abs=1e-5
@@ -155,16 +159,24 @@ def test_a_pipelines_own_way(draw, monkeypatch):
     monkeypatch.setattr(type(draw.pipe), "default_candidates", 3, raising=False)
     (kept,) = draw("a red fox", **asked)
     assert (kept.recipe.best_of, kept.recipe.strength) == (3, 0) and draw.chosen.best_of == 3
-    seeds = [4 + k * STRIDE for k in range(3)]
-    plain = [draw("a red fox", steps=STEPS, seed=s, strength=0)[0] for s in seeds]
-    assert [p.recipe.best_of for p in plain] == [1, 1, 1]
-    objective = Similarity(draw.clip, "a red fox", views=Cutouts(number=4))
-    loss = [
-        float(objective(to_tensor([p.image]), [torch.Generator().manual_seed(0)])) for p in plain
-    ]
-    votes = [p.judge_score - x for p, x in zip(plain, loss, strict=True)]
-    assert same(kept, plain[int(np.argmax(votes))])
     assert same(draw.replay(kept.recipe), kept)
+    (together,) = draw("a red fox", steps=STEPS, seed=4)
+    assert len(together.recipe.batch_seeds) == 3  # candidates share a batch, on a CPU too
+    objective = Similarity(draw.clip, "a red fox", views=Cutouts(number=4))
+    by_guide_alone = 0
+    for seed in range(4, 12):
+        (kept,) = draw("a red fox", **{**asked, "seed": seed})
+        seeds = [seed + k * STRIDE for k in range(3)]
+        plain = [draw("a red fox", steps=STEPS, seed=s, strength=0)[0] for s in seeds]
+        assert [p.recipe.best_of for p in plain] == [1, 1, 1]
+        loss = [
+            float(objective(to_tensor([p.image]), [torch.Generator().manual_seed(0)]))
+            for p in plain
+        ]
+        votes = [p.judge_score - x for p, x in zip(plain, loss, strict=True)]
+        assert same(kept, plain[int(np.argmax(votes))])
+        by_guide_alone += int(np.argmax(votes)) == int(np.argmin(loss))
+    assert by_guide_alone < 8  # the judge had a say
     assert draw("a red fox", best_of=1, **asked)[0].recipe.best_of == 1
     assert draw("a red fox", rewards=[], **asked)[0].recipe.best_of == 3
     (weighed,) = draw("a red fox | blur:-1", **asked)  # only the guide reads the weight
