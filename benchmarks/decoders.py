@@ -25,6 +25,7 @@ import typer
 from clipguide.pipelines.generation import STEPS, Generation
 from clipguide.pipelines.text_to_image import TextToImage
 
+from benchmarks.records import models_of
 from clipguide import Similarity, load_clip
 from clipguide.images import to_tensor
 from clipguide.mini import known
@@ -186,6 +187,7 @@ def command_table(
     drawn = read(records)
     number, found = len({one.prompt for one in drawn}), rows(drawn)
     facts = {"torch": torch.__version__, "prompts": number, "steps": steps, "other": other}
+    facts["models"] = models_of("generator", "guide", "judge")
     facts["rows"] = [asdict(row) for row in found]
     out.write_text(json.dumps(facts, indent=1) + "\n")
     table = markdown(found, default(TextToImage(), Generation(method="shortcut")))

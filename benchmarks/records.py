@@ -14,9 +14,10 @@ from clipguide import mini
 from training.evaluate.ledger import fingerprint
 
 
-def models_of(*shipped: str, referee: Path) -> dict[str, str]:
+def models_of(*shipped: str, referee: Path | None = None) -> dict[str, str]:
     """The fingerprints of embedded models by their names in `mini.MODELS`, and of the referee."""
-    return {**{n: fingerprint(mini.path(n)) for n in shipped}, "referee": fingerprint(referee)}
+    found = {name: fingerprint(mini.path(name)) for name in shipped}
+    return found | ({"referee": fingerprint(referee)} if referee else {})
 
 
 def digest_of(models: dict[str, str]) -> str:
