@@ -9,12 +9,14 @@ import pytest
 from clipguide import mini
 from clipguide.mini import known
 
+THINGS = ["fox", "apple", "hot air balloon", "sushi", "fox and apple"]
+
 
 @pytest.fixture
 def taught(tmp_path, monkeypatch):
     """A generator that knows foxes, apples and sushi."""
     words = ["fox", "apple", "sushi", "hot", "air", "balloon", "zorro", "狐", "🦊", "glass", "glas"]
-    found = {"things": ["fox", "apple", "hot air balloon", "sushi"], "words": words}
+    found = {"things": THINGS, "words": words}
     (tmp_path / "generator").mkdir()
     (tmp_path / "generator/known.json").write_text(json.dumps(found), "utf-8")
     monkeypatch.setattr(mini, "FOLDER", tmp_path)
@@ -23,7 +25,8 @@ def taught(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "prompt",
     ["a red fox", "three green apples", "a hot air balloon", "un zorro negro", "赤い狐", "🦊",
-     "a fox, flat icon", "an apple on a yellow background", "a shiny fox", "red", "", "sushi!"],
+     "a fox, flat icon", "an apple on a yellow background", "a shiny fox", "red", "", "sushi!",
+     "an apple and a fox", "a black and white fox", "a fox on the left", "apple sushi"],
 )
 def test_no_doubt(taught, prompt):
     assert known.doubt(prompt) is None
@@ -36,6 +39,9 @@ def test_no_doubt(taught, prompt):
         ("asdfghjkl qwertz", "know 'asdfghjkl, qwertz'"),
         ("a courtroom sketch of a fox", "know 'courtroom, sketch'"),
         ("a fox with an apple, sushi and a balloon", "may not draw all of 'a fox with an apple"),
+        ("a fox and sushi", "may not draw all of 'a fox and sushi'"),
+        ("a red fox to the left of a balloon", "may not draw all of 'a red fox to"),
+        ("a fox eating sushi", "may not draw all of"),
         ("赤い車", "know '赤い車'"),
     ],
 )
@@ -45,7 +51,7 @@ def test_doubt(taught, prompt, message):
 
 
 def test_things(taught):
-    assert known.things() == ["apple", "fox", "hot air balloon", "sushi"]
+    assert known.things() == sorted(THINGS)
     assert known.things("Air") == ["hot air balloon"] and known.things("zebra") == []
 
 

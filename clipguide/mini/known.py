@@ -29,6 +29,12 @@ SMALL = frozenset(
     retro game cute old new golden un une el la le una ein eine der die das um uma o il lo
     een de het""".split()
 )
+ARTICLES = frozenset({"a", "an", "the"})
+# Words between two things that are separate in the image.
+JOINING = frozenset(
+    """and & plus y e et und и beside near next left right behind above below under chasing
+    carrying eating holding riding wearing""".split()
+)
 
 
 def _known() -> dict[str, frozenset[str]]:
@@ -66,8 +72,8 @@ def is_known(word: str) -> bool:
 def doubt(prompt: str) -> str | None:
     """Says that a prompt asks for what the embedded generator was not taught.
 
-    It goes by words alone: none of them is known, more are unknown than known, or there are more
-    things than fit into one of its images.
+    It goes by words alone. A prompt is doubted if it has no known word, more unknown words than
+    known ones, more things than fit into one image, or two things that are separate in it.
 
     Args:
         prompt: the text that the generator gets.
@@ -83,12 +89,31 @@ def doubt(prompt: str) -> str | None:
     if not known or len(unknown) > known or len(unknown) >= MOST:
         said = shorten(", ".join(dict.fromkeys(unknown)))
         return f"mini does not seem to know {said!r}. {ADVICE}"
-    if len(words) > MOST:
+    if len(words) > MOST or _joined(prompt):
         return (
             f"mini may not draw all of {shorten(prompt)!r}: it draws one thing, or up to four "
             f"of a kind. {ADVICE}"
         )
     return None
+
+
+def _joined(prompt: str) -> bool:
+    """Whether a prompt names two things, each by a known word, that are separate in the image.
+
+    "a fork and knife" does not: the generator was taught an image of that name.
+    """
+    said = split(prompt)
+    if frozenset(said) - ARTICLES in _taught(_known()["things"]):
+        return False
+    joints = [i for i, word in enumerate(said) if word in JOINING]
+    named = [i for i, word in enumerate(said) if word not in SMALL | JOINING and is_known(word)]
+    return any(named[0] < i < named[-1] for i in joints) if named else False
+
+
+@cache
+def _taught(names: frozenset[str]) -> frozenset[frozenset[str]]:
+    """The words of each name, in any order."""
+    return frozenset(frozenset(split(name)) for name in names)
 
 
 ADVICE = "`clipguide models --things` lists what it draws; for photographs and scenes use --model."
