@@ -45,7 +45,7 @@ def counted(geometry: str) -> tuple[list[Counted], float, float]:
     from clipguide.guidance import cost, ladder, tinies
     from clipguide.guidance.clean import Made
     from clipguide.guidance.decoders import Decoder
-    from clipguide.guidance.latents import denoiser
+    from clipguide.guidance.pipe_parts import denoiser
 
     pipe, shape = hollow(geometry), LATENTS[geometry]
     decoder = Decoder(pipe, kind="vae")
@@ -115,7 +115,7 @@ def default(geometry: str, images: int) -> Default:
     from clipguide.guidance import cost, ladder
     from clipguide.guidance.clean import Made
     from clipguide.guidance.decoders import Decoder
-    from clipguide.guidance.latents import denoiser
+    from clipguide.guidance.pipe_parts import denoiser
 
     pipe, shape = hollow(geometry), (images, *LATENTS[geometry][1:])
     with torch.device("meta"):

@@ -21,12 +21,13 @@ from ..clip import Clip, check_clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..guidance import Step, steer, tinies
 from ..guidance.auto import Choice, times_plain
-from ..guidance.contract import Method, call_signature
+from ..guidance.contract import Method
 from ..guidance.decoders import Decoder, parsed
 from ..guidance.generators import STRIDE
 from ..guidance.guides import default_clip
-from ..guidance.latents import check, execution_device
+from ..guidance.latents import check
 from ..guidance.observers import ranks
+from ..guidance.pipe_parts import call_signature, execution_device
 from ..guidance.tape import Tape
 from ..images import to_pil
 from ..mini import known

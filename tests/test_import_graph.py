@@ -80,7 +80,7 @@ def test_methods_import_what_lies_below_them():
     """One file a method: the contract, levels and the shared arithmetic, no session and no tap."""
     shared = ("descent", "generators", "interpolants", "resampling", "stochastic", "travel")
     shared = (*shared, "whiteness")
-    below = {"contract", "levels", "schedulers", *shared}
+    below = {"contract", "run", "levels", "precision", "pipe_parts", "schedulers", *shared}
     for name, found in graph().items():
         home, _, method = name.rpartition(".")
         if home != "clipguide.guidance.methods" or method == "":

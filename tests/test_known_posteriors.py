@@ -16,9 +16,9 @@ import torch
 from torch.testing import assert_close
 
 from clipguide.guidance import Particles
-from clipguide.guidance.contract import At, Run
 from clipguide.guidance.methods.particles import _noises_after
 from clipguide.guidance.resampling import RESAMPLING
+from clipguide.guidance.run import At, Run
 from clipguide.guidance.schedulers import level
 from clipguide.objectives import Objective
 

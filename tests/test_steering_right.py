@@ -27,9 +27,9 @@ from clipguide.guidance import (
     schedulers,
     steer,
 )
-from clipguide.guidance.contract import Run
 from clipguide.guidance.descent import descend
 from clipguide.guidance.levels import Level
+from clipguide.guidance.run import Run
 from clipguide.objectives import Nothing, Scheduled, Similarity, TotalVariation, finished
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -96,7 +96,7 @@ def test_ways_of_a_move():
     x0, g, h = (noise(2, 4, 3, 3, seed=k) for k in (1, 2, 3))
 
     def way(value):
-        from clipguide.guidance.contract import Gradient
+        from clipguide.guidance.run import Gradient
 
         return lambda x: Gradient(x, x.flatten(1).sum(1), value)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from ..errors import ClipguideError, UsageError, close_matches
 from . import schedulers
-from .latents import denoiser
+from .pipe_parts import denoiser
 from .tap import tap
 
 

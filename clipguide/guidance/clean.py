@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import ClipguideError
-from .contract import without_autocast
+from .precision import without_autocast
 from .weights import located, offloaded, parts, uncompiled
 
 ENCODING = ("encoder", "quant_conv")  # what only encodes

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ..errors import ClipguideError
-from .latents import denoiser
-from .levels import widen
+from .pipe_parts import denoiser
+from .precision import widen
 
 NAME = "encoder_hidden_states"  # of the denoisers of diffusers
 

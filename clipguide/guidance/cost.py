@@ -14,7 +14,7 @@ import math
 import torch
 from torch import nn
 
-from .latents import denoiser
+from .pipe_parts import denoiser
 from .weights import uncompiled
 
 

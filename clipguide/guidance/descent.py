@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .contract import At, Gradient, Outcome, along, rms
+from .precision import along, rms
+from .run import At, Gradient, Outcome
 
 Way = tuple[float, Callable[[torch.Tensor], Gradient]]
 LEAST = 1e-30

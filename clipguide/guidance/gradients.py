@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from ..errors import ClipguideError
-from .latents import denoiser
+from .pipe_parts import denoiser
 
 PROCESSORS = {"image_processor": "postprocess", "video_processor": "postprocess_video"}
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .latents import denoiser
-from .levels import Level, widen
+from .levels import Level
+from .pipe_parts import denoiser
+from .precision import widen
 
 
 class GuidanceHook:

@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from .clean import Made
-from .contract import without_autocast
+from .precision import without_autocast
 
 Decode = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # (VAE, latents) -> image_N3HW
 

@@ -220,7 +220,6 @@ STAGES = {  # of models in several, those that draw no image, or call what does
     "decoder_pipe, which takes the image_embeddings of that",
 }
 
-DENOISERS = ("unet", "transformer", "decoder")  # the last is Stable Cascade's
 
 def register(name: str, *, like: str | Family, replace: bool = False) -> Family:
     """Register a pipeline class under its name.
@@ -271,12 +270,6 @@ def family(pipe: object, like: str | None = None) -> Family:
     )
 
 
-def execution_device(pipe: object) -> torch.device:
-    """Where a pipeline's models run, which under offloading is not where their weights are."""
-    found = getattr(pipe, "_execution_device", None)
-    return torch.device(pipe.device if found is None else found)
-
-
 def check(pipe: object, like: str | None = None) -> Family:
     """The family of a pipeline that can be steered, as `family` has it. ClipguideError if it
     cannot be, as it is."""
@@ -297,8 +290,3 @@ def decodable(pipe: object, like: str | None = None) -> Family:
             f"Steering looks at images, and this {name} has no {found.decoder.upper()}: load one."
         )
     return found
-
-
-def denoiser(pipe: object) -> nn.Module | None:
-    """The model that a pipeline samples with."""
-    return next((getattr(pipe, name) for name in DENOISERS if hasattr(pipe, name)), None)

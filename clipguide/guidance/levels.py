@@ -26,6 +26,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .precision import widen
+
 
 @dataclass(frozen=True)
 class Level:
@@ -89,11 +91,6 @@ class Level:
             "sample": 1.0,
         }[self.prediction]
         return _add(model_output, slope * delta), widen(sample) + self.alpha / self.scale * delta
-
-
-def widen(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32 or better."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _add(model_output: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:

@@ -15,9 +15,10 @@ from typing import Protocol
 import torch
 
 from ..objectives import Objective, Similarity, fresh_generators
-from .contract import At, Outcome, Run, per_sample, without_autocast, worst_of_none
 from .guidance_direction import angle
+from .precision import without_autocast
 from .report import Report, Step, Trace
+from .run import At, Outcome, Run, per_sample, worst_of_none
 from .tape import Tape, TapeStep
 
 MARGIN = 0.01  # cosine that the judge must have lost; and share of itself the objective gained

@@ -21,10 +21,9 @@ from ..errors import ClipguideError, ClipguideWarning
 from ..objectives import Nothing
 from . import generators as seeds
 from . import schedulers
-from .contract import At, Method, Outcome, Run, without_autocast
+from .contract import Method
 from .decoders import Decoder
 from .guidance_direction import GuidanceHook
-from .levels import widen
 from .observers import (
     Doubt,
     Numbers,
@@ -37,7 +36,9 @@ from .observers import (
     measured,
 )
 from .plan import Begun, Mode, Plan, Previewed
+from .precision import widen, without_autocast
 from .report import Report
+from .run import At, Outcome, Run
 from .tape import Tape
 
 

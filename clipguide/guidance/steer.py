@@ -31,8 +31,8 @@ from .contract import Method
 from .decoders import Decoder
 from .guides import default_clip
 from .latents import check as check_family
-from .latents import denoiser, execution_device
 from .methods import Shortcut, configure
+from .pipe_parts import denoiser, execution_device
 from .plan import Plan
 from .report import Step
 from .steering import Steering, check_fit

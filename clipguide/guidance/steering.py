@@ -14,11 +14,12 @@ from ..errors import ClipguideError, UsageError
 from ..objectives import Objective, Similarity
 from . import gradients
 from .calls import Calls
-from .contract import Method, call_signature
+from .contract import Method
 from .decoders import Decoder
 from .digest import digest
 from .guidance_direction import GuidanceHook
-from .latents import Family, denoiser
+from .latents import Family
+from .pipe_parts import call_signature, denoiser
 from .plan import Mode, Plan
 from .report import Report
 from .session import Session

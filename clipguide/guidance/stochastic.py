@@ -13,7 +13,8 @@ import math
 
 import torch
 
-from .levels import Level, widen
+from .levels import Level
+from .precision import widen
 
 
 def spread_of(here: Level, there: Level, eta: float) -> float:

@@ -12,8 +12,8 @@ import math
 import torch
 
 from ..errors import ClipguideError
-from .contract import At
-from .levels import widen
+from .precision import widen
+from .run import At
 from .schedulers import next_level
 
 TRAVELLERS = (

@@ -25,7 +25,7 @@ import math
 
 import torch
 
-from .levels import widen
+from .precision import widen
 
 BLOCK = 64  # coefficients
 MEAN = math.sqrt(2 / math.pi)  # of |h|

@@ -19,7 +19,9 @@ from typing import ClassVar
 import torch
 
 from ...errors import UsageError, close_matches
-from ..contract import At, Method, Outcome, Run, along, rms
+from ..contract import Method
+from ..precision import along, rms
+from ..run import At, Outcome, Run
 
 OF = ("prompt", "null")
 

@@ -25,9 +25,11 @@ from typing import ClassVar
 import torch
 
 from ...errors import UsageError, out_of_memory
-from ..contract import At, Method, Outcome, Run, along, call_signature
+from ..contract import Method
 from ..generators import STRIDE
-from ..levels import widen
+from ..pipe_parts import call_signature
+from ..precision import along, widen
+from ..run import At, Outcome, Run
 
 KEPT = 16  # prompts whose sketches are kept
 OWN = ("timesteps", "sigmas", "latents", "generator", "num_images_per_prompt")  # of the image's run

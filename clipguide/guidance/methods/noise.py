@@ -28,9 +28,10 @@ from typing import ClassVar
 import torch
 
 from ...errors import ClipguideError, UsageError
-from ..contract import Method, along, call_signature, rms
+from ..contract import Method
 from ..generators import restarted
-from ..levels import widen
+from ..pipe_parts import call_signature
+from ..precision import along, rms, widen
 from ..whiteness import Spectrum
 
 

@@ -34,8 +34,9 @@ from typing import ClassVar
 import torch
 
 from ...errors import ClipguideError, UsageError, close_matches
-from ..contract import At, Method, Outcome, Run
+from ..contract import Method
 from ..resampling import RESAMPLING
+from ..run import At, Outcome, Run
 from ..schedulers import first_order, level, next_level, permute, stochastic
 from ..stochastic import spread_of, stochastic_step
 

@@ -35,8 +35,10 @@ import torch
 from ...errors import ClipguideError, UsageError, close_matches
 from ...schedules import Schedule
 from .. import interpolants, travel
-from ..contract import WINDOW, At, Method, Outcome, Run, along
+from ..contract import WINDOW, Method
 from ..descent import descend
+from ..precision import along
+from ..run import At, Outcome, Run
 from ..schedulers import clipped, next_level, stochastic
 from ..stochastic import spread_of, stochastic_step
 from .shortcut import Shortcut
