@@ -22,7 +22,8 @@ from ..errors import ClipguideWarning, UsageError
 from ..guidance import Step, steer, tinies
 from ..guidance.auto import Choice, times_plain
 from ..guidance.contract import Method
-from ..guidance.decoders import Decoder, parsed
+from ..guidance.decoder_names import parsed
+from ..guidance.decoders import Decoder
 from ..guidance.generators import STRIDE
 from ..guidance.guides import default_clip
 from ..guidance.latents import check

@@ -16,7 +16,7 @@ from clipguide.clip.names import MINI
 from clipguide.errors import UsageError
 from clipguide.export.run import TARGETS
 from clipguide.finetune.config import FinetuneConfig
-from clipguide.guidance.decoders import KINDS, parsed
+from clipguide.guidance.decoder_names import KINDS, parsed
 from clipguide.guidance.ladder import RUNGS
 from clipguide.guidance.methods import METHODS, configure
 from clipguide.rerank import rank

@@ -17,9 +17,9 @@ from torch.testing import assert_close
 
 from clipguide.guidance import Particles
 from clipguide.guidance.methods.particles import _noises_after
+from clipguide.guidance.noise_levels import level
 from clipguide.guidance.resampling import RESAMPLING
 from clipguide.guidance.run import At, Run
-from clipguide.guidance.schedulers import level
 from clipguide.objectives import Objective
 
 TILT = torch.tensor([0.8, -0.4, 0.0])[:, None, None]  # a

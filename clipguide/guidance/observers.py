@@ -15,14 +15,15 @@ from typing import Protocol
 import torch
 
 from ..objectives import Objective, Similarity, fresh_generators
+from .contract import Method
 from .guidance_direction import angle
+from .plan import Plan
 from .precision import without_autocast
 from .report import Report, Step, Trace
 from .run import At, Outcome, Run, per_sample, worst_of_none
 from .tape import Tape, TapeStep
+from .trust import Trust
 
-MARGIN = 0.01  # cosine that the judge must have lost; and share of itself the objective gained
-PATIENCE = 2  # scorings in a row
 DECIDED = 0.9  # of a run: after that the judge changes nothing any more
 MAX_SKIPPED = 3  # gradients of one image
 
@@ -166,37 +167,6 @@ def ranks(objective: Objective, image_N3HW: torch.Tensor, batch: int) -> torch.T
         return -worst_of_none(loss_B).cpu()
 
 
-class Trust:
-    """When the guide is being fooled: what is optimised climbs while the judge's score falls.
-
-    Gao et al. 2023, "Scaling laws for reward model overoptimization": what is optimised goes on
-    rising when what is meant has begun to fall. The judge, which nothing optimises, is the alarm.
-    `factor_B` of each image's strength is 1, then ½, then 0.
-    """
-
-    def __init__(self, batch: int) -> None:
-        self.factor_B = torch.ones(batch)
-        self._rank_B = self._judge_B = None
-        self._bad_B = torch.zeros(batch, dtype=torch.long)
-
-    def see(self, rank_B: torch.Tensor, judge_B: torch.Tensor) -> torch.Tensor:
-        """−objective and the judge's score of one step; True_B where the factor fell."""
-        if self._judge_B is None:
-            self._rank_B, self._judge_B = rank_B.clone(), judge_B.clone()
-            self._gain_B = MARGIN * rank_B.abs()
-            return torch.zeros_like(self._bad_B, dtype=torch.bool)
-        climbs_B = rank_B > self._rank_B + self._gain_B
-        fooled_B = climbs_B & (judge_B < self._judge_B - MARGIN)
-        better_B = judge_B >= self._judge_B  # the judge's best, and the objective there
-        self._rank_B = torch.where(better_B, rank_B, self._rank_B)
-        self._judge_B = torch.where(better_B, judge_B, self._judge_B)
-        self._bad_B = torch.where(fooled_B, self._bad_B + 1, 0)
-        fell_B = (self._bad_B >= PATIENCE) & (self.factor_B > 0)
-        self.factor_B = torch.where(fell_B, (self.factor_B - 0.5).clamp_min(0), self.factor_B)
-        self._bad_B = torch.where(fell_B, 0, self._bad_B)
-        return fell_B
-
-
 class Doubt(Base):
     """Lowers the strength of an image where trust in its guide falls, but for the last tenth of the
     run, where nothing would come of it. `sign` is −1 where the objective leads away from the
@@ -297,3 +267,26 @@ class Teller(Base):
                 preview=seen.image,
             )
         )
+
+
+def observers(plan: Plan, method: Method | None, tape: Tape | None) -> list[Observer]:
+    """Return what looks at a run by a method or none, in the order in which it is told."""
+    found: list[Observer] = [Numbers()]
+    if method is not None and (plan.trace or not method.idle):
+        found.append(
+            Scores(
+                guide=plan.guide,
+                judge=plan.judge,
+                ranking=plan.ranking,
+                every=plan.score_every,
+                tracing=plan.trace,
+            )
+        )
+    if plan.judge is not None and method is not None and method.fades:
+        found.append(Doubt(plan.sign))
+    found.append(TraceLog())
+    if tape is not None:
+        found.append(TapeWriter(tape))
+    if plan.on_step is not None:
+        found.append(Teller(plan.on_step))
+    return found

@@ -20,25 +20,17 @@ import torch
 from ..errors import ClipguideError, ClipguideWarning
 from ..objectives import Nothing
 from . import generators as seeds
-from . import schedulers
+from . import noise_levels, schedulers
+from .cfg_window import CfgWindow
 from .contract import Method
 from .decoders import Decoder
 from .guidance_direction import GuidanceHook
-from .observers import (
-    Doubt,
-    Numbers,
-    Observer,
-    Scores,
-    Seen,
-    TapeWriter,
-    Teller,
-    TraceLog,
-    measured,
-)
+from .observers import Observer, Seen, measured, observers
 from .plan import Begun, Mode, Plan, Previewed
-from .precision import widen, without_autocast
+from .precision import without_autocast
 from .report import Report
 from .run import At, Outcome, Run
+from .stepper import Stepper
 from .tape import Tape
 
 
@@ -60,12 +52,19 @@ class Session:
         self.report = self.new_report()
         self.tape: Tape | None = None
         self.run: Run | None = None
-        self.first_sample = self.last_x0 = None
+        self._cfg_window = CfgWindow(pipe, plan.cfg_window, direction, self._warn_once)
+        self._stepper: Stepper | None = None
+        self.first_sample: torch.Tensor | None = None
         self.asked = self.acted = False  # whether a run was to be steered, and a step of one was
         self._repeats = plan.method.repeats()
         self._observers: Sequence[Observer] = ()
         self._steps: int | None = None
         self._over = False  # whether the run had its last step, and no other is announced
+
+    @property
+    def last_x0(self) -> torch.Tensor | None:
+        """The clean latents that the latest step of the latest run led to."""
+        return None if self._stepper is None else self._stepper.last_x0
 
     # ---------------------------------------------------------------- the life of a run
     def expect(self, steps: int) -> None:
@@ -132,36 +131,16 @@ class Session:
             self.asked = True
             self._act = mode.method.start(run)
         self._index, self._covered, self._due = 0, 0, False
-        self._wide, self._choosing = False, True
+        self._choosing = True
+        steers = mode.method is not None
+        self._stepper = Stepper(run, differentiable=mode.differentiable and steers)
         self.first_sample = sample.detach()
         self._objective = plan.followed(mode.method)
-        self._observers = self._watchers()
+        self._observers = observers(plan, mode.method, self.tape)
         for observer in self._observers:
             observer.begin(run, self.report)
         self.run = run
         return run
-
-    def _watchers(self) -> list[Observer]:
-        plan = self.plan
-        watchers: list[Observer] = [Numbers()]
-        if self.mode.method is not None and (plan.trace or not self.mode.method.idle):
-            watchers.append(
-                Scores(
-                    guide=plan.guide,
-                    judge=plan.judge,
-                    ranking=plan.ranking,
-                    every=plan.score_every,
-                    tracing=plan.trace,
-                )
-            )
-        if plan.judge is not None and self.mode.method is not None and self.mode.method.fades:
-            watchers.append(Doubt(plan.sign))
-        watchers.append(TraceLog())
-        if self.tape is not None:
-            watchers.append(TapeWriter(self.tape))
-        if plan.on_step is not None:
-            watchers.append(Teller(plan.on_step))
-        return watchers
 
     # ---------------------------------------------------------------- one evaluation
     def step(
@@ -182,8 +161,8 @@ class Session:
         run = self.run or self._begin(scheduler, sample)
         if self.mode.only_begins:
             raise Begun
-        level = schedulers.level(scheduler, timestep)
-        model_output = self._guided(model_output, sample, level.noise)
+        level = noise_levels.level(scheduler, timestep)
+        model_output = self._cfg_window(model_output, sample, level.noise)
         x0 = schedulers.clipped(scheduler, level.x0(model_output, sample))
         eta = kwargs.get("eta")
         at = At(self._index, timestep, level, sample, model_output, x0, eta)
@@ -214,7 +193,7 @@ class Session:
             x0 = level.x0(outcome.model_output, outcome.sample)
             self.decoder.choose(x0.detach())
             raise Previewed(-self.finishing(x0, selecting=True).loss(x0)[1].cpu())
-        stepped = self._stepped(original, at, outcome, after, args, kwargs)
+        stepped = self._stepper(original, at, outcome, after, args, kwargs)
         self._index += 1
         if seen.last:
             self.end()
@@ -228,25 +207,6 @@ class Session:
                 f"{type(self.pipe).__name__} takes steps after the last that it announced, as on "
                 "tiles of a larger image: these are not steered."
             )
-
-    def _guided(
-        self, model_output: torch.Tensor, sample: torch.Tensor, noise: float
-    ) -> torch.Tensor:
-        """The output of the denoiser, outside of the window of classifier-free guidance the one
-        with the prompt alone."""
-        window = self.plan.cfg_window
-        if window is None or window[0] <= noise <= window[1]:
-            return model_output
-        if not getattr(self.pipe, "do_classifier_free_guidance", True):
-            return model_output
-        alone = self._direction.conditional(sample)
-        if alone is None:
-            self._warn_once(
-                f"cfg_window is ignored: {type(self.pipe).__name__} does not evaluate both "
-                "prompts at once."
-            )
-            return model_output
-        return alone.to(model_output.dtype)
 
     def _check_mode(self) -> None:
         """ClipguideError for a run outside of s(…) where there may be none."""
@@ -313,48 +273,6 @@ class Session:
                 return decode(x0.detach())
 
         return image
-
-    def _stepped(
-        self, original: Callable, at: At, outcome: Outcome, after, args: tuple, kwargs: dict
-    ) -> object:
-        """The scheduler's step, in float32 where the method computed so, and its result in the
-        type that the pipeline has."""
-        model_output, sample = outcome.model_output, outcome.sample
-        if self.mode.differentiable and self.mode.method is not None:
-            model_output, sample = model_output.detach(), sample.detach()  # no graphs in a history
-        dtypes = model_output.dtype, sample.dtype
-        if dtypes != (at.model_output.dtype, at.sample.dtype):
-            model_output, sample, self._wide = widen(model_output), widen(sample), True
-        stepped = original(model_output, at.timestep, sample, *args, **kwargs)
-        previous = stepped[0] if isinstance(stepped, tuple) else stepped.prev_sample
-        previous = self._previous(previous, after, at)
-        if isinstance(stepped, tuple):
-            return (previous, *(self._narrow(value, at) for value in stepped[1:]))
-        for name, value in list(vars(stepped).items()):
-            if name != "prev_sample":
-                setattr(stepped, name, self._narrow(value, at))
-        stepped.prev_sample = previous
-        return stepped
-
-    def _narrow(self, value: object, at: At) -> object:
-        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
-        return value.to(at.sample.dtype) if self._wide and floating else value
-
-    def _previous(self, previous: torch.Tensor, after, at: At) -> torch.Tensor:
-        """The scheduler's new sample, as the pipeline is to get it."""
-        if after is not None:
-            previous, self._wide = after(previous), True
-        run = self.run
-        if run.repeats is not None and run.repeats.returns(at.index):
-            previous = run.repeats.back(at, previous, run.noise_like(previous))
-            self._wide = True
-        previous = self._narrow(previous, at)
-        timestep = torch.as_tensor(at.timestep).flatten()[0]  # some give one a sample
-        final = float(timestep) == float(run.scheduler.timesteps[-1])  # else it is noisy still
-        self.last_x0 = previous if final else at.x0
-        if self.mode.differentiable and self.mode.method is not None:
-            previous = previous.detach().requires_grad_(at.index < run.total - 1)
-        return previous
 
     # ---------------------------------------------------------------- the report
     def new_report(self) -> Report:

@@ -83,6 +83,28 @@ def from_hub(pipe: object, *, download: bool) -> nn.Module | None:
         raise ClipguideError(f"The tiny decoder {name} cannot be loaded: {why}.") from error
 
 
+def found(pipe: object, tiny: nn.Module | str | Path | None, *, needed: bool) -> nn.Module | None:
+    """Return the tiny decoder that `tiny` says: a model, a folder, or HUB.
+
+    If `tiny` is None, it is that of the hub's cache where one is `needed`, else None.
+
+    Raises:
+        UsageError: one is needed, and none is at hand.
+    """
+    if tiny == HUB:
+        return from_hub(pipe, download=True)
+    if isinstance(tiny, (str, Path)):
+        return load_tiny(tiny)
+    if tiny is None and needed:
+        tiny = from_hub(pipe, download=False)
+        if tiny is None:
+            raise UsageError(
+                "The tiny decoder needs `tiny` (--tiny): an AutoencoderTiny, a folder of one, or "
+                "'hub'."
+            )
+    return tiny
+
+
 def decode(tiny: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
     """image_N3HW about in [0, 1] of latents as the model has them, unscaled."""
     config = tiny.config

@@ -12,9 +12,9 @@ import math
 import torch
 
 from ..errors import ClipguideError
+from .noise_levels import next_level
 from .precision import widen
 from .run import At
-from .schedulers import next_level
 
 TRAVELLERS = (
     "DDIMScheduler",

@@ -35,9 +35,10 @@ import torch
 
 from ...errors import ClipguideError, UsageError, close_matches
 from ..contract import Method
+from ..noise_levels import level, next_level
 from ..resampling import RESAMPLING
 from ..run import At, Outcome, Run
-from ..schedulers import first_order, level, next_level, permute, stochastic
+from ..schedulers import first_order, permute, stochastic
 from ..stochastic import spread_of, stochastic_step
 
 POTENTIALS = ("difference", "max", "sum")

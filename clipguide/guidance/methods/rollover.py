@@ -37,9 +37,10 @@ from ...schedules import Schedule
 from .. import interpolants, travel
 from ..contract import WINDOW, Method
 from ..descent import descend
+from ..noise_levels import next_level
 from ..precision import along
 from ..run import At, Outcome, Run
-from ..schedulers import clipped, next_level, stochastic
+from ..schedulers import clipped, stochastic
 from ..stochastic import spread_of, stochastic_step
 from .shortcut import Shortcut
 
