@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .precision import along, rms
+from .precision import along, rms, unit
 from .run import At, Gradient, Outcome
 
 Way = tuple[float, Callable[[torch.Tensor], Gradient]]
-LEAST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -84,17 +83,13 @@ def descend(
         first = first or seen[0]
         finite_B = torch.stack([rms(one.value).isfinite() for one in seen]).all(0)
         new = sum(
-            weight * _unit(torch.where(along(finite_B, x0), one.value, 0.0))
+            weight * unit(torch.where(along(finite_B, x0), one.value, 0.0))
             for (weight, _), one in zip(ways, seen, strict=True)
         )
         if momentum and direction is not None:
             mixed = new + momentum * direction
-            new = _unit(mixed) * along(rms(new), x0)
+            new = unit(mixed) * along(rms(new), x0)
         direction = new
         delta = delta - along(size_B * finite_B, x0) * direction
     gradient_B = rms(first.value)
     return Descent(delta, first, gradient_B, finite_B, direction)
-
-
-def _unit(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient / along(rms(gradient).clamp_min(LEAST), gradient)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
+LEAST = 1e-30  # an rms that is divided by
 LOSS_SCALES = tuple(2.0**k for k in (16, 12, 8, 4, 0, -6))  # of gradients in float16
 
 
@@ -26,6 +27,11 @@ def rms(x: torch.Tensor) -> torch.Tensor:
 def along(value_B: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return value_B in a shape that multiplies x, one value a sample."""
     return value_B.to(x.device).view(-1, *[1] * (x.ndim - 1))
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """Return x with an rms of 1 in each sample; 0 stays 0."""
+    return x / along(rms(x).clamp_min(LEAST), x)
 
 
 @contextlib.contextmanager

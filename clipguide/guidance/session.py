@@ -161,16 +161,9 @@ class Session:
         run = self.run or self._begin(scheduler, sample)
         if self.mode.only_begins:
             raise Begun
-        level = noise_levels.level(scheduler, timestep)
-        model_output = self._cfg_window(model_output, sample, level.noise)
-        x0 = schedulers.clipped(scheduler, level.x0(model_output, sample))
-        eta = kwargs.get("eta")
-        at = At(self._index, timestep, level, sample, model_output, x0, eta)
-        progress = min(max(1 - level.noise, 0.0), 1.0)
-        run.objective = self._objective.at(progress)
-        run.weight = self._objective.weight(progress)
-        due = method is not None and self._is_due(method, run, level.noise)
-        outcome, replayed = Outcome(model_output, sample), None
+        at = self._evaluation(model_output, timestep, sample, kwargs.get("eta"))
+        due = method is not None and self._is_due(method, run, at.level.noise)
+        outcome, replayed = Outcome(at.model_output, sample), None
         if self.tape is not None and self.tape.replaying:
             replayed = self.tape.next()
             outcome = self._replay(replayed, at)
@@ -181,7 +174,8 @@ class Session:
         if method is not None:
             given = replace(at, model_output=outcome.model_output, sample=outcome.sample)
             after = method.after(run, given)
-        trace = replayed.trace if replayed else measured(at, outcome, self._cfg(at))
+        direction = self._direction.direction(at.level, sample)
+        trace = replayed.trace if replayed else measured(at, outcome, direction)
         seen = Seen(
             run, at, outcome, self._image(at, outcome, replayed), due, bool(replayed), trace
         )
@@ -189,16 +183,39 @@ class Session:
             self.tape.decoder = self.decoder.name
         for observer in self._observers:
             observer.step(seen)
-        if self.mode.until is not None and self._index + 1 >= self.mode.until * run.total:
-            x0 = level.x0(outcome.model_output, outcome.sample)
-            self.decoder.choose(x0.detach())
-            raise Previewed(-self.finishing(x0, selecting=True).loss(x0)[1].cpu())
+        self._end_preview(at, outcome)
         stepped = self._stepper(original, at, outcome, after, args, kwargs)
         self._index += 1
         if seen.last:
             self.end()
             self._over = True
         return stepped
+
+    def _evaluation(
+        self, model_output: torch.Tensor, timestep: object, sample: torch.Tensor, eta: float | None
+    ) -> At:
+        """The evaluation at hand; the run's objective becomes that of its progress."""
+        scheduler, run = self.pipe.scheduler, self.run
+        level = noise_levels.level(scheduler, timestep)
+        model_output = self._cfg_window(model_output, sample, level.noise)
+        progress = min(max(1 - level.noise, 0.0), 1.0)
+        run.objective = self._objective.at(progress)
+        run.weight = self._objective.weight(progress)
+        x0 = schedulers.clipped(scheduler, level.x0(model_output, sample))
+        return At(self._index, timestep, level, sample, model_output, x0, eta)
+
+    def _end_preview(self, at: At, outcome: Outcome) -> None:
+        """Previewed, where the run was to come this far."""
+        mode = self.mode
+        if mode.until is not None and at.index + 1 >= mode.until * self.run.total:
+            x0 = self._meant(at, outcome)
+            self.decoder.choose(x0.detach())
+            raise Previewed(-self.finishing(x0, selecting=True).loss(x0)[1].cpu())
+
+    def _meant(self, at: At, outcome: Outcome) -> torch.Tensor:
+        """The x0 that an outcome means, as the scheduler takes it."""
+        x0 = at.level.x0(outcome.model_output, outcome.sample)
+        return schedulers.clipped(self.pipe.scheduler, x0)
 
     def _tell_beyond(self) -> None:
         """DemoFusion goes on with tiles of a larger image, which alone are no images."""
@@ -255,22 +272,24 @@ class Session:
         sample = at.sample if kept.sample is None else kept.sample.to(device)
         return Outcome(kept.model_output.to(device), sample, finite_B=kept.finite_B)
 
-    def _cfg(self, at: At) -> torch.Tensor | None:
-        return self._direction.direction(at.level, at.sample)
-
     def _image(self, at: At, outcome: Outcome, replayed: object) -> Callable[[], torch.Tensor]:
-        """The decoded x0; of the last step by the VAE itself."""
+        """The decoded x0 before the method moved it. That of the last step is the finished image:
+        by the VAE itself, after the move, and clipped as the pipeline clips it."""
         last = at.index == self.run.total - 1
-        decode = self.decoder.exact if last else self.decoder
+        still = outcome.model_output is at.model_output and outcome.sample is at.sample
+        meant = replayed or (last and not still)  # what the scheduler goes on from
 
         @functools.cache
         def image() -> torch.Tensor:
             self.decoder.choose(at.x0.detach())
-            if outcome.image_N3HW is not None and not (last and self.decoder.kind != "vae"):
-                return outcome.image_N3HW
-            x0 = at.level.x0(outcome.model_output, outcome.sample) if replayed else at.x0
-            with torch.no_grad(), without_autocast(x0.device):
-                return decode(x0.detach())
+            cheap = last and self.decoder.kind != "vae"
+            image_N3HW = outcome.image_N3HW
+            if image_N3HW is None or cheap or meant:
+                x0 = self._meant(at, outcome) if meant else at.x0
+                decode = self.decoder.exact if last else self.decoder
+                with torch.no_grad(), without_autocast(x0.device):
+                    image_N3HW = decode(x0.detach())
+            return image_N3HW.clamp(0, 1) if last else image_N3HW
 
         return image
 

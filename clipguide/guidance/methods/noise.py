@@ -31,7 +31,7 @@ from ...errors import ClipguideError, UsageError
 from ..contract import Method
 from ..generators import restarted
 from ..pipe_parts import call_signature
-from ..precision import along, rms, widen
+from ..precision import along, unit, widen
 from ..whiteness import Spectrum
 
 
@@ -131,7 +131,7 @@ class Noise(Method):
         gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
         if spectrum:
             gradient = spectrum.tangent(z, gradient)
-        step = gradient / along(rms(gradient).clamp_min(1e-30), z)
+        step = unit(gradient)
         if spectrum:
             return step
         size_B = z.flatten(1).square().sum(1)
