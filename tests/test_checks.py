@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from clipguide.pipelines.drawing import CANVASES, LIMITS, Drawing
+from clipguide.pipelines.canvas_kinds import CANVASES
+from clipguide.pipelines.drawing import LIMITS, Drawing
 from clipguide.pipelines.generation import Generation
 
 from clipguide.cli import checks

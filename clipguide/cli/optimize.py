@@ -19,8 +19,8 @@ from .generate import best_device, pixels
 from .unfinished import Unfinished
 
 if TYPE_CHECKING:
+    from ..pipelines.canvas_run import Run
     from ..pipelines.drawing import Drawing
-    from ..pipelines.text_to_canvas import Run
 
 MAX_PICTURES = 1000
 
