@@ -38,41 +38,44 @@ class Sampler(Protocol):
         memory: object = None,
         **settings: object,
     ) -> object:
-        """One run of the pipeline, steered by a method or none, with gradients or without; what it
-        returns. `memory` is handed to the method's `start`."""
+        """Run the pipeline once, steered by a method or none, with gradients or without, and return
+        what it returns. `memory` is handed to the method's `start`."""
 
     def initial_noise(self, **settings: object) -> torch.Tensor:
-        """The latents that the pipeline begins with, as its `latents` argument takes them."""
+        """Return the latents that the pipeline begins with, as its `latents` argument takes them.
+        """
 
     def conditioning(self, of: str) -> contextlib.AbstractContextManager:
-        """A context in which what the denoiser is conditioned on is moved: its `shift_BLD`, of the
-        embedding of the "prompt" or of none, "null", whose rms is `size_B`."""
+        """Open a context in which what the denoiser is conditioned on is moved: its `shift_BLD`, of
+        the embedding of the "prompt" or of none, "null", whose rms is `size_B`."""
 
     def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
-        """Score_B of what x0 decodes to after the share `until` of a run's steps, which ends
-        there."""
+        """Draw the share `until` of a run's steps, and return score_B of what x0 decodes to there.
+        """
 
     def borrowing(
         self, *, scheduler: str | None, adapter: str | None
     ) -> contextlib.AbstractContextManager:
-        """A context in which the pipeline has another scheduler, of a class of diffusers' made from
-        the config of its own, and a LoRA adapter of its denoiser's beside those that are active."""
+        """Open a context in which the pipeline has another scheduler, of a class of diffusers' made
+        from the config of its own, and a LoRA adapter of its denoiser's beside those that are
+        active."""
 
     def without(self, adapter: str | None) -> contextlib.AbstractContextManager:
-        """A context in which that adapter is not active."""
+        """Open a context in which that adapter is not active."""
 
     def identity(self, **settings: object) -> str | None:
-        """A digest of what an unsteered run with these settings, and its score, depend on; None
-        where that cannot be said."""
+        """Return a digest of what an unsteered run with these settings, and its score, depend on;
+        None where that cannot be said."""
 
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unsteered: the final latents, and score_B = −loss_B of what they decode to."""
+        """Run unsteered, and return the final latents, and score_B = −loss_B of what they decode
+        to."""
 
     def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
-        """The objective at the end of an unsteered run, and its gradient by the latents."""
+        """Return the objective at the end of an unsteered run, and its gradient by the latents."""
 
     def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Score_B of finished images, higher is better: −objective."""
+        """Return score_B of finished images, −objective: higher is better."""
 
     def candidate(self, score_B: torch.Tensor, better_B: torch.Tensor | None = None) -> None:
         """Report a candidate of each image. With `better_B`, what was seen of the latest run is
@@ -131,7 +134,7 @@ class Method:
 
     @property
     def needs_gradient(self) -> bool:
-        """Whether it takes the objective's gradient."""
+        """Return whether it takes the objective's gradient."""
         return True
 
     @property

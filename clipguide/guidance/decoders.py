@@ -103,11 +103,11 @@ class Decoder:
 
     @property
     def asked(self) -> tuple[object, ...]:
-        """All that the choice goes by, but for what memory is free."""
+        """Return all that the choice goes by, but for what memory is free."""
         return self._asked, self._rung, self._budget, self._memory
 
     def take(self, name: str) -> None:
-        """Until `close` decode by what was chosen before, as `name` says it."""
+        """Decode until `close` by what was chosen before, as `name` says it."""
         if self._function is None:
             self._take(*parsed(name))
 
@@ -118,7 +118,7 @@ class Decoder:
         self._decodings: dict[str, Decoding] = {}
 
     def set_size(self, height: int, width: int) -> None:
-        """The size in pixels of what packed latents decode to, until `close`."""
+        """Set the size in pixels of what packed latents decode to, until `close`."""
         self._grid.set_size(height, width)
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
@@ -127,8 +127,8 @@ class Decoder:
         return self._decode(x0, self.kind)
 
     def exact(self, x0: torch.Tensor) -> torch.Tensor:
-        """The same by the VAE, whatever the kind; to look at, one image at a time, in bfloat16
-        where the VAE itself is in 16 bits."""
+        """Decode by the VAE, whatever the kind: to look at, one image at a time, in bfloat16 where
+        the VAE itself is in 16 bits."""
         self.choose(x0)
         if self.kind == "vae" or self.family.decoder is None:
             return self(x0)
@@ -138,7 +138,7 @@ class Decoder:
 
     # --------------------------------------------------------------- the choice
     def choose(self, x0: torch.Tensor) -> str:
-        """Settle, once a context, what decodes; one line that says what and why.
+        """Settle, once a context, what decodes, and return one line that says what and why.
 
         It goes by sizes alone, so that a run repeats: by the operations of the VAE's gradient
         beside those of a step of the denoiser, and by what it needs beside the limit.
@@ -218,12 +218,12 @@ class Decoder:
         return self._plans[kind, shape]
 
     def sizes(self, x0: torch.Tensor) -> tuple[int, ...]:
-        """The shape of what the VAE takes for these latents of the scheduler."""
+        """Return the shape of what the VAE takes for these latents of the scheduler."""
         return self._shape(x0, "vae")
 
     def spare(self, *, exact: bool) -> bool:
-        """Memory ran out: decode by the next plan from here on, if there is one, and one that is
-        exact where that is asked for. Whether it does."""
+        """Decode by the next plan from here on, as memory ran out, and return whether there is one;
+        with `exact`, one that is exact."""
         keys = [key for key in self._plans if key[0] == self.kind]
         if not keys:
             return False

@@ -35,8 +35,8 @@ class Descent:
     direction: torch.Tensor
 
     def outcome(self, at: At, *, fixed: str) -> Outcome:
-        """The outcome of an evaluation: "sample" leaves the noisy sample as it is, so that the
-        noise moves with x0; "noise" leaves the noise, so that the sample moves."""
+        """Return the outcome of an evaluation. With "sample" the noisy sample stays as it is, so
+        that the noise moves with x0; with "noise" the noise stays, so that the sample moves."""
         model_output, sample = at.model_output, at.sample
         if fixed == "sample":
             model_output = at.level.move(model_output, self.delta)
@@ -63,7 +63,7 @@ def descend(
     factor_B: torch.Tensor | None = None,
     before: torch.Tensor | None = None,
 ) -> Descent:
-    """The steps at one evaluation.
+    """Take the steps of one evaluation.
 
     Args:
         x0: the clean latents of B samples.

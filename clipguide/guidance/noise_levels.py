@@ -15,7 +15,7 @@ from .schedulers import EDM, FLOW, SHARE, SIGMA_VP, TIMESTEP, TRIG, first_order,
 
 
 def level(scheduler: object, timestep: int | float | torch.Tensor) -> Level:
-    """The noise level of the evaluation whose output the scheduler is about to step from.
+    """Return the noise level of the evaluation whose output the scheduler is about to step from.
 
     Args:
         scheduler: one of the table, with its timesteps set.
@@ -32,7 +32,8 @@ def level(scheduler: object, timestep: int | float | torch.Tensor) -> Level:
 
 
 def next_level(scheduler: object, timestep: int | float | torch.Tensor) -> Level:
-    """The noise level of the sample that a first-order step, just taken at `timestep`, led to."""
+    """Return the noise level of the sample that a first-order step, just taken at `timestep`, led
+    to."""
     entry = row(scheduler)
     if not first_order(scheduler):
         raise ClipguideError(

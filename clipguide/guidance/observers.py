@@ -43,7 +43,7 @@ class Seen:
 
     @property
     def last(self) -> bool:
-        """Whether it is the last of its run."""
+        """Return whether it is the last of its run."""
         return self.at.index == self.run.total - 1
 
 
@@ -51,17 +51,18 @@ class Observer(Protocol):
     """What looks at a run."""
 
     def begin(self, run: Run, report: Report) -> None:
-        """A run of the pipeline begins."""
+        """Begin: a run of the pipeline begins."""
 
     def step(self, seen: Seen) -> None:
-        """An evaluation is over, but for the scheduler's step."""
+        """See an evaluation that is over, but for the scheduler's step."""
 
     def end(self) -> None:
-        """The run is over, perhaps before its last step."""
+        """End: the run is over, perhaps before its last step."""
 
 
 def measured(at: At, outcome: Outcome, direction: torch.Tensor | None) -> Trace:
-    """What an evaluation measured, on the CPU; what is of x0's device is brought in one go."""
+    """Return what an evaluation measured, on the CPU; what is of x0's device is brought in one go.
+    """
     found = {}
     if outcome.gradient_B is not None:
         found["gradient_B"] = outcome.gradient_B
@@ -160,8 +161,8 @@ class Scores(Base):
 
 
 def ranks(objective: Objective, image_N3HW: torch.Tensor, batch: int) -> torch.Tensor:
-    """−objective of each of `batch` samples, higher is better, with views that are always the
-    same; minus infinity for a loss that is not a number."""
+    """Return −objective of each of `batch` samples, higher is better, with views that are always
+    the same; minus infinity for a loss that is not a number."""
     with torch.no_grad():
         loss_B = per_sample(objective, image_N3HW, fresh_generators(batch))
         return -worst_of_none(loss_B).cpu()

@@ -11,19 +11,20 @@ DENOISERS = ("unet", "transformer", "decoder")  # the last is Stable Cascade's
 
 
 def execution_device(pipe: object) -> torch.device:
-    """Where a pipeline's models run, which under offloading is not where their weights are."""
+    """Return where a pipeline's models run, which under offloading is not where their weights are.
+    """
     found = getattr(pipe, "_execution_device", None)
     return torch.device(pipe.device if found is None else found)
 
 
 def denoiser(pipe: object) -> nn.Module | None:
-    """The model that a pipeline samples with."""
+    """Return the model that a pipeline samples with."""
     return next((getattr(pipe, name) for name in DENOISERS if hasattr(pipe, name)), None)
 
 
 def call_signature(pipe: object) -> inspect.Signature:
-    """What a pipeline is called with: of a subclass that passes everything on, by *args, its base's
-    arguments."""
+    """Return what a pipeline is called with: of a subclass that passes everything on, by *args, its
+    base's arguments."""
     for base in type(pipe).__mro__:
         call = vars(base).get("__call__")
         if call is None:

@@ -100,8 +100,8 @@ class Report:
         ]
 
     def eased(self, i: int) -> int | None:
-        """The step from which on the steering of image i was weaker, or over, because what is
-        minimised got better while the judge's score fell; None if it never was."""
+        """Return the step from which on the steering of image i was weaker, or over, because what
+        is minimised got better while the judge's score fell; None if it never was."""
         doubted = (s.index for s in self.trace if s.trust_B is not None and s.trust_B[i] < 1)
         return next(doubted, None)
 

@@ -72,13 +72,13 @@ class Repeats(Protocol):
         """Make room, after `set_timesteps`."""
 
     def begin(self, total: int) -> None:
-        """The pipeline has its list of timesteps, of `total` evaluations."""
+        """Begin: the pipeline has its list of timesteps, of `total` evaluations."""
 
     def returns(self, index: int) -> bool:
-        """Whether the evaluation after the one at `index` takes the same step again."""
+        """Return whether the evaluation after the one at `index` takes the same step again."""
 
     def back(self, at: At, previous: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The sample, noised from where the step of `at` led back to where it began."""
+        """Return the sample, noised from where the step of `at` led back to where it began."""
 
 
 @dataclass
@@ -120,8 +120,8 @@ class Run:
     stop: Callable[[], None] | None = None
 
     def loss(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """image_N3HW and loss_B, without gradients; a loss that is not a number is infinite, which
-        is the worst, and said once."""
+        """Return image_N3HW and loss_B, without gradients. A loss that is not a number is infinite,
+        which is the worst, and said once."""
         with torch.no_grad(), without_autocast(x0.device):
             image_N3HW = self.decode(x0)
             loss_B = per_sample(self.objective, image_N3HW, self.generators)
@@ -132,7 +132,7 @@ class Run:
         return image_N3HW, worst_B
 
     def gradient(self, x0: torch.Tensor, of: torch.Tensor | None = None) -> Gradient:
-        """The gradient at x0, whatever grad mode the pipeline runs in; by `of`, which x0 was
+        """Take the gradient at x0, whatever grad mode the pipeline runs in; by `of`, which x0 was
         computed from, if it is given.
 
         Where memory runs out, said once, it is tried again as for all that follow: by the decoder's
@@ -181,20 +181,20 @@ class Run:
         return Gradient(image_N3HW.detach(), loss_B.detach(), value)
 
     def noise_like(self, x: torch.Tensor) -> torch.Tensor:
-        """Standard normal noise in float32 or better, that of a sample from its own stream."""
+        """Draw standard normal noise in float32 or better, that of a sample from its own stream."""
         drawn = [torch.randn(x.shape[1:], generator=g) for g in self.streams]
         return torch.stack(drawn).to(widen(x[:0]))
 
 
 def worst_of_none(loss_B: torch.Tensor) -> torch.Tensor:
-    """Losses, infinite where they are not numbers: the worst there is."""
+    """Return the losses, infinite where they are not numbers: the worst there is."""
     return torch.where(loss_B.isnan(), torch.inf, loss_B)
 
 
 def per_sample(
     objective: Objective, image_N3HW: torch.Tensor, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
-    """loss_B of an objective, the mean over a sample's frames; one generator a sample."""
+    """Return loss_B of an objective, the mean over a sample's frames; one generator a sample."""
     frames = len(image_N3HW) // len(generators)
     each = [generator for generator in generators for _ in range(frames)]
     return objective(image_N3HW, each).unflatten(0, (len(generators), frames)).mean(1)

@@ -181,7 +181,7 @@ def register(name: str, *, like: str | Row, replace: bool = False) -> Row:
 
 
 def row(scheduler: object) -> Row:
-    """A scheduler's row. ClipguideError if it is not in the table."""
+    """Return a scheduler's row. ClipguideError if it is not in the table."""
     found = of_class(SCHEDULERS, scheduler)
     if found is None:
         raise ClipguideError(
@@ -192,7 +192,7 @@ def row(scheduler: object) -> Row:
 
 
 def check(scheduler: object) -> None:
-    """ClipguideError if a scheduler cannot be steered, as it is set."""
+    """Raise ClipguideError if a scheduler cannot be steered, as it is set."""
     row(scheduler)
     if scheduler.config.get("invert_sigmas"):
         raise ClipguideError(
@@ -203,7 +203,8 @@ def check(scheduler: object) -> None:
 
 
 def prediction(scheduler: object) -> str:
-    """What the denoiser predicts, as `Level` names it. ClipguideError if that cannot be steered."""
+    """Return what the denoiser predicts, as `Level` names it. ClipguideError if that cannot be
+    steered."""
     where = row(scheduler).where
     if where is FLOW:
         return "flow"
@@ -220,23 +221,24 @@ def prediction(scheduler: object) -> str:
 
 
 def first_order(scheduler: object) -> bool:
-    """Whether one evaluation is one step that looks at nothing before it: such a step can be
+    """Return whether one evaluation is one step that looks at nothing before it: such a step can be
     repeated, as time travel does."""
     return row(scheduler).first_order(scheduler)
 
 
 def stochastic(scheduler: object, eta: float | None = None) -> bool:
-    """Whether steps draw noise. `eta` as the pipeline passes it to `step`, None if it does not."""
+    """Return whether steps draw noise. `eta` as the pipeline passes it to `step`, None if it does
+    not."""
     return row(scheduler).stochastic(scheduler, eta)
 
 
 def begins_step(scheduler: object) -> bool:
-    """Whether the evaluation at hand is the first of its step, not a corrector's."""
+    """Return whether the evaluation at hand is the first of its step, not a corrector's."""
     return row(scheduler).begins(scheduler)
 
 
 def clipped(scheduler: object, x0: torch.Tensor) -> torch.Tensor:
-    """x0 as the scheduler takes it: cut to a range, where it is set so."""
+    """Return x0 as the scheduler takes it: cut to a range, where it is set so."""
     if scheduler.config.get("thresholding"):
         return scheduler._threshold_sample(x0)
     if scheduler.config.get("clip_sample"):

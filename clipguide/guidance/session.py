@@ -63,23 +63,23 @@ class Session:
 
     @property
     def last_x0(self) -> torch.Tensor | None:
-        """The clean latents that the latest step of the latest run led to."""
+        """Return the clean latents that the latest step of the latest run led to."""
         return None if self._stepper is None else self._stepper.last_x0
 
     # ---------------------------------------------------------------- the life of a run
     def expect(self, steps: int) -> None:
-        """The next run takes so many evaluations, which its pipeline does not say itself."""
+        """Say how many evaluations the next run takes, where its pipeline does not."""
         self._steps = steps
 
     def set_timesteps(self, scheduler: object) -> None:
-        """The pipeline set its timesteps: whatever ran before is over."""
+        """End what ran before: the pipeline set its timesteps."""
         self.end()
         self._direction.forget()
         if self._repeats is not None and self.mode.method is not None:
             self._repeats.enlarge(scheduler)
 
     def end(self) -> None:
-        """The run is over."""
+        """End the run."""
         if self.run is not None:
             for observer in self._observers:
                 observer.end()
@@ -90,7 +90,7 @@ class Session:
         self.pipe._interrupt = True
 
     def finishing(self, sample: torch.Tensor, *, selecting: bool = False) -> Run:
-        """A run in the place of one that is over: what a finished sample is worth, by what is
+        """Make a run in the place of one that is over: what a finished sample is worth, by what is
         minimised or by what selects."""
         plan = self.plan
         return Run(
@@ -152,7 +152,7 @@ class Session:
         *args: object,
         **kwargs: object,
     ) -> object:
-        """The scheduler's step from what the method makes of this evaluation."""
+        """Step the scheduler from what the method makes of this evaluation."""
         method, scheduler = self.mode.method, self.pipe.scheduler
         self._check_mode()
         if self._over:
@@ -295,7 +295,7 @@ class Session:
 
     # ---------------------------------------------------------------- the report
     def new_report(self) -> Report:
-        """An empty report."""
+        """Return an empty report."""
         plan = self.plan
         return Report(
             method=plan.method.name, choice=plan.choice, warnings=list(plan.ignored)

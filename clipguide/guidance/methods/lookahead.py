@@ -88,8 +88,8 @@ class Lookahead(Method):
 
     @classmethod
     def published(cls, **options: object) -> Lookahead:
-        """The size that the paper's own code has for Stable Diffusion 1.5: 50 sketches of 5 steps,
-        scale 12.5, ended at t = 200 of 1,000 (noise level 0.33).
+        """Return the method at the size that the paper's own code has for Stable Diffusion 1.5: 50
+        sketches of 5 steps, scale 12.5, ended at t = 200 of 1,000 (noise level 0.33).
 
         Its λ is 5,000 of ImageReward under the exact kernel of 4·64·64 numbers. In the unit of this
         kernel that is 5,000 / (0.1 · 16,384) = 3.05, and the spread of ImageReward over samples of
@@ -131,7 +131,7 @@ class Lookahead(Method):
         return act
 
     def move(self, at: At, x0_KB: torch.Tensor, score_KB: torch.Tensor) -> torch.Tensor:
-        """Σ w̃_k x0ᵏ − Σ w_k x0ᵏ for each sample of the batch."""
+        """Return Σ w̃_k x0ᵏ − Σ w_k x0ᵏ for each sample of the batch."""
         level = at.level
         x = at.sample.to(x0_KB) * level.scale
         error_KB = (x - level.alpha * x0_KB).square().flatten(2).mean(2)
