@@ -44,17 +44,23 @@ def without_autocast(device: torch.device) -> Iterator[None]:
         yield
 
 
-def derivative(loss: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """Return ∂loss/∂of in float32 or better.
+def derivative(loss: torch.Tensor, of: torch.Tensor) -> torch.Tensor | None:
+    """Return ∂loss/∂of in float32 or better; None if nothing leads from one to the other.
 
     Through a graph in float16, small gradients become 0 and large ones infinite. The loss is scaled
     there by the largest of a few factors that leaves the gradient finite. Source: Micikevicius et
     al. 2018, section 3.2.
     """
+    if not loss.requires_grad:
+        return None
     scales = LOSS_SCALES if of.dtype == torch.float16 else (1.0,)
     for scale in scales:
         last = scale == scales[-1]
-        (value,) = torch.autograd.grad(loss * scale, of, retain_graph=not last)
+        (value,) = torch.autograd.grad(
+            loss * scale, of, retain_graph=not last, allow_unused=True
+        )
+        if value is None:
+            return None
         if last or value.isfinite().all():
             return widen(value) / scale
     raise AssertionError

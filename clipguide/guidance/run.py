@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from ..errors import ClipguideError, out_of_memory
+from ..errors import ClipguideError, UsageError, out_of_memory
 from ..objectives import Objective
 from ..objectives.features import views_at_a_time
 from .levels import Level
@@ -22,6 +22,10 @@ SPARING = 8  # views encoded at a time when memory has run out once; then half a
 NOT_A_NUMBER = (
     "The score of an image is not a number: it counts as the worst. Look at the objective if that "
     "happens often."
+)
+NO_GRADIENT = (
+    "The loss has no gradient with respect to the images: compute it by torch alone, without "
+    "detach() and no_grad(), or use a method that needs none, such as best-of or particles."
 )
 
 
@@ -178,6 +182,8 @@ class Run:
             image_N3HW = self.decode(x0)
             loss_B = per_sample(self.objective, image_N3HW, self.generators)
             value = derivative(loss_B.sum(), of)
+        if value is None:
+            raise UsageError(NO_GRADIENT)
         return Gradient(image_N3HW.detach(), loss_B.detach(), value)
 
     def noise_like(self, x: torch.Tensor) -> torch.Tensor:
