@@ -28,7 +28,8 @@ from typing import Annotated
 
 import torch
 import typer
-from clipguide.pipelines.drawing import CANVASES, Drawing
+from clipguide.pipelines.canvas_kinds import CANVASES
+from clipguide.pipelines.drawing import Drawing
 from clipguide.pipelines.text_to_canvas import TextToCanvas
 from PIL import Image
 

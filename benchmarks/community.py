@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from clipguide.clip import Clip
-from clipguide.guidance.schedulers import level
+from clipguide.guidance.noise_levels import level
 
 
 def cutouts(image_B3HW: torch.Tensor, size: int, number: int) -> torch.Tensor:

@@ -45,7 +45,7 @@ def counted(geometry: str) -> tuple[list[Counted], float, float]:
     from clipguide.guidance import cost, ladder, tinies
     from clipguide.guidance.clean import Made
     from clipguide.guidance.decoders import Decoder
-    from clipguide.guidance.latents import denoiser
+    from clipguide.guidance.pipe_parts import denoiser
 
     pipe, shape = hollow(geometry), LATENTS[geometry]
     decoder = Decoder(pipe, kind="vae")
@@ -106,8 +106,9 @@ class Default:
     plan: str
 
 
-def default(geometry: str, images: int) -> Default:
-    """What the default comes to, for the guide's gradient for its views, image by image."""
+def default(geometry: str, images: int, side: int | None = None) -> Default:
+    """What the default comes to, for the guide's gradient for its views, image by image; at `side`
+    latents a side, the model's own if None."""
     import open_clip
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -115,9 +116,11 @@ def default(geometry: str, images: int) -> Default:
     from clipguide.guidance import cost, ladder
     from clipguide.guidance.clean import Made
     from clipguide.guidance.decoders import Decoder
-    from clipguide.guidance.latents import denoiser
+    from clipguide.guidance.pipe_parts import denoiser
 
     pipe, shape = hollow(geometry), (images, *LATENTS[geometry][1:])
+    if side:
+        shape = (*shape[:2], side, side)
     with torch.device("meta"):
         name = GUIDES.get(geometry, GUIDES["SDXL"])
         tower = open_clip.create_model(name, device="meta").eval()
@@ -165,7 +168,22 @@ def defaults() -> str:
         met = verdict(found.above <= LADDER_BAR, geometry == "SDXL")
         cells.append(f"{found.above:.1f}{met}, {found.plan}")
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, checked()])
+
+
+def checked() -> str:
+    """A sentence of how the count compares with what was measured, by the default decoder."""
+    found = []
+    for row in json.loads(RESULTS.read_text())["rows"]:
+        if row["what"] != "cost" or row["decoder"] != "auto" or row["geometry"] not in LATENTS:
+            continue
+        count = default(row["geometry"], row["batch"], row["side"])
+        time = row["clock" if row["device"] == "cuda" else "processor"]
+        name = f"{row['geometry']}, {row['batch']} image" + "s" * (row["batch"] > 1)
+        found.append(
+            f"{name}: time {count.time / time:.2f}, peak {count.peak / row['peak']:.2f}"
+        )
+    return f"\nCounted ÷ measured, where both are known: {'; '.join(found)}."
 
 
 def measured() -> str:

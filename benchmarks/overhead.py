@@ -117,7 +117,7 @@ def default_run(geometry: str) -> list[tuple[bool, bool]]:
 
 def draw(pipe, settings: dict, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Seconds_S2 of the denoiser, seconds_S2 of the rest of a step, seconds_2 of the decoding."""
-    from clipguide.guidance.latents import denoiser
+    from clipguide.guidance.pipe_parts import denoiser
 
     moments = []
 
@@ -236,8 +236,8 @@ def exact(job: Job) -> dict:
     in a process without the denoiser, which holds and takes the same in both; and the decoder."""
     from benchmarks.random_models import LATENTS, filled, hollow
     from clipguide import Similarity
-    from clipguide.guidance.contract import Run
     from clipguide.guidance.decoders import Decoder
+    from clipguide.guidance.run import Run
     from clipguide.objectives import fresh_generators
 
     pipe, dtype = hollow(job.geometry), torch.bfloat16 if job.half else torch.float32

@@ -50,7 +50,7 @@ _HOMES = {
     "load_pipeline": "pipelines.loading",
     "make_objective": "objectives",
     "regions": "objectives",
-    "register_canvas": "pipelines.drawing",
+    "register_canvas": "pipelines.canvas_kinds",
     "register_family": "guidance",
     "register_method": "guidance",
     "register_objective": "objectives",
@@ -90,7 +90,7 @@ if TYPE_CHECKING:
         regions,
         register_objective,
     )
-    from .pipelines.drawing import register_canvas
+    from .pipelines.canvas_kinds import register_canvas
     from .pipelines.loading import load_pipeline
     from .pipelines.picture import Picture
     from .pipelines.text_to_canvas import Drawing, TextToCanvas

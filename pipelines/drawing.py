@@ -1,35 +1,24 @@
-"""What a run on a canvas is asked for: its settings, what is wrong with them, and its images.
-
-Shapes: 3 channels, H rows, W columns.
-"""
+"""What a run on a canvas is asked for: its settings, what is wrong with them, and its recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import math
-import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from PIL import ImageOps
-
 from .. import images
-from ..canvases.base import LEAST, MOST, Canvas
-from ..errors import ClipguideWarning, UsageError, close_matches
+from ..canvases.base import LEAST, MOST
+from ..errors import UsageError, close_matches
 from ..objectives.pixels import AXES
 from ..prompts import ImagePart, parse, shorten
 from ..recipe import Recipe
-from ..registry import Registry
 from ..rewards import wanted
 from ..views import Cutouts, Views, Warped
+from .typed import typed
 
 STARTS = ("light", "own")
-LIGHT, BLUR, BLOBS = 0.85, 0.08, 8  # mean and deviation of the pale blur, and how many along a side
 MICRO = 32  # views encoded at a time: memory does not grow beyond
 SMALLEST = 32  # pixels of the shorter side that a growing canvas begins with, at least
 FILES = ("init", "mask", "pictures")
@@ -62,50 +51,6 @@ VIEWS = {  # of so many views a call
     "vqgan-clip": lambda n: Warped.vqgan_clip(number=n),
     "disco": lambda n: Warped.disco(overview=-(-3 * n // 4), inner=n - -(-3 * n // 4)),
 }
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A canvas: Adam's rate that suits it, as a fraction of its unit (the rms of a codebook, the
-    deviation of latents, 1), whether it decodes by a model, and what makes one of somebody's own:
-    make(height, width, generators)."""
-
-    lr: float
-    model: bool = False
-    make: Callable[[int, int, Sequence[torch.Generator]], Canvas] | None = None
-
-
-CANVASES: Registry[Kind] = Registry(
-    "canvas",
-    {
-        "vqgan": Kind(0.06, True),
-        "latent": Kind(0.3, True),
-        "fourier": Kind(0.15),
-        "pixels": Kind(0.15),
-    },
-)
-
-
-def register_canvas(
-    name: str,
-    make: Callable[[int, int, Sequence[torch.Generator]], Canvas],
-    *,
-    lr: float = 0.15,
-    replace: bool = False,
-) -> Kind:
-    """Register a canvas under a name.
-
-    Args:
-        name: the name for `TextToCanvas(name)` and `clipguide optimize --canvas`.
-        make: takes height and width in pixels and one generator for each image, and returns a
-            Canvas.
-        lr: the learning rate of Adam that suits the canvas.
-        replace: whether this entry may replace one of the same name.
-
-    Raises:
-        UsageError: the name is taken.
-    """
-    return CANVASES.register(name, Kind(lr, make=make), replace=replace)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,7 +268,8 @@ class Drawing:
                 raise ValueError(digests)
             if found := set(ELSEWHERE) & set(options):
                 raise ValueError(found)
-            settings = {name: _typed(name, value) for name, value in options.items()}
+            fields = {field.name: field.default for field in dataclasses.fields(cls)}
+            settings = {name: typed(name, value, fields[name]) for name, value in options.items()}
             drawing = cls(
                 **settings,
                 steps=recipe.steps,
@@ -344,46 +290,6 @@ class Drawing:
         return drawing
 
 
-def _typed(name: str, value: object) -> object:
-    """A setting as it came from JSON. ValueError if it is of another kind, KeyError if there is
-    none of that name."""
-    default = {field.name: field.default for field in dataclasses.fields(Drawing)}[name]
-    if name == "prompts_at":
-        return tuple((_whole(step), _text(prompt)) for step, prompt in value)
-    if name in ("pictures", "palette"):
-        return tuple(map(_text, value))
-    if name == "shift":
-        right, down = map(_number, value)
-        return right, down
-    if name == "lr":
-        return _number(value)
-    if name == "patience" or type(default) is int:
-        return _whole(value)
-    if type(default) is float:
-        return _number(value)
-    if type(value) is not type(default):
-        raise ValueError(name)
-    return value
-
-
-def _whole(value: object) -> int:
-    if type(value) is not int:
-        raise ValueError(value)
-    return value
-
-
-def _number(value: object) -> float:
-    if type(value) not in (int, float):
-        raise ValueError(value)
-    return float(value)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(value)
-    return value
-
-
 def _listed(files: str | tuple[str, ...]) -> tuple[str, ...]:
     if isinstance(files, str):
         return (files,) if files else ()
@@ -394,53 +300,3 @@ def digest(file: str) -> str:
     """sha256 of an image's pixels. UsageError if it cannot be read."""
     picture = images.load(Path(file))
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
-
-
-def fitted(file: str, width: int, height: int) -> torch.Tensor:
-    """An image file as image_3HW in [0, 1], cut to the shape at its middle and resized; said once
-    if anything is lost by that. UsageError if it cannot be read."""
-    picture = images.load(Path(file))
-    if abs(picture.width * height - picture.height * width) > max(picture.size):
-        warnings.warn(
-            f"{file} is {picture.width}x{picture.height}: it is cut to the shape of "
-            f"{width}x{height}.",
-            ClipguideWarning,
-            stacklevel=3,
-        )
-    return images.to_tensor([ImageOps.fit(picture, (width, height))])[0]
-
-
-def pale(height: int, width: int, generator: torch.Generator) -> torch.Tensor:
-    """A pale blur that tiles, image_13HW in [0, 1]: what drawings stand on, with something to begin
-    from."""
-    small_13hw = LIGHT + BLUR * torch.randn(1, 3, BLOBS, BLOBS, generator=generator)
-    around_13hw = small_13hw.repeat(1, 1, 3, 3)
-    size = (3 * height, 3 * width)
-    blurred = F.interpolate(around_13hw, size, mode="bicubic", align_corners=False).clamp(0, 1)
-    return blurred[..., height : 2 * height, width : 2 * width].contiguous()
-
-
-def move(image_13HW: torch.Tensor, drawing: Drawing) -> torch.Tensor:
-    """The image enlarged about its middle, turned against the clock, then shifted right and down;
-    what comes in at an edge mirrors what is there, or of tiles is the next one's."""
-    height, width = image_13HW.shape[-2:]
-    angle = math.radians(drawing.rotate)
-    cos, sin = math.cos(angle) / drawing.zoom, math.sin(angle) / drawing.zoom
-    right, down = (2 * s / side for s, side in zip(drawing.shift, (width, height), strict=True))
-    aspect = height / width
-    turn_22 = torch.tensor([[cos, -sin * aspect], [sin / aspect, cos]])
-    offset_2 = -turn_22 @ torch.tensor([right, down])
-    theta_123 = torch.cat([turn_22, offset_2[:, None]], 1)[None].to(image_13HW)
-    grid = F.affine_grid(theta_123, list(image_13HW.shape), align_corners=False)
-    if drawing.tile:
-        image_13HW, grid = _around(image_13HW, grid)
-    moved = F.grid_sample(image_13HW, grid, padding_mode="reflection", align_corners=False)
-    return moved.clamp(0, 1)
-
-
-def _around(image_13HW: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A tile with a pixel of its neighbours on each side, and the places of `grid` in that."""
-    height, width = image_13HW.shape[-2:]
-    wrapped = (grid + 1).remainder(2) - 1
-    sides = torch.tensor([width / (width + 2), height / (height + 2)]).to(grid)
-    return F.pad(image_13HW, (1, 1, 1, 1), "circular"), wrapped * sides

@@ -16,7 +16,8 @@ from torch import nn
 from .. import __version__, mini
 from ..clip import fingerprint, to_device, to_dtype
 from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches, reason
-from ..guidance.latents import check, denoiser
+from ..guidance.latents import check
+from ..guidance.pipe_parts import denoiser
 from ..hub import within_reach
 from ..prompts import shorten
 

@@ -7,7 +7,6 @@ Shapes: B images, 3 channels, H rows, W columns.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,27 +14,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from ..clip import Clip, check_clip, fingerprint, load_clip
+from ..clip import Clip, check_clip, load_clip
 from ..errors import ClipguideWarning, UsageError
-from ..guidance import Step, steer, tinies
+from ..guidance import Step
 from ..guidance.auto import Choice, times_plain
-from ..guidance.contract import Method, call_signature
-from ..guidance.decoders import Decoder, parsed
+from ..guidance.contract import Method
 from ..guidance.generators import STRIDE
 from ..guidance.guides import default_clip
-from ..guidance.latents import check, execution_device
-from ..guidance.observers import ranks
+from ..guidance.latents import check
+from ..guidance.pipe_parts import execution_device
 from ..guidance.tape import Tape
-from ..images import to_pil
 from ..mini import known
-from ..objectives import Objective, Similarity, finished
-from ..objectives.balanced import cosines_of_pulls
-from ..prompts import Prompt, parse
+from ..objectives import Objective, Similarity
+from ..prompts import Prompt
 from ..recipe import Recipe
-from ..views import Cutouts, Views
-from .film import Film
+from ..views import Views
+from .batch import Batch, decoding
 from .generation import (
     CUTOUTS,
     Generation,
@@ -48,10 +42,8 @@ from .loading import (
     picture_size,
     pipeline_fingerprint,
     plain_seconds,
-    versions,
 )
 from .picture import Picture
-from .refine import refine as refine_picture
 from .rewarded import Rewards
 
 if TYPE_CHECKING:
@@ -104,7 +96,7 @@ class TextToImage:
         clip = default_clip(self.pipe) if clip is None else clip
         judge = "mini-judge" if judge is None and model == "mini" else judge
         self.clip = self._loaded(clip)
-        self._rewards = Rewards(self.device, key)
+        self.rewards = Rewards(self.device, key)
         self.choice: Choice | None = None  # of the latest run, by the method "auto"
         self.chosen = Generation()  # the latest run's settings, with what was left to be chosen
         self.judge = self._loaded(judge) if judge else None
@@ -191,8 +183,10 @@ class TextToImage:
         small = getattr(type(self.pipe), "default_candidates", 1)
         most = asked.batch_size or (small if self.pipe.device.type == "cpu" else BATCH_SIZE)
         size = group if asked.exact else max(group, most // group * group)
-        batches = [jobs[k : k + size] for k in range(0, len(jobs), size)]
-        return self._iterate(batches, resolved, on_step, tapes, finished)
+        batches = [
+            Batch(self, jobs[k : k + size], resolved) for k in range(0, len(jobs), size)
+        ]
+        return self._iterate(batches, on_step, tapes, finished)
 
     def _chosen(self, asked: Generation, width: int, height: int) -> Generation:
         """The settings that "auto" chooses, or those that were asked for."""
@@ -226,8 +220,12 @@ class TextToImage:
             width=width,
             height=height,
             cutouts=CUTOUTS if asked.cutouts is None else asked.cutouts,
-            **self._decoding(
-                asked.decoder or "auto", str(asked.tiny or ""), asked.budget, asked.memory
+            **decoding(
+                self.pipe,
+                asked.decoder or "auto",
+                str(asked.tiny or ""),
+                budget=asked.budget,
+                memory=asked.memory,
             ),
             rewards=tuple(asked.rewards),
             select=tuple(asked.select),
@@ -247,6 +245,11 @@ class TextToImage:
         """
         return Similarity(self.clip, guides, views=views)
 
+    @property
+    def composed(self) -> bool:
+        """Return whether a subclass has changed the objective."""
+        return type(self).objective is not TextToImage.objective
+
     def replay(self, recipe: Recipe, *, trust_pickle: bool = False) -> Picture:
         """Return the image that a recipe made.
 
@@ -260,32 +263,31 @@ class TextToImage:
         width, height = picture_size(self.pipe, asked.size, name=self.model)
         settings = self._resolved(asked, asked.configured, asked.best_of, width, height)
         jobs = [Job(recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
-        return self._sample(jobs, settings, None, None)[recipe.batch_position]
+        return Batch(self, jobs, settings).draw()[recipe.batch_position]
 
     def _iterate(
         self,
-        batches: Sequence[Sequence[Job]],
-        settings: Settings,
+        batches: Sequence[Batch],
         on_step: Callable[[Step], None] | None,
         tapes: str | Path | None,
         finished: Finished | None,
     ) -> Iterator[Picture]:
         """Yield the best candidate of an image once it has them all."""
-        number, done = settings.best_of, {}
+        number, done = batches[0].settings.best_of, {}
         if finished:
-            recipes = [self._recipe(b, i, settings) for b in batches for i in range(len(b))]
+            recipes = [batch.recipe(i) for batch in batches for i in range(len(batch.jobs))]
             for k in range(len(recipes) // number):
                 done[k] = finished(k, recipes[k * number : (k + 1) * number])
         candidates: list[Picture | None] = []
         place, used = 0, []  # of the next sample; tapes of which an image is not finished
         for batch in batches:
-            after = place + len(batch)
+            after = place + len(batch.jobs)
             if all(done.get(j // number) for j in range(place, after)):
-                drawn = [None] * len(batch)
+                drawn = [None] * len(batch.jobs)
             else:
-                tape = self._tape(tapes, batch, settings) if tapes else None
+                tape = batch.tape(tapes) if tapes else None
                 used += [tape] if tape else []
-                drawn = self._sample(batch, settings, on_step, tape)
+                drawn = batch.draw(on_step, tape)
             for picture in drawn:
                 candidates.append(picture)
                 place += 1
@@ -297,179 +299,3 @@ class TextToImage:
                 for tape in used:
                     Tape.erase(tape)
                 used = []
-
-    def _tape(self, tapes: str | Path, batch: Sequence[Job], settings: Settings) -> Path:
-        """Where a batch's steps are kept: a name for all that bears on them."""
-        recipes = [self._recipe(batch, i, settings).to_json() for i in range(len(batch))]
-        text = "\n".join([*recipes, str((settings.trace, settings.budget, settings.memory))])
-        return Path(tapes) / hashlib.sha256(text.encode()).hexdigest()[:20]
-
-    def _decoding(
-        self, decoder: str, tiny: str, budget: float | None, memory: float | None
-    ) -> dict[str, object]:
-        """The settings of what steering sees by. UsageError if there is no such decoder."""
-        if tiny and parsed(decoder)[0] in ("vae", "linear"):
-            warnings.warn(
-                f"tiny is ignored: the decoder is {decoder}.", ClipguideWarning, stacklevel=3
-            )
-            tiny = ""
-        limits = {"budget": budget, "memory": memory}
-        loaded = Decoder(self.pipe, kind=decoder, tiny=tiny or None, **limits).tiny
-        return {
-            **limits,
-            "decoder": decoder,
-            "tiny": tiny,
-            "tiny_fingerprint": fingerprint({"tiny": loaded}) if loaded else "",
-            "tiny_decoder": loaded,
-        }
-
-    def _sample(
-        self,
-        jobs: Sequence[Job],
-        settings: Settings,
-        on_step: Callable[[Step], None] | None,
-        tape: Path | None,
-    ) -> list[Picture]:
-        """One batch."""
-        guides = [parse(job.guide) for job in jobs]
-        objective = self.objective(guides, Cutouts(number=settings.cutouts))
-        objective = self._rewards.pulling(objective, guides, settings)
-        select = self._rewards.selecting(guides, settings)
-        film = Film(on_step) if settings.frames else None
-        with cosines_of_pulls() as cosines, steer(
-            self.pipe,
-            objective,
-            method=settings.method,
-            judge=self.judge,
-            select=select,
-            cfg_window=settings.cfg_window,
-            decoder=settings.decoder,
-            tiny=settings.tiny_decoder,
-            budget=settings.budget,
-            memory=settings.memory,
-            trace=settings.trace,
-            on_step=film or on_step,
-            tape=tape,
-        ) as steering:
-            image_B3HW = steering(
-                prompt=[to_draw(job.prompt) for job in jobs],
-                **self._negative(settings, len(jobs)),
-                num_inference_steps=settings.steps,
-                guidance_scale=settings.cfg,
-                width=settings.width,
-                height=settings.height,
-                generator=[torch.Generator().manual_seed(job.seed) for job in jobs],
-                output_type="pt",
-            ).images
-            settings = self._drawn_by(steering.decoder, settings)
-        self._rewards.tell(cosines)
-        if settings.refine:
-            image_B3HW = self._refined(image_B3HW, jobs, settings)
-        rank_B = [0.0] * len(jobs)
-        if settings.best_of > 1:
-            image_B3HW = image_B3HW.float().clamp(0, 1)
-            ranking = finished(objective if select is None else select)
-            rank_B = ranks(ranking, image_B3HW, len(jobs)).tolist()
-        pictures = to_pil(image_B3HW)
-        guide = Similarity(self.clip, guides, views=None)
-        guide_scores = guide.score_pictures(pictures).tolist()
-        judge_scores: list[float | None] = [None] * len(jobs)
-        if steering.judge is not None:
-            judge_scores = steering.judge.score_pictures(pictures).tolist()
-            changed = type(self).objective is not TextToImage.objective or settings.rewards
-            if settings.method.idle and select is None and not changed:
-                # Nothing pulled towards the guide, so that the judge has a vote as well.
-                rank_B = [a + b for a, b in zip(rank_B, judge_scores, strict=True)]
-        return [
-            Picture(
-                image=pictures[i],
-                recipe=replace(
-                    self._recipe(jobs, i, settings),
-                    guide_score=guide_scores[i],
-                    judge_score=judge_scores[i] or 0.0,
-                ),
-                guide_score=guide_scores[i],
-                judge_score=judge_scores[i],
-                rank=rank_B[i],
-                seed=jobs[i].seed,
-                trace=steering.report.rows(i),
-                frames=film.of(i, pictures[i]) if film else (),
-                eased=steering.report.eased(i),
-            )
-            for i in range(len(jobs))
-        ]
-
-    def _drawn_by(self, decoder: str, settings: Settings) -> Settings:
-        """The settings that draw the same again: with what "auto" chose for the decoder, and the
-        tiny one of the hub's cache by name where it chose that."""
-        found = {"decoder": decoder}
-        if parsed(decoder)[0] == "tiny" and settings.tiny_decoder is None:
-            found = self._decoding(decoder, tinies.HUB, None, settings.memory)
-        return replace(settings, **found)
-
-    def _negative(self, settings: Settings, number: int) -> dict[str, object]:
-        """The negative prompts, where this pipeline takes them."""
-        takes = "negative_prompt" in call_signature(self.pipe).parameters
-        guided = takes and settings.cfg > 1
-        return {"negative_prompt": [settings.negative] * number} if guided else {}
-
-    def _refined(
-        self, image_B3HW: torch.Tensor, jobs: Sequence[Job], settings: Settings
-    ) -> torch.Tensor:
-        """Each image by itself, so that its bits depend on no other."""
-        views, found = Cutouts(number=settings.cutouts), []
-        for image_3HW, job in zip(image_B3HW, jobs, strict=True):
-            guide = parse(job.guide)
-            refined_13HW = refine_picture(
-                image_3HW[None].clamp(0, 1),
-                self.pipe.vae,
-                Similarity(self.clip, guide, views=views),
-                judge=Similarity(self.judge, guide, views=None) if self.judge else None,
-                steps=settings.refine,
-                generator=torch.Generator().manual_seed(job.seed),
-            )
-            found.append(refined_13HW)
-        return torch.cat(found)
-
-    def _recipe(self, jobs: Sequence[Job], i: int, settings: Settings) -> Recipe:
-        """Of sample i of a batch, without its scores."""
-        strength, options = recipe_options(settings.method)
-        return Recipe(
-            command="generate",
-            prompt=jobs[i].prompt,
-            guide=jobs[i].guide,
-            negative=settings.negative,
-            seed=jobs[i].seed,
-            steps=settings.steps,
-            method=settings.method.name,
-            options=options,
-            strength=strength,
-            cfg=settings.cfg,
-            width=settings.width,
-            height=settings.height,
-            scheduler=type(self.pipe.scheduler).__name__,
-            best_of=settings.best_of,
-            model=self.model,
-            model_fingerprint=self.fingerprint,
-            clip=self.clip.name,
-            clip_fingerprint=self.clip.fingerprint,
-            judge=self.judge.name if self.judge else "",
-            judge_fingerprint=self.judge.fingerprint if self.judge else "",
-            device=self.device,
-            dtype=self.dtype,
-            threads=torch.get_num_threads(),
-            libraries=versions(),
-            batch_position=i,
-            batch_seeds=tuple(job.seed for job in jobs),
-            guide_score=0.0,
-            judge_score=0.0,
-            decoder=settings.decoder,
-            tiny=settings.tiny,
-            tiny_fingerprint=settings.tiny_fingerprint,
-            cutouts=settings.cutouts,
-            refine=settings.refine,
-            rewards=self._rewards.fingerprints(settings.rewards, settings),
-            selected_by=self._rewards.fingerprints(settings.select, settings),
-            question=settings.question,
-            cfg_window=",".join(f"{level:g}" for level in settings.cfg_window or ()),
-        )

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from clipguide.errors import ClipguideWarning
 from clipguide.guidance import steer
 from clipguide.guidance.guidance_direction import GuidanceHook, angle
-from clipguide.guidance.schedulers import level
+from clipguide.guidance.noise_levels import level
 from clipguide.objectives import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

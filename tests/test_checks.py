@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from clipguide.pipelines.drawing import CANVASES, LIMITS, Drawing
+from clipguide.pipelines.canvas_kinds import CANVASES
+from clipguide.pipelines.drawing import LIMITS, Drawing
 from clipguide.pipelines.generation import Generation
 
 from clipguide.cli import checks
@@ -16,7 +17,7 @@ from clipguide.clip.names import MINI
 from clipguide.errors import UsageError
 from clipguide.export.run import TARGETS
 from clipguide.finetune.config import FinetuneConfig
-from clipguide.guidance.decoders import KINDS, parsed
+from clipguide.guidance.decoder_names import KINDS, parsed
 from clipguide.guidance.ladder import RUNGS
 from clipguide.guidance.methods import METHODS, configure
 from clipguide.rerank import rank

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_cli
-from clipguide.pipelines.text_to_canvas import Run
+from clipguide.pipelines.canvas_run import Run
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner

@@ -9,7 +9,7 @@ import torch
 from clipguide.pipelines.picture import easing
 from test_cli import FAST, in_a_folder, invoke  # noqa: F401
 
-from clipguide.guidance.observers import Trust
+from clipguide.guidance.trust import Trust
 
 
 def drawn(*steps):

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.guidance import Embedding, Shortcut, steer
 from clipguide.guidance.conditioning import Conditioning
-from clipguide.guidance.contract import At, Run
 from clipguide.guidance.levels import Level
+from clipguide.guidance.run import At, Run
 from clipguide.objectives import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")

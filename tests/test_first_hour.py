@@ -57,6 +57,24 @@ def test_a_loss_per_image(pipe, wrong):
         draw(pipe)
 
 
+@pytest.mark.parametrize("method", ["shortcut", "backprop", "noise", "embedding"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda image: image.detach().mean((1, 2, 3)),
+        lambda image: torch.zeros(len(image), requires_grad=True) * 2,  # of something else
+    ],
+    ids=["detached", "of another"],
+)
+def test_a_loss_without_a_gradient(pipe, wrong, method):
+    """One sentence where a method takes it, and an image by a method that does not."""
+    use(pipe, "DDIM")
+    with steer(pipe, wrong, method=method) as s, pytest.raises(UsageError, match="no gradient"):
+        draw(s, seeds=(3,), steps=2)
+    with steer(pipe, wrong, method="best-of", number=1) as s:
+        assert draw(s, seeds=(3,), steps=2).isfinite().all()
+
+
 def test_not_an_objective(pipe):
     with pytest.raises(UsageError, match="prompts, an Objective or a function"):
         as_objective(3)

@@ -16,9 +16,9 @@ from torch.testing import assert_close
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.guidance import BestOf, Shortcut, guides, steer
-from clipguide.guidance.contract import Run
 from clipguide.guidance.decoders import Decoder
 from clipguide.guidance.descent import descend
+from clipguide.guidance.run import Run
 from clipguide.objectives import Objective, Similarity, TotalVariation, fresh_generators
 from clipguide.views import Cutouts
 

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 from clipguide.errors import UsageError
 from clipguide.guidance import Rollover, interpolants, steer
-from clipguide.guidance.schedulers import level, next_level
+from clipguide.guidance.noise_levels import level, next_level
 from clipguide.guidance.stochastic import spread_of, stochastic_step
 
 MEAN, SPREAD = 0.7, 0.5

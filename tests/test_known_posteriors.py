@@ -16,10 +16,10 @@ import torch
 from torch.testing import assert_close
 
 from clipguide.guidance import Particles
-from clipguide.guidance.contract import At, Run
 from clipguide.guidance.methods.particles import _noises_after
+from clipguide.guidance.noise_levels import level
 from clipguide.guidance.resampling import RESAMPLING
-from clipguide.guidance.schedulers import level
+from clipguide.guidance.run import At, Run
 from clipguide.objectives import Objective
 
 TILT = torch.tensor([0.8, -0.4, 0.0])[:, None, None]  # a

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError
-from clipguide.guidance import schedulers
+from clipguide.guidance import noise_levels
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
@@ -88,7 +88,7 @@ def test_x0_of_add_noise(case, kind):
             scheduler._step_index = None
         x0, noise = pictures(i)
         x = noised(scheduler, x0, noise, t)
-        level = schedulers.level(scheduler, t)
+        level = noise_levels.level(scheduler, t)
         output = exact_output(kind, scheduler, x0, noise, t)
         tolerance = 1e-5 if kind != "epsilon" else 1e-5 + 4e-6 / level.alpha  # x0 is (x − σε)/α
         assert_close(level.x0(output, x), x0, atol=tolerance, rtol=1e-5)
@@ -104,7 +104,7 @@ def test_x0_of_flow(case):
         x0, noise = pictures(i)
         sigma = float(scheduler.sigmas[i])
         x = (1 - sigma) * x0 + sigma * noise
-        level = schedulers.level(scheduler, t)
+        level = noise_levels.level(scheduler, t)
         assert_close(level.x0(noise - x0, x), x0, atol=1e-5, rtol=1e-5)
         assert level.noise == pytest.approx(2 / math.pi * math.atan2(sigma, 1 - sigma))
 
@@ -119,7 +119,7 @@ def test_x0_is_what_the_scheduler_computes(case, kind):
     for i, t in enumerate(scheduler.timesteps):
         sample = scheduler.scale_model_input(sample, t) * 0 + sample
         output = pictures(i)[1]
-        level = schedulers.level(scheduler, t)
+        level = noise_levels.level(scheduler, t)
         expected = None
         if hasattr(scheduler, "convert_model_output"):
             expected = scheduler.convert_model_output(output, sample=sample)
@@ -143,7 +143,7 @@ def test_inverse(name, kind):
             scheduler._step_index = None
         output, sample = (tensor.double() for tensor in pictures(i))
         delta = pictures(i + 1)[0].double()
-        level = schedulers.level(scheduler, t)
+        level = noise_levels.level(scheduler, t)
         x0 = level.x0(output, sample)
         moved = level.move(output, delta)
         assert_close(level.x0(moved, sample), x0 + delta, atol=1e-9, rtol=1e-9)
@@ -157,7 +157,7 @@ def test_moving_by_nothing_changes_no_bit(dtype):
     scheduler = make("DDIMScheduler")
     output = pictures(0)[0].to(dtype)
     for t in scheduler.timesteps:
-        level = schedulers.level(scheduler, t)
+        level = noise_levels.level(scheduler, t)
         moved = level.move(output, torch.zeros(SHAPE))
         assert moved.dtype == torch.float32  # a move is not rounded before the scheduler's step
         assert torch.equal(moved.to(dtype), output)
@@ -165,7 +165,7 @@ def test_moving_by_nothing_changes_no_bit(dtype):
 
 def test_variance_channels_pass_through():
     output = torch.cat(pictures(0), dim=1)
-    level = schedulers.level(make("DDPMScheduler"), 500)
+    level = noise_levels.level(make("DDPMScheduler"), 500)
     moved = level.move(output, torch.ones(SHAPE))
     assert torch.equal(moved[:, 4:], output[:, 4:])
     assert not torch.equal(moved[:, :4], output[:, :4])
@@ -179,7 +179,7 @@ def test_noise_falls_from_1_to_0():
         for t in scheduler.timesteps.unique().flip(0):
             if hasattr(scheduler, "_step_index"):
                 scheduler._step_index = None
-            levels.append(schedulers.level(scheduler, t).noise)
+            levels.append(noise_levels.level(scheduler, t).noise)
         assert levels == sorted(levels, reverse=True)
         assert 1 >= levels[0] > 0.9
         assert 0 <= levels[-1] < 0.25
@@ -188,11 +188,11 @@ def test_noise_falls_from_1_to_0():
 def test_scheduler_that_is_not_in_the_table():
     scheduler = make("CMStochasticIterativeScheduler")
     with pytest.raises(ClipguideError, match="CMStochasticIterativeScheduler cannot be steered"):
-        schedulers.level(scheduler, scheduler.timesteps[0])
+        noise_levels.level(scheduler, scheduler.timesteps[0])
 
 
 def test_prediction_that_is_not_in_the_table():
     scheduler = make("DDIMScheduler")
     scheduler.register_to_config(prediction_type="score")
     with pytest.raises(ClipguideError, match="'score' cannot be steered"):
-        schedulers.level(scheduler, 10)
+        noise_levels.level(scheduler, 10)

@@ -18,9 +18,9 @@ from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.guidance import Lookahead, steer
-from clipguide.guidance.contract import At
 from clipguide.guidance.decoders import Decoder
 from clipguide.guidance.levels import Level
+from clipguide.guidance.run import At
 from clipguide.objectives import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")

@@ -27,12 +27,12 @@ from clipguide.guidance import (
     travel,
 )
 from clipguide.guidance.calls import Calls
-from clipguide.guidance.contract import At
 from clipguide.guidance.decoders import Decoder
 from clipguide.guidance.levels import Level
 from clipguide.guidance.methods.particles import Weights
-from clipguide.guidance.observers import Trust
-from clipguide.guidance.schedulers import level, next_level
+from clipguide.guidance.noise_levels import level, next_level
+from clipguide.guidance.run import At
+from clipguide.guidance.trust import Trust
 from clipguide.objectives import Objective, Similarity
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")

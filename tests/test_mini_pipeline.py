@@ -15,8 +15,9 @@ from torch.testing import assert_close
 from clipguide import steer
 from clipguide.errors import UsageError
 from clipguide.mini.conditions import conditions
-from clipguide.mini.pipeline import STYLES, USUAL, MiniPipeline, style_in, with_style
+from clipguide.mini.pipeline import MiniPipeline
 from clipguide.mini.reader import MapReader, pool
+from clipguide.mini.styles import STYLES, USUAL, labels_of, style_in, with_style
 
 
 def seeds(*numbers: int) -> list[torch.Generator]:
@@ -155,16 +156,16 @@ def test_a_map_can_be_given(pipe):
     assert not torch.equal(given, draw(pipe, "anything", seeds(8), maps=maps + 1, latents=noise))
 
 
-def test_styles(pipe):
+def test_styles():
     assert style_in("a fox, flat icon") == "flat" and style_in("a flatfish") is None
-    assert pipe.draw_styles(["a fox, flat icon", "a cat"], "3d") == [STYLES.index("3d")] * 2
-    assert pipe.draw_styles(["a fox, flat icon"], None) == [STYLES.index("flat")]
-    assert pipe.draw_styles(["a fox"], "any") == [0]
-    many = pipe.draw_styles(["a fox"] * 600, None, generator=torch.Generator().manual_seed(0))
+    assert labels_of(["a fox, flat icon", "a cat"], "3d") == [STYLES.index("3d")] * 2
+    assert labels_of(["a fox, flat icon"], None) == [STYLES.index("flat")]
+    assert labels_of(["a fox"], "any") == [0]
+    many = labels_of(["a fox"] * 600, None, generator=torch.Generator().manual_seed(0))
     counts = torch.tensor([many.count(STYLES.index(style)) for style in USUAL])
     assert counts.sum() == 600 and (counts - 100).abs().max() < 45
-    two = pipe.draw_styles(["a fox", "a cat"], None, generator=seeds(5, 6))
-    assert two == [pipe.draw_styles(["x"], None, generator=seeds(k))[0] for k in (5, 6)]
+    two = labels_of(["a fox", "a cat"], None, generator=seeds(5, 6))
+    assert two == [labels_of(["x"], None, generator=seeds(k))[0] for k in (5, 6)]
     assert with_style("a fox", "3d") == "a fox, 3d" and with_style("a 3D fox", "3d") == "a 3D fox"
     assert with_style("a fox", "any") == "a fox"
     with pytest.raises(UsageError, match="no style 'glosy'.*Did you mean glossy"):

@@ -18,8 +18,8 @@ from torch.testing import assert_close
 from clipguide import TotalVariation, steer
 from clipguide.errors import ClipguideError
 from clipguide.guidance.clean import clean
-from clipguide.guidance.contract import Run
 from clipguide.guidance.decoders import Decoder
+from clipguide.guidance.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 CPU = torch.device("cpu")

@@ -101,6 +101,25 @@ def test_tables(tmp_path, monkeypatch):
     assert "+0.0 MiB" in table and "-0.25 GiB above decoding the image (met); decoder" in table
 
 
+def test_counts_beside_what_was_measured(tmp_path, monkeypatch):
+    """Each measured row of the default has its ratio, and the file that is here stays near 1."""
+    out = tmp_path / "overhead.json"
+    row = {"geometry": "SD 1.5", "device": "cpu", "decoder": "auto", "side": None, "batch": 4}
+    row |= {"what": "cost", "half": True, "memory": 4.0}
+    row |= {"clock": 9.0, "processor": 2.0, "peak": 4.0}
+    overhead.keep(row, out)
+    overhead.keep({**row, "decoder": "vae"}, out)
+    monkeypatch.setattr(memory_table, "RESULTS", out)
+    count = memory_table.default("SD 1.5", 4)
+    expected = f"SD 1.5, 4 images: time {count.time / 2:.2f}, peak {count.peak / 4:.2f}."
+    assert memory_table.checked().endswith(f"known: {expected}")
+    for row in json.loads(overhead.RESULTS.read_text())["rows"]:
+        if row["what"] == "cost":
+            count = memory_table.default(row["geometry"], row["batch"], row["side"])
+            assert 0.9 < count.time / row["processor"] < 1.1
+            assert 0.9 < count.peak / row["peak"] < 1.1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is Linux's to say")
 def test_needs_are_as_measured():
     """Of Stable Diffusion's VAE: what the ladder counts is at most 5 % less than the process takes,

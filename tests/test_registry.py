@@ -99,7 +99,7 @@ def test_a_plug_in_of_one_file(tmp_path, generator_folder):
         with clipguide.steer(pipe, dark, method="sparkle", size=0.1) as s:
             assert dark(draw(s)) < dark(plain)
         from clipguide.guidance import latents, schedulers
-        from clipguide.pipelines.drawing import CANVASES
+        from clipguide.pipelines.canvas_kinds import CANVASES
         assert "SparklePipeline" in latents.FAMILIES and "sparkle" in CANVASES
         assert "SparkleScheduler" in schedulers.SCHEDULERS
         assert clipguide.Reward("darkness")(draw(pipe)).shape == (1,)

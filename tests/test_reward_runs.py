@@ -185,11 +185,11 @@ def test_rewards_and_recipes(make):
     again = from_json(pulled.recipe.to_json())
     assert again == pulled.recipe
     assert make.replay(again).image.tobytes() == pulled.image.tobytes()
-    objective = make._rewards.pulling(Brightness(), FOX, SETTINGS("redness:3"))
+    objective = make.rewards.pulling(Brightness(), FOX, SETTINGS("redness:3"))
     assert isinstance(objective, Balanced)
-    assert not isinstance(make._rewards.pulling(Brightness(), FOX, SETTINGS("free")), Balanced)
+    assert not isinstance(make.rewards.pulling(Brightness(), FOX, SETTINGS("free")), Balanced)
     named = make("a fox", rewards=["clip=mini-judge"], steps=1)[0].recipe
-    clip = make._rewards._reward("clip=mini-judge", SETTINGS()).load()
+    clip = make.rewards._reward("clip=mini-judge", SETTINGS()).load()
     assert named.rewards == {"clip=mini-judge": clip.fingerprint} and len(clip.fingerprint) == 64
 
 

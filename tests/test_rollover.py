@@ -16,9 +16,9 @@ from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.guidance import Particles, Rollover, steer
-from clipguide.guidance.contract import At, Run
 from clipguide.guidance.levels import Level
 from clipguide.guidance.methods.rollover import _State
+from clipguide.guidance.run import At, Run
 from clipguide.objectives import Objective, as_objective
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")

@@ -21,7 +21,7 @@ import torch
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError
-from clipguide.guidance import schedulers
+from clipguide.guidance import noise_levels, schedulers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # diffusers, with NumPy 2
@@ -190,7 +190,7 @@ def test_x0_at_every_evaluation(case, kind, spread):
     sample = begin(scheduler)
     for t in timesteps(scheduler):
         output, x0 = denoise(scheduler, sample, t, spread)
-        level = schedulers.level(scheduler, t)
+        level = noise_levels.level(scheduler, t)
         tolerance = 2e-5 + 2e-6 * level.sigma / max(level.alpha, 1e-6)
         assert_close(level.x0(output, sample), x0, atol=tolerance, rtol=1e-4)
         if level.sigma > 1e-2:
@@ -253,11 +253,11 @@ def test_first_order(case):
         if hasattr(fresh, "set_begin_index"):
             fresh.set_begin_index(i)
         there = step(fresh, output, t, sample)
-        here = schedulers.level(scheduler, t)
+        here = noise_levels.level(scheduler, t)
         noise = (sample * here.scale - here.alpha * x0) / here.sigma
         sample = step(scheduler, output, t, sample)
         assert torch.equal(there, sample)
-        after = schedulers.next_level(scheduler, t)
+        after = noise_levels.next_level(scheduler, t)
         expected = after.alpha * x0 + after.sigma * noise
         assert_close(sample * after.scale, expected, atol=3e-4, rtol=1e-3)
 
@@ -286,7 +286,7 @@ def test_eta_decides_where_the_pipeline_passes_it():
 def test_next_level_of_a_scheduler_that_looks_back():
     scheduler = make("DPM++ 2M")
     with pytest.raises(ClipguideError, match="is not of first order"):
-        schedulers.next_level(scheduler, scheduler.timesteps[0])
+        noise_levels.next_level(scheduler, scheduler.timesteps[0])
 
 
 def test_every_scheduler_of_stable_diffusion_is_in_the_table():
@@ -313,14 +313,14 @@ def test_wuerstchens_scheduler(scaler, shape):
     generator, sample = torch.Generator().manual_seed(1), noise
     assert schedulers.stochastic(scheduler) and schedulers.first_order(scheduler)
     for k, t in enumerate(scheduler.timesteps[:-1]):
-        level = schedulers.level(scheduler, t.expand(shape) if shape else t)
+        level = noise_levels.level(scheduler, t.expand(shape) if shape else t)
         squared = alphas(1 - k / STEPS)
         assert (level.alpha, level.sigma) == pytest.approx(
             (squared**0.5, (1 - squared) ** 0.5), abs=1e-5
         )
         made = level.alpha * x0 + level.sigma * noise
         assert_close(level.x0(noise, made), x0, atol=2e-3, rtol=0)  # by up to 100 in float32
-        after = schedulers.next_level(scheduler, t)
+        after = noise_levels.next_level(scheduler, t)
         assert after.alpha**2 == pytest.approx(alphas(1 - (k + 1) / STEPS), abs=1e-5)
         epsilon = (sample - level.alpha * x0) / level.sigma
         sample = scheduler.step(epsilon, t[None], sample, generator=generator).prev_sample

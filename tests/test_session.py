@@ -13,6 +13,7 @@ from test_guidance import draw, use
 from test_methods import Brightness, settings
 from tiny_pipelines import draw as draw_tiny
 from tiny_pipelines import tiny
+from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, ClipguideWarning
 from clipguide.guidance import Backprop, BestOf, Particles, Rollover, Shortcut, steer
@@ -272,6 +273,31 @@ def test_particles_with_the_pipelines_own_eta(pipe):
         draw(pipe, eta=0.5)
     with pytest.raises(ClipguideError, match="eta must be from 0 to 1"):
         Particles(eta=1.5)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Shortcut(strength=0.5, window=(0, 1)),
+        Particles(number=2, sharpness=1e4, every=1),
+        Particles(number=2, sharpness=1e4, every=1, potential="max"),
+        Rollover(quota=3),
+    ],
+    ids=["shortcut", "particles", "particles, max", "rollover"],
+)
+@pytest.mark.parametrize("decoder", ["vae", "linear"])
+def test_the_last_score_is_the_finished_images(clip, method, decoder):
+    """Though the method acts at the last step, and particles change their places in it."""
+    pipe, given = tiny("SD3")  # a flow: the last of 3 steps is far from clean
+    similarity = Similarity(clip, "a red fox", views=None)
+    told = []
+    with steer(
+        pipe, similarity, method=method, decoder=decoder,
+        on_step=lambda step: told.append(step.preview()),
+    ) as s:  # fmt: skip
+        image_B3HW = draw_tiny(pipe, given, steps=3)
+    assert_close(told[-1].clamp(0, 1), image_B3HW, atol=2e-3, rtol=0)
+    assert_close(s.report.guide_score_B, similarity.score(image_B3HW).cpu(), atol=1e-3, rtol=0)
 
 
 def test_another_prompt_in_the_same_context(pipe, clip, judge):

@@ -24,12 +24,13 @@ from clipguide.guidance import (
     Particles,
     Rollover,
     Shortcut,
+    noise_levels,
     schedulers,
     steer,
 )
-from clipguide.guidance.contract import Run
 from clipguide.guidance.descent import descend
 from clipguide.guidance.levels import Level
+from clipguide.guidance.run import Run
 from clipguide.objectives import Nothing, Scheduled, Similarity, TotalVariation, finished
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -96,7 +97,7 @@ def test_ways_of_a_move():
     x0, g, h = (noise(2, 4, 3, 3, seed=k) for k in (1, 2, 3))
 
     def way(value):
-        from clipguide.guidance.contract import Gradient
+        from clipguide.guidance.run import Gradient
 
         return lambda x: Gradient(x, x.flatten(1).sum(1), value)
 
@@ -194,7 +195,7 @@ def test_clip_sees_the_schedulers_x0(pipe, name):
     scheduler.set_timesteps(6)
     for t in scheduler.timesteps[:3]:
         sample, output = noise(2, 4, 8, 8, seed=1) * 3, noise(2, 4, 8, 8, seed=2)
-        level = schedulers.level(scheduler, t)
+        level = noise_levels.level(scheduler, t)
         ours = schedulers.clipped(scheduler, level.x0(output, sample))
         expected = None
         if hasattr(scheduler, "convert_model_output"):
@@ -246,7 +247,7 @@ def test_moves_are_not_lost_to_rounding(pipe, kind):
     assert previous.dtype == torch.bfloat16
     given, x = seen[0]
     assert given.dtype == x.dtype == torch.float32
-    level = schedulers.level(scheduler, t)
+    level = noise_levels.level(scheduler, t)
     arrived = level.x0(given, x) - level.x0(output, sample)
     assert_close(arrived, got[0].delta, atol=1e-5, rtol=1e-3)
 

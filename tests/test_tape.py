@@ -11,7 +11,7 @@ from tiny_pipelines import TINY, tiny
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.guidance import Particles, Shortcut, memory, steer
 from clipguide.guidance.digest import digest
-from clipguide.guidance.latents import denoiser
+from clipguide.guidance.pipe_parts import denoiser
 from clipguide.objectives import Similarity, TotalVariation
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")

@@ -8,8 +8,11 @@ import math
 
 import pytest
 import torch
-from clipguide.pipelines.drawing import CANVASES, VIEWS, Drawing, fitted, move
-from clipguide.pipelines.text_to_canvas import Run, TextToCanvas
+from clipguide.pipelines.canvas_kinds import CANVASES
+from clipguide.pipelines.canvas_run import Run
+from clipguide.pipelines.drawing import VIEWS, Drawing
+from clipguide.pipelines.frames import fitted, move
+from clipguide.pipelines.text_to_canvas import TextToCanvas
 from PIL import Image
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -352,7 +355,7 @@ def test_large_pictures_keep_fewer_activations_and_the_same_bits(tiny_mini, canv
         lambda block, *a, **k: calls.append(block) or checkpoint(block, *a, **k),
     )
     assert bits(owner("a fox", FAST)[0]) == bits(kept) and not calls
-    monkeypatch.setattr("clipguide.pipelines.text_to_canvas.LARGE", 32 * 32)
+    monkeypatch.setattr("clipguide.pipelines.canvas_run.LARGE", 32 * 32)
     assert bits(owner("a fox", FAST)[0]) == bits(kept) and calls
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from clipguide.mini.pipeline import STYLES
+from clipguide.mini.styles import STYLES
 from training import styles
 from training.loop import Loop, averaged
 from training.samples import Samples

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from clipguide.errors import UsageError
 from clipguide.guidance import Noise, steer
 from clipguide.guidance.calls import Calls
-from clipguide.guidance.contract import Gradient
+from clipguide.guidance.run import Gradient
 from clipguide.guidance.whiteness import MEAN, Spectrum
 
 CPU = torch.device("cpu")

@@ -669,7 +669,8 @@ def mini():
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     from clipguide import mini
-    from clipguide.mini.pipeline import STYLES, MiniPipeline
+    from clipguide.mini.pipeline import MiniPipeline
+    from clipguide.mini.styles import STYLES
 
     tokenizer = CLIPTokenizer.from_pretrained(mini.path("guide"))
     text = CLIPTextConfig(

@@ -260,7 +260,7 @@ def open_pictures(sources: Sequence[str], options: Options, *, prints: bool = Fa
     """
     from .. import load_clip
     from ..engine import Cache, Engine, processes
-    from .generate import best_device
+    from .values import best_device
 
     named: list[str] = []
     for source in sources:

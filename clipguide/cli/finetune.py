@@ -9,9 +9,9 @@ import typer
 
 from ..errors import UsageError
 from . import console
-from .generate import best_device
 from .options import spelt
 from .training import Run, pair
+from .values import best_device
 
 HELD_OUT = "held-out"
 NONE = "none"

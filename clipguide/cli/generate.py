@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..errors import UsageError
-from ..prompts import shorten
-from . import console, options, recipes, steering, sureness, watching
+from . import console, options, recipes, steering, values, watching
 from .files import Files
-
-if TYPE_CHECKING:
-    from ..pipelines.picture import Picture
-    from ..pipelines.text_to_image import Step
-
-MAX_PICTURES = 1000
+from .generating import draw, tell_of_easing
 
 
 def generate(
@@ -230,11 +221,8 @@ def generate(
     if not prompts:
         raise UsageError("There is no prompt: give one, or a recipe as --config FILE.")
     recipes.check_trust(ctx, trust)
-    if not 1 <= count * len(prompts) <= MAX_PICTURES:
-        raise UsageError(f"A run draws 1 to {MAX_PICTURES} images, not {count * len(prompts)}.")
-    if preview < 0:
-        raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
-    _check_resume(resume, seed=seed, force=force, video=video)
+    values.check_run(count * len(prompts), preview=preview, resume=resume, seed=seed)
+    _check_resume(resume, force=force, video=video)
     seed = secrets.randbelow(2**31) if seed is None else seed
     reel = None
     if video is not None:
@@ -255,7 +243,7 @@ def generate(
         "seed": seed,
         "cfg": cfg,
         "cfg_window": steering.levels(cfg_window, "--cfg-window"),
-        "size": pixels(size),
+        "size": values.pixels(size),
         "budget": budget,
         "memory": memory,
         "cutouts": cutouts,
@@ -308,121 +296,18 @@ def generate(
     }
     with console.plain_speech(drawing=True):
         try:
-            models["device"] = device or best_device()
+            models["device"] = device or values.best_device()
             settings["method"] = steering.configured(method, asked)
-            _draw(prompts, models, settings, files, reel, preview=preview, quiet=quiet)
+            draw(prompts, models, settings, files, reel, preview=preview, quiet=quiet)
         finally:
             files.tell(as_json=as_json, quiet=quiet)
     if not quiet:
-        _tell_of_easing(files)
+        tell_of_easing(files)
 
 
-def _draw(
-    prompts: list[str],
-    models: dict[str, Any],
-    settings: dict[str, Any],
-    files: Files,
-    reel: watching.Reel | None,
-    *,
-    preview: int,
-    quiet: bool,
-) -> None:
-    from dataclasses import replace
-
-    from ..pipelines.generation import Generation
-    from ..pipelines.text_to_image import TextToImage
-
-    asked = Generation(**settings)
-    draw = TextToImage(**models)
-    if not quiet:
-        files.sureness = sureness.Drawn(guide=draw.clip, judge=draw.judge)
-    kept = {"tapes": files.tapes, "finished": files.finished} if files.resume else {}
-    on_step: list[Callable[[Step], None]] = []
-    drawn = draw.iterate(prompts, asked, **kept, on_step=lambda step: on_step[0](step))
-    if draw.choice and not quiet:
-        typer.echo(f"auto: {draw.choice}", err=True)
-    best_of, method = draw.chosen.best_of, draw.chosen.configured
-    runs = best_of * method.candidates * method.runs
-    if "compare" in files.sheets:
-        runs += asked.best_of or 1
-    samples = len(files.paths) * runs
-    with console.Meter(samples, quiet=quiet) as meter:
-
-        def watch(step: Step) -> None:
-            meter(step)
-            if preview and (step.index + 1) % preview == 0:
-                files.add_preview(step)
-
-        on_step.append(watch)
-        for picture in drawn:
-            files.add(picture)
-            if reel:
-                reel.add(picture)
-        if files.tapes:
-            shutil.rmtree(files.tapes, ignore_errors=True)
-        if preview:
-            files.add_preview(None)
-        if reel:
-            files.add_animation(reel)
-        if "grid" in files.sheets:
-            _write_grid(files)
-        if "compare" in files.sheets:
-            off = {"method": "shortcut", "strength": 0.0, "refine": 0, "frames": False}
-            plain = draw.iterate(prompts, replace(asked, **off, budget=None), on_step=meter)
-            _write_comparison(files, list(plain))
-
-
-def _tell_of_easing(files: Files) -> None:
-    """One line where the judge eased the steering."""
-    from ..pipelines.picture import easing
-
-    if said := easing(files.pictures):
-        shows = "clipguide plot" if files.trace else "--trace"
-        console.complain(f"{said}; {shows} shows it.")
-
-
-def _check_resume(resume: bool, *, seed: int | None, force: bool, video: Path | None) -> None:
+def _check_resume(resume: bool, *, force: bool, video: Path | None) -> None:
     """UsageError for what does not go with --resume."""
-    if resume and seed is None:
-        raise UsageError("--resume needs the seed of the run: give it, such as --seed 1.")
     if resume and force:
         raise UsageError("--resume keeps what --force would overwrite: leave one of them out.")
     if resume and video:
         raise UsageError("--video needs every step of one run: leave --resume out.")
-
-
-def _write_grid(files: Files) -> None:
-    pictures = files.pictures
-    labels = [f"{p.seed} {shorten(p.recipe.prompt)}" for p in pictures]
-    files.add_sheet("grid", [p.image for p in pictures], labels, watching.columns(len(pictures)))
-
-
-def _write_comparison(files: Files, plain: list[Picture]) -> None:
-    """Each image as it comes without steering, and beside it as it was drawn; with the judge's
-    scores, or without a judge the guide's."""
-    pairs = [pair for both in zip(plain, files.pictures, strict=True) for pair in both]
-    names = ("unguided", "guided")
-    scores = [p.guide_score if p.judge_score is None else p.judge_score for p in pairs]
-    labels = [f"{names[i % 2]} {score:.3f}" for i, score in enumerate(scores)]
-    files.add_sheet("compare", [p.image for p in pairs], labels, columns=2)
-
-
-def pixels(size: str | None) -> int | tuple[int, int] | None:
-    """'128' or '128x96', or None. UsageError if it is neither."""
-    if size is None:
-        return None
-    sides = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", size)
-    if not sides:
-        raise UsageError(
-            f"--size is a side in pixels, or width x height as in 512x768, not {size!r}."
-        )
-    return int(sides[1]) if sides[2] is None else (int(sides[1]), int(sides[2]))
-
-
-def best_device() -> str:
-    """Where torch is fastest here."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..prompts import one_word
 from . import console
 from .embedding import check_named
-from .generate import best_device
+from .values import best_device
 
 MOST = 50  # images: more tell no more
 

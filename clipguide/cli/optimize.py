@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..errors import UsageError
-from . import console, options, sureness, watching
+from . import console, options, sureness, values, watching
 from .files import Files
-from .generate import best_device, pixels
-from .unfinished import Unfinished
-
-if TYPE_CHECKING:
-    from ..pipelines.drawing import Drawing
-    from ..pipelines.text_to_canvas import Run
-
-MAX_PICTURES = 1000
+from .optimizing import draw, timed
 
 
 def optimize(
@@ -247,7 +237,7 @@ def optimize(
 
     The judge selects the best step. Each PNG contains the recipe that made it.
     """
-    turns = _turns(prompt_at or [])
+    turns = values.turns(prompt_at or [])
     if turns and turns[0][0] == 0:
         if prompts:
             raise UsageError(
@@ -256,19 +246,16 @@ def optimize(
         prompts = [turns[0][1]]
     if not prompts:
         raise UsageError("There is no prompt: say what to draw.")
-    if not 1 <= count * len(prompts) <= MAX_PICTURES:
-        raise UsageError(f"A run draws 1 to {MAX_PICTURES} images, not {count * len(prompts)}.")
-    if preview < 0:
-        raise UsageError(f"--preview takes a number of steps, or 0 for none, not {preview}.")
+    values.check_run(count * len(prompts), preview=preview, resume=resume, seed=seed)
     if every is not None and video is None and not (zoom or rotate or shift):
         raise UsageError(
             "--frame-every is for --video, --zoom, --rotate and --shift: give one of these."
         )
-    _check(resume=resume, seed=seed, steps=steps, seconds=seconds)
+    _check_seconds(seconds, steps=steps, resume=resume)
     seed = secrets.randbelow(2**31) if seed is None else seed
     settings = {
         "steps": steps,
-        "size": _both(pixels(size)),
+        "size": values.sides(size),
         "lr": lr,
         "cutouts": cutouts,
         "views": views,
@@ -288,7 +275,7 @@ def optimize(
         "prompts_at": turns or None,
         "zoom": zoom,
         "rotate": rotate,
-        "shift": _shift(shift),
+        "shift": values.shift(shift),
         "every": every,
         "patience": patience,
         "rewards": tuple(reward or ()) or None,
@@ -313,112 +300,28 @@ def optimize(
                 model=model,
                 clip=clip,
                 judge=judge,
-                device=device or best_device(),
+                device=device or values.best_device(),
                 dtype=dtype,
                 key=os.environ.get(options.KEY, ""),
             )
             if seconds is not None:
-                drawing = _timed(owner, prompts[0], drawing, seconds, quiet=quiet)
+                drawing = timed(owner, prompts[0], drawing, seconds, quiet=quiet)
             if not quiet:
                 files.sureness = sureness.Drawn(guide=owner.clip, judge=owner.judge)
             every_seed = [(prompt, seed + i) for prompt in prompts for i in range(count)]
             runs = (owner.start(prompt, drawing, seed=one) for prompt, one in every_seed)
-            _draw(runs, len(every_seed), files, reel, preview=preview, force=force, quiet=quiet)
+            draw(runs, len(every_seed), files, reel, preview=preview, force=force, quiet=quiet)
         finally:
             files.tell(as_json=as_json, quiet=quiet)
 
 
-def _draw(
-    runs: Iterator[Run],
-    number: int,
-    files: Files,
-    reel: watching.Reel | None,
-    *,
-    preview: int,
-    force: bool,
-    quiet: bool,
-) -> None:
-    from ..images import to_pil
-
-    folders = []
-    with console.Meter(number, quiet=quiet) as meter:
-        for k, run in enumerate(runs):
-            left = None
-            if files.resume:
-                left = Unfinished(files.folder(k), run, force=force, video=reel is not None)
-            finished = files.finished(k, [run.recipe()]) if files.resume else None
-            if left:
-                left.load()
-                folders.append(left.folder)
-            frames: list[Any] = left.frames if left else []
-            for step in () if finished else run:
-                meter(step)
-                if reel and (step.index % run.drawing.every == 0 or run.done):
-                    frames.append(reel.shrunk(to_pil(step.image())[0]))
-                    if left:
-                        left.keep_frame()
-                if preview and (step.index + 1) % preview == 0:
-                    files.add_preview(step)
-                if left:
-                    left.save()
-            picture = finished or run.picture()
-            files.add(picture)
-            if reel:
-                reel.add_frames([*frames, picture.image])
-        if preview:
-            files.add_preview(None)
-        if reel:
-            files.add_animation(reel)
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _timed(owner: Any, prompt: str, drawing: Drawing, seconds: float, *, quiet: bool) -> Drawing:
-    """The drawing with as many steps as take so many seconds."""
-    from dataclasses import replace
-
-    from ..pipelines.drawing import LIMITS
-
-    steps = int(seconds / owner.seconds_a_step(prompt, drawing))
-    steps = min(max(steps, drawing.grow), LIMITS["steps"][1])
-    if not quiet:
-        typer.echo(f"{seconds:g} seconds are about {steps} steps.", err=True)
-    return replace(drawing, steps=steps)
-
-
-def _check(*, resume: bool, seed: int | None, steps: int | None, seconds: float | None) -> None:
-    """UsageError for what does not go together."""
-    if resume and seed is None:
-        raise UsageError("--resume needs the seed of the run: give it, such as --seed 1.")
-    if seconds is not None:
-        if steps is not None:
-            raise UsageError("--seconds says how many steps: leave --steps out.")
-        if resume:
-            raise UsageError("--resume needs a number of steps: give --steps, not --seconds.")
-        if not 0 < seconds < 1e6:
-            raise UsageError(f"--seconds is from above 0 to below 1000000, not {seconds:g}.")
-
-
-def _turns(texts: list[str]) -> tuple[tuple[int, str], ...]:
-    """The steps and prompts of --prompt-at."""
-    found = []
-    for text in texts:
-        parts = re.fullmatch(r"\s*(\d{1,9})\s*:(.+)", text, re.DOTALL)
-        if not parts:
-            raise UsageError(f"--prompt-at is a step and a prompt, as 200:'a tree', not {text!r}.")
-        found.append((int(parts[1]), parts[2].strip()))
-    return tuple(found)
-
-
-def _both(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    return (size, size) if isinstance(size, int) else size
-
-
-def _shift(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        right, down = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--shift takes pixels right and down, as 2,-1, not {text!r}.") from None
-    return right, down
+def _check_seconds(seconds: float | None, *, steps: int | None, resume: bool) -> None:
+    """UsageError for what does not go with --seconds."""
+    if seconds is None:
+        return
+    if steps is not None:
+        raise UsageError("--seconds says how many steps: leave --steps out.")
+    if resume:
+        raise UsageError("--resume needs a number of steps: give --steps, not --seconds.")
+    if not 0 < seconds < 1e6:
+        raise UsageError(f"--seconds is from above 0 to below 1000000, not {seconds:g}.")

@@ -15,11 +15,11 @@ from ..errors import ClipguideError, UsageError, close_matches
 from . import console
 from . import options as shared
 from .embedding import Images, Options, open_pictures, with_options
-from .generate import best_device
 from .rows import Format, Printed, Rows
 from .score import checked
 from .sureness import WIDTH as SURE
 from .sureness import Scored, word
+from .values import best_device
 
 if TYPE_CHECKING:
     import torch

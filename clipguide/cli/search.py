@@ -152,7 +152,7 @@ def search(
 
 def _load(index: Index, name: str | None, device: str | None, trust_pickle: bool) -> Clip:
     """The CLIP of an index, or that which is named in its place. UsageError if it is another."""
-    from .generate import best_device
+    from .values import best_device
 
     return index.load(name, device=device or best_device(), trust_pickle=trust_pickle)
 
@@ -244,7 +244,7 @@ def _print_texts(
     from .. import load_clip
     from ..prompts import read_lines
     from ..retrieval import compose, encode_texts
-    from .generate import best_device
+    from .values import best_device
 
     lines = list(dict.fromkeys(read_lines(file, what="texts")))
     clip = load_clip(name, device=device or best_device(), trust_pickle=trust_pickle)

@@ -69,7 +69,7 @@ def ui(
         raise UsageError("The page needs Gradio: pip install 'clipguide[ui]'.")
     with console.plain_speech(drawing=True):
         from ..ui import Models, listen, serve
-        from .generate import best_device
+        from .values import best_device
 
         sock = listen(host, port)
         if not network.is_local(host) and auth is None:

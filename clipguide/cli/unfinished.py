@@ -14,7 +14,7 @@ from ..errors import ClipguideError, ClipguideWarning, UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..pipelines.text_to_canvas import Run
+    from ..pipelines.canvas_run import Run
 
 SECONDS = 2.0  # from one state to the next: little is lost, and little time spent
 STATE = "state.pt"

@@ -15,21 +15,25 @@ from .methods import (
 )
 from .methods import register as register_method
 from .report import Report, Step, Trace
+from .run import At, Outcome, Run
 from .schedulers import register as register_scheduler
 from .steer import steer
 from .steering import Steering
 
 __all__ = [
     "METHODS",
+    "At",
     "Backprop",
     "BestOf",
     "Embedding",
     "Lookahead",
     "Method",
     "Noise",
+    "Outcome",
     "Particles",
     "Report",
     "Rollover",
+    "Run",
     "Shortcut",
     "Steering",
     "Step",

@@ -37,12 +37,12 @@ class Choice:
 
     @property
     def method(self) -> Method:
-        """What draws it all."""
+        """Return what draws it all."""
         return self.each if self.best_of == 1 else BestOf(number=self.best_of, each=self.each)
 
     @property
     def views(self) -> Cutouts:
-        """What the objective looks at."""
+        """Return what the objective looks at."""
         return Cutouts(number=self.cutouts)
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class Choice:
 
 
 def choose(budget: float | None) -> Choice:
-    """The best way for `budget` × the cost of plain sampling; UsageError below 1."""
+    """Return the best way for `budget` × the cost of plain sampling. UsageError below 1."""
     budget = BUDGET if budget is None else budget
     if not (math.isfinite(budget) and budget >= 1):
         raise UsageError(
@@ -72,8 +72,9 @@ def choose(budget: float | None) -> Choice:
 
 
 def times_plain(budget: str | float | None, plain_seconds) -> float | None:
-    """A budget as × plain sampling: a number, or seconds an image, as "30s", divided by what
-    `plain_seconds()` measures. UsageError for anything else, or for less than plain sampling."""
+    """Return a budget as a multiple of plain sampling: a number; or seconds an image, as "30s",
+    divided by what `plain_seconds()` measures. UsageError for anything else, or for less than plain
+    sampling."""
     if not isinstance(budget, str):
         return budget
     text = budget.strip()

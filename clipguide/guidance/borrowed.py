@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from ..errors import ClipguideError, UsageError, close_matches
 from . import schedulers
-from .latents import denoiser
+from .pipe_parts import denoiser
 from .tap import tap
 
 
@@ -15,9 +15,9 @@ from .tap import tap
 def scheduler(
     pipe: object, name: str, *, on_timesteps: Callable, on_step: Callable
 ) -> Iterator[None]:
-    """A context in which the pipeline has a scheduler of that class of diffusers' (LCMScheduler),
-    made from the config of its own, and tapped. UsageError for a class that cannot be steered, or
-    is not diffusers'."""
+    """Open a context in which the pipeline has a scheduler of that class of diffusers'
+    (LCMScheduler), made from the config of its own, and tapped. UsageError for a class that cannot
+    be steered, or is not diffusers'."""
     import diffusers
 
     schedulers.SCHEDULERS.find(name)
@@ -36,8 +36,8 @@ def scheduler(
 
 @contextlib.contextmanager
 def adapter(pipe: object, name: str | None, *, active: bool = True) -> Iterator[None]:
-    """A context in which an adapter of the denoiser's is active beside the others that are, or is
-    not. ClipguideError if it was not loaded."""
+    """Open a context in which an adapter of the denoiser's is active beside the others that are, or
+    is not. ClipguideError if it was not loaded."""
     if name is None:
         yield
         return
@@ -56,7 +56,7 @@ def adapter(pipe: object, name: str | None, *, active: bool = True) -> Iterator[
 
 
 def adapters(pipe: object) -> list[str]:
-    """The denoiser's LoRA adapters that are active."""
+    """Return the denoiser's LoRA adapters that are active."""
     model = denoiser(pipe)
     if not getattr(model, "peft_config", None) or not getattr(model, "_hf_peft_config_loaded", 0):
         return []

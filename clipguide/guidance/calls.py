@@ -9,13 +9,14 @@ import torch
 from ..errors import ClipguideError, UsageError
 from . import borrowed, gradients
 from .conditioning import Conditioning
-from .contract import Gradient, Method, Sampler
+from .contract import Method, Sampler
 from .digest import digest, marks
 from .generators import restarted
-from .latents import execution_device
 from .observers import ranks
+from .pipe_parts import execution_device
 from .plan import Begun, Mode, Previewed
 from .report import Trace
+from .run import Gradient
 from .session import Session
 
 

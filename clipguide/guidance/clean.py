@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import ClipguideError
-from .contract import without_autocast
+from .precision import without_autocast
 from .weights import located, offloaded, parts, uncompiled
 
 ENCODING = ("encoder", "quant_conv")  # what only encodes
@@ -32,7 +32,7 @@ class Made:
 
     @classmethod
     def of(cls, vae: nn.Module) -> Made:
-        """Of a live VAE. ClipguideError if it is not one that can be made anew."""
+        """Return what a live VAE is made from. ClipguideError if it cannot be made anew."""
         vae = uncompiled(vae)
         if not hasattr(vae, "config"):
             raise ClipguideError(
@@ -44,7 +44,7 @@ class Made:
         return cls(type(vae), json.dumps(config, sort_keys=True, default=list))
 
     def bare(self) -> nn.Module:
-        """The half that decodes, for inference, without values (on "meta")."""
+        """Return the half that decodes, for inference, without values (on "meta")."""
         with torch.inference_mode(False), torch.device("meta"):
             made = self.kind(**json.loads(self.config))
         return _decoding_half(made)
@@ -83,8 +83,8 @@ def _own_tensors(part: nn.Module) -> list[torch.Tensor]:
 
 
 def clean(vae: nn.Module, device: torch.device | str) -> nn.Module:
-    """The decoding half of a live VAE, of diffusers' or, as far as its parts can be copied, of
-    others', whole, on `device`, in float32 (float64 stays).
+    """Return the decoding half of a live VAE, of diffusers' or, as far as its parts can be copied,
+    of others', whole, on `device`, in float32 (float64 stays).
 
     Weights that are in float32 on that device already, with no hook that could take them away, are
     shared, not copied. That is safe: they stand in parameters of the clean module's own, so that

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ..errors import ClipguideError
-from .latents import denoiser
-from .levels import widen
+from .pipe_parts import denoiser
+from .precision import rms, widen
 
 NAME = "encoder_hidden_states"  # of the denoisers of diffusers
 
@@ -51,6 +51,6 @@ class Conditioning:
         place = 0 if self.of == "null" else len(parts) - 1
         if self.shift_BLD is None:
             self.shift_BLD = torch.zeros_like(widen(parts[place]), requires_grad=True)
-            self.size_B = widen(parts[place].detach()).flatten(1).square().mean(1).sqrt()
+            self.size_B = rms(parts[place].detach())
         parts[place] = (parts[place] + self.shift_BLD).to(embedding.dtype)
         return args, {**kwargs, NAME: torch.cat(parts)}

@@ -1,259 +1,28 @@
-"""The contract of a method: what it is given, what it gives back.
+"""The contract of a method: when it acts, what it does at a step, and how it runs the pipeline.
 
 A step method acts at each evaluation of the denoiser, so the pipeline itself is steered. A call
-method runs the pipeline its own way, by `s(…)` of `with steer(pipe, …) as s`.
+method runs the pipeline its own way, by `s(…)` of `with steer(pipe, …) as s`. What a method is
+given at a step, and what it gives back, is in `run`.
 
-Shapes: B samples, ... the rest of a latent's shape (C, h, w; packed L, C; C, F, h, w of a video),
-N = B·F decoded images (F = 1 but for videos), 3 channels of H x W pixels.
+Shapes: B samples, 3 channels of H x W pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 
-from ..errors import ClipguideError, UsageError, out_of_memory
-from ..objectives import Objective
-from ..objectives.features import views_at_a_time
-from .levels import Level, widen
+from ..errors import UsageError
+from .run import At, Gradient, Outcome, Repeats, Run
 
 WINDOW = (0.1, 1.0)
 MOST = 10_000  # of a method's whole numbers
-SPARING = 8  # views encoded at a time when memory has run out once; then half as many, and so on
-NOT_A_NUMBER = (
-    "The score of an image is not a number: it counts as the worst. Look at the objective if that "
-    "happens often."
-)
-LOSS_SCALES = tuple(2.0**k for k in (16, 12, 8, 4, 0, -6))  # of gradients in float16
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """An objective at x0: what it decodes to, loss_B, and the gradient of their sum (as x0)."""
-
-    image_N3HW: torch.Tensor
-    loss_B: torch.Tensor
-    value: torch.Tensor
-
-
-@dataclass(frozen=True)
-class At:
-    """One evaluation: what the denoiser got and gave, the noise level, and the x0 it means, as the
-    scheduler takes it. `eta` is what the pipeline passes to `step`, None if it does not."""
-
-    index: int
-    timestep: int | float | torch.Tensor
-    level: Level
-    sample: torch.Tensor
-    model_output: torch.Tensor
-    x0: torch.Tensor
-    eta: float | None = None
-
-
-@dataclass
-class Outcome:
-    """What the scheduler is to step from, and what was seen on the way.
-
-    image_N3HW is the decoded x0, loss_B and gradient_B (rms over a sample) are those before any
-    move, `finite_B` is False where a gradient was not a number, `delta` is the move of x0.
-    """
-
-    model_output: torch.Tensor
-    sample: torch.Tensor
-    image_N3HW: torch.Tensor | None = None
-    loss_B: torch.Tensor | None = None
-    gradient_B: torch.Tensor | None = None
-    finite_B: torch.Tensor | None = None
-    delta: torch.Tensor | None = None
-
-
-class Repeats(Protocol):
-    """What takes steps of a run again: see `travel`."""
-
-    def enlarge(self, scheduler: object) -> None:
-        """Make room, after `set_timesteps`."""
-
-    def begin(self, total: int) -> None:
-        """The pipeline has its list of timesteps, of `total` evaluations."""
-
-    def returns(self, index: int) -> bool:
-        """Whether the evaluation after the one at `index` takes the same step again."""
-
-    def back(self, at: At, previous: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The sample, noised from where the step of `at` led back to where it began."""
-
-
-@dataclass
-class Run:
-    """One run of the pipeline, as a method sees it.
-
-    Attributes:
-        scheduler: the one that is stepped.
-        decode: x0 -> image_N3HW in [0, 1], differentiable.
-        objective: image_N3HW -> loss_N, as it is at the progress of the evaluation at hand.
-        generators: one a sample, which feed the objective.
-        streams: one a sample, for all else that a method draws.
-        warn: takes a sentence to the report and to the user.
-        total: how many evaluations the pipeline takes.
-        factor_B: of the strength, where trust fell or a gradient was no number; None is 1.
-        weight: of the strength: the factor of the whole objective at this progress.
-        memory: what a call method has for its own `start`, or what a method keeps.
-        repeats: what takes steps again, if the method asked for it.
-        chunk: views encoded at a time since memory ran out; None is all of them.
-        told: whether it was said that memory ran out.
-        missed: whether it was said that a score is not a number.
-        stop: has the pipeline take no more evaluations; None where it cannot be interrupted.
-    """
-
-    scheduler: object
-    decode: Callable[[torch.Tensor], torch.Tensor]
-    objective: Objective
-    generators: Sequence[torch.Generator]
-    streams: Sequence[torch.Generator]
-    warn: Callable[[str], None]
-    total: int = 0
-    factor_B: torch.Tensor | None = None
-    weight: float = 1.0
-    memory: object = None
-    repeats: Repeats | None = None
-    chunk: int | None = None
-    told: bool = False
-    missed: bool = False
-    stop: Callable[[], None] | None = None
-
-    def loss(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """image_N3HW and loss_B, without gradients; a loss that is not a number is infinite, which
-        is the worst, and said once."""
-        with torch.no_grad(), without_autocast(x0.device):
-            image_N3HW = self.decode(x0)
-            loss_B = per_sample(self.objective, image_N3HW, self.generators)
-        worst_B, told = worst_of_none(loss_B), self.missed
-        if bool(loss_B.isnan().any()) and not told:
-            self.missed = True
-            self.warn(NOT_A_NUMBER)
-        return image_N3HW, worst_B
-
-    def gradient(self, x0: torch.Tensor, of: torch.Tensor | None = None) -> Gradient:
-        """The gradient at x0, whatever grad mode the pipeline runs in; by `of`, which x0 was
-        computed from, if it is given.
-
-        Where memory runs out, said once, it is tried again as for all that follow: by the decoder's
-        next plan while that is exact, then with the same views encoded fewer at a time, then by the
-        plans that are not exact. ClipguideError if the last of them needs too much.
-        """
-        while True:
-            states = [generator.get_state() for generator in self.generators]
-            try:
-                return self._gradient(x0, of)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-            for generator, state in zip(self.generators, states, strict=True):
-                generator.set_state(state)
-            self._spare()
-
-    def _spare(self) -> None:
-        if not self.told:
-            self.warn("Memory ran out: the gradient is taken in smaller parts, which takes longer.")
-        self.told = True
-        spare = getattr(self.decode, "spare", None)  # a decoder that can
-        if spare and spare(exact=True):
-            return
-        if self.chunk != 1:
-            self.chunk = SPARING if self.chunk is None else self.chunk // 2
-            return
-        if not (spare and spare(exact=False)):
-            raise ClipguideError(
-                "There is no memory for the gradient of a single view: take a cheaper decoder "
-                "(tiny or linear), fewer images at a time, or a smaller image."
-            )
-
-    def _gradient(self, x0: torch.Tensor, of: torch.Tensor | None) -> Gradient:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            without_autocast(x0.device),
-            views_at_a_time(self.chunk),
-        ):
-            if of is None:
-                of = x0 = x0.clone().requires_grad_()
-            image_N3HW = self.decode(x0)
-            loss_B = per_sample(self.objective, image_N3HW, self.generators)
-            value = _derivative(loss_B.sum(), of)
-        return Gradient(image_N3HW.detach(), loss_B.detach(), value)
-
-    def noise_like(self, x: torch.Tensor) -> torch.Tensor:
-        """Standard normal noise in float32 or better, that of a sample from its own stream."""
-        drawn = [torch.randn(x.shape[1:], generator=g) for g in self.streams]
-        return torch.stack(drawn).to(widen(x[:0]))
-
-
-def _derivative(loss: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """∂loss/∂of in float32 or better. Through a graph in float16 small gradients become 0 and large
-    ones infinite: the loss is scaled there (Micikevicius et al. 2018, section 3.2), by the largest
-    of a few factors that stays finite."""
-    scales = LOSS_SCALES if of.dtype == torch.float16 else (1.0,)
-    for scale in scales:
-        last = scale == scales[-1]
-        (value,) = torch.autograd.grad(loss * scale, of, retain_graph=not last)
-        if last or value.isfinite().all():
-            return widen(value) / scale
-    raise AssertionError
-
-
-def worst_of_none(loss_B: torch.Tensor) -> torch.Tensor:
-    """Losses, infinite where they are not numbers: the worst there is."""
-    return torch.where(loss_B.isnan(), torch.inf, loss_B)
-
-
-def per_sample(
-    objective: Objective, image_N3HW: torch.Tensor, generators: Sequence[torch.Generator]
-) -> torch.Tensor:
-    """loss_B of an objective, the mean over a sample's frames; one generator a sample."""
-    frames = len(image_N3HW) // len(generators)
-    each = [generator for generator in generators for _ in range(frames)]
-    return objective(image_N3HW, each).unflatten(0, (len(generators), frames)).mean(1)
-
-
-@contextlib.contextmanager
-def without_autocast(device: torch.device) -> Iterator[None]:
-    """Types are as they are, whatever autocast the pipeline runs under."""
-    if not torch.amp.is_autocast_available(device.type):
-        yield
-        return
-    with torch.autocast(device.type, enabled=False):
-        yield
-
-
-def call_signature(pipe: object) -> inspect.Signature:
-    """What a pipeline is called with: of a subclass that passes everything on, by *args, its base's
-    arguments."""
-    for base in type(pipe).__mro__:
-        call = vars(base).get("__call__")
-        if call is None:
-            continue
-        found = inspect.signature(call)
-        parameters = list(found.parameters.values())[1:]
-        if not any(p.kind is p.VAR_POSITIONAL for p in parameters):
-            return found.replace(parameters=parameters)
-    return inspect.signature(pipe.__call__)
-
-
-def rms(x: torch.Tensor) -> torch.Tensor:
-    """Root mean square_B of each sample, in float32 or better."""
-    return widen(x).flatten(1).square().mean(1).sqrt()
-
-
-def along(value_B: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """value_B in a shape that multiplies x, one value a sample."""
-    return value_B.to(x.device).view(-1, *[1] * (x.ndim - 1))
 
 
 class Sampler(Protocol):
@@ -269,41 +38,44 @@ class Sampler(Protocol):
         memory: object = None,
         **settings: object,
     ) -> object:
-        """One run of the pipeline, steered by a method or none, with gradients or without; what it
-        returns. `memory` is handed to the method's `start`."""
+        """Run the pipeline once, steered by a method or none, with gradients or without, and return
+        what it returns. `memory` is handed to the method's `start`."""
 
     def initial_noise(self, **settings: object) -> torch.Tensor:
-        """The latents that the pipeline begins with, as its `latents` argument takes them."""
+        """Return the latents that the pipeline begins with, as its `latents` argument takes them.
+        """
 
     def conditioning(self, of: str) -> contextlib.AbstractContextManager:
-        """A context in which what the denoiser is conditioned on is moved: its `shift_BLD`, of the
-        embedding of the "prompt" or of none, "null", whose rms is `size_B`."""
+        """Open a context in which what the denoiser is conditioned on is moved: its `shift_BLD`, of
+        the embedding of the "prompt" or of none, "null", whose rms is `size_B`."""
 
     def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
-        """Score_B of what x0 decodes to after the share `until` of a run's steps, which ends
-        there."""
+        """Draw the share `until` of a run's steps, and return score_B of what x0 decodes to there.
+        """
 
     def borrowing(
         self, *, scheduler: str | None, adapter: str | None
     ) -> contextlib.AbstractContextManager:
-        """A context in which the pipeline has another scheduler, of a class of diffusers' made from
-        the config of its own, and a LoRA adapter of its denoiser's beside those that are active."""
+        """Open a context in which the pipeline has another scheduler, of a class of diffusers' made
+        from the config of its own, and a LoRA adapter of its denoiser's beside those that are
+        active."""
 
     def without(self, adapter: str | None) -> contextlib.AbstractContextManager:
-        """A context in which that adapter is not active."""
+        """Open a context in which that adapter is not active."""
 
     def identity(self, **settings: object) -> str | None:
-        """A digest of what an unsteered run with these settings, and its score, depend on; None
-        where that cannot be said."""
+        """Return a digest of what an unsteered run with these settings, and its score, depend on;
+        None where that cannot be said."""
 
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unsteered: the final latents, and score_B = −loss_B of what they decode to."""
+        """Run unsteered, and return the final latents, and score_B = −loss_B of what they decode
+        to."""
 
     def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
-        """The objective at the end of an unsteered run, and its gradient by the latents."""
+        """Return the objective at the end of an unsteered run, and its gradient by the latents."""
 
     def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Score_B of finished images, higher is better: −objective."""
+        """Return score_B of finished images, −objective: higher is better."""
 
     def candidate(self, score_B: torch.Tensor, better_B: torch.Tensor | None = None) -> None:
         """Report a candidate of each image. With `better_B`, what was seen of the latest run is
@@ -362,7 +134,7 @@ class Method:
 
     @property
     def needs_gradient(self) -> bool:
-        """Whether it takes the objective's gradient."""
+        """Return whether it takes the objective's gradient."""
         return True
 
     @property

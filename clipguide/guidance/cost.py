@@ -14,13 +14,13 @@ import math
 import torch
 from torch import nn
 
-from .latents import denoiser
+from .pipe_parts import denoiser
 from .weights import uncompiled
 
 
 def of_step(pipe: object, x0_shape: tuple[int, ...]) -> float:
-    """Operations of a denoiser for all samples of a step, with classifier-free guidance where the
-    pipeline says that it is on; 0 where nothing is known of the model.
+    """Return the operations of a denoiser for all samples of a step, with classifier-free guidance
+    where the pipeline says that it is on; 0 where nothing is known of the model.
 
     Args:
         pipe: a diffusers pipeline.
@@ -44,9 +44,9 @@ def of_step(pipe: object, x0_shape: tuple[int, ...]) -> float:
 def worth(
     pipe: object, operations: float, step: float, *, half: bool, on: torch.device
 ) -> float:
-    """× plain sampling that a step comes to with so many operations more, `half` of them in
-    bfloat16; infinite where nothing is known of the denoiser. Beside a denoiser in half precision,
-    arithmetic in float32 takes twice as long on an accelerator."""
+    """Return what a step comes to with so many operations more, as a multiple of plain sampling. It
+    is infinite where nothing is known of the denoiser. Beside a denoiser in half precision,
+    arithmetic that is not `half` takes twice as long on an accelerator."""
     size = getattr(denoiser(pipe), "dtype", torch.float32).itemsize
     slow = 2 if on.type != "cpu" and size < 4 and not half else 1
     return 1 + slow * operations / step if step else math.inf

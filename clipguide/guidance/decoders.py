@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import ClipguideError, ClipguideWarning, UsageError, close_matches
+from ..errors import ClipguideError, ClipguideWarning, UsageError
 from . import cost, ladder, linear, memory, tinies
 from .clean import Made, clean
+from .decoder_names import LADDERED, joined, parsed
 from .grid import Grid
 from .ladder import Decoding, Plan
 from .latents import decodable
 
-KINDS = ("auto", "vae", "linear", "tiny")
 BUDGET = 1.2  # × the cost of plain sampling
 SMALL = 1e11  # operations of decoding one image that are a matter of a second on any machine
 
@@ -80,23 +80,9 @@ class Decoder:
                 f"{type(pipe).__name__} draws pixels: there is nothing for decoder={kind!r} to do."
             )
         self._pipe, self._budget, self._memory = pipe, budget or BUDGET, memory
-        self.tiny = self._found(tiny)
+        self.tiny = tinies.found(pipe, tiny, needed=self._asked == "tiny")
         self._grid = Grid(pipe, told=self.family.sized)
         self._forget()
-
-    def _found(self, tiny: nn.Module | str | Path | None) -> nn.Module | None:
-        if tiny == tinies.HUB:
-            return tinies.from_hub(self._pipe, download=True)
-        if isinstance(tiny, (str, Path)):
-            return tinies.load_tiny(tiny)
-        if tiny is None and self._asked == "tiny":
-            tiny = tinies.from_hub(self._pipe, download=False)
-            if tiny is None:
-                raise UsageError(
-                    "The tiny decoder needs `tiny` (--tiny): an AutoencoderTiny, a folder of one, "
-                    "or 'hub'."
-                )
-        return tiny
 
     def open(self) -> None:
         """Begin: watch for height and width, where they are needed.
@@ -117,22 +103,22 @@ class Decoder:
 
     @property
     def asked(self) -> tuple[object, ...]:
-        """All that the choice goes by, but for what memory is free."""
+        """Return all that the choice goes by, but for what memory is free."""
         return self._asked, self._rung, self._budget, self._memory
 
     def take(self, name: str) -> None:
-        """Until `close` decode by what was chosen before, as `name` says it."""
+        """Decode until `close` by what was chosen before, as `name` says it."""
         if self._function is None:
             self._take(*parsed(name))
 
     def _take(self, kind: str, rung: str) -> None:
         self.kind, self._fixed, self._said = kind, rung, ""
-        self.name = f"{kind}:{rung}" if rung else kind
+        self.name = joined(kind, rung)
         self._plans: dict[tuple, Plan] = {}
         self._decodings: dict[str, Decoding] = {}
 
     def set_size(self, height: int, width: int) -> None:
-        """The size in pixels of what packed latents decode to, until `close`."""
+        """Set the size in pixels of what packed latents decode to, until `close`."""
         self._grid.set_size(height, width)
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
@@ -141,8 +127,8 @@ class Decoder:
         return self._decode(x0, self.kind)
 
     def exact(self, x0: torch.Tensor) -> torch.Tensor:
-        """The same by the VAE, whatever the kind; to look at, one image at a time, in bfloat16
-        where the VAE itself is in 16 bits."""
+        """Decode by the VAE, whatever the kind: to look at, one image at a time, in bfloat16 where
+        the VAE itself is in 16 bits."""
         self.choose(x0)
         if self.kind == "vae" or self.family.decoder is None:
             return self(x0)
@@ -152,7 +138,7 @@ class Decoder:
 
     # --------------------------------------------------------------- the choice
     def choose(self, x0: torch.Tensor) -> str:
-        """Settle, once a context, what decodes; one line that says what and why.
+        """Settle, once a context, what decodes, and return one line that says what and why.
 
         It goes by sizes alone, so that a run repeats: by the operations of the VAE's gradient
         beside those of a step of the denoiser, and by what it needs beside the limit.
@@ -170,14 +156,14 @@ class Decoder:
         if self.kind == "tiny" and self.tiny is None:  # as was chosen before
             self.tiny = tinies.from_hub(self._pipe, download=True)
         if self.kind == "auto":
-            why = self._too_dear(x0)
+            why = self._too_expensive(x0)
             if why is not None:
                 if self.tiny is None:
                     self.tiny = tinies.from_hub(self._pipe, download=False)
                 self.kind = "linear" if self.tiny is None else "tiny"
                 return self._named(x0), f"{self.kind}, as the gradient through the vae {why}"
             self.kind = "vae"
-        if self.kind not in ("vae", "tiny"):
+        if self.kind not in LADDERED:
             return self.kind, self.kind
         plan = self._plan(x0, self.kind)
         if self._asked == "vae" and not self._fixed and not plan.exact:
@@ -190,23 +176,29 @@ class Decoder:
         return self._named(x0), f"{self.kind} ({plan})"
 
     def _named(self, x0: torch.Tensor) -> str:
-        has_rungs = self.kind in ("vae", "tiny")
-        return f"{self.kind}:{self._plan(x0, self.kind).rung}" if has_rungs else self.kind
+        laddered = self.kind in LADDERED
+        return joined(self.kind, self._plan(x0, self.kind).rung if laddered else "")
 
-    def _too_dear(self, x0: torch.Tensor) -> str | None:
+    def _too_expensive(self, x0: torch.Tensor) -> str | None:
         """Why the VAE's gradient is beyond the budget or the memory; None if it is not."""
         made, decode = self._made("vae")
         shape = self._shape(x0, "vae")
         once = ladder.operations(made, decode, (1, *shape[1:]))
         step = cost.of_step(self._pipe, tuple(x0.shape))
-        cheap = Plan()
-        for plan in (cheap, None):
-            plan = plan or self._plan(x0, "vae")
+
+        def slow(plan: Plan) -> str | None:
             passes = plan.passes(shape[0]) * shape[0]
             worth = cost.worth(self._pipe, passes * once, step, half=plan.half, on=x0.device)
-            if once > SMALL and worth > self._budget:
-                how = "" if plan == cheap else f" ({plan}, for want of memory)"
-                return f"takes {worth:.1f} x the time of plain sampling{how}"
+            if once <= SMALL or worth <= self._budget:
+                return None
+            how = "" if plan == Plan() else f" ({plan}, for want of memory)"
+            return f"takes {worth:.1f} x the time of plain sampling{how}"
+
+        if why := slow(Plan()):  # the quickest plan: what the others need is not counted
+            return why
+        plan = self._plan(x0, "vae")
+        if why := slow(plan):
+            return why
         if ladder.need(made, decode, shape, plan) > self._limit(x0) * memory.GIB:
             return f"needs more than {self._limit(x0):.1f} GiB"
         return None
@@ -226,12 +218,12 @@ class Decoder:
         return self._plans[kind, shape]
 
     def sizes(self, x0: torch.Tensor) -> tuple[int, ...]:
-        """The shape of what the VAE takes for these latents of the scheduler."""
+        """Return the shape of what the VAE takes for these latents of the scheduler."""
         return self._shape(x0, "vae")
 
     def spare(self, *, exact: bool) -> bool:
-        """Memory ran out: decode by the next plan from here on, if there is one, and one that is
-        exact where that is asked for. Whether it does."""
+        """Decode by the next plan from here on, as memory ran out, and return whether there is one;
+        with `exact`, one that is exact."""
         keys = [key for key in self._plans if key[0] == self.kind]
         if not keys:
             return False
@@ -240,7 +232,7 @@ class Decoder:
         if plan is None or (exact and not plan.exact):
             return False
         self._plans.update(dict.fromkeys(keys, plan))
-        self.name = f"{self.kind}:{plan.rung}"
+        self.name = joined(self.kind, plan.rung)
         self._said = f"decoder: {self.kind} ({plan}, as memory ran out)"
         return True
 
@@ -264,9 +256,10 @@ class Decoder:
     def _by(self, kind: str, plan: Plan, latents: torch.Tensor) -> torch.Tensor:
         """By the clean copy, which is made at the first."""
         known = self._decodings.get(kind)
+        if known is not None and known.plan.half and not plan.half:
+            known = None  # its weights have lost bits
+            del self._decodings[kind]  # before the next is made
         if known is None or known.plan != plan:
-            if known is not None and known.plan.half != plan.half:
-                known = self._decodings.pop(kind, None) and None  # before the next is made
             live = self.tiny if kind == "tiny" else self._live
             vae = known.vae if known else clean(live, latents.device)
             known = self._decodings[kind] = Decoding(vae, self._made(kind)[1], plan)
@@ -317,19 +310,3 @@ class Decoder:
                 f"{type(self._pipe).__name__} has {latents.shape[1]}: it is another family's."
             )
         return tuple(latents.shape)
-
-
-def parsed(kind: str) -> tuple[str, str]:
-    """A decoder's kind, and its rung where it has one. UsageError if there is no such decoder."""
-    name, _, rung = str(kind).partition(":")
-    if name not in KINDS:
-        raise UsageError(f"There is no decoder {kind!r}.{close_matches(name, KINDS)}")
-    if ":" not in str(kind):
-        return name, ""
-    if name not in ("vae", "tiny") or rung not in ladder.RUNGS:
-        near = close_matches(kind, [f"{k}:{r}" for k in ("vae", "tiny") for r in ladder.RUNGS])
-        raise UsageError(
-            f"There is no decoder {kind!r}: vae and tiny have the rungs "
-            f"{', '.join(ladder.RUNGS)}.{near}"
-        )
-    return name, rung

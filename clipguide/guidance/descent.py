@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .contract import At, Gradient, Outcome, along, rms
+from .precision import along, rms, unit
+from .run import At, Gradient, Outcome
 
 Way = tuple[float, Callable[[torch.Tensor], Gradient]]
-LEAST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Descent:
     direction: torch.Tensor
 
     def outcome(self, at: At, *, fixed: str) -> Outcome:
-        """The outcome of an evaluation: "sample" leaves the noisy sample as it is, so that the
-        noise moves with x0; "noise" leaves the noise, so that the sample moves."""
+        """Return the outcome of an evaluation. With "sample" the noisy sample stays as it is, so
+        that the noise moves with x0; with "noise" the noise stays, so that the sample moves."""
         model_output, sample = at.model_output, at.sample
         if fixed == "sample":
             model_output = at.level.move(model_output, self.delta)
@@ -63,7 +63,7 @@ def descend(
     factor_B: torch.Tensor | None = None,
     before: torch.Tensor | None = None,
 ) -> Descent:
-    """The steps at one evaluation.
+    """Take the steps of one evaluation.
 
     Args:
         x0: the clean latents of B samples.
@@ -83,17 +83,13 @@ def descend(
         first = first or seen[0]
         finite_B = torch.stack([rms(one.value).isfinite() for one in seen]).all(0)
         new = sum(
-            weight * _unit(torch.where(along(finite_B, x0), one.value, 0.0))
+            weight * unit(torch.where(along(finite_B, x0), one.value, 0.0))
             for (weight, _), one in zip(ways, seen, strict=True)
         )
         if momentum and direction is not None:
             mixed = new + momentum * direction
-            new = _unit(mixed) * along(rms(new), x0)
+            new = unit(mixed) * along(rms(new), x0)
         direction = new
         delta = delta - along(size_B * finite_B, x0) * direction
     gradient_B = rms(first.value)
     return Descent(delta, first, gradient_B, finite_B, direction)
-
-
-def _unit(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient / along(rms(gradient).clamp_min(LEAST), gradient)

@@ -30,7 +30,7 @@ _PLAIN = (str, bytes, int, float, complex, bool, type(None), PurePath, torch.dty
 
 
 def digest(*things: object) -> str:
-    """sha256 of things, in hexadecimal. UsageError if one of them has no digest."""
+    """Return sha256 of things, in hexadecimal. UsageError if one of them has no digest."""
     hashed = hashlib.sha256()
     for thing in things:
         _feed(hashed, thing, {})
@@ -86,9 +86,9 @@ def _of_weights(module: nn.Module) -> str:
 
 
 def marks(module: nn.Module) -> list[tuple]:
-    """What tells in a moment whether a module's weights have changed: of each its name, type, shape
-    and the sum of its bits, which stay the same where it is moved. UsageError for weights that are
-    offloaded."""
+    """Return what tells in a moment whether a module's weights have changed: of each its name,
+    type, shape and the sum of its bits, which stay the same where it is moved. UsageError for
+    weights that are offloaded."""
     found = []
     for name, value in sorted(module.state_dict().items()):
         if isinstance(value, torch.Tensor):

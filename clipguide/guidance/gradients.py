@@ -11,13 +11,13 @@ from torch import nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from ..errors import ClipguideError
-from .latents import denoiser
+from .pipe_parts import denoiser
 
 PROCESSORS = {"image_processor": "postprocess", "video_processor": "postprocess_video"}
 
 
 def check(pipe: object) -> None:
-    """ClipguideError if there is no gradient through this pipeline's denoiser."""
+    """Raise ClipguideError if there is no gradient through this pipeline's denoiser."""
     model = denoiser(pipe)
     if getattr(model, "is_cache_enabled", False):
         raise ClipguideError(
@@ -33,8 +33,8 @@ def check(pipe: object) -> None:
 
 @contextlib.contextmanager
 def through_denoiser(pipe: object) -> Iterator[None]:
-    """Gradients through the denoiser, checkpointed where it can be; none for weights. What the
-    pipeline makes images of is taken out of the graph."""
+    """Have gradients through the denoiser, checkpointed where it can be, and none for weights. What
+    the pipeline makes images of is taken out of the graph."""
     check(pipe)
     parts = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
     trainable = [
@@ -89,7 +89,7 @@ def _detaching(processor: object, method: str) -> Iterator[None]:
 
 
 def run(pipe: object, settings: dict[str, object]) -> object:
-    """One run with gradients; what the pipeline returns, without them."""
+    """Run the pipeline once with gradients, and return what it returns, without them."""
     call = type(pipe).__call__
     with through_denoiser(pipe):
         output = getattr(call, "__wrapped__", call)(pipe, **settings)  # not under its no_grad

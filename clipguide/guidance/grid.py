@@ -32,7 +32,7 @@ class Grid:
             self._undo = _watch(self._pipe, self.set_size)
 
     def set_size(self, height: int, width: int) -> None:
-        """The size in pixels."""
+        """Set the size in pixels."""
         self._size = int(height), int(width)
 
     def forget(self) -> None:
@@ -42,8 +42,8 @@ class Grid:
         self._undo, self._size = None, None
 
     def of(self, x0_BLC: torch.Tensor) -> tuple[int, int] | None:
-        """Rows and columns of L patches, a square if nobody said; None of latents that have them.
-        ClipguideError if these are others than were told."""
+        """Return rows and columns of L patches, a square if nobody said; None for latents that have
+        them. ClipguideError if these are others than were told."""
         if not self._told:
             return None
         length = x0_BLC.shape[1]

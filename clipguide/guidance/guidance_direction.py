@@ -15,8 +15,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .latents import denoiser
-from .levels import Level, widen
+from .levels import Level
+from .pipe_parts import denoiser
+from .precision import widen
 
 
 class GuidanceHook:
@@ -37,12 +38,13 @@ class GuidanceHook:
         self._hook = self._output = None
 
     def forget(self) -> None:
-        """What was kept is of another run, or of another pipeline that shares the denoiser."""
+        """Forget what was kept: it is of another run, or of another pipeline that shares the
+        denoiser."""
         self._output = None
 
     def direction(self, level: Level, sample: torch.Tensor) -> torch.Tensor | None:
-        """cond − uncond as a move of x0, of sample's shape; None if this evaluation was not of
-        both. What was kept is forgotten."""
+        """Return cond − uncond as a move of x0, of sample's shape; None if this evaluation was not
+        of both. What was kept is forgotten."""
         both, self._output = self._both(sample), None
         if both is None:
             return None
@@ -51,8 +53,8 @@ class GuidanceHook:
         return level.x0(widen(cond) - uncond, nothing)
 
     def conditional(self, sample: torch.Tensor) -> torch.Tensor | None:
-        """The output with the prompt and without guidance, of this evaluation; None if that was not
-        of both."""
+        """Return the output with the prompt and without guidance, of this evaluation; None if that
+        was not of both."""
         both = self._both(sample)
         return None if both is None else both[1]
 
@@ -76,7 +78,8 @@ class GuidanceHook:
 
 
 def angle(move: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """Angle_B between two moves of x0 in degrees, 0 to 180; not a number where one is nothing.
+    """Return the angle_B between two moves of x0 in degrees, 0 to 180; not a number where one is
+    nothing.
 
     Kahan's formula, 2·atan2(‖u − v‖, ‖u + v‖) of unit vectors, which is exact near 0 and 180 too.
     """

@@ -43,8 +43,8 @@ GUIDES = {
 
 
 def default_clip(pipe: object, like: str | None = None) -> str:
-    """The CLIP that guides a pipeline where none is named: mini for the mini generator alone.
-    `like` names the class that the pipeline counts as.
+    """Return the CLIP that guides a pipeline where none is named: mini for the mini generator
+    alone. `like` names the class that the pipeline counts as.
 
     UsageError if the table has none.
     """
@@ -62,5 +62,5 @@ def default_clip(pipe: object, like: str | None = None) -> str:
 
 
 def is_mini(folder: str | None) -> bool:
-    """Whether a folder is the embedded generator's."""
+    """Return whether a folder is the embedded generator's."""
     return bool(folder) and Path(folder).resolve() == (mini.FOLDER / "generator").resolve()

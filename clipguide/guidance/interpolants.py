@@ -25,7 +25,7 @@ LEAST, MOST = 0.1, 20.0  # of β
 
 
 def variance_preserving(sigmas: torch.Tensor) -> torch.Tensor:
-    """Levels t of a flow, from the first of these to the last, even in r; both ends stay.
+    """Return levels t of a flow, from the first of these to the last, even in r; both ends stay.
 
     Args:
         sigmas: falling from 1 or less to 0 or more.

@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from .clean import Made
-from .contract import without_autocast
+from .precision import without_autocast
 
 Decode = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # (VAE, latents) -> image_N3HW
 
@@ -53,16 +53,16 @@ class Plan:
 
     @property
     def rung(self) -> str:
-        """Its name in RUNGS."""
+        """Return its name in RUNGS."""
         return next(name for name, plan in RUNGS.items() if plan == self)
 
     @property
     def exact(self) -> bool:
-        """Whether the gradient is the whole decoder's, but for rounding in float32."""
+        """Return whether the gradient is the whole decoder's, but for rounding in float32."""
         return not self.half and self.tiles == 1
 
     def passes(self, number: int) -> int:
-        """Decodings' worth of arithmetic of a gradient; going back counts as one."""
+        """Return the cost of a gradient in decodings; going back counts as one."""
         again = (self.single and number > 1) or self.tiles > 1
         return 2 + self.layers + again
 
@@ -92,8 +92,8 @@ PLANS = tuple(RUNGS.values())
 def planned(
     need: Callable[[Plan], int], limit: float, *, number: int, after: Plan | None = None
 ) -> Plan | None:
-    """The first plan whose need in bytes is within the limit; those after `after` where one failed;
-    the last one if none is; None if there is none left."""
+    """Return the first plan whose need in bytes is within the limit; those after `after` where one
+    failed; the last one if none is; None if there is none left."""
     plans = PLANS if after is None else PLANS[PLANS.index(after) + 1 :]
     plans = [plan for plan in plans if number > 1 or plan != PLANS[1]]  # one image is single
     return next((plan for plan in plans if need(plan) <= limit), plans[-1] if plans else None)
@@ -139,7 +139,8 @@ class Decoding:
 
 
 def layers(module: nn.Module) -> Iterator[nn.Module]:
-    """What is recomputed as one: the largest parts of a decoder that are no lists of such parts.
+    """Yield what is recomputed as one: the largest parts of a decoder that are no lists of such
+    parts.
 
     A module is opened where it holds a list of modules that have parts themselves, such as resnets;
     nothing needs to be known of the class.
@@ -161,8 +162,8 @@ def _has_parts(module: nn.Module | None) -> bool:
 
 
 def tiled(decode: Callable, latents: torch.Tensor, tiles: int) -> torch.Tensor:
-    """`decode` in overlapping tiles, blended; in the interior of a decoder that only convolves it
-    is `decode` of the whole, as far as the convolutions reach less than a tile's rim."""
+    """Decode in overlapping tiles, blended. In the interior of a decoder that only convolves it is
+    `decode` of the whole, as far as the convolutions reach less than a tile's rim."""
     height, width = latents.shape[-2:]
     total = weight = 0.0
     for top, bottom in _spans(height, tiles):
@@ -210,7 +211,7 @@ def _ramp(start: int, stop: int, side: int, tiles: int, scale: int) -> torch.Ten
 # ------------------------------------------------------------------ what a plan needs
 @functools.lru_cache(maxsize=256)
 def need(made: Made, decode: Decode, shape: tuple[int, ...], plan: Plan) -> int:
-    """Bytes at most of a gradient by this plan, beside weights.
+    """Return the most bytes that a gradient by this plan takes at once, beside weights.
 
     Args:
         made: of the VAE.
@@ -231,14 +232,14 @@ def need(made: Made, decode: Decode, shape: tuple[int, ...], plan: Plan) -> int:
 
 @functools.lru_cache(maxsize=256)
 def operations(made: Made, decode: Decode, shape: tuple[int, ...]) -> int:
-    """Floating point operations of decoding latents of this shape once."""
+    """Return the floating point operations of decoding latents of this shape once."""
     with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
         decode(skeleton(made), torch.empty(shape, device="meta"))
     return counter.get_total_flops()
 
 
 def forward(made: Made, decode: Decode, shape: tuple[int, ...]) -> int:
-    """Bytes at most of decoding without a gradient, beside weights."""
+    """Return the most bytes that decoding without a gradient takes at once, beside weights."""
     with torch.inference_mode(False), torch.no_grad(), Alive() as alive:
         decode(skeleton(made), torch.empty(shape, device="meta"))
     return alive.most
@@ -246,7 +247,7 @@ def forward(made: Made, decode: Decode, shape: tuple[int, ...]) -> int:
 
 @functools.lru_cache(maxsize=4)
 def skeleton(made: Made) -> nn.Module:
-    """A bare VAE to count on."""
+    """Return a bare VAE to count on."""
     return made.bare()
 
 

@@ -220,7 +220,6 @@ STAGES = {  # of models in several, those that draw no image, or call what does
     "decoder_pipe, which takes the image_embeddings of that",
 }
 
-DENOISERS = ("unet", "transformer", "decoder")  # the last is Stable Cascade's
 
 def register(name: str, *, like: str | Family, replace: bool = False) -> Family:
     """Register a pipeline class under its name.
@@ -239,7 +238,7 @@ def register(name: str, *, like: str | Family, replace: bool = False) -> Family:
 
 
 def family(pipe: object, like: str | None = None) -> Family:
-    """The family of a pipeline, or of a class by name, `like`, whose latents it shares.
+    """Return the family of a pipeline, or of a class by name, `like`, whose latents it shares.
 
     Raises:
         UsageError: there is no class `like` in the table.
@@ -271,14 +270,8 @@ def family(pipe: object, like: str | None = None) -> Family:
     )
 
 
-def execution_device(pipe: object) -> torch.device:
-    """Where a pipeline's models run, which under offloading is not where their weights are."""
-    found = getattr(pipe, "_execution_device", None)
-    return torch.device(pipe.device if found is None else found)
-
-
 def check(pipe: object, like: str | None = None) -> Family:
-    """The family of a pipeline that can be steered, as `family` has it. ClipguideError if it
+    """Return the family of a pipeline that can be steered, as `family` has it. ClipguideError if it
     cannot be, as it is."""
     found = decodable(pipe, like)
     if getattr(pipe, "scheduler", None) is None:
@@ -289,16 +282,11 @@ def check(pipe: object, like: str | None = None) -> Family:
 
 
 def decodable(pipe: object, like: str | None = None) -> Family:
-    """The family of a pipeline whose latents can be decoded. ClipguideError if its VAE is not
-    there."""
+    """Return the family of a pipeline whose latents can be decoded. ClipguideError if its VAE is
+    not there."""
     found, name = family(pipe, like), type(pipe).__name__
     if found.decoder is not None and getattr(pipe, found.decoder, None) is None:
         raise ClipguideError(
             f"Steering looks at images, and this {name} has no {found.decoder.upper()}: load one."
         )
     return found
-
-
-def denoiser(pipe: object) -> nn.Module | None:
-    """The model that a pipeline samples with."""
-    return next((getattr(pipe, name) for name in DENOISERS if hasattr(pipe, name)), None)

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .precision import widen
+
 
 @dataclass(frozen=True)
 class Level:
@@ -42,11 +44,13 @@ class Level:
 
     @property
     def noise(self) -> float:
-        """How noisy, on every scheduler's scale: the angle of (alpha, sigma), 0 clean, 1 noise."""
+        """Return how noisy it is, on every scheduler's scale: the angle of (alpha, sigma), 0 clean,
+        1 noise."""
         return math.atan2(self.sigma, self.alpha * self.data) / (math.pi / 2)
 
     def x0(self, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """The clean latent that a model_output means, of sample's shape (extra channels unread)."""
+        """Return the clean latent that a model_output means, of sample's shape (extra channels
+        unread)."""
         output = widen(model_output)[:, : sample.shape[1]]
         x = widen(sample) * self.scale
         if self.prediction == "epsilon":
@@ -60,12 +64,12 @@ class Level:
         return output
 
     def epsilon(self, x0: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """The noise ε of a sample whose clean latent is x0."""
+        """Return the noise ε of a sample whose clean latent is x0."""
         return (widen(sample) * self.scale - self.alpha * x0) / self.sigma
 
     def move(self, model_output: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-        """The model_output that means x0 + delta of the same sample, in float32 or better; extra
-        channels pass through.
+        """Return the model_output that means x0 + delta of the same sample, in float32 or better;
+        extra channels pass through.
 
         Where nothing is noise any more, only a `sample` prediction can be moved.
         """
@@ -79,8 +83,8 @@ class Level:
     def move_sample(
         self, model_output: torch.Tensor, sample: torch.Tensor, delta: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The model_output and the sample that mean x0 + delta with the same noise ε, in float32 or
-        better: x·scale = α(x0 + delta) + σε."""
+        """Return the model_output and the sample that mean x0 + delta with the same noise ε, in
+        float32 or better: x·scale = α(x0 + delta) + σε."""
         slope = {
             "epsilon": 0.0,
             "v": -self.sigma / self.data,
@@ -89,11 +93,6 @@ class Level:
             "sample": 1.0,
         }[self.prediction]
         return _add(model_output, slope * delta), widen(sample) + self.alpha / self.scale * delta
-
-
-def widen(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32 or better."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _add(model_output: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,7 @@ def fit(
     *,
     latents_NChw: torch.Tensor | None = None,
 ) -> LinearMap:
-    """The map for latents of shape (C, h, w), by what `decode` makes of random ones, or of those
+    """Fit the map for latents of shape (C, h, w) to what `decode` makes of random ones, or of those
     handed in."""
     if latents_NChw is None:
         channels, height, width = shape
@@ -79,7 +79,7 @@ _KEPT: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
 def kept(
     vae: nn.Module, what: object, shape: tuple[int, int, int], fitted: Callable[[], LinearMap]
 ) -> LinearMap:
-    """The map of a live VAE, fitted once for as long as it lives with the same weights.
+    """Return the map of a live VAE, fitted once for as long as it lives with the same weights.
 
     Args:
         vae: the live one; it is told from another, and from itself after training, by its vectors:
@@ -105,7 +105,7 @@ def _digest(vae: nn.Module) -> str:
 
 
 def smooth(number: int, shape: tuple[int, int, int], *, seed: int = 0) -> torch.Tensor:
-    """latents_NChw of variance 1 a channel, with as much at coarse scales as at fine ones."""
+    """Draw latents_NChw of variance 1 a channel, with as much at coarse scales as at fine ones."""
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = shape
     total = torch.zeros(number, *shape)

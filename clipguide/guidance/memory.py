@@ -13,7 +13,8 @@ SHARE = 0.8  # of what is free
 
 
 def limit(device: torch.device) -> float:
-    """GiB: the default, or what is to be had of what is free on the device where that is less."""
+    """Return GiB: the default, or what is to be had of what is free on the device where that is
+    less."""
     return min(DEFAULT, SHARE * _free(device) / GIB)
 
 

@@ -15,13 +15,15 @@ from typing import Protocol
 import torch
 
 from ..objectives import Objective, Similarity, fresh_generators
-from .contract import At, Outcome, Run, per_sample, without_autocast, worst_of_none
+from .contract import Method
 from .guidance_direction import angle
+from .plan import Plan
+from .precision import without_autocast
 from .report import Report, Step, Trace
+from .run import At, Outcome, Run, per_sample, worst_of_none
 from .tape import Tape, TapeStep
+from .trust import Trust
 
-MARGIN = 0.01  # cosine that the judge must have lost; and share of itself the objective gained
-PATIENCE = 2  # scorings in a row
 DECIDED = 0.9  # of a run: after that the judge changes nothing any more
 MAX_SKIPPED = 3  # gradients of one image
 
@@ -41,7 +43,7 @@ class Seen:
 
     @property
     def last(self) -> bool:
-        """Whether it is the last of its run."""
+        """Return whether it is the last of its run."""
         return self.at.index == self.run.total - 1
 
 
@@ -49,17 +51,18 @@ class Observer(Protocol):
     """What looks at a run."""
 
     def begin(self, run: Run, report: Report) -> None:
-        """A run of the pipeline begins."""
+        """Begin: a run of the pipeline begins."""
 
     def step(self, seen: Seen) -> None:
-        """An evaluation is over, but for the scheduler's step."""
+        """See an evaluation that is over, but for the scheduler's step."""
 
     def end(self) -> None:
-        """The run is over, perhaps before its last step."""
+        """End: the run is over, perhaps before its last step."""
 
 
 def measured(at: At, outcome: Outcome, direction: torch.Tensor | None) -> Trace:
-    """What an evaluation measured, on the CPU; what is of x0's device is brought in one go."""
+    """Return what an evaluation measured, on the CPU; what is of x0's device is brought in one go.
+    """
     found = {}
     if outcome.gradient_B is not None:
         found["gradient_B"] = outcome.gradient_B
@@ -158,42 +161,11 @@ class Scores(Base):
 
 
 def ranks(objective: Objective, image_N3HW: torch.Tensor, batch: int) -> torch.Tensor:
-    """−objective of each of `batch` samples, higher is better, with views that are always the
-    same; minus infinity for a loss that is not a number."""
+    """Return −objective of each of `batch` samples, higher is better, with views that are always
+    the same; minus infinity for a loss that is not a number."""
     with torch.no_grad():
         loss_B = per_sample(objective, image_N3HW, fresh_generators(batch))
         return -worst_of_none(loss_B).cpu()
-
-
-class Trust:
-    """When the guide is being fooled: what is optimised climbs while the judge's score falls.
-
-    Gao et al. 2023, "Scaling laws for reward model overoptimization": what is optimised goes on
-    rising when what is meant has begun to fall. The judge, which nothing optimises, is the alarm.
-    `factor_B` of each image's strength is 1, then ½, then 0.
-    """
-
-    def __init__(self, batch: int) -> None:
-        self.factor_B = torch.ones(batch)
-        self._rank_B = self._judge_B = None
-        self._bad_B = torch.zeros(batch, dtype=torch.long)
-
-    def see(self, rank_B: torch.Tensor, judge_B: torch.Tensor) -> torch.Tensor:
-        """−objective and the judge's score of one step; True_B where the factor fell."""
-        if self._judge_B is None:
-            self._rank_B, self._judge_B = rank_B.clone(), judge_B.clone()
-            self._gain_B = MARGIN * rank_B.abs()
-            return torch.zeros_like(self._bad_B, dtype=torch.bool)
-        climbs_B = rank_B > self._rank_B + self._gain_B
-        fooled_B = climbs_B & (judge_B < self._judge_B - MARGIN)
-        better_B = judge_B >= self._judge_B  # the judge's best, and the objective there
-        self._rank_B = torch.where(better_B, rank_B, self._rank_B)
-        self._judge_B = torch.where(better_B, judge_B, self._judge_B)
-        self._bad_B = torch.where(fooled_B, self._bad_B + 1, 0)
-        fell_B = (self._bad_B >= PATIENCE) & (self.factor_B > 0)
-        self.factor_B = torch.where(fell_B, (self.factor_B - 0.5).clamp_min(0), self.factor_B)
-        self._bad_B = torch.where(fell_B, 0, self._bad_B)
-        return fell_B
 
 
 class Doubt(Base):
@@ -296,3 +268,26 @@ class Teller(Base):
                 preview=seen.image,
             )
         )
+
+
+def observers(plan: Plan, method: Method | None, tape: Tape | None) -> list[Observer]:
+    """Return what looks at a run by a method or none, in the order in which it is told."""
+    found: list[Observer] = [Numbers()]
+    if method is not None and (plan.trace or not method.idle):
+        found.append(
+            Scores(
+                guide=plan.guide,
+                judge=plan.judge,
+                ranking=plan.ranking,
+                every=plan.score_every,
+                tracing=plan.trace,
+            )
+        )
+    if plan.judge is not None and method is not None and method.fades:
+        found.append(Doubt(plan.sign))
+    found.append(TraceLog())
+    if tape is not None:
+        found.append(TapeWriter(tape))
+    if plan.on_step is not None:
+        found.append(Teller(plan.on_step))
+    return found

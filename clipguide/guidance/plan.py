@@ -41,11 +41,11 @@ class Plan:
 
     @property
     def selecting(self) -> Objective:
-        """What ranks finished candidates."""
+        """Return what ranks finished candidates."""
         return self.ranking if self.select is None else finished(self.select)
 
     def followed(self, method: Method | None) -> Objective:
-        """What a method goes by: one without a gradient only selects."""
+        """Return what a method goes by: one without a gradient only selects."""
         free = method is not None and not method.needs_gradient
         return self.select if free and self.select is not None else self.objective
 

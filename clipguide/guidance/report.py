@@ -26,12 +26,20 @@ SEEN = {
 class Trace:
     """One step of a sampler. Tensors are on the CPU; None is what was not looked at.
 
-    `noise` is the noise level in [0, 1], `sigma` the σ of αx0 + σε; loss and gradient (its rms over
-    x0) are those before the move; `angle_B` lies between the move and the direction of
-    classifier-free guidance, 0 to 180 degrees, None where that cannot be known (`guidance/cfg.py`)
-    and not a number for an image that was not moved; scores are cosines of the image that x0
-    decodes to, and `rank_B` is −objective of it, which trust goes by where there is a judge;
-    `trust_B` is what the strength of this step was multiplied by because of the judge: 1, ½ or 0.
+    Attributes:
+        index: the number of the step, from 0.
+        noise: the noise level, from 0 to 1.
+        sigma: the σ of αx0 + σε.
+        loss_B: the loss before the move.
+        gradient_B: the rms of the gradient over x0, before the move.
+        angle_B: the angle between the move and the direction of classifier-free guidance, from 0 to
+            180 degrees. None if the direction is not known (`guidance/guidance_direction.py`); not
+            a number for an image that was not moved.
+        guide_score_B: the guide's cosine of the image that x0 decodes to, before the move; at the
+            last step that of the finished image.
+        judge_score_B: the judge's cosine of the same image.
+        rank_B: −objective of the same image, by which trust goes where there is a judge.
+        trust_B: what the strength of this step was multiplied by because of the judge: 1, ½ or 0.
     """
 
     index: int
@@ -92,8 +100,8 @@ class Report:
         ]
 
     def eased(self, i: int) -> int | None:
-        """The step from which on the steering of image i was weaker, or over, because what is
-        minimised got better while the judge's score fell; None if it never was."""
+        """Return the step from which on the steering of image i was weaker, or over, because what
+        is minimised got better while the judge's score fell; None if it never was."""
         doubted = (s.index for s in self.trace if s.trust_B is not None and s.trust_B[i] < 1)
         return next(doubted, None)
 

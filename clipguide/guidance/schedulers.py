@@ -10,7 +10,6 @@ Tensors: B images, ... the rest of a latent's shape.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ import torch
 
 from ..errors import ClipguideError
 from ..registry import Registry, of_class
-from .levels import Level
 
 PREDICTIONS = {
     "epsilon": "epsilon",
@@ -183,7 +181,7 @@ def register(name: str, *, like: str | Row, replace: bool = False) -> Row:
 
 
 def row(scheduler: object) -> Row:
-    """A scheduler's row. ClipguideError if it is not in the table."""
+    """Return a scheduler's row. ClipguideError if it is not in the table."""
     found = of_class(SCHEDULERS, scheduler)
     if found is None:
         raise ClipguideError(
@@ -194,34 +192,53 @@ def row(scheduler: object) -> Row:
 
 
 def check(scheduler: object) -> None:
-    """ClipguideError if a scheduler cannot be steered, as it is set."""
+    """Raise ClipguideError if a scheduler cannot be steered, as it is set."""
     row(scheduler)
     if scheduler.config.get("invert_sigmas"):
         raise ClipguideError(
             f"{type(scheduler).__name__} counts from clean to noise (invert_sigmas), and "
             "cannot be steered: make it from its config without that."
         )
-    _kind(scheduler)
+    prediction(scheduler)
+
+
+def prediction(scheduler: object) -> str:
+    """Return what the denoiser predicts, as `Level` names it. ClipguideError if that cannot be
+    steered."""
+    where = row(scheduler).where
+    if where is FLOW:
+        return "flow"
+    if where is EDM and scheduler.config.prediction_type == "epsilon":
+        return "F"
+    said = scheduler.config.get("prediction_type", "epsilon")
+    kind = PREDICTIONS.get(said)
+    if kind is None:
+        raise ClipguideError(
+            f"The prediction type {said!r} cannot be steered: "
+            f"{', '.join(PREDICTIONS)} can."
+        )
+    return kind
 
 
 def first_order(scheduler: object) -> bool:
-    """Whether one evaluation is one step that looks at nothing before it: such a step can be
+    """Return whether one evaluation is one step that looks at nothing before it: such a step can be
     repeated, as time travel does."""
     return row(scheduler).first_order(scheduler)
 
 
 def stochastic(scheduler: object, eta: float | None = None) -> bool:
-    """Whether steps draw noise. `eta` as the pipeline passes it to `step`, None if it does not."""
+    """Return whether steps draw noise. `eta` as the pipeline passes it to `step`, None if it does
+    not."""
     return row(scheduler).stochastic(scheduler, eta)
 
 
 def begins_step(scheduler: object) -> bool:
-    """Whether the evaluation at hand is the first of its step, not a corrector's."""
+    """Return whether the evaluation at hand is the first of its step, not a corrector's."""
     return row(scheduler).begins(scheduler)
 
 
 def clipped(scheduler: object, x0: torch.Tensor) -> torch.Tensor:
-    """x0 as the scheduler takes it: cut to a range, where it is set so."""
+    """Return x0 as the scheduler takes it: cut to a range, where it is set so."""
     if scheduler.config.get("thresholding"):
         return scheduler._threshold_sample(x0)
     if scheduler.config.get("clip_sample"):
@@ -241,85 +258,3 @@ def permute(scheduler: object, index_B: torch.Tensor) -> None:
 
     for name in row(scheduler).history:
         setattr(scheduler, name, pick(getattr(scheduler, name, None)))
-
-
-def level(scheduler: object, timestep: int | float | torch.Tensor) -> Level:
-    """The noise level of the evaluation whose output the scheduler is about to step from.
-
-    Args:
-        scheduler: one of the table, with its timesteps set.
-        timestep: the entry of `timesteps` that `step` is about to be called with.
-    """
-    entry = row(scheduler)
-    if entry.where is TIMESTEP:
-        return _of_alpha(scheduler, float(scheduler.alphas_cumprod[int(timestep)]))
-    if entry.where is SHARE:
-        return _of_alpha(scheduler, _of_share(scheduler, timestep))
-    if scheduler.step_index is None:
-        scheduler._init_step_index(timestep)
-    return _of_sigma(scheduler, entry.sigma(scheduler))
-
-
-def next_level(scheduler: object, timestep: int | float | torch.Tensor) -> Level:
-    """The noise level of the sample that a first-order step, just taken at `timestep`, led to."""
-    entry = row(scheduler)
-    if not first_order(scheduler):
-        raise ClipguideError(
-            f"{type(scheduler).__name__} is not of first order: its step at one level is not over "
-            "at the next."
-        )
-    if entry.where is SHARE:
-        following = scheduler.previous_timestep(torch.as_tensor(timestep).reshape(-1))
-        return _of_alpha(scheduler, _of_share(scheduler, following))
-    if entry.where is not TIMESTEP:
-        return _of_sigma(scheduler, entry.sigma(scheduler))
-    following = _following(scheduler, int(timestep), entry.last)
-    if following >= 0:
-        return _of_alpha(scheduler, float(scheduler.alphas_cumprod[following]))
-    return _of_alpha(scheduler, float(getattr(scheduler, "final_alpha_cumprod", 1.0)))
-
-
-def _following(scheduler: object, timestep: int, last: int) -> int:
-    """The timestep of the sample after a step, as the scheduler finds it; negative is clean."""
-    if hasattr(scheduler, "previous_timestep"):
-        following = int(scheduler.previous_timestep(timestep))
-        return last if following < 0 else following
-    return timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-
-
-def _of_share(scheduler: object, timestep: float | torch.Tensor) -> float:
-    """α² at a timestep, of which some pipelines give one a sample."""
-    share_1 = torch.as_tensor(timestep).reshape(-1)[:1].cpu()
-    return float(scheduler._alpha_cumprod(share_1, share_1.device))
-
-
-def _of_alpha(scheduler: object, alpha_squared: float) -> Level:
-    return Level(_kind(scheduler), math.sqrt(alpha_squared), math.sqrt(1 - alpha_squared))
-
-
-def _of_sigma(scheduler: object, raw: float) -> Level:
-    where, kind = row(scheduler).where, _kind(scheduler)
-    if where is TRIG:
-        return Level(kind, math.cos(raw), math.sin(raw))
-    if where is FLOW or scheduler.config.get("use_flow_sigmas"):
-        return Level(kind, 1 - raw, raw)
-    data = scheduler.config.sigma_data if where is EDM else 1.0
-    alpha = 1 / math.sqrt(data * data + raw * raw)
-    return Level(kind, alpha, raw * alpha, 1.0 if where is SIGMA_VP else alpha, data)
-
-
-def _kind(scheduler: object) -> str:
-    """What the denoiser predicts."""
-    where = row(scheduler).where
-    if where is FLOW:
-        return "flow"
-    if where is EDM and scheduler.config.prediction_type == "epsilon":
-        return "F"
-    said = scheduler.config.get("prediction_type", "epsilon")
-    kind = PREDICTIONS.get(said)
-    if kind is None:
-        raise ClipguideError(
-            f"The prediction type {said!r} cannot be steered: "
-            f"{', '.join(PREDICTIONS)} can."
-        )
-    return kind

@@ -20,24 +20,17 @@ import torch
 from ..errors import ClipguideError, ClipguideWarning
 from ..objectives import Nothing
 from . import generators as seeds
-from . import schedulers
-from .contract import At, Method, Outcome, Run, without_autocast
+from . import noise_levels, schedulers
+from .cfg_window import CfgWindow
+from .contract import Method
 from .decoders import Decoder
 from .guidance_direction import GuidanceHook
-from .levels import widen
-from .observers import (
-    Doubt,
-    Numbers,
-    Observer,
-    Scores,
-    Seen,
-    TapeWriter,
-    Teller,
-    TraceLog,
-    measured,
-)
+from .observers import Observer, Seen, measured, observers
 from .plan import Begun, Mode, Plan, Previewed
+from .precision import without_autocast
 from .report import Report
+from .run import At, Outcome, Run
+from .stepper import Stepper
 from .tape import Tape
 
 
@@ -59,27 +52,34 @@ class Session:
         self.report = self.new_report()
         self.tape: Tape | None = None
         self.run: Run | None = None
-        self.first_sample = self.last_x0 = None
+        self._cfg_window = CfgWindow(pipe, plan.cfg_window, direction, self._warn_once)
+        self._stepper: Stepper | None = None
+        self.first_sample: torch.Tensor | None = None
         self.asked = self.acted = False  # whether a run was to be steered, and a step of one was
         self._repeats = plan.method.repeats()
         self._observers: Sequence[Observer] = ()
         self._steps: int | None = None
         self._over = False  # whether the run had its last step, and no other is announced
 
+    @property
+    def last_x0(self) -> torch.Tensor | None:
+        """Return the clean latents that the latest step of the latest run led to."""
+        return None if self._stepper is None else self._stepper.last_x0
+
     # ---------------------------------------------------------------- the life of a run
     def expect(self, steps: int) -> None:
-        """The next run takes so many evaluations, which its pipeline does not say itself."""
+        """Say how many evaluations the next run takes, where its pipeline does not."""
         self._steps = steps
 
     def set_timesteps(self, scheduler: object) -> None:
-        """The pipeline set its timesteps: whatever ran before is over."""
+        """End what ran before: the pipeline set its timesteps."""
         self.end()
         self._direction.forget()
         if self._repeats is not None and self.mode.method is not None:
             self._repeats.enlarge(scheduler)
 
     def end(self) -> None:
-        """The run is over."""
+        """End the run."""
         if self.run is not None:
             for observer in self._observers:
                 observer.end()
@@ -90,7 +90,7 @@ class Session:
         self.pipe._interrupt = True
 
     def finishing(self, sample: torch.Tensor, *, selecting: bool = False) -> Run:
-        """A run in the place of one that is over: what a finished sample is worth, by what is
+        """Make a run in the place of one that is over: what a finished sample is worth, by what is
         minimised or by what selects."""
         plan = self.plan
         return Run(
@@ -131,36 +131,16 @@ class Session:
             self.asked = True
             self._act = mode.method.start(run)
         self._index, self._covered, self._due = 0, 0, False
-        self._wide, self._choosing = False, True
+        self._choosing = True
+        steers = mode.method is not None
+        self._stepper = Stepper(run, differentiable=mode.differentiable and steers)
         self.first_sample = sample.detach()
         self._objective = plan.followed(mode.method)
-        self._observers = self._watchers()
+        self._observers = observers(plan, mode.method, self.tape)
         for observer in self._observers:
             observer.begin(run, self.report)
         self.run = run
         return run
-
-    def _watchers(self) -> list[Observer]:
-        plan = self.plan
-        watchers: list[Observer] = [Numbers()]
-        if self.mode.method is not None and (plan.trace or not self.mode.method.idle):
-            watchers.append(
-                Scores(
-                    guide=plan.guide,
-                    judge=plan.judge,
-                    ranking=plan.ranking,
-                    every=plan.score_every,
-                    tracing=plan.trace,
-                )
-            )
-        if plan.judge is not None and self.mode.method is not None and self.mode.method.fades:
-            watchers.append(Doubt(plan.sign))
-        watchers.append(TraceLog())
-        if self.tape is not None:
-            watchers.append(TapeWriter(self.tape))
-        if plan.on_step is not None:
-            watchers.append(Teller(plan.on_step))
-        return watchers
 
     # ---------------------------------------------------------------- one evaluation
     def step(
@@ -172,7 +152,7 @@ class Session:
         *args: object,
         **kwargs: object,
     ) -> object:
-        """The scheduler's step from what the method makes of this evaluation."""
+        """Step the scheduler from what the method makes of this evaluation."""
         method, scheduler = self.mode.method, self.pipe.scheduler
         self._check_mode()
         if self._over:
@@ -181,16 +161,9 @@ class Session:
         run = self.run or self._begin(scheduler, sample)
         if self.mode.only_begins:
             raise Begun
-        level = schedulers.level(scheduler, timestep)
-        model_output = self._guided(model_output, sample, level.noise)
-        x0 = schedulers.clipped(scheduler, level.x0(model_output, sample))
-        eta = kwargs.get("eta")
-        at = At(self._index, timestep, level, sample, model_output, x0, eta)
-        progress = min(max(1 - level.noise, 0.0), 1.0)
-        run.objective = self._objective.at(progress)
-        run.weight = self._objective.weight(progress)
-        due = method is not None and self._is_due(method, run, level.noise)
-        outcome, replayed = Outcome(model_output, sample), None
+        at = self._evaluation(model_output, timestep, sample, kwargs.get("eta"))
+        due = method is not None and self._is_due(method, run, at.level.noise)
+        outcome, replayed = Outcome(at.model_output, sample), None
         if self.tape is not None and self.tape.replaying:
             replayed = self.tape.next()
             outcome = self._replay(replayed, at)
@@ -201,7 +174,8 @@ class Session:
         if method is not None:
             given = replace(at, model_output=outcome.model_output, sample=outcome.sample)
             after = method.after(run, given)
-        trace = replayed.trace if replayed else measured(at, outcome, self._cfg(at))
+        direction = self._direction.direction(at.level, sample)
+        trace = replayed.trace if replayed else measured(at, outcome, direction)
         seen = Seen(
             run, at, outcome, self._image(at, outcome, replayed), due, bool(replayed), trace
         )
@@ -209,16 +183,39 @@ class Session:
             self.tape.decoder = self.decoder.name
         for observer in self._observers:
             observer.step(seen)
-        if self.mode.until is not None and self._index + 1 >= self.mode.until * run.total:
-            x0 = level.x0(outcome.model_output, outcome.sample)
-            self.decoder.choose(x0.detach())
-            raise Previewed(-self.finishing(x0, selecting=True).loss(x0)[1].cpu())
-        stepped = self._stepped(original, at, outcome, after, args, kwargs)
+        self._end_preview(at, outcome)
+        stepped = self._stepper(original, at, outcome, after, args, kwargs)
         self._index += 1
         if seen.last:
             self.end()
             self._over = True
         return stepped
+
+    def _evaluation(
+        self, model_output: torch.Tensor, timestep: object, sample: torch.Tensor, eta: float | None
+    ) -> At:
+        """The evaluation at hand; the run's objective becomes that of its progress."""
+        scheduler, run = self.pipe.scheduler, self.run
+        level = noise_levels.level(scheduler, timestep)
+        model_output = self._cfg_window(model_output, sample, level.noise)
+        progress = min(max(1 - level.noise, 0.0), 1.0)
+        run.objective = self._objective.at(progress)
+        run.weight = self._objective.weight(progress)
+        x0 = schedulers.clipped(scheduler, level.x0(model_output, sample))
+        return At(self._index, timestep, level, sample, model_output, x0, eta)
+
+    def _end_preview(self, at: At, outcome: Outcome) -> None:
+        """Previewed, where the run was to come this far."""
+        mode = self.mode
+        if mode.until is not None and at.index + 1 >= mode.until * self.run.total:
+            x0 = self._meant(at, outcome)
+            self.decoder.choose(x0.detach())
+            raise Previewed(-self.finishing(x0, selecting=True).loss(x0)[1].cpu())
+
+    def _meant(self, at: At, outcome: Outcome) -> torch.Tensor:
+        """The x0 that an outcome means, as the scheduler takes it."""
+        x0 = at.level.x0(outcome.model_output, outcome.sample)
+        return schedulers.clipped(self.pipe.scheduler, x0)
 
     def _tell_beyond(self) -> None:
         """DemoFusion goes on with tiles of a larger image, which alone are no images."""
@@ -227,25 +224,6 @@ class Session:
                 f"{type(self.pipe).__name__} takes steps after the last that it announced, as on "
                 "tiles of a larger image: these are not steered."
             )
-
-    def _guided(
-        self, model_output: torch.Tensor, sample: torch.Tensor, noise: float
-    ) -> torch.Tensor:
-        """The output of the denoiser, outside of the window of classifier-free guidance the one
-        with the prompt alone."""
-        window = self.plan.cfg_window
-        if window is None or window[0] <= noise <= window[1]:
-            return model_output
-        if not getattr(self.pipe, "do_classifier_free_guidance", True):
-            return model_output
-        alone = self._direction.conditional(sample)
-        if alone is None:
-            self._warn_once(
-                f"cfg_window is ignored: {type(self.pipe).__name__} does not evaluate both "
-                "prompts at once."
-            )
-            return model_output
-        return alone.to(model_output.dtype)
 
     def _check_mode(self) -> None:
         """ClipguideError for a run outside of s(…) where there may be none."""
@@ -294,70 +272,30 @@ class Session:
         sample = at.sample if kept.sample is None else kept.sample.to(device)
         return Outcome(kept.model_output.to(device), sample, finite_B=kept.finite_B)
 
-    def _cfg(self, at: At) -> torch.Tensor | None:
-        return self._direction.direction(at.level, at.sample)
-
     def _image(self, at: At, outcome: Outcome, replayed: object) -> Callable[[], torch.Tensor]:
-        """The decoded x0; of the last step by the VAE itself."""
+        """The decoded x0 before the method moved it. That of the last step is the finished image:
+        by the VAE itself, after the move, and clipped as the pipeline clips it."""
         last = at.index == self.run.total - 1
-        decode = self.decoder.exact if last else self.decoder
+        still = outcome.model_output is at.model_output and outcome.sample is at.sample
+        meant = replayed or (last and not still)  # what the scheduler goes on from
 
         @functools.cache
         def image() -> torch.Tensor:
             self.decoder.choose(at.x0.detach())
-            if outcome.image_N3HW is not None and not (last and self.decoder.kind != "vae"):
-                return outcome.image_N3HW
-            x0 = at.level.x0(outcome.model_output, outcome.sample) if replayed else at.x0
-            with torch.no_grad(), without_autocast(x0.device):
-                return decode(x0.detach())
+            cheap = last and self.decoder.kind != "vae"
+            image_N3HW = outcome.image_N3HW
+            if image_N3HW is None or cheap or meant:
+                x0 = self._meant(at, outcome) if meant else at.x0
+                decode = self.decoder.exact if last else self.decoder
+                with torch.no_grad(), without_autocast(x0.device):
+                    image_N3HW = decode(x0.detach())
+            return image_N3HW.clamp(0, 1) if last else image_N3HW
 
         return image
 
-    def _stepped(
-        self, original: Callable, at: At, outcome: Outcome, after, args: tuple, kwargs: dict
-    ) -> object:
-        """The scheduler's step, in float32 where the method computed so, and its result in the
-        type that the pipeline has."""
-        model_output, sample = outcome.model_output, outcome.sample
-        if self.mode.differentiable and self.mode.method is not None:
-            model_output, sample = model_output.detach(), sample.detach()  # no graphs in a history
-        dtypes = model_output.dtype, sample.dtype
-        if dtypes != (at.model_output.dtype, at.sample.dtype):
-            model_output, sample, self._wide = widen(model_output), widen(sample), True
-        stepped = original(model_output, at.timestep, sample, *args, **kwargs)
-        previous = stepped[0] if isinstance(stepped, tuple) else stepped.prev_sample
-        previous = self._previous(previous, after, at)
-        if isinstance(stepped, tuple):
-            return (previous, *(self._narrow(value, at) for value in stepped[1:]))
-        for name, value in list(vars(stepped).items()):
-            if name != "prev_sample":
-                setattr(stepped, name, self._narrow(value, at))
-        stepped.prev_sample = previous
-        return stepped
-
-    def _narrow(self, value: object, at: At) -> object:
-        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
-        return value.to(at.sample.dtype) if self._wide and floating else value
-
-    def _previous(self, previous: torch.Tensor, after, at: At) -> torch.Tensor:
-        """The scheduler's new sample, as the pipeline is to get it."""
-        if after is not None:
-            previous, self._wide = after(previous), True
-        run = self.run
-        if run.repeats is not None and run.repeats.returns(at.index):
-            previous = run.repeats.back(at, previous, run.noise_like(previous))
-            self._wide = True
-        previous = self._narrow(previous, at)
-        timestep = torch.as_tensor(at.timestep).flatten()[0]  # some give one a sample
-        final = float(timestep) == float(run.scheduler.timesteps[-1])  # else it is noisy still
-        self.last_x0 = previous if final else at.x0
-        if self.mode.differentiable and self.mode.method is not None:
-            previous = previous.detach().requires_grad_(at.index < run.total - 1)
-        return previous
-
     # ---------------------------------------------------------------- the report
     def new_report(self) -> Report:
-        """An empty report."""
+        """Return an empty report."""
         plan = self.plan
         return Report(
             method=plan.method.name, choice=plan.choice, warnings=list(plan.ignored)

@@ -31,8 +31,8 @@ from .contract import Method
 from .decoders import Decoder
 from .guides import default_clip
 from .latents import check as check_family
-from .latents import denoiser, execution_device
 from .methods import Shortcut, configure
+from .pipe_parts import denoiser, execution_device
 from .plan import Plan
 from .report import Step
 from .steering import Steering, check_fit
@@ -176,8 +176,8 @@ def steer(
 
 
 def check_gradients(objective: object, method: Method, select: Objective | None = None) -> None:
-    """UsageError where a method takes the gradient of an objective that has none; `select` is what
-    one without gradients goes by in its stead."""
+    """Raise UsageError where a method takes the gradient of an objective that has none; `select` is
+    what one without gradients goes by in its stead."""
     if not isinstance(objective, Objective) or method.idle or not method.needs_gradient:
         return
     if without := without_gradient(objective):
@@ -268,6 +268,7 @@ def _loaded(clip: Clip | str, pipe: object, dtype: str = "float32") -> Clip:
 
 
 def guide_dtype(pipe: object) -> str:
-    """What a guide that is named computes in: in bfloat16 beside a denoiser in 16 bits or less."""
+    """Return what a guide that is named computes in: in bfloat16 beside a denoiser in 16 bits or
+    less."""
     dtype = getattr(denoiser(pipe), "dtype", None) or torch.float32
     return "bfloat16" if dtype.itemsize < 4 else "float32"

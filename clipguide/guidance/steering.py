@@ -14,11 +14,12 @@ from ..errors import ClipguideError, UsageError
 from ..objectives import Objective, Similarity
 from . import gradients
 from .calls import Calls
-from .contract import Method, call_signature
+from .contract import Method
 from .decoders import Decoder
 from .digest import digest
 from .guidance_direction import GuidanceHook
-from .latents import Family, denoiser
+from .latents import Family
+from .pipe_parts import call_signature, denoiser
 from .plan import Mode, Plan
 from .report import Report
 from .session import Session
@@ -62,7 +63,7 @@ class Steering:
 
     @property
     def guide(self) -> Similarity | None:
-        """The first similarity of the objective."""
+        """Return the first similarity of the objective."""
         return self._session.plan.guide
 
     @property
@@ -72,14 +73,14 @@ class Steering:
 
     @property
     def decoder(self) -> str:
-        """What decodes x0, as the argument of that name takes it: "auto" while that has not chosen,
-        then its choice, with its rung of the ladder, as "vae:half"."""
+        """Return what decodes x0, as the argument of that name takes it: "auto" while that has not
+        chosen, then its choice, with its rung of the ladder, as "vae:half"."""
         return self._decoder.name
 
     @property
     def prompt(self) -> object:
-        """What is steered towards: one prompt or a list. Set, it holds from the next run on, read
-        by the same CLIPs. UsageError if the objective is more than a similarity to prompts."""
+        """Return what is steered towards: one prompt or a list. Set, it holds from the next run on,
+        read by the same CLIPs. UsageError if the objective is more than a similarity to prompts."""
         return None if self.guide is None else self.guide.prompts
 
     @prompt.setter
@@ -199,7 +200,7 @@ def _bound(pipe: object, args: tuple, settings: dict[str, object]) -> dict[str, 
 
 
 def check_fit(pipe: object, method: Method, family: Family) -> None:
-    """ClipguideError if the method does not fit the pipeline."""
+    """Raise ClipguideError if the method does not fit the pipeline."""
     if method.of_images and family.video:
         raise ClipguideError(
             f"{method.name} ranks finished images, and {type(pipe).__name__} makes videos: use "

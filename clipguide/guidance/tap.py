@@ -27,7 +27,7 @@ def tap(
     on_timesteps: Callable[[object], None],
     on_step: Callable[..., object],
 ) -> Iterator[object]:
-    """The scheduler of a pipeline, tapped.
+    """Tap the scheduler of a pipeline.
 
     Args:
         pipe: whatever has a `scheduler`.
@@ -84,7 +84,7 @@ def _view(
         return tapped
 
     def reduced(self: object, protocol: int) -> object:
-        """A copy is of the scheduler's own class."""
+        """Make a copy that is of the scheduler's own class."""
         made = super(kind, self).__reduce_ex__(protocol)
         if isinstance(made, tuple) and made[0] is copyreg.__newobj__:
             return (_empty, (base,), *made[2:])

@@ -61,7 +61,7 @@ class Tape:
 
     @property
     def replaying(self) -> bool:
-        """Whether the step that comes next is on the tape."""
+        """Return whether the step that comes next is on the tape."""
         return self.position < len(self._kept)
 
     def begin(self, digest: str) -> None:
@@ -71,7 +71,7 @@ class Tape:
         self._digest = digest
 
     def next(self) -> TapeStep:
-        """The step at `position`, which moves on."""
+        """Return the step at `position`, which moves on."""
         self.position += 1
         return self._kept[self.position - 1]
 
@@ -104,12 +104,12 @@ class Tape:
         self.position += 1
 
     def keep_shape(self, output: torch.Tensor | list[torch.Tensor]) -> None:
-        """The shape of the denoiser's output, one or a list of them, goes on the tape."""
+        """Put the shape of the denoiser's output, one or a list of them, on the tape."""
         listed = isinstance(output, (list, tuple))
         self._shapes = [list(part.shape) for part in output] if listed else list(output.shape)
 
     def zeros(self, like: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """A denoiser's output of zeros, in that shape."""
+        """Return a denoiser's output of zeros, in that shape."""
         if any(isinstance(shape, list) for shape in self._shapes):
             return [like.new_zeros(shape) for shape in self._shapes]
         return like.new_zeros(self._shapes)
@@ -153,8 +153,8 @@ class _Output(BaseOutput):
 
 @contextlib.contextmanager
 def replaying(tape: Tape, model: nn.Module) -> Iterator[None]:
-    """While a tape is replayed, a denoiser gives zeros in the shape of its own output, and computes
-    nothing; then it is itself, and its shapes go on the tape."""
+    """Have a denoiser give zeros in the shape of its own output, and compute nothing, while a tape
+    is replayed; then it is itself, and its shapes go on the tape."""
     own, forward = model.__dict__.get("forward"), model.forward
 
     def answer(*args, **kwargs):

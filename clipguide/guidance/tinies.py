@@ -34,7 +34,8 @@ WIDTHS = [128, 256, 512, 512]  # of the VAEs that they were distilled from
 
 
 def load_tiny(folder: str | Path) -> nn.Module:
-    """An AutoencoderTiny. UsageError if `folder` holds none, ClipguideError if it is damaged."""
+    """Load an AutoencoderTiny. UsageError if `folder` holds none, ClipguideError if it is damaged.
+    """
     from diffusers import AutoencoderTiny
 
     if not (Path(folder) / "config.json").is_file():
@@ -47,7 +48,8 @@ def load_tiny(folder: str | Path) -> nn.Module:
 
 
 def name_on_hub(pipe: object) -> str | None:
-    """The hub's tiny decoder of a pipeline's VAE; None where there is none, or another VAE."""
+    """Return the hub's tiny decoder of a pipeline's VAE; None where there is none, or another VAE.
+    """
     config = getattr(getattr(pipe, "vae", None), "config", {})
     for begin, name, scales in NAMES:
         if any(base.__name__.startswith(begin) for base in type(pipe).__mro__):
@@ -57,7 +59,7 @@ def name_on_hub(pipe: object) -> str | None:
 
 
 def from_hub(pipe: object, *, download: bool) -> nn.Module | None:
-    """A pipeline's tiny decoder by name; without `download` None unless it is in the cache.
+    """Load a pipeline's tiny decoder by name; without `download` None unless it is in the cache.
 
     Raises:
         UsageError: `download`, and there is none for this pipeline.
@@ -83,8 +85,30 @@ def from_hub(pipe: object, *, download: bool) -> nn.Module | None:
         raise ClipguideError(f"The tiny decoder {name} cannot be loaded: {why}.") from error
 
 
+def found(pipe: object, tiny: nn.Module | str | Path | None, *, needed: bool) -> nn.Module | None:
+    """Return the tiny decoder that `tiny` says: a model, a folder, or HUB.
+
+    If `tiny` is None, it is that of the hub's cache where one is `needed`, else None.
+
+    Raises:
+        UsageError: one is needed, and none is at hand.
+    """
+    if tiny == HUB:
+        return from_hub(pipe, download=True)
+    if isinstance(tiny, (str, Path)):
+        return load_tiny(tiny)
+    if tiny is None and needed:
+        tiny = from_hub(pipe, download=False)
+        if tiny is None:
+            raise UsageError(
+                "The tiny decoder needs `tiny` (--tiny): an AutoencoderTiny, a folder of one, or "
+                "'hub'."
+            )
+    return tiny
+
+
 def decode(tiny: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
-    """image_N3HW about in [0, 1] of latents as the model has them, unscaled."""
+    """Decode latents as the model has them, unscaled, to image_N3HW about in [0, 1]."""
     config = tiny.config
     latents_NChw = latents_NChw / config.get("scaling_factor", 1.0)
     latents_NChw = latents_NChw + (config.get("shift_factor") or 0.0)

@@ -12,9 +12,9 @@ import math
 import torch
 
 from ..errors import ClipguideError
-from .contract import At
-from .levels import widen
-from .schedulers import next_level
+from .noise_levels import next_level
+from .precision import widen
+from .run import At
 
 TRAVELLERS = (
     "DDIMScheduler",
@@ -26,7 +26,7 @@ TRAVELLERS = (
 
 
 def check(pipe: object) -> None:
-    """ClipguideError if this pipeline's steps cannot be repeated."""
+    """Raise ClipguideError if this pipeline's steps cannot be repeated."""
     name = type(pipe.scheduler).__name__
     if name not in TRAVELLERS:
         raise ClipguideError(
@@ -49,23 +49,24 @@ class Travel:
         self.rewind(0)
 
     def begin(self, total: int) -> None:
-        """The pipeline has its list: the scheduler gets back its own, to find its steps in."""
+        """Give the scheduler back its own list, to find its steps in: the pipeline has the repeated
+        one."""
         if self.once is None:
             raise ClipguideError("Time travel repeats timesteps: set them inside the context.")
         self.scheduler.timesteps, self.total = self.once, total
 
     @property
     def steps(self) -> int:
-        """How many steps there are, each once."""
+        """Return how many steps there are, each once."""
         return self.total // self.times
 
     def returns(self, index: int) -> bool:
-        """Whether the evaluation after the one at `index` takes the same step again."""
+        """Return whether the evaluation after the one at `index` takes the same step again."""
         return index % self.times < self.times - 1
 
     def back(self, at: At, previous: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The sample, noised from where the step of `at` led back to where it began, in float32 or
-        better."""
+        """Return the sample, noised from where the step of `at` led back to where it began, in
+        float32 or better."""
         here, there = at.level, next_level(self.scheduler, at.timestep)
         ratio = here.alpha / there.alpha
         spread = math.sqrt(max(0.0, here.sigma**2 - ratio**2 * there.sigma**2))

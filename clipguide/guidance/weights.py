@@ -20,12 +20,12 @@ COMPILED = "_orig_mod"  # what torch.compile puts between a module and its wrapp
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The module that torch.compile wrapped, or the module itself."""
+    """Return the module that torch.compile wrapped, or the module itself."""
     return getattr(module, COMPILED, module)
 
 
 def located(module: nn.Module) -> dict[str, tuple[int, Callable[[], torch.Tensor]]]:
-    """How to read each parameter and buffer, by the name that its class gives it.
+    """Return how to read each parameter and buffer, by the name that its class gives it.
 
     Args:
         module: any module, offloaded, cast or compiled in any way of PyTorch, accelerate or
@@ -52,7 +52,7 @@ def parts(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def offloaded(module: nn.Module) -> bool:
-    """Whether any hook brings weights in and out as the module runs."""
+    """Return whether any hook brings weights in and out as the module runs."""
     return any(hasattr(m, "_hf_hook") or hasattr(m, "_diffusers_hook") for m in module.modules())
 
 

@@ -25,7 +25,7 @@ import math
 
 import torch
 
-from .levels import widen
+from .precision import widen
 
 BLOCK = 64  # coefficients
 MEAN = math.sqrt(2 / math.pi)  # of |h|
@@ -55,34 +55,35 @@ class Spectrum:
         self.blocks, self.block_M = blocks, block_M.to(device)
 
     def coefficients(self, z: torch.Tensor) -> torch.Tensor:
-        """h_RM of latents, in float32 or better."""
+        """Return h_RM of latents, in float32 or better."""
         x = widen(z)
         x = x.transpose(1, 2) if self.packed else x
         return _hartley(x.reshape(-1, *self.sides)).flatten(1)
 
     def latents(self, h_RM: torch.Tensor) -> torch.Tensor:
-        """The latents of coefficients; Hartley's transform is its own inverse."""
+        """Return the latents of coefficients; Hartley's transform is its own inverse."""
         x = _hartley(h_RM.unflatten(1, self.sides))
         if not self.packed:
             return x.reshape(self.shape)
         return x.reshape(self.shape[0], self.shape[2], self.shape[1]).transpose(1, 2)
 
     def power(self, z: torch.Tensor) -> torch.Tensor:
-        """The mean square of each block, over all channels of a sample: power_BK, 1 where white."""
+        """Return the mean square of each block, over all channels of a sample: power_BK, 1 where
+        white."""
         h_RM = self.coefficients(z)
         sums_RK = h_RM.new_zeros(len(h_RM), self.blocks).index_add(1, self.block_M, h_RM.square())
         size_K = torch.bincount(self.block_M, minlength=self.blocks)
         return (sums_RK / size_K).unflatten(0, (self.shape[0], -1)).mean(1)
 
     def whitened(self, z: torch.Tensor) -> torch.Tensor:
-        """The nearest latents whose blocks have the norms of white noise."""
+        """Return the nearest latents whose blocks have the norms of white noise."""
         h_RM = self.coefficients(z)
         sign_RM = torch.where(h_RM < 0, -1.0, 1.0)
         return self.latents(sign_RM * self._nearest(h_RM.abs()))
 
     def tangent(self, z: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        """The part of a step from z along which no block's norms change, to first order: what is
-        normal to h and to its signs."""
+        """Return the part of a step from z along which no block's norms change, to first order:
+        what is normal to h and to its signs."""
         h_RM, step_RM = self.coefficients(z), self.coefficients(step)
         radial_RM = self._unit(h_RM)
         sign_RM = torch.where(h_RM < 0, -1.0, 1.0)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -27,25 +26,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..errors import UsageError, close_matches
+from ..errors import UsageError
 from . import CANDIDATES
 from .conditions import conditions
+from .prior import sampled
 from .reader import MapReader
+from .styles import STYLES, USUAL, labels_of, with_style
 
-STYLES = (
-    "any",
-    "glossy",
-    "3d",
-    "flat",
-    "emoji",
-    "simple",
-    "retro",
-    "clip art",
-    "outlined",
-    "sticker",
-    "game",
-)
-USUAL = ("glossy", "3d", "flat", "emoji", "simple", "retro")  # what draws nearly all things
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -137,12 +124,7 @@ class MiniPipeline(DiffusionPipeline):
         generator: Generators = None,
     ) -> Tensor:
         """Maps_BKhw of prompts, by the prior's flow; of so many candidates for each prompt the one
-        that the reader finds closest to it.
-
-        The prior predicts x0; noise = (x - (1 - sigma)·x0) / sigma; the next x is (1 - sigma')·x0 +
-        sigma'·(sqrt(1 - eta²)·noise + eta·new noise). With eta 0 that is an Euler step; 1 draws all
-        noise anew, which mends the errors of earlier steps (DDIM, Song et al. 2021, equation 12, on
-        a flow's path).
+        that the reader finds closest to it (`prior.sampled`).
         """
         guided, many = guidance_scale > 1, candidates if self.reader is not None else 1
         hidden, mask = self.encode_prompt([*prompts, *negatives] if guided else prompts)
@@ -155,25 +137,15 @@ class MiniPipeline(DiffusionPipeline):
             drawn = randn_tensor(shape, generator=generator, device=device, dtype=self.prior.dtype)
             return drawn.view(-1, channels, side, side)
 
-        x = noise()
-        self.prior_scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=device)
-        sigmas = self.prior_scheduler.sigmas
-        for t, sigma, after in zip(self.prior_scheduler.timesteps, sigmas[:-1], sigmas[1:]):
-            x0 = self.prior(
-                torch.cat([x, x]) if guided else x,
-                encoder_hidden_states=hidden,
-                timestep=t.expand(len(hidden)),
-                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-                encoder_attention_mask=mask,
-                return_dict=False,
-            )[0]
-            if guided:
-                told, untold = x0.chunk(2)
-                x0 = untold + guidance_scale * (told - untold)
-            epsilon = (x - (1 - sigma) * x0) / sigma
-            if eta > 0 and after > 0:
-                epsilon = (1 - eta**2) ** 0.5 * epsilon + eta * noise()
-            x = ((1 - after) * x0 + after * epsilon).to(x0.dtype)
+        x = sampled(
+            self.prior,
+            self.prior_scheduler,
+            noise,
+            (hidden, mask),
+            steps=steps,
+            guidance_scale=guidance_scale,
+            eta=eta,
+        )
         if many == 1:
             return x
         score_BN = self.reader(x, hidden[: len(x)], mask[: len(x)]).view(-1, many)
@@ -280,7 +252,7 @@ class MiniPipeline(DiffusionPipeline):
             raise UsageError(f"prior_eta must be between 0 and 1, not {prior_eta}.")
         self._guidance_scale, self._interrupt = guidance_scale, False
         usual = USUAL if maps is None else ("any",)  # a map that is given has a style already
-        labels = self.draw_styles(prompts, style, usual, generator)
+        labels = labels_of(prompts, style, usual, generator)
         said = [with_style(p, STYLES[k]) for p, k in zip(prompts, labels)]
         if maps is None:
             maps = self.draw_maps(
@@ -325,24 +297,6 @@ class MiniPipeline(DiffusionPipeline):
         taken = inspect.signature(self.scheduler.step).parameters
         return {k: v for k, v in (("eta", eta), ("generator", generator)) if k in taken}
 
-    def draw_styles(
-        self,
-        prompts: Sequence[str],
-        style: str | None,
-        usual: Sequence[str] = USUAL,
-        generator: Generators = None,
-    ) -> list[int]:
-        """The label of `style`, or of the one that each prompt names, or a usual one by chance."""
-        if style is not None and style not in STYLES:
-            raise UsageError(f"There is no style {style!r}.{close_matches(style, STYLES)}")
-        by_chance = randn_tensor((len(prompts), 1), generator=generator, device=torch.device("cpu"))
-        share_B = torch.special.ndtr(by_chance[:, 0].double())  # uniform, from an image's own seed
-        labels = []
-        for prompt, share in zip(prompts, share_B.tolist()):
-            named = style or style_in(prompt) or usual[min(int(share * len(usual)), len(usual) - 1)]
-            labels.append(STYLES.index(named))
-        return labels
-
     def _denoise(
         self,
         latents: Tensor,
@@ -386,14 +340,3 @@ class MiniPipeline(DiffusionPipeline):
             raise UsageError("There must be one negative prompt, or one for each prompt.")
         if isinstance(generator, Sequence) and len(generator) != len(prompts):
             raise UsageError(f"There are {len(generator)} generators for {len(prompts)} images.")
-
-
-def style_in(prompt: str) -> str | None:
-    """The style that a prompt names."""
-    words = f" {prompt.lower().replace(',', ' ')} "
-    return next((style for style in STYLES[1:] if f" {style} " in words), None)
-
-
-def with_style(prompt: str, style: str) -> str:
-    """The prompt as the prior was taught: the style's word after a comma, unless it is there."""
-    return prompt if style == "any" or style in prompt.lower() else f"{prompt}, {style}"

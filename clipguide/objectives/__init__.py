@@ -10,22 +10,12 @@ from ..registry import Registry
 from .aesthetic import Aesthetic
 from .areas import Region, regions
 from .balanced import Balanced
-from .base import (
-    Custom,
-    Generators,
-    InTurn,
-    Nothing,
-    Objective,
-    Rolled,
-    Scheduled,
-    as_objective,
-    finished,
-    fresh_generators,
-    without_gradient,
-)
+from .base import Generators, Nothing, Objective, Rolled, fresh_generators, without_gradient
+from .custom import Custom, as_objective
 from .image_reward import ImageReward
 from .pixels import Near, Palette, Range, Saturation, Symmetry, TotalVariation
 from .preference import HPSv2, PickScore, Preference
+from .scheduled import InTurn, Scheduled, finished
 from .similarity import KINDS, InitSimilarity, Similarity, as_prompts, dot, spherical
 
 OBJECTIVES: Registry[Callable[..., Objective]] = Registry(

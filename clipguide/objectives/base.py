@@ -1,4 +1,4 @@
-"""What all objectives share: how they add, scale and follow a schedule.
+"""What all objectives share: how they add and scale.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """
@@ -6,7 +6,6 @@ Shapes: B images, 3 channels, H rows, W columns.
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,10 +13,8 @@ import torch
 
 from ..clip import unit_range
 from ..errors import ClipguideError, UsageError
-from ..schedules import Spec, schedule
 
 Generators = Sequence[torch.Generator]
-_ROUNDING = 1e-9
 
 
 class Objective:
@@ -164,78 +161,12 @@ class _Scaled(Objective):
         return f"{self.factor:g} * {inner}"
 
     def terms(self):
-        yield from _times(self.factor, self.objective)
+        for factor, term in self.objective.terms():
+            yield self.factor * factor, term
 
     def factored(self):
         factor, objective = self.objective.factored()
         return self.factor * factor, objective
-
-
-class Scheduled(Objective):
-    """An objective whose weight follows a schedule: `Scheduled(objective, "0.2@0..0.4")`.
-
-    It has a value only at a progress. The driver calls `objective.at(progress)` before each step.
-    Sums, products and the other compositions pass the call on. Where the weight is 0, the result is
-    `Nothing`, which costs no time.
-    """
-
-    def __init__(self, objective: Objective, spec: Spec) -> None:
-        self.objective, self.schedule = objective, schedule(spec)
-
-    def __call__(self, image_B3HW, generators=None):
-        raise ClipguideError(
-            "An objective that follows a schedule has a value only at a progress: ask "
-            "objective.at(progress), which runs from 0 (pure noise) to 1 (clean)."
-        )
-
-    def at(self, progress):
-        weight = self.schedule(progress)
-        return weight * self.objective.at(progress) if weight else Nothing()
-
-    def weight(self, progress):
-        return abs(self.schedule(progress)) * self.objective.weight(progress)
-
-    def __repr__(self):
-        return f"Scheduled({self.objective}, {str(self.schedule)!r})"
-
-    def terms(self):
-        weights = [self.schedule(hundredth / 100) for hundredth in range(101)]
-        yield from _times(max(weights, key=abs), self.objective)
-
-
-class InTurn(Objective):
-    """Several objectives, one after the other.
-
-    Args:
-        *turns: pairs of a progress and the objective that applies from there. The first progress
-            is 0.
-
-    Raises:
-        UsageError: the progress does not grow from pair to pair.
-    """
-
-    def __init__(self, *turns: tuple[float, Objective]) -> None:
-        starts = [start for start, _ in turns]
-        if not starts or starts[0] != 0 or any(b <= a for a, b in zip(starts, starts[1:])):
-            raise UsageError(f"Turns begin at 0, each later than the one before, not at {starts}.")
-        self.turns = turns
-
-    def __call__(self, image_B3HW, generators=None):
-        raise ClipguideError("Objectives in turn have a value only at a progress: objective.at(…).")
-
-    def at(self, progress):
-        return self._current(progress).at(progress)
-
-    def weight(self, progress):
-        return self._current(progress).weight(progress)
-
-    def _current(self, progress: float) -> Objective:
-        *_, current = (o for start, o in self.turns if start <= progress + _ROUNDING)
-        return current
-
-    def terms(self):
-        for _, objective in self.turns:
-            yield from objective.terms()
 
 
 class Rolled(Objective):
@@ -267,72 +198,9 @@ class Rolled(Objective):
         yield from self.objective.terms()
 
 
-def _times(factor: float, objective: Objective) -> Iterator[tuple[float, Objective]]:
-    for own, term in objective.terms():
-        yield factor * own, term
-
-
-class Custom(Objective):
-    """A function of one's own, or a module: image_B3HW in [0, 1] -> loss_B, or with the generators
-    as a second argument. UsageError where it gives anything else than a loss for each image."""
-
-    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
-        self.function, self._takes_generators = function, _takes_two(function)
-
-    def __call__(self, image_B3HW, generators=None):
-        if self._takes_generators:
-            generators = generators or fresh_generators(len(image_B3HW))
-            loss_B = self.function(image_B3HW, generators)
-        else:
-            loss_B = self.function(image_B3HW)
-        shape = tuple(loss_B.shape) if isinstance(loss_B, torch.Tensor) else type(loss_B).__name__
-        if shape != (len(image_B3HW),):
-            raise UsageError(
-                f"An objective gives a loss per image, here of shape ({len(image_B3HW)},), and "
-                f"{self} gave {shape}: take the mean over all but the first dimension."
-            )
-        if loss_B.is_meta:
-            raise UsageError(f"{self} gave losses without values, on the device meta.")
-        return loss_B.to(image_B3HW.device)
-
-    def __repr__(self):
-        return getattr(self.function, "__name__", type(self.function).__name__)
-
-
-def as_objective(given: Objective | Callable[..., torch.Tensor]) -> Objective:
-    """The objective, or one of a function or module. UsageError for anything else."""
-    if isinstance(given, Objective):
-        return given
-    if callable(given) and not inspect.isclass(given):
-        return Custom(given)
-    raise UsageError(
-        f"An objective is prompts, an Objective or a function of images, not {given!r}."
-    )
-
-
 def without_gradient(objective: Objective) -> str:
     """The terms of an objective by which images have no gradient, joined by commas."""
     return ", ".join(str(term) for _, term in objective.terms() if not term.differentiable)
-
-
-def finished(objective: Objective) -> Objective:
-    """The objective that ranks finished images: as it is at the end, or where nothing of it is left
-    there by its schedules, as it is last."""
-    for hundredth in range(100, -1, -1):
-        at = objective.at(hundredth / 100)
-        if not isinstance(at, Nothing):
-            return at
-    return Nothing()
-
-
-def _takes_two(function: Callable) -> bool:
-    """Whether a function, or a module's `forward`, has two arguments that it must be given."""
-    try:
-        parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
-    except (TypeError, ValueError):  # one of C's
-        return False
-    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len([p for p in places if p.default is p.empty]) == 2
 
 
 def fresh_generators(number: int) -> list[torch.Generator]:

@@ -17,10 +17,10 @@ from torch import nn
 from clipguide.errors import ClipguideWarning, UsageError
 from clipguide.guidance import Shortcut
 from clipguide.guidance.clean import clean
-from clipguide.guidance.contract import Run
 from clipguide.guidance.descent import descend
 from clipguide.guidance.ladder import Decoding, Plan
 from clipguide.guidance.levels import Level
+from clipguide.guidance.run import Run
 from clipguide.objectives import Objective
 from clipguide.rewards import REWARDS, Reward
 

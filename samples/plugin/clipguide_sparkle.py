@@ -13,8 +13,7 @@ from typing import ClassVar
 
 import clipguide
 from clipguide.canvases import Pixels
-from clipguide.guidance import Method
-from clipguide.guidance.contract import Outcome
+from clipguide.guidance import Method, Outcome
 
 
 @clipguide.register_method

@@ -47,8 +47,8 @@ def register(method: type[Method], *, replace: bool = False) -> type[Method]:
 
 
 def configure(method: str | type[Method] | Method, options: dict[str, object]) -> Method:
-    """A method by its name or class and its options; None among these is what the method has by
-    default.
+    """Make a method by its name or class and its options; None among these is what the method has
+    by default.
 
     UsageError for a name or an option that is not there, with close matches.
     """

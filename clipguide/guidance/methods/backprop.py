@@ -23,8 +23,8 @@ from typing import ClassVar
 import torch
 
 from ...errors import UsageError
-from ..contract import At, Gradient, Run
 from ..descent import Way
+from ..run import At, Gradient, Run
 from .shortcut import Shortcut
 
 

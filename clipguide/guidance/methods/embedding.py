@@ -19,7 +19,9 @@ from typing import ClassVar
 import torch
 
 from ...errors import UsageError, close_matches
-from ..contract import At, Method, Outcome, Run, along, rms
+from ..contract import Method
+from ..precision import LEAST, along, rms
+from ..run import At, Outcome, Run
 
 OF = ("prompt", "null")
 
@@ -58,7 +60,7 @@ class Embedding(Method):
             seen = run.gradient(at.x0, of=shift.shift_BLD)
             size_B = rms(seen.value)
             finite_B = seen.value.flatten(1).isfinite().all(1)
-            length_B = self.rate * run.weight * shift.size_B / size_B.clamp_min(1e-30)
+            length_B = self.rate * run.weight * shift.size_B / size_B.clamp_min(LEAST)
             if run.factor_B is not None:
                 length_B = length_B * run.factor_B.to(length_B.device)
             step = along(length_B, seen.value) * torch.nan_to_num(seen.value, 0.0, 0.0, 0.0)

@@ -28,9 +28,10 @@ from typing import ClassVar
 import torch
 
 from ...errors import ClipguideError, UsageError
-from ..contract import Method, along, call_signature, rms
+from ..contract import Method
 from ..generators import restarted
-from ..levels import widen
+from ..pipe_parts import call_signature
+from ..precision import along, unit, widen
 from ..whiteness import Spectrum
 
 
@@ -130,7 +131,7 @@ class Noise(Method):
         gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
         if spectrum:
             gradient = spectrum.tangent(z, gradient)
-        step = gradient / along(rms(gradient).clamp_min(1e-30), z)
+        step = unit(gradient)
         if spectrum:
             return step
         size_B = z.flatten(1).square().sum(1)

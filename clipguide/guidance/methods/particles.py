@@ -34,9 +34,11 @@ from typing import ClassVar
 import torch
 
 from ...errors import ClipguideError, UsageError, close_matches
-from ..contract import At, Method, Outcome, Run
+from ..contract import Method
+from ..noise_levels import level, next_level
 from ..resampling import RESAMPLING
-from ..schedulers import first_order, level, next_level, permute, stochastic
+from ..run import At, Outcome, Run
+from ..schedulers import first_order, permute, stochastic
 from ..stochastic import spread_of, stochastic_step
 
 POTENTIALS = ("difference", "max", "sum")
@@ -123,13 +125,13 @@ class Particles(Method):
         return act
 
     def factor(self, index: int, total: int) -> float:
-        """Of λ at evaluation `index`, from 0, of `total`."""
+        """Return the factor of λ at evaluation `index`, from 0, of `total`."""
         if not self.rising:
             return 1.0
         return min(1.0, 2 ** ((index + 1) / (self.rising * max(1, total))) - 1)
 
     def after(self, run: Run, at: At) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """Makes the step of this evaluation stochastic, if the sampler is not."""
+        """Make the step of this evaluation stochastic, if the sampler is not."""
         if stochastic(run.scheduler, at.eta) or not self.eta:
             return None
         here = at.level
@@ -182,7 +184,7 @@ class Weights:
     def weigh(
         self, reward_B: torch.Tensor, potential: str, sharpness: float, *, last: bool = False
     ) -> None:
-        """Another reward of each; −inf is none, and weighs nothing."""
+        """Weigh another reward of each particle; one of −inf is none, and weighs nothing."""
         good_B = reward_B.isfinite()
         self.best_B = torch.where(good_B, torch.maximum(self.best_B, reward_B), self.best_B)
         self.sum_B = torch.where(good_B, self.sum_B + reward_B, self.sum_B)
@@ -198,7 +200,7 @@ class Weights:
         self.log_B = torch.where(good_B, self.log_B + grown_B, -torch.inf)
 
     def take(self, index_B: torch.Tensor) -> None:
-        """Each particle goes on as the one that it comes from."""
+        """Have each particle go on as the one that it comes from."""
         for name in ("before_B", "sum_B", "given_B", "best_B"):
             setattr(self, name, getattr(self, name)[index_B])
 

@@ -35,9 +35,12 @@ import torch
 from ...errors import ClipguideError, UsageError, close_matches
 from ...schedules import Schedule
 from .. import interpolants, travel
-from ..contract import WINDOW, At, Method, Outcome, Run, along
+from ..contract import WINDOW, Method
 from ..descent import descend
-from ..schedulers import clipped, next_level, stochastic
+from ..noise_levels import next_level
+from ..precision import along
+from ..run import At, Outcome, Run
+from ..schedulers import clipped, stochastic
 from ..stochastic import spread_of, stochastic_step
 from .shortcut import Shortcut
 
@@ -176,13 +179,13 @@ class Rolling(travel.Travel):
         return False
 
     def go(self, index: int, step: int) -> None:
-        """The evaluation at `index` is of step `step`."""
+        """Make the evaluation at `index` one of step `step`."""
         if index < self.total:
             self.read[index] = self.once[step]
             self.rewind(step)
 
     def ends(self, index: int) -> bool:
-        """Whether no evaluation is left after the one at `index`."""
+        """Return whether no evaluation is left after the one at `index`."""
         return index == self.total - 1
 
 
@@ -221,7 +224,8 @@ class _State:
             self.taken_B |= self.reward_B > self.best_B
 
     def over(self, rolling: Rolling, index: int) -> bool:
-        """Whether this evaluation was the last of its step; the last step takes what is left."""
+        """Return whether this evaluation was the last of its step; the last step takes what is
+        left."""
         if self.step == rolling.steps - 1:
             return rolling.ends(index) or (self.satisfied and self.can_stop)
         if self.satisfied:
@@ -230,7 +234,7 @@ class _State:
 
     @property
     def satisfied(self) -> bool:
-        """Whether the best reward of each image so far is enough."""
+        """Return whether the best reward of each image so far is enough."""
         if self.enough is None:
             return False
         best_B = self.reward_B
@@ -239,7 +243,7 @@ class _State:
         return bool((best_B >= self.enough).all())
 
     def advance(self, quota: int) -> None:
-        """On to the next step, with the proposals that this one left."""
+        """Go on to the next step, with the proposals that this one left."""
         self.quota = quota + self.quota - self.tries
         self.step, self.tries = self.step + 1, 0
         if self.best_B is not None:

@@ -29,8 +29,9 @@ from typing import ClassVar
 from ...errors import UsageError, close_matches
 from ...schedules import Schedule, Spec, schedule
 from .. import travel
-from ..contract import At, Method, Outcome, Run
+from ..contract import Method
 from ..descent import Way, descend
+from ..run import At, Outcome, Run
 
 FIXED = ("sample", "noise")
 

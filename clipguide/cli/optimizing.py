@@ -1,0 +1,86 @@
+"""The work of `clipguide optimize`, once its options are read: runs that are kept, and resumed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from . import console, watching
+from .files import Files
+from .unfinished import Unfinished
+
+if TYPE_CHECKING:
+    from ..pipelines.canvas_run import Run
+    from ..pipelines.drawing import Drawing
+
+
+def draw(
+    runs: Iterator[Run],
+    number: int,
+    files: Files,
+    reel: watching.Reel | None,
+    *,
+    preview: int,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Go through the runs, and write each image as soon as it is done.
+
+    Args:
+        runs: one for each image.
+        number: how many there are.
+        files: where the images go.
+        reel: the video; None is none.
+        preview: the number of steps between two previews; 0 is none.
+        force: whether a run goes on though its settings have changed.
+        quiet: whether nothing is said on the way.
+    """
+    from ..images import to_pil
+
+    folders = []
+    with console.Meter(number, quiet=quiet) as meter:
+        for k, run in enumerate(runs):
+            left = None
+            if files.resume:
+                left = Unfinished(files.folder(k), run, force=force, video=reel is not None)
+            finished = files.finished(k, [run.recipe()]) if files.resume else None
+            if left:
+                left.load()
+                folders.append(left.folder)
+            frames: list[Any] = left.frames if left else []
+            for step in () if finished else run:
+                meter(step)
+                if reel and (step.index % run.drawing.every == 0 or run.done):
+                    frames.append(reel.shrunk(to_pil(step.image())[0]))
+                    if left:
+                        left.keep_frame()
+                if preview and (step.index + 1) % preview == 0:
+                    files.add_preview(step)
+                if left:
+                    left.save()
+            picture = finished or run.picture()
+            files.add(picture)
+            if reel:
+                reel.add_frames([*frames, picture.image])
+        if preview:
+            files.add_preview(None)
+        if reel:
+            files.add_animation(reel)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def timed(owner: Any, prompt: str, drawing: Drawing, seconds: float, *, quiet: bool) -> Drawing:
+    """The drawing with as many steps as take so many seconds."""
+    from dataclasses import replace
+
+    from ..pipelines.drawing import LIMITS
+
+    steps = int(seconds / owner.seconds_a_step(prompt, drawing))
+    steps = min(max(steps, drawing.grow), LIMITS["steps"][1])
+    if not quiet:
+        typer.echo(f"{seconds:g} seconds are about {steps} steps.", err=True)
+    return replace(drawing, steps=steps)

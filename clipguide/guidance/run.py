@@ -1,0 +1,206 @@
+"""One run of the pipeline as a method sees it: evaluations, outcomes, losses and gradients.
+
+Shapes: B samples, ... the rest of a latent's shape (C, h, w; packed L, C; C, F, h, w of a video),
+N = B·F decoded images (F = 1 but for videos), 3 channels of H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ..errors import ClipguideError, UsageError, out_of_memory
+from ..objectives import Objective
+from ..objectives.features import views_at_a_time
+from .levels import Level
+from .precision import derivative, widen, without_autocast
+
+SPARING = 8  # views encoded at a time when memory has run out once; then half as many, and so on
+NOT_A_NUMBER = (
+    "The score of an image is not a number: it counts as the worst. Look at the objective if that "
+    "happens often."
+)
+NO_GRADIENT = (
+    "The loss has no gradient with respect to the images: compute it by torch alone, without "
+    "detach() and no_grad(), or use a method that needs none, such as best-of or particles."
+)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """An objective at x0: what it decodes to, loss_B, and the gradient of their sum (as x0)."""
+
+    image_N3HW: torch.Tensor
+    loss_B: torch.Tensor
+    value: torch.Tensor
+
+
+@dataclass(frozen=True)
+class At:
+    """One evaluation: what the denoiser got and gave, the noise level, and the x0 it means, as the
+    scheduler takes it. `eta` is what the pipeline passes to `step`, None if it does not."""
+
+    index: int
+    timestep: int | float | torch.Tensor
+    level: Level
+    sample: torch.Tensor
+    model_output: torch.Tensor
+    x0: torch.Tensor
+    eta: float | None = None
+
+
+@dataclass
+class Outcome:
+    """What the scheduler is to step from, and what was seen on the way.
+
+    image_N3HW is the decoded x0, loss_B and gradient_B (rms over a sample) are those before any
+    move, `finite_B` is False where a gradient was not a number, `delta` is the move of x0.
+    """
+
+    model_output: torch.Tensor
+    sample: torch.Tensor
+    image_N3HW: torch.Tensor | None = None
+    loss_B: torch.Tensor | None = None
+    gradient_B: torch.Tensor | None = None
+    finite_B: torch.Tensor | None = None
+    delta: torch.Tensor | None = None
+
+
+class Repeats(Protocol):
+    """What takes steps of a run again: see `travel`."""
+
+    def enlarge(self, scheduler: object) -> None:
+        """Make room, after `set_timesteps`."""
+
+    def begin(self, total: int) -> None:
+        """Begin: the pipeline has its list of timesteps, of `total` evaluations."""
+
+    def returns(self, index: int) -> bool:
+        """Return whether the evaluation after the one at `index` takes the same step again."""
+
+    def back(self, at: At, previous: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return the sample, noised from where the step of `at` led back to where it began."""
+
+
+@dataclass
+class Run:
+    """One run of the pipeline, as a method sees it.
+
+    Attributes:
+        scheduler: the one that is stepped.
+        decode: x0 -> image_N3HW in [0, 1], differentiable.
+        objective: image_N3HW -> loss_N, as it is at the progress of the evaluation at hand.
+        generators: one a sample, which feed the objective.
+        streams: one a sample, for all else that a method draws.
+        warn: takes a sentence to the report and to the user.
+        total: how many evaluations the pipeline takes.
+        factor_B: of the strength, where trust fell or a gradient was no number; None is 1.
+        weight: of the strength: the factor of the whole objective at this progress.
+        memory: what a call method has for its own `start`, or what a method keeps.
+        repeats: what takes steps again, if the method asked for it.
+        chunk: views encoded at a time since memory ran out; None is all of them.
+        told: whether it was said that memory ran out.
+        missed: whether it was said that a score is not a number.
+        stop: has the pipeline take no more evaluations; None where it cannot be interrupted.
+    """
+
+    scheduler: object
+    decode: Callable[[torch.Tensor], torch.Tensor]
+    objective: Objective
+    generators: Sequence[torch.Generator]
+    streams: Sequence[torch.Generator]
+    warn: Callable[[str], None]
+    total: int = 0
+    factor_B: torch.Tensor | None = None
+    weight: float = 1.0
+    memory: object = None
+    repeats: Repeats | None = None
+    chunk: int | None = None
+    told: bool = False
+    missed: bool = False
+    stop: Callable[[], None] | None = None
+
+    def loss(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return image_N3HW and loss_B, without gradients. A loss that is not a number is infinite,
+        which is the worst, and said once."""
+        with torch.no_grad(), without_autocast(x0.device):
+            image_N3HW = self.decode(x0)
+            loss_B = per_sample(self.objective, image_N3HW, self.generators)
+        worst_B, told = worst_of_none(loss_B), self.missed
+        if bool(loss_B.isnan().any()) and not told:
+            self.missed = True
+            self.warn(NOT_A_NUMBER)
+        return image_N3HW, worst_B
+
+    def gradient(self, x0: torch.Tensor, of: torch.Tensor | None = None) -> Gradient:
+        """Take the gradient at x0, whatever grad mode the pipeline runs in; by `of`, which x0 was
+        computed from, if it is given.
+
+        Where memory runs out, said once, it is tried again as for all that follow: by the decoder's
+        next plan while that is exact, then with the same views encoded fewer at a time, then by the
+        plans that are not exact. ClipguideError if the last of them needs too much.
+        """
+        while True:
+            states = [generator.get_state() for generator in self.generators]
+            try:
+                return self._gradient(x0, of)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            for generator, state in zip(self.generators, states, strict=True):
+                generator.set_state(state)
+            self._spare()
+
+    def _spare(self) -> None:
+        if not self.told:
+            self.warn("Memory ran out: the gradient is taken in smaller parts, which takes longer.")
+        self.told = True
+        spare = getattr(self.decode, "spare", None)  # a decoder that can
+        if spare and spare(exact=True):
+            return
+        if self.chunk != 1:
+            self.chunk = SPARING if self.chunk is None else self.chunk // 2
+            return
+        if not (spare and spare(exact=False)):
+            raise ClipguideError(
+                "There is no memory for the gradient of a single view: take a cheaper decoder "
+                "(tiny or linear), fewer images at a time, or a smaller image."
+            )
+
+    def _gradient(self, x0: torch.Tensor, of: torch.Tensor | None) -> Gradient:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            without_autocast(x0.device),
+            views_at_a_time(self.chunk),
+        ):
+            if of is None:
+                of = x0 = x0.clone().requires_grad_()
+            image_N3HW = self.decode(x0)
+            loss_B = per_sample(self.objective, image_N3HW, self.generators)
+            value = derivative(loss_B.sum(), of)
+        if value is None:
+            raise UsageError(NO_GRADIENT)
+        return Gradient(image_N3HW.detach(), loss_B.detach(), value)
+
+    def noise_like(self, x: torch.Tensor) -> torch.Tensor:
+        """Draw standard normal noise in float32 or better, that of a sample from its own stream."""
+        drawn = [torch.randn(x.shape[1:], generator=g) for g in self.streams]
+        return torch.stack(drawn).to(widen(x[:0]))
+
+
+def worst_of_none(loss_B: torch.Tensor) -> torch.Tensor:
+    """Return the losses, infinite where they are not numbers: the worst there is."""
+    return torch.where(loss_B.isnan(), torch.inf, loss_B)
+
+
+def per_sample(
+    objective: Objective, image_N3HW: torch.Tensor, generators: Sequence[torch.Generator]
+) -> torch.Tensor:
+    """Return loss_B of an objective, the mean over a sample's frames; one generator a sample."""
+    frames = len(image_N3HW) // len(generators)
+    each = [generator for generator in generators for _ in range(frames)]
+    return objective(image_N3HW, each).unflatten(0, (len(generators), frames)).mean(1)

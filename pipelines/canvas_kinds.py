@@ -1,0 +1,55 @@
+"""The table of canvases: their names, rates, and how one of your own is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..canvases.base import Canvas
+from ..registry import Registry
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A canvas: Adam's rate that suits it, as a fraction of its unit (the rms of a codebook, the
+    deviation of latents, 1), whether it decodes by a model, and what makes one of somebody's own:
+    make(height, width, generators)."""
+
+    lr: float
+    model: bool = False
+    make: Callable[[int, int, Sequence[torch.Generator]], Canvas] | None = None
+
+
+CANVASES: Registry[Kind] = Registry(
+    "canvas",
+    {
+        "vqgan": Kind(0.06, True),
+        "latent": Kind(0.3, True),
+        "fourier": Kind(0.15),
+        "pixels": Kind(0.15),
+    },
+)
+
+
+def register_canvas(
+    name: str,
+    make: Callable[[int, int, Sequence[torch.Generator]], Canvas],
+    *,
+    lr: float = 0.15,
+    replace: bool = False,
+) -> Kind:
+    """Register a canvas under a name.
+
+    Args:
+        name: the name for `TextToCanvas(name)` and `clipguide optimize --canvas`.
+        make: takes height and width in pixels and one generator for each image, and returns a
+            Canvas.
+        lr: the learning rate of Adam that suits the canvas.
+        replace: whether this entry may replace one of the same name.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    return CANVASES.register(name, Kind(lr, make=make), replace=replace)
