@@ -47,7 +47,8 @@ class Generation:
             generator's own way is to keep the best of 4 unsteered candidates (`usual`).
         strength: the strength of the steering as a fraction of rms(x0), a number or a schedule, as
             in `steer`. 0 is plain sampling. The default is that of the method.
-        steps: the number of steps of the sampler.
+        steps: the number of steps of the sampler. None is 30, or the pipeline's own number where
+            nothing steers: 15 for the embedded generator.
         seed: from 0 to 2⁶³ − 1.
         cfg: the scale of classifier-free guidance; 1 is none.
         cfg_window: the noise levels at which classifier-free guidance applies, as in `steer`.
@@ -92,7 +93,7 @@ class Generation:
     best_of: int | None = None
     method: str | type[Method] | Method | None = None
     strength: Any = None
-    steps: int = STEPS
+    steps: int | None = None
     seed: int = 0
     cfg: float = CFG
     cfg_window: tuple[float, float] | None = None
@@ -115,7 +116,8 @@ class Generation:
     def __post_init__(self) -> None:
         check_text(self.negative)
         best_of = 1 if self.best_of is None else self.best_of
-        check_numbers(count=self.count, best_of=best_of, steps=self.steps)
+        steps = STEPS if self.steps is None else self.steps
+        check_numbers(count=self.count, best_of=best_of, steps=steps)
         if self.batch_size is not None:
             check_numbers(batch_size=self.batch_size)
         if not 0 <= self.seed <= MAX_SEED - best_of * STRIDE - self.count:
@@ -164,8 +166,11 @@ class Generation:
         steered = any(value is not None and value != () and value != [] for value in given)
         weighed = any(part.weight != 1 for prompt in prompts for part in parse(prompt).parts)
         if self.method is not None or own == 1 or steered or weighed:
-            return replace(self, method=self.method or "shortcut", best_of=number or 1)
-        return replace(self, method="shortcut", strength=0.0, best_of=number or own)
+            chosen = replace(self, method=self.method or "shortcut", best_of=number or 1)
+        else:
+            chosen = replace(self, method="shortcut", strength=0.0, best_of=number or own)
+        few = getattr(type(pipe), "default_steps", STEPS) if chosen.strength == 0 else STEPS
+        return replace(chosen, steps=self.steps or few)
 
     @classmethod
     def of(cls, recipe: Recipe) -> Generation:

@@ -177,6 +177,10 @@ def test_a_pipelines_own_way(draw, monkeypatch):
         assert same(kept, plain[int(np.argmax(votes))])
         by_guide_alone += int(np.argmax(votes)) == int(np.argmin(loss))
     assert by_guide_alone < 8  # the judge had a say
+    monkeypatch.setattr(type(draw.pipe), "default_steps", 2, raising=False)
+    fewer = {"seed": 4, "batch_size": 1}
+    for settings, taken in (({}, 2), ({"strength": 0}, 2), ({"steps": 3}, 3), ({"cutouts": 2}, 30)):
+        assert draw("a red fox", **fewer, **settings)[0].recipe.steps == taken, settings
     assert draw("a red fox", best_of=1, **asked)[0].recipe.best_of == 1
     assert draw("a red fox", rewards=[], **asked)[0].recipe.best_of == 3
     (weighed,) = draw("a red fox | blur:-1", **asked)  # only the guide reads the weight

@@ -25,7 +25,7 @@ pytest.importorskip("lancedb")
 from clipguide.pipelines.text_to_image import TextToImage
 from starlette.testclient import TestClient
 
-from clipguide import images
+from clipguide import images, mini
 from clipguide.cli import ui as command
 from clipguide.cli.app import _Commands
 from clipguide.engine import Engine
@@ -540,7 +540,7 @@ def test_settings_that_nobody_touched_are_the_commands(drawn, monkeypatch):
     from diffusers import StableDiffusionPipeline  # the tiny generator's class
 
     monkeypatch.setattr(StableDiffusionPipeline, "default_candidates", 4, raising=False)
-    untouched = {"strength": 0, "best_of": generate_tab.CANDIDATES, "count": 1}
+    untouched = {"strength": 0, "best_of": mini.CANDIDATES, "count": 1}
     for prompt, candidates in (("a red fox", 4), ("a red fox | blur:-1", 1)):
         (cells, *_) = drawn(prompt=prompt, **untouched)[-1]
         recipe = read_png(cells[0][0])

@@ -93,7 +93,11 @@ def generate(
         ),
     ] = 0,
     steps: Annotated[
-        int | None, typer.Option(help="The number of sampling steps. [default: 30]")
+        int | None,
+        typer.Option(
+            help="The number of sampling steps. [default: 15 with the embedded generator if "
+            "nothing steers, else 30]"
+        ),
     ] = None,
     seed: options.Seed = None,
     cfg: Annotated[

@@ -15,6 +15,7 @@ from ..errors import ClipguideError, UsageError, close_matches
 FOLDER = Path(__file__).parent
 MODELS = ("guide", "judge", "generator", "vqgan")
 CANDIDATES = 4  # of an image: drawing another costs less than CLIP's gradient at each step
+STEPS = 15  # of a candidate: 30 take longer, and no eye and no CLIP tells the images apart
 
 
 def path(name: str) -> Path:

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UsageError
-from . import CANDIDATES
+from . import CANDIDATES, STEPS
 from .conditions import conditions
 from .prior import sampled
 from .reader import MapReader
@@ -51,7 +51,7 @@ class MiniPipeline(DiffusionPipeline):
         reader: picks one of several maps; without it the first is taken.
     """
 
-    default_candidates = CANDIDATES
+    default_candidates, default_steps = CANDIDATES, STEPS
     model_cpu_offload_seq = "text_encoder->prior->reader->unet->vae"
     _optional_components = ["reader"]
     _callback_tensor_inputs = ["latents", "maps"]

@@ -13,9 +13,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from .. import mini
 from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
 from ..images import to_pil
-from ..mini import CANDIDATES
 from ..pipelines.picture import Picture, easing
 from ..prompts import parse
 from ..recipe import save_png
@@ -145,7 +145,7 @@ def draw(
     try:
         settings = _settings(prompt, negative, strength, steps, seed, count, best_of)
         settings |= _rewards(models, rewards)
-        if models.model == MINI and (strength, best_of) == (0, CANDIDATES):
+        if models.model == MINI and (strength, best_of) == (0, mini.CANDIDATES):
             del settings["strength"], settings["best_of"]  # untouched: a weight in a prompt steers
         yield [], words.said("The models are being loaded…"), ""
         generator = models.generator()
@@ -201,12 +201,14 @@ def build(models: Models, folder: str) -> None:
             with gr.Accordion("Settings", open=False, elem_id="settings"):
                 negative = parts.text("Negative", "what to keep away from", "negative")
                 # The embedded generator's own way is the best of unsteered candidates.
-                pull, candidates = (0.0, CANDIDATES) if models.model == MINI else (0.1, 1)
+                pull, candidates, own = (
+                    (0.0, mini.CANDIDATES, mini.STEPS) if models.model == MINI else (0.1, 1, 30)
+                )
                 strength = gr.Slider(
                     0, 1, value=pull, step=0.01, label="Strength of the steering",
                     elem_id="strength",
                 )  # fmt: skip
-                steps = gr.Slider(1, STEPS, value=30, step=1, label="Steps", elem_id="steps")
+                steps = gr.Slider(1, STEPS, value=own, step=1, label="Steps", elem_id="steps")
                 seed = parts.text("Seed", "a new one", "seed")
                 count = gr.Slider(1, MOST, value=1, step=1, label="Images", elem_id="count")
                 best_of = gr.Slider(
