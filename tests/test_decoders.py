@@ -244,6 +244,18 @@ def test_the_linear_map_is_kept_with_its_vae():
     assert after is not maps[0]
 
 
+def test_the_map_of_another_size_is_of_whole_weights():
+    """What is decoded in bfloat16, to look at, leaves nothing rounded for the next map."""
+    small, large = noise(1, 4, 4, 8, seed=1), noise(1, 4, 8, 8, seed=2)
+    pipe, fresh = tiny("SD 1.5")[0], tiny("SD 1.5")[0]
+    for one in (pipe, fresh):
+        one.vae.to(torch.bfloat16)
+    decoder = Decoder(pipe, kind="linear")
+    decoder(small)
+    decoder.exact(small)
+    assert torch.equal(decoder(large), Decoder(fresh, kind="linear")(large))
+
+
 def test_no_vae():
     """Not: the latents as pixels."""
     pipe = tiny("SD 1.5")[0]

@@ -214,4 +214,13 @@ def test_where_both_are_not_known_it_is_said():
         warnings.simplefilter("ignore", ClipguideWarning)
         with steer(pipe, Brightness(), cfg_window=(0.2, 0.8), method=Shortcut(strength=0.0)) as s:
             pipe(**given, generator=torch.Generator().manual_seed(1))
-    assert len([w for w in s.report.warnings if "cfg_window is ignored" in w]) <= 1
+    assert len([w for w in s.report.warnings if "cfg_window is ignored" in w]) == 1
+
+
+def test_where_there_is_no_guidance_the_window_changes_nothing(pipe):
+    """And there is nothing to warn of."""
+    use(pipe, "DDIM")
+    plain = draw(pipe, steps=3, guidance_scale=1.0)
+    with steer(pipe, Brightness(), cfg_window=(0.4, 0.8), method=Shortcut(strength=0.0)) as s:
+        assert torch.equal(draw(pipe, steps=3, guidance_scale=1.0), plain)
+    assert not s.report.warnings

@@ -273,3 +273,15 @@ def test_cost_of_a_step(geometry):
     estimate = cost.of_step(pipe, LATENTS[geometry])
     assert estimate == pytest.approx(guided * counted(geometry), rel=0.35)
     assert cost.of_step(pipe, (4, *LATENTS[geometry][1:])) == 4 * estimate
+
+
+def test_float32_costs_twice_beside_half_precision_on_an_accelerator():
+    """As much arithmetic as a step's, in float32: 1 + 2 there, and 1 + 1 anywhere else."""
+    pipe, _ = tiny("SD 1.5")
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert cost.worth(pipe, 5.0, 5.0, half=False, on=cuda) == 2
+    pipe.unet.half()
+    assert cost.worth(pipe, 5.0, 5.0, half=False, on=cuda) == 3
+    assert cost.worth(pipe, 5.0, 5.0, half=True, on=cuda) == 2
+    assert cost.worth(pipe, 5.0, 5.0, half=False, on=cpu) == 2
+    assert cost.worth(pipe, 5.0, 0.0, half=True, on=cpu) == float("inf")

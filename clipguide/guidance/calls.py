@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -27,6 +28,18 @@ class Calls(Sampler):
         self.pipe, self._session = session.pipe, session
         self._kept: list[Trace] | None = None
 
+    @contextlib.contextmanager
+    def _running(self, mode: Mode) -> Iterator[None]:
+        """The pipeline runs once, in this mode."""
+        session = self._session
+        session.end()
+        session.mode = mode
+        try:
+            yield
+        finally:
+            session.end()
+            session.mode = Mode(None, within_call=True)
+
     def sample(
         self,
         *,
@@ -35,43 +48,28 @@ class Calls(Sampler):
         memory: object = None,
         **settings: object,
     ) -> object:
-        session = self._session
-        session.end()
-        session.mode = Mode(by, differentiable, within_call=True, memory=memory)
-        try:
+        with self._running(Mode(by, differentiable, within_call=True, memory=memory)):
             if differentiable:
                 return gradients.run(self.pipe, settings)
             return self.pipe(**settings)
-        finally:
-            session.end()
-            session.mode = Mode(None, within_call=True)
 
     def initial_noise(self, **settings: object) -> torch.Tensor:
-        session = self._session
         settings = {**settings, "generator": restarted(settings.get("generator"))}
-        session.end()
-        session.mode = Mode(None, within_call=True, only_begins=True)
-        with contextlib.suppress(Begun):
+        begins = Mode(None, within_call=True, only_begins=True)
+        with self._running(begins), contextlib.suppress(Begun):
             self.pipe(**settings)
-        session.mode = Mode(None, within_call=True)
-        session.end()
         sigma = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
-        return session.first_sample / sigma
+        return self._session.first_sample / sigma
 
     def conditioning(self, of: str) -> Conditioning:
         return Conditioning(self.pipe, of)
 
     def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
-        session = self._session
-        session.end()
-        session.mode = Mode(by, within_call=True, until=until)
-        try:
-            self.pipe(**{**settings, "output_type": "latent"})
-        except Previewed as seen:
-            return seen.score_B
-        finally:
-            session.end()
-            session.mode = Mode(None, within_call=True)
+        with self._running(Mode(by, within_call=True, until=until)):
+            try:
+                self.pipe(**{**settings, "output_type": "latent"})
+            except Previewed as seen:
+                return seen.score_B
         raise ClipguideError(f"{type(self.pipe).__name__} took no step to look at.")
 
     @contextlib.contextmanager
