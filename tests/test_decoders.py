@@ -34,22 +34,22 @@ def gradient(decoder, x0):
 
 
 def test_linear_map_of_a_linear_decoder():
-    """Found again, to the rounding, from 8 random latents."""
-    matrix_C3, bias_3 = noise(4, 3), noise(3)
+    """Found again, to the rounding: colours are sums over the 3 x 3 latents around a place."""
+    matrix_3Ckk, bias_3 = noise(3, 4, 3, 3), noise(3)
+
+    def small(latents_NChw):
+        edged = torch.nn.functional.pad(latents_NChw, (1,) * 4, mode="replicate")
+        return torch.nn.functional.conv2d(edged, matrix_3Ckk, bias_3)
 
     def decode(latents_NChw):
-        image_N3hw = torch.einsum("nchw,cd->ndhw", latents_NChw, matrix_C3) + bias_3.view(
-            1, 3, 1, 1
-        )
-        return image_N3hw.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return small(latents_NChw).repeat_interleave(2, 2).repeat_interleave(2, 3)
 
     found = linear.fit(decode, (4, 40, 24))
-    assert_close(found.matrix_C3, matrix_C3, atol=1e-5, rtol=1e-5)
+    assert_close(found.matrix_3Ckk, matrix_3Ckk, atol=1e-5, rtol=1e-5)
     assert_close(found.bias_3, bias_3, atol=1e-5, rtol=1e-5)
     assert found.r2 > 1 - 1e-9 and found.scale == 2
     latents = noise(1, 4, 3, 5)
-    small = torch.einsum("nchw,cd->ndhw", latents, matrix_C3) + bias_3.view(1, 3, 1, 1)
-    expected = torch.nn.functional.interpolate(small, (6, 10), mode="bilinear")
+    expected = torch.nn.functional.interpolate(small(latents), (6, 10), mode="bilinear")
     assert_close(found(latents), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -71,7 +71,7 @@ def test_linear_map_of_the_embedded_autoencoder():
     def decode(latents_NChw):
         return vae.decode(latents_NChw / scaling).sample / 2 + 0.5
 
-    assert linear.fit(decode, (vae.config.latent_channels, 16, 16)).r2 > 0.6
+    assert linear.fit(decode, (vae.config.latent_channels, 16, 16)).r2 > 0.75
 
 
 @pytest.mark.parametrize("name", ["SD 1.5", "FLUX.2", "Qwen-Image", "AnimateDiff"])

@@ -1,11 +1,14 @@
 """A linear map from latents to colours, fitted to a VAE in seconds.
 
 Nothing is encoded, and no image is needed: smooth random latents are decoded, each image is
-averaged over the pixels of a latent, and colour = latent · matrix + bias is solved by least
-squares. The random latents are sums of noise on grids of 1, 2, 4, … cells, each channel of mean 0
-and variance 1 as a model's latents are; one seeded generator draws them, so the map repeats.
+averaged over the pixels of a latent, and colour = latents around it · matrix + bias is solved by
+least squares. The latents around it are the 3 x 3 whose centre it is: on the embedded autoencoder a
+step along the gradient keeps half as much again as with its own latent alone. The random latents
+are sums of noise on grids of 1, 2, 4, … cells, each channel of mean 0 and variance 1 as a model's
+latents are; one seeded generator draws them, so the map repeats.
 
-Shapes: N images, C channels and h x w of latents, 3 colours, H x W pixels, P = N·h·w places.
+Shapes: N images, C channels and h x w of latents, 3 colours, H x W pixels, P = N·h·w places, k x k
+latents around a place.
 """
 
 from __future__ import annotations
@@ -21,26 +24,27 @@ from torch.nn import functional
 
 from .weights import located
 
-SAMPLES = 8
+SAMPLES = 16
+AROUND = 3
 LARGEST = 16  # height and width of the latents that it is fitted on
 
 
 @dataclass(frozen=True)
 class LinearMap:
-    """image_N3HW = bilinear(latents · matrix_C3 + bias_3), in [0, 1] but for what it overshoots.
+    """image_N3HW = bilinear(conv(latents, matrix_3Ckk) + bias_3), in [0, 1] but for what it
+    overshoots.
 
     `r2` is the share of the variance of colours that it explains on the latents it was fitted to.
     """
 
-    matrix_C3: torch.Tensor
+    matrix_3Ckk: torch.Tensor
     bias_3: torch.Tensor
     scale: int  # pixels to a side of a latent
     r2: float
 
     def __call__(self, latents_NChw: torch.Tensor) -> torch.Tensor:
-        matrix_C3, bias_3 = self.matrix_C3.to(latents_NChw), self.bias_3.to(latents_NChw)
-        small_N3hw = torch.einsum("nchw,cd->ndhw", latents_NChw, matrix_C3)
-        small_N3hw = small_N3hw + bias_3.view(1, 3, 1, 1)
+        matrix_3Ckk, bias_3 = self.matrix_3Ckk.to(latents_NChw), self.bias_3.to(latents_NChw)
+        small_N3hw = functional.conv2d(_padded(latents_NChw), matrix_3Ckk, bias_3)
         return functional.interpolate(
             small_N3hw, scale_factor=self.scale, mode="bilinear", align_corners=False
         )
@@ -62,15 +66,17 @@ def fit(
     with torch.inference_mode(False), torch.no_grad():
         image_N3HW = torch.cat([decode(latent[None]) for latent in latents_NChw])
     scale = image_N3HW.shape[-1] // latents_NChw.shape[-1]
-    colour_P3 = _places(functional.avg_pool2d(image_N3HW, scale))
-    latent_PC = _places(latents_NChw)
-    one_P1 = torch.ones_like(latent_PC[:, :1])
-    known = torch.cat([latent_PC, one_P1], 1)
+    colour_P3 = functional.avg_pool2d(image_N3HW, scale).movedim(1, -1).flatten(0, 2)
+    colour_P3 = colour_P3.cpu().double()
+    around = functional.unfold(_padded(latents_NChw), AROUND)  # N, C·k·k, h·w
+    around = around.movedim(1, -1).flatten(0, 1).cpu().double()
+    known = torch.cat([around, torch.ones_like(around[:, :1])], 1)
     solution = torch.linalg.lstsq(known, colour_P3, driver="gelsd").solution
     rest = (colour_P3 - known @ solution).square().sum()
     spread = (colour_P3 - colour_P3.mean(0)).square().sum()
     r2 = float(1 - rest / spread.clamp_min(1e-30))
-    return LinearMap(solution[:-1].float(), solution[-1].float(), scale, r2)
+    matrix_3Ckk = solution[:-1].T.reshape(3, -1, AROUND, AROUND)
+    return LinearMap(matrix_3Ckk.float(), solution[-1].float(), scale, r2)
 
 
 _KEPT: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
@@ -119,6 +125,6 @@ def smooth(number: int, shape: tuple[int, int, int], *, seed: int = 0) -> torch.
     return total / deviation_C.view(1, -1, 1, 1)
 
 
-def _places(x_NChw: torch.Tensor) -> torch.Tensor:
-    """x_PC on the CPU in float64."""
-    return x_NChw.movedim(1, -1).flatten(0, 2).cpu().double()
+def _padded(latents_NChw: torch.Tensor) -> torch.Tensor:
+    """With the edge's latents once more around it."""
+    return functional.pad(latents_NChw, (AROUND // 2,) * 4, mode="replicate")
