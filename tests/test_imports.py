@@ -1,4 +1,5 @@
-"""What commands import of torch's compiler and LanceDB's client: nothing, until it is asked for."""
+"""What commands import of torch's compiler, transformers and LanceDB's client: nothing, until it is
+asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ pytest.importorskip("lancedb")
 
 UNNEEDED = (
     "torch._dynamo", "torch._inductor", "sympy", "triton", "lance_namespace_urllib3_client.api",
-    "diffusers", "gradio", "matplotlib", "scipy", "sqlglot", "peft", "ray", "onnx",
+    "transformers", "datasets", "accelerate", "diffusers", "gradio", "matplotlib", "scipy",
+    "sqlglot", "peft", "ray", "onnx",
 )  # fmt: skip
 RUN = """
 import json, sys
@@ -55,6 +57,20 @@ for one in (marked, by_torch):
     else:
         raise AssertionError("it was compiled")
 
+import open_clip.hf_model as towers
+assert "transformers" not in sys.modules
+assert not isinstance(x, towers.BaseModelOutput)
+import transformers
+assert type(transformers) is not StandIn
+sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+config = transformers.BertConfig(vocab_size=9, **sizes)
+tower = towers.HFTextEncoder("", 4, config=config, pooler_type="cls_pooler", proj_type="linear")
+tokens_BL = torch.tensor([[1, 2, 3, 0]])
+assert_close(tower.eval()(tokens_BL), tower.proj(tower.transformer(
+    input_ids=tokens_BL, attention_mask=(tokens_BL != 0).long()).pooler_output))
+assert towers.AutoConfig.for_model("bert").model_type == "bert"
+assert isinstance(config, towers.PretrainedConfig)
+
 lancedb()
 import lance_namespace_urllib3_client as client
 assert client.ApiClient.__module__ == "lance_namespace_urllib3_client.api_client"
@@ -80,12 +96,16 @@ def python(code, *arguments, **settings):
     return done.stdout
 
 
-def test_search_and_score_import_nothing_that_they_do_not_need(clip_folder, tmp_path):
+def test_verbs_of_images_import_nothing_that_they_do_not_need(clip_folder, tmp_path):
     landscape(50, 40).save(tmp_path / "a.png")
     name = str(clip_folder)
     lines = [
         ["score", "a.png", "--text", "fox", "--clip", name],
-        ["index", "a.png", "--db", "db", "--clip", name],
+        ["classify", "a.png", "--labels", "fox,house", "--clip", "mini"],
+        ["rerank", "a.png", "--text", "fox", "--clip", "mini"],
+        ["embed", "a.png", "--out", "a.npz", "--clip", "mini"],
+        ["index", "a.png", "--db", "db"],
+        ["duplicates", "--db", "db"],
         ["search", "fox", "--db", "db"],
     ]
     environment = {**os.environ, "CLIPGUIDE_CACHE": str(tmp_path / "cache")}

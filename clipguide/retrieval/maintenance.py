@@ -83,8 +83,9 @@ def index_vectors(store: Store) -> None:
 def sought(store: Store, search: Any, count: int, *, filtered: bool) -> Any:
     """A search for the `count` nearest with how much of the index it looks at, and how many times
     as many are compared by their full vectors."""
-    graph = store.notes().get("kind") == GRAPH
-    least = 1 if graph else probes(store.count())
+    about = store.about()
+    graph = about.notes.get("kind") == GRAPH
+    least = 1 if graph else probes(about.count)
     refine = REFINE_GRAPH if graph else REFINE
     search = search.refine_factor(refine).limit(count)
     if graph:
