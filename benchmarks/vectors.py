@@ -5,11 +5,16 @@
     python -m benchmarks.vectors --count 10000000 --no-peers --thumbnail 100   # 25 GB of disk
 
 Each adds its figures to benchmarks/search.json. The vectors are made, a chunk at a time, so that no
-more than a chunk of them is in memory: a mean that all share, clusters of a hundred or so, and as
-much variance within a cluster as between them. The variance falls along the axes as that of the
-embedded CLIP's vectors of 534 held-out drawings does, of which 16 directions hold a half and 64
-nine tenths. "images" are new draws of the same. "texts" are draws with as much noise again and
-without most of the mean, as a text's vector lies apart from those of images.
+more than a chunk of them is in memory. They lie on a surface of 16 dimensions in the space of 512:
+cosines of random waves over 16 normal numbers (Rahimi & Recht 2007), and a mean that all share. It
+is fitted to the embedded CLIP's vectors of images. Among 700 a vector has as many neighbours as the
+dimension of 15.3 says (Levina & Bickel 2004), where 700 of its photographs say 15.7, and 1,000 of
+its training drawings 11; its tenth neighbour is 0.76 times as far as the median vector, where that
+of photographs is 0.69 and that of drawings 0.74; 13 directions hold half of the variance and 127
+nine tenths, where those of photographs are 19 and 90. The dimension stays as it is among more of
+them; that of 15,000 drawings falls to 6. "images" are new draws of the same. "texts" are draws
+with as much noise again and without most of the mean, as a text's vector lies apart from those of
+images.
 
 The peers search the same vectors in the same run, with these in memory, each by the least effort of
 those tried that reaches the recall; ours is the whole way: a question to an answer with its columns

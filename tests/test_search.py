@@ -419,3 +419,21 @@ def test_the_benchmark_of_absence_on_what_is_clear():
     assert found["AUC"] == 1 == found["recall@1 of those there"]
     assert found["better than, of those there"] == 1 == found["refused at 5 % false"]
     assert 0.3 < found["better than, of absent ones"] < 0.7
+
+
+def test_many_rows_are_looked_up_by_an_index(tmp_path, monkeypatch):
+    """Of paths and digests, from LOOKED_UP rows on; of texts wherever there is one."""
+    index = made(tmp_path / "db", units(40), caption=["a red fox"] * 40)
+    word_WD = gaussian(len(unrelated.words()), WIDTH)
+    nouns = type("Clip", (), {"encode_text": lambda self, names: word_WD})()
+
+    def indexed():
+        return {name for one in index.store.table.list_indices() for name in one.columns}
+
+    assert indexed() == {"caption"}
+    monkeypatch.setattr(maintenance, "LOOKED_UP", 41)
+    maintenance.maintain(index.store, nouns, changed=True)
+    assert indexed() == {"caption"}
+    monkeypatch.setattr(maintenance, "LOOKED_UP", 40)
+    maintenance.maintain(index.store, nouns, changed=True)
+    assert indexed() == {"caption", "path", "digest"}
