@@ -50,6 +50,23 @@ def vision() -> None:
         import open_clip  # noqa: F401
 
 
+def diffusion() -> None:
+    """Import diffusers and the base of transformers' models without torch's compiler, and without
+    scipy, of which they use a function where nothing is drawn, before anything else imports them.
+    For programs that compile nothing: diffusers marks some blocks for the compiler."""
+    if "diffusers" in sys.modules:
+        return
+    vision()
+    assign = "linear_sum_assignment"
+    scipy: dict[str, dict[str, Any]] = {}
+    if importlib.util.find_spec("scipy") is not None:
+        scipy = {"scipy": {}, "scipy.stats": {}}
+        scipy["scipy.optimize"] = {assign: _later("scipy.optimize", assign)}
+    with stood_in({COMPILER: {"disable": disable, _MARK: None}}), stood_in(scipy):
+        import diffusers.loaders.single_file_utils  # noqa: F401  # and its schedulers
+        import transformers.modeling_utils  # noqa: F401
+
+
 def lancedb() -> ModuleType:
     """LanceDB, without the client of catalogues on a network. ModuleNotFoundError if it is not
     installed."""
@@ -135,6 +152,7 @@ def _whole(cls: Later) -> type:
     return getattr(_loaded(cls.__module__), cls.__name__)
 
 
+_MARK = "allow_in_graph"  # where there is none, diffusers does without
 _SUPPORTED = "is_compile_supported"  # of a kind of device; torchvision's `roi_align` asks
 
 

@@ -549,5 +549,5 @@ def test_files_of_the_table_are_merged_as_commits_come(clip, home, tmp_path, mon
     files = []
     for progress in update(tmp_path / "db", [home], engine=Engine(clip)):
         if progress.kept:
-            files.append(Store(tmp_path / "db").table.stats().fragment_stats.num_fragments)
+            files.append(Store(tmp_path / "db").table.stats()["fragment_stats"]["num_fragments"])
     assert len(files) == 5 and max(files) <= 2, files

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from .. import imports
 from ..errors import ClipguideWarning
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def plain_speech(*, drawing: bool = False) -> Iterator[None]:
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     if drawing:
+        imports.diffusion()
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
