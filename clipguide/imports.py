@@ -4,7 +4,8 @@ torchvision and timm import torch's compiler (torch._dynamo, with sympy and trit
 functions as not to be compiled and to ask it one question, open_clip imports transformers for the
 text towers that are transformers', and LanceDB the client of catalogues on a network: half of what
 `clipguide search` would import. Here these parts are stood in for while their users are imported;
-they are loaded as soon as anything of them is asked for.
+they are loaded as soon as anything of them is asked for. What draws imports diffusers, whose
+schedulers import scipy; transformers' towers need the compiler's modules.
 """
 
 from __future__ import annotations
@@ -51,19 +52,17 @@ def vision() -> None:
 
 
 def diffusion() -> None:
-    """Import diffusers and the base of transformers' models without torch's compiler, and without
-    scipy, of which they use a function where nothing is drawn, before anything else imports them.
-    For programs that compile nothing: diffusers marks some blocks for the compiler."""
-    if "diffusers" in sys.modules:
+    """Import diffusers and the base of transformers' models without scipy, which some schedulers
+    and losses take a function of, before anything else imports them."""
+    found = importlib.util.find_spec("scipy")
+    if found is None or "diffusers" in sys.modules:
         return
-    vision()
     assign = "linear_sum_assignment"
-    scipy: dict[str, dict[str, Any]] = {}
-    if importlib.util.find_spec("scipy") is not None:
-        scipy = {"scipy": {}, "scipy.stats": {}}
-        scipy["scipy.optimize"] = {assign: _later("scipy.optimize", assign)}
-    with stood_in({COMPILER: {"disable": disable, _MARK: None}}), stood_in(scipy):
-        import diffusers.loaders.single_file_utils  # noqa: F401  # and its schedulers
+    functions = {assign: _later("scipy.optimize", assign)}
+    parts = {"scipy.stats": {}, "scipy.integrate": {}, "scipy.optimize": functions}
+    with stood_in({"scipy": {}, **parts}):
+        import diffusers.loaders.single_file_utils  # and schedulers
+        import diffusers.schedulers.scheduling_flow_match_euler_discrete  # noqa: F401
         import transformers.modeling_utils  # noqa: F401
 
 
@@ -104,8 +103,12 @@ def stood_in(modules: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
     places = {name: importlib.util.find_spec(name) for name in modules if "." not in name}
     for name, attributes in modules.items():
         sys.modules[name] = module = StandIn(name)
-        module.__path__ = places[name].submodule_search_locations if name in places else []
+        module.__spec__ = places.get(name)  # by which it is known to be installed
+        module.__path__ = module.__spec__.submodule_search_locations if module.__spec__ else []
         vars(module).update(attributes)
+        parent, _, last = name.rpartition(".")
+        if parent in modules:
+            vars(sys.modules[parent])[last] = module
     try:
         yield
     finally:
@@ -152,7 +155,6 @@ def _whole(cls: Later) -> type:
     return getattr(_loaded(cls.__module__), cls.__name__)
 
 
-_MARK = "allow_in_graph"  # where there is none, diffusers does without
 _SUPPORTED = "is_compile_supported"  # of a kind of device; torchvision's `roi_align` asks
 
 

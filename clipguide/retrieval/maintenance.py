@@ -29,7 +29,7 @@ LINKS, CANDIDATES = 16, 100  # of a vector in the graph, and among how many they
 KEPT = 200  # candidates of a walk through the graph (its ef)
 FEWEST = 32  # cells that a query looks into
 SAMPLED = 64  # vectors a cell by which cells are found
-REFINE, REFINE_GRAPH = 10, 2  # times as many are compared by their full vectors
+REFINE, REFINE_GRAPH = 6, 2  # times as many are compared by their full vectors
 TEXTS = ("caption", "prompt")
 KEYS = ("path", "digest")
 OLD = timedelta(hours=1)  # versions of the table older than this are deleted
