@@ -61,9 +61,12 @@ def diffusion() -> None:
     functions = {assign: _later("scipy.optimize", assign)}
     parts = {"scipy.stats": {}, "scipy.integrate": {}, "scipy.optimize": functions}
     with stood_in({"scipy": {}, **parts}):
-        import diffusers.loaders.single_file_utils  # and schedulers
-        import diffusers.schedulers.scheduling_flow_match_euler_discrete  # noqa: F401
+        import diffusers.schedulers.scheduling_flow_match_euler_discrete
         import transformers.modeling_utils  # noqa: F401
+        from diffusers.schedulers import KarrasDiffusionSchedulers
+
+        for one in KarrasDiffusionSchedulers:  # a scheduler is asked for all that it could be
+            getattr(diffusers, one.name)
 
 
 def lancedb() -> ModuleType:
