@@ -185,8 +185,9 @@ def search() -> str:
         "at a time on one processor. clipguide's time is from a query to an answer with columns "
         "and thumbnails from disk; the others have the vectors in memory, and give numbers. "
         "Images ask, but where texts do. Effort: cells looked into, or vectors a walk keeps. "
-        "clipguide's rows of 100,000 are of cells too, in whose place it makes a graph below "
-        "250,000 now (`benchmarks/README.md`).\n\n"
+        "The rows of 100,000 are of the former, harder vectors, and clipguide's of cells, in whose "
+        "place it makes a graph below 250,000 now (`benchmarks/README.md`). Another program "
+        "disturbed the million's images and cold: they took 5.9 and 9.0 ms of the processor.\n\n"
         + vectors(data)
         + "\n\nIndexing ÷ embedding alone (`overhead`), by the clock: "
         + ", ".join(

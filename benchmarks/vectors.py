@@ -5,11 +5,16 @@
     python -m benchmarks.vectors --count 10000000 --no-peers --thumbnail 100   # 25 GB of disk
 
 Each adds its figures to benchmarks/search.json. The vectors are made, a chunk at a time, so that no
-more than a chunk of them is in memory: a mean that all share, clusters of a hundred or so, and as
-much variance within a cluster as between them. The variance falls along the axes as that of the
-embedded CLIP's vectors of 534 held-out drawings does, of which 16 directions hold a half and 64
-nine tenths. "images" are new draws of the same. "texts" are draws with as much noise again and
-without most of the mean, as a text's vector lies apart from those of images.
+more than a chunk of them is in memory. They lie on a surface of 16 dimensions in the space of 512:
+cosines of random waves over 16 normal numbers (Rahimi & Recht 2007), and a mean that all share. It
+is fitted to the embedded CLIP's vectors of images. Among 700 a vector has as many neighbours as the
+dimension of 15.3 says (Levina & Bickel 2004), where 700 of its photographs say 15.7, and 1,000 of
+its training drawings 11; its tenth neighbour is 0.76 times as far as the median vector, where that
+of photographs is 0.69 and that of drawings 0.74; 13 directions hold half of the variance and 127
+nine tenths, where those of photographs are 19 and 90. The dimension stays as it is among more of
+them; that of 15,000 drawings falls to 6. "images" are new draws of the same. "texts" are draws
+with as much noise again and without most of the mean, as a text's vector lies apart from those of
+images.
 
 The peers search the same vectors in the same run, with these in memory, each by the least effort of
 those tried that reaches the recall; ours is the whole way: a question to an answer with its columns
@@ -40,9 +45,8 @@ from clipguide.retrieval.store import Store
 
 WIDTH, TOP, RECALL = 512, 10, 0.95
 CHUNK = 20_000
-CLUSTER = 100  # vectors
 EFFORTS = (16, 32, 64, 128, 256, 512, 1024)
-FALL, POWER = 56, 0.5  # of the variance along the axes
+DIMENSIONS, ROUGHNESS = 16, 0.25  # of the surface that the vectors lie on
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -52,36 +56,40 @@ class Made:
     def __init__(self, count: int, *, seed: int = 0) -> None:
         self.count, self.seed = count, seed
         random = np.random.default_rng(seed)
-        place_D = np.arange(WIDTH)
-        variance_D = (place_D + 1) ** -POWER * np.exp(-place_D / FALL)
+        wave_MD = ROUGHNESS * random.standard_normal((DIMENSIONS, WIDTH))
+        self.wave_MD = wave_MD.astype(np.float32)
+        self.phase_D = random.uniform(0, 2 * np.pi, WIDTH).astype(np.float32)
         turn_DD, _ = np.linalg.qr(random.standard_normal((WIDTH, WIDTH)))
-        spread_D = np.sqrt(variance_D / variance_D.sum())
-        self.mean_D = turn_DD[:, -1].astype(np.float32)
-        self.axes_DD = (spread_D[:, None] * turn_DD.T).astype(np.float32)
-        self.centre_CD = self._noise(random, max(10, count // CLUSTER))
+        self.shared_D = turn_DD[:, -1].astype(np.float32)
+        # the mean of cos(p + x) over a normal x of variance v is cos(p) exp(-v / 2)
+        half_D = np.exp(-np.square(wave_MD).sum(0) / 2)
+        self.mean_D = (half_D * np.cos(self.phase_D)).astype(np.float32)
+        second_D = 0.5 + 0.5 * half_D**4 * np.cos(2 * self.phase_D)
+        self.spread = np.float32(np.sqrt((second_D - self.mean_D**2).sum()))
 
     def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
         """The place of the first of each chunk, and unit vectors_BD."""
         for start in range(0, self.count, CHUNK):
             random = np.random.default_rng([self.seed, 1, start])
-            yield start, self._drawn(random, min(CHUNK, self.count - start))
+            count = min(CHUNK, self.count - start)
+            yield start, unit(self._drawn(random, count) + self.shared_D)
 
     def queries(self, count: int) -> dict[str, np.ndarray]:
         """query_QD of images and of texts."""
-        images_QD = self._drawn(np.random.default_rng([self.seed, 2]), count)
+        images_QD = self._drawn(np.random.default_rng([self.seed, 2]), count) + self.shared_D
         random = np.random.default_rng([self.seed, 3])
-        texts_QD = self._drawn(random, count) - 0.7 * self.mean_D
-        texts_QD += 0.7 * self._noise(random, count)
-        texts_QD /= np.linalg.norm(texts_QD, axis=1, keepdims=True)
-        return {"images": images_QD, "texts": texts_QD}
-
-    def _noise(self, random: np.random.Generator, count: int) -> np.ndarray:
-        return random.standard_normal((count, WIDTH), np.float32) @ self.axes_DD
+        texts_QD = self._drawn(random, count) + np.float32(0.3) * self.shared_D
+        noise_QD = sum(self._drawn(random, count) for _ in range(8)) / np.float32(8**0.5)
+        return {"images": unit(images_QD), "texts": unit(texts_QD + np.float32(0.7) * noise_QD)}
 
     def _drawn(self, random: np.random.Generator, count: int) -> np.ndarray:
-        unit_BD = self.centre_CD[random.integers(0, len(self.centre_CD), count)]
-        unit_BD = (unit_BD + self._noise(random, count)) * np.float32(0.5**0.5) + self.mean_D
-        return unit_BD / np.linalg.norm(unit_BD, axis=1, keepdims=True)
+        """Points of the surface, of mean 0 and mean square length 1."""
+        place_BM = random.standard_normal((count, DIMENSIONS), np.float32)
+        return (np.cos(place_BM @ self.wave_MD + self.phase_D) - self.mean_D) / self.spread
+
+
+def unit(vector_BD: np.ndarray) -> np.ndarray:
+    return vector_BD / np.linalg.norm(vector_BD, axis=1, keepdims=True)
 
 
 class Truth:

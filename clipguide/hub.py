@@ -16,6 +16,22 @@ CACHE_ALONE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}  # a file is n
 
 
 @contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Meanwhile transformers draws no bar for each model that it loads, and warns of nothing."""
+    from transformers.utils import logging
+
+    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if enabled:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
 def within_reach(wanted: bool = True) -> Iterator[None]:
     """Meanwhile the hub's library reads the cache alone if the hub is away.
 

@@ -1,9 +1,11 @@
 """Imports of packages without the parts of theirs that a run hardly ever needs.
 
 torchvision and timm import torch's compiler (torch._dynamo, with sympy and triton) to mark two
-functions as not to be compiled and to ask it one question, and LanceDB imports the client of
-catalogues on a network: a third of what `clipguide search` imports. Here these parts are stood in
-for while their users are imported; they are loaded as soon as anything else of them is asked for.
+functions as not to be compiled and to ask it one question, open_clip imports transformers for the
+text towers that are transformers', and LanceDB the client of catalogues on a network: half of what
+`clipguide search` would import. Here these parts are stood in for while their users are imported;
+they are loaded as soon as anything of them is asked for. What draws imports diffusers, whose
+schedulers import scipy; transformers' towers need the compiler's modules.
 """
 
 from __future__ import annotations
@@ -19,18 +21,52 @@ from typing import Any
 
 COMPILER = "torch._dynamo"
 CLIENT = "lance_namespace_urllib3_client"
+TRANSFORMERS = "transformers"
+OUTPUTS = f"{TRANSFORMERS}.modeling_outputs"
+TOWERS = {  # what open_clip's towers of transformers take; what its CoCa takes is gone since 5.0
+    TRANSFORMERS: ("AutoModel", "AutoTokenizer", "AutoConfig", "PretrainedConfig"),
+    OUTPUTS: (
+        "BaseModelOutput",
+        "BaseModelOutputWithPooling",
+        "BaseModelOutputWithPoolingAndCrossAttentions",
+    ),
+}
+GONE = "LogitsProcessorList"  # the first of what CoCa takes, of which others are gone
 
 
 def vision() -> None:
-    """Import torchvision and timm without torch's compiler, before anything else imports them."""
-    if "timm" in sys.modules:
-        return
-    import torch  # noqa: F401  # before a part of it is stood in for
+    """Import torchvision and timm without torch's compiler and open_clip without transformers,
+    before anything else imports them."""
+    if "timm" not in sys.modules:
+        import torch  # noqa: F401  # before a part of it is stood in for
 
-    asked = f"{COMPILER}.utils"
-    with stood_in({COMPILER: {"disable": disable}, asked: {_SUPPORTED: _later(asked, _SUPPORTED)}}):
-        import timm  # noqa: F401
-        import torchvision  # noqa: F401
+        asked = f"{COMPILER}.utils"
+        ask = {_SUPPORTED: _later(asked, _SUPPORTED)}
+        with stood_in({COMPILER: {"disable": disable}, asked: ask}):
+            import timm  # noqa: F401
+            import torchvision  # noqa: F401
+    towers = {module: {n: Later(module, n) for n in names} for module, names in TOWERS.items()}
+    towers[TRANSFORMERS][GONE] = None
+    with stood_in(towers):
+        import open_clip  # noqa: F401
+
+
+def diffusion() -> None:
+    """Import diffusers and the base of transformers' models without scipy, which some schedulers
+    and losses take a function of, before anything else imports them."""
+    found = importlib.util.find_spec("scipy")
+    if found is None or "diffusers" in sys.modules:
+        return
+    assign = "linear_sum_assignment"
+    functions = {assign: _later("scipy.optimize", assign)}
+    parts = {"scipy.stats": {}, "scipy.integrate": {}, "scipy.optimize": functions}
+    with stood_in({"scipy": {}, **parts}):
+        import diffusers.schedulers.scheduling_flow_match_euler_discrete
+        import transformers.modeling_utils  # noqa: F401
+        from diffusers.schedulers import KarrasDiffusionSchedulers
+
+        for one in KarrasDiffusionSchedulers:  # a scheduler is asked for all that it could be
+            getattr(diffusers, one.name)
 
 
 def lancedb() -> ModuleType:
@@ -60,18 +96,22 @@ def disable(
 
 
 @contextlib.contextmanager
-def stood_in(modules: Mapping[str, Mapping[str, Callable]]) -> Iterator[None]:
-    """Within the context these modules have run nothing of themselves and have these functions
-    alone. Those that lie in them can be imported, and with any other attribute they are loaded.
-    Modules that are loaded already are left as they are."""
+def stood_in(modules: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+    """Within the context these modules have run nothing of themselves and have these attributes
+    alone; one that is None they do not have. Those that lie in them can be imported, and with any
+    other attribute they are loaded. Modules that are loaded already are left as they are."""
     if any(name in sys.modules for name in modules):
         yield
         return
     places = {name: importlib.util.find_spec(name) for name in modules if "." not in name}
-    for name, functions in modules.items():
+    for name, attributes in modules.items():
         sys.modules[name] = module = StandIn(name)
-        module.__path__ = places[name].submodule_search_locations if name in places else []
-        vars(module).update(functions)
+        module.__spec__ = places.get(name)  # by which it is known to be installed
+        module.__path__ = module.__spec__.submodule_search_locations if module.__spec__ else []
+        vars(module).update(attributes)
+        parent, _, last = name.rpartition(".")
+        if parent in modules:
+            vars(sys.modules[parent])[last] = module
     try:
         yield
     finally:
@@ -81,10 +121,41 @@ def stood_in(modules: Mapping[str, Mapping[str, Callable]]) -> Iterator[None]:
 class StandIn(ModuleType):
     """A module that is loaded with the first attribute that it does not have."""
 
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if found is None and not name.startswith("__"):
+            raise ImportError(f"{name} is not asked of a module that is stood in for.")
+        return found
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(_loaded(self.__name__), name)
+
+
+class Later(type):
+    """A class of a module that is loaded when an instance, an attribute or a check is asked for."""
+
+    def __new__(cls, module: str, name: str) -> Later:
+        return super().__new__(cls, name, (), {"__module__": module})
+
+    def __init__(cls, module: str, name: str) -> None:
+        super().__init__(name, (), {})
+
+    def __call__(cls, *args: Any, **settings: Any) -> Any:
+        return _whole(cls)(*args, **settings)
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(_whole(cls), name)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, _whole(cls))
+
+
+def _whole(cls: Later) -> type:
+    return getattr(_loaded(cls.__module__), cls.__name__)
 
 
 _SUPPORTED = "is_compile_supported"  # of a kind of device; torchvision's `roi_align` asks

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 
@@ -42,7 +42,12 @@ _ENCODED: dict[tuple[str, str, str], torch.Tensor] = {}
 
 def words() -> list[str]:
     """Return the nouns."""
-    return read_lines(HERE / "background.txt", what="words", comments=True)
+    return list(_words())
+
+
+@cache
+def _words() -> tuple[str, ...]:
+    return tuple(read_lines(HERE / "background.txt", what="words", comments=True))
 
 
 def sure(share: float) -> str:

@@ -37,7 +37,7 @@ def main(quick: bool = False, out: Path = OUT) -> None:
     draw = clipguide.TextToImage()
     drawn = []
     for prompt in PROMPTS[:1] if quick else PROMPTS:
-        drawn += draw(prompt, seed=0, steps=4 if quick else 30)
+        drawn += draw(prompt, seed=0, steps=4 if quick else None)
         print(f"{prompt}: judge {drawn[-1].judge_score:.3f}", flush=True)
     half = [p.image.resize((128, 128), Image.Resampling.LANCZOS) for p in drawn]
     labels = [LABELS.get(p.recipe.prompt, p.recipe.prompt) for p in drawn]

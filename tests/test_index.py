@@ -540,3 +540,14 @@ def test_killed_at_50_random_moments(clip, clip_folder, home, tmp_path):
             shutil.copytree(db, tmp_path / "half") if db.exists() else (tmp_path / "half").mkdir()
         check_after_a_kill(db, home, clip, acknowledged)
         shutil.rmtree(db)
+
+
+def test_files_of_the_table_are_merged_as_commits_come(clip, home, tmp_path, monkeypatch):
+    """Each commit is a file of the table, and after so many they are made one."""
+    monkeypatch.setattr(changes, "ROWS", 1)
+    monkeypatch.setattr(changes, "FRAGMENTS", 2)
+    files = []
+    for progress in update(tmp_path / "db", [home], engine=Engine(clip)):
+        if progress.kept:
+            files.append(Store(tmp_path / "db").table.stats()["fragment_stats"]["num_fragments"])
+    assert len(files) == 5 and max(files) <= 2, files

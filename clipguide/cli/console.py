@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from .. import imports
 from ..errors import ClipguideWarning
 
 if TYPE_CHECKING:
@@ -34,16 +35,16 @@ VALUES = (
 @contextlib.contextmanager
 def plain_speech(*, drawing: bool = False) -> Iterator[None]:
     """Show clipguide's own warnings on stderr, each once, and keep other libraries quiet: diffusers
-    only where something is `drawing`, for it takes seconds to import."""
+    and transformers only where something is `drawing`, for they take seconds to import."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
     if drawing:
+        imports.diffusion()
         from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
 
         diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
 
     shown: set[str] = set()
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from ..errors import ClipguideError, UsageError, reason
+from ..hub import without_bars
 from . import naflex
 from .base import Clip
 from .fingerprint import hf_architecture
@@ -39,7 +39,7 @@ def from_folder(folder: Path, *, name: str, trust_pickle: bool) -> Parts:
 
     load = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with _quiet():
+        with without_bars():
             model, found = getattr(transformers, MODELS[kind]).from_pretrained(
                 folder,
                 local_files_only=True,
@@ -159,23 +159,6 @@ class _Towers(nn.Module):
         """By the layer of that name; a SigLIP's towers end in theirs."""
         layer = getattr(self.model, name, None)
         return pooled_BD if layer is None else layer(pooled_BD)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers draws a bar for each model that it loads, and warns of weights that do not fit,
-    which is an error here."""
-    from transformers.utils import logging
-
-    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if enabled:
-            logging.enable_progress_bar()
 
 
 def _kind(folder: Path, *, trust_pickle: bool) -> str:

@@ -22,6 +22,7 @@ from .ensemble import Ensemble
 from .fingerprint import open_clip_architecture
 from .names import MINI, in_cache, is_one, known_tag, members, placed, worded
 from .parts import CONFIG, Parts, describe_open_clip, open_clip_config
+from .tokens import byte_pairs
 
 OPENAI_IDS = 49408  # of the tokenizer that open_clip takes by default
 KINDS = (".safetensors", ".bin", ".pth")
@@ -179,11 +180,13 @@ def _open_clip(source: str, tag: str | None = None, *, name: str) -> Parts:
     import open_clip
 
     local = source.startswith("local-dir:")
+    files = Path(source.removeprefix("local-dir:")) if local else None
     try:
         with within_reach(not local):
             model, transform = open_clip.create_model_from_pretrained(source, tag)
-            tokenizer = open_clip.get_tokenizer(source)
-        files = Path(source.removeprefix("local-dir:")) if local else None
+            tokenizer = byte_pairs(files) if files else None
+            if tokenizer is None:
+                tokenizer = open_clip.get_tokenizer(source)
         config = open_clip_config(source, model)
         describe = describe_open_clip(config, tokenizer, files)
         architecture = open_clip_architecture(config["model_cfg"])

@@ -14,6 +14,7 @@ from torch import nn
 from ..clip import Clip, Parts
 from ..clip.resize import resize
 from ..errors import UsageError
+from ..hub import without_bars
 from ..images import to_pil
 from .onnx import EXACT, HALF, failing, quiet
 from .probes import Probes, compare, demand
@@ -250,7 +251,8 @@ def _vectors(folder: Path, clip: Clip, probes: Probes) -> tuple[torch.Tensor, to
     texts by the folder's own tokenizer."""
     from transformers import AutoModel, AutoProcessor
 
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    with without_bars():
+        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     tokenizer = AutoProcessor.from_pretrained(folder, local_files_only=True).tokenizer
     mean_3, std_3 = (torch.tensor(clip.preprocess[key])[:, None, None] for key in ("mean", "std"))
     image_ND = []
@@ -275,7 +277,8 @@ def _processed(folder: Path, clip: Clip, probes: Probes) -> tuple[torch.Tensor, 
     and by the CLIP's own transform. Theirs may be resized by torchvision, ours by Pillow."""
     from transformers import AutoModel, AutoProcessor
 
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    with without_bars():
+        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     pictures = [to_pil(image_13HW)[0] for image_13HW in probes.image_13HW[:READ]]
     pixels = [processor.image_processor(images=p, return_tensors="pt") for p in pictures]

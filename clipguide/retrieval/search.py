@@ -204,10 +204,11 @@ class Index:
         """
         if k < 1 or offset < 0:
             raise UsageError(f"At least one image is asked for, not {k} after {offset}.")
-        if len(query.unit_D) != self._width:
+        width = self.store.about().width
+        if len(query.unit_D) != width:
             raise UsageError(
                 f"The query has {len(query.unit_D)} numbers, and the vectors of {self.store.path} "
-                f"have {self._width}."
+                f"have {width}."
             )
         if hybrid and query.text is None:
             raise UsageError("--hybrid searches in words: give a text, and no image.")
@@ -223,11 +224,7 @@ class Index:
         hits = [self._hit(row) for row in rows[offset:last]]
         if compare and hits and query.text is not None:
             hits = self._compared(query, hits)
-        return Answer(hits, self.store.count())
-
-    @property
-    def _width(self) -> int:
-        return self.store.table.schema.field("vector").type.list_size
+        return Answer(hits, self.store.about().count)
 
     def _nearest(
         self, query: Query, count: int, condition: str | None, *, vectors: bool = False
@@ -242,7 +239,7 @@ class Index:
             search = maintenance.sought(self.store, search, count, filtered=filtered)
             if filtered:
                 search = search.where(condition, prefilter=True)
-            return search.select(columns).to_arrow().to_pylist()
+            return search.select(columns).to_batches().read_all().to_pylist()
 
         rows = self._rows(ask, condition)
         for row in rows:
@@ -303,7 +300,7 @@ class Index:
         """Hits with what their scores are better than, where the collection was compared."""
         if self._background is None:
             self._background = maintenance.background(self.store)
-        kin = self.store.notes().get("kin")
+        kin = self.store.about().notes.get("kin")
         if self._background is None or kin is None:
             return hits
         word_WD, best_W = self._background

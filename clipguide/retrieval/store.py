@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .. import imports
@@ -77,6 +78,16 @@ def schema(width: int, *, key: str, model: str) -> Any:
     return pa.schema(list(kinds.items()), metadata=metadata)
 
 
+@dataclass(frozen=True)
+class About:
+    """What a search asks of a version of the table: how many images it has, the width of their
+    vectors, and what `note` wrote."""
+
+    count: int
+    width: int
+    notes: dict[str, str]
+
+
 class Store:
     """An index at `path`: the folder of a database, or a URI of one in object storage.
 
@@ -87,6 +98,7 @@ class Store:
     def __init__(self, path: str | os.PathLike, *, make: bool = False) -> None:
         self.path = os.fspath(path)
         self.table: Any = None
+        self._about: About | None = None
         places.check_folder(self.path)
         if not make:
             places.check_index(self.path)
@@ -124,6 +136,7 @@ class Store:
     def create(self, width: int, *, key: str, model: str) -> None:
         """Make the table; where another program was quicker, open its. UsageError if that is of
         another CLIP."""
+        self._about = None
         try:
             self.table = self.db.create_table(TABLE, schema=schema(width, key=key, model=model))
         except faults.RAISED as error:
@@ -150,6 +163,7 @@ class Store:
     def write(self, change: Callable[[Any], T]) -> T:
         """What `change(table)` gives, which is one commit: tried again of the newest version where
         another program has committed meanwhile."""
+        self._about = None
         for left in reversed(range(TRIES)):
             try:
                 return change(self.table)
@@ -161,6 +175,7 @@ class Store:
 
     def refresh(self) -> None:
         """Go to the newest version."""
+        self._about = None
         try:
             self.table = self.db.open_table(TABLE)
         except faults.RAISED as error:
@@ -205,6 +220,7 @@ class Store:
     def delete_rows(self, rowids: Sequence[int]) -> None:
         """Delete rows by the `_rowid` that they have in the version that is open; none where
         another program has committed a newer one, of which the numbers may be others."""
+        self._about = None
         try:
             for i in range(0, len(rowids), CHUNK):
                 some = ", ".join(map(str, rowids[i : i + CHUNK]))
@@ -213,6 +229,14 @@ class Store:
             if faults.kind(error) != "conflict":
                 raise self.fault(error, writing=True) from error
             self.refresh()
+
+    def about(self) -> About:
+        """What a search asks of the version that is open, asked of it once: each question to
+        LanceDB is a turn of its event loop."""
+        if self._about is None:
+            width = self.table.schema.field("vector").type.list_size
+            self._about = About(self.count(), width, self.notes())
+        return self._about
 
     def notes(self) -> dict[str, str]:
         """What `note` wrote."""

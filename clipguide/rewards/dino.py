@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..clip import resize
 from ..errors import ClipguideError, UsageError
+from ..hub import without_bars
 from ..images import load
 from ..objectives import Objective
 from .registry import Scorer, Settings
@@ -96,7 +97,8 @@ def dino(settings: Settings) -> Scorer:
 
     reference = load(settings.where)
     name = settings.model or MODEL
-    model = transformers.AutoModel.from_pretrained(name, dtype=getattr(torch, settings.dtype))
+    with without_bars():
+        model = transformers.AutoModel.from_pretrained(name, dtype=getattr(torch, settings.dtype))
     processor = transformers.AutoImageProcessor.from_pretrained(name)
     if not hasattr(model.config, "patch_size"):
         raise UsageError(f"{name} is no image model of patches: take facebook/dinov2-base.")

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ..errors import ClipguideError, UsageError
+from ..hub import without_bars
 from .pictures import OfPictures, plain
 from .registry import Scorer, Settings
 from .verifier import Verifier
@@ -99,9 +100,10 @@ def vlm(settings: Settings) -> Scorer:
 def _local(settings: Settings, question: str, *, relative: bool) -> Scorer:
     import transformers
 
-    model = transformers.AutoModelForImageTextToText.from_pretrained(
-        settings.where, dtype=getattr(torch, settings.dtype)
-    ).to(settings.device)
+    with without_bars():
+        model = transformers.AutoModelForImageTextToText.from_pretrained(
+            settings.where, dtype=getattr(torch, settings.dtype)
+        ).to(settings.device)
     processor = transformers.AutoProcessor.from_pretrained(settings.where)
     return lambda prompts: Question(
         model, processor, _asked(question, prompts), relative=relative
