@@ -138,8 +138,8 @@ def steering() -> str:
     data = read("benchmarks/steering.json") if path.exists() else {}
     if not current(data.get("models", {})):
         return f"{said}{NONE_YET}\n"
-    heads = ("budget", "method", "settings", "cost", "gain, 10⁻³", "top-5", "better", "worse by 2 s.e.",
-             "diversity")  # fmt: skip
+    heads = ("budget", "method", "settings", "cost", "gain, 10⁻³", "top-5", "better")
+    heads += ("worse by 2 s.e.", "diversity")
     rows = []
     for budget, best in data["budgets"].items():
         for row in best:

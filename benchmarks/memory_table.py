@@ -202,10 +202,10 @@ def said(row: dict) -> str:
     if row["what"] == "exact":
         met = verdict(row["above"] <= LADDER_BAR, row["geometry"] == "SDXL")
         return (
-            f"\nWith `decoder=\"vae\", memory={row['memory']:g}`, steering {row['geometry']} at its "
-            f"own size needs {row['above']:+.2f} GiB above decoding the image{met}. The denoiser was "
-            "left out of this run, because it needs the same memory with and without steering. "
-            f"The report said \"{row['chose']}\"."
+            f"\nWith `decoder=\"vae\", memory={row['memory']:g}`, steering {row['geometry']} at "
+            f"its own size needs {row['above']:+.2f} GiB above decoding the image{met}. The "
+            "denoiser was left out of this run, because it needs the same memory with and without "
+            f"steering. The report said \"{row['chose']}\"."
         )
     size, count = 8 * row["side"], len(row["held"])
     return (
