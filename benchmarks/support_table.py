@@ -202,8 +202,8 @@ METHODS_INTRO = """## Methods
 The table is for text to image and related tasks with the scheduler DDIM. "Yes" means the same as
 above, and that the run leaves the pipeline as it was. For `rollover`, it was not tested that the
 objective is lower, because the random noise of the method has a larger effect on these models than
-the steering. `tests/test_matrix.py` repeats the table in bfloat16 and float16, with offloading, under
-`inference_mode` and autocast, and with a compiled VAE.
+the steering. `tests/test_matrix.py` repeats the table in bfloat16 and float16, with offloading,
+under `inference_mode` and autocast, and with a compiled VAE.
 """
 CLASSES_INTRO = """## Classes
 
