@@ -232,10 +232,11 @@ def search() -> str:
         "`benchmarks/README.md` has its recall and time.\n\n"
         + vectors(data)
         + "\n\nIndexing takes "
-        + " and ".join(
+        + ", and ".join(
             f"{one['ratio']:.2f} times as long as embedding alone with "
-            f"{key.removeprefix('overhead ')} ({one['pictures'] / one['embedding alone, s']:.0f} "
-            f"drawings a second on {one['processors']} processors)"
+            f"{key.removeprefix('overhead ')}, which embeds "
+            f"{one['pictures'] / one['embedding alone, s']:.0f} images per second on "
+            f"{one['processors']} processors"
             for key, one in data.items()
             if key.startswith("overhead")
         )
@@ -257,7 +258,8 @@ def embedding() -> str:
     odd, memory = data["odd files"], data["memory"]
     return (
         "`python -m benchmarks.embedding` reads files and embeds them, on "
-        f"{odd['processors']} processors without a GPU. The baseline is a loop over a PyTorch "
+        f"{odd['processors']} processors without a GPU. The files are JPEGs of 512 x 512 pixels. "
+        "The baseline is a loop over a PyTorch "
         "DataLoader. \"One at a time\" is a loop that reads and embeds one image after the other. "
         "`fast` decodes JPEGs at a smaller size. `bf16` computes in bfloat16.\n\n"
         + table(("CLIP", "mode", "images per second", "÷ DataLoader"), rows)
