@@ -113,7 +113,8 @@ def share(gain_P: torch.Tensor, exact_P: torch.Tensor) -> tuple[float, float]:
 
 def markdown(found: list[Kept], chosen: str) -> str:
     lines = [
-        "| decoder | guide's gain, 10⁻³ | kept | other's gain, 10⁻³ | kept | time ÷ plain |",
+        "| decoder | gain by the guide, 10⁻³ | of the VAE's | gain by the judge, 10⁻³ | "
+        "of the VAE's | time ÷ plain |",
         "|---|---|---|---|---|---|",
     ]
     for row in sorted(found, key=lambda row: list(DECODERS).index(row.decoder)):
@@ -191,7 +192,7 @@ def command_table(
     facts["rows"] = [asdict(row) for row in found]
     out.write_text(json.dumps(facts, indent=1) + "\n")
     table = markdown(found, default(TextToImage(), Generation(method="shortcut")))
-    said = f"{number} prompts, {steps} steps; the other CLIP is {other}."
+    said = f"{number} prompts, {steps} steps. The judge is {other}, which did not steer."
     typer.echo(table)
     text = document.read_text()
     before, after = text.split(BEGIN)[0], text.split(END)[1]

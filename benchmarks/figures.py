@@ -2,8 +2,8 @@
 
     python -m benchmarks.figures            # write docs/figures.md
 
-Nothing is measured here. A figure of weights that have changed since is left out, and named at the
-end of its section, so that the page is never of another version than the models beside it.
+Nothing is measured here. Figures that were measured with other weights than those of this tree are
+not shown. The end of the section names them.
 """
 
 from __future__ import annotations
@@ -13,19 +13,35 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from clipguide import load_clip, mini
+from clipguide.retrieval.maintenance import ONE_GRAPH
 from training.evaluate.ledger import fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "figures.md"
-USEARCH = "usearch HNSW"
 HEAD = """# Figures
 
 `python -m benchmarks.figures` makes this page from the JSON files in `benchmarks/` and `training/`.
-Each section names the script that measures it. A figure of earlier weights is left out.
+Each section names the script that measures it. Figures that were measured with earlier weights are
+not shown.
 
-Figures that have pages of their own: [Beside other programs](peers.md),
+Three pages have figures of their own: [Comparison with other programs](peers.md),
 [Time and memory](memory.md), [Supported pipelines and samplers](support.md).
 """
+NONE_YET = "There are no figures yet for the present models."
+NAMES = {  # of figures, as the page writes them
+    "autoencoder's feature distance, times the one before": "autoencoder's feature distance, "
+    "relative to the previous version",
+    "referee's top-5, times that of real drawings": "referee's top-5, relative to real drawings",
+    "referee's top-5, one plain sample": "referee's top-5, one sample instead of the best of four",
+    "colour and thing right": "colour and thing both right",
+    "colour and thing right, pairs never trained on": "colour and thing both right, pairs that are "
+    "not in the training data",
+    "two things, both right, sides right": "two things, both right and on the right sides",
+    "nearly a training picture": "near-copies of a training image",
+    "variety, times that of real drawings": "variety, relative to real drawings",
+    "photographs of packages, top-1": "photographs from software packages, top-1",
+    "photographs of packages, top-5": "photographs from software packages, top-5",
+}
 
 
 def read(place: str) -> dict:
@@ -59,10 +75,29 @@ def embedded() -> str:
             continue
         is_share = one["unit"] == "%"
         value = share(one["value"], 1) if is_share else f"{one['value']:.2f} {one['unit']}".strip()
-        rows.append((model, what, value, one["bar"] or "–", one["n"], one["date"]))
-    said = "`python -m training.evaluate all` measures them. Their cards explain each."
-    shown = table(("model", "figure", "measured", "bar", "n", "date"), rows) if rows else ""
+        target, met = one["bar"] or "–", _met(one)
+        what = NAMES.get(what, what)
+        rows.append((model, what, value, target, met, one["n"], one["date"]))
+    met = [row[4] for row in rows if row[4]]
+    said = (
+        "`python -m training.evaluate all` measures them. The cards of the models explain each. "
+        "The *referee* is a CLIP that is not in the package: it neither steers nor selects. "
+        "A target is what the authors aim at: "
+        f"{met.count('yes')} of the {len(met)} targets are met."
+    )
+    head = ("model", "figure", "measured", "target", "met", "n", "date")
+    shown = table(head, rows) if rows else ""
     return f"{said}\n\n{shown}\n{_left_out(sorted(old))}"
+
+
+def _met(one: dict) -> str:
+    """Whether a figure meets its target, such as ">= 58.0 %": "yes", "no", or "" without one."""
+    if not one["bar"]:
+        return ""
+    sign, target, *_ = one["bar"].split()
+    value = one["value"] * (100 if one["unit"] == "%" else 1)
+    met = value >= float(target) if sign == ">=" else value <= float(target)
+    return "yes" if met else "no"
 
 
 def canvases() -> str:
@@ -77,33 +112,34 @@ def canvases() -> str:
             rows.append((canvas, one["prompts"], share(one["top5"]), f"{one['steps']:.0f}"))
     memory, tile = data["memory"], data["tile"]
     said = (
-        "`python -m benchmarks.canvases minute`: how often a CLIP that took no part has the thing "
-        "among its first five of 1,740 names, after 60 seconds of one core an image.\n\n"
+        "`python -m benchmarks.canvases minute` measures how often the referee has the right name "
+        "among its first five of 1,740, after 60 seconds of one core for each image.\n\n"
     )
-    shown = table(("canvas", "prompts", "among the first five", "steps"), rows) if rows else (
-        "This is being measured on the present models."
-    )
+    head = ("canvas", "prompts", "among the first five", "steps")
+    shown = table(head, rows) if rows else NONE_YET
     return (
         f"{said}{shown}\n{_left_out(old)}\n"
-        f"Peak memory of 512 cutouts ÷ that of 32: {memory['512 ÷ 32']:.2f}. The step "
-        f"across the edge of a tile ÷ the steps inside it: {tile['tile']:.2f} with `--tile`, "
-        f"{tile['none']:.2f} without (mean of {tile['pictures']} images).\n"
+        f"512 cutouts need {memory['512 ÷ 32']:.2f} times the peak memory of 32. Where two copies "
+        "of an image meet, neighbouring pixels differ by "
+        f"{tile['tile']:.2f} times what they differ by inside it with `--tile`, and by "
+        f"{tile['none']:.2f} times without (mean of {tile['pictures']} images).\n"
     )
 
 
 def steering() -> str:
     """Return the section of what steering gains."""
     said = (
-        "`python -m benchmarks.steering`: 200 prompts, four seeds each, by a CLIP that took no "
-        "part. Cost is that of an image ÷ plain sampling's. Of each budget, a method's way is "
-        "chosen on one half of the prompts and shown on the other.\n\n"
+        "`python -m benchmarks.steering` draws 200 prompts with four seeds each. The referee "
+        "scores them. Cost is the time for one image, divided by that of plain sampling. For each "
+        "budget, the settings of a method are selected on one half of the prompts and measured on "
+        "the other half.\n\n"
     )
     path = ROOT / "benchmarks" / "steering.json"
     data = read("benchmarks/steering.json") if path.exists() else {}
     if not current(data.get("models", {})):
-        return f"{said}This is being measured on the present models.\n"
-    heads = ("budget", "method", "way", "cost", "gain, 10⁻³", "top-5", "better", "worse by 2 s.e.",
-             "diversity")  # fmt: skip
+        return f"{said}{NONE_YET}\n"
+    heads = ("budget", "method", "settings", "cost", "gain, 10⁻³", "top-5", "better")
+    heads += ("worse by 2 s.e.", "diversity")
     rows = []
     for budget, best in data["budgets"].items():
         for row in best:
@@ -146,29 +182,35 @@ def none_of_these() -> str:
                 if row["score"] == "log odds, sharpness 1":
                     caught, false = share(row["caught"]), share(row["false"], 1)
                     rows.append((name, kind, one[kind]["pictures"], row["labels"], caught, false))
-    head = ("CLIP", "images", "n", "labels", "told as none", "of images that show a label")
+    head = ("CLIP", "images", "n", "labels", "rejected rightly", "rejected wrongly")
     return (
-        "`python -m benchmarks.none_of_these`: how many images that show none of the labels "
-        "`classify --none` turns away, at about 5 % of the images that do show one. Each row has "
-        "a threshold of its own.\n\n" + table(head, rows) + f"\n{_left_out(old)}"
+        "`python -m benchmarks.none_of_these` measures `classify --none`. \"Rejected rightly\" is "
+        "the share of the images without any of the labels that get the answer \"none of these\". "
+        "\"Rejected wrongly\" is that share of the images that show one of the labels. The "
+        "threshold of each row is set for about 5 % of wrong rejections.\n\n"
+        + table(head, rows)
+        + f"\n{_left_out(old)}"
     )
 
 
 def vectors(data: dict) -> str:
-    """Return the table of searches among made vectors."""
+    """Return the table of searches among synthetic embeddings.
+
+    Sizes below ONE_GRAPH are left out: they were measured with cells, and `index` makes a graph.
+    """
     rows = [
         (
             f"{one['count']:,}",
             name,
             *(one[name][key] for key in ("effort", "recall@10", "p50 ms", "p99 ms")),
-            f"{one[name]['p50 ms'] / one[USEARCH]['p50 ms']:.1f}" if USEARCH in one else "",
         )
         for key, one in sorted(data.items(), key=lambda item: item[1].get("count", 0))
-        if key.startswith("vectors")
+        if key.startswith("vectors") and one["count"] >= ONE_GRAPH
         for name in one
         if isinstance(one[name], dict)
     ]
-    return table(("vectors", "index", "effort", "recall@10", "ms", "ms, p99", "÷ usearch"), rows)
+    head = ("embeddings", "program and query", "cells searched", "recall@10", "ms", "ms, p99")
+    return table(head, rows)
 
 
 def search() -> str:
@@ -178,27 +220,30 @@ def search() -> str:
         data[key] for key in ("photographs", "listing", "search from a warm disk")
     )
     return (
-        f"Fifty photographs, ten queries, by {photographs['clip']}: "
-        f"{photographs['among five']} found among the first five, {photographs['first']} of them "
-        "first (`photographs`).\n\n"
-        "Made vectors of 512 numbers (`python -m benchmarks.vectors`): the ten nearest, one query "
-        "at a time on one processor. clipguide's time is from a query to an answer with columns "
-        "and thumbnails from disk; the others have the vectors in memory, and give numbers. "
-        "Images ask, but where texts do. Effort: cells looked into, or vectors a walk keeps. "
-        "The rows of 100,000 are of the former, harder vectors, and clipguide's of cells, in whose "
-        "place it makes a graph below 250,000 now (`benchmarks/README.md`). Another program "
-        "disturbed the million's images and cold: they took 5.9 and 9.0 ms of the processor.\n\n"
+        "`python -m benchmarks.search` measures all but the table. With "
+        f"{photographs['clip']}, {photographs['among five']} of 10 queries have the right one of "
+        f"{photographs['photographs']} photographs among the first five results, and "
+        f"{photographs['first']} of them in first place.\n\n"
+        "The table is for synthetic embeddings of 512 numbers (`python -m benchmarks.vectors`). "
+        "The ten nearest are searched, one query at a time, on one processor. The time includes "
+        "reading columns and thumbnails from disk. \"Cold\" are the first 100 searches, when "
+        "nothing of the index is in the disk cache. "
+        f"Below {ONE_GRAPH:,} images, `clipguide index` builds a graph (HNSW) instead of cells: "
+        "`benchmarks/README.md` has its recall and time.\n\n"
         + vectors(data)
-        + "\n\nIndexing ÷ embedding alone (`overhead`), by the clock: "
-        + ", ".join(
-            f"{one['ratio']:.2f} with {key.removeprefix('overhead ')}"
+        + "\n\nIndexing takes "
+        + ", and ".join(
+            f"{one['ratio']:.2f} times as long as embedding alone with "
+            f"{key.removeprefix('overhead ')}, which embeds "
+            f"{one['pictures'] / one['embedding alone, s']:.0f} images per second on "
+            f"{one['processors']} processors"
             for key, one in data.items()
             if key.startswith("overhead")
         )
-        + f".\n\n`clipguide search` with mini from a warm disk (`warm`): {warm['processor s']} s "
-        f"of the processor, of which imports take {warm['imports, %']} % ("
-        + ", ".join(f"{name} {share}" for name, share in warm["of these"].items())
-        + ").\n\nListing (`listing`), peak memory of the driver: "
+        + f".\n\nA `clipguide search` with mini takes {warm['processor s']} s of processor time "
+        f"if its files are in the disk cache. Imports take {warm['imports, %']} % of the time: "
+        + ", ".join(f"{name} {share} %" for name, share in warm["of these"].items())
+        + ".\n\nThe driver of `index --engine ray` takes, while it lists files, at most "
         + ", ".join(f"{row['MiB']} MiB for {row['names']:,} names" for row in names["rows"])
         + ".\n"
     )
@@ -212,13 +257,16 @@ def embedding() -> str:
             rows.append((model, way, f"{one['pictures a second']:.0f}", f"{one['ratio']:.2f}"))
     odd, memory = data["odd files"], data["memory"]
     return (
-        "`python -m benchmarks.embedding speed`: files to embeddings, beside a PyTorch DataLoader "
-        f"loop, on {odd['processors']} processors without a GPU. `fast` decodes JPEGs at a "
-        "smaller size, `bf16` computes in bfloat16.\n\n"
-        + table(("CLIP", "way", "images a second", "÷ DataLoader"), rows)
-        + f"\n\nMemory over {memory['pictures']:,} images: {memory['settled MB']} MB when settled, "
-        f"{memory['highest MB']} MB at most (`memory`). Of {odd['files']} odd files, "
-        f"{odd['unreadable']} cannot be read, and each is named once (`odd`).\n"
+        "`python -m benchmarks.embedding` reads files and embeds them, on "
+        f"{odd['processors']} processors without a GPU. The files are JPEGs of 512 x 512 pixels. "
+        "The baseline is a loop over a PyTorch "
+        "DataLoader. \"One at a time\" is a loop that reads and embeds one image after the other. "
+        "`fast` decodes JPEGs at a smaller size. `bf16` computes in bfloat16.\n\n"
+        + table(("CLIP", "mode", "images per second", "÷ DataLoader"), rows)
+        + f"\n\nOver {memory['pictures']:,} images the process takes "
+        f"{memory['settled MB']} MB after the start, and {memory['highest MB']} MB at most. Of "
+        f"{odd['files']} damaged or unusual files, {odd['unreadable']} cannot be read. Each of "
+        "them is reported once.\n"
     )
 
 
@@ -231,48 +279,57 @@ def finetuning() -> str:
     kept = style["retention: top-1"]
     rows = [
         (
-            "8 images of each of 50 concepts, of a style that mini never saw (`few`)",
+            "accuracy on 50 concepts of a style that mini was not trained on, from 8 images of "
+            "each (`few`)",
             f"{share(few['ours'], 1)} by `finetune`, {share(few['probe'], 1)} by a linear probe, "
             f"{share(few['tip-adapter'], 1)} by Tip-Adapter, {share(few['zero-shot'], 1)} "
             f"zero-shot ({data['few']['seeds'][0]['test pictures']} test images, one draw)",
         ),
         (
-            "half of OpenMoji's concepts, tested on the other half, among 1,740 names (`style`)",
+            "trained on half of OpenMoji's concepts, tested on the other half, among 1,740 names "
+            "(`style`)",
             f"top-1 {share(before, 1)} before, {share(after, 1)} after; retention "
             f"{share(kept[0], 1)} before, {share(kept[1], 1)} after",
         ),
         (
-            f"beside open_clip's own training loop, {peer['model']}, {peer['steps']} steps "
+            f"comparison with open_clip's training loop, {peer['model']}, {peer['steps']} steps "
             "(`peer`)",
-            f"largest difference of a loss {peer['largest difference of a loss']:.1g}; "
-            f"{peer['their time / ours']:.2f} times its speed",
+            f"the losses differ by {peer['largest difference of a loss']:.1g} at most; clipguide "
+            f"is {peer['their time / ours']:.2f} times as fast",
         ),
         (
             "GradCache (`cache`)",
-            f"memory of a batch of 4,096 in chunks of 16 ÷ that of 256: {cache['memory']:.2f}; "
-            f"time of 256 in chunks ÷ at once: {cache['time']:.2f}",
+            f"a batch of 4,096 in chunks of 16 needs {cache['memory']:.2f} times the memory of a "
+            f"batch of 256 in such chunks; 256 in chunks take {cache['time']:.2f} times as long "
+            "as at once",
         ),
         ("time not spent waiting for images (`data`)", share(data["data"]["in the model"], 1)),
     ]
-    said = "`python -m benchmarks.finetune`, on one core, with another job on the other."
+    said = (
+        "`python -m benchmarks.finetune` measures these on one core, while another program uses "
+        "the second core."
+    )
     return f"{said}\n\n{table(('what', 'measured'), rows)}\n"
 
 
 def guiding() -> str:
     """Return the section of a guide made by `finetune --for-guiding`."""
     data = read("training/guiding.json")
-    names = {"guiding": "after 40 minutes", "mini": "the shipped guide then"}
+    names = {"guiding": "after 40 minutes", "mini": "guide that was shipped then"}
     rows = [
         (what, *(share(data[name][what], 1) for name in names))
         for what in ("referee's top-5", "held-out drawings, top-1")
     ]
     concepts = data["mini"]["concepts"]
     return (
-        "`python -m training.guiding train --minutes 40`, then `measure`: mini's guide from before "
-        "its robust stage, trained by `--for-guiding`, beside the guide that was shipped at the "
-        "time. The first row is how often the referee, a CLIP that is not shipped, has the "
-        f"concept among its first five of 1,740 names, of {concepts} that the gradient alone drew. "
-        "It is good to about five points.\n\n" + table(("what", *names.values()), rows) + "\n"
+        "This section shows what `finetune --for-guiding` reaches in 40 minutes of one core "
+        "(`python -m training.guiding`). It began with an earlier guide of mini, before its "
+        "training for robustness. The second column is the guide that the package contained at "
+        "that time, not the present one. For the first row, the gradient of the guide alone drew "
+        f"{concepts} concepts. The row is how often the referee names them among its first five "
+        "of 1,740 names. Its standard error is about 5 percentage points.\n\n"
+        + table(("what", *names.values()), rows)
+        + "\n"
     )
 
 

@@ -56,7 +56,7 @@ def counted(geometry: str) -> tuple[list[Counted], float, float]:
     rungs = [plan for plan in ladder.PLANS if plan != ladder.PLANS[1]]
     rows = [
         Counted(
-            f"vae, {plan}",
+            f"`vae:{plan.rung}`",
             1 + plan.passes(1) * once / step,
             ladder.need(made, decode, latents, plan) / GIB,
         )
@@ -70,8 +70,8 @@ def counted(geometry: str) -> tuple[list[Counted], float, float]:
             lambda plan: ladder.need(tiny, tinies.decode, latents, plan), MEMORY * GIB, number=1
         )
         need = ladder.need(tiny, tinies.decode, latents, plan) / GIB
-        rows.append(Counted(f"tiny, {plan}", 1 + plan.passes(1) * few / step, need))
-    rows.append(Counted("linear", 1.0, 0.0))
+        rows.append(Counted(f"`tiny:{plan.rung}`", 1 + plan.passes(1) * few / step, need))
+    rows.append(Counted("`linear`", 1.0, 0.0))
     weights = sum(p.numel() for m in (denoiser(pipe), pipe.vae) for p in m.parameters())
     return rows, ladder.forward(made, decode, latents) / GIB, 2 * weights / GIB
 
@@ -84,7 +84,7 @@ def table() -> str:
     ]
     for geometry in LATENTS:
         rows, plain, weights = counted(geometry)
-        rows = [Counted("none: plain sampling, decoding at the end", 1.0, plain), *rows]
+        rows = [Counted("none (plain sampling)", 1.0, plain), *rows]
         for row in rows:
             most = max(row.gibibytes, plain)  # the image is decoded at the end in any case
             card = next((f"{card} GiB" for card in CARDS if weights + most < 0.95 * card), "none")
@@ -96,8 +96,8 @@ def table() -> str:
 @dataclass(frozen=True)
 class Default:
     """By default beside models in 16 bits, the linear map and the guide: time ÷ plain sampling
-    where every step is steered, peak ÷ plain, and GiB above plain by the exact decoder on the
-    ladder, with its plan. The peaks are those of decoding: of all images at the end, and of the
+    where every step is steered, peak ÷ plain, and GiB above plain by decoder="vae",
+    with the name of its plan. The peaks are those of decoding: of all images at the end, and of the
     last score, one by one."""
 
     time: float
@@ -150,13 +150,13 @@ def default(geometry: str, images: int, side: int | None = None) -> Default:
     )
     need = ladder.need(made, decoder.family.decode, latents, exact)
     above = guide + copy * (1 if exact.half else 2) + max(need - decoding, 0)
-    return Default(time, guided / (weights + decoding), above / GIB, str(exact))
+    return Default(time, guided / (weights + decoding), above / GIB, exact.rung)
 
 
 def defaults() -> str:
     """The table of what the default comes to."""
     lines = [
-        "| model | images | time ÷ plain | peak ÷ plain | exact decoder: GiB above plain |",
+        "| model | images | time ÷ plain | peak ÷ plain | `decoder=\"vae\"`: GiB above plain |",
         "|---|---|---|---|---|",
     ]
     jobs = [("SD 1.5", 1), *((name, 4 if name == "SD 1.5" else 1) for name in LATENTS)]
@@ -166,7 +166,7 @@ def defaults() -> str:
         cells.append(f"{found.time:.2f}{verdict(found.time <= TIME_BAR, barred)}")
         cells.append(f"{found.peak:.2f}{verdict(found.peak <= MEMORY_BAR, barred)}")
         met = verdict(found.above <= LADDER_BAR, geometry == "SDXL")
-        cells.append(f"{found.above:.1f}{met}, {found.plan}")
+        cells.append(f"{found.above:.1f}{met}, `vae:{found.plan}`")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, checked()])
 
@@ -201,7 +201,7 @@ def measured() -> str:
         default = row["decoder"] == "auto"
         bars = default and (row["geometry"], row["batch"]) in BARRED
         chose = row["chose"].removeprefix("decoder: ")
-        name = f"default: {chose}" if default else chose
+        name = f"default: {chose.partition(',')[0]}" if default else chose
         if not default:
             name += f", memory={row['memory']:g}"
         place = "CUDA" if cuda else "CPU, " + ("bfloat16" if row["half"] else "float32")
@@ -220,15 +220,16 @@ def said(row: dict) -> str:
     if row["what"] == "exact":
         met = verdict(row["above"] <= LADDER_BAR, row["geometry"] == "SDXL")
         return (
-            f"\nThe exact decoder at {row['geometry']}'s own size under memory={row['memory']:g}, "
-            "in a process without the denoiser, which holds the same in both: "
-            f"{row['above']:+.2f} GiB above decoding the image{met}; {row['chose']}."
+            f"\nWith `decoder=\"vae\", memory={row['memory']:g}`, steering {row['geometry']} at "
+            f"its own size needs {row['above']:+.2f} GiB above decoding the image{met}. The "
+            "denoiser was left out of this run, because it needs the same memory with and without "
+            f"steering. The report said \"{row['chose']}\"."
         )
     size, count = 8 * row["side"], len(row["held"])
     return (
-        f"\n{count} images in a row in one context ({row['geometry']}, {size} x {size}, decoder "
-        f"{row['decoder']}): from the second to the last, what the process holds changes by "
-        f"{row['growth']:+.1f} MiB."
+        f"\nThe memory of a process that drew {count} images in one `with` block changed by "
+        f"{row['growth']:+.1f} MiB from the second image to the last ({row['geometry']}, "
+        f"{size} x {size}, `decoder=\"{row['decoder']}\"`)."
     )
 
 

@@ -310,7 +310,8 @@ def clip_benchmark() -> None:
 
 
 def table_of_clip_benchmark(found: dict) -> list[str]:
-    """Lines of markdown: both figures, and what clip_benchmark gives in mixed precision."""
+    """Lines of markdown: the figures of both programs where they are equal, or of each; and those
+    of clip_benchmark in mixed precision."""
     lines = []
     for naming in (True, False):
         rows = [row for row in found["rows"] if ("acc1" in row["clipguide"]) == naming]
@@ -320,13 +321,14 @@ def table_of_clip_benchmark(found: dict) -> list[str]:
         lines[-1] += f" {' | '.join(heads)} |"
         lines.append("|---" * (len(keys) + 4) + "|")
         for row in rows:
-            label = f"{row['data']}: {row['pictures']} of {row['names']} names"
-            for program in ("clip_benchmark", "clipguide", "mixed"):
-                cells = [f"{row[program][key]:.6f}" for key in keys]
-                shown = {"clipguide": "clipguide: " + ("equal" if row["equal"] else "**differs**")}
-                shown["mixed"] = "clip_benchmark, mixed precision"
+            label = f"{row['data']}: {row['pictures']} images, {row['names']} names"
+            same = {"both": "clip_benchmark"}
+            apart = {"clip_benchmark": "clip_benchmark", "clipguide": "clipguide"}
+            shown = (same if row["equal"] else apart) | {"mixed precision": "mixed"}
+            for program, key_of in shown.items():
+                cells = [f"{row[key_of][key]:.6f}" for key in keys]
                 head = f"| {label} | {row['model']} | {row['task']} |"
-                lines.append(f"{head} {shown.get(program, program)} | {' | '.join(cells)} |")
+                lines.append(f"{head} {program} | {' | '.join(cells)} |")
         lines += [""] if naming else []
     return lines
 
@@ -449,14 +451,23 @@ def compare(
     }
 
 
+GROUPS = {  # as the page names them
+    "own size": "the model's own size",
+    "larger": "160 x 160 pixels",
+    "oblong": "a 4:3 canvas",
+    "one picture, too long texts": "one image, texts that are too long",
+}
+
+
 def table_of_torchmetrics(found: dict) -> list[str]:
     """Lines of markdown, one a group."""
-    heads = ("pairs", "above 0", "different cosines, its / ours", "largest difference")
-    heads += ("in levels of a pixel", "largest difference by Pillow's processor")
-    heads += ("its figure of all", "ours: mean, then clamp", "ours: clamp, then mean")
-    lines = [f"| pictures | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    heads = ("pairs", "cosine above 0", "distinct scores: torchmetrics / clipguide")
+    heads += ("largest difference", "largest difference of a pixel (of 255)")
+    heads += ("largest difference with Pillow's processor", "torchmetrics: all pairs")
+    heads += ("clipguide: mean, then clamp", "clipguide: clamp, then mean")
+    lines = [f"| images | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for row in found["rows"]:
-        cells = [row["group"], row["pairs"], row["positive"]]
+        cells = [GROUPS[row["group"]], row["pairs"], row["positive"]]
         cells += [f"{row['distinct']} / {row['distinct of ours']}", f"{row['difference']:.1e}"]
         cells += [row["levels"], f"{row['difference by Pillow']:.1e}"]
         cells += [f"{row[key]:.4f}" for key in ("whole", "mean, then clamp", "clamp, then mean")]

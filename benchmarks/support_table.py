@@ -66,7 +66,7 @@ _DDPM = {"DDPM": DIFFUSION["DDPM"]}
 _FEW = {name: DIFFUSION[name] for name in ("DDIM", "Euler a", "DPM++ 2M")}
 OWN = {
     "Sana Sprint": {"SCM": ("SCMScheduler", {})},
-    "Stable Cascade": {"DDPM of Würstchen": ("DDPMWuerstchenScheduler", {})},
+    "Stable Cascade": {"DDPM Würstchen": ("DDPMWuerstchenScheduler", {})},
     "LCM": _LCM,
     "DDIM": {"DDIM": ("DDIMScheduler", {})},  # its pipeline takes no other
     # Their denoising is that of SD 1.5 and SDXL: one scheduler of each kind.
@@ -78,6 +78,46 @@ OWN = {
     **dict.fromkeys(("CogView4", "HiDream", "Kandinsky 5"), _EULER),
     **dict.fromkeys(("Wan", "Wan 2.2"), {"flow UniPC": FLOWS["flow UniPC"]}),
     **dict.fromkeys((f"Hunyuan-DiT{kind}" for kind in ("", " PAG", " ControlNet")), _DDPM),
+}
+
+CLASSES = {  # the class of each pipeline's tiny model
+    "SD 1.5": "StableDiffusionPipeline",
+    "SD 2 (v)": "StableDiffusionPipeline",
+    "SD image to image": "StableDiffusionImg2ImgPipeline",
+    "SD inpainting": "StableDiffusionInpaintPipeline",
+    "SD ControlNet": "StableDiffusionControlNetPipeline",
+    "LCM": "LatentConsistencyModelPipeline",
+    "SDXL": "StableDiffusionXLPipeline",
+    "SDXL with moments": "StableDiffusionXLPipeline",
+    "SDXL image to image": "StableDiffusionXLImg2ImgPipeline",
+    "SDXL inpainting": "StableDiffusionXLInpaintPipeline",
+    "SD3": "StableDiffusion3Pipeline",
+    "FLUX": "FluxPipeline",
+    "FLUX.2": "Flux2KleinPipeline",
+    "Qwen-Image": "QwenImagePipeline",
+    "Z-Image": "ZImagePipeline",
+    "Sana": "SanaPipeline",
+    "Sana Sprint": "SanaSprintPipeline",
+    "PixArt-Sigma": "PixArtSigmaPipeline",
+    "DDPM": "DDPMPipeline",
+    "DDIM": "DDIMPipeline",
+    "AnimateDiff": "AnimateDiffPipeline",
+    "CogView4": "CogView4Pipeline",
+    "HiDream": "HiDreamImagePipeline",
+    "Stable Cascade": "StableCascadeDecoderPipeline",
+    "Kandinsky 5": "Kandinsky5T2IPipeline",
+    "Wan": "WanPipeline",
+    "Wan 2.2": "WanPipeline",
+    "SD x4 upscaling": "StableDiffusionUpscalePipeline",
+    "Hunyuan-DiT": "HunyuanDiTPipeline",
+    "Hunyuan-DiT PAG": "HunyuanDiTPAGPipeline",
+    "Hunyuan-DiT ControlNet": "HunyuanDiTControlNetPipeline",
+}
+LABELS = {  # of the methods' rows; the others are names of methods
+    "shortcut, noise fixed": '`shortcut`, `fixed="noise"`',
+    "travel": "`shortcut`, `travel=2`",
+    "backprop, both": "`backprop`, `mu=0.5`, `inner=2`",
+    "embedding, null": '`embedding`, `of="null"`',
 }
 
 
@@ -147,10 +187,12 @@ INTRO = """# Supported pipelines and samplers
 
 This page says which pipelines, samplers and methods `steer` works with. `python
 benchmarks/support_table.py` makes the page. It runs the pipelines of diffusers on tiny models with
-random weights.
+random weights. The [last table](#classes) has the class of each pipeline. For other pipelines, see
+[Pipelines that are not in the table](real-models.md#pipelines-that-are-not-in-the-table).
 
-- **yes**: strength 0 changes no bit of the image, strength 1e-9 changes next to nothing, a second
-  run gives the same bits, and the objective is lower with steering for every seed tried.
+- **yes**: strength 0 changes no bit of the image, and strength 1e-9 changes no pixel by more than
+  0.0001. A second run gives the same image. The objective is lower with steering for both images of
+  both seeds.
 - **n/a**: diffusers itself cannot run this pipeline with this scheduler, with or without steering.
   The numbers refer to the reasons below the tables.
 - **refused**: clipguide stops with an error before the run.
@@ -158,16 +200,21 @@ random weights.
 METHODS_INTRO = """## Methods
 
 The table is for text to image and related tasks with the scheduler DDIM. "Yes" means the same as
-above, and that the run leaves the pipeline as it was. For `rollover`, the fall of the objective was
-not tested, because its noise is larger than the effect on these models. `tests/test_matrix.py`
-repeats the table in bfloat16 and float16, with offloading, under `inference_mode` and autocast, and
-with a compiled VAE.
+above, and that the run leaves the pipeline as it was. For `rollover`, it was not tested that the
+objective is lower, because the random noise of the method has a larger effect on these models than
+the steering. `tests/test_matrix.py` repeats the table in bfloat16 and float16, with offloading,
+under `inference_mode` and autocast, and with a compiled VAE.
+"""
+CLASSES_INTRO = """## Classes
+
+"SDXL with moments" has a VAE with `latents_mean` and `latents_std`, as Playground 2.5 has.
 """
 SENTENCES = {  # what exceptions mean
     "'<=' not supported between instances of 'int' and 'NoneType'": "the pipeline sets "
     "`original_inference_steps` to None, and the scheduler needs a number",
     "takes no `latents`": "refused: there is no initial noise to optimise",
-    "begins with the image": "refused unless strength=1: it begins with the image, not with noise",
+    "begins with the image": "refused unless the `strength` of the pipeline is 1: it begins with "
+    "the image, not with noise",
     "skips steps": "refused: the pipeline skips steps, so no step can be repeated",
     "unsupported operand type(s) for /: 'int' and 'list'": "the pipeline passes the sigmas as a "
     "list, and the scheduler needs an array",
@@ -193,7 +240,8 @@ def table(families: list[str]) -> str:
         groups.setdefault(tuple(schedulers(family)), []).append(family)
     notes: list[str] = []
     for names, members in groups.items():
-        lines.append("| scheduler | " + " | ".join(members) + " |")
+        heads = [f"{one} pipeline" if one in DIFFUSION else one for one in members]
+        lines.append("| scheduler | " + " | ".join(heads) + " |")
         lines.append("|---" * (len(members) + 1) + "|")
         for name in names:
             cells = []
@@ -212,7 +260,8 @@ def table(families: list[str]) -> str:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
     lines += [f"{i}. {note}" for i, note in enumerate(notes, 1)]
-    lines += ["", *methods()]
+    lines += ["", *methods(), "", CLASSES_INTRO, "| pipeline | class |", "|---|---|"]
+    lines += [f"| {family} | `{CLASSES[family]}` |" for family in families]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -230,7 +279,7 @@ def methods() -> list[str]:
         for task in TASKS:
             check(method, "float32", task, "plain")
             cells.append(SENTENCES.get(REFUSED.get((method, task)), "yes"))
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {LABELS.get(method, f'`{method}`')} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -242,8 +291,8 @@ def parsed(text: str) -> dict[tuple[str, str], str]:
         if not line.startswith("|") or line.startswith("|---"):
             continue
         head, *rest = [part.strip() for part in line.strip("|").split("|")]
-        if head in ("scheduler", "method"):
-            members = rest if head == "scheduler" else []
+        if head in ("scheduler", "method", "pipeline"):
+            members = [one.removesuffix(" pipeline") for one in rest] * (head == "scheduler")
         elif members:
             found |= {(family, head): said for family, said in zip(members, rest, strict=True)}
     return found

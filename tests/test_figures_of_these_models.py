@@ -84,7 +84,7 @@ def test_what_is_stale_is_not_shown(monkeypatch, tmp_path):
     page = figures.canvases()
     assert "| pixels | 50 | 50 % | 80 |" in page
     assert "Not measured on the present weights: fourier, vqgan" in page
-    assert "being measured" in figures.steering()
+    assert figures.NONE_YET in figures.steering()
     one = {"way": "shortcut 0.1", "best_of": 2, "method": "shortcut", "cost": 1.5, "gain": 0.02,
            "error": 0.003, "top5": 0.8, "better": 0.7, "worse": 0.01, "spread": 0.2}  # fmt: skip
     for models, shown in ((now, True), ({"guide": "1"}, False), ({"referee": "2"}, False)):

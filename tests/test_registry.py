@@ -103,6 +103,10 @@ def test_a_plug_in_of_one_file(tmp_path, generator_folder):
         assert "SparklePipeline" in latents.FAMILIES and "sparkle" in CANVASES
         assert "SparkleScheduler" in schedulers.SCHEDULERS
         assert clipguide.Reward("darkness")(draw(pipe)).shape == (1,)
+        from clipguide.rewards import wanted
+        assert wanted("darkness:0.5").weight == 0.5  # as --reward reads it
+        reward = clipguide.Reward("darkness")
+        assert torch.equal(reward.score(plain), -plain.flatten(1).mean(1))
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=300)
 

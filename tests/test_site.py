@@ -323,6 +323,7 @@ def test_figures_are_those_of_the_files():
 
 def test_the_page_has_each_figure_of_what_is_shipped():
     """Those as well that a CLIP measured which is not shipped."""
+    from benchmarks import figures
     from clipguide import mini
     from training.evaluate.ledger import FIGURES, fingerprint
 
@@ -333,7 +334,7 @@ def test_the_page_has_each_figure_of_what_is_shipped():
         model, _, what = one["key"].partition(": ")
         of = one["weights"]
         if model in shipped and all(shipped[k] == of[k] for k in of if k in shipped):
-            assert f"| {model} | {what} |" in page
+            assert f"| {model} | {figures.NAMES.get(what, what)} |" in page
             seen += not set(of) <= set(shipped)
     assert seen and "Not measured on the present weights: generator" not in page
 

@@ -35,6 +35,8 @@ def test_every_cell_is_there(script):
 
 @pytest.mark.parametrize(("family", "scheduler"), SAMPLE)
 def test_sample(script, family, scheduler):
+    pipe, _ = script.prepared(family, scheduler)
+    assert type(pipe).__name__ == script.CLASSES[family]
     said = script.cell(family, scheduler)
     word = said if said == "yes" else said.split(":")[0]
     assert script.parsed(script.DOCUMENT.read_text())[family, scheduler].split(" (")[0] == word
@@ -69,4 +71,5 @@ def test_the_page_is_of_these_cells(script, monkeypatch):
 def test_cells_are_still_so(script, family):
     for (name, scheduler), said in on_the_page(script).items():
         if name == family:
+            assert type(script.prepared(name, scheduler)[0]).__name__ == script.CLASSES[name]
             assert script.cell(family, scheduler) == said, scheduler

@@ -1,7 +1,7 @@
-"""A plug-in of one file: a method, an objective, a reward, a family, a scheduler and a canvas.
+"""A plug-in of one file: a method, an objective, a reward, a pipeline, a scheduler and a canvas.
 
-`pip install samples/plugin`, and all of clipguide knows them, as in
-`clipguide generate --method sparkle`.
+After `pip install --no-deps samples/plugin`, clipguide knows them, as in
+`clipguide generate "a red fox" --method sparkle --reward darkness:0.5`.
 
 Shapes: B images, 3 channels of H x W pixels.
 """
@@ -19,7 +19,7 @@ from clipguide.guidance import Method, Outcome
 @clipguide.register_method
 @dataclass(frozen=True, kw_only=True)
 class Sparkle(Method):
-    """Moves x0 against the sign of the gradient, by `size` everywhere."""
+    """Move each element of x0 by `size`, against the sign of the gradient."""
 
     name: ClassVar[str] = "sparkle"
 
@@ -41,7 +41,7 @@ class Sparkle(Method):
 
 
 class Dark(clipguide.Objective):
-    """How bright an image is."""
+    """Return the mean brightness of each image: the darker, the better."""
 
     def __call__(self, image_B3HW, generators=None):
         return image_B3HW.flatten(1).mean(1)
@@ -49,7 +49,11 @@ class Dark(clipguide.Objective):
 
 clipguide.register_objective("dark", Dark)
 clipguide.register_reward(
-    "darkness", lambda settings: lambda prompts: Dark(), gradient=True, reads=False, default="-"
+    "darkness",
+    lambda settings: lambda prompts: Dark(),
+    gradient=True,
+    reads=False,
+    default="-",  # what `load` gets as `where`: there is nothing to load
 )
 clipguide.register_family("SparklePipeline", like="StableDiffusionPipeline")
 clipguide.register_scheduler("SparkleScheduler", like="DDIMScheduler")
