@@ -620,3 +620,15 @@ def test_rollover_ends_when_it_is_good_enough(pipe):
     assert not torch.equal(images[-1e9], images[None])
     with steer(pipe, Brightness(), method=Rollover(quota=3)):
         assert torch.equal(draw(pipe, steps=5), images[None])  # the pipeline is as it was
+
+
+def test_noise_leaves_the_generators_as_they_are(pipe):
+    """Each of its runs begins with copies, so that all draw the same, and the same call repeats."""
+    use(pipe, "DDIM")
+    given = settings(steps=2)
+    before = [generator.get_state() for generator in given["generator"]]
+    with steer(pipe, Brightness(), method=Noise(iterations=1)) as s:
+        image = s(**given).images
+        after = [generator.get_state() for generator in given["generator"]]
+        assert all(map(torch.equal, after, before))
+        assert torch.equal(s(**given).images, image)
