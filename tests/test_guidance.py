@@ -341,6 +341,29 @@ def test_a_gradient_that_is_not_a_number(pipe):
     assert image.isfinite().all()
 
 
+class Mended(Objective):
+    """Brightness, which is not a number for the first image until it was asked three times."""
+
+    calls = 0
+
+    def __call__(self, image_B3HW, generators=None):
+        self.calls += 1
+        loss_B = -image_B3HW.flatten(1).mean(1)
+        return torch.stack([loss_B[0] * (torch.nan if self.calls <= 3 else 1.0), *loss_B[1:]])
+
+
+def test_steering_that_stopped_does_not_come_back(pipe):
+    """After three gradients that are no numbers: though the later ones are, the image stays plain,
+    and the other one is steered."""
+    use(pipe, "DDIM")
+    plain = draw(pipe, steps=8)
+    with pytest.warns(ClipguideWarning, match="image 0 stops"), steer(pipe, Mended()) as s:
+        image = draw(pipe, steps=8)
+    assert s.report.skipped == 3 and s.report.steered > 4
+    assert_close(image[0], plain[0], atol=1e-5, rtol=0)
+    assert (image[1] - plain[1]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("room", [2, 0])
 def test_memory_runs_out(pipe, clip, monkeypatch, room):
     """The same views, fewer at a time, said once; not a crash, nor another image."""

@@ -184,7 +184,13 @@ def test_an_adapter_for_the_sketches(pipe):
             first = s.report.candidates[0]
         assert_close(first, with_it, atol=1e-5, rtol=0)
         assert torch.equal(scored(pipe, seed=1_000_000), with_it)  # on again
-        pipe.unet.disable_adapters()
+        own = Lookahead(number=2, steps=2)  # its sketches are of the adapters that are active
+        with steer(pipe, Brightness(), method=own) as s:
+            s(**settings((3,)))
+            on = s.report.candidates[0]
+            pipe.unet.disable_adapters()
+            s(**settings((3,)))
+            assert not torch.allclose(s.report.candidates[0], on, atol=1e-4)
         assert_close(image, draw(pipe, seeds=[3]), atol=1e-5, rtol=0)
         with pytest.raises(ClipguideError, match="no LoRA adapter"), steer(
             pipe, Brightness(), method=Lookahead(sketch_adapter="slow")
