@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clipguide import tables
 from clipguide.engine import Embedded, table
 from clipguide.errors import UsageError
 from clipguide.finetune import data, sources
@@ -164,3 +165,14 @@ def test_names_that_are_not_utf8_come_back_from_a_parquet(tmp_path):
     rows = [Embedded(name, torch.eye(4)[k]) for k, name in enumerate(names)]
     table.write(tmp_path / "t.parquet", rows, key=lambda: "k s", model="m")
     assert [row.path for row in table.read(tmp_path / "t.parquet", key="k s")] == names
+
+
+def test_semicolons_where_the_comma_is_decimal(tmp_path):
+    (tmp_path / "a.csv").write_text("path;caption\na.png;a fox, red\n")
+    assert tables.captions(tmp_path / "a.csv") == {str(tmp_path / "a.png"): "a fox, red"}
+
+
+def test_a_long_caption_that_is_cut_in_a_letter_is_utf8():
+    content = ("a" * (tables.LONGEST - 1) + "ß").encode()[: tables.LONGEST]
+    assert tables.said(content)[:-1] == "a" * (tables.LONGEST - 1)
+    assert tables.said(content)[-1] == "\N{REPLACEMENT CHARACTER}"
