@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, PixArtTransformer2DModel
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, PixArtTransformer2DModel
 from tiny_pipelines import mini as tiny_mini_pipeline
 from tiny_pipelines import noise
 from torch.testing import assert_close
 
-from clipguide import steer
+from clipguide import mini, steer
 from clipguide.errors import UsageError
 from clipguide.mini.conditions import conditions
 from clipguide.mini.pipeline import MiniPipeline
@@ -213,12 +213,24 @@ def test_conditions_keep_map_and_text_apart():
         ({"negative_prompt": ["a", "b"]}, "one negative prompt, or one for each"),
         ({"generator": seeds(1, 2)}, "2 generators for 1 images"),
         ({"prior_eta": 1.5}, "prior_eta must be between 0 and 1, not 1.5"),
+        ({"eta": -0.5}, "eta must be between 0 and 1, not -0.5"),
         ({"map_candidates": 0}, "map_candidates must be 1 or more"),
     ],
 )
 def test_what_does_not_fit(pipe, wrong, message):
     with pytest.raises(UsageError, match=message):
         draw(pipe, "a fox", **{"generator": None, **wrong})
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 15])
+def test_new_noise_at_each_step_of_the_latents(pipe, steps):
+    """Nothing of the old noise is left at the first step, from zero terminal SNR."""
+    shipped = mini.path("generator") / "scheduler"
+    pipe.register_modules(scheduler=DDIMScheduler.from_pretrained(shipped))
+    few = {"num_inference_steps": steps, "prior_num_inference_steps": 3, "output_type": "pt"}
+    images = [pipe("a fox", generator=seeds(1), eta=eta, **few).images for eta in (0.0, 1.0)]
+    assert all(image.isfinite().all() for image in images)
+    assert steps == 1 or not torch.equal(*images)
 
 
 def test_callback_and_interrupt(pipe):

@@ -213,7 +213,7 @@ class MiniPipeline(DiffusionPipeline):
             guidance_scale: of the prior: how closely the map follows the prompt; 1 is no guidance.
             negative_prompt: what the prior and the U-Net are guided away from.
             num_images_per_prompt: how many of each.
-            eta: of DDIM; 0 is deterministic.
+            eta: of DDIM, 0 to 1; 0 is deterministic.
             generator: one, or one an image.
             latents: the initial noise_BChw.
             maps: maps_BKhw to draw from, in place of the prior's.
@@ -248,8 +248,9 @@ class MiniPipeline(DiffusionPipeline):
         self._check(prompts, negatives, height, width, generator)
         if map_candidates < 1:
             raise UsageError(f"map_candidates must be 1 or more, not {map_candidates}.")
-        if not 0 <= prior_eta <= 1:
-            raise UsageError(f"prior_eta must be between 0 and 1, not {prior_eta}.")
+        for name, share in (("eta", eta), ("prior_eta", prior_eta)):
+            if not 0 <= share <= 1:
+                raise UsageError(f"{name} must be between 0 and 1, not {share}.")
         self._guidance_scale, self._interrupt = guidance_scale, False
         usual = USUAL if maps is None else ("any",)  # a map that is given has a style already
         labels = labels_of(prompts, style, usual, generator)
@@ -293,7 +294,12 @@ class MiniPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=image) if return_dict else (image,)
 
     def prepare_extra_step_kwargs(self, generator: Generators, eta: float) -> dict[str, object]:
-        """What this scheduler's `step` takes beside the usual."""
+        """Return what this scheduler's `step` takes beside the usual.
+
+        From zero terminal SNR, eta 1 keeps nothing of the old noise: 1 - alpha - sigma² is 0, and
+        its square root NaN where rounding makes it less.
+        """
+        eta = min(eta, 1 - 1e-4)
         taken = inspect.signature(self.scheduler.step).parameters
         return {k: v for k, v in (("eta", eta), ("generator", generator)) if k in taken}
 
