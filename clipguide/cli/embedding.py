@@ -1,4 +1,4 @@
-"""What the verbs that embed images share: their options, and how they tell of bad files."""
+"""The options of the commands that embed images, and the report of files that cannot be read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _option(*names: str, text: str, metavar: str | None = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How images are found, read and embedded."""
+    """The options that find, read and embed images."""
 
     clip: Annotated[
         str,
@@ -72,7 +72,7 @@ class Options:
     frames: Annotated[
         int,
         _option(
-            text="The number of frames of a moving image whose embeddings are averaged.",
+            text="For an animated image: the number of frames whose embeddings are averaged.",
             metavar="N",
         ),
     ] = 1
@@ -138,8 +138,8 @@ class Options:
     )
 
     def check(self, images: Sequence[str] | None = None) -> None:
-        """UsageError for what makes no sense, and where none of `images` is there: before anything
-        heavy is imported."""
+        """Raise UsageError for impossible options, or if none of `images` exists. Import nothing
+        slow."""
         from ..engine import settings
 
         names = ("batch", "workers", "frames", "alpha", "megapixels")
@@ -148,7 +148,7 @@ class Options:
 
 
 def check_named(names: Sequence[str]) -> None:
-    """UsageError if none of the files and folders that are named is there."""
+    """Raise UsageError if none of the named files and folders exists."""
     if names and not any(
         name == "-" or "://" in name or set("*?[") & set(name) or os.path.lexists(name)
         for name in names
@@ -158,8 +158,8 @@ def check_named(names: Sequence[str]) -> None:
 
 
 def with_options(command: Callable, *, clip: str = Options.clip) -> Callable:
-    """A command whose parameter `options` becomes one option for each field of Options, with `clip`
-    by default."""
+    """Return a command whose parameter `options` is replaced by one option for each field of
+    Options. `clip` is the default of --clip."""
     hints = get_type_hints(command, include_extras=True)
     mine = get_type_hints(Options, include_extras=True)
     default = {**{f.name: f.default for f in fields(Options)}, "clip": clip}
@@ -186,8 +186,8 @@ def with_options(command: Callable, *, clip: str = Options.clip) -> Callable:
 
 @dataclass
 class Pictures:
-    """The images of a command: an engine, and what could not be read so far; `prints` where the
-    command prints a row of each as it comes."""
+    """The images of a command: an engine, and the files that could not be read. `prints` says that
+    the command prints a row for each image at once."""
 
     engine: Engine
     sources: list[str]
@@ -202,9 +202,10 @@ class Pictures:
         return self.engine.clip
 
     def __iter__(self) -> Iterator[Embedded]:
-        """Each image that could be read, with its vector; each that could not is told of.
+        """Yield each readable image with its vector, and report each file that cannot be read.
 
-        UsageError if there is none at all.
+        Raises:
+            UsageError: there is no image at all.
         """
         with console.Count("embedding", prints=self.prints) as count:
             for embedded in self._all():
@@ -220,7 +221,8 @@ class Pictures:
             raise UsageError(f"There are no images in {', '.join(self.sources)}{passed}.")
 
     def finish(self) -> None:
-        """Tell how many could not be read. Exit 1 if that is all, or any where --strict is."""
+        """Report the number of unreadable files. Exit with 1 if no file was readable, or with
+        --strict if any was not."""
         tell_passed(self.passed)
         if profiles := self.engine.profiles:
             path, name = next(iter(profiles.items()))
@@ -246,17 +248,19 @@ class Pictures:
         if others := [source for source in self.sources if source not in tables]:
             found = find(others, recursive=options.recursive, urls=options.urls, passed=self.passed)
             rows, state = shared(self.engine, found), processes()
-            if state is not None and not state.is_main_process:  # which alone writes and prints
+            # only this process writes and prints
+            if state is not None and not state.is_main_process:
                 deque(rows, maxlen=0)
                 raise typer.Exit()
             yield from rows
 
 
 def open_pictures(sources: Sequence[str], options: Options, *, prints: bool = False) -> Pictures:
-    """The engine of the options over the named images; "-" is replaced by the names on stdin;
-    `prints` where the command prints a row of each image as it comes.
+    """Return the images of the options and the named files. "-" stands for the names on stdin.
+    `prints` says that the command prints a row for each image at once.
 
-    UsageError if no image is named at all.
+    Raises:
+        UsageError: no image is named.
     """
     from .. import load_clip
     from ..engine import Cache, Engine, processes
@@ -281,8 +285,8 @@ def open_pictures(sources: Sequence[str], options: Options, *, prints: bool = Fa
 
 
 def tell_passed(passed: Sequence[str]) -> None:
-    """Tell which files in folders may be images that cannot be read. No other file is named, such
-    as a licence."""
+    """Report the files in folders that may be unreadable images. Do not name other files, such as a
+    licence."""
     if passed:
         from ..reading import ENDINGS, UNREAD
 
@@ -293,7 +297,7 @@ def tell_passed(passed: Sequence[str]) -> None:
 
 
 def _open_cache(cache: type, path: Path | None) -> Any:
-    """The cache; of a default one that cannot be used, it is said, and the command goes on."""
+    """Open the cache. If the default cache cannot be used, say so and continue without it."""
     try:
         return cache(path)
     except ClipguideError as error:
@@ -304,7 +308,7 @@ def _open_cache(cache: type, path: Path | None) -> Any:
 
 
 def _from_stdin() -> list[str]:
-    """Names on stdin, one a line, or with zero bytes between them (find -print0)."""
+    """Return the names on stdin: one per line, or separated by zero bytes (find -print0)."""
     from ..engine import Named
 
     content = sys.stdin.buffer.read()

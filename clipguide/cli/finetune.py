@@ -1,4 +1,4 @@
-"""clipguide finetune: a CLIP on images of one's own."""
+"""clipguide finetune: train a CLIP on your own images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NOT_GUIDES += ("share", "test", "allow", "wise_ft")
 
 
 def _check_given(ctx: typer.Context, for_guiding: bool) -> None:
-    """UsageError for an option that would have no effect."""
+    """Raise UsageError for an option that would have no effect."""
     for name in NOT_GUIDES if for_guiding else ONLY_GUIDES:
         source = ctx.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
@@ -62,7 +62,8 @@ def finetune(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FOLDER", help="The folder of the new CLIP."),
+        typer.Option("--out", "-o", metavar="FOLDER", help="The folder of the new CLIP. "
+        "Required, except with --dry-run."),
     ] = None,
     clip: Annotated[
         str, typer.Option(metavar="NAME", help="The CLIP to begin with, as for score.")
@@ -209,9 +210,10 @@ def finetune(
 ) -> None:
     """Fine-tune a CLIP on your own images.
 
-    The result is a folder that every --clip takes, and open_clip too. It has a card, the curve
-    of target against retention, the confusion matrices, and the images whose answer changed. If
-    you stop a run, --resume continues it.
+    The result is a folder that --clip of every command accepts, and open_clip too. The folder also
+    has a model card, the confusion matrices, the images whose predicted label changed, and a curve
+    of the accuracy on your data against the accuracy on the retained data. If you stop a run,
+    --resume continues it.
     """
     _check_given(ctx, for_guiding)
     with console.plain_speech():

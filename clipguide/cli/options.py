@@ -1,4 +1,4 @@
-"""Options that the commands which draw share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def among(*names: str) -> Callable[[str], list[str]]:
-    """Return the completion of an option: these names, though it may take others."""
+    """Return the completion of an option: these names. The option may accept others."""
 
     def complete(incomplete: str) -> list[str]:
         return [name for name in names if name.startswith(incomplete)]
@@ -20,7 +20,7 @@ def among(*names: str) -> Callable[[str], list[str]]:
 
 
 def spelt(metavar: str | None) -> Callable[[str], list[str]] | None:
-    """Return the completion that a metavar such as "white|drop" spells out; None for another."""
+    """Return the completion for a metavar such as "white|drop", or None if it lists no values."""
     names = [name for name in (metavar or "").split("|") if name == name.lower()]
     return among(*names) if "|" in (metavar or "") and len(names) > 1 else None
 
@@ -44,7 +44,7 @@ Out = Annotated[
     ),
 ]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object a line, for each file.")
+    bool, typer.Option("--json", help="Print one JSON object per line, for each file.")
 ]
 ReportAsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Device = Annotated[
@@ -57,7 +57,7 @@ Device = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Show no progress bar, and print only the paths.")
 ]
-KEY = "CLIPGUIDE_REWARD_KEY"  # of the environment: what the address of a reward knows its users by
+KEY = "CLIPGUIDE_REWARD_KEY"  # environment variable with the key for a reward's server
 Reward = Annotated[
     list[str] | None,
     typer.Option(
@@ -72,14 +72,13 @@ Question = Annotated[
     str,
     typer.Option(
         metavar="TEXT",
-        help="The question to vlm and vqascore, with the answer yes or no. {} stands for the "
-        "prompt.",
+        help="A yes-or-no question for the reward vlm. {} stands for the prompt.",
         show_default=False,
     ),
 ]
 TrustPickle = Annotated[
     bool,
     typer.Option(
-        "--trust-pickle", help="Read the weights of a reward from a pickle, which can run code."
+        "--trust-pickle", help="Read weights from a pickle or a JIT archive, which can run code."
     ),
 ]
