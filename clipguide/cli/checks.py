@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import UsageError, close_matches
 from ..registry import ADDED, GROUP
 from ..schedules import schedule
+from .options import REWARDS
 
 Rule = Callable[[str, Any], None]
 
@@ -140,10 +141,6 @@ DEVICES = (
     "maia", "xla", "lazy", "vulkan", "mps", "meta", "hpu", "mtia", "privateuseone",
 )  # fmt: skip
 DTYPES = ("float32", "float16", "bfloat16", "float64", "fp16", "bf16", "fp32")
-REWARDS = (
-    "clip", "siglip2", "pickscore", "hpsv2", "hpsv3", "imagereward", "aesthetic", "vqascore",
-    "vlm", "dino",
-)  # fmt: skip
 EXPORTS = ("onnx", "hf", "torch-export")
 RUNGS = ("whole", "single", "layers", "half", "tiles2", "tiles4", "tiles8")
 DECODERS = ("auto", "vae", "linear", "tiny", *(f"{k}:{r}" for k in ("vae", "tiny") for r in RUNGS))

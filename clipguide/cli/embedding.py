@@ -17,7 +17,7 @@ import typer
 from ..errors import ClipguideError, UsageError
 from ..prompts import shorten
 from . import console
-from .options import spelt
+from .options import DEVICES, among, spelt
 
 if TYPE_CHECKING:
     from ..clip import Clip
@@ -35,8 +35,9 @@ Images = Annotated[
 ]
 
 
-def _option(*names: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, metavar=metavar, autocompletion=spelt(metavar))
+def _option(*names: str, text: str, metavar: str | None = None, known: tuple[str, ...] = ()) -> Any:
+    complete = among(*known) if known else spelt(metavar)
+    return typer.Option(*names, help=text, metavar=metavar, autocompletion=complete)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class Options:
         str,
         _option(
             text="The CLIP: mini, mini-judge, a folder or file, or an open_clip MODEL/TAG. a+b "
-            "averages several. name@cuda:bfloat16 sets a device and a dtype.",
+            "adds the embeddings of several CLIPs. name@cuda:bfloat16 sets a device and a dtype. "
+            "name~FILE adds a word that invert learned.",
             metavar="NAME",
         ),
     ] = "mini"
@@ -56,6 +58,7 @@ class Options:
         _option(
             text="The device, such as cpu, cuda, cuda:1 or mps. [default: the fastest one]",
             metavar="NAME",
+            known=DEVICES,
         ),
     ] = None
     recursive: Annotated[
@@ -64,8 +67,8 @@ class Options:
     alpha: Annotated[
         str,
         _option(
-            text="What happens to transparency. white: the image is put on white. drop: "
-            "transparency is ignored, as in open_clip.",
+            text="What to do with transparency. white: put the image on white. drop: ignore "
+            "transparency, as open_clip does.",
             metavar="white|drop",
         ),
     ] = "white"
@@ -92,7 +95,9 @@ class Options:
     bf16: Annotated[
         bool,
         _option(
-            "--bf16", text="Compute in bfloat16 if cosine similarities change by at most 0.001."
+            "--bf16",
+            text="Compute in bfloat16. clipguide compares the first images, and keeps "
+            "float32 if a cosine similarity changes by more than 0.001.",
         ),
     ] = False
     batch: Annotated[
@@ -104,7 +109,8 @@ class Options:
     workers: Annotated[
         int | None,
         _option(
-            text="The number of threads that decode images. [default: one a processor]", metavar="N"
+            text="The number of threads that decode images. [default: one per processor]",
+            metavar="N",
         ),
     ] = None
     compile: Annotated[
@@ -114,13 +120,15 @@ class Options:
     trust_pickle: Annotated[
         bool,
         _option(
-            "--trust-pickle", text="Read --clip from a pickle or JIT archive, which can run code."
+            "--trust-pickle",
+            text="Read weights from a pickle or a JIT archive, which can run code.",
         ),
     ] = False
     cache: Annotated[
         Path | None,
         _option(
-            text="The file of the cache of embeddings. [default: the user's]",
+            text="The file of the cache of embeddings. [default: $CLIPGUIDE_CACHE, or a file in "
+            "~/.cache/clipguide]",
             metavar="FILE",
         ),
     ] = None
@@ -130,7 +138,9 @@ class Options:
     verify: Annotated[
         bool,
         _option(
-            "--verify", text="Check the content of each file before its cached embedding is used."
+            "--verify",
+            text="Check the content of each file before its cached embedding is "
+            "used. Without it, size and time are compared.",
         ),
     ] = False
     strict: Annotated[bool, _option("--strict", text="Exit with 1 if an image cannot be read.")] = (

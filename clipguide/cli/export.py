@@ -51,7 +51,8 @@ def export(
     trust_pickle: Annotated[
         bool,
         typer.Option(
-            "--trust-pickle", help="Read --clip from a pickle or JIT archive, which can run code."
+            "--trust-pickle", help="Read weights from a pickle or a JIT archive, which can run "
+            "code."
         ),
     ] = False,
 ) -> None:

@@ -49,7 +49,8 @@ def invert(
     trust_pickle: Annotated[
         bool,
         typer.Option(
-            "--trust-pickle", help="Read --clip from a pickle or JIT archive, which can run code."
+            "--trust-pickle", help="Read weights from a pickle or a JIT archive, which can run "
+            "code."
         ),
     ] = False,
     force: Annotated[

@@ -21,17 +21,19 @@ SECTIONS = {  # heading -> options, for all commands
     "Recipe": "config trust",
     "Query": "text texts pairs reference labels image plus where hybrid diversity page top metric "
     "prefix long templates few-shot none calibrate weight aesthetic duplicate drop-duplicates "
-    "identical db to word like things",
+    "identical word like",
     "Data": "image-column caption-column label-column names share test dry-run images captions "
     "prune",
     "Training": "epochs minutes chunk loss rank augment",
-    "What it keeps": "retain allow wise-ft",
+    "Retention": "retain allow wise-ft",
     "With --for-guiding": "for-guiding against norm epsilon attack-steps",
     "Reading images": "recursive alpha frames icc megapixels fast urls batch workers strict cache "
     "no-cache verify",
-    "Models": "model clip device dtype bf16 fp16 int8 compile trust-pickle engine actors",
+    "Models": "model clip device dtype bf16 fp16 int8 compile trust-pickle",
     "Output": "out force resume grid preview video compare trace json quiet format contact-sheet "
-    "copy-to link-to open confusion explain",
+    "copy-to link-to open confusion explain to",
+    "Index": "db engine actors",
+    "List": "things",
     "The page": "host port auth allow-host no-browser",
     "Report": "draw",
 }
@@ -236,6 +238,8 @@ def heading(verb: str, parameter: Any) -> str:
         return "Training"
     if verb not in ("generate", "optimize") and title in OF_DRAWING:
         return "Query"
+    if verb == "optimize" and title == "Options of one method":
+        return "Sampling"
     return title
 
 
