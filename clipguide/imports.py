@@ -1,9 +1,9 @@
-"""Imports of packages without the parts of theirs that a run hardly ever needs.
+"""Import packages without parts that a run rarely needs.
 
 torchvision and timm import torch's compiler (torch._dynamo, with sympy and triton) to mark two
-functions as not to be compiled and to ask it one question, and LanceDB imports the client of
-catalogues on a network: a third of what `clipguide search` imports. Here these parts are stood in
-for while their users are imported; they are loaded as soon as anything else of them is asked for.
+functions and to ask one question. LanceDB imports a client for network catalogues. Together they
+are a third of the imports of `clipguide search`. Stand-ins replace these parts while the packages
+are imported. A part is loaded when any other attribute of it is used.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def vision() -> None:
 
 
 def lancedb() -> ModuleType:
-    """LanceDB, without the client of catalogues on a network. ModuleNotFoundError if it is not
-    installed."""
+    """Return LanceDB, imported without the client for network catalogues. Raise ModuleNotFoundError
+    if it is not installed."""
     if importlib.util.find_spec(CLIENT) is None:
         return importlib.import_module("lancedb")
     with stood_in({CLIENT: {}}):
@@ -45,7 +45,7 @@ def lancedb() -> ModuleType:
 def disable(
     function: Callable | None = None, recursive: bool = True, *, reason: str | None = None
 ) -> Callable:
-    """torch.compiler.disable, which acts once the compiler is there."""
+    """Apply torch.compiler.disable once the compiler is loaded."""
     if function is None:
         return functools.partial(disable, recursive=recursive, reason=reason)
 
@@ -61,9 +61,9 @@ def disable(
 
 @contextlib.contextmanager
 def stood_in(modules: Mapping[str, Mapping[str, Callable]]) -> Iterator[None]:
-    """Within the context these modules have run nothing of themselves and have these functions
-    alone. Those that lie in them can be imported, and with any other attribute they are loaded.
-    Modules that are loaded already are left as they are."""
+    """Return a context in which these modules are not run, and have only these functions. Modules
+    inside them can be imported, and any other attribute loads them. Modules that are loaded already
+    do not change."""
     if any(name in sys.modules for name in modules):
         yield
         return
@@ -79,7 +79,7 @@ def stood_in(modules: Mapping[str, Mapping[str, Callable]]) -> Iterator[None]:
 
 
 class StandIn(ModuleType):
-    """A module that is loaded with the first attribute that it does not have."""
+    """A module that is loaded when an attribute is used that it does not have."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -91,7 +91,7 @@ _SUPPORTED = "is_compile_supported"  # of a kind of device; torchvision's `roi_a
 
 
 def _later(module: str, function: str) -> Callable:
-    """A function of a module that is loaded when it is called."""
+    """Return a function of a module that is loaded when it is called."""
 
     def call(*args: Any, **settings: Any) -> Any:
         return getattr(_loaded(module), function)(*args, **settings)
@@ -100,12 +100,12 @@ def _later(module: str, function: str) -> Callable:
 
 
 def _loaded(name: str) -> ModuleType:
-    """The module itself."""
+    """Return the module itself."""
     _forget()
     return importlib.import_module(name)
 
 
 def _forget() -> None:
-    """Leave the places of stand-ins to the modules themselves."""
+    """Replace the stand-ins by the modules themselves."""
     for name in [name for name, module in sys.modules.items() if isinstance(module, StandIn)]:
         del sys.modules[name]

@@ -2,7 +2,7 @@
 output.
 
 Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, S the side in pixels of the
-tower,
+tower, D the width of the embedding.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""`method="auto"`: the way of steering that gains most for a budget, as it was measured.
+"""`method="auto"`: use the settings with the highest measured gain for a budget.
 
-`auto.json` is a table of ways that no other beats at their cost or below it: the gain in the score
-of a CLIP that had no part in them, and the cost ÷ that of plain sampling, both measured on the
-embedded generator (`python -m benchmarks.steering table --auto`). Its denoiser is small, so that
-steering weighs more there than on any larger model: a budget is kept to, and seldom used up. Its
-`models` are the fingerprints of what was measured; without any it is of an earlier generator.
+`auto.json` is a table of settings that no other setting beats at the same or a lower cost. It has
+the gain in the score of an independent CLIP, and the cost divided by that of plain sampling. Both
+were measured on the embedded generator (`python -m benchmarks.steering table --auto`). Its denoiser
+is small, so steering costs relatively more there than on a larger model: a run stays within the
+budget, and rarely uses all of it. `models` are the fingerprints of what was measured. Without any,
+the table is of an earlier generator.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ BUDGET = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A way of steering: `best_of` samples of an image, each drawn by `each`, which sees by
-    `decoder` and so many `cutouts` beside the whole image. `cost` is × plain sampling."""
+    """Settings of steering: `best_of` samples per image, each drawn by `each` with the decoder
+    `decoder` and `cutouts` crops besides the whole image. `cost` is a multiple of plain sampling.
+    """
 
     each: Method
     best_of: int
@@ -37,12 +39,12 @@ class Choice:
 
     @property
     def method(self) -> Method:
-        """What draws it all."""
+        """Return the method of the whole run."""
         return self.each if self.best_of == 1 else BestOf(number=self.best_of, each=self.each)
 
     @property
     def views(self) -> Cutouts:
-        """What the objective looks at."""
+        """Return the views of the objective."""
         return Cutouts(number=self.cutouts)
 
     def __str__(self) -> str:
@@ -55,7 +57,8 @@ class Choice:
 
 
 def choose(budget: float | None) -> Choice:
-    """The best way for `budget` × the cost of plain sampling; UsageError below 1."""
+    """Return the best settings for a `budget`, a multiple of the cost of plain sampling. Raise
+    UsageError below 1."""
     budget = BUDGET if budget is None else budget
     if not (math.isfinite(budget) and budget >= 1):
         raise UsageError(
@@ -72,8 +75,9 @@ def choose(budget: float | None) -> Choice:
 
 
 def times_plain(budget: str | float | None, plain_seconds) -> float | None:
-    """A budget as × plain sampling: a number, or seconds an image, as "30s", divided by what
-    `plain_seconds()` measures. UsageError for anything else, or for less than plain sampling."""
+    """Return a budget as a multiple of plain sampling: a number, or seconds per image such as
+    "30s", divided by what `plain_seconds()` measures. Raise UsageError for anything else, or for
+    less than plain sampling."""
     if not isinstance(budget, str):
         return budget
     text = budget.strip()
@@ -95,7 +99,7 @@ def times_plain(budget: str | float | None, plain_seconds) -> float | None:
 
 
 def _measured_on() -> str:
-    """What the table is of."""
+    """Return a description of what the table was measured on."""
     return "the embedded generator" if _table().get("models") else "an earlier embedded generator"
 
 

@@ -1,4 +1,5 @@
-"""Another scheduler, or other LoRA adapters, for a while: a pipeline is as it was afterwards."""
+"""Use another scheduler or other LoRA adapters for a while. Afterwards the pipeline is as before.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from .tap import tap
 def scheduler(
     pipe: object, name: str, *, on_timesteps: Callable, on_step: Callable
 ) -> Iterator[None]:
-    """A context in which the pipeline has a scheduler of that class of diffusers' (LCMScheduler),
-    made from the config of its own, and tapped. UsageError for a class that cannot be steered, or
-    is not diffusers'."""
+    """Return a context in which the pipeline has a tapped scheduler of another class of diffusers
+    (such as LCMScheduler), made from the config of its own. Raise UsageError for a class that
+    cannot be steered, or is not one of diffusers."""
     import diffusers
 
     schedulers.SCHEDULERS.find(name)
@@ -36,8 +37,8 @@ def scheduler(
 
 @contextlib.contextmanager
 def adapter(pipe: object, name: str | None, *, active: bool = True) -> Iterator[None]:
-    """A context in which an adapter of the denoiser's is active beside the others that are, or is
-    not. ClipguideError if it was not loaded."""
+    """Return a context in which an adapter of the denoiser is active in addition to the active
+    ones, or inactive. Raise ClipguideError if it was not loaded."""
     if name is None:
         yield
         return
@@ -56,7 +57,7 @@ def adapter(pipe: object, name: str | None, *, active: bool = True) -> Iterator[
 
 
 def adapters(pipe: object) -> list[str]:
-    """The denoiser's LoRA adapters that are active."""
+    """Return the active LoRA adapters of the denoiser."""
     model = denoiser(pipe)
     if not getattr(model, "peft_config", None) or not getattr(model, "_hf_peft_config_loaded", 0):
         return []
@@ -69,7 +70,7 @@ def adapters(pipe: object) -> list[str]:
 
 
 def _activate(model: object, names: list[str]) -> None:
-    """Have these adapters active, at the scales that they have."""
+    """Activate these adapters with their present scales."""
     if names:
         model.enable_adapters()
         model.set_adapter(names)

@@ -1,10 +1,10 @@
-"""What an evaluation of a denoiser costs, from the sizes of its weights.
+"""Estimate the cost of an evaluation of a denoiser from the sizes of its weights.
 
-A linear layer or a convolution does two operations for each of its weights at each place that it is
-applied to. A transformer is applied at each token; a U-Net's level i at a quarter of the places of
-level i − 1. Attention between tokens is left out, and text is taken as being as long as the image,
-so that this is an estimate (tests/test_ladder.py: within 35 % of what is counted). It is the same
-on every machine, and under every offloading: it needs shapes alone.
+A linear layer or a convolution does two operations per weight at each place. A transformer has one
+place per token; level i of a U-Net has a quarter of the places of level i − 1. Attention between
+tokens is left out, and the text is assumed to be as long as the image. So it is an estimate
+(tests/test_ladder.py: within 35 % of the exact count). It is equal on every machine and under every
+offloading, because it needs only shapes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .weights import uncompiled
 
 
 def of_step(pipe: object, x0_shape: tuple[int, ...]) -> float:
-    """Operations of a denoiser for all samples of a step, with classifier-free guidance where the
-    pipeline says that it is on; 0 where nothing is known of the model.
+    """Return the operations of a denoiser for all samples of a step, including classifier-free
+    guidance if the pipeline has it on. Return 0 for an unknown model.
 
     Args:
         pipe: a diffusers pipeline.
-        x0_shape: of the latents as the scheduler has them: B, C, h, w; packed B, L, C; or of
+        x0_shape: the shape of the latents of the scheduler: B, C, h, w; packed B, L, C; or of
             videos B, C, F, h, w.
     """
     model = denoiser(pipe)
@@ -44,9 +44,9 @@ def of_step(pipe: object, x0_shape: tuple[int, ...]) -> float:
 def worth(
     pipe: object, operations: float, step: float, *, half: bool, on: torch.device
 ) -> float:
-    """× plain sampling that a step comes to with so many operations more, `half` of them in
-    bfloat16; infinite where nothing is known of the denoiser. Beside a denoiser in half precision,
-    arithmetic in float32 takes twice as long on an accelerator."""
+    """Return the cost of a step with additional operations, as a multiple of plain sampling. `half`
+    of them are in bfloat16. It is infinite for an unknown denoiser. If the denoiser is in half
+    precision, float32 operations count twice on an accelerator."""
     size = getattr(denoiser(pipe), "dtype", torch.float32).itemsize
     slow = 2 if on.type != "cpu" and size < 4 and not half else 1
     return 1 + slow * operations / step if step else math.inf
@@ -61,7 +61,7 @@ def _unet(model: nn.Module, places: int) -> float:
 
 
 def _patch(model: nn.Module) -> int:
-    """Latents to a token."""
+    """Return the number of latents per token."""
     size = model.config.get("patch_size") or 1
     return math.prod(size) if isinstance(size, (tuple, list)) else size**2
 

@@ -24,9 +24,9 @@ LEAST = 1e-30
 
 @dataclass(frozen=True)
 class Descent:
-    """What one evaluation's steps did: `delta` is added to x0; `first` is the gradient at x0, and
-    `direction` the last one's, for the momentum of the next evaluation. Where `finite_B` is False a
-    gradient was not a number, and nothing moved."""
+    """The result of the steps of one evaluation. `delta` is added to x0. `first` is the gradient at
+    x0, and `direction` the last direction, for the momentum of the next evaluation. Where
+    `finite_B` is False, a gradient was not a number, and nothing moved."""
 
     delta: torch.Tensor
     first: Gradient
@@ -35,8 +35,8 @@ class Descent:
     direction: torch.Tensor
 
     def outcome(self, at: At, *, fixed: str) -> Outcome:
-        """The outcome of an evaluation: "sample" leaves the noisy sample as it is, so that the
-        noise moves with x0; "noise" leaves the noise, so that the sample moves."""
+        """Return the outcome of an evaluation. "sample" keeps the noisy sample, so the noise
+        changes with x0. "noise" keeps the noise, so the sample changes."""
         model_output, sample = at.model_output, at.sample
         if fixed == "sample":
             model_output = at.level.move(model_output, self.delta)
@@ -63,15 +63,15 @@ def descend(
     factor_B: torch.Tensor | None = None,
     before: torch.Tensor | None = None,
 ) -> Descent:
-    """The steps at one evaluation.
+    """Take the steps of one evaluation.
 
     Args:
         x0: the clean latents of B samples.
-        ways: pairs of a weight and a gradient at x0, one of them at least.
-        size: length of all steps together, as a fraction of rms(x0).
-        inner: how many steps share it.
-        momentum: from 0 to below 1, of the direction `before`.
-        factor_B: of each sample's size; None is 1.
+        ways: pairs of a weight and a gradient at x0, at least one.
+        size: the length of all steps together, as a fraction of rms(x0).
+        inner: the number of steps that share it.
+        momentum: from 0 to below 1, the share of the direction `before`.
+        factor_B: the factor of the size of each sample; None is 1.
         before: the direction of the evaluation before.
     """
     size_B = size / inner * rms(x0)

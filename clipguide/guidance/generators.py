@@ -1,4 +1,4 @@
-"""Generators: one a sample, reseeded for another candidate, or begun again."""
+"""Random generators: one per sample, reseeded for another candidate, or restarted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ Given = torch.Generator | Sequence[torch.Generator] | None
 
 
 def reseeded(generator: Given, k: int) -> Given:
-    """The generators of candidate k: as they are for 0, new ones `k` strides on for others."""
+    """Return the generators of candidate k: the given ones for 0, else new ones with seeds that are
+    `k` strides higher."""
     if generator is None or k == 0:
         return generator
     if not isinstance(generator, torch.Generator):
@@ -25,7 +26,7 @@ def reseeded(generator: Given, k: int) -> Given:
 
 
 def restarted(generator: Given) -> Given:
-    """Copies of generators, in the state that they are in."""
+    """Return copies of generators in their present state."""
     if generator is None:
         return None
     if not isinstance(generator, torch.Generator):
@@ -36,10 +37,11 @@ def restarted(generator: Given) -> Given:
 
 
 def one_each(generators: Given, batch: int) -> list[torch.Generator]:
-    """One generator a sample: those given; of a single one, itself and for the samples behind the
-    first new ones of the seeds that follow; new ones of seed 0 where there are none.
+    """Return one generator per sample: the given ones; for a single one, itself for the first
+    sample and new ones with the following seeds; new ones with seed 0 if there are none.
 
-    UsageError if there are another number than samples.
+    Raises:
+        UsageError: there are several, but not one per sample.
     """
     if generators is None:
         return [torch.Generator().manual_seed(0) for _ in range(batch)]
@@ -55,8 +57,9 @@ def one_each(generators: Given, batch: int) -> list[torch.Generator]:
 
 
 def streams(sample: torch.Tensor) -> list[torch.Generator]:
-    """One generator a sample, of a seed that is the digest of its first latents: another for every
-    image, the same in a batch and alone, whatever the pipeline does with its own generators."""
+    """Return one generator per sample. Its seed is the digest of the first latents: it differs
+    between images, and is equal in a batch and alone, whatever the pipeline does with its own
+    generators."""
     rows = sample.detach().float().cpu().numpy()
     digests = [hashlib.sha256(row.tobytes()).digest() for row in rows]
     return [torch.Generator().manual_seed(int.from_bytes(d[:7], "big")) for d in digests]

@@ -1,4 +1,4 @@
-"""A pipeline run with gradients through its denoiser."""
+"""Run a pipeline with gradients through its denoiser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROCESSORS = {"image_processor": "postprocess", "video_processor": "postprocess_
 
 
 def check(pipe: object) -> None:
-    """ClipguideError if there is no gradient through this pipeline's denoiser."""
+    """Raise ClipguideError if gradients through the denoiser of this pipeline are impossible."""
     model = denoiser(pipe)
     if getattr(model, "is_cache_enabled", False):
         raise ClipguideError(
@@ -33,12 +33,12 @@ def check(pipe: object) -> None:
 
 @contextlib.contextmanager
 def through_denoiser(pipe: object) -> Iterator[None]:
-    """Gradients through the denoiser, checkpointed where it can be; none for weights. What the
-    pipeline makes images of is taken out of the graph."""
+    """Return a context with gradients through the denoiser, checkpointed if possible, and none for
+    weights. The decoding of the pipeline is not in the graph."""
     check(pipe)
     parts = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
     trainable = [
-        (module, name)  # sequential offloading puts another parameter there at each move
+        (module, name)  # sequential offloading replaces the parameter at each move
         for part in parts
         for module in part.modules()
         for name, parameter in module.named_parameters(recurse=False)
@@ -71,7 +71,7 @@ def _learns(module: nn.Module, name: str) -> None:
 
 @contextlib.contextmanager
 def _detaching(processor: object, method: str) -> Iterator[None]:
-    """The method gets its tensors without a graph."""
+    """Return the method with tensors that are detached from the graph."""
     original, own = getattr(processor, method), vars(processor).get(method)
 
     @functools.wraps(original)
@@ -89,10 +89,10 @@ def _detaching(processor: object, method: str) -> Iterator[None]:
 
 
 def run(pipe: object, settings: dict[str, object]) -> object:
-    """One run with gradients; what the pipeline returns, without them."""
+    """Run once with gradients. Return what the pipeline returns, without gradients."""
     call = type(pipe).__call__
     with through_denoiser(pipe):
-        output = getattr(call, "__wrapped__", call)(pipe, **settings)  # not under its no_grad
+        output = getattr(call, "__wrapped__", call)(pipe, **settings)  # without its no_grad
     if isinstance(output, tuple):
         return tuple(_detached(part) for part in output)
     for name in ("images", "frames"):

@@ -20,7 +20,7 @@ from .levels import Level, widen
 
 
 class GuidanceHook:
-    """Keeps what a pipeline's denoiser gave last, while the context is open."""
+    """A context that keeps the last output of a pipeline's denoiser."""
 
     def __init__(self, pipe: object) -> None:
         self._pipe, self._output, self._hook = pipe, None, None
@@ -37,12 +37,12 @@ class GuidanceHook:
         self._hook = self._output = None
 
     def forget(self) -> None:
-        """What was kept is of another run, or of another pipeline that shares the denoiser."""
+        """Forget an output of another run, or of another pipeline that shares the denoiser."""
         self._output = None
 
     def direction(self, level: Level, sample: torch.Tensor) -> torch.Tensor | None:
-        """cond − uncond as a move of x0, of sample's shape; None if this evaluation was not of
-        both. What was kept is forgotten."""
+        """Return cond − uncond as a move of x0, in the shape of the sample, or None if this
+        evaluation had not both. Forget the output."""
         both, self._output = self._both(sample), None
         if both is None:
             return None
@@ -51,13 +51,13 @@ class GuidanceHook:
         return level.x0(widen(cond) - uncond, nothing)
 
     def conditional(self, sample: torch.Tensor) -> torch.Tensor | None:
-        """The output with the prompt and without guidance, of this evaluation; None if that was not
-        of both."""
+        """Return the output for the prompt without guidance, or None if this evaluation had not
+        both."""
         both = self._both(sample)
         return None if both is None else both[1]
 
     def _both(self, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The outputs without and with the prompt, if they are known."""
+        """Return the outputs without and with the prompt, if they are known."""
         output, pipe = self._output, self._pipe
         if output is None or len(output) != 2 * len(sample) or output.shape[2:] != sample.shape[2:]:
             return None
@@ -68,7 +68,8 @@ class GuidanceHook:
         return output.chunk(2)
 
     def _keep(self, _: nn.Module, __: tuple, output: object) -> None:
-        """Keep the widest output since the last step: some pipelines look again at a part of it."""
+        """Keep the widest output since the last step, because some pipelines evaluate a part of it
+        again."""
         output = output[0]
         if isinstance(output, torch.Tensor):
             if self._output is None or len(output) >= len(self._output):
@@ -76,9 +77,9 @@ class GuidanceHook:
 
 
 def angle(move: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """Angle_B between two moves of x0 in degrees, 0 to 180; not a number where one is nothing.
+    """Return angle_B between two moves of x0 in degrees, 0 to 180; NaN if one is zero.
 
-    Kahan's formula, 2·atan2(‖u − v‖, ‖u + v‖) of unit vectors, which is exact near 0 and 180 too.
+    Kahan's formula, 2·atan2(‖u − v‖, ‖u + v‖) of unit vectors, is exact near 0 and 180 too.
     """
     u, v = (x.flatten(1) / x.flatten(1).norm(dim=1, keepdim=True) for x in (move, direction))
     return torch.rad2deg(2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1)))

@@ -1,4 +1,4 @@
-"""Particles drawn anew by their weights: each in the mean number · weight times.
+"""Resample particles by their weights. Each is drawn number · weight times on average.
 
 Shapes: K particles.
 """
@@ -9,8 +9,8 @@ import torch
 
 
 def systematic(weight_K: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Where each particle comes from: one uniform number, K places that far apart (Kitagawa
-    1996)."""
+    """Return the origin of each particle, from one uniform number and K evenly spaced places
+    (Kitagawa 1996)."""
     number = len(weight_K)
     offset = torch.rand((), generator=generator, dtype=torch.float64)
     place_K = (torch.arange(number) + offset) / number
@@ -18,8 +18,8 @@ def systematic(weight_K: torch.Tensor, generator: torch.Generator) -> torch.Tens
 
 
 def residual(weight_K: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Where each particle comes from: ⌊K·w⌋ copies of each, and the rest drawn in proportion to
-    what is left of K·w (Liu & Chen 1998)."""
+    """Return the origin of each particle: ⌊K·w⌋ copies of each, and the rest drawn in proportion to
+    the remainder of K·w (Liu & Chen 1998)."""
     number = len(weight_K)
     share_K = number * weight_K
     count_K = share_K.floor()
@@ -32,10 +32,10 @@ def residual(weight_K: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 
 
 def ssp(weight_K: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Where each particle comes from, by Srinivasan's sampling process (Gerber, Chopin & Whiteley
-    2019): the fractions of K·w are paired off, and mass moves within a pair, either way in the mean
-    alike, until one of the two is whole. Each count is within one of K·w, as of `systematic`, and
-    the order of particles does not matter for consistency."""
+    """Return the origin of each particle by Srinivasan's sampling process (Gerber, Chopin &
+    Whiteley 2019). It pairs the fractions of K·w. Within a pair, mass moves in either direction,
+    with zero mean, until one of them is an integer. Each count is within one of K·w, as in
+    `systematic`, and the order of the particles does not matter for consistency."""
     number = len(weight_K)
     share_K = number * weight_K
     count_K = share_K.floor()

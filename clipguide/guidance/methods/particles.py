@@ -123,13 +123,13 @@ class Particles(Method):
         return act
 
     def factor(self, index: int, total: int) -> float:
-        """Of λ at evaluation `index`, from 0, of `total`."""
+        """Return the factor of λ at evaluation `index`, from 0, of `total`."""
         if not self.rising:
             return 1.0
         return min(1.0, 2 ** ((index + 1) / (self.rising * max(1, total))) - 1)
 
     def after(self, run: Run, at: At) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """Makes the step of this evaluation stochastic, if the sampler is not."""
+        """Make the step of this evaluation stochastic if the sampler is not."""
         if stochastic(run.scheduler, at.eta) or not self.eta:
             return None
         here = at.level
@@ -143,14 +143,14 @@ class Particles(Method):
         return part
 
     def _is_last(self, run: Run, at: At) -> bool:
-        """Whether no evaluation after this one is due."""
+        """Return whether no later evaluation is due."""
         left = sum(self.covers(noise) for noise in _noises_after(run, at))
         return left < self.every
 
     def _resample(
         self, weights: Weights, streams: Sequence, threshold: float | None = None
     ) -> torch.Tensor | None:
-        """Where each particle comes from now; None if no group needs it."""
+        """Return the origin of each particle, or None if no group needs resampling."""
         threshold = self.threshold if threshold is None else threshold
         index_B = torch.arange(len(weights.log_B))
         for start in range(0, len(index_B), self.number):
@@ -170,8 +170,8 @@ class Particles(Method):
 
 
 class Weights:
-    """What each particle weighs, and of its way so far: its last reward with the λ of then, its
-    best, their sum, and all that its potentials came to."""
+    """The weight of each particle, and its history: its last reward with its λ, its best reward,
+    their sum, and the total of its potentials."""
 
     def __init__(self, batch: int) -> None:
         zeros = torch.zeros(batch, dtype=torch.float64)
@@ -182,7 +182,7 @@ class Weights:
     def weigh(
         self, reward_B: torch.Tensor, potential: str, sharpness: float, *, last: bool = False
     ) -> None:
-        """Another reward of each; −inf is none, and weighs nothing."""
+        """Add another reward of each particle. −inf has the weight 0."""
         good_B = reward_B.isfinite()
         self.best_B = torch.where(good_B, torch.maximum(self.best_B, reward_B), self.best_B)
         self.sum_B = torch.where(good_B, self.sum_B + reward_B, self.sum_B)
@@ -198,13 +198,13 @@ class Weights:
         self.log_B = torch.where(good_B, self.log_B + grown_B, -torch.inf)
 
     def take(self, index_B: torch.Tensor) -> None:
-        """Each particle goes on as the one that it comes from."""
+        """Continue each particle as the one that it comes from."""
         for name in ("before_B", "sum_B", "given_B", "best_B"):
             setattr(self, name, getattr(self, name)[index_B])
 
 
 def _noises_after(run: Run, at: At) -> list[float]:
-    """The noise levels of the evaluations after this one."""
+    """Return the noise levels of the evaluations after this one."""
     scheduler, times = run.scheduler, run.scheduler.timesteps
     here = getattr(scheduler, "_step_index", None)
     if here is None:

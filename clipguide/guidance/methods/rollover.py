@@ -90,7 +90,7 @@ class Rollover(Method):
 
     @property
     def _pull(self) -> Shortcut:
-        """What moves the mean of proposals."""
+        """Return what moves the mean of the proposals."""
         return Shortcut(strength=self.strength)
 
     def covers(self, noise: float) -> bool:
@@ -127,7 +127,7 @@ class Rollover(Method):
         return act
 
     def _moved(self, run: Run, at: At, state: _State) -> Outcome:
-        """The proposal that the step was decided for, its x0 moved along the gradient."""
+        """Return the accepted proposal of the step, with its x0 moved along the gradient."""
         pull, kept = self._pull, Outcome(state.model_output, state.sample)
         if not pull.covers(at.level.noise):
             return kept
@@ -161,7 +161,8 @@ class Rollover(Method):
 
 
 class Rolling(travel.Travel):
-    """Room for `times` proposals a step; which step an entry is of is said by `go`."""
+    """A schedule with room for `times` proposals per step. `go` says to which step an entry
+    belongs."""
 
     def __init__(self, times: int, interpolant: str) -> None:
         super().__init__(times)
@@ -176,19 +177,19 @@ class Rolling(travel.Travel):
         return False
 
     def go(self, index: int, step: int) -> None:
-        """The evaluation at `index` is of step `step`."""
+        """Assign the evaluation at `index` to step `step`."""
         if index < self.total:
             self.read[index] = self.once[step]
             self.rewind(step)
 
     def ends(self, index: int) -> bool:
-        """Whether no evaluation is left after the one at `index`."""
+        """Return whether no evaluation follows the one at `index`."""
         return index == self.total - 1
 
 
 @dataclass
 class _State:
-    """One run: the step that is tried, its proposals so far, and the best of each image."""
+    """The state of a run: the present step, its proposals so far, and the best of each image."""
 
     quota: int
     enough: float | None = None
@@ -203,7 +204,7 @@ class _State:
     taken_B: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.bool))
 
     def see(self, at: At, reward_B: torch.Tensor) -> None:
-        """Keep, of each image, the proposal that counts."""
+        """Keep the best proposal of each image."""
         self.tries += 1
         if self.tries == 1:
             self.sample, self.model_output, self.reward_B = at.sample, at.model_output, reward_B
@@ -221,7 +222,8 @@ class _State:
             self.taken_B |= self.reward_B > self.best_B
 
     def over(self, rolling: Rolling, index: int) -> bool:
-        """Whether this evaluation was the last of its step; the last step takes what is left."""
+        """Return whether this evaluation was the last of its step. The last step takes the rest of
+        the budget."""
         if self.step == rolling.steps - 1:
             return rolling.ends(index) or (self.satisfied and self.can_stop)
         if self.satisfied:
@@ -230,7 +232,7 @@ class _State:
 
     @property
     def satisfied(self) -> bool:
-        """Whether the best reward of each image so far is enough."""
+        """Return whether the best reward of each image is high enough."""
         if self.enough is None:
             return False
         best_B = self.reward_B
@@ -239,7 +241,7 @@ class _State:
         return bool((best_B >= self.enough).all())
 
     def advance(self, quota: int) -> None:
-        """On to the next step, with the proposals that this one left."""
+        """Go to the next step, with the unused proposals of this one."""
         self.quota = quota + self.quota - self.tries
         self.step, self.tries = self.step + 1, 0
         if self.best_B is not None:
