@@ -90,8 +90,8 @@ def budget(name: str, value: str) -> None:
         float(value.strip().removesuffix("s"))
     except ValueError:
         raise UsageError(
-            "A budget is a multiple of the cost of plain sampling, such as 4, or seconds for "
-            "each image, such as 30s, not {value!r}."
+            "A budget is a multiple of the cost of plain sampling, such as 4, or seconds for each "
+            f"image, such as 30s, not {value!r}."
         ) from None
 
 

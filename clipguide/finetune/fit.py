@@ -77,12 +77,13 @@ class Ema:
 
     @property
     def steps(self) -> int:
-        """How many updates there were."""
+        """Return the number of updates."""
         return int(self._averaged.n_averaged) - 1 if self.decay else 0
 
     @steps.setter
     def steps(self, steps: int) -> None:
-        """Return the number of updates."""
+        if self.decay:
+            self._averaged.n_averaged.fill_(steps + 1)  # 0 would copy, not average
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
