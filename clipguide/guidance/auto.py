@@ -85,7 +85,8 @@ def times_plain(budget: str | float | None, plain_seconds) -> float | None:
         value = float(text.removesuffix("s"))
     except ValueError:
         raise UsageError(
-            f"A budget is a number, × plain sampling, or seconds an image, as 30s, not {budget!r}."
+            "A budget is a multiple of the cost of plain sampling, such as 4, or seconds for each "
+            f"image, such as 30s, not {budget!r}."
         ) from None
     if not text.endswith("s"):
         return value

@@ -1,7 +1,8 @@
-"""What looks at a run: scores, the trace, trust, gradients that are no numbers, the tape, on_step.
+"""The observers of a run: scores, the trace, trust, invalid gradients, the tape, on_step.
 
-Each observer is told of a run's beginning, of every evaluation after the method acted, and of the
-run's end; none changes a bit of the image but by `run.factor_B`, the strength of each sample.
+Each observer is called at the beginning of a run, after every evaluation of the method, and at the
+end. An observer changes the image only through `run.factor_B`, the factor of each sample's
+strength.
 
 Shapes: B samples, N decoded images, 3 channels of H x W pixels.
 """
@@ -28,8 +29,8 @@ MAX_SKIPPED = 3  # gradients of one image
 
 @dataclass
 class Seen:
-    """One evaluation. `image()` decodes x0, once; `steered` says whether the method acted,
-    `replayed` whether it was read from a tape. Scores fills in its trace."""
+    """One evaluation. `image()` decodes x0, once. `steered` says whether the method acted,
+    `replayed` whether it came from a tape. Scores fills in its trace."""
 
     run: Run
     at: At
@@ -41,25 +42,25 @@ class Seen:
 
     @property
     def last(self) -> bool:
-        """Whether it is the last of its run."""
+        """Return whether it is the last of its run."""
         return self.at.index == self.run.total - 1
 
 
 class Observer(Protocol):
-    """What looks at a run."""
+    """The interface of an observer."""
 
     def begin(self, run: Run, report: Report) -> None:
-        """A run of the pipeline begins."""
+        """Handle the beginning of a run."""
 
     def step(self, seen: Seen) -> None:
-        """An evaluation is over, but for the scheduler's step."""
+        """Handle an evaluation, before the scheduler's step."""
 
     def end(self) -> None:
-        """The run is over, perhaps before its last step."""
+        """Handle the end of a run, which can come before its last step."""
 
 
 def measured(at: At, outcome: Outcome, direction: torch.Tensor | None) -> Trace:
-    """What an evaluation measured, on the CPU; what is of x0's device is brought in one go."""
+    """Return the measurements of an evaluation on the CPU, moved from the device at once."""
     found = {}
     if outcome.gradient_B is not None:
         found["gradient_B"] = outcome.gradient_B
@@ -86,10 +87,10 @@ class Base:
 
 
 class Scores(Base):
-    """Scores every `every`-th evaluation and the last, by guide and judge; with `tracing`, all.
-    Where a run ends before its last step, its last evaluation is scored then.
+    """Score every `every`-th evaluation and the last one, by guide and judge; with `tracing`, all.
+    If a run ends early, its last evaluation is scored then.
 
-    Where there is a judge, the trace's rank_B is −ranking of the same images.
+    With a judge, rank_B of the trace is −ranking of the same images.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class Scores(Base):
                 seen.trace = replace(seen.trace, rank_B=ranks(self.ranking, image_N3HW, batch))
 
     def _compare_sizes(self, image_N3HW: torch.Tensor) -> None:
-        """Warn, once a run, of a CLIP that looks at more pixels than there are."""
+        """Warn once per run if the input of a CLIP is larger than the image."""
         if self._sized or getattr(self.run.decode, "kind", "") == "linear":
             return
         self._sized, (height, width) = True, image_N3HW.shape[-2:]
@@ -158,19 +159,19 @@ class Scores(Base):
 
 
 def ranks(objective: Objective, image_N3HW: torch.Tensor, batch: int) -> torch.Tensor:
-    """−objective of each of `batch` samples, higher is better, with views that are always the
-    same; minus infinity for a loss that is not a number."""
+    """Return −objective of each of `batch` samples, higher is better, always with the same views. A
+    loss that is not a number becomes minus infinity."""
     with torch.no_grad():
         loss_B = per_sample(objective, image_N3HW, fresh_generators(batch))
         return -worst_of_none(loss_B).cpu()
 
 
 class Trust:
-    """When the guide is being fooled: what is optimised climbs while the judge's score falls.
+    """Detect that the guide is fooled: the objective improves while the judge's score falls.
 
-    Gao et al. 2023, "Scaling laws for reward model overoptimization": what is optimised goes on
-    rising when what is meant has begun to fall. The judge, which nothing optimises, is the alarm.
-    `factor_B` of each image's strength is 1, then ½, then 0.
+    Gao et al. 2023, "Scaling laws for reward model overoptimization": the optimised reward keeps
+    rising after the intended one has begun to fall. The judge is not optimised, so it gives the
+    alarm. `factor_B` of each image's strength is 1, then ½, then 0.
     """
 
     def __init__(self, batch: int) -> None:
@@ -179,7 +180,7 @@ class Trust:
         self._bad_B = torch.zeros(batch, dtype=torch.long)
 
     def see(self, rank_B: torch.Tensor, judge_B: torch.Tensor) -> torch.Tensor:
-        """−objective and the judge's score of one step; True_B where the factor fell."""
+        """Add −objective and the judge's score of one step. Return True_B where the factor fell."""
         if self._judge_B is None:
             self._rank_B, self._judge_B = rank_B.clone(), judge_B.clone()
             self._gain_B = MARGIN * rank_B.abs()
@@ -197,9 +198,9 @@ class Trust:
 
 
 class Doubt(Base):
-    """Lowers the strength of an image where trust in its guide falls, but for the last tenth of the
-    run, where nothing would come of it. `sign` is −1 where the objective leads away from the
-    guide's prompts. The trace's trust_B says what it came to; it warns of nothing."""
+    """Reduce the strength of an image if trust in its guide falls, except in the last tenth of the
+    run, where it would have no effect. `sign` is −1 if the objective leads away from the guide's
+    prompts. The trace has the result as trust_B. It gives no warning."""
 
     def __init__(self, sign: float) -> None:
         self.sign = sign
@@ -220,8 +221,8 @@ class Doubt(Base):
 
 
 class Numbers(Base):
-    """Counts steered evaluations, and gradients that are no numbers; after a few of these, an
-    image is not steered any more."""
+    """Count steered evaluations and invalid gradients. After a few of these, an image is no longer
+    steered."""
 
     def begin(self, run: Run, report: Report) -> None:
         super().begin(run, report)
@@ -252,14 +253,14 @@ class Numbers(Base):
 
 
 class TraceLog(Base):
-    """Puts each evaluation's row into the report."""
+    """Write the row of each evaluation into the report."""
 
     def step(self, seen: Seen) -> None:
         self.report.trace.append(seen.trace)
 
 
 class TapeWriter(Base):
-    """Keeps each evaluation that was not read from the tape."""
+    """Write each evaluation that did not come from the tape."""
 
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
@@ -280,7 +281,7 @@ class TapeWriter(Base):
 
 
 class Teller(Base):
-    """Tells `on_step`."""
+    """Call `on_step`."""
 
     def __init__(self, on_step: Callable[[Step], None]) -> None:
         self.on_step = on_step

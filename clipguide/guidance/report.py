@@ -1,4 +1,4 @@
-"""What steering saw and did.
+"""The report of a run: its scores, its trace and its warnings.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """
@@ -92,8 +92,8 @@ class Report:
         ]
 
     def eased(self, i: int) -> int | None:
-        """The step from which on the steering of image i was weaker, or over, because what is
-        minimised got better while the judge's score fell; None if it never was."""
+        """Return the step from which the steering of image i was reduced or stopped, because the
+        objective improved while the judge's score fell; None if it never was."""
         doubted = (s.index for s in self.trace if s.trust_B is not None and s.trust_B[i] < 1)
         return next(doubted, None)
 

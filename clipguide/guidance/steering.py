@@ -1,6 +1,6 @@
-"""The context of `steer`: what is patched while it is open, and a call of s(…).
+"""The context of `steer`: what is patched while it is open, and the call s(…).
 
-Methods that run the pipeline their own way do so by `s(…)` of `with steer(pipe, …) as s`.
+Methods that run the pipeline themselves do so in `s(…)` of `with steer(pipe, …) as s`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Steering:
 
     @property
     def guide(self) -> Similarity | None:
-        """The first similarity of the objective."""
+        """Return the first similarity of the objective."""
         return self._session.plan.guide
 
     @property
@@ -72,14 +72,14 @@ class Steering:
 
     @property
     def decoder(self) -> str:
-        """What decodes x0, as the argument of that name takes it: "auto" while that has not chosen,
-        then its choice, with its rung of the ladder, as "vae:half"."""
+        """Return the decoder, as the argument of that name takes it. It is "auto" until that has
+        chosen; then it has its rung, such as "vae:half"."""
         return self._decoder.name
 
     @property
     def prompt(self) -> object:
-        """What is steered towards: one prompt or a list. Set, it holds from the next run on, read
-        by the same CLIPs. UsageError if the objective is more than a similarity to prompts."""
+        """Return the prompt of the steering: one or a list. If you set it, it applies from the next
+        run, with the same CLIPs. Raise UsageError if the objective has other parts."""
         return None if self.guide is None else self.guide.prompts
 
     @prompt.setter
@@ -139,8 +139,8 @@ class Steering:
     def expect(
         self, *, height: int | None = None, width: int | None = None, steps: int | None = None
     ) -> None:
-        """Say, before the context, what is drawn in it, where the pipeline has no `__call__` that
-        would: the size in pixels, which packed latents do not tell, and how many steps."""
+        """Announce what is drawn in the context, for a pipeline without its own `__call__`: the
+        size in pixels, which packed latents do not show, and the number of steps."""
         if height and width:
             self._decoder.set_size(height, width)
         if steps is not None:
@@ -148,7 +148,8 @@ class Steering:
 
     # ------------------------------------------------------------ a call
     def __call__(self, *args: object, **settings: object) -> object:
-        """Run the pipeline by the method: its own arguments, what it returns."""
+        """Run the pipeline with the method. The arguments and the result are those of the pipeline.
+        """
         if self._stack is None:
             raise ClipguideError("Enter the context first: with steer(…) as s: s(…).")
         arguments = _bound(self.pipe, args, settings)
@@ -167,7 +168,7 @@ class Steering:
 
     @contextlib.contextmanager
     def _taping(self, arguments: dict[str, object]):
-        """The first call of the context is on the tape."""
+        """Return whether this call is on the tape: the first one of the context."""
         session, plan = self._session, self._session.plan
         tape, self._tape = Tape(self._tape), None
         weights = {k: v for k, v in self.pipe.components.items() if isinstance(v, torch.nn.Module)}
@@ -186,7 +187,7 @@ class Steering:
 
 
 def _bound(pipe: object, args: tuple, settings: dict[str, object]) -> dict[str, object]:
-    """The arguments of a call by name, those that a pipeline collects in **kwargs among them."""
+    """Return the arguments of a call by name, including those in **kwargs."""
     signature = call_signature(pipe)
     try:
         arguments = dict(signature.bind(*args, **settings).arguments)
@@ -199,7 +200,7 @@ def _bound(pipe: object, args: tuple, settings: dict[str, object]) -> dict[str, 
 
 
 def check_fit(pipe: object, method: Method, family: Family) -> None:
-    """ClipguideError if the method does not fit the pipeline."""
+    """Raise ClipguideError if the method does not fit the pipeline."""
     if method.of_images and family.video:
         raise ClipguideError(
             f"{method.name} ranks finished images, and {type(pipe).__name__} makes videos: use "

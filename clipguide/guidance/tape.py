@@ -34,8 +34,8 @@ SEEN = ("loss_B", "gradient_B", "angle_B", "guide_score_B", "judge_score_B", "ra
 
 @dataclasses.dataclass(frozen=True)
 class TapeStep:
-    """One step: what the scheduler was given, which samples' gradients were numbers (None where
-    none was taken), the generators' states after it, and its row of the trace."""
+    """One step: the input of the scheduler, which gradients were numbers (None if none was taken),
+    the states of the generators after it, and its row of the trace."""
 
     model_output: torch.Tensor
     sample: torch.Tensor | None
@@ -45,10 +45,10 @@ class TapeStep:
 
 
 class Tape:
-    """The steps of one run in a folder, one file each; `position` is the step that comes next, and
-    `decoder` is what its steps were seen by, as `Decoder.name` has it.
+    """The steps of one run in a folder, one file each. `position` is the next step. `decoder` is
+    the decoder of the run, as `Decoder.name`.
 
-    A file that cannot be read ends the tape: that step is drawn again.
+    A file that cannot be read ends the tape: its step is drawn again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,22 +61,22 @@ class Tape:
 
     @property
     def replaying(self) -> bool:
-        """Whether the step that comes next is on the tape."""
+        """Return whether the next step is on the tape."""
         return self.position < len(self._kept)
 
     def begin(self, digest: str) -> None:
-        """Say what is run. ClipguideError if the tape is of another."""
+        """Set the run. Raise ClipguideError if the tape belongs to another run."""
         if self._kept and digest != self._digest:
             raise ClipguideError(f"{self.folder} keeps another run's steps: delete it.")
         self._digest = digest
 
     def next(self) -> TapeStep:
-        """The step at `position`, which moves on."""
+        """Return the step at `position`, and go to the next one."""
         self.position += 1
         return self._kept[self.position - 1]
 
     def keep(self, step: TapeStep) -> None:
-        """Write the step at `position`, whole or not at all, and move on."""
+        """Write the step at `position`, completely or not at all, and go to the next one."""
         tensors = {"model_output": step.model_output.detach().contiguous().cpu()}
         if step.sample is not None:
             tensors["sample"] = step.sample.detach().contiguous().cpu()
@@ -104,19 +104,19 @@ class Tape:
         self.position += 1
 
     def keep_shape(self, output: torch.Tensor | list[torch.Tensor]) -> None:
-        """The shape of the denoiser's output, one or a list of them, goes on the tape."""
+        """Write the shape of the denoiser's output, one or a list, to the tape."""
         listed = isinstance(output, (list, tuple))
         self._shapes = [list(part.shape) for part in output] if listed else list(output.shape)
 
     def zeros(self, like: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """A denoiser's output of zeros, in that shape."""
+        """Return zeros in the shape of the denoiser's output."""
         if any(isinstance(shape, list) for shape in self._shapes):
             return [like.new_zeros(shape) for shape in self._shapes]
         return like.new_zeros(self._shapes)
 
     @staticmethod
     def erase(folder: Path) -> None:
-        """Remove a tape, and the folder that it was in if there is nothing else in that."""
+        """Delete a tape, and its folder if that is then empty."""
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             folder.parent.rmdir()
@@ -146,15 +146,16 @@ class Tape:
 
 @dataclasses.dataclass
 class _Output(BaseOutput):
-    """As the denoisers of diffusers answer."""
+    """An output like those of diffusers' denoisers."""
 
     sample: torch.Tensor
 
 
 @contextlib.contextmanager
 def replaying(tape: Tape, model: nn.Module) -> Iterator[None]:
-    """While a tape is replayed, a denoiser gives zeros in the shape of its own output, and computes
-    nothing; then it is itself, and its shapes go on the tape."""
+    """Return a context in which the denoiser returns zeros in the shape of its output, without
+    computing, while a tape is replayed. Afterwards it computes as usual, and its shapes are written
+    to the tape."""
     own, forward = model.__dict__.get("forward"), model.forward
 
     def answer(*args, **kwargs):

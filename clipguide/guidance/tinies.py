@@ -1,7 +1,7 @@
-"""Tiny decoders: an AutoencoderTiny for a family's latents, handed in, in a folder, or on the hub.
+"""Tiny decoders: an AutoencoderTiny for the latents of a family, given, in a folder, or on the hub.
 
-Those of the hub are TAESD and its siblings (Bohan 2023, MIT): about 10 MB each, distilled from one
-VAE each, so that they go by the family and by what tells that VAE from others of its kind.
+Those on the hub are TAESD and its siblings (Bohan 2023, MIT), about 10 MB each. Each is distilled
+from one VAE, so the choice depends on the family and on what distinguishes this VAE from others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ WIDTHS = [128, 256, 512, 512]  # of the VAEs that they were distilled from
 
 
 def load_tiny(folder: str | Path) -> nn.Module:
-    """An AutoencoderTiny. UsageError if `folder` holds none, ClipguideError if it is damaged."""
+    """Return an AutoencoderTiny. Raise UsageError if `folder` holds none, ClipguideError if it is
+    damaged."""
     from diffusers import AutoencoderTiny
 
     if not (Path(folder) / "config.json").is_file():
@@ -47,7 +48,7 @@ def load_tiny(folder: str | Path) -> nn.Module:
 
 
 def name_on_hub(pipe: object) -> str | None:
-    """The hub's tiny decoder of a pipeline's VAE; None where there is none, or another VAE."""
+    """Return the name of the tiny decoder on the hub for a pipeline's VAE, or None."""
     config = getattr(getattr(pipe, "vae", None), "config", {})
     for begin, name, scales in NAMES:
         if any(base.__name__.startswith(begin) for base in type(pipe).__mro__):
@@ -57,11 +58,12 @@ def name_on_hub(pipe: object) -> str | None:
 
 
 def from_hub(pipe: object, *, download: bool) -> nn.Module | None:
-    """A pipeline's tiny decoder by name; without `download` None unless it is in the cache.
+    """Return the tiny decoder of a pipeline. Without `download`, return None unless it is in the
+    cache.
 
     Raises:
         UsageError: `download`, and there is none for this pipeline.
-        ClipguideError: `download`, and it cannot be had.
+        ClipguideError: `download`, and it cannot be downloaded.
     """
     from diffusers import AutoencoderTiny
 
@@ -84,7 +86,7 @@ def from_hub(pipe: object, *, download: bool) -> nn.Module | None:
 
 
 def decode(tiny: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
-    """image_N3HW about in [0, 1] of latents as the model has them, unscaled."""
+    """Return image_N3HW, about in [0, 1], from unscaled latents."""
     config = tiny.config
     latents_NChw = latents_NChw / config.get("scaling_factor", 1.0)
     latents_NChw = latents_NChw + (config.get("shift_factor") or 0.0)

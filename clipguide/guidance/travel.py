@@ -26,7 +26,7 @@ TRAVELLERS = (
 
 
 def check(pipe: object) -> None:
-    """ClipguideError if this pipeline's steps cannot be repeated."""
+    """Raise ClipguideError if the steps of this pipeline cannot be repeated."""
     name = type(pipe.scheduler).__name__
     if name not in TRAVELLERS:
         raise ClipguideError(
@@ -37,35 +37,36 @@ def check(pipe: object) -> None:
 
 
 class Travel:
-    """Repeats a scheduler's timesteps `times` times."""
+    """Repeat each timestep of a scheduler `times` times."""
 
     def __init__(self, times: int) -> None:
         self.times, self.once = times, None
 
     def enlarge(self, scheduler: object) -> None:
-        """Repeat the timesteps that the pipeline is about to read."""
+        """Repeat the timesteps that the pipeline will read."""
         self.scheduler, self.once = scheduler, scheduler.timesteps
         self.read = scheduler.timesteps = scheduler.timesteps.repeat_interleave(self.times)
         self.rewind(0)
 
     def begin(self, total: int) -> None:
-        """The pipeline has its list: the scheduler gets back its own, to find its steps in."""
+        """Restore the scheduler's own list, in which it finds its steps, after the pipeline has
+        read the long one."""
         if self.once is None:
             raise ClipguideError("Time travel repeats timesteps: set them inside the context.")
         self.scheduler.timesteps, self.total = self.once, total
 
     @property
     def steps(self) -> int:
-        """How many steps there are, each once."""
+        """Return the number of different steps."""
         return self.total // self.times
 
     def returns(self, index: int) -> bool:
-        """Whether the evaluation after the one at `index` takes the same step again."""
+        """Return whether the evaluation after the one at `index` repeats the same step."""
         return index % self.times < self.times - 1
 
     def back(self, at: At, previous: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The sample, noised from where the step of `at` led back to where it began, in float32 or
-        better."""
+        """Return the sample after the step of `at`, noised back to the level where the step began,
+        in float32 or better."""
         here, there = at.level, next_level(self.scheduler, at.timestep)
         ratio = here.alpha / there.alpha
         spread = math.sqrt(max(0.0, here.sigma**2 - ratio**2 * there.sigma**2))
@@ -73,6 +74,6 @@ class Travel:
         return (ratio * there.scale * widen(previous) + spread * noise) / here.scale
 
     def rewind(self, step: int) -> None:
-        """Have the scheduler take this step next."""
+        """Make the scheduler take this step next."""
         if hasattr(self.scheduler, "_step_index"):
             self.scheduler._step_index = step

@@ -55,34 +55,35 @@ class Spectrum:
         self.blocks, self.block_M = blocks, block_M.to(device)
 
     def coefficients(self, z: torch.Tensor) -> torch.Tensor:
-        """h_RM of latents, in float32 or better."""
+        """Return h_RM of latents, in float32 or better."""
         x = widen(z)
         x = x.transpose(1, 2) if self.packed else x
         return _hartley(x.reshape(-1, *self.sides)).flatten(1)
 
     def latents(self, h_RM: torch.Tensor) -> torch.Tensor:
-        """The latents of coefficients; Hartley's transform is its own inverse."""
+        """Return the latents of coefficients. The Hartley transform is its own inverse."""
         x = _hartley(h_RM.unflatten(1, self.sides))
         if not self.packed:
             return x.reshape(self.shape)
         return x.reshape(self.shape[0], self.shape[2], self.shape[1]).transpose(1, 2)
 
     def power(self, z: torch.Tensor) -> torch.Tensor:
-        """The mean square of each block, over all channels of a sample: power_BK, 1 where white."""
+        """Return power_BK, the mean square of each block over all channels of a sample; 1 for white
+        noise."""
         h_RM = self.coefficients(z)
         sums_RK = h_RM.new_zeros(len(h_RM), self.blocks).index_add(1, self.block_M, h_RM.square())
         size_K = torch.bincount(self.block_M, minlength=self.blocks)
         return (sums_RK / size_K).unflatten(0, (self.shape[0], -1)).mean(1)
 
     def whitened(self, z: torch.Tensor) -> torch.Tensor:
-        """The nearest latents whose blocks have the norms of white noise."""
+        """Return the nearest latents whose blocks have the norms of white noise."""
         h_RM = self.coefficients(z)
         sign_RM = torch.where(h_RM < 0, -1.0, 1.0)
         return self.latents(sign_RM * self._nearest(h_RM.abs()))
 
     def tangent(self, z: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        """The part of a step from z along which no block's norms change, to first order: what is
-        normal to h and to its signs."""
+        """Return the part of a step from z that changes no norm of a block, to first order: it is
+        normal to h and to the signs of h."""
         h_RM, step_RM = self.coefficients(z), self.coefficients(step)
         radial_RM = self._unit(h_RM)
         sign_RM = torch.where(h_RM < 0, -1.0, 1.0)
@@ -92,18 +93,19 @@ class Spectrum:
         return self.latents(step_RM)
 
     def _sum(self, value_RM: torch.Tensor) -> torch.Tensor:
-        """The sum over its block, at each coefficient."""
+        """Return the sum over its block, at each coefficient."""
         sums_RK = value_RM.new_zeros(len(value_RM), self.blocks)
         return sums_RK.index_add(1, self.block_M, value_RM)[:, self.block_M]
 
     def _unit(self, value_RM: torch.Tensor) -> torch.Tensor:
-        """Vectors of length 1 in each block; 0 where there is none but rounding."""
+        """Return vectors of length 1 in each block; 0 if there is only rounding error."""
         length_RM = self._sum(value_RM.square()).sqrt()
         return torch.where(length_RM > 1e-6, value_RM / length_RM.clamp_min(1e-6), 0.0)
 
     def _nearest(self, size_RM: torch.Tensor) -> torch.Tensor:
-        """The nearest magnitudes, from 0, of Σ = n·MEAN and Σ² = n in each block (Hoyer 2004): on
-        the plane of that sum, away from its middle; what is below 0 is set to 0 and left out."""
+        """Return the nearest magnitudes, from 0, with Σ = n·MEAN and Σ² = n in each block (Hoyer
+        2004): move on the plane of that sum, away from its middle; set negative ones to 0 and leave
+        them out."""
         number_RM = self._sum(torch.ones_like(size_RM))
         alive_RM = torch.ones_like(size_RM)
         for _ in range(ROUNDS):
@@ -124,6 +126,6 @@ class Spectrum:
 
 
 def _hartley(x_R: torch.Tensor) -> torch.Tensor:
-    """The orthonormal Hartley transform of each row, over all other dimensions."""
+    """Return the orthonormal Hartley transform of each row, over all other dimensions."""
     found = torch.fft.fftn(x_R, dim=tuple(range(1, x_R.ndim)), norm="ortho")
     return found.real - found.imag
