@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-ROWS = 512  # of a block of distances
-COLUMNS = 1 << 16  # of it
+ROWS = 512  # rows of a block of distances
+COLUMNS = 1 << 16  # its columns
 AXES = 48  # of the space in which vectors are looked for
 SAMPLE = 4096  # vectors by which its directions are found
 SLACK = 1e-4  # of a squared distance, by rounding
@@ -50,7 +50,7 @@ class Neighbours:
             near = self._candidates(block) if len(block) else []
             for place, other_P in zip(block.tolist(), near, strict=True):
                 if self._left_N[place]:
-                    self._left_N[place] = False  # it is gone through
+                    self._left_N[place] = False  # the search is done
                     other_P = other_P[self._left_N[other_P]]
                     cosine_P = self.unit_ND[other_P] @ self.unit_ND[place]
                     yield place, other_P[cosine_P >= self.cosine].numpy()

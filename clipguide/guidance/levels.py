@@ -29,9 +29,9 @@ import torch
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level: x·scale = alpha·x0 + sigma·ε, and what the denoiser predicts of it.
+    """One noise level, x·scale = alpha·x0 + sigma·ε, and the kind of prediction.
 
-    `data` is the standard deviation of x0 that the denoiser was made for.
+    `data` is the standard deviation of x0 for which the denoiser was made.
     """
 
     prediction: str
@@ -42,11 +42,13 @@ class Level:
 
     @property
     def noise(self) -> float:
-        """How noisy, on every scheduler's scale: the angle of (alpha, sigma), 0 clean, 1 noise."""
+        """Return the noise level on a scale for every scheduler: the angle of (alpha, sigma); 0 is
+        clean, 1 is noise."""
         return math.atan2(self.sigma, self.alpha * self.data) / (math.pi / 2)
 
     def x0(self, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """The clean latent that a model_output means, of sample's shape (extra channels unread)."""
+        """Return the clean latent of a model_output, in the shape of the sample. Extra channels are
+        ignored."""
         output = widen(model_output)[:, : sample.shape[1]]
         x = widen(sample) * self.scale
         if self.prediction == "epsilon":
@@ -60,14 +62,14 @@ class Level:
         return output
 
     def epsilon(self, x0: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """The noise ε of a sample whose clean latent is x0."""
+        """Return the noise ε of a sample with the clean latent x0."""
         return (widen(sample) * self.scale - self.alpha * x0) / self.sigma
 
     def move(self, model_output: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-        """The model_output that means x0 + delta of the same sample, in float32 or better; extra
-        channels pass through.
+        """Return the model_output for x0 + delta of the same sample, in float32 or better. Extra
+        channels do not change.
 
-        Where nothing is noise any more, only a `sample` prediction can be moved.
+        At a noise level of 0, only a `sample` prediction can be moved.
         """
         if self.prediction == "sample":
             return _add(model_output, delta)
@@ -79,8 +81,8 @@ class Level:
     def move_sample(
         self, model_output: torch.Tensor, sample: torch.Tensor, delta: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The model_output and the sample that mean x0 + delta with the same noise ε, in float32 or
-        better: x·scale = α(x0 + delta) + σε."""
+        """Return the model_output and the sample for x0 + delta with the same noise ε, in float32
+        or better: x·scale = α(x0 + delta) + σε."""
         slope = {
             "epsilon": 0.0,
             "v": -self.sigma / self.data,
@@ -92,7 +94,7 @@ class Level:
 
 
 def widen(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32 or better."""
+    """Return the tensor in float32 or better."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

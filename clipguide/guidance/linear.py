@@ -53,8 +53,8 @@ def fit(
     *,
     latents_NChw: torch.Tensor | None = None,
 ) -> LinearMap:
-    """The map for latents of shape (C, h, w), by what `decode` makes of random ones, or of those
-    handed in."""
+    """Return the map for latents of shape (C, h, w), fitted to what `decode` makes of random
+    latents, or of given ones."""
     if latents_NChw is None:
         channels, height, width = shape
         size = min(height, LARGEST), min(width, LARGEST)
@@ -105,7 +105,8 @@ def _digest(vae: nn.Module) -> str:
 
 
 def smooth(number: int, shape: tuple[int, int, int], *, seed: int = 0) -> torch.Tensor:
-    """latents_NChw of variance 1 a channel, with as much at coarse scales as at fine ones."""
+    """Return latents_NChw with variance 1 per channel, with equal power at coarse and fine scales.
+    """
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = shape
     total = torch.zeros(number, *shape)
@@ -120,5 +121,5 @@ def smooth(number: int, shape: tuple[int, int, int], *, seed: int = 0) -> torch.
 
 
 def _places(x_NChw: torch.Tensor) -> torch.Tensor:
-    """x_PC on the CPU in float64."""
+    """Return x_PC on the CPU in float64."""
     return x_NChw.movedim(1, -1).flatten(0, 2).cpu().double()
