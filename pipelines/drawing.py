@@ -1,4 +1,4 @@
-"""What a run on a canvas is asked for: its settings, what is wrong with them, and its images.
+"""The settings of a run on a canvas, their checks, and their images.
 
 Shapes: 3 channels, H rows, W columns.
 """
@@ -66,8 +66,8 @@ VIEWS = {  # of so many views a call
 
 @dataclass(frozen=True)
 class Kind:
-    """A canvas: Adam's rate that suits it, as a fraction of its unit (the rms of a codebook, the
-    deviation of latents, 1), whether it decodes by a model, and what makes one of somebody's own:
+    """A kind of canvas: its learning rate for Adam, as a fraction of its unit (the rms of a
+    codebook, the deviation of latents, 1), whether it has a model, and for a plug-in the function
     make(height, width, generators)."""
 
     lr: float
@@ -229,7 +229,7 @@ class Drawing:
         self._check_rewards()
 
     def _check_rewards(self) -> None:
-        """UsageError for a reward that is not there, is given twice, or has no gradient."""
+        """Raise UsageError for a reward that is unknown, is repeated, or has no gradient."""
         if len(set(self.rewards)) < len(self.rewards):
             raise UsageError("A reward is given twice: give it once, with a weight.")
         for text in self.rewards:
@@ -345,8 +345,8 @@ class Drawing:
 
 
 def _typed(name: str, value: object) -> object:
-    """A setting as it came from JSON. ValueError if it is of another kind, KeyError if there is
-    none of that name."""
+    """Return a setting from JSON. Raise ValueError for another type, KeyError for an unknown name.
+    """
     default = {field.name: field.default for field in dataclasses.fields(Drawing)}[name]
     if name == "prompts_at":
         return tuple((_whole(step), _text(prompt)) for step, prompt in value)
@@ -391,14 +391,14 @@ def _listed(files: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def digest(file: str) -> str:
-    """sha256 of an image's pixels. UsageError if it cannot be read."""
+    """Return the sha256 digest of an image's pixels. Raise UsageError if it cannot be read."""
     picture = images.load(Path(file))
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 def fitted(file: str, width: int, height: int) -> torch.Tensor:
-    """An image file as image_3HW in [0, 1], cut to the shape at its middle and resized; said once
-    if anything is lost by that. UsageError if it cannot be read."""
+    """Return an image file as image_3HW in [0, 1], cropped to the shape at its middle and resized.
+    Warn once if the crop loses anything. Raise UsageError if it cannot be read."""
     picture = images.load(Path(file))
     if abs(picture.width * height - picture.height * width) > max(picture.size):
         warnings.warn(
@@ -411,8 +411,7 @@ def fitted(file: str, width: int, height: int) -> torch.Tensor:
 
 
 def pale(height: int, width: int, generator: torch.Generator) -> torch.Tensor:
-    """A pale blur that tiles, image_13HW in [0, 1]: what drawings stand on, with something to begin
-    from."""
+    """Return a pale blur that tiles, image_13HW in [0, 1], the initial image of drawings."""
     small_13hw = LIGHT + BLUR * torch.randn(1, 3, BLOBS, BLOBS, generator=generator)
     around_13hw = small_13hw.repeat(1, 1, 3, 3)
     size = (3 * height, 3 * width)
@@ -421,8 +420,8 @@ def pale(height: int, width: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def move(image_13HW: torch.Tensor, drawing: Drawing) -> torch.Tensor:
-    """The image enlarged about its middle, turned against the clock, then shifted right and down;
-    what comes in at an edge mirrors what is there, or of tiles is the next one's."""
+    """Return the image enlarged about its middle, rotated anticlockwise, then shifted right and
+    down. What enters at an edge is mirrored, or for tiles comes from the next tile."""
     height, width = image_13HW.shape[-2:]
     angle = math.radians(drawing.rotate)
     cos, sin = math.cos(angle) / drawing.zoom, math.sin(angle) / drawing.zoom
@@ -439,7 +438,7 @@ def move(image_13HW: torch.Tensor, drawing: Drawing) -> torch.Tensor:
 
 
 def _around(image_13HW: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A tile with a pixel of its neighbours on each side, and the places of `grid` in that."""
+    """Return a tile with a pixel of its neighbours on each side, and the places of `grid` in it."""
     height, width = image_13HW.shape[-2:]
     wrapped = (grid + 1).remainder(2) - 1
     sides = torch.tensor([width / (width + 2), height / (height + 2)]).to(grid)

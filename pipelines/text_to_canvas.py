@@ -1,4 +1,4 @@
-"""Text to canvas: a loop draws an image of a prompt with nothing but a CLIP's gradient.
+"""Text to canvas: a loop draws an image of a prompt by CLIP's gradient alone.
 
 `TextToCanvas("vqgan")("a red fox", seed=1)[0].image.save("fox.png")`
 
@@ -87,7 +87,7 @@ class TextToCanvas:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the model's weights; empty without a model."""
+        """Return the sha256 digest of the model's weights, or "" without a model."""
         return fingerprint({"canvas": self.net}) if self.net else ""
 
     def __call__(
@@ -99,8 +99,12 @@ class TextToCanvas:
         seed: int = 0,
         on_step: Callable[[Step], None] | None = None,
     ) -> list[Picture]:
-        """`count` images of each prompt, seeded `seed`, `seed` + 1, …, one after the other: a
-        image's bits depend on no other. UsageError if a setting is out of range."""
+        """Return `count` images of each prompt, with the seeds `seed`, `seed` + 1, … They are drawn
+        one by one, so that the bits of one do not depend on the others.
+
+        Raises:
+            UsageError: a setting is out of range.
+        """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         for prompt in prompts:
             to_draw(prompt)
@@ -146,9 +150,9 @@ class TextToCanvas:
 
 
 class Run:
-    """One image on its way: iterate it for its steps, then ask for `picture()`.
+    """The run of one image. Iterate it for its steps, then call `picture()`.
 
-    Its canvas grows, if it is to, from a fraction of its size to all of it.
+    Its canvas can grow from a fraction of its size to all of it.
     """
 
     def __init__(self, owner: TextToCanvas, prompt: str, drawing: Drawing, seed: int) -> None:
@@ -186,7 +190,7 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether there is no step left, or patience has run out."""
+        """Return whether no step is left, or patience has run out."""
         return self.loop.done and self._stage == len(self.stages) - 1
 
     def __iter__(self) -> Iterator[Step]:
@@ -194,7 +198,7 @@ class Run:
             yield self.step()
 
     def step(self) -> Step:
-        """One step. ClipguideError if there is none left."""
+        """Take one step. Raise ClipguideError if none is left."""
         if self.done:
             raise ClipguideError("The run is done: start another.")
         if self.loop.done:
@@ -211,14 +215,14 @@ class Run:
         return step
 
     def finish(self, on_step: Callable[[Step], None] | None = None) -> Picture:
-        """All steps that are left, and the image."""
+        """Take all remaining steps, and return the image."""
         for step in self:
             if on_step:
                 on_step(step)
         return self.picture()
 
     def picture(self) -> Picture:
-        """What the judge liked best so far, with its scores and its recipe."""
+        """Return the image with the judge's best score so far, with its scores and its recipe."""
         self.owner.rewards.tell(self._cosines)
         (image,) = to_pil(self.loop.best())
         guide = self.guide.score_pictures([image]).item()
@@ -227,11 +231,11 @@ class Run:
         return Picture(image, recipe, guide, judge, self.seed, [])
 
     def state_dict(self) -> dict:
-        """All that the steps to come depend on."""
+        """Return everything that the remaining steps depend on."""
         return {"index": self.index, "stage": self._stage, "loop": self.loop.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from there; the run must have been made alike."""
+        """Continue from a state. The run must have been made with the same arguments."""
         if state["stage"] != self._stage:
             self._stage = state["stage"]
             self.loop = self._enter(self._stage, None)
@@ -239,7 +243,7 @@ class Run:
         self.loop.load_state_dict(state["loop"])
 
     def recipe(self) -> Recipe:
-        """How the image is made, without its scores."""
+        """Return the recipe of the image, without its scores."""
         owner, drawing = self.owner, self.drawing
         return Recipe(
             command="optimize",
@@ -278,7 +282,8 @@ class Run:
 
     # ------------------------------------------------------------ what is made of the settings
     def _unit(self) -> float:
-        """The rms of a codebook, the deviation of latents: what a rate is a fraction of."""
+        """Return the unit of the learning rate: the rms of a codebook, or the deviation of latents.
+        """
         if self.owner.canvas == "vqgan":
             return self._net.quantize.embedding.weight.float().square().mean().sqrt().item()
         if self.owner.canvas == "latent":
@@ -287,11 +292,11 @@ class Run:
 
     @property
     def _encodes(self) -> bool:
-        """Whether the canvas can begin as an image."""
+        """Return whether the canvas can start with an image."""
         return self._net is None or self._net.config.get("_quantizer") != "gumbel"
 
     def _check_model(self, height: int, width: int) -> None:
-        """UsageError for what the canvas's model cannot do."""
+        """Raise UsageError for what the model of the canvas cannot do."""
         drawing = self.drawing
         check_sides(height, width, factor_of(self._net))
         encodes = drawing.init or drawing.grow > 1 or drawing.moving
@@ -305,7 +310,7 @@ class Run:
         return compose(text, *self.drawing.image_parts())
 
     def _composed(self, prompts: Sequence[Prompt]) -> Objective:
-        """What the loop goes down."""
+        """Return the objective of the loop."""
         drawing, last = self.drawing, max(1, self.drawing.steps - 1)
         turns = [
             (start / last, self._pull(prompt))
@@ -323,12 +328,12 @@ class Run:
         return objective
 
     def _pull(self, prompt: Prompt) -> Objective:
-        """The guide's objective of a prompt, and the rewards."""
+        """Return the objective of the guide for a prompt, and the rewards."""
         guide = Similarity(self.owner.clip, prompt, views=self.drawing.seen())
         return self.owner.rewards.pulling(guide, [prompt], self.drawing)
 
     def _enter(self, stage: int, image_13HW: torch.Tensor | None) -> Loop:
-        """The loop of a stage; its canvas begins as that image, or as the settings say."""
+        """Return the loop of a stage. Its canvas starts with that image, or as the settings say."""
         drawing, (height, width, first, last) = self.drawing, self.stages[stage]
         canvas = self._canvas(height, width).to(self.owner.device)
         init_13HW = None

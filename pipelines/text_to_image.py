@@ -114,7 +114,7 @@ class TextToImage:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the pipeline's weights."""
+        """Return the sha256 digest of the pipeline's weights."""
         return pipeline_fingerprint(self.pipe)
 
     def __call__(
@@ -127,7 +127,7 @@ class TextToImage:
         finished: Finished | None = None,
         **changes: object,
     ) -> list[Picture]:
-        """All images of `iterate`."""
+        """Return all images of `iterate`."""
         told = {"on_step": on_step, "tapes": tapes, "finished": finished}
         return list(self.iterate(prompts, settings, **told, **changes))
 
@@ -195,7 +195,7 @@ class TextToImage:
         return self._iterate(batches, resolved, on_step, tapes, finished)
 
     def _chosen(self, asked: Generation, width: int, height: int) -> Generation:
-        """The settings that "auto" chooses, or those that were asked for."""
+        """Return the settings of "auto", or the given ones."""
         self.choice = None
         budget = times_plain(
             asked.budget, lambda: plain_seconds(self.pipe, asked.steps, asked.cfg, width, height)
@@ -216,7 +216,7 @@ class TextToImage:
     def _resolved(
         self, asked: Generation, method: Method, best_of: int, width: int, height: int
     ) -> Settings:
-        """What all samples of the run share."""
+        """Return the settings that all samples of the run share."""
         return Settings(
             negative=asked.negative,
             best_of=best_of,
@@ -299,7 +299,8 @@ class TextToImage:
                 used = []
 
     def _tape(self, tapes: str | Path, batch: Sequence[Job], settings: Settings) -> Path:
-        """Where a batch's steps are kept: a name for all that bears on them."""
+        """Return the folder of a batch's steps. Its name is a digest of everything that affects
+        them."""
         recipes = [self._recipe(batch, i, settings).to_json() for i in range(len(batch))]
         text = "\n".join([*recipes, str((settings.trace, settings.budget, settings.memory))])
         return Path(tapes) / hashlib.sha256(text.encode()).hexdigest()[:20]
@@ -307,7 +308,8 @@ class TextToImage:
     def _decoding(
         self, decoder: str, tiny: str, budget: float | None, memory: float | None
     ) -> dict[str, object]:
-        """The settings of what steering sees by. UsageError if there is no such decoder."""
+        """Return the settings of the decoder for steering. Raise UsageError for an unknown decoder.
+        """
         if tiny and parsed(decoder)[0] in ("vae", "linear"):
             warnings.warn(
                 f"tiny is ignored: the decoder is {decoder}.", ClipguideWarning, stacklevel=3
@@ -330,7 +332,7 @@ class TextToImage:
         on_step: Callable[[Step], None] | None,
         tape: Path | None,
     ) -> list[Picture]:
-        """One batch."""
+        """Draw one batch."""
         guides = [parse(job.guide) for job in jobs]
         objective = self.objective(guides, Cutouts(number=settings.cutouts))
         objective = self._rewards.pulling(objective, guides, settings)
@@ -400,15 +402,15 @@ class TextToImage:
         ]
 
     def _drawn_by(self, decoder: str, settings: Settings) -> Settings:
-        """The settings that draw the same again: with what "auto" chose for the decoder, and the
-        tiny one of the hub's cache by name where it chose that."""
+        """Return the settings that draw the same again: with the choice of "auto" for the decoder,
+        and the name of a tiny decoder from the hub's cache."""
         found = {"decoder": decoder}
         if parsed(decoder)[0] == "tiny" and settings.tiny_decoder is None:
             found = self._decoding(decoder, tinies.HUB, None, settings.memory)
         return replace(settings, **found)
 
     def _negative(self, settings: Settings, number: int) -> dict[str, object]:
-        """The negative prompts, where this pipeline takes them."""
+        """Return the negative prompts, if this pipeline takes them."""
         takes = "negative_prompt" in call_signature(self.pipe).parameters
         guided = takes and settings.cfg > 1
         return {"negative_prompt": [settings.negative] * number} if guided else {}
@@ -416,7 +418,7 @@ class TextToImage:
     def _refined(
         self, image_B3HW: torch.Tensor, jobs: Sequence[Job], settings: Settings
     ) -> torch.Tensor:
-        """Each image by itself, so that its bits depend on no other."""
+        """Refine each image alone, so that its bits depend on no other."""
         views, found = Cutouts(number=settings.cutouts), []
         for image_3HW, job in zip(image_B3HW, jobs, strict=True):
             guide = parse(job.guide)
@@ -432,7 +434,7 @@ class TextToImage:
         return torch.cat(found)
 
     def _recipe(self, jobs: Sequence[Job], i: int, settings: Settings) -> Recipe:
-        """Of sample i of a batch, without its scores."""
+        """Return the recipe of sample i of a batch, without its scores."""
         strength, options = recipe_options(settings.method)
         return Recipe(
             command="generate",

@@ -1,4 +1,4 @@
-"""clipguide generate: draw an image of each prompt, chosen or steered by CLIP."""
+"""clipguide generate: draw an image of each prompt, which CLIP selects or steers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def generate(
         list[str] | None,
         typer.Argument(
             metavar="PROMPT",
-            help="What to draw, one image a PROMPT. In 'a red fox | oil painting:0.5 | blur:-1', | "
-            "separates the parts, and :number is the weight of a part; a negative weight "
-            "steers away. Write \\| and \\: for the characters themselves.",
+            help="What to draw, one image for each PROMPT, in the syntax of generate.",
             show_default=False,
         ),
     ] = None,
@@ -51,8 +49,9 @@ def generate(
     best_of: Annotated[
         int | None,
         typer.Option(
-            help="Draw this many candidates for each image, and keep the best. [default: 4 "
-            "unsteered ones with the embedded generator if no option asks for steering, else 1]"
+            help="Draw this many samples for each image, and keep the best. --method best-of has "
+            "more options. [default: 1; 4 unsteered ones with the embedded generator if there is "
+            "no steering option]"
         ),
     ] = None,
     method: steering.Name = None,
@@ -102,45 +101,51 @@ def generate(
         ),
     ] = 0,
     steps: Annotated[
-        int | None, typer.Option(help="The number of sampling steps. [default: 30]")
+        int | None, typer.Option(help="The number of sampling steps. A distilled model needs "
+        "few, such as 4. [default: 30]")
     ] = None,
     seed: options.Seed = None,
     cfg: Annotated[
         float | None,
-        typer.Option(help="The scale of classifier-free guidance; 1 is none. [default: 4.0]"),
+        typer.Option(help="The scale of classifier-free guidance. 1 is none, which a distilled "
+        "model needs. [default: 4.0]"),
     ] = None,
     cfg_window: Annotated[
         str | None,
         typer.Option(
             metavar="LOW,HIGH",
-            help="The noise levels at which classifier-free guidance applies, from 1, pure noise, "
-            "to 0, the image. [default: all]",
+            help="Apply classifier-free guidance only between these noise levels: 1 is pure "
+            "noise, 0 is the image. [default: all]",
         ),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="SIDE|WxH", help="The size in pixels. [default: the model's own]"),
+        typer.Option(metavar="SIDE|WxH", help="The size in pixels. [default: that of the model]"),
     ] = None,
     model: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="The generator: mini, a folder of diffusers, or the name of a model.",
+            help="The generator: mini, a folder in diffusers format, or a model of the Hugging "
+            "Face hub such as stabilityai/sdxl-turbo.",
         ),
     ] = "mini",
     clip: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The CLIP that steers: mini, a folder of open_clip, or ARCHITECTURE/TAG. "
-            "[default: the model's]",
+            help="The CLIP that steers: mini, a folder in open_clip format, or MODEL/TAG of "
+            "open_clip. [default: mini for the embedded generator, else that of the model's "
+            "family]",
         ),
     ] = None,
     judge: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The CLIP that judges and does not steer. [default: mini-judge for mini]",
+            help="A second CLIP that only scores. If its score falls, clipguide reduces the "
+            "steering. By default it also selects among unsteered samples. [default: mini-judge "
+            "for the embedded generator]",
         ),
     ] = None,
     reward: options.Reward = None,
@@ -148,8 +153,8 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="NAME[:WEIGHT]",
-            help="A reward that selects among candidates in place of the guide. It needs no "
-            "gradient. Repeatable.",
+            help="A reward that selects among samples. The guide still steers. The reward needs "
+            "no gradient. Repeatable.",
         ),
     ] = None,
     question: options.Question = "",
@@ -200,8 +205,7 @@ def generate(
         bool,
         typer.Option(
             "--trace",
-            help="Score every step, and save in the PNG what steering saw. clipguide plot draws "
-            "it.",
+            help="Score every step, and save the scores in the PNG. clipguide plot draws them.",
         ),
     ] = False,
     as_json: options.AsJson = False,
@@ -223,9 +227,11 @@ def generate(
     ] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw an image of each PROMPT, chosen or steered by CLIP.
+    """Draw an image of each PROMPT. CLIP selects or steers it.
 
-    Each PNG contains the recipe that made it. Nothing is overwritten without --force.
+    By default, the embedded generator is not steered: the command draws four samples and keeps the
+    best. A steering option, a reward or a weight in a PROMPT makes it steer. Each PNG contains the
+    recipe that made it. Nothing is overwritten without --force.
     """
     if not prompts:
         raise UsageError("There is no prompt: give one, or a recipe as --config FILE.")
@@ -373,7 +379,7 @@ def _draw(
 
 
 def _tell_of_easing(files: Files) -> None:
-    """One line where the judge eased the steering."""
+    """Print one line if the judge reduced the steering."""
     from ..pipelines.picture import easing
 
     if said := easing(files.pictures):
@@ -382,7 +388,7 @@ def _tell_of_easing(files: Files) -> None:
 
 
 def _check_resume(resume: bool, *, seed: int | None, force: bool, video: Path | None) -> None:
-    """UsageError for what does not go with --resume."""
+    """Raise UsageError for options that do not go with --resume."""
     if resume and seed is None:
         raise UsageError("--resume needs the seed of the run: give it, such as --seed 1.")
     if resume and force:
@@ -398,8 +404,8 @@ def _write_grid(files: Files) -> None:
 
 
 def _write_comparison(files: Files, plain: list[Picture]) -> None:
-    """Each image as it comes without steering, and beside it as it was drawn; with the judge's
-    scores, or without a judge the guide's."""
+    """Write each image next to the same image without steering, with the scores of the judge, or of
+    the guide if there is no judge."""
     pairs = [pair for both in zip(plain, files.pictures, strict=True) for pair in both]
     names = ("unguided", "guided")
     scores = [p.guide_score if p.judge_score is None else p.judge_score for p in pairs]
@@ -408,7 +414,7 @@ def _write_comparison(files: Files, plain: list[Picture]) -> None:
 
 
 def pixels(size: str | None) -> int | tuple[int, int] | None:
-    """'128' or '128x96', or None. UsageError if it is neither."""
+    """Return the size '128' or '128x96', or None. Raise UsageError for anything else."""
     if size is None:
         return None
     sides = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", size)
@@ -420,7 +426,7 @@ def pixels(size: str | None) -> int | tuple[int, int] | None:
 
 
 def best_device() -> str:
-    """Where torch is fastest here."""
+    """Return the fastest device of this machine."""
     import torch
 
     if torch.cuda.is_available():

@@ -36,7 +36,8 @@ LOSS_SCALES = tuple(2.0**k for k in (16, 12, 8, 4, 0, -6))  # of gradients in fl
 
 @dataclass(frozen=True)
 class Gradient:
-    """An objective at x0: what it decodes to, loss_B, and the gradient of their sum (as x0)."""
+    """The objective at x0: the decoded image, loss_B, and the gradient of their sum with respect to
+    x0."""
 
     image_N3HW: torch.Tensor
     loss_B: torch.Tensor
@@ -45,8 +46,8 @@ class Gradient:
 
 @dataclass(frozen=True)
 class At:
-    """One evaluation: what the denoiser got and gave, the noise level, and the x0 it means, as the
-    scheduler takes it. `eta` is what the pipeline passes to `step`, None if it does not."""
+    """One evaluation: the input and output of the denoiser, the noise level, and the x0 as the
+    scheduler takes it. `eta` is what the pipeline passes to `step`, or None."""
 
     index: int
     timestep: int | float | torch.Tensor
@@ -59,10 +60,10 @@ class At:
 
 @dataclass
 class Outcome:
-    """What the scheduler is to step from, and what was seen on the way.
+    """The new input of the scheduler's step, and the measurements.
 
-    image_N3HW is the decoded x0, loss_B and gradient_B (rms over a sample) are those before any
-    move, `finite_B` is False where a gradient was not a number, `delta` is the move of x0.
+    image_N3HW is the decoded x0. loss_B and gradient_B (rms over a sample) are those before any
+    move. `finite_B` is False where a gradient was not a number. `delta` is the move of x0.
     """
 
     model_output: torch.Tensor
@@ -75,19 +76,20 @@ class Outcome:
 
 
 class Repeats(Protocol):
-    """What takes steps of a run again: see `travel`."""
+    """The interface that repeats steps of a run: see `travel`."""
 
     def enlarge(self, scheduler: object) -> None:
-        """Make room, after `set_timesteps`."""
+        """Make room for the repeated steps after `set_timesteps`."""
 
     def begin(self, total: int) -> None:
-        """The pipeline has its list of timesteps, of `total` evaluations."""
+        """Handle that the pipeline has its list of timesteps, of `total` evaluations."""
 
     def returns(self, index: int) -> bool:
-        """Whether the evaluation after the one at `index` takes the same step again."""
+        """Return whether the evaluation after the one at `index` repeats the same step."""
 
     def back(self, at: At, previous: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The sample, noised from where the step of `at` led back to where it began."""
+        """Return the sample after the step of `at`, noised back to the level where the step began.
+        """
 
 
 @dataclass
@@ -129,8 +131,8 @@ class Run:
     stop: Callable[[], None] | None = None
 
     def loss(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """image_N3HW and loss_B, without gradients; a loss that is not a number is infinite, which
-        is the worst, and said once."""
+        """Return image_N3HW and loss_B, without gradients. A loss that is not a number becomes
+        infinite, with one warning."""
         with torch.no_grad(), without_autocast(x0.device):
             image_N3HW = self.decode(x0)
             loss_B = per_sample(self.objective, image_N3HW, self.generators)
@@ -141,12 +143,12 @@ class Run:
         return image_N3HW, worst_B
 
     def gradient(self, x0: torch.Tensor, of: torch.Tensor | None = None) -> Gradient:
-        """The gradient at x0, whatever grad mode the pipeline runs in; by `of`, which x0 was
-        computed from, if it is given.
+        """Return the gradient at x0, or at `of`, from which x0 was computed. The grad mode of the
+        pipeline does not matter.
 
-        Where memory runs out, said once, it is tried again as for all that follow: by the decoder's
-        next plan while that is exact, then with the same views encoded fewer at a time, then by the
-        plans that are not exact. ClipguideError if the last of them needs too much.
+        If memory runs out, it warns once and tries again, now and later: with the decoder's next
+        exact plan, then with fewer views at a time, then with plans that are not exact. It raises
+        ClipguideError if the last one needs too much.
         """
         while True:
             states = [generator.get_state() for generator in self.generators]
@@ -190,15 +192,15 @@ class Run:
         return Gradient(image_N3HW.detach(), loss_B.detach(), value)
 
     def noise_like(self, x: torch.Tensor) -> torch.Tensor:
-        """Standard normal noise in float32 or better, that of a sample from its own stream."""
+        """Return standard normal noise in float32 or better, each sample from its own stream."""
         drawn = [torch.randn(x.shape[1:], generator=g) for g in self.streams]
         return torch.stack(drawn).to(widen(x[:0]))
 
 
 def _derivative(loss: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """∂loss/∂of in float32 or better. Through a graph in float16 small gradients become 0 and large
-    ones infinite: the loss is scaled there (Micikevicius et al. 2018, section 3.2), by the largest
-    of a few factors that stays finite."""
+    """Return ∂loss/∂of in float32 or better. In a float16 graph, small gradients become 0 and large
+    ones infinite. The loss is therefore scaled (Micikevicius et al. 2018, section 3.2), by the
+    largest of a few factors with a finite result."""
     scales = LOSS_SCALES if of.dtype == torch.float16 else (1.0,)
     for scale in scales:
         last = scale == scales[-1]
@@ -209,14 +211,15 @@ def _derivative(loss: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
 
 
 def worst_of_none(loss_B: torch.Tensor) -> torch.Tensor:
-    """Losses, infinite where they are not numbers: the worst there is."""
+    """Return losses in which values that are not numbers are infinite, the worst value."""
     return torch.where(loss_B.isnan(), torch.inf, loss_B)
 
 
 def per_sample(
     objective: Objective, image_N3HW: torch.Tensor, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
-    """loss_B of an objective, the mean over a sample's frames; one generator a sample."""
+    """Return loss_B of an objective, the mean over the frames of a sample, with one generator per
+    sample."""
     frames = len(image_N3HW) // len(generators)
     each = [generator for generator in generators for _ in range(frames)]
     return objective(image_N3HW, each).unflatten(0, (len(generators), frames)).mean(1)
@@ -224,7 +227,7 @@ def per_sample(
 
 @contextlib.contextmanager
 def without_autocast(device: torch.device) -> Iterator[None]:
-    """Types are as they are, whatever autocast the pipeline runs under."""
+    """Return a context without autocast."""
     if not torch.amp.is_autocast_available(device.type):
         yield
         return
@@ -233,8 +236,8 @@ def without_autocast(device: torch.device) -> Iterator[None]:
 
 
 def call_signature(pipe: object) -> inspect.Signature:
-    """What a pipeline is called with: of a subclass that passes everything on, by *args, its base's
-    arguments."""
+    """Return the signature of a pipeline's call. For a subclass that passes *args on, return that
+    of its base."""
     for base in type(pipe).__mro__:
         call = vars(base).get("__call__")
         if call is None:
@@ -247,17 +250,17 @@ def call_signature(pipe: object) -> inspect.Signature:
 
 
 def rms(x: torch.Tensor) -> torch.Tensor:
-    """Root mean square_B of each sample, in float32 or better."""
+    """Return the root mean square_B of each sample, in float32 or better."""
     return widen(x).flatten(1).square().mean(1).sqrt()
 
 
 def along(value_B: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """value_B in a shape that multiplies x, one value a sample."""
+    """Return value_B in a shape that multiplies x, one value per sample."""
     return value_B.to(x.device).view(-1, *[1] * (x.ndim - 1))
 
 
 class Sampler(Protocol):
-    """What a call method gets: the pipeline, to be run."""
+    """What a call method gets: the pipeline, which it runs."""
 
     pipe: object
 
@@ -269,45 +272,46 @@ class Sampler(Protocol):
         memory: object = None,
         **settings: object,
     ) -> object:
-        """One run of the pipeline, steered by a method or none, with gradients or without; what it
-        returns. `memory` is handed to the method's `start`."""
+        """Run the pipeline once, steered by a method or not, with gradients or without. Return its
+        result. `memory` goes to the method's `start`."""
 
     def initial_noise(self, **settings: object) -> torch.Tensor:
-        """The latents that the pipeline begins with, as its `latents` argument takes them."""
+        """Return the initial latents of the pipeline, as its `latents` argument takes them."""
 
     def conditioning(self, of: str) -> contextlib.AbstractContextManager:
-        """A context in which what the denoiser is conditioned on is moved: its `shift_BLD`, of the
-        embedding of the "prompt" or of none, "null", whose rms is `size_B`."""
+        """Return a context that adds `shift_BLD` to the embedding of the "prompt" or of the empty
+        prompt, "null". `size_B` is its rms."""
 
     def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
-        """Score_B of what x0 decodes to after the share `until` of a run's steps, which ends
+        """Return score_B of the decoded x0 after the share `until` of a run's steps. The run ends
         there."""
 
     def borrowing(
         self, *, scheduler: str | None, adapter: str | None
     ) -> contextlib.AbstractContextManager:
-        """A context in which the pipeline has another scheduler, of a class of diffusers' made from
-        the config of its own, and a LoRA adapter of its denoiser's beside those that are active."""
+        """Return a context in which the pipeline has another scheduler class of diffusers, and an
+        additional LoRA adapter of its denoiser."""
 
     def without(self, adapter: str | None) -> contextlib.AbstractContextManager:
-        """A context in which that adapter is not active."""
+        """Return a context in which that adapter is inactive."""
 
     def identity(self, **settings: object) -> str | None:
-        """A digest of what an unsteered run with these settings, and its score, depend on; None
-        where that cannot be said."""
+        """Return a digest of everything that affects an unsteered run with these settings and its
+        score, or None if it is unknown."""
 
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unsteered: the final latents, and score_B = −loss_B of what they decode to."""
+        """Return the final latents of an unsteered run, and score_B = −loss_B of their images."""
 
     def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
-        """The objective at the end of an unsteered run, and its gradient by the latents."""
+        """Return the objective at the end of an unsteered run, and its gradient with respect to the
+        latents."""
 
     def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Score_B of finished images, higher is better: −objective."""
+        """Return score_B of finished images, −objective; higher is better."""
 
     def candidate(self, score_B: torch.Tensor, better_B: torch.Tensor | None = None) -> None:
-        """Report a candidate of each image. With `better_B`, what was seen of the latest run is
-        kept for these images, and what was seen before for the others."""
+        """Report a candidate of each image. With `better_B`, the trace of the latest run is kept
+        for these images, and the earlier trace for the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,7 +366,7 @@ class Method:
 
     @property
     def needs_gradient(self) -> bool:
-        """Whether it takes the objective's gradient."""
+        """Return whether it needs the gradient of the objective."""
         return True
 
     @property

@@ -1,4 +1,4 @@
-"""x0 to image, differentiable: by the pipeline's own VAE, a tiny decoder, or a linear map.
+"""Decode x0 to an image, differentiably: with the pipeline's VAE, a tiny decoder, or a linear map.
 
 Shapes: B samples, N decoded images (N = B·F for videos of F frames), C channels and h x w of
 latents, 3 channels of H x W pixels.
@@ -99,16 +99,15 @@ class Decoder:
         return tiny
 
     def open(self) -> None:
-        """Begin: watch for height and width, where they are needed.
+        """Begin: record height and width if they are needed.
 
-        The live VAE is not touched. Its weights stay as trainable as they are: PyTorch's kernels
-        for linear layers differ in the last bit between weights that are and are not, so that the
-        pipeline's own decoding would change.
+        The live VAE does not change. Its weights keep requires_grad, because PyTorch's kernels of
+        linear layers differ in the last bit with it, and the pipeline's own decoding would change.
         """
         self._grid.watch()
 
     def close(self) -> None:
-        """End: undo `open`, and let go of the copies."""
+        """Undo `open`, and release the copies."""
         self._grid.forget()
         self._forget()
 
@@ -117,11 +116,11 @@ class Decoder:
 
     @property
     def asked(self) -> tuple[object, ...]:
-        """All that the choice goes by, but for what memory is free."""
+        """Return everything that the choice depends on, except the free memory."""
         return self._asked, self._rung, self._budget, self._memory
 
     def take(self, name: str) -> None:
-        """Until `close` decode by what was chosen before, as `name` says it."""
+        """Use an earlier choice, given by `name`, until `close`."""
         if self._function is None:
             self._take(*parsed(name))
 
@@ -132,17 +131,17 @@ class Decoder:
         self._decodings: dict[str, Decoding] = {}
 
     def set_size(self, height: int, width: int) -> None:
-        """The size in pixels of what packed latents decode to, until `close`."""
+        """Set the size in pixels of packed latents, until `close`."""
         self._grid.set_size(height, width)
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
-        """image_N3HW of latents as the scheduler sees them, by the kind that is chosen."""
+        """Return image_N3HW of latents as the scheduler sees them, by the chosen decoder."""
         self.choose(x0)
         return self._decode(x0, self.kind)
 
     def exact(self, x0: torch.Tensor) -> torch.Tensor:
-        """The same by the VAE, whatever the kind; to look at, one image at a time, in bfloat16
-        where the VAE itself is in 16 bits."""
+        """Return the same by the VAE, whatever the kind: one image at a time, in bfloat16 if the
+        VAE has 16 bits."""
         self.choose(x0)
         if self.kind == "vae" or self.family.decoder is None:
             return self(x0)
@@ -152,10 +151,11 @@ class Decoder:
 
     # --------------------------------------------------------------- the choice
     def choose(self, x0: torch.Tensor) -> str:
-        """Settle, once a context, what decodes; one line that says what and why.
+        """Choose the decoder, once per context. Return a line that explains it.
 
-        It goes by sizes alone, so that a run repeats: by the operations of the VAE's gradient
-        beside those of a step of the denoiser, and by what it needs beside the limit.
+        The choice depends on sizes alone, so that a run repeats: on the operations of the VAE's
+        gradient compared with those of a step of the denoiser, and on its memory compared with the
+        limit.
         """
         if not self._said:
             self.name, why = self._settled(x0)
@@ -163,7 +163,7 @@ class Decoder:
         return self._said
 
     def _settled(self, x0: torch.Tensor) -> tuple[str, str]:
-        """Its name, and what is said of it."""
+        """Return the name of the choice, and its explanation."""
         if self.family.decoder is None:
             self.kind = "vae"
             return self.kind, "none, these latents are pixels"
@@ -194,7 +194,7 @@ class Decoder:
         return f"{self.kind}:{self._plan(x0, self.kind).rung}" if has_rungs else self.kind
 
     def _too_dear(self, x0: torch.Tensor) -> str | None:
-        """Why the VAE's gradient is beyond the budget or the memory; None if it is not."""
+        """Return why the VAE's gradient exceeds the budget or the memory, or None."""
         made, decode = self._made("vae")
         shape = self._shape(x0, "vae")
         once = ladder.operations(made, decode, (1, *shape[1:]))
@@ -212,7 +212,7 @@ class Decoder:
         return None
 
     def _limit(self, x0: torch.Tensor) -> float:
-        """GiB beside weights."""
+        """Return the limit in GiB, without the weights."""
         return memory.limit(x0.device) if self._memory is None else self._memory
 
     def _plan(self, x0: torch.Tensor, kind: str) -> Plan:
@@ -226,12 +226,12 @@ class Decoder:
         return self._plans[kind, shape]
 
     def sizes(self, x0: torch.Tensor) -> tuple[int, ...]:
-        """The shape of what the VAE takes for these latents of the scheduler."""
+        """Return the shape that the VAE takes for these latents of the scheduler."""
         return self._shape(x0, "vae")
 
     def spare(self, *, exact: bool) -> bool:
-        """Memory ran out: decode by the next plan from here on, if there is one, and one that is
-        exact where that is asked for. Whether it does."""
+        """Use the next plan after memory ran out, if there is one, and an exact one if that is
+        asked for. Return whether there was one."""
         keys = [key for key in self._plans if key[0] == self.kind]
         if not keys:
             return False
@@ -262,7 +262,7 @@ class Decoder:
         return self._by(kind, self._plan(x0, kind), latents)
 
     def _by(self, kind: str, plan: Plan, latents: torch.Tensor) -> torch.Tensor:
-        """By the clean copy, which is made at the first."""
+        """Decode with the clean copy, which is made at the first use."""
         known = self._decodings.get(kind)
         if known is None or known.plan != plan:
             if known is not None and known.plan.half != plan.half:
@@ -275,7 +275,7 @@ class Decoder:
         return known(latents)
 
     def _map(self, latents: torch.Tensor) -> linear.LinearMap:
-        """The VAE's, fitted once for as long as there is that VAE with these weights."""
+        """Return the linear map of the VAE, fitted once for these weights."""
 
         def fitted() -> linear.LinearMap:
             try:
@@ -305,7 +305,7 @@ class Decoder:
         return unpack(latents, self._grid.of(x0)) if unpack else latents
 
     def _shape(self, x0: torch.Tensor, kind: str) -> tuple[int, ...]:
-        """Of what a decoder takes."""
+        """Return the shape of the input of a decoder."""
         latents = self._unpacked(torch.empty(x0.shape, device="meta"))
         if kind == "vae":
             bare = ladder.skeleton(self._made("vae")[0])
@@ -320,7 +320,8 @@ class Decoder:
 
 
 def parsed(kind: str) -> tuple[str, str]:
-    """A decoder's kind, and its rung where it has one. UsageError if there is no such decoder."""
+    """Return the kind of a decoder, and its rung or None. Raise UsageError for an unknown decoder.
+    """
     name, _, rung = str(kind).partition(":")
     if name not in KINDS:
         raise UsageError(f"There is no decoder {kind!r}.{close_matches(name, KINDS)}")

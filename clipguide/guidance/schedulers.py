@@ -39,12 +39,14 @@ SHARE = "the timestep, from 1 to 0, by the scheduler's own formula"  # a cosine
 
 
 def _at_step(scheduler: object) -> float:
-    """Heun's repeat each level in `sigmas`: its second evaluation of a step is at the next one."""
+    """Return the place of the level for Heun, which repeats each level in `sigmas`: the second
+    evaluation of a step is at the next one."""
     return float(scheduler.sigmas[scheduler.step_index])
 
 
 def _half_way(name: str, back: int) -> Callable[[object], float]:
-    """The second evaluation of a step is between two levels: entry step_index − back of `name`."""
+    """Return the place for a second evaluation between two levels: entry step_index − back of
+    `name`."""
 
     def sigma(scheduler: object) -> float:
         if scheduler.state_in_first_order:
@@ -93,12 +95,13 @@ def _by_config(scheduler: object, eta: float | None) -> bool:
 
 
 def _first_half(scheduler: object) -> bool:
-    """Heun's, KDPM2's and their like evaluate twice a step."""
+    """Return whether this is the first of two evaluations per step, as in Heun and KDPM2."""
     return scheduler.state_in_first_order
 
 
 def _pndm(scheduler: object) -> bool:
-    """Runge-Kutta steps are of four evaluations; without these, the first step is of two."""
+    """Return whether this evaluation begins a step: Runge-Kutta steps have four. Without them, the
+    first step has two."""
     if scheduler.config.skip_prk_steps:
         return scheduler.counter != 1
     runge_kutta = scheduler.counter < len(scheduler.prk_timesteps)
@@ -183,7 +186,7 @@ def register(name: str, *, like: str | Row, replace: bool = False) -> Row:
 
 
 def row(scheduler: object) -> Row:
-    """A scheduler's row. ClipguideError if it is not in the table."""
+    """Return the row of a scheduler. Raise ClipguideError if it is not in the table."""
     found = of_class(SCHEDULERS, scheduler)
     if found is None:
         raise ClipguideError(
@@ -194,7 +197,7 @@ def row(scheduler: object) -> Row:
 
 
 def check(scheduler: object) -> None:
-    """ClipguideError if a scheduler cannot be steered, as it is set."""
+    """Raise ClipguideError if a scheduler cannot be steered with its settings."""
     row(scheduler)
     if scheduler.config.get("invert_sigmas"):
         raise ClipguideError(
@@ -205,23 +208,23 @@ def check(scheduler: object) -> None:
 
 
 def first_order(scheduler: object) -> bool:
-    """Whether one evaluation is one step that looks at nothing before it: such a step can be
-    repeated, as time travel does."""
+    """Return whether one evaluation is one step without history. Such a step can be repeated, as in
+    time travel."""
     return row(scheduler).first_order(scheduler)
 
 
 def stochastic(scheduler: object, eta: float | None = None) -> bool:
-    """Whether steps draw noise. `eta` as the pipeline passes it to `step`, None if it does not."""
+    """Return whether steps draw noise. `eta` is what the pipeline passes to `step`, or None."""
     return row(scheduler).stochastic(scheduler, eta)
 
 
 def begins_step(scheduler: object) -> bool:
-    """Whether the evaluation at hand is the first of its step, not a corrector's."""
+    """Return whether this evaluation is the first of its step, not a corrector's."""
     return row(scheduler).begins(scheduler)
 
 
 def clipped(scheduler: object, x0: torch.Tensor) -> torch.Tensor:
-    """x0 as the scheduler takes it: cut to a range, where it is set so."""
+    """Return x0 as the scheduler takes it: clipped to a range if it is set so."""
     if scheduler.config.get("thresholding"):
         return scheduler._threshold_sample(x0)
     if scheduler.config.get("clip_sample"):
@@ -231,8 +234,8 @@ def clipped(scheduler: object, x0: torch.Tensor) -> torch.Tensor:
 
 
 def permute(scheduler: object, index_B: torch.Tensor) -> None:
-    """Make image b of what the scheduler carries that of image index_B[b], as the caller does with
-    its latents. Holds between any two evaluations, half steps included."""
+    """Give image b the history of image index_B[b], as the caller does with its latents. It works
+    between any two evaluations, also within a step."""
 
     def pick(value: object) -> object:
         if isinstance(value, torch.Tensor) and value.ndim:
@@ -244,11 +247,11 @@ def permute(scheduler: object, index_B: torch.Tensor) -> None:
 
 
 def level(scheduler: object, timestep: int | float | torch.Tensor) -> Level:
-    """The noise level of the evaluation whose output the scheduler is about to step from.
+    """Return the noise level of the evaluation from which the scheduler will step.
 
     Args:
         scheduler: one of the table, with its timesteps set.
-        timestep: the entry of `timesteps` that `step` is about to be called with.
+        timestep: the entry of `timesteps` with which `step` will be called.
     """
     entry = row(scheduler)
     if entry.where is TIMESTEP:
@@ -261,7 +264,7 @@ def level(scheduler: object, timestep: int | float | torch.Tensor) -> Level:
 
 
 def next_level(scheduler: object, timestep: int | float | torch.Tensor) -> Level:
-    """The noise level of the sample that a first-order step, just taken at `timestep`, led to."""
+    """Return the noise level after a first-order step at `timestep`."""
     entry = row(scheduler)
     if not first_order(scheduler):
         raise ClipguideError(
@@ -280,7 +283,8 @@ def next_level(scheduler: object, timestep: int | float | torch.Tensor) -> Level
 
 
 def _following(scheduler: object, timestep: int, last: int) -> int:
-    """The timestep of the sample after a step, as the scheduler finds it; negative is clean."""
+    """Return the timestep of the sample after a step, as the scheduler finds it; negative is clean.
+    """
     if hasattr(scheduler, "previous_timestep"):
         following = int(scheduler.previous_timestep(timestep))
         return last if following < 0 else following
@@ -288,7 +292,7 @@ def _following(scheduler: object, timestep: int, last: int) -> int:
 
 
 def _of_share(scheduler: object, timestep: float | torch.Tensor) -> float:
-    """α² at a timestep, of which some pipelines give one a sample."""
+    """Return α² at a timestep. Some pipelines give one per sample."""
     share_1 = torch.as_tensor(timestep).reshape(-1)[:1].cpu()
     return float(scheduler._alpha_cumprod(share_1, share_1.device))
 
@@ -309,7 +313,7 @@ def _of_sigma(scheduler: object, raw: float) -> Level:
 
 
 def _kind(scheduler: object) -> str:
-    """What the denoiser predicts."""
+    """Return the kind of the denoiser's prediction."""
     where = row(scheduler).where
     if where is FLOW:
         return "flow"

@@ -42,13 +42,13 @@ from .tape import Tape
 
 
 class Session:
-    """What a tapped scheduler's steps go through.
+    """The function through which the steps of a tapped scheduler go.
 
     Args:
         pipe: the pipeline.
-        plan: what was asked for.
+        plan: the checked arguments of `steer`.
         decoder: x0 to images.
-        direction: of classifier-free guidance, where it can be known.
+        direction: the direction of classifier-free guidance, if it can be known.
     """
 
     def __init__(
@@ -68,30 +68,30 @@ class Session:
 
     # ---------------------------------------------------------------- the life of a run
     def expect(self, steps: int) -> None:
-        """The next run takes so many evaluations, which its pipeline does not say itself."""
+        """Announce the number of evaluations of the next run, if the pipeline does not say it."""
         self._steps = steps
 
     def set_timesteps(self, scheduler: object) -> None:
-        """The pipeline set its timesteps: whatever ran before is over."""
+        """Handle new timesteps of the pipeline: an earlier run is over."""
         self.end()
         self._direction.forget()
         if self._repeats is not None and self.mode.method is not None:
             self._repeats.enlarge(scheduler)
 
     def end(self) -> None:
-        """The run is over."""
+        """End the run."""
         if self.run is not None:
             for observer in self._observers:
                 observer.end()
         self.run, self._over = None, False
 
     def _interrupt(self) -> None:
-        """Have the pipeline pass over the steps that are left."""
+        """Make the pipeline skip the remaining steps."""
         self.pipe._interrupt = True
 
     def finishing(self, sample: torch.Tensor, *, selecting: bool = False) -> Run:
-        """A run in the place of one that is over: what a finished sample is worth, by what is
-        minimised or by what selects."""
+        """Return a run in place of a finished one, which scores a finished sample by the objective
+        or by what selects."""
         plan = self.plan
         return Run(
             scheduler=self.pipe.scheduler,
@@ -172,7 +172,7 @@ class Session:
         *args: object,
         **kwargs: object,
     ) -> object:
-        """The scheduler's step from what the method makes of this evaluation."""
+        """Take the scheduler's step with the method's outcome of this evaluation."""
         method, scheduler = self.mode.method, self.pipe.scheduler
         self._check_mode()
         if self._over:
@@ -221,7 +221,8 @@ class Session:
         return stepped
 
     def _tell_beyond(self) -> None:
-        """DemoFusion goes on with tiles of a larger image, which alone are no images."""
+        """Warn about DemoFusion, which continues with tiles of a larger image that are no images by
+        themselves."""
         if self.mode.method is not None:
             self._warn_once(
                 f"{type(self.pipe).__name__} takes steps after the last that it announced, as on "
@@ -231,8 +232,8 @@ class Session:
     def _guided(
         self, model_output: torch.Tensor, sample: torch.Tensor, noise: float
     ) -> torch.Tensor:
-        """The output of the denoiser, outside of the window of classifier-free guidance the one
-        with the prompt alone."""
+        """Return the output of the denoiser. Outside the window of classifier-free guidance, return
+        that for the prompt alone."""
         window = self.plan.cfg_window
         if window is None or window[0] <= noise <= window[1]:
             return model_output
@@ -248,7 +249,7 @@ class Session:
         return alone.to(model_output.dtype)
 
     def _check_mode(self) -> None:
-        """ClipguideError for a run outside of s(…) where there may be none."""
+        """Raise ClipguideError for a run outside s(…) if the method needs s(…)."""
         mode, name = self.mode, self.plan.method.name
         if mode.differentiable and not torch.is_grad_enabled():
             raise ClipguideError(
@@ -267,7 +268,7 @@ class Session:
             )
 
     def _is_due(self, method: Method, run: Run, noise: float) -> bool:
-        """Whether the method acts at this evaluation; a corrector's is as its predictor's."""
+        """Return whether the method acts at this evaluation. A corrector follows its predictor."""
         begins = schedulers.begins_step(run.scheduler) or self._index == 0
         idle = method.idle or isinstance(run.objective, Nothing)
         if method.fades and not bool(run.factor_B.any()):
@@ -281,13 +282,13 @@ class Session:
         return self._due and not idle
 
     def _choose(self, at: At) -> None:
-        """Which decoder this run takes from here on."""
+        """Choose the decoder of this run."""
         if self._choosing:
             self.report.decoder = self.decoder.choose(at.x0.detach())
         self._choosing = False
 
     def _replay(self, kept, at: At) -> Outcome:
-        """What the scheduler was given at this step before the run was stopped."""
+        """Return the scheduler's input at this step before the run was stopped."""
         for generator, state in zip(self.run.generators, kept.states, strict=True):
             generator.set_state(state)
         device = at.sample.device
@@ -298,7 +299,7 @@ class Session:
         return self._direction.direction(at.level, at.sample)
 
     def _image(self, at: At, outcome: Outcome, replayed: object) -> Callable[[], torch.Tensor]:
-        """The decoded x0; of the last step by the VAE itself."""
+        """Return the decoded x0. The VAE itself decodes that of the last step."""
         last = at.index == self.run.total - 1
         decode = self.decoder.exact if last else self.decoder
 
@@ -316,8 +317,8 @@ class Session:
     def _stepped(
         self, original: Callable, at: At, outcome: Outcome, after, args: tuple, kwargs: dict
     ) -> object:
-        """The scheduler's step, in float32 where the method computed so, and its result in the
-        type that the pipeline has."""
+        """Take the scheduler's step, in float32 if the method computed so, and return the result in
+        the dtype of the pipeline."""
         model_output, sample = outcome.model_output, outcome.sample
         if self.mode.differentiable and self.mode.method is not None:
             model_output, sample = model_output.detach(), sample.detach()  # no graphs in a history
@@ -340,7 +341,7 @@ class Session:
         return value.to(at.sample.dtype) if self._wide and floating else value
 
     def _previous(self, previous: torch.Tensor, after, at: At) -> torch.Tensor:
-        """The scheduler's new sample, as the pipeline is to get it."""
+        """Return the scheduler's new sample for the pipeline."""
         if after is not None:
             previous, self._wide = after(previous), True
         run = self.run
@@ -357,7 +358,7 @@ class Session:
 
     # ---------------------------------------------------------------- the report
     def new_report(self) -> Report:
-        """An empty report."""
+        """Return an empty report."""
         plan = self.plan
         return Report(
             method=plan.method.name, choice=plan.choice, warnings=list(plan.ignored)
@@ -368,6 +369,6 @@ class Session:
             self.warn(message)
 
     def warn(self, message: str) -> None:
-        """Tell the report and the user."""
+        """Add a warning to the report, and show it."""
         self.report.warnings.append(message)
         warnings.warn(message, ClipguideWarning, stacklevel=2)

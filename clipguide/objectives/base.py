@@ -111,7 +111,8 @@ def _in_range(call: Callable) -> Callable:
 
 
 class Nothing(Objective):
-    """0 for every image, with a gradient of 0: what an objective is where its weight is 0."""
+    """An objective that is 0 for every image, with a gradient of 0: the value of an objective with
+    weight 0."""
 
     def __call__(self, image_B3HW, generators=None):
         return (0 * image_B3HW).flatten(1).sum(1)
@@ -273,8 +274,8 @@ def _times(factor: float, objective: Objective) -> Iterator[tuple[float, Objecti
 
 
 class Custom(Objective):
-    """A function of one's own, or a module: image_B3HW in [0, 1] -> loss_B, or with the generators
-    as a second argument. UsageError where it gives anything else than a loss for each image."""
+    """Your own function or module: image_B3HW in [0, 1] -> loss_B, perhaps with the generators as a
+    second argument. Raise UsageError if it returns anything but one loss per image."""
 
     def __init__(self, function: Callable[..., torch.Tensor]) -> None:
         self.function, self._takes_generators = function, _takes_two(function)
@@ -300,7 +301,7 @@ class Custom(Objective):
 
 
 def as_objective(given: Objective | Callable[..., torch.Tensor]) -> Objective:
-    """The objective, or one of a function or module. UsageError for anything else."""
+    """Return the objective, or that of a function or module. Raise UsageError for anything else."""
     if isinstance(given, Objective):
         return given
     if callable(given) and not inspect.isclass(given):
@@ -311,13 +312,14 @@ def as_objective(given: Objective | Callable[..., torch.Tensor]) -> Objective:
 
 
 def without_gradient(objective: Objective) -> str:
-    """The terms of an objective by which images have no gradient, joined by commas."""
+    """Return the terms of an objective that have no gradient with respect to the images, joined by
+    commas."""
     return ", ".join(str(term) for _, term in objective.terms() if not term.differentiable)
 
 
 def finished(objective: Objective) -> Objective:
-    """The objective that ranks finished images: as it is at the end, or where nothing of it is left
-    there by its schedules, as it is last."""
+    """Return the objective that ranks finished images: as it is at the end, or if its schedules
+    leave nothing there, as it is last."""
     for hundredth in range(100, -1, -1):
         at = objective.at(hundredth / 100)
         if not isinstance(at, Nothing):
@@ -326,7 +328,7 @@ def finished(objective: Objective) -> Objective:
 
 
 def _takes_two(function: Callable) -> bool:
-    """Whether a function, or a module's `forward`, has two arguments that it must be given."""
+    """Return whether a function, or the `forward` of a module, needs two arguments."""
     try:
         parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
     except (TypeError, ValueError):  # one of C's
@@ -336,13 +338,14 @@ def _takes_two(function: Callable) -> bool:
 
 
 def fresh_generators(number: int) -> list[torch.Generator]:
-    """Generators that all begin alike, so that an image's views do not depend on its place."""
+    """Return generators with equal seeds, so that the views of an image do not depend on its place.
+    """
     return [torch.Generator().manual_seed(0) for _ in range(number)]
 
 
 def times_each(batch: int, number: int, name: str) -> int:
-    """How many images each of `number` things is for, the first images for the first, as in
-    diffusers. ClipguideError if they do not divide the batch."""
+    """Return the number of images for each of `number` things; the first images belong to the
+    first, as in diffusers. Raise ClipguideError if they do not divide the batch."""
     times, rest = divmod(batch, number)
     if rest or not times:
         raise ClipguideError(
