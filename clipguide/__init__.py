@@ -1,6 +1,6 @@
 """clipguide steers image generators with CLIP.
 
-Importing this loads nothing heavy: each name below is imported when it is first used.
+Importing this loads nothing slow: each name below is imported when it is first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Moving images: GIF and WebP by Pillow, MP4 by PyAV or imageio-ffmpeg if one is installed."""
+"""Write animations: GIF and WebP by Pillow, MP4 by PyAV or imageio-ffmpeg if one is installed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from .errors import UsageError
 from .recipe import write_file
 
 SUFFIXES = (".gif", ".webp", ".mp4")
-RATE = 10  # frames a second
+RATE = 10  # frames per second
 HELD = 2  # seconds that the last one stays
 
 
 def check(path: str | os.PathLike) -> None:
-    """UsageError if the name does not end as an animation's, or what would write it is missing."""
+    """Raise UsageError if the suffix is not that of an animation, or if a package for it is
+    missing."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(f"An animation is a GIF, WebP or MP4: end {path} in .gif, .webp or .mp4.")
@@ -31,11 +32,12 @@ def check(path: str | os.PathLike) -> None:
 def write(
     frames: Sequence[Image.Image], path: str | os.PathLike, *, overwrite: bool = False
 ) -> None:
-    """Write RGB images of one size, ten a second, over and over but in MP4; the last one stays
-    for two seconds. The file is whole or not there.
+    """Write RGB images of one size, ten per second, in a loop (except MP4). The last image stays
+    for two seconds. The file is complete or does not exist.
 
-    UsageError if the file is there and `overwrite` is not set, or as `check` says; ClipguideError
-    if it cannot be written.
+    Raises:
+        UsageError: the file exists and `overwrite` is not set; or as `check`.
+        ClipguideError: it cannot be written.
     """
     check(path)
     suffix = Path(path).suffix.lower()
@@ -90,7 +92,8 @@ def _write_by_ffmpeg(frames: list[Image.Image], file: Path, _: str) -> None:
 
 
 def _for_video(frames: list[Image.Image]) -> list[Image.Image]:
-    """On white, with even sides, as H.264 wants them; the last one as often as it is held."""
+    """Return the images on white, with even sides, as H.264 needs. The last one is repeated while
+    it is held."""
     width, height = (side + side % 2 for side in frames[0].size)
     even = []
     for frame in frames:

@@ -1,6 +1,7 @@
-"""What goes wrong, in words for the person who can put it right.
+"""The errors and warnings, with messages for the person who can fix the cause.
 
-The library raises these; only `clipguide.cli` prints them and exits (`UsageError` 2, others 1).
+The library raises these. Only `clipguide.cli` prints them and exits (`UsageError` with 2, others
+with 1).
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ class UsageError(ClipguideError):
 
 
 class ClipguideWarning(UserWarning):
-    """Something was done otherwise than asked: a text cut, a setting without effect."""
+    """Something was not done as asked: a text was cut, an option had no effect."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether torch, on whatever device, says by this that there was no memory left."""
+    """Return whether an error of torch, on any device, means that memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    said = ("can't allocate memory", "not enough memory")  # of the CPU's allocator
+    said = ("can't allocate memory", "not enough memory")  # message of the CPU's allocator
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
-HUB = {  # errors of the hub's library, by name: it need not be imported for this
+HUB = {  # errors of the hub's library, by name, so that it is not imported for this
     "GatedRepoError": "its owners ask for consent: give it on the model's page on the hub, then "
     "log in with `hf auth login`",
     "RepositoryNotFoundError": "the hub has no model of that name, or it is private: correct the "
@@ -44,15 +45,15 @@ HUB = {  # errors of the hub's library, by name: it need not be imported for thi
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it came from, what that came from, and so on."""
+    """Yield an error, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def reason(error: BaseException) -> str:
-    """Why a model does not load, without a full stop: what the hub said, or else the error's own
-    words, cut."""
+    """Return why a model does not load, without a full stop: the message of the hub, or the
+    shortened message of the error."""
     for cause in causes(error):
         if said := HUB.get(type(cause).__name__):
             return said
@@ -61,9 +62,10 @@ def reason(error: BaseException) -> str:
 
 
 def close_matches(name: str, known: Iterable[str]) -> str:
-    """' Did you mean a or b?' for the known names nearest to name; all of them if none is near.
+    """Return ' Did you mean a or b?' with the known names nearest to name, or all names if none is
+    near.
 
-    Starts with a blank, to be put after the sentence that says the name is unknown.
+    It starts with a blank, because it follows the sentence that says that the name is unknown.
     """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -91,11 +91,11 @@ def overlay(
 
 @contextmanager
 def explicit_attention(keep: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """Within it, torch's scaled_dot_product_attention is spelt out in this thread, and `keep` is
-    called with the probabilities_BAQL of each that has a gradient.
+    """Return a context in which torch's scaled_dot_product_attention is computed explicitly in this
+    thread, and `keep` is called with each probabilities_BAQL that has a gradient.
 
-    The function is one of the whole process: another thread runs the original meanwhile, but
-    waits to enter this context until it is left. It is always put back.
+    The function is global in the process. Other threads run the original, but wait to enter this
+    context until it is left. The original is always restored.
     """
     owner = threading.get_ident()
     with _LOCK:
@@ -126,8 +126,8 @@ def _probabilities(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The probabilities_BAQL that scaled_dot_product_attention weighs its values by, and these;
-    its arguments but the dropout, which a tower in evaluation has none of."""
+    """Return the probabilities_BAQL with which scaled_dot_product_attention weights its values. The
+    arguments are the same, without the dropout, which a tower in evaluation mode does not have."""
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
@@ -145,8 +145,8 @@ def _probabilities(
 
 @dataclass
 class _Seen:
-    """What a tower did with one image: the last features_1CHW of each side, and of each side
-    what they were made of, both in order; and probabilities_1AQL of the attentions."""
+    """The activations of a tower for one image: the last features_1CHW of each side with their
+    inputs, in order, and the probabilities_1AQL of the attentions."""
 
     features: dict[int, torch.Tensor] = field(default_factory=dict)
     sources: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -154,8 +154,8 @@ class _Seen:
     before_conv: int = 0  # attentions that came before the last convolution
 
     def add(self, module: nn.Module, inputs: tuple, output: object) -> None:
-        """A forward hook. Blocks come after what is in them, so that the last source of a side is
-        the input of a whole block or stage, not of one of its branches."""
+        """Record the output of a module; a forward hook. Blocks come after their parts, so the last
+        input of a side is that of a whole block or stage, not of one of its branches."""
         if isinstance(module, nn.Conv2d):
             self.before_conv = len(self.attentions)
         side = _side(output)
@@ -168,8 +168,8 @@ class _Seen:
             self.sources[side] = inputs[0]
 
     def stages(self) -> list[torch.Tensor]:
-        """The last features, and what their stage and the one before it were made of; not the
-        image itself, whose side no module gave."""
+        """Return the last features, and the inputs of their stage and of the one before it; not the
+        image itself, whose side no module produced."""
         side = next(reversed(self.features), 0)
         found = [self.features[side]] if side else []
         while len(found) < STAGES and _side(self.sources.get(side)) in self.features:
@@ -179,14 +179,14 @@ class _Seen:
 
     @property
     def transformer(self) -> bool:
-        """Whether all the tokens attend to each other, and no convolution comes after."""
+        """Return whether all tokens attend to each other, and no convolution follows."""
         lengths = {p.shape[-1] for p in self.attentions if p.shape[-1] == p.shape[-2]}
         whole = all(len(p) == 1 for p in self.attentions)
         return whole and len(lengths) == 1 and len(self.attentions) > 1 and not self.before_conv
 
 
 def _side(features: object) -> int:
-    """The side of a tensor that is one square map of several places; else 0."""
+    """Return the side of a tensor that is one square map of several places, else 0."""
     if not isinstance(features, torch.Tensor) or features.ndim != 4 or not features.requires_grad:
         return 0
     _, _, height, width = _channels_first(features).shape
@@ -194,13 +194,13 @@ def _side(features: object) -> int:
 
 
 def _channels_first(features: torch.Tensor) -> torch.Tensor:
-    """features_1CHW, of features_1HWC too, as Swin and ConvNeXt have inside."""
+    """Return features_1CHW, also from features_1HWC, which Swin and ConvNeXt use inside."""
     _, first, second, third = features.shape
     return features.permute(0, 3, 1, 2) if first == second != third else features
 
 
 def _maps(clip: Clip, picture: Image.Image, text_ND: torch.Tensor) -> torch.Tensor:
-    """map_NHW of one image."""
+    """Return map_NHW of one image."""
     if clip.resize_mode == "patches":
         raise UsageError(
             f"The CLIP {clip.name} sees images in their own aspect (NaFlex), which cannot be "
@@ -219,7 +219,8 @@ def _maps(clip: Clip, picture: Image.Image, text_ND: torch.Tensor) -> torch.Tens
 
 
 def _mean_maps(clips: Ensemble, picture: Image.Image, text_ND: torch.Tensor) -> torch.Tensor:
-    """The same of an ensemble, whose vectors are those of its members, one behind the other."""
+    """Return the same for an ensemble, whose vectors are the concatenated vectors of its members.
+    """
     if len({member.resize_mode for member in clips.members}) > 1:
         raise UsageError(
             f"The members of {clips.name} crop images differently, so that their heat maps "
@@ -235,7 +236,7 @@ def _mean_maps(clips: Ensemble, picture: Image.Image, text_ND: torch.Tensor) -> 
 
 
 def _look(clip: Clip, image_13HW: torch.Tensor) -> tuple[_Seen, torch.Tensor]:
-    """What the tower did with an image, and its unit vector_D, with the graph that led there."""
+    """Return the activations of the tower for an image, and its unit vector_D with its graph."""
     seen = _Seen()
     with ExitStack() as stack:
         for module in clip._model.modules():
@@ -254,16 +255,17 @@ def _look(clip: Clip, image_13HW: torch.Tensor) -> tuple[_Seen, torch.Tensor]:
 
 
 def _without_weights(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Asked for its weights, torch's module would not call scaled_dot_product_attention."""
+    """Call torch's attention without its weights. With them, it would not call
+    scaled_dot_product_attention."""
     return args, {**kwargs, "need_weights": False}
 
 
 def _relevance(seen: _Seen, cosine: torch.Tensor) -> torch.Tensor:
-    """Heat_HW of the patches: R <- R + mean over the heads of (gradient * probabilities)+, R, from
-    the identity on, through the layers (Chefer et al. 2021, eqs. 5 and 6).
+    """Return heat_HW of the patches: R <- R + mean over the heads of (gradient * probabilities)+,
+    R, from the identity on, through the layers (Chefer et al. 2021, eqs. 5 and 6).
 
-    The rows of R that are read are those that the embedding reads: of the class token, or of all
-    where they are averaged. Attention pooling is a layer with queries of its own.
+    The rows of R are those that the embedding uses: that of the class token, or all rows if the
+    tokens are averaged. Attention pooling is a layer with its own queries.
     """
     gradients = torch.autograd.grad(cosine, seen.attentions, retain_graph=True, allow_unused=True)
     length = next(p.shape[-1] for p in seen.attentions if p.shape[-1] == p.shape[-2])
@@ -306,7 +308,7 @@ def _at_size(map_HW: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def _to_range(map_HW: torch.Tensor) -> torch.Tensor:
-    """From the least heat at 0 to the greatest at 1; all 0 if it is the same everywhere."""
+    """Return the heat stretched from 0 to 1; all 0 if it is constant."""
     low, high = map_HW.min(), map_HW.max()
     if not high - low > 1e-6 * high.abs():
         return torch.zeros_like(map_HW)
@@ -314,7 +316,7 @@ def _to_range(map_HW: torch.Tensor) -> torch.Tensor:
 
 
 def _lay(map_HW: torch.Tensor, size: tuple[int, int], resize_mode: str) -> np.ndarray:
-    """The map_HW of a square that the tower saw, at the place of an image it was taken from."""
+    """Return the map_HW of the square that the tower saw, placed on the original image."""
     width, height = size
     if resize_mode == "squash":
         return _at_size(map_HW, (height, width)).numpy()

@@ -1,7 +1,7 @@
-"""The hub that models are downloaded from, where it may be away.
+"""Use the hub, from which models are downloaded, when it may be unreachable.
 
-Its library tries to connect six times, with 23 seconds of pauses, for each file, also for one that
-is in the cache. Here the hub is asked once.
+Its library tries to connect six times, with pauses of 23 seconds in all, for each file, even for
+one in the cache. Here the hub is contacted once.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def without_bars() -> Iterator[None]:
 
 @contextlib.contextmanager
 def within_reach(wanted: bool = True) -> Iterator[None]:
-    """Meanwhile the hub's library reads the cache alone if the hub is away.
+    """Return a context in which the hub's library reads only the cache if the hub is unreachable.
 
-    Where the hub is not wanted, or HF_HUB_OFFLINE is set, nothing is asked and nothing changes.
+    If the hub is not wanted, or HF_HUB_OFFLINE is set, nothing is contacted and nothing changes.
 
     Raises:
-        Exception: that of the attempt to connect, in the place of the library's for a file that is
-            not in the cache. `errors.reason` words it.
+        Exception: the error of the attempt to connect, in place of the library's error for a file
+            that is not in the cache. `errors.reason` turns it into words.
     """
     from huggingface_hub import constants
 
@@ -60,7 +60,7 @@ def within_reach(wanted: bool = True) -> Iterator[None]:
 
 
 def _why_away(address: str) -> Exception | None:
-    """What an attempt to connect raised; None if the hub is there, whatever it answers."""
+    """Return the error of an attempt to connect, or None if the hub answers."""
     from huggingface_hub import get_session
 
     try:

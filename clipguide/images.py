@@ -1,4 +1,4 @@
-"""Pictures in and out: files to RGB, RGB to tensors and back, contact sheets.
+"""Read and write images: files to RGB, RGB to tensors and back, contact sheets.
 
 Shapes: B images, 3 channels, H rows, W columns. Tensors are float32 in [0, 1], RGB.
 """
@@ -21,10 +21,10 @@ from .errors import ClipguideError, ClipguideWarning, UsageError
 from .reading import open_image, to_srgb, too_wordy, turned, without_texts
 from .transparency import check_alpha
 
-LABEL_HEIGHT = 18  # pixels under each image of a contact sheet
-FAR = 10.0  # above which floats are not in [0, 1]
+LABEL_HEIGHT = 18  # height in pixels of the label under each image of a contact sheet
+FAR = 10.0  # above this, floats are not in [0, 1]
 BAND = 1 << 22  # pixels
-NARROW, WIDE = 12, 40  # bytes a pixel, at most, until an image is RGB
+NARROW, WIDE = 12, 40  # largest number of bytes per pixel until an image is RGB
 GAP = 4  # pixels between the images of a contact sheet
 
 
@@ -36,14 +36,16 @@ def load(
     icc: bool = False,
     megapixels: float | None = None,
 ) -> Image.Image:
-    """An image file, or a PIL image of any mode, as 8-bit RGB.
+    """Return an image file, or a PIL image of any mode, as 8-bit RGB.
 
-    Turned as its EXIF says, laid on white where transparent (with alpha="drop" left transparent,
-    for a transform that drops it), the first frame if it moves; 16-bit values are scaled, and
-    integers of 32 bits and floats by the range that their numbers tell. With `side`, a JPEG may be
-    decoded at a half, a quarter or an eighth of its size if no side becomes shorter than that. With
-    `icc`, colours of another profile than sRGB are converted to it. UsageError if it cannot be
-    read, or has more than `megapixels` (179 by default).
+    The image is turned as its EXIF says. A transparent image is put on white (with alpha="drop" it
+    stays transparent, for a transform that drops it). Of an animation, the first frame is taken.
+    16-bit values are scaled. For 32-bit integers and floats, the values show the range. With
+    `side`, a JPEG may be decoded at a half, a quarter or an eighth of its size, if no side becomes
+    shorter than that. With `icc`, colours of another profile are converted to sRGB.
+
+    Raises:
+        UsageError: it cannot be read, or has more than `megapixels` (179 by default).
     """
     settings = {"alpha": alpha, "side": side, "icc": icc, "megapixels": megapixels}
     return load_frames(source, count=1, **settings)[0]
@@ -59,8 +61,8 @@ def load_frames(
     megapixels: float | None = None,
     opened: Callable[[Image.Image], None] | None = None,
 ) -> list[Image.Image]:
-    """As `load`, but `count` frames of an image that moves, spread evenly, the first among them;
-    fewer if it has fewer. `opened` is called with the image before anything is decoded."""
+    """Return `count` evenly spaced frames of an animation, as `load`, with the first among them;
+    fewer if it has fewer. `opened` is called with the image before it is decoded."""
     check_alpha(alpha)
     if isinstance(source, Image.Image):
         return _frames(source, count, alpha, icc)
@@ -93,22 +95,20 @@ def load_frames(
         empty = isinstance(name, Path) and not name.stat().st_size
         what = "is empty" if empty else "is not an image in a format that Pillow reads"
         raise UsageError(f"{name} {what}.") from None
-    except Exception as error:  # Pillow's plugins raise each their own on a damaged file
+    except Exception as error:  # Pillow's plugins raise various errors for a damaged file
         words = str(getattr(error, "strerror", None) or error or type(error).__name__)
         raise UsageError(f"The image {name} cannot be read: {words.rstrip('.')}.") from None
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
-    """RGB images of one size as image_B3HW in [0, 1]."""
+    """Return RGB images of one size as image_B3HW in [0, 1]."""
     array_BHW3 = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures])
     return torch.from_numpy(array_BHW3).permute(0, 3, 1, 2) / 255
 
 
 def to_pil(image_B3HW: torch.Tensor) -> list[Image.Image]:
-    """image_B3HW as RGB images: clamped to [0, 1], rounded half to even.
-
-    ClipguideError if a value is not a number.
-    """
+    """Return image_B3HW as RGB images: clamped to [0, 1], rounded half to even. Raise
+    ClipguideError if a value is not a number."""
     image_B3HW = image_B3HW.detach().float().cpu()
     if not torch.isfinite(image_B3HW).all():
         raise ClipguideError(
@@ -121,7 +121,7 @@ def to_pil(image_B3HW: torch.Tensor) -> list[Image.Image]:
 def contact_sheet(
     pictures: Sequence[Image.Image], *, labels: Sequence[str] | None = None, columns: int
 ) -> Image.Image:
-    """RGB images in rows of `columns`, on white, each above its label."""
+    """Return RGB images in rows of `columns`, on white, each above its label."""
     width = max(picture.width for picture in pictures)
     height = max(picture.height for picture in pictures)
     label_height = LABEL_HEIGHT if labels else 0
@@ -145,13 +145,13 @@ def _opened(source: str | os.PathLike | BinaryIO) -> AbstractContextManager[Bina
 
 
 def _sentence(name: object, error: UsageError) -> str:
-    """What `open_image` says, of the image of that name."""
+    """Return the message of `open_image` about the image with that name."""
     words = str(error)
     return f"{name} {words}." if words.startswith(("is ", "has ")) else words
 
 
 def cost(image: Image.Image) -> int:
-    """Bytes of memory that it takes to decode an image: the most for wide numbers."""
+    """Return the bytes of memory to decode an image, at most."""
     wide = image.mode.startswith("I") or image.mode == "F"
     return image.width * image.height * (WIDE if wide else NARROW)
 
@@ -180,8 +180,8 @@ def _to_rgb(image: Image.Image, alpha: str, icc: bool) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """A transparent image on white, a band of rows at a time: what is between is four times as
-    large as it."""
+    """Return a transparent image on white. It works on bands of rows, because the intermediate is
+    four times as large."""
     laid = Image.new("RGB", image.size)
     rows = max(1, BAND // image.width)
     for top in range(0, image.height, rows):
@@ -192,9 +192,9 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _from_wide_grey(image: Image.Image) -> Image.Image:
-    """Numbers of more than 8 bits, one channel, as RGB. 16 bits are of that range; of 32, and of
-    floats, the numbers themselves tell: in [0, 1], of 8 bits, of 16, or any, which are spread from
-    black to white, with a ClipguideWarning."""
+    """Return numbers of more than 8 bits, in one channel, as RGB. 16-bit numbers have that range.
+    For 32-bit numbers and floats, the values show it: [0, 1], 8 bits, 16 bits, or any other range,
+    which is stretched from black to white with a ClipguideWarning."""
     array = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
     low, high = float(array.min()), float(array.max())
     floats = image.mode == "F"
@@ -216,7 +216,7 @@ def _from_wide_grey(image: Image.Image) -> Image.Image:
 
 
 def _fit(text: str, font: ImageFont.ImageFont, width: int) -> str:
-    """The text, cut with an ellipsis if it is wider than `width` pixels."""
+    """Return the text, shortened with an ellipsis if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

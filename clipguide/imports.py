@@ -1,4 +1,4 @@
-"""Imports of packages without the parts of theirs that a run hardly ever needs.
+"""Import packages without parts that a run rarely needs.
 
 torchvision and timm import torch's compiler (torch._dynamo, with sympy and triton) to mark two
 functions as not to be compiled and to ask it one question, open_clip imports transformers for the
@@ -70,8 +70,8 @@ def diffusion() -> None:
 
 
 def lancedb() -> ModuleType:
-    """LanceDB, without the client of catalogues on a network. ModuleNotFoundError if it is not
-    installed."""
+    """Return LanceDB, imported without the client for network catalogues. Raise ModuleNotFoundError
+    if it is not installed."""
     if importlib.util.find_spec(CLIENT) is None:
         return importlib.import_module("lancedb")
     with stood_in({CLIENT: {}}):
@@ -81,7 +81,7 @@ def lancedb() -> ModuleType:
 def disable(
     function: Callable | None = None, recursive: bool = True, *, reason: str | None = None
 ) -> Callable:
-    """torch.compiler.disable, which acts once the compiler is there."""
+    """Apply torch.compiler.disable once the compiler is loaded."""
     if function is None:
         return functools.partial(disable, recursive=recursive, reason=reason)
 
@@ -119,7 +119,7 @@ def stood_in(modules: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
 
 
 class StandIn(ModuleType):
-    """A module that is loaded with the first attribute that it does not have."""
+    """A module that is loaded when an attribute is used that it does not have."""
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -162,7 +162,7 @@ _SUPPORTED = "is_compile_supported"  # of a kind of device; torchvision's `roi_a
 
 
 def _later(module: str, function: str) -> Callable:
-    """A function of a module that is loaded when it is called."""
+    """Return a function of a module that is loaded when it is called."""
 
     def call(*args: Any, **settings: Any) -> Any:
         return getattr(_loaded(module), function)(*args, **settings)
@@ -171,12 +171,12 @@ def _later(module: str, function: str) -> Callable:
 
 
 def _loaded(name: str) -> ModuleType:
-    """The module itself."""
+    """Return the module itself."""
     _forget()
     return importlib.import_module(name)
 
 
 def _forget() -> None:
-    """Leave the places of stand-ins to the modules themselves."""
+    """Replace the stand-ins by the modules themselves."""
     for name in [name for name, module in sys.modules.items() if isinstance(module, StandIn)]:
         del sys.modules[name]

@@ -1,4 +1,4 @@
-"""The prompt that a generator left in an image file, whichever generator it was."""
+"""Read the prompt that an image generator stored in a file."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ ASIDE += ("sampler", "control_net", "mask", "pixels")
 
 
 def prompt(source: str | os.PathLike | bytes | BinaryIO) -> str | None:
-    """The prompt in an image's file, or None: of clipguide, of AUTOMATIC1111 and those that write
-    as it does (Forge, SD.Next, Fooocus), ComfyUI, InvokeAI, NovelAI, SwarmUI, and of scripts that
-    put it into a text named "prompt" (kohya's, and with diffusers). Nothing that is odd in a file
-    is an error; OSError where it cannot be read.
+    """Return the prompt in an image file, or None.
+
+    It reads the formats of clipguide, of AUTOMATIC1111 and compatible programs (Forge, SD.Next,
+    Fooocus), of ComfyUI, InvokeAI, NovelAI and SwarmUI, and a text named "prompt" (of kohya's and
+    diffusers' scripts). Unusual content is not an error.
 
     Args:
-        source: A file's path, its bytes or a stream of them.
+        source: the path of a file, its bytes, or a stream of them.
+
+    Raises:
+        OSError: the file cannot be read.
     """
     if isinstance(source, bytes):
         content = source
@@ -61,8 +65,8 @@ def _recipe(text: str, _: dict) -> str:
 
 
 def _parameters(text: str, _: dict) -> str | None:
-    """AUTOMATIC1111's: the prompt, the negative prompt and a line of settings; or JSON, of Fooocus
-    and SwarmUI."""
+    """Return the prompt in AUTOMATIC1111's text (prompt, negative prompt, a line of settings), or
+    in the JSON of Fooocus and SwarmUI."""
     if text.lstrip().startswith("{"):
         facts = json.loads(text)
         facts = facts.get("sui_image_params", facts)
@@ -76,7 +80,7 @@ def _parameters(text: str, _: dict) -> str | None:
 
 
 def _invoke(text: str, _: dict) -> str | None:
-    """InvokeAI's, of version 3 on, and before."""
+    """Return InvokeAI's prompt, of version 3 and later, or of earlier versions."""
     facts = json.loads(text)
     found = facts.get("positive_prompt", facts.get("image", {}).get("prompt"))
     if isinstance(found, list):  # of weighted parts
@@ -90,7 +94,7 @@ def _dream(text: str, _: dict) -> str | None:
 
 
 def _novel(text: str, found: dict) -> str | None:
-    """NovelAI's comment; its description, where the comment says nothing."""
+    """Return NovelAI's prompt from the comment, or else from the description."""
     if found.get("Software") != "NovelAI":
         return None
     facts = json.loads(text)
@@ -99,12 +103,12 @@ def _novel(text: str, found: dict) -> str | None:
 
 
 def _graph_or_text(text: str, _: dict) -> str | None:
-    """ComfyUI's graph; or a prompt as it is."""
+    """Return the prompt of ComfyUI's graph, or the text itself."""
     return _graph(text, _) if text.lstrip().startswith("{") else text
 
 
 def _graph(text: str, _: dict) -> str | None:
-    """The texts that ComfyUI's samplers were given as positive, each once."""
+    """Return the positive texts of ComfyUI's samplers, each once."""
     nodes = {k: v for k, v in json.loads(text).items() if isinstance(v.get("inputs"), dict)}
     said: dict[str, None] = {}
     for node in nodes.values():
@@ -115,7 +119,7 @@ def _graph(text: str, _: dict) -> str | None:
 
 
 def _upstream(start: list, nodes: dict[str, dict]) -> Iterator[str]:
-    """The texts that lead to an input."""
+    """Yield the texts that lead to an input."""
     waiting, seen = [str(start[0])], set()
     while waiting:
         key = waiting.pop(0)
@@ -146,7 +150,7 @@ READERS: dict[str, Callable[[str, dict], str | None]] = {
 
 
 def _texts(content: bytes) -> dict[str, str]:
-    """The texts in a PNG, by their names; those that are packed up to 64 MiB."""
+    """Return the texts in a PNG by their names. Compressed texts may have up to 64 MiB."""
     found = {}
     for kind, body in chunks(content):
         name, _, rest = body.partition(b"\0")
@@ -171,7 +175,7 @@ def _unpacked(content: bytes) -> bytes:
 
 
 def _exif(content: bytes) -> dict[str, str]:
-    """The texts in EXIF, by the names that they would have in a PNG."""
+    """Return the texts in EXIF, by the names that they would have in a PNG."""
     try:
         with open_image(io.BytesIO(content), megapixels=float("inf")) as image:
             if image.format == "PNG" and "exif" not in image.info:
@@ -192,7 +196,7 @@ def _exif(content: bytes) -> dict[str, str]:
 
 
 def _comment(value: Any) -> str:
-    """EXIF's UserComment: 8 bytes say how the rest is written."""
+    """Return EXIF's UserComment. Its first 8 bytes name its encoding."""
     if isinstance(value, str):
         return value
     kind, rest = value[:8], value[8:]

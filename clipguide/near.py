@@ -1,11 +1,10 @@
-"""Near-duplicates among unit vectors: pairs of a large cosine, without comparing each with each.
+"""Find near-duplicates among unit vectors: pairs with a large cosine, without comparing all pairs.
 
-No distance grows by a projection (orthogonal, onto a few directions). So vectors that are far apart
-in the directions in which all of them vary most are no pair, and of the others few are left to be
-compared in full. Nothing is lost by that.
+An orthogonal projection onto a few directions increases no distance. So vectors that are far apart
+in the directions of the largest variance are no pair, and few pairs are left to compare in full. No
+pair is lost.
 
-Shapes: N vectors, R of a block, P of those that are left to look at, M of those that are near, D
-the width, K directions.
+Shapes: N vectors, R of a block, P candidates, M near ones, D the width, K directions.
 """
 
 from __future__ import annotations
@@ -15,18 +14,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-ROWS = 512  # of a block of distances
-COLUMNS = 1 << 16  # of it
+ROWS = 512  # rows of a block of distances
+COLUMNS = 1 << 16  # its columns
 AXES = 48  # of the space in which vectors are looked for
 SAMPLE = 4096  # vectors by which its directions are found
 SLACK = 1e-4  # of a squared distance, by rounding
 
 
 class Neighbours:
-    """Searches unit_ND for pairs of a cosine of at least `cosine`.
+    """Search unit_ND for pairs with a cosine of at least `cosine`.
 
-    `order` are the places of the vectors in the order in which they are gone through; by default
-    the quickest one.
+    `order` are the places of the vectors in the order of the search; by default the fastest order.
     """
 
     def __init__(
@@ -40,25 +38,25 @@ class Neighbours:
         self._left_N = torch.ones(len(unit_ND), dtype=torch.bool)
 
     def drop(self, places: np.ndarray | Sequence[int]) -> None:
-        """Look at these vectors no more."""
+        """Ignore these vectors from now on."""
         self._left_N[torch.as_tensor(places, dtype=torch.long)] = False
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Each place that is not dropped meanwhile, and the other_M that are near it, come later
-        in the order, and are not dropped either."""
+        """Yield each place that is not dropped, with the other_M that are near it, come later in
+        the order, and are not dropped."""
         for start in range(0, len(self._order), ROWS):
             block = self._order[start : start + ROWS]
             block = block[self._left_N[block]]
             near = self._candidates(block) if len(block) else []
             for place, other_P in zip(block.tolist(), near, strict=True):
                 if self._left_N[place]:
-                    self._left_N[place] = False  # it is gone through
+                    self._left_N[place] = False  # the search is done
                     other_P = other_P[self._left_N[other_P]]
                     cosine_P = self.unit_ND[other_P] @ self.unit_ND[place]
                     yield place, other_P[cosine_P >= self.cosine].numpy()
 
     def _candidates(self, block_R: torch.Tensor) -> list[torch.Tensor]:
-        """For each place the other_P whose projections are near enough."""
+        """Yield for each place the other_P whose projections are near enough."""
         reach = max(0.0, 2 - 2 * self.cosine) + SLACK  # |u - v|² of unit vectors
         if int(self._left_N.sum()) < len(self._sorted) / 2:
             self._sorted = self._sorted[self._left_N[self._sorted]]
@@ -81,7 +79,7 @@ class Neighbours:
 
 
 def _directions(unit_ND: torch.Tensor) -> torch.Tensor:
-    """The directions_DK in which the vectors vary most, the first of them first."""
+    """Return the directions_DK of the largest variance, the largest first."""
     some_ND = unit_ND[:: len(unit_ND) // SAMPLE + 1].float()
     some_ND = some_ND - some_ND.mean(dim=0)
     return torch.linalg.eigh(some_ND.T @ some_ND).eigenvectors.flip(1)[:, :AXES].contiguous()

@@ -153,7 +153,7 @@ class Loop:
         self._best_B = torch.full((canvas.batch,), -math.inf)
 
     def _begin(self) -> None:
-        """Adam and the average, from where the canvas is."""
+        """Start Adam and the average at the present canvas."""
         self._adam = torch.optim.Adam(self.canvas.parameters(), lr=self.lr)
         self._mean = [p.detach().clone() for p in self.canvas.parameters()] if self.ema else []
 
@@ -259,8 +259,8 @@ class Loop:
     def _gradient(
         self, image_B3HW: torch.Tensor, objective: Objective
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """loss_B, and the gradient at the decoded images with an rms of 1 each; nothing where it
-        is not a number."""
+        """Return loss_B, and the gradient at the decoded images with an rms of 1 each. A gradient
+        that is not a number becomes 0, and is counted."""
         leaf = image_B3HW.requires_grad_()
         total_B = 0.0
         for _ in range(self.accumulate):
@@ -275,7 +275,7 @@ class Loop:
 
     @torch.no_grad()
     def _move(self, gradient: torch.Tensor) -> None:
-        """Adam's step, of the images that have a gradient: momentum would move the others too."""
+        """Take Adam's step for the images with a gradient. Momentum would move the others too."""
         still = (gradient.flatten(1) == 0).all(1).nonzero().flatten()
         kept = [parameter[still].clone() for parameter in self._adam.param_groups[0]["params"]]
         for parameter in self._adam.param_groups[0]["params"]:
@@ -293,14 +293,15 @@ class Loop:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """The decay grows with the steps, so that the beginning is soon forgotten."""
+        """Update the average. The decay grows with the steps, so that the start has little weight.
+        """
         keep = min(self.ema, (1 + self.index) / (10 + self.index))
         for mean, parameter in zip(self._mean, self.canvas.parameters(), strict=bool(self._mean)):
             mean.lerp_(parameter, 1 - keep)
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
-        """The canvas with the averaged parameters."""
+        """Return the canvas with the averaged parameters."""
         if not self._mean:
             yield
             return

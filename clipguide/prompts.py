@@ -1,11 +1,11 @@
 """Prompts: "a red fox | oil painting:0.5 | blur:-1".
 
-`|` separates parts. `:number` at a part's end is its weight (1 if there is none; below 0 repels)
-where a letter, an emoji or a closing bracket or quote goes before it and the number is from -10 to
-10: in "a clock at 12:30" it is text. A backslash makes the next `|`, `:` or backslash an ordinary
-character. An emoji is read as its
-Unicode name, so that a fox's image means a fox to encoders that never saw the character. Images
-can be parts as well, alone or beside text: `compose("oil painting:0.5", ImagePart(image))`.
+`|` separates parts. `:number` at the end of a part is its weight (default 1; negative repels). It
+is a weight if a letter, an emoji, a closing bracket or a quote precedes it, and the number is from
+-10 to 10. In "a clock at 12:30" it is text. A backslash makes the next `|`, `:` or backslash an
+ordinary character. An emoji is read as its Unicode name, so that encoders that never saw the
+character understand it. Images can be parts too, alone or with text: `compose("oil painting:0.5",
+ImagePart(image))`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Prompt:
         return repr(" | ".join(name + weight for name, weight in zip(names, weights)))
 
     def _sums(self) -> dict[object, float]:
-        """The weight of each text and image in all."""
+        """Return the total weight of each text and image."""
         sums: dict[object, float] = {}
         for part in self.parts:
             key = part.text or id(part.image)
@@ -127,7 +127,7 @@ def parse(prompt: str) -> Prompt:
 
 
 def check_text(text: str) -> None:
-    """UsageError if bytes that are no UTF-8 came in, as they can on a command line."""
+    """Raise UsageError for bytes that are not UTF-8. A command line can contain them."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -135,7 +135,7 @@ def check_text(text: str) -> None:
 
 
 def one_word(text: str) -> str:
-    """The text without blanks around it. UsageError if it is several words, or none."""
+    """Return the text without blanks around it. Raise UsageError if it is not one word."""
     check_text(text)
     word = text.strip()
     if len(word.split()) != 1:
@@ -145,10 +145,11 @@ def one_word(text: str) -> str:
 
 
 def read_lines(path: str | os.PathLike, *, what: str, comments: bool = False) -> list[str]:
-    """The lines of a UTF-8 file that say something; with `comments` those behind a # do not.
+    """Return the non-blank lines of a UTF-8 file. With `comments`, skip lines that begin with #.
 
-    UsageError if it is not there, not UTF-8, or has none; `what` is what it should hold, in the
-    plural.
+    Raises:
+        UsageError: the file does not exist, is not UTF-8, or has no such lines. `what` names the
+            expected content, in the plural.
     """
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
@@ -170,7 +171,7 @@ def read_lines(path: str | os.PathLike, *, what: str, comments: bool = False) ->
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """A text cut to `limit` characters, for messages and labels."""
+    """Return a text, cut to `limit` characters, for messages and labels."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -212,7 +213,8 @@ def _part(pieces: list[str], prompt: str) -> Part:
 
 
 def _ends_words(pieces: list[str]) -> bool:
-    """Whether a weight may follow: behind a letter, an emoji, a closing bracket or quote."""
+    """Return whether a weight may follow: after a letter, an emoji, a closing bracket or a quote.
+    """
     text = "".join(piece[-1] for piece in pieces).rstrip(" \t\n" + _JOINERS)
     if not text:  # an empty part, which is an error of its own
         return True
@@ -223,7 +225,7 @@ def _ends_words(pieces: list[str]) -> bool:
 
 
 def _plain(pieces: list[str]) -> str:
-    """Pieces without their escapes and runs of blanks, each emoji named."""
+    """Return the pieces without their escapes and repeated blanks, with each emoji named."""
     characters = (piece[-1] for piece in pieces)
     return " ".join("".join(map(_name_emoji, characters)).split())
 

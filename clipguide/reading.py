@@ -1,4 +1,4 @@
-"""Files of images opened: by what is in them, within a limit of pixels, whatever heads say."""
+"""Open image files by their content, within a limit of pixels, whatever their headers say."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ENDINGS = {".heic": "HEIC", ".heif": "HEIC", ".jxl": "JPEG XL", ".svg": "SVG"}
 
 @cache
 def formats() -> None:
-    """Register all that Pillow reads, and HEIC where pillow-heif is installed."""
+    """Register all formats that Pillow reads, and HEIC if pillow-heif is installed."""
     Image.init()
     try:
         import pillow_heif
@@ -46,11 +46,13 @@ def formats() -> None:
 
 
 def open_image(stream: BinaryIO, *, megapixels: float | None = None) -> Image.Image:
-    """The image of a stream, of which nothing but the head is read.
+    """Return the image of a stream. Only the header is read.
 
-    As `Image.open`, but that the limit of pixels is given, and no global of Pillow's. UsageError,
-    that begins with a verb, if it has more `megapixels` (10^6 pixels; 179 by default), and for a
-    kind that Pillow does not read.
+    It is `Image.open` with its own limit of pixels, which is not a global of Pillow.
+
+    Raises:
+        UsageError: it has more than `megapixels` (10^6 pixels; 179 by default), or Pillow does not
+            read the format. The message begins with a verb.
     """
     formats()
     prefix = stream.read(16)
@@ -74,7 +76,7 @@ def open_image(stream: BinaryIO, *, megapixels: float | None = None) -> Image.Im
 
 
 def turned(image: Image.Image) -> Image.Image:
-    """The image as its EXIF says that it is to be shown; as it is, where that cannot be read."""
+    """Return the image turned as its EXIF says; unchanged if that cannot be read."""
     image.load()  # a PNG's EXIF may follow its pixels
     try:
         turn = TURNS.get(image.getexif().get(0x0112))
@@ -84,7 +86,7 @@ def turned(image: Image.Image) -> Image.Image:
 
 
 def without_texts(content: bytes) -> io.BytesIO:
-    """A PNG without the chunks that hold texts and profiles, of which Pillow refuses long ones."""
+    """Return a PNG without its chunks of texts and profiles. Pillow refuses long ones."""
     kept = [PNG]
     for kind, body in chunks(content):
         if kind not in WORDY:
@@ -94,7 +96,7 @@ def without_texts(content: bytes) -> io.BytesIO:
 
 
 def chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, body) of each whole chunk of a PNG."""
+    """Yield (kind, body) of each complete chunk of a PNG."""
     place = len(PNG)
     while place + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, place)
@@ -105,13 +107,13 @@ def chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def too_wordy(error: Exception) -> bool:
-    """Whether Pillow refused a PNG for the length of its texts."""
+    """Return whether Pillow refused a PNG because of the length of its texts."""
     return "MAX_TEXT" in str(error) or "memory used in text chunks" in str(error)
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Colours of an ICC profile as sRGB, perceptually, transparency kept; as they are where the
-    profile cannot be read, or is not of such an image."""
+    """Convert the colours of an ICC profile to sRGB, perceptually, and keep transparency. They do
+    not change if the profile cannot be read, or belongs to another kind of image."""
     from PIL import ImageCms
 
     if image.mode == "RGBA":
@@ -128,7 +130,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def foreign_profile(image: Image.Image) -> str | None:
-    """The name of an image's ICC profile, where it is another than sRGB and can be read."""
+    """Return the name of an image's ICC profile, if it is readable and not sRGB."""
     from PIL import ImageCms
 
     if not image.info.get("icc_profile"):

@@ -153,8 +153,8 @@ class Recipe:
 
 
 def _quoted(value: object) -> str:
-    """A setting as AUTOMATIC1111's web UI writes it: in JSON's quotes where it holds a sign that
-    parts settings."""
+    """Return a value as the AUTOMATIC1111 web UI writes it: as a JSON string if it contains a
+    separator."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if set(",:\n") & set(text) else text
 
@@ -227,11 +227,12 @@ def save_png(
     overwrite: bool = False,
     trace: list[dict[str, float]] | None = None,
 ) -> None:
-    """Write an image and its recipe to a PNG, whole or not at all; its folder is made. `trace` is
+    """Write an image and its recipe to a PNG, completely or not at all. Make its folder. `trace` is
     that of `Report.rows`.
 
-    UsageError if the file is there and `overwrite` is not set, ClipguideError if it cannot be
-    written.
+    Raises:
+        UsageError: the file exists and `overwrite` is not set.
+        ClipguideError: it cannot be written.
     """
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt(CHUNK, _encodable(recipe.to_json()))
@@ -244,8 +245,8 @@ def save_png(
 def write_file(
     path: str | os.PathLike, write: Callable[[Path], None], *, overwrite: bool = False
 ) -> None:
-    """Have `write` fill a temporary file beside `path`, and move it there; as `save_png`
-    otherwise."""
+    """Call `write` with a temporary file next to `path`, and move it there. Otherwise as
+    `save_png`."""
     path = Path(path)
     with _temporary(path) as temporary:
         write(temporary)
@@ -259,7 +260,8 @@ def write_png(
     overwrite: bool = False,
     chunks: PngImagePlugin.PngInfo | None = None,
 ) -> None:
-    """Write a PNG to a temporary file beside `path` and move it there; as `save_png` otherwise."""
+    """Write a PNG to a temporary file next to `path`, and move it there. Otherwise as `save_png`.
+    """
     path = Path(path)
     with _temporary(path) as temporary:
         with temporary.open("wb") as stream:
@@ -269,14 +271,15 @@ def write_png(
 
 
 def prepare(path: str | os.PathLike) -> None:
-    """Make the folder of a file to be written. ClipguideError if it could not be written there."""
+    """Make the folder of a file. Raise ClipguideError if the file could not be written there."""
     with _temporary(Path(path)):
         pass
 
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """An empty file beside `path`, gone in the end; an OSError becomes a ClipguideError."""
+    """Yield an empty file next to `path`, and delete it at the end. An OSError becomes a
+    ClipguideError."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -314,7 +317,8 @@ def read_fields(path: str | os.PathLike) -> dict[str, typing.Any]:
 
 
 def read_png(path: str | os.PathLike) -> Recipe:
-    """The recipe in a PNG. UsageError if there is none, or it is not one of clipguide's."""
+    """Return the recipe in a PNG. Raise UsageError if there is none, or it is not one of clipguide.
+    """
     text = _read_text(path, CHUNK)
     if text is None:
         raise UsageError(f"{path} has no recipe: clipguide did not make it, or its text is gone.")
@@ -325,7 +329,8 @@ def read_png(path: str | os.PathLike) -> Recipe:
 
 
 def read_trace(path: str | os.PathLike) -> list[dict[str, float]]:
-    """The trace in a PNG, one table a step. UsageError if there is none, or it is no trace."""
+    """Return the trace in a PNG, one table per step. Raise UsageError if there is none, or it is
+    not a trace."""
     text = _read_text(path, TRACE)
     if text is None:
         raise UsageError(f"{path} has no trace: draw it with --trace.")
@@ -359,7 +364,8 @@ def _read_text(path: str | os.PathLike, chunk: str) -> str | None:
 
 
 def _move(temporary: Path, path: Path, *, overwrite: bool) -> None:
-    """Rename; without `overwrite`, UsageError if the target is there, however late it came."""
+    """Rename a file. Without `overwrite`, raise UsageError if the target exists, even if it came
+    late."""
     if not overwrite:
         try:
             os.link(temporary, path)
@@ -370,7 +376,7 @@ def _move(temporary: Path, path: Path, *, overwrite: bool) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """UsageError if there is a file at `path`."""
+    """Raise UsageError if there is a file at `path`."""
     if os.path.lexists(path):
         raise UsageError(
             f"{path} is there already: give --force (overwrite=True) or choose another name."
@@ -378,7 +384,8 @@ def refuse_existing(path: Path) -> None:
 
 
 def _encodable(text: str) -> str:
-    """The text without what UTF-8 cannot hold: the name of a model's file may have any bytes."""
+    """Return the text without what UTF-8 cannot hold. The name of a model's file may have any
+    bytes."""
     return text.encode(errors="replace").decode()
 
 
@@ -387,7 +394,8 @@ def _refuse_constant(name: str) -> float:
 
 
 def _checked(name: str, value: object, kind: object) -> object:
-    """The value as `kind`, or UsageError. JSON has lists where a recipe has tuples."""
+    """Return the value as `kind`. Raise UsageError for another type. JSON has lists where a recipe
+    has tuples."""
     good = False
     if kind is str:
         good = isinstance(value, str) and len(value) <= MAX_TEXT

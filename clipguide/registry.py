@@ -21,22 +21,22 @@ from .errors import ClipguideWarning, UsageError, close_matches, reason
 
 GROUP = "clipguide"
 T = TypeVar("T")
-ADDED: set[tuple[str, str]] = set()  # (kind, name) of what this process registered itself
+ADDED: set[tuple[str, str]] = set()  # (kind, name) of the entries that this process registered
 
 
 class Registry(Mapping[str, T]):
-    """A table of names that packages add to; asking it loads the plug-ins.
+    """A table of names to which packages add. Reading it loads the plug-ins.
 
     Args:
-        kind: what it is a table of, in the singular: "method".
-        entries: what it holds to begin with.
+        kind: what an entry is, in the singular, such as "method".
+        entries: the initial entries.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, T] | None = None) -> None:
         self.kind, self._entries = kind, dict(entries or {})
 
     def register(self, name: str, entry: T, *, replace: bool = False) -> T:
-        """Add an entry. UsageError if the name is taken and `replace` is not set."""
+        """Add an entry. Raise UsageError if the name is taken and `replace` is not set."""
         if name in self._entries and not replace:
             raise UsageError(
                 f"There is a {self.kind} {name!r} already: choose another name, or set "
@@ -47,13 +47,13 @@ class Registry(Mapping[str, T]):
         return entry
 
     def unregister(self, name: str) -> None:
-        """Remove an entry. UsageError if there is none."""
+        """Remove an entry. Raise UsageError if there is none."""
         self.find(name)
         del self._entries[name]
         ADDED.discard((self.kind, name))
 
     def find(self, name: str) -> T:
-        """An entry. UsageError, with close matches, if there is none."""
+        """Return an entry. Raise UsageError, with close matches, if there is none."""
         if name not in self:
             raise UsageError(f"There is no {self.kind} {name!r}.{close_matches(str(name), self)}")
         return self._entries[name]
@@ -76,13 +76,13 @@ class Registry(Mapping[str, T]):
 
 @functools.cache
 def load_plugins() -> tuple[str, ...]:
-    """Import the module of each plug-in that is installed, once; their names. One that cannot be
-    imported is warned of and left out."""
+    """Import the module of each installed plug-in, once. Return their names. Warn of one that
+    cannot be imported, and leave it out."""
     loaded = []
     for point in importlib.metadata.entry_points(group=GROUP):
         try:
             point.load()
-        except Exception as error:  # a stranger's package: whatever it raises
+        except Exception as error:  # another author's package can raise any error
             warnings.warn(
                 f"The plug-in {point.name} cannot be imported and is left out: {reason(error)}.",
                 ClipguideWarning,
@@ -94,7 +94,7 @@ def load_plugins() -> tuple[str, ...]:
 
 
 def of_class(table: Mapping[str, T], thing: object) -> T | None:
-    """The entry of an object's class, or of the nearest of its bases; None if there is none."""
+    """Return the entry of an object's class, or of its nearest base class, or None."""
     found = (table[base.__name__] for base in type(thing).__mro__ if base.__name__ in table)
     return next(found, None)
 

@@ -17,7 +17,7 @@ import torch
 from .errors import UsageError
 from .near import Neighbours
 
-DUPLICATE = 0.98  # cosine of two images; see `duplicates`
+DUPLICATE = 0.98  # cosine similarity of two images; see `duplicates`
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ def _diverse(
     diversity: float,
     keep: int | None,
 ) -> list[int]:
-    """The places `best`, which are in plain order, by `mmr`."""
+    """Return the places `best`, given in plain order, in the order of `mmr`."""
     unit_KD = unit_BD[best].double()
     low = (unit_KD @ unit_KD[0]).min()
 
@@ -194,13 +194,14 @@ def _diverse(
 
 
 def _standardise(score_CB: torch.Tensor) -> torch.Tensor:
-    """Scores centred, and divided by the root mean square of their standard deviations."""
+    """Return the scores, centred and divided by the root mean square of their standard deviations.
+    """
     centred_CB = score_CB - score_CB.mean(1, keepdim=True)
     scale = centred_CB.square().mean().sqrt()
     return centred_CB / scale if scale > 1e-9 * score_CB.abs().max() else centred_CB * 0
 
 
 def _stretch(values: torch.Tensor) -> torch.Tensor:
-    """From the least at 0 to the greatest at 1; all 0 if they are the same."""
+    """Return the values stretched from 0 to 1; all 0 if they are equal."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high > low else values * 0

@@ -33,7 +33,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Piece:
-    """Linear from `first` at progress `start` to `last` at `end`."""
+    """A linear piece from `first` at progress `start` to `last` at `end`."""
 
     first: float
     last: float
@@ -41,7 +41,7 @@ class Piece:
     end: float = 1.0
 
     def at(self, progress: float) -> float:
-        """The value at a progress inside; `first` and `last` exactly at the ends."""
+        """Return the value at a progress inside; exactly `first` and `last` at the ends."""
         if self.first == self.last:
             return self.first
         share = (progress - self.start) / (self.end - self.start)
@@ -66,8 +66,8 @@ class Schedule:
     function: Callable[[float], float] | None = field(default=None)
 
     def __call__(self, progress: float) -> float:
-        """The value at a progress. ClipguideError if progress is not in [0, 1], or if a function
-        returns no finite number."""
+        """Return the value at a progress. Raise ClipguideError if progress is not in [0, 1], or if
+        a function returns no finite number."""
         if not -_ROUNDING <= progress <= 1 + _ROUNDING:
             raise ClipguideError(f"Progress runs from 0 to 1: {progress} is outside.")
         progress = min(max(float(progress), 0.0), 1.0)
@@ -83,7 +83,8 @@ class Schedule:
         return float(value)
 
     def to_spec(self) -> str:
-        """The text that `schedule` reads back as this. UsageError for a function."""
+        """Return the text that `schedule` reads back as this schedule. Raise UsageError for a
+        function."""
         if self.function is not None:
             raise UsageError("A schedule made of a function cannot be spelt out.")
         return ",".join(map(str, self.pieces))
@@ -158,5 +159,5 @@ def _is_number(value: object) -> bool:
 
 
 def _spell(number: float) -> str:
-    """The shortest text that reads back as this number."""
+    """Return the shortest text that reads back as this number."""
     return repr(number).removesuffix(".0")

@@ -9,7 +9,7 @@ import torch
 
 from .errors import UsageError
 
-W = 2.5  # of Hessel et al. 2021, to stretch cosines towards the range of 0 to 1
+W = 2.5  # from Hessel et al. 2021; it stretches cosines towards the range of 0 to 1
 
 
 def cosine(image_BD: torch.Tensor, text_ND: torch.Tensor) -> torch.Tensor:

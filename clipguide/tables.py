@@ -1,5 +1,5 @@
-"""Tables of what is said of images, read a part at a time: CSV, TSV, JSONL and parquet; captions
-in files beside images."""
+"""Read tables of captions in parts: CSV, TSV, JSONL and parquet; and captions in files next to
+images."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ IMAGE = ("image", "filepath", "file_path", "image_path", "path", "file_name", "f
 CAPTION = ("caption", "text", "title", "description", "prompt")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
-PART = 1024  # rows of a parquet at a time
-LONGEST = 20_000  # bytes of a caption beside an image
+PART = 1024  # rows of a parquet that are read at a time
+LONGEST = 20_000  # largest caption next to an image, in bytes
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table's file and columns. `features` are the names of numbered classes, by column, that the
-    hub's parquets tell."""
+    """The file and columns of a table. `features` are the names of numbered classes, by column, in
+    parquets of the hub."""
 
     file: Path
     columns: list[str]
     features: dict[str, list[str]] = field(default_factory=dict)
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(where, row) of each row, `where` for messages, as they are read from the file.
+        """Yield (where, row) of each row as it is read. `where` is for messages.
 
-        UsageError for a row that is none: of more cells than columns, as an unquoted comma makes
-        it, or no JSON object.
+        Raises:
+            UsageError: a row has more cells than columns (for example because of an unquoted
+                comma), or is not a JSON object.
         """
         kind = self.file.suffix.lower()
         with _told(self.file):
@@ -49,8 +50,8 @@ class Table:
 
 
 def open_table(file: str | os.PathLike) -> Table:
-    """A table by its file's name. UsageError if it has another ending, cannot be read, is not UTF-8
-    or has no rows."""
+    """Open a table by the suffix of its file. Raise UsageError if the suffix is unknown, or the
+    file cannot be read, is not UTF-8 or has no rows."""
     file = Path(file)
     kind = file.suffix.lower()
     if kind not in ENDINGS:
@@ -74,10 +75,11 @@ def open_table(file: str | os.PathLike) -> Table:
 
 
 def captions(file: str | os.PathLike) -> dict[str, str]:
-    """What a table of the columns path (or another usual name) and caption says of images, by
-    their absolute paths; those in it are relative to its folder, by / or by \\.
+    r"""Return the captions of a table with the columns path (or another usual name) and caption, by
+    the absolute paths of the images. Paths in the table are relative to its folder, with / or \.
 
-    UsageError as `open_table`, for a caption that is no text, and for two of one image.
+    Raises:
+        UsageError: as `open_table`; a caption is not a text; an image has two captions.
     """
     table = open_table(file)
     image = choose(table.columns, None, ("path", *IMAGE), "image", str(file))
@@ -95,8 +97,8 @@ def captions(file: str | os.PathLike) -> dict[str, str]:
 
 
 def sidecar(path: str | os.PathLike) -> str | None:
-    """The caption in the .txt beside an image, blanks made one; None if there is none. What is not
-    UTF-8 is taken to be of Windows."""
+    """Return the caption in the .txt next to an image, with single blanks, or None. A file that is
+    not UTF-8 is read in the encoding of Windows."""
     try:
         content = Path(os.path.splitext(path)[0] + ".txt").read_bytes()[:LONGEST]
     except (OSError, ValueError):
@@ -105,18 +107,19 @@ def sidecar(path: str | os.PathLike) -> str | None:
 
 
 def said(content: bytes) -> str | None:
-    """The caption in the first LONGEST bytes of such a .txt."""
+    """Return the caption in the first LONGEST bytes of such a .txt."""
     try:
         words = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        whole = error.start >= len(content) - 3 and len(content) == LONGEST  # cut in a letter
+        # the limit cut a character
+        whole = error.start >= len(content) - 3 and len(content) == LONGEST
         words = content.decode("utf-8-sig" if whole else "cp1252", "replace")
     return _one_line(words) or None
 
 
 def located(name: str, folder: Path) -> str:
-    """The path of an image that a table in `folder` names. Backslashes are of Windows where there
-    is no such file."""
+    """Return the path of an image that a table in `folder` names. If there is no such file,
+    backslashes separate folders, as on Windows."""
     path = os.path.normpath(os.path.join(folder, name))
     if "\\" in name and os.sep == "/" and not os.path.exists(path):
         path = os.path.normpath(os.path.join(folder, name.replace("\\", "/")))
@@ -124,8 +127,9 @@ def located(name: str, folder: Path) -> str:
 
 
 def text(value: object, where: str) -> str:
-    """A cell's text, blanks made one; "" of an empty one. UsageError if it is something else."""
-    if value is None or value != value:  # NaN of a parquet
+    """Return the text of a cell, with single blanks; "" for an empty cell. Raise UsageError for
+    anything else."""
+    if value is None or value != value:  # NaN in a parquet is an empty cell
         return ""
     if isinstance(value, bytes):
         try:
@@ -141,7 +145,8 @@ def text(value: object, where: str) -> str:
 def choose(
     columns: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, where: str
 ) -> str:
-    """The column that is wanted, or the first with a usual name. UsageError if it is not there."""
+    """Return the named column, or the first with a usual name. Raise UsageError if it does not
+    exist."""
     if wanted is not None:
         if wanted not in columns:
             raise UsageError(f"{where} has no column {wanted!r}.{close_matches(wanted, columns)}")
@@ -172,7 +177,7 @@ def _one_line(said: str) -> str:
 
 @contextmanager
 def _told(file: Path) -> Iterator[None]:
-    """What is wrong with a file, in a sentence."""
+    """Return the fault of a file in a sentence."""
     try:
         yield
     except UnicodeDecodeError:
@@ -188,7 +193,8 @@ def _told(file: Path) -> Iterator[None]:
 def _csv_reader(stream: Any, kind: str) -> csv.DictReader:
     head = stream.readline()
     between = DELIMITERS[kind]
-    if kind == ".csv" and "," not in head:  # as Excel writes where the comma is decimal
+    # Excel writes this if the comma is the decimal separator
+    if kind == ".csv" and "," not in head:
         between = next((sign for sign in ";\t" if sign in head), between)
     stream.seek(0)
     return csv.DictReader(stream, delimiter=between, strict=True)
@@ -234,8 +240,8 @@ def _parquet(file: Path) -> Any:
 
 
 def _parquet_head(file: Path) -> tuple[list[str], int, dict[str, list[str]]]:
-    """Columns, the number of rows, and the names of those classes that the hub's data sets
-    number."""
+    """Return the columns, the number of rows, and the names of the numbered classes in data sets of
+    the hub."""
     found = _parquet(file)
     schema = found.schema_arrow
     try:
@@ -260,6 +266,7 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _dicts(part: Any) -> Iterable[dict]:
-    """The rows of a batch one by one, so that no more than one image's bytes are Python's."""
+    """Yield the rows of a batch one by one, so that Python holds the bytes of one image at a time.
+    """
     for i in range(part.num_rows):
         yield {name: part.column(k)[i].as_py() for k, name in enumerate(part.schema.names)}

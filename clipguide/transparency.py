@@ -1,4 +1,5 @@
-"""What becomes of transparency: known without Pillow, so that a wrong word is told at once."""
+"""The options for transparency. This imports nothing slow, so that a wrong option is reported at
+once."""
 
 from __future__ import annotations
 
@@ -8,6 +9,6 @@ ALPHA = ("white", "drop")  # laid on white, or left out
 
 
 def check_alpha(alpha: str) -> None:
-    """UsageError for what is not one of ALPHA."""
+    """Raise UsageError for a value that is not in ALPHA."""
     if alpha not in ALPHA:
         raise UsageError(f"alpha is {' or '.join(ALPHA)}, not {alpha!r}.")

@@ -28,8 +28,8 @@ from .prompts import read_lines
 from .zero_shot.none import KIN, bag_of
 from .zero_shot.templates import HERE
 
-EVERY = 7  # of the nouns, one in so many is enough for one image: a share to within half a percent
-WORDS = (  # from what share on: the word. benchmarks/sureness.py measures how often each is right
+EVERY = 7  # for one image, one in this many nouns is enough: the share is exact to half a percent
+WORDS = (  # smallest share -> word. benchmarks/sureness.py measures how often each is right
     (0.99, "very sure"),
     (0.95, "sure"),
     (0.75, "unsure"),
@@ -82,7 +82,7 @@ class Unrelated:
         key = self.clip.fingerprint, str(getattr(self.clip, "dtype", "")), self.template
         if key not in _ENCODED:
             texts = [self.template.replace("{}", noun) for noun in self._nouns]
-            with warnings.catch_warnings():  # a CLIP of few tokens cuts words
+            with warnings.catch_warnings():  # a CLIP with few tokens cuts words
                 warnings.simplefilter("ignore", ClipguideWarning)
                 _ENCODED[key] = self.clip.encode_text(texts).float().cpu()
         return _ENCODED[key]
@@ -133,8 +133,8 @@ def apart(
     kin: float,
     nouns: Sequence[str] | None = None,
 ) -> torch.Tensor:
-    """Return apart_W: whether each noun means something else than the text, by its embedding and by
-    its words; all of them if none does. `nouns` are those of word_WD, all by default."""
+    """Return apart_W: whether each noun differs in meaning from the text, by its embedding and its
+    words. If none does, return all. `nouns` are those of word_WD, by default all."""
     mine = bag_of(text)
     bags = map(bag_of, words() if nouns is None else nouns)
     apart_W = torch.tensor([not (bag <= mine or mine <= bag) for bag in bags])

@@ -65,7 +65,7 @@ class Cutouts:
             raise UsageError(f"A size_range of views lies in (0, 1], not {self.size_range}.")
 
     def __len__(self) -> int:
-        """Return the number of views an image."""
+        """Return the number of views per image."""
         return self.number + self.whole
 
     def __call__(
@@ -113,7 +113,7 @@ class Cutouts:
 def _crop(
     image_3HW: torch.Tensor, size_range: tuple[float, float], scale: float, y: float, x: float
 ) -> torch.Tensor:
-    """A square of whole pixels; scale, y and x in [0, 1) say how large and where."""
+    """Return a square of whole pixels. scale, y and x in [0, 1) give its size and place."""
     height, width = image_3HW.shape[-2:]
     low, high = size_range
     side = max(1, round(min(height, width) * (low + (high - low) * scale)))
@@ -280,7 +280,7 @@ class Warped:
         )
 
     def __len__(self) -> int:
-        """Return the number of views an image."""
+        """Return the number of views per image."""
         return self.overview + self.inner
 
     def __call__(
@@ -321,7 +321,7 @@ class Warped:
         return view_N3ss
 
     def _boxes(self, u: dict[str, torch.Tensor], height: int, width: int) -> torch.Tensor:
-        """box_N4 of whole pixels: top, left, height and width."""
+        """Return box_N4 in whole pixels: top, left, height and width."""
         low, high = self.size_range
         share_N = u["side"] ** self.power
         if self.law == "cosine":
@@ -335,8 +335,8 @@ class Warped:
         return box_N4
 
     def _homographies(self, u: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """matrix_N33 from places in a crop to where they are shown, and shrink_N >= 1: how much
-        smaller they are there, from the area."""
+        """Return matrix_N33 from places in a crop to places in the view, and shrink_N >= 1, the
+        factor by which the warp reduces it, from the area."""
         moved_N, low, high = u["affine"] < self.p, *self.scale
         scale_N = torch.where(moved_N, low + (high - low) * u["scale"], 1.0)
         affine_N33 = warps.affine(
@@ -368,8 +368,8 @@ class Warped:
         }
 
     def _erased(self, u: dict[str, torch.Tensor]) -> torch.Tensor:
-        """box_N4 in shares of the side, of no height where nothing is erased: an area of 0.1 to
-        0.4, a height of 0.3 to 1/0.3 widths, cut to the view."""
+        """Return box_N4 in fractions of the side: an area of 0.1 to 0.4, a height of 0.3 to 1/0.3
+        widths, cut to the view. The height is 0 if nothing is erased."""
         area_N = 0.1 + 0.3 * u["erase area"]
         root_N = (math.log(0.3) * (2 * u["erase shape"] - 1) / 2).exp()  # of height / width
         height_N = (area_N.sqrt() * root_N).clamp_max(1)
@@ -386,5 +386,5 @@ def _check_number(generators: Sequence[torch.Generator], image_B3HW: torch.Tenso
 
 
 def _about(u_N: torch.Tensor, most: float) -> torch.Tensor:
-    """Uniform in ± most."""
+    """Return uniform numbers in ± most."""
     return most * (2 * u_N - 1)

@@ -33,11 +33,11 @@ _FARTHEST = 3.0  # the farthest place that is read, a view's width beyond its ed
 def cut(
     image_3HW: torch.Tensor, box_N4: torch.Tensor, size: int, shrink_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """view_N3ss, boxes of an image in the top left corner of each view, and filled_N2, the rows
-    and columns that they take there.
+    """Return view_N3ss, with boxes of an image in the top left corner of each view, and filled_N2,
+    the rows and columns that they fill.
 
-    `box_N4` holds top, left, height and width in whole pixels, inside the image. A box keeps its
-    size unless it is larger than size / shrink, rounded up: then it is resized to that.
+    `box_N4` holds top, left, height and width in whole pixels, inside the image. A box that is
+    larger than size / shrink, rounded up, is resized to that size. A smaller box keeps its size.
     """
     views, filled = [], []
     for box, shrink in zip(box_N4.long().tolist(), shrink_N.tolist(), strict=True):
@@ -62,9 +62,9 @@ def affine(
     angle_N: torch.Tensor,
     shift_N2: torch.Tensor,
 ) -> torch.Tensor:
-    """matrix_N33 that takes a place in a view to where it is shown: mirrored left to right where
-    `mirror_N`, sheared along x by an angle, scaled, turned anticlockwise, then shifted by shares of
-    the side (right, down). Angles are in degrees."""
+    """Return matrix_N33 from a place in a crop to a place in the view: mirrored left to right where
+    `mirror_N`, sheared along x by an angle, scaled, turned anticlockwise, then shifted by fractions
+    of the side (right, down). Angles are in degrees."""
     shear_N, angle_N = torch.deg2rad(shear_N), torch.deg2rad(angle_N)
     zero_N, one_N = torch.zeros_like(scale_N), torch.ones_like(scale_N)
     cos_N, sin_N = angle_N.cos(), angle_N.sin()
@@ -78,10 +78,10 @@ def affine(
 
 
 def perspective(inward_N42: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """matrix_N33 that moves the corners of a view inwards, and area_N, the share of the view that
-    it then fills.
+    """Return matrix_N33 that moves the corners of a view inwards, and area_N, the fraction of the
+    view that it then fills.
 
-    `inward_N42` says by what share of the side each corner moves along x and y, in [0, 0.5):
+    `inward_N42` has the fraction of the side by which each corner moves along x and y, in [0, 0.5):
     top left, top right, bottom right, bottom left. The homography of a square and a quadrilateral
     is Heckbert's (1989, Fundamentals of Texture Mapping and Image Warping, section 2.2.3).
     """
@@ -101,8 +101,8 @@ def perspective(inward_N42: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def warp(
     view_N3ss: torch.Tensor, filled_N2: torch.Tensor, matrix_N33: torch.Tensor, padding: str
 ) -> torch.Tensor:
-    """view_N3ss, each pixel read once, bilinearly, from where the inverse of its matrix points in
-    what `cut` gave; beyond its edges by `padding`, one of PADDINGS."""
+    """Return view_N3ss. Each pixel is read once, bilinearly, from the place in the result of `cut`
+    that the inverse of its matrix gives. Beyond the edges, `padding` applies, one of PADDINGS."""
     x_Nss, y_Nss = _sources(torch.linalg.inv(matrix_N33).to(view_N3ss), view_N3ss.shape[-1])
     if padding == "zeros":
         inside_Nss = (x_Nss.abs() <= 1 + 1e-6) & (y_Nss.abs() <= 1 + 1e-6)
@@ -121,7 +121,7 @@ def warp(
 
 
 def _sources(inverse_N33: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_Nss and y_Nss, the places that the pixels of a view are read from."""
+    """Return x_Nss and y_Nss, the places from which the pixels of a view are read."""
     place_s = (2 * torch.arange(size).to(inverse_N33) + 1) / size - 1
     along_x_N3s = inverse_N33[:, :, :1] * place_s + inverse_N33[:, :, 2:]
     along_y_N3s = inverse_N33[:, :, 1:2] * place_s
@@ -138,10 +138,11 @@ def recolour(
     saturation_N: torch.Tensor,
     hue_N: torch.Tensor,
 ) -> torch.Tensor:
-    """view_N3ss with colours changed by one linear map a view, which keeps greys grey.
+    """Return view_N3ss with colours changed by one linear map per view, which keeps greys grey.
 
-    The brightness is a gain, the contrast another about the view's mean luma; the saturation scales
-    the chroma of YIQ (0 is greyscale) and the hue turns it, by a share of a whole turn.
+    The brightness is a gain. The contrast is another gain around the mean luma of the view. The
+    saturation scales the chroma of YIQ (0 is greyscale). The hue turns it by a fraction of a full
+    turn.
     """
     cos_N, sin_N = (saturation_N * part(2 * math.pi * hue_N) for part in (torch.cos, torch.sin))
     chroma_N33 = torch.eye(3).to(hue_N).repeat(len(hue_N), 1, 1)
@@ -157,7 +158,7 @@ def recolour(
 
 
 def erase(view_N3ss: torch.Tensor, box_N4: torch.Tensor) -> torch.Tensor:
-    """view_N3ss, black in a box: top, left, height and width in shares of the side."""
+    """Return view_N3ss, black in a box: top, left, height and width in fractions of the side."""
     size = view_N3ss.shape[-1]
     place_s = (torch.arange(size, dtype=torch.float64) + 0.5) / size
     top_N1, left_N1, height_N1, width_N1 = box_N4.split(1, 1)
@@ -168,7 +169,7 @@ def erase(view_N3ss: torch.Tensor, box_N4: torch.Tensor) -> torch.Tensor:
 
 
 def _matrix(rows: list[list[torch.Tensor]]) -> torch.Tensor:
-    """matrix_N22 of its entries, each of N."""
+    """Return matrix_N22 from its entries, each of N."""
     return torch.stack([torch.stack(row, 1) for row in rows], 1)
 
 

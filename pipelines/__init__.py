@@ -1,1 +1,1 @@
-"""One readable file a pipeline, composed from the parts of clipguide."""
+"""Pipelines: one readable file for each, composed of the parts of clipguide."""

@@ -40,7 +40,7 @@ class CLIPGuidedStableDiffusion(ClipGuided, StableDiffusionPipeline):
         return_dict: bool = True,
         negative_prompt: str | list[str] | None = None,
     ):
-        """As the community pipeline's, with a negative prompt besides."""
+        """Draw images like the community pipeline, with a negative prompt in addition."""
         text = prompt if clip_prompt is None else clip_prompt
         with self.guided(
             text, scale=clip_guidance_scale, num_cutouts=num_cutouts, use_cutouts=use_cutouts

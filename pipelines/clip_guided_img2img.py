@@ -47,10 +47,13 @@ class CLIPGuidedStableDiffusionImg2Img(ClipGuided, StableDiffusionImg2ImgPipelin
         return_dict: bool = True,
         negative_prompt: str | list[str] | None = None,
     ):
-        """As the community pipeline's, with a negative prompt besides.
+        """Draw images like the community pipeline, with a negative prompt in addition.
 
-        PIL images are brought to height x width, by default the model's own. `latents` are ignored,
-        as there. UsageError without an image.
+        PIL images are resized to height x width, by default the size of the model. `latents` are
+        ignored, as in the community pipeline.
+
+        Raises:
+            UsageError: there is no image.
         """
         if image is None:
             raise UsageError("There is no image to begin with: give image=…")
@@ -79,7 +82,8 @@ class CLIPGuidedStableDiffusionImg2Img(ClipGuided, StableDiffusionImg2ImgPipelin
     def _sized(
         self, image: PipelineImageInput, height: int | None, width: int | None
     ) -> PipelineImageInput:
-        """Pictures of height x width, the model's own if None; tensors and arrays as they are."""
+        """Return the images at height x width, by default the size of the model. Tensors and arrays
+        do not change."""
         pictures = image if isinstance(image, list) else [image]
         if not isinstance(pictures[0], Image.Image):
             if height or width:

@@ -1,5 +1,5 @@
-"""What the pipelines in the place of diffusers' community pipelines share: a CLIP beside the model,
-and the arguments by which people set its guidance."""
+"""What the replacements of diffusers' community pipelines share: a CLIP as a component, and the
+arguments of its guidance."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from ..guidance import Steering, steer
 from ..objectives import Similarity
 from ..views import Cutouts
 
-SCALE = 1000.0  # clip_guidance_scale, by strength
+SCALE = 1000.0  # clip_guidance_scale divided by strength
 
 
 class ClipGuided:
-    """Goes before a Stable Diffusion pipeline's class: its components, and a `clip_model` of
-    transformers with its `feature_extractor`, whose tokenizer is the model's if none is given."""
+    """A mixin before the class of a Stable Diffusion pipeline. It adds the components `clip_model`,
+    of transformers, and `feature_extractor`. The tokenizer is that of the pipeline if none is
+    given."""
 
     _optional_components = ["safety_checker", "image_encoder", "tokenizer_clip"]
 
@@ -56,8 +57,8 @@ class ClipGuided:
         num_cutouts: int,
         use_cutouts: bool,
     ) -> Steering:
-        """The context in which a run of this pipeline is steered towards a text, or one a prompt:
-        by scale / 1000 of rms(x0), on cutouts or the whole image."""
+        """Return a context that steers a run of this pipeline towards one text, or one per prompt,
+        with the strength scale / 1000, on cutouts or the whole image."""
         clip = wrap_hf_clip(
             self.clip_model,
             self.feature_extractor,

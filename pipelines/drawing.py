@@ -174,7 +174,7 @@ class Drawing:
         self._check_rewards()
 
     def _check_rewards(self) -> None:
-        """UsageError for a reward that is not there, is given twice, or has no gradient."""
+        """Raise UsageError for a reward that is unknown, is repeated, or has no gradient."""
         if len(set(self.rewards)) < len(self.rewards):
             raise UsageError("A reward is given twice: give it once, with a weight.")
         for text in self.rewards:
@@ -297,6 +297,6 @@ def _listed(files: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def digest(file: str) -> str:
-    """sha256 of an image's pixels. UsageError if it cannot be read."""
+    """Return the sha256 digest of an image's pixels. Raise UsageError if it cannot be read."""
     picture = images.load(Path(file))
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""What each step of a sampler meant, kept as images."""
+"""Keep the decoded x0 of each step as images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..images import to_pil
 
 
 class Film:
-    """An `on_step` that keeps the frames of a batch: those of the latest run, where a method runs
-    the pipeline several times. `on_step` is told too."""
+    """An `on_step` that keeps the frames of a batch. If a method runs the pipeline several times,
+    it keeps those of the latest run. It also calls `on_step`."""
 
     def __init__(self, on_step: Callable[[Step], None] | None) -> None:
         self._on_step = on_step
@@ -26,5 +26,5 @@ class Film:
             self._on_step(step)
 
     def of(self, i: int, finished: Image.Image) -> tuple[Image.Image, ...]:
-        """A frame for each step of sample i; the finished image stands for the last one's."""
+        """Return a frame for each step of sample i. The last one is the finished image."""
         return (*(pictures[i] for pictures in self._frames[:-1]), finished)

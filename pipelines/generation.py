@@ -1,5 +1,5 @@
-"""What text to image is asked for, but for the prompts: one frozen set of settings, which the call,
-the command and the recipe share."""
+"""The settings of text to image without the prompts: one frozen class for the call, the command and
+the recipe."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ..rewards import Reward, wanted
 STEPS = 30
 CFG = 4.0
 CUTOUTS = 4
-MOST = 1000  # images of a prompt, candidates of an image, steps
+MOST = 1000  # largest number of images per prompt, candidates per image, and steps
 MAX_SEED = 2**63 - 1
-# Settings that ask for steering by gradients.
+# Settings that make the run steer.
 STEERED = ("guide", "strength", "cutouts", "decoder", "tiny", "budget", "memory", "rewards")
 
 
@@ -150,7 +150,7 @@ class Generation:
 
     @property
     def configured(self) -> Method:
-        """The method, not auto, with its strength."""
+        """Return the method, which is not auto, with its strength."""
         return configure(self.method or "shortcut", {"strength": self.strength})
 
     def usual(self, pipe: object, prompts: Sequence[str]) -> Generation:
@@ -200,8 +200,8 @@ class Generation:
 
 
 def _check_rewards(asked: Generation) -> None:
-    """UsageError for a reward that is not there, lacks its package, is asked for twice, or has no
-    gradient where the method takes one."""
+    """Raise UsageError for a reward that is unknown, lacks its package, is repeated, or has no
+    gradient if the method needs one."""
     for given in (asked.rewards, asked.select):
         if isinstance(given, str):
             raise UsageError(f"Rewards are a list, as [{given!r}].")
@@ -217,7 +217,7 @@ def _check_rewards(asked: Generation) -> None:
 
 
 def method_of(recipe: Recipe) -> Method:
-    """The method of a recipe. UsageError if it names one that there is not."""
+    """Return the method of a recipe. Raise UsageError for an unknown method."""
     try:
         options = {name: json.loads(value) for name, value in recipe.options.items()}
         fields = dataclasses.fields(METHODS[recipe.method]) if recipe.method in METHODS else ()
@@ -229,7 +229,8 @@ def method_of(recipe: Recipe) -> Method:
 
 
 def _numbers(text: str) -> tuple[float, ...] | None:
-    """The numbers of a text such as "0.2,0.8"; None of none. UsageError for anything else."""
+    """Return the numbers of a text such as "0.2,0.8", or None. Raise UsageError for anything else.
+    """
     try:
         return tuple(float(part) for part in text.split(",")) if text else None
     except ValueError:
@@ -237,8 +238,8 @@ def _numbers(text: str) -> tuple[float, ...] | None:
 
 
 def recipe_options(method: Method) -> tuple[float, dict[str, str]]:
-    """The strength and the options of a method, as a recipe keeps them. UsageError for what cannot
-    be spelt out, such as a schedule made of a function."""
+    """Return the strength and the options of a method as a recipe stores them. Raise UsageError for
+    values without a text form, such as a schedule of a function."""
     options = method.options()
     strength = options.pop("strength", getattr(method, "strength", 0.0))
     spelt = {name: json.dumps(value) for name, value in options.items()}
@@ -250,7 +251,7 @@ def recipe_options(method: Method) -> tuple[float, dict[str, str]]:
 
 
 def check_numbers(**numbers: int) -> None:
-    """UsageError for a number that is not from 1 to MOST."""
+    """Raise UsageError for a number that is not from 1 to MOST."""
     for name, value in numbers.items():
         if not 1 <= value <= MOST:
             raise UsageError(f"{name} must be from 1 to {MOST}, not {value}.")

@@ -1,4 +1,4 @@
-"""What a run of text to image is asked for: its samples, their settings, and what is wrong."""
+"""The jobs of a run of text to image: its samples, their settings, and the checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all samples of a run share."""
+    """The settings that all samples of a run share."""
 
     negative: str
     best_of: int
@@ -52,7 +52,8 @@ class Settings:
 
 
 def auto_of(budget: float | None, given: dict[str, object], best_of: int) -> Choice:
-    """What the method "auto" chooses. UsageError if what it sets is given too."""
+    """Return the choice of the method "auto". Raise UsageError if an argument that it sets is given
+    too."""
     if names := [name for name, value in given.items() if value is not None]:
         raise UsageError(f"auto sets {', '.join(names)} itself: leave it out.")
     if best_of > 1:
@@ -61,20 +62,22 @@ def auto_of(budget: float | None, given: dict[str, object], best_of: int) -> Cho
 
 
 def candidates_of(method: Method, best_of: int) -> tuple[Method, int, int]:
-    """The method, how many candidates an image has, and how many of these are drawn together."""
+    """Return the method, the number of candidates per image, and how many of these are drawn
+    together."""
     if not isinstance(method, (BestOf, Particles)):
         return method, best_of, 1
     if best_of > 1:
         raise UsageError(f"{method.name} has candidates of its own: leave best_of out.")
     if isinstance(method, BestOf) and method.finish is not None:
-        return method, 1, 1  # it prunes its candidates itself
+        return method, 1, 1  # the method prunes its candidates itself
     if isinstance(method, BestOf):
         return method.each or Shortcut(strength=0.0), method.number, 1
     return method, method.number, method.number
 
 
 def guides_of(guide: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:
-    """One guide text a prompt. UsageError for a prompt or guide that does not parse."""
+    """Return one guide text per prompt. Raise UsageError for a prompt or guide that cannot be
+    parsed."""
     if not prompts:
         raise UsageError("There is no prompt: say what to draw.")
     if guide is None:
@@ -92,7 +95,7 @@ def guides_of(guide: str | Sequence[str] | None, prompts: Sequence[str]) -> list
 
 
 def to_draw(prompt: str) -> str:
-    """What the generator is conditioned on."""
+    """Return the text that conditions the generator."""
     parsed: Prompt = parse(prompt)
     if not parsed.text:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What every pipeline needs of a diffusers model: loading, the sizes it draws, its fingerprint."""
+"""Load diffusers models, and find the sizes that they draw and their fingerprints."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def load_pipeline(
         pipe = pipe.to(device)
     except ClipguideError:
         raise
-    except Exception as error:  # diffusers, transformers, safetensors and json each raise their own
+    # diffusers, transformers, safetensors and json raise different errors
+    except Exception as error:
         raise ClipguideError(f"The model {model} cannot be loaded: {reason(error)}.") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -78,7 +79,8 @@ def _read(source: str | Path, dtype: torch.dtype, safety_checker: bool) -> Diffu
 
 
 def _pipeline_class(source: str | Path) -> type[DiffusionPipeline]:
-    """The embedded generator's own class, or diffusers', which finds the right one."""
+    """Return the class of the embedded generator, or that of diffusers which finds the right class.
+    """
     from diffusers import DiffusionPipeline
 
     if isinstance(source, Path):
@@ -91,10 +93,13 @@ def _pipeline_class(source: str | Path) -> type[DiffusionPipeline]:
 
 
 def load_canvas_model(canvas: str, model: str, *, device: str, dtype: str) -> nn.Module:
-    """What the canvas "vqgan" or "latent" decodes by: of "mini", a diffusers folder (of a pipeline
-    or of its autoencoder alone), or a taming checkpoint in safetensors; frozen.
+    """Return the frozen decoder of the canvas "vqgan" or "latent": that of "mini", of a diffusers
+    folder (a pipeline or its autoencoder alone), or of a taming-transformers checkpoint in
+    safetensors.
 
-    UsageError for a name that is none of these, ClipguideError for one that does not load.
+    Raises:
+        UsageError: the name is none of these.
+        ClipguideError: it does not load.
     """
     import diffusers
 
@@ -124,7 +129,7 @@ def load_canvas_model(canvas: str, model: str, *, device: str, dtype: str) -> nn
 
 
 def _autoencoder(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """UsageError if the folder holds another class."""
+    """Return the autoencoder of a folder. Raise UsageError if it holds another class."""
     import diffusers
 
     file = folder / "config.json"
@@ -138,14 +143,15 @@ def _autoencoder(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
         raise UsageError(f"{folder} holds a {name}: this canvas takes a {kind.__name__}.")
     try:
         return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    except Exception as error:  # diffusers, safetensors and json each raise their own
+    except Exception as error:  # diffusers, safetensors and json raise different errors
         raise ClipguideError(f"The model {folder} cannot be loaded: {reason(error)}.") from error
 
 
 def picture_size(
     pipe: DiffusionPipeline, size: int | tuple[int, int] | None, *, name: str
 ) -> tuple[int, int]:
-    """Width and height in pixels; the model's own for None. UsageError if it does not draw them."""
+    """Return width and height in pixels; None is the size of the model. Raise UsageError if the
+    model cannot draw this size."""
     config = denoiser(pipe).config
     own = config.get("sample_size") or getattr(pipe, "default_sample_size", 128)
     own = own if isinstance(own, int) else own[0]
@@ -153,7 +159,8 @@ def picture_size(
     if size is None:
         size = native
     width, height = (size, size) if isinstance(size, int) else size
-    blocks = config.get("block_out_channels")  # a U-Net halves its sides, a transformer patches
+    # a U-Net halves the sides, a transformer makes patches
+    blocks = config.get("block_out_channels")
     grain = pipe.vae_scale_factor * (2 ** (len(blocks) - 1) if blocks else 2)
     least, most = max(grain, native // 2), native * 2
     if any(side % grain or not least <= side <= most for side in (width, height)):
@@ -165,12 +172,12 @@ def picture_size(
 
 
 def pipeline_fingerprint(pipe: DiffusionPipeline) -> str:
-    """sha256 of a pipeline's weights."""
+    """Return the sha256 digest of a pipeline's weights."""
     return fingerprint({k: v for k, v in pipe.components.items() if isinstance(v, nn.Module)})
 
 
 def versions() -> dict[str, str]:
-    """Of what bears on an image's bits."""
+    """Return the versions of the packages that affect the pixels of an image."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"clipguide": __version__, **found}
 
@@ -178,9 +185,10 @@ def versions() -> dict[str, str]:
 def plain_seconds(
     pipe: DiffusionPipeline, steps: int, cfg: float, width: int, height: int
 ) -> float:
-    """What plain sampling of one image takes, by runs of one and of three steps."""
+    """Return the time of plain sampling of one image in seconds, estimated from runs of one and
+    three steps."""
     seconds = {}
-    for some in (1, 1, 3):  # the first warms up
+    for some in (1, 1, 3):  # the first run warms up
         start = time.perf_counter()
         pipe(
             prompt=[""],

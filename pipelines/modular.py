@@ -1,4 +1,4 @@
-"""Modular Diffusers, steered: a block around the loop that denoises.
+"""Steer Modular Diffusers: wrap the denoising loop in a block.
 
     blocks = steered(StableDiffusionXLAutoBlocks())
     pipe = blocks.init_pipeline("a Stable Diffusion XL")
@@ -6,8 +6,8 @@
     pipe.update_components(clip=load_clip("ViT-B-32/laion2b_s34b_b79k"))
     pipe(prompt="a fox", clip_prompt="a red fox", clip_strength=0.1, output="images")[0]
 
-`clip` is a component like the guider: without one, it is the one of the pipeline's family. The
-state keeps `report`, what steering saw.
+`clip` is a component like the guider. By default it is the CLIP of the pipeline's family. The state
+has `report`, the report of steering.
 """
 
 from __future__ import annotations
@@ -35,10 +35,8 @@ WINDOW = "the noise levels that are steered at: 1 pure noise, 0 clean"
 
 
 def steered(blocks: ModularPipelineBlocks) -> ModularPipelineBlocks:
-    """A copy of blocks whose loops over a scheduler's steps are each in a Steered.
-
-    ClipguideError if there is none.
-    """
+    """Return a copy of blocks in which each loop over the steps of a scheduler is in a Steered.
+    Raise ClipguideError if there is no loop."""
     if isinstance(blocks, LoopSequentialPipelineBlocks):
         return Steered(blocks)
     blocks = copy.deepcopy(blocks)
@@ -50,7 +48,7 @@ def steered(blocks: ModularPipelineBlocks) -> ModularPipelineBlocks:
 
 
 def _wrap(blocks: ModularPipelineBlocks) -> int:
-    """Put each loop in these blocks into a Steered; how many there were."""
+    """Put each loop in these blocks into a Steered. Return their number."""
     count = 0
     for name, block in blocks.sub_blocks.items():
         if isinstance(block, LoopSequentialPipelineBlocks):
@@ -62,9 +60,9 @@ def _wrap(blocks: ModularPipelineBlocks) -> int:
 
 
 class Steered(ModularPipelineBlocks):
-    """A block that runs another, one that denoises, under `clipguide.steer`.
+    """A block that runs another block, which denoises, under `clipguide.steer`.
 
-    For blocks it is a leaf, so that what picks workflows out of them keeps it.
+    To other blocks it is a leaf, so that code that extracts workflows keeps it.
     """
 
     def __init__(self, block: ModularPipelineBlocks) -> None:
@@ -110,7 +108,8 @@ class Steered(ModularPipelineBlocks):
     def __call__(
         self, components: ModularPipeline, state: PipelineState
     ) -> tuple[ModularPipeline, PipelineState]:
-        """Run the block, steered. UsageError without a prompt, ClipguideError without a VAE."""
+        """Run the block with steering. Raise UsageError without a prompt, ClipguideError without a
+        VAE."""
         given = self.get_block_state(state)
         if getattr(components, "vae", None) is None:
             raise ClipguideError(

@@ -1,4 +1,4 @@
-"""What a pipeline gives: an image, with how it was made."""
+"""The result of a pipeline: an image, and how it was made."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Picture:
 
 
 def easing(pictures: Sequence[Picture]) -> str | None:
-    """One sentence about all images whose steering was eased, without a full stop; None if there
-    is none. Steps are counted from 1 in it."""
+    """Return one sentence about all images whose steering was reduced, without a full stop, or
+    None. It counts steps from 1."""
     steps = [picture.eased + 1 for picture in pictures if picture.eased is not None]
     if not steps:
         return None

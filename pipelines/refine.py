@@ -1,4 +1,4 @@
-"""A finished image made better: the loop, on the latents that its own autoencoder makes of it.
+"""Refine a finished image: run the optimisation loop on its latents.
 
 Shapes: 1 image, 3 channels, H rows, W columns.
 """
@@ -12,7 +12,7 @@ from ..canvases import Latent
 from ..objectives import Objective, Similarity
 from ..optimize import Loop
 
-RATE = 0.02  # Adam's rate, as a fraction of the latents' rms
+RATE = 0.02  # Adam's learning rate, as a fraction of the rms of the latents
 
 
 def refine(
@@ -24,8 +24,8 @@ def refine(
     steps: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """image_13HW in [0, 1] after `steps` of the loop. With a judge it is the best of those that it
-    saw, and the image itself where it likes none better."""
+    """Return image_13HW in [0, 1] after `steps` of the loop. With a judge, return the image with
+    the best score, which can be the original one."""
     vae.requires_grad_(False)
     height, width = image_13HW.shape[-2:]
     canvas = Latent(vae, height, width, [generator])

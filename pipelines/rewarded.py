@@ -1,4 +1,4 @@
-"""The rewards of runs: loaded once, made objectives of each batch's guides."""
+"""The rewards of a run: load them once, and make objectives for each batch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..prompts import Prompt
 from ..rewards import Reward, wanted
 from . import jobs
 
-OPPOSED = -0.5  # mean cosine of two pulls, which by chance is about 0
+OPPOSED = -0.5  # mean cosine of two gradients; unrelated ones have about 0
 
 
 class Settings(Protocol):
-    """What a run says of its rewards."""
+    """The settings of the rewards of a run."""
 
     rewards: tuple[str, ...]
     question: str
@@ -26,11 +26,11 @@ class Settings(Protocol):
 
 @dataclass
 class Rewards:
-    """The rewards that were asked for, each loaded once.
+    """The rewards of a run, each loaded once.
 
     Args:
-        device: where they run.
-        key: what an address knows its users by.
+        device: the device on which they run.
+        key: the key for the server of a reward.
     """
 
     device: str
@@ -41,7 +41,8 @@ class Rewards:
     def pulling(
         self, objective: Objective, guides: Sequence[Prompt], settings: Settings
     ) -> Objective:
-        """The guide's objective and the rewards: balanced where all have a gradient, else added."""
+        """Return the objective of the guide and the rewards: balanced if all have a gradient, else
+        added."""
         if not settings.rewards:
             return objective
         terms = [objective, *self._terms(settings.rewards, guides, settings)]
@@ -50,8 +51,8 @@ class Rewards:
         return sum(terms[1:], terms[0])
 
     def tell(self, cosines: Sequence[float]) -> None:
-        """Warn where the guide and the rewards pulled against each other in a run, once; their
-        cosines are those of `cosines_of_pulls`."""
+        """Warn once if the gradients of the guide and the rewards opposed each other in a run.
+        Their cosines are those of `cosines_of_pulls`."""
         if cosines and sum(cosines) / len(cosines) < OPPOSED and not self._told:
             self._told = True
             warnings.warn(
@@ -62,12 +63,13 @@ class Rewards:
             )
 
     def selecting(self, guides: Sequence[Prompt], settings: jobs.Settings) -> Objective | None:
-        """What picks among candidates; None for what is minimised."""
+        """Return the objective that selects among candidates, or None for the objective of the run.
+        """
         terms = list(self._terms(settings.select, guides, settings))
         return sum(terms[1:], terms[0]) if terms else None
 
     def fingerprints(self, texts: Iterable[str], settings: Settings) -> dict[str, str]:
-        """Each reward as it was asked for, with the digest of its weights."""
+        """Return each reward as it was given, with the digest of its weights."""
         return {text: self._reward(text, settings).fingerprint for text in texts}
 
     def _terms(self, texts: Iterable[str], guides: Sequence[Prompt], settings: Settings):

@@ -1,4 +1,4 @@
-"""Text to canvas: a loop draws an image of a prompt with nothing but a CLIP's gradient.
+"""Text to canvas: a loop draws an image of a prompt by CLIP's gradient alone.
 
 `TextToCanvas("vqgan")("a red fox", seed=1)[0].image.save("fox.png")`
 """
@@ -76,7 +76,7 @@ class TextToCanvas:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the model's weights; empty without a model."""
+        """Return the sha256 digest of the model's weights, or "" without a model."""
         return fingerprint({"canvas": self.net}) if self.net else ""
 
     def __call__(
@@ -88,8 +88,12 @@ class TextToCanvas:
         seed: int = 0,
         on_step: Callable[[Step], None] | None = None,
     ) -> list[Picture]:
-        """`count` images of each prompt, seeded `seed`, `seed` + 1, …, one after the other: a
-        image's bits depend on no other. UsageError if a setting is out of range."""
+        """Return `count` images of each prompt, with the seeds `seed`, `seed` + 1, … They are drawn
+        one by one, so that the bits of one do not depend on the others.
+
+        Raises:
+            UsageError: a setting is out of range.
+        """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         for prompt in prompts:
             to_draw(prompt)

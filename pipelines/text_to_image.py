@@ -106,7 +106,7 @@ class TextToImage:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the pipeline's weights."""
+        """Return the sha256 digest of the pipeline's weights."""
         return pipeline_fingerprint(self.pipe)
 
     def __call__(
@@ -119,7 +119,7 @@ class TextToImage:
         finished: Finished | None = None,
         **changes: object,
     ) -> list[Picture]:
-        """All images of `iterate`."""
+        """Return all images of `iterate`."""
         told = {"on_step": on_step, "tapes": tapes, "finished": finished}
         return list(self.iterate(prompts, settings, **told, **changes))
 
@@ -189,7 +189,7 @@ class TextToImage:
         return self._iterate(batches, on_step, tapes, finished)
 
     def _chosen(self, asked: Generation, width: int, height: int) -> Generation:
-        """The settings that "auto" chooses, or those that were asked for."""
+        """Return the settings of "auto", or the given ones."""
         self.choice = None
         budget = times_plain(
             asked.budget, lambda: plain_seconds(self.pipe, asked.steps, asked.cfg, width, height)
@@ -210,7 +210,7 @@ class TextToImage:
     def _resolved(
         self, asked: Generation, method: Method, best_of: int, width: int, height: int
     ) -> Settings:
-        """What all samples of the run share."""
+        """Return the settings that all samples of the run share."""
         return Settings(
             negative=asked.negative,
             best_of=best_of,

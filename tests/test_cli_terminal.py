@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from clipguide.cli.app import app
@@ -58,6 +60,48 @@ def test_choices_are_completed():
         "clipguide export --to o": "onnx",
     }.items():
         assert given(line).split()[0] == word
+
+
+def test_every_closed_list_is_completed():
+    """An option whose metavar or type lists its values offers each of them, in every command."""
+    found = 0
+    for verb, command in get_command(app).commands.items():
+        for option in getattr(command, "params", ()):
+            metavar, kind = option.metavar or "", getattr(option, "type_descriptor", None)
+            names = (
+                metavar.split("|") if re.fullmatch(r"[a-z0-9-]+(\|[a-z0-9-]+)+", metavar) else []
+            )
+            annotation = kind.annotation if kind else None
+            if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+                names = [member.value for member in annotation]
+            if not names or "--" not in max(option.opts, key=len):
+                continue
+            line = f"clipguide {verb} {max(option.opts, key=len)} "
+            words = {"COMP_WORDS": line, "COMP_CWORD": "3"}
+            given = completion(_CLIPGUIDE_COMPLETE="complete_bash", **words).split()
+            assert set(names) <= set(given), (line, given)
+            found += 1
+    assert found > 20
+
+
+@pytest.mark.parametrize("option", ["generate --method", "generate --reward", "score --device"])
+def test_completion_does_not_import_torch(option):
+    words = {"COMP_WORDS": f"clipguide {option} ", "COMP_CWORD": "3"}
+    code = (
+        "import sys\ntry:\n    from clipguide.cli.app import app\n    app(prog_name='clipguide')\n"
+        "finally:\n    assert 'torch' not in sys.modules"
+    )
+    env = {**os.environ, "_CLIPGUIDE_COMPLETE": "complete_bash", **words}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, text=True)
+    assert done.returncode == 0 and len(done.stdout.split()) > 2, done.stderr
+
+
+def test_names_of_plugins_are_completed(monkeypatch):
+    monkeypatch.setattr("clipguide.cli.options.ADDED", {("method", "sparkle"), ("reward", "dark")})
+    for option, name, other in (("method", "sparkle", "dark"), ("reward", "dark", "sparkle")):
+        words = {"COMP_WORDS": f"clipguide generate --{option} ", "COMP_CWORD": "3"}
+        given = completion(_CLIPGUIDE_COMPLETE="complete_bash", **words).split()
+        assert name in given and other not in given
 
 
 def program(*words: str, **env: str) -> subprocess.CompletedProcess:

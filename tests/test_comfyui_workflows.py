@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
 
 import pytest
 from clipguide.pipelines.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from PIL import Image
 
+import clipguide
 from clipguide.rewards.table import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,6 +153,25 @@ def test_a_fault_is_found(node, name, value):
         check_called(graph)
 
 
+def test_each_workflow_has_its_image():
+    """ComfyUI shows NAME.jpg with NAME.json. It is of the present files, and no node hides another.
+    """
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import workflow_images
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    for path in DRAWN:
+        image = Image.open(path.with_suffix(".jpg"))
+        assert image.info["comment"].decode() == workflow_images.digest(path), (
+            f"{path.name} has changed: run python docs/workflow_images.py"
+        )
+        assert image.size == workflow_images.drawing(path).size
+        boxes = list(workflow_images.boxes(read(path)).values())
+        for (a, b, c, d), (e, f, g, h) in itertools.combinations(boxes, 2):
+            assert c <= e or g <= a or d <= f or h <= b, path.name
+
+
 def test_every_node_is_shown():
     """Each node of the pack has a name and is in a workflow; both formats are there."""
     assert [path.name for path in DRAWN] == [path.name for path in CALLED] and len(DRAWN) == 2
@@ -165,7 +187,7 @@ def test_registry_file():
         toml.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
         for folder in (FOLDER, ROOT)
     )
-    assert pack["project"]["version"] == package["project"]["version"]
+    assert pack["project"]["version"] == clipguide.__version__
     assert pack["project"]["requires-python"] == package["project"]["requires-python"]
     assert pack["project"]["dependencies"] == [package["project"]["name"]]
     assert pack["project"]["urls"].items() <= package["project"]["urls"].items()

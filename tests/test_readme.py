@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import clipguide
 from clipguide.cli.app import app
 
 README = Path(__file__).parents[1] / "README.md"
@@ -54,3 +55,24 @@ def test_python(code, clone):
 def test_command(line, clone):
     result = CliRunner().invoke(app, shlex.split(line)[1:])
     assert result.exit_code == 0, result.output
+
+
+def test_badges_and_contents_are_true():
+    """Versions and licence are those of pyproject.toml; each heading is in the line of contents."""
+    text = README.read_text(encoding="utf-8")
+    project = (README.parent / "pyproject.toml").read_text(encoding="utf-8")
+    versions = re.findall(r"Python :: (3\.\d+)", project)
+    assert f"[![Python {versions[0]} to {versions[-1]}]" in text
+    assert f"python-{versions[0]}_to_{versions[-1]}-" in text
+    licence = re.search(r'^license = "(.+)"', project, re.M)[1]
+    assert f"[![Licence: {licence}]" in text and f"licence-{licence.replace('-', '--')}-" in text
+    for heading in re.findall(r"^## (.+)$", text, re.M):
+        assert f"[{heading}](#{heading.lower().replace(' ', '-')})" in text
+
+
+def test_one_version():
+    """The files that other programs read have the version of the package."""
+    citation = (README.parent / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", citation, re.M)[1] == clipguide.__version__
+    project = (README.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in project and not re.search(r"^version = \"", project, re.M)

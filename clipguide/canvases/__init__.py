@@ -1,4 +1,4 @@
-"""What an optimisation loop draws on: one file a canvas, one contract."""
+"""Canvases for the optimisation loop: one file for each, one contract."""
 
 from .base import Canvas
 from .fourier import Fourier

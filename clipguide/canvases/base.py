@@ -1,4 +1,4 @@
-"""The contract of a canvas: parameters that a loop improves, and the images that they stand for.
+"""The contract of a canvas: parameters that a loop optimises, and the images that they represent.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """
@@ -12,16 +12,17 @@ from torch import nn
 
 from ..errors import UsageError
 
-LEAST, MOST = 8, 8192  # pixels a side
+LEAST, MOST = 8, 8192  # largest side in pixels
 
 
 class Canvas(nn.Module):
-    """B images as parameters: `parameters()` and `state_dict()` are those of a module, what is
-    no parameter (a decoder, a codebook) is in neither. An image's parameters bear on no other.
+    """B images as parameters. `parameters()` and `state_dict()` are those of a module. Other
+    tensors (a decoder, a codebook) are in neither. The parameters of an image do not affect other
+    images.
 
     Args:
-        height, width: of the images in pixels.
-        generators: one an image, on the CPU, for what it begins as.
+        height, width: the size of the images in pixels.
+        generators: one for each image, on the CPU, for its initial value.
     """
 
     def __init__(self, height: int, width: int, generators: Sequence[torch.Generator]) -> None:
@@ -34,17 +35,17 @@ class Canvas(nn.Module):
         self.height, self.width, self.batch = height, width, len(generators)
 
     def decode(self) -> torch.Tensor:
-        """image_B3HW, differentiable; in [0, 1] or a little beyond."""
+        """Return image_B3HW, differentiable, in [0, 1] or slightly beyond."""
         raise NotImplementedError
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Bring parameters that a step led astray back to where images are."""
+        """Move parameters back into the valid range after a step."""
 
     @torch.no_grad()
     def encode(self, image_B3HW: torch.Tensor) -> None:
-        """Set the parameters to what stands for these images in [0, 1], as nearly as can be.
-        UsageError for images of another size or number."""
+        """Set the parameters to those that represent images in [0, 1] best. Raise UsageError for
+        another size or number of images."""
         wanted = (self.batch, 3, self.height, self.width)
         if tuple(image_B3HW.shape) != wanted:
             raise UsageError(
@@ -54,10 +55,10 @@ class Canvas(nn.Module):
         self.set_(image_B3HW)
 
     def set_(self, image_B3HW: torch.Tensor) -> None:
-        """What `encode` does with images of the right size and number."""
+        """Implement `encode` for images of the right size and number."""
         raise NotImplementedError
 
 
 def normal(shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """Standard normal numbers (B, *shape), those of an image from its own generator."""
+    """Return standard normal numbers (B, *shape), each image from its own generator."""
     return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])

@@ -1,8 +1,8 @@
-"""The Fourier canvas: a spectrum scaled by 1/f, in colours that do not correlate.
+"""The Fourier canvas: a spectrum scaled by 1/f, in decorrelated colours.
 
 Olah et al. 2017, "Feature Visualization", section "Preconditioning and parameterization", with the
-colour matrix of their library Lucid. Natural images have amplitudes of about 1/f (Field 1987), so
-that a step of one length in this space changes all scales of an image alike.
+colour matrix of their library Lucid. Natural images have amplitudes of about 1/f (Field 1987), so a
+step of a given length in this space changes all scales of an image equally.
 
 Shapes: B images, 3 channels, H rows, W columns, F = W // 2 + 1 frequencies, 2 = real, imaginary.
 """
@@ -18,12 +18,12 @@ from .base import Canvas, normal
 
 # Square root of the covariance of colours over ImageNet, by Lucid; rows are RGB.
 COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
-START = 0.01  # standard deviation of the spectrum at the beginning
-INSIDE = 1e-3  # how near to 0 and 1 an image may come that is encoded: the sigmoid ends there
+START = 0.01  # initial standard deviation of the spectrum
+INSIDE = 1e-3  # margin to 0 and 1 of an encoded image, because the sigmoid does not reach them
 
 
 class Fourier(Canvas):
-    """image = sigmoid(colours · irfft2(spectrum / f)); it tiles without a seam."""
+    """The canvas image = sigmoid(colours · irfft2(spectrum / f)). It tiles without a seam."""
 
     def __init__(self, height: int, width: int, generators: Sequence[torch.Generator]) -> None:
         super().__init__(height, width, generators)

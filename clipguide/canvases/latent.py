@@ -1,4 +1,5 @@
-"""The latent canvas: what an autoencoder of diffusers decodes, AutoencoderKL or AutoencoderTiny.
+"""The latent canvas: latents that an autoencoder of diffusers decodes, AutoencoderKL or
+AutoencoderTiny.
 
 Shapes: B images, 3 channels, H x W pixels, C channels of h x w latents.
 """
@@ -17,15 +18,19 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UsageError
 from .base import Canvas, normal
 
-RIM = 8  # latents of a tile's neighbours that its encoder sees on each side
+RIM = 8  # latents of the neighbouring tiles that the encoder sees on each side
 
 
 class Latent(Canvas):
-    """image = decoder(latents) / 2 + 0.5, in the autoencoder's own units; begins as noise.
+    """The canvas image = decoder(latents) / 2 + 0.5, in the units of the autoencoder. It starts as
+    noise.
 
-    `autoencoder` stands in neither `parameters()` nor `state_dict()`; it is used as it is, on its
-    device and in its dtype. With `tile` it encodes an image as if copies of it lay around it; give
-    it an autoencoder from `tiling`. UsageError if a side is no multiple of its factor.
+    `autoencoder` is in neither `parameters()` nor `state_dict()`. It is used as it is, on its
+    device and in its dtype. With `tile`, an image is encoded as if copies of it lay around it; use
+    an autoencoder from `tiling`.
+
+    Raises:
+        UsageError: a side is not a multiple of the factor of the autoencoder.
     """
 
     def __init__(
@@ -38,7 +43,8 @@ class Latent(Canvas):
         tile: bool = False,
     ) -> None:
         super().__init__(height, width, generators)
-        self._whole, self.tile = [autoencoder], tile  # in a list, it is no part of this module
+        # in a list, so that it is not a part of this module
+        self._whole, self.tile = [autoencoder], tile
         weight = next(autoencoder.parameters())
         channels, factor = autoencoder.config.latent_channels, factor_of(autoencoder)
         check_sides(height, width, factor)
@@ -47,7 +53,7 @@ class Latent(Canvas):
 
     @property
     def autoencoder(self) -> nn.Module:
-        """What decodes."""
+        """Return the autoencoder."""
         return self._whole[0]
 
     def decode(self) -> torch.Tensor:
@@ -66,8 +72,8 @@ class Latent(Canvas):
 
 
 def tiling(autoencoder: nn.Module) -> nn.Module:
-    """A copy whose convolutions see, beyond an edge, the other edge: its images tile, as near as
-    attention and group norms, which see all of an image, have it anyway."""
+    """Return a copy whose convolutions continue at the opposite edge. Its images tile, except for
+    attention and group norms, which see the whole image."""
     copied = copy.deepcopy(autoencoder)
     for module in copied.modules():
         if type(module) is nn.Conv2d and any(module.padding):
@@ -78,7 +84,8 @@ def tiling(autoencoder: nn.Module) -> nn.Module:
 def around(
     encode: Callable[[torch.Tensor], torch.Tensor], image_B3HW: torch.Tensor, factor: int
 ) -> torch.Tensor:
-    """What `encode` makes of images among copies of themselves; alone if factor is 0."""
+    """Return what `encode` makes of images among copies of themselves. With a factor of 0, return
+    that of the images alone."""
     if not factor:
         return encode(image_B3HW)
     rim = min(RIM, *(side // factor for side in image_B3HW.shape[-2:]))
@@ -87,9 +94,9 @@ def around(
 
 
 def recompute(autoencoder: nn.Module, on: bool) -> None:
-    """Whether a decoder's activations are computed again for the gradient, block by block, instead
-    of kept (Chen et al. 2016): the memory of one block for a third more time, and the same bits.
-    Decoders of diffusers that have no such switch keep them."""
+    """Recompute a decoder's activations for the gradient, block by block, instead of keeping them
+    (Chen et al. 2016). It needs the memory of one block and a third more time, and gives identical
+    bits. Decoders of diffusers without this switch keep them."""
     decoder = autoencoder.decoder
     if hasattr(decoder, "gradient_checkpointing"):
         decoder.gradient_checkpointing = on
@@ -97,14 +104,14 @@ def recompute(autoencoder: nn.Module, on: bool) -> None:
 
 
 def factor_of(autoencoder: nn.Module) -> int:
-    """How many pixels a latent is wide."""
+    """Return the number of pixels per latent along a side."""
     config = autoencoder.config
     widths = getattr(config, "decoder_block_out_channels", None) or config.block_out_channels
     return 2 ** (len(widths) - 1)
 
 
 def check_sides(height: int, width: int, factor: int) -> None:
-    """UsageError unless both are multiples of `factor`."""
+    """Raise UsageError unless both sides are multiples of `factor`."""
     if height % factor or width % factor:
         raise UsageError(
             f"This canvas has sides of a multiple of {factor} pixels, not {width}x{height}."

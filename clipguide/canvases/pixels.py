@@ -1,8 +1,9 @@
-"""The pixel canvas: images as the sum of a pyramid of ever coarser ones (Burt & Adelson 1983).
+"""The pixel canvas: images as the sum of a pyramid of coarser and coarser levels (Burt & Adelson
+1983).
 
-A step moves each level, so that a whole region changes its colour as easily as one pixel does. An
-optimiser whose steps have the same length on every parameter, as Adam's, would draw noise with the
-finest levels: these count less, each half of the next coarser one, as natural images have
+A step changes each level, so a whole region changes its colour as quickly as one pixel. An
+optimiser with equal steps on all parameters, such as Adam, would draw noise with the finest levels.
+They therefore have less weight, each half of the next coarser one, as natural images have
 amplitudes of about 1/f (Field 1987).
 
 Shapes: B images, 3 channels, H rows, W columns, h x w of a level.
@@ -19,15 +20,16 @@ from torch import nn
 from ..clip import clamp_with_gradient
 from .base import Canvas, normal
 
-COARSEST = 4  # pixels of the shorter side of the coarsest level, at least
-START = 0.01  # standard deviation of each level at the beginning, about mid grey
-FINEST = 1 / 8  # what the finest level counts; each coarser one twice that, up to 1
+COARSEST = 4  # smallest shorter side of the coarsest level, in pixels
+START = 0.01  # initial standard deviation of each level around mid grey
+FINEST = 1 / 8  # weight of the finest level; each coarser one has twice that, up to 1
 
 
 class Pixels(Canvas):
-    """image = 0.5 + Σ scale · level, each half the size of the one before and enlarged; clamped.
+    """The canvas image = 0.5 + Σ scale · level, clamped. Each level has half the size of the one
+    before, and is enlarged.
 
-    With `tile` each level is enlarged as if copies of it lay around it; levels end where a side is
+    With `tile`, each level is enlarged as if copies of it lay around it. Levels end where a side is
     odd.
     """
 
@@ -51,7 +53,7 @@ class Pixels(Canvas):
         return clamp_with_gradient(self._sum())
 
     def project_(self) -> None:
-        """What lies outside [0, 1] goes back from the finest level."""
+        """Subtract from the finest level what lies outside [0, 1]."""
         with torch.no_grad():
             image_B3HW = self._sum()
             self.levels[0] += (image_B3HW.clamp(0, 1) - image_B3HW) / self.scales[0]

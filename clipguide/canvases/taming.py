@@ -1,8 +1,8 @@
-"""From the VQGANs of taming-transformers to the VQModel that the VQGAN canvas draws with.
+"""Convert the VQGANs of taming-transformers to the VQModel of the VQGAN canvas.
 
-Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis". The layout is read off
-the weights: no YAML is needed. The layers are those of diffusers under other names, and their
-attention (one head) is of convolutions with one pixel where diffusers has linear layers.
+Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis". The weights give the
+layout, so no YAML is needed. The layers are those of diffusers under other names. Their attention
+(one head) has convolutions with one pixel where diffusers has linear layers.
 
 Shapes: K codes of D channels.
 """
@@ -24,18 +24,18 @@ from ..objectives.weights import check_trust, load_weights
 if TYPE_CHECKING:
     from diffusers import VQModel
 
-FIRST_STAGE = "first_stage_model."  # where a checkpoint of the transformer keeps its VQGAN
+FIRST_STAGE = "first_stage_model."  # prefix of the VQGAN in a checkpoint of the transformer
 CODEBOOK, GUMBEL_CODEBOOK = "quantize.embedding.weight", "quantize.embed.weight"
-GROUPS = 32  # of every group norm
-NEEDED = (  # what the layout is read off
+GROUPS = 32  # groups of every group norm
+NEEDED = (  # weights that give the layout
     "encoder.conv_in.weight",
     "encoder.down.0.block.0.conv1.weight",
     "encoder.conv_out.weight",
     "decoder.conv_out.weight",
     "post_quant_conv.weight",
 )
-UNUSED = ("loss.", "quantize.proj.")  # of training, and of a Gumbel encoder
-NAMES = {  # part of a name in diffusers: that in taming-transformers
+UNUSED = ("loss.", "quantize.proj.")  # weights of the training, and of a Gumbel encoder
+NAMES = {  # part of a name in diffusers -> that in taming-transformers
     "mid_block.attentions.0": "mid.attn_1",
     "mid_block.resnets.0": "mid.block_1",
     "mid_block.resnets.1": "mid.block_2",
@@ -52,22 +52,25 @@ NAMES = {  # part of a name in diffusers: that in taming-transformers
     "to_v": "v",
     "to_out.0": "proj_out",
 }
-LIGHTNING = (  # classes that checkpoints of pytorch_lightning name, beside the weights
+LIGHTNING = (  # classes that checkpoints of pytorch_lightning name besides the weights
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
 )
 
 
 class _Nothing:
-    """Stands for a class of pytorch_lightning while a checkpoint is read."""
+    """A placeholder for a class of pytorch_lightning while a checkpoint is read."""
 
 
 def load_taming(path: str | os.PathLike, *, trust_pickle: bool = False) -> VQModel:
-    """The VQGAN of a checkpoint of taming-transformers, as `convert` makes it.
+    """Return the VQGAN of a checkpoint of taming-transformers, converted by `convert`.
 
     `path` is a .safetensors file, or with `trust_pickle` a .ckpt, read with `weights_only`: a state
-    dict, or a dict with one under "state_dict". UsageError if there is no such file, it is a pickle
-    that is not trusted, or it holds no VQGAN; ClipguideError if it cannot be read.
+    dict, or a dict with one under "state_dict".
+
+    Raises:
+        UsageError: there is no such file, it is a pickle that is not trusted, or it holds no VQGAN.
+        ClipguideError: it cannot be read.
     """
     path = Path(path)
     if path.is_file():
@@ -78,15 +81,17 @@ def load_taming(path: str | os.PathLike, *, trust_pickle: bool = False) -> VQMod
 
 
 def convert(state: Mapping[str, torch.Tensor]) -> VQModel:
-    """The VQModel, in float32 and frozen, that computes what the VQGAN of this state dict does.
+    """Return the VQModel, in float32 and frozen, that computes the same as the VQGAN of this state
+    dict.
 
-    A Gumbel VQGAN (`quantize.embed`, `quantize.proj`) is converted as far as a VQModel goes: its
-    codebook and decoder. It takes the code of the greatest logit `quantize.proj(latents)`, not the
-    nearest one, so what `encode` of the model returns does not lie near the codes of the image;
+    Of a Gumbel VQGAN (`quantize.embed`, `quantize.proj`), the codebook and the decoder are
+    converted. It takes the code with the greatest logit `quantize.proj(latents)`, not the nearest
+    one. So `encode` of the model returns latents that are not near the codes of the image, and
     `VQGAN.encode` refuses it. Its config says so: `_quantizer` is "gumbel".
 
-    UsageError if these are no weights of a VQGAN of taming-transformers, ClipguideError if some are
-    missing, unknown or of another shape.
+    Raises:
+        UsageError: these are not weights of a VQGAN of taming-transformers.
+        ClipguideError: weights are missing, unknown or of another shape.
     """
     from diffusers import VQModel
 
@@ -97,7 +102,7 @@ def convert(state: Mapping[str, torch.Tensor]) -> VQModel:
     state = {name: value for name, value in state.items() if not name.startswith(UNUSED)}
     gumbel = GUMBEL_CODEBOOK in state
     layout = _layout(state, GUMBEL_CODEBOOK if gumbel else CODEBOOK)
-    with torch.device("meta"):  # takes no memory, and nothing from the global generator
+    with torch.device("meta"):  # uses no memory, and no global random numbers
         model = VQModel(**layout, norm_num_groups=GROUPS, scaling_factor=1.0)
     model.register_to_config(_quantizer="gumbel" if gumbel else "nearest")
     wanted = model.state_dict()
@@ -120,7 +125,7 @@ def convert(state: Mapping[str, torch.Tensor]) -> VQModel:
 
 
 def _layout(state: Mapping[str, torch.Tensor], codebook: str) -> dict:
-    """The arguments of the VQModel with these weights."""
+    """Return the arguments of the VQModel with these weights."""
     lacks = [name for name in (*NEEDED, codebook) if getattr(state.get(name), "ndim", 0) < 2]
     if lacks:
         raise UsageError(
@@ -128,7 +133,7 @@ def _layout(state: Mapping[str, torch.Tensor], codebook: str) -> dict:
         )
 
     def there(pattern: str) -> list[str]:
-        """The names 0, 1, … of a pattern, up to the first that is not there."""
+        """Return the names 0, 1, … of a pattern, up to the first that is missing."""
         return list(takewhile(state.__contains__, map(pattern.format, count())))
 
     def kinds(side: str, plain: str, attentive: str) -> list[str]:
@@ -157,14 +162,15 @@ def _layout(state: Mapping[str, torch.Tensor], codebook: str) -> dict:
 
 
 def _original(name: str, levels: int) -> str:
-    """What taming-transformers calls a weight of a VQModel: its decoder counts levels backwards."""
+    """Return the name in taming-transformers of a weight of a VQModel. Its decoder counts levels
+    backwards."""
     for ours, theirs in NAMES.items():
         name = name.replace(ours, theirs)
     return re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", name)
 
 
 def _check_names(state: Iterable[str], wanted: Iterable[str]) -> None:
-    """ClipguideError if names are missing or unknown."""
+    """Raise ClipguideError if names are missing or unknown."""
     state, wanted = set(state), set(wanted)
     missing, unknown = sorted(wanted - state), sorted(state - wanted)
     if missing or unknown:

@@ -1,8 +1,8 @@
-"""The VQGAN canvas: latents that are rounded to the codes of a codebook, and decoded.
+"""The VQGAN canvas: latents are rounded to the codes of a codebook, and decoded.
 
-Crowson et al. 2022, "VQGAN-CLIP": the latents z are optimised, decoded as their nearest code, and
-the gradient passes the rounding as if it were not there (van den Oord et al. 2017, straight
-through). With a `temperature` τ the code is soft instead, Σ softmax(−‖z − e‖² / τ) e.
+Crowson et al. 2022, "VQGAN-CLIP": the latents z are optimised and decoded as their nearest code.
+The gradient passes the rounding unchanged (van den Oord et al. 2017, straight through). With a
+`temperature` τ, the code is soft: Σ softmax(−‖z − e‖² / τ) e.
 
 Shapes: B images, 3 channels, H x W pixels, D channels of h x w latents, K codes.
 """
@@ -20,11 +20,13 @@ from .latent import around, check_sides, factor_of
 
 
 class VQGAN(Canvas):
-    """image = decoder(code(z)) / 2 + 0.5; begins as codes drawn at random.
+    """The canvas image = decoder(code(z)) / 2 + 0.5. It starts as random codes.
 
-    `model` is a VQModel of diffusers; it stands in neither `parameters()` nor `state_dict()`.
-    `tile` as of `Latent`.
-    UsageError if a side is no multiple of its factor.
+    `model` is a VQModel of diffusers. It is in neither `parameters()` nor `state_dict()`. `tile` is
+    that of `Latent`.
+
+    Raises:
+        UsageError: a side is not a multiple of the factor of the model.
     """
 
     def __init__(
@@ -52,12 +54,12 @@ class VQGAN(Canvas):
 
     @property
     def model(self) -> nn.Module:
-        """What decodes."""
+        """Return the VQModel."""
         return self._whole[0]
 
     @property
     def codes_KD(self) -> torch.Tensor:
-        """The codebook."""
+        """Return the codebook."""
         return self.model.quantize.embedding.weight.detach()
 
     def decode(self) -> torch.Tensor:
@@ -67,14 +69,14 @@ class VQGAN(Canvas):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Latents stay within the range of the codebook, channel by channel."""
+        """Clamp the latents to the range of the codebook in each channel."""
         low_D, high_D = self.codes_KD.float().aminmax(dim=0)
         low, high = (bound.view(1, -1, 1, 1) for bound in (low_D, high_D))
         self.latents_BDhw.copy_(self.latents_BDhw.clamp(low, high))
 
     @torch.no_grad()
     def indices(self) -> torch.Tensor:
-        """Which code each latent is nearest to: (B, h, w)."""
+        """Return the nearest code of each latent: (B, h, w)."""
         return self._distances(self.latents_BDhw).argmin(-1)
 
     def _code(self, latents_BDhw: torch.Tensor) -> torch.Tensor:
@@ -88,14 +90,14 @@ class VQGAN(Canvas):
         return latents_BDhw + step_BDhw
 
     def _distances(self, latents_BDhw: torch.Tensor) -> torch.Tensor:
-        """‖z − e‖² as (B, h, w, K)."""
+        """Return ‖z − e‖² as (B, h, w, K)."""
         latents_BhwD = latents_BDhw.permute(0, 2, 3, 1)
         codes_KD = self.codes_KD.float()
         square = latents_BhwD.square().sum(-1, keepdim=True) + codes_KD.square().sum(-1)
         return square - 2 * latents_BhwD @ codes_KD.T
 
     def set_(self, image_B3HW: torch.Tensor) -> None:
-        if self.model.config.get("_quantizer") == "gumbel":  # from `taming.convert`
+        if self.model.config.get("_quantizer") == "gumbel":  # set by `taming.convert`
             raise UsageError(
                 "A Gumbel VQGAN cannot begin with an image: its encoder does not tell codes by "
                 "their distance. Begin without one, or take a VQGAN with nearest codes."

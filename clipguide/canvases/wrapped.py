@@ -1,4 +1,4 @@
-"""Canvases around a canvas: a mask over it, a mirror in it.
+"""Canvases around another canvas: a mask, a mirror.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """
@@ -14,7 +14,7 @@ from .base import Canvas
 
 
 class Wrapped(Canvas):
-    """A canvas that shows another one in its own way; the parameters are the other's."""
+    """A canvas that shows another one in a changed way. The parameters are those of the other."""
 
     def __init__(self, canvas: Canvas) -> None:
         nn.Module.__init__(self)
@@ -29,10 +29,8 @@ class Wrapped(Canvas):
 
 
 class Masked(Wrapped):
-    """The canvas where mask_HW is 1, image_B3HW (in [0, 1]) where it is 0, a mixture between.
-
-    UsageError if the mask has another size, or is 0 or 1 all over.
-    """
+    """The canvas where mask_HW is 1, image_B3HW (in [0, 1]) where it is 0, a mixture between. Raise
+    UsageError if the mask has another size, or is 0 or 1 everywhere."""
 
     def __init__(self, canvas: Canvas, image_B3HW: torch.Tensor, mask_HW: torch.Tensor) -> None:
         super().__init__(canvas)
@@ -60,7 +58,7 @@ class Mirrored(Wrapped):
 
 
 def check_mask(mask_HW: torch.Tensor, height: int, width: int) -> None:
-    """UsageError unless the mask has that size, and something in it is drawn and something kept."""
+    """Raise UsageError unless the mask has that size, and has both drawn and kept pixels."""
     if tuple(mask_HW.shape) != (height, width):
         rows, columns = mask_HW.shape
         raise UsageError(

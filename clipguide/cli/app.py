@@ -1,4 +1,4 @@
-"""The program `clipguide`: its commands, and how it ends when something goes wrong."""
+"""Define the program `clipguide`: its commands, and its exit codes after an error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NO_MEMORY = (
 class _Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         verb = self.commands.get(args[0]) if args else None
-        if isinstance(verb, Verb) and verb.asks_help(args[1:]):  # before anything is converted
+        if isinstance(verb, Verb) and verb.asks_help(args[1:]):  # before any option is converted
             typer.echo(verb.get_help(verb.context_class(verb, info_name=args[0], parent=ctx)))
             ctx.exit()
         return super().parse_args(ctx, args)
@@ -119,7 +119,7 @@ def _options(
 
 
 def main() -> None:
-    """The console script. What it prints may go to a disk that is full."""
+    """Run the console script. If the disk of its output is full, exit with a message."""
     try:
         app()
     except OSError as error:
@@ -127,6 +127,7 @@ def main() -> None:
 
         if error.filename is not None or error.errno not in FULL:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries once more as it leaves
+        # otherwise Python flushes stdout again at exit, and fails again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         console.complain(f"The output cannot be written: {error.strerror}.")
         sys.exit(1)

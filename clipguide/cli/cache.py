@@ -1,4 +1,4 @@
-"""clipguide cache: what the cache of embeddings holds, and how to forget it."""
+"""clipguide cache: show what the cache of embeddings holds, or empty it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .options import ReportAsJson
 cache = typer.Typer(help="Show or clear the cache of embeddings.", no_args_is_help=True)
 File = Annotated[
     Path | None,
-    typer.Option("--cache", metavar="FILE", help="The file of the cache. [default: the user's]"),
+    typer.Option("--cache", metavar="FILE", help="The file of the cache. [default: "
+    "$CLIPGUIDE_CACHE, or a file in ~/.cache/clipguide]"),
 ]
 
 

@@ -1,8 +1,8 @@
-"""What is wrong with an option, told before anything heavy is imported.
+"""Check options before anything slow is imported.
 
-The library checks its settings itself, but its modules import torch. These rules are told first, by
-each verb, in a blink; what they pass the library checks again. tests/test_checks.py holds every
-rule to the library: it refuses what the rule refuses.
+The library checks its arguments itself, but its modules import torch. Each command applies these
+rules first, which takes milliseconds. The library checks again what passes. tests/test_checks.py
+compares each rule with the library: the library refuses whatever the rule refuses.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import UsageError, close_matches
 from ..registry import ADDED, GROUP
 from ..schedules import schedule
+from .options import REWARDS
 
 Rule = Callable[[str, Any], None]
 
@@ -23,7 +24,7 @@ Rule = Callable[[str, Any], None]
 def between(
     low: float, high: float = math.inf, *, above: bool = False, below: bool = False
 ) -> Rule:
-    """A number from low to high; with `above` and `below` the ends are not among them."""
+    """Return a rule for a number from low to high. `above` and `below` exclude the ends."""
 
     def rule(name: str, value: float) -> None:
         good = math.isfinite(value) and low <= value <= high
@@ -36,8 +37,8 @@ def between(
 
 
 def one_of(*known: str, kind: str = "", plugins: bool = False) -> Rule:
-    """One of some names; with `plugins` any name will do where another package may have added it.
-    """
+    """Return a rule for one of some names. With `plugins`, the rule accepts any name that another
+    package may have registered."""
 
     def rule(name: str, value: str) -> None:
         what = kind or name.removeprefix("--")
@@ -50,7 +51,7 @@ def one_of(*known: str, kind: str = "", plugins: bool = False) -> Rule:
 
 
 def only(value: Any) -> Rule:
-    """That one value, as if it were left out."""
+    """Return a rule that accepts one value only, the one that the method sets itself."""
 
     def rule(name: str, given: Any) -> None:
         if given != value:
@@ -60,11 +61,11 @@ def only(value: Any) -> Rule:
 
 
 def anything(name: str, value: Any) -> None:
-    """What only the library can tell."""
+    """Accept any value. Only the library can check it."""
 
 
 def window(name: str, value: str | tuple[float, float]) -> None:
-    """Two noise levels, the lower first."""
+    """Check two noise levels: the lower one stands first."""
     try:
         low, high = (map(float, value.split(",")) if isinstance(value, str) else value)
     except ValueError:
@@ -74,7 +75,7 @@ def window(name: str, value: str | tuple[float, float]) -> None:
 
 
 def strength(name: str, value: str) -> None:
-    """A number from 0, or a schedule of them."""
+    """Check a number from 0, or a schedule of such numbers."""
     try:
         pieces = schedule(value).pieces
     except UsageError as error:
@@ -84,17 +85,18 @@ def strength(name: str, value: str) -> None:
 
 
 def budget(name: str, value: str) -> None:
-    """A number, or seconds."""
+    """Check a number, or a number of seconds."""
     try:
         float(value.strip().removesuffix("s"))
     except ValueError:
         raise UsageError(
-            f"A budget is a number, × plain sampling, or seconds a picture, as 30s, not {value!r}."
+            "A budget is a multiple of the cost of plain sampling, such as 4, or seconds for each "
+            f"image, such as 30s, not {value!r}."
         ) from None
 
 
 def clip(name: str, value: str) -> None:
-    """The name of a CLIP, as far as it can be told without open_clip's list of them."""
+    """Check the name of a CLIP, as far as possible without open_clip's list of names."""
     if not set("/+*@~:") & set(value) and value not in CLIPS and not os.path.exists(value):
         raise UsageError(
             f"There is no CLIP {value!r}.{close_matches(value, CLIPS)} Give {' or '.join(CLIPS)}, "
@@ -103,31 +105,31 @@ def clip(name: str, value: str) -> None:
 
 
 def judge(name: str, value: str) -> None:
-    """The name of a CLIP, or nothing: no judge."""
+    """Check the name of a CLIP. The empty name means no judge."""
     if value:
         clip(name, value)
 
 
 def model(name: str, value: str) -> None:
-    """The name of a generator, as far as it can be told without the hub."""
+    """Check the name of a generator, as far as possible without the hub."""
     if "/" not in value and value != "mini" and not os.path.isdir(value):
         raise UsageError(f"There is no model {value!r}.{close_matches(value, ['mini'])}")
 
 
 def device(name: str, value: str) -> None:
-    """A device's kind; whether it is here, torch tells."""
+    """Check the kind of a device. torch checks later whether the machine has it."""
     one_of(*DEVICES, kind="device")(name, value.partition(":")[0])
 
 
 def file(name: str, value: os.PathLike | Sequence[os.PathLike]) -> None:
-    """Files that are there."""
+    """Check that each file exists."""
     for one in value if isinstance(value, (list, tuple)) else [value]:
         if not os.path.exists(one):
             raise UsageError(f"There is no file {one}.")
 
 
 def reward(name: str, values: Sequence[str]) -> None:
-    """The names of rewards, as NAME[=WHERE[#MODEL]][:WEIGHT]."""
+    """Check the names of rewards, as NAME[=WHERE[#MODEL]][:WEIGHT]."""
     for value in values:
         named, _, weight = value.partition("=")[0].partition(":")
         one_of(*REWARDS, kind="reward", plugins=True)(name, named.strip())
@@ -139,10 +141,6 @@ DEVICES = (
     "maia", "xla", "lazy", "vulkan", "mps", "meta", "hpu", "mtia", "privateuseone",
 )  # fmt: skip
 DTYPES = ("float32", "float16", "bfloat16", "float64", "fp16", "bf16", "fp32")
-REWARDS = (
-    "clip", "siglip2", "pickscore", "hpsv2", "hpsv3", "imagereward", "aesthetic", "vqascore",
-    "vlm", "dino",
-)  # fmt: skip
 EXPORTS = ("onnx", "hf", "torch-export")
 RUNGS = ("whole", "single", "layers", "half", "tiles2", "tiles4", "tiles8")
 DECODERS = ("auto", "vae", "linear", "tiny", *(f"{k}:{r}" for k in ("vae", "tiny") for r in RUNGS))
@@ -270,8 +268,11 @@ VERBS: dict[str, Mapping[str, Rule]] = {
 
 
 def check(verb: str, given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:
-    """UsageError for an option of a verb that can have no such value. `spelt` are the options'
-    names on the command line."""
+    """Check the options of a command. `spelt` maps a parameter to its name on the command line.
+
+    Raises:
+        UsageError: an option has a value that it cannot have.
+    """
     for name, rule in (COMMON | dict(VERBS.get(verb, {}))).items():
         if given.get(name) is not None:
             rule(spelt[name], given[name])
@@ -280,8 +281,8 @@ def check(verb: str, given: Mapping[str, Any], spelt: Mapping[str, str]) -> None
 
 
 def _check_method(given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:
-    """UsageError for a method that is not there, or an option that it does not take."""
-    method = given["method"] or "shortcut"  # which an option of steering asks for
+    """Raise UsageError for an unknown method, or for an option that the method does not take."""
+    method = given["method"] or "shortcut"  # a steering option selects this method
     one_of(*METHODS, "auto", kind="method", plugins=True)(spelt["method"], method)
     for name in {name for rules in METHODS.values() for name in rules} if method in METHODS else ():
         place = "lookahead_steps" if name == "steps" else name

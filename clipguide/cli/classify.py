@@ -1,4 +1,4 @@
-"""clipguide classify: which of some labels each image shows."""
+"""clipguide classify: find which label each image shows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .embedding import Pictures
 
 
-BOTH = "mini+mini-judge"  # together they name a tenth more (benchmarks/none_of_these.py card)
+# both together label a tenth more images correctly (benchmarks/none_of_these.py card)
+BOTH = "mini+mini-judge"
 
 
 class Method(str, Enum):
@@ -44,17 +45,17 @@ def classify(
             "--labels",
             "-l",
             metavar="A,B,C|FILE",
-            help="The labels, or a UTF-8 file with one label a line. Synonyms can follow, as in "
-            "cat: kitten, tabby. [default: the folders of --few-shot]",
+            help="The labels, or a UTF-8 file with one label per line. Synonyms can follow, as "
+            "in cat: kitten, tabby. [default: the folders of --few-shot]",
         ),
     ] = None,
     templates: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="The templates for the labels: plain, default, seven (by the authors of CLIP), or "
-            "a file with one a line and {} for the label. [default: plain for mini, else "
-            "default]",
+            help="The templates for the labels: plain, default, seven (by the authors of CLIP), "
+            "or a file with one template per line and {} for the label. [default: plain for "
+            "mini, the template named default for other CLIPs]",
         ),
     ] = None,
     top: Annotated[
@@ -71,15 +72,16 @@ def classify(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Images that show one of the labels. They set the threshold of --none: it rejects "
-            "at most 5 % of such images.",
+            help="Images that each show one of the labels. They set the threshold of --none, so "
+            "that it rejects at most 5 % of such images.",
         ),
     ] = None,
     few_shot: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="A folder of examples, with a folder for each label, of the same name.",
+            help="A folder of example images. It has one subfolder for each label, named like "
+            "the label.",
         ),
     ] = None,
     method: Annotated[
@@ -95,15 +97,17 @@ def classify(
     explain: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="A folder for heat maps, one PNG for each label found."
+            metavar="FOLDER", help="Write heat maps to this folder: one PNG for each image and "
+            "each label found."
         ),
     ] = None,
     format: Printed = Format.text,
 ) -> None:
-    """Name images: the likeliest label, with its probability.
+    """Label images: the most probable label, with its probability.
 
-    If the folders of the images are named like labels, the accuracy goes to stderr. --none is
-    calibrated for the embedded models on drawings. For other models or images, give --calibrate.
+    If the images are in folders named like the labels, the command prints the accuracy to stderr.
+    --none is calibrated for the embedded models on drawings. For other models or images, give
+    --calibrate.
     """
     if calibrate is not None and not none:
         raise UsageError("--calibrate needs --none.")
@@ -151,7 +155,7 @@ def _classify(
 def _add(
     rows: Rows, format: Format, path: str, found: list[Named], shares: dict[str, float]
 ) -> None:
-    """Print one row for an image, or in a CSV one for each of its labels."""
+    """Print one row for an image. A CSV has one row for each label of the image."""
     named = [
         {"label": one.label, "probability": one.probability,
          "cosine": one.cosine if one.cosine == one.cosine else None,
@@ -173,7 +177,7 @@ def _add(
 
 @dataclass
 class Truth:
-    """What the folders that images are in say they show, and what was found."""
+    """Compare the labels found with the names of the folders that hold the images."""
 
     labels: Sequence[str]
     target: list[int] = field(default_factory=list)
@@ -181,7 +185,7 @@ class Truth:
     logits: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, path: str, label: str, logit_1N: torch.Tensor) -> None:
-        """Count an image, if its folder is named like a label."""
+        """Count an image if its folder has the name of a label."""
         folder = _plain(os.path.basename(os.path.dirname(os.path.abspath(path))))
         place = {_plain(known): n for n, known in enumerate(self.labels)}
         if folder in place:
@@ -190,7 +194,7 @@ class Truth:
             self.logits.append(logit_1N.float().cpu())
 
     def tell(self) -> None:
-        """top-1 and so on, on stderr, where the folders name the classes."""
+        """Print the accuracy (top-1 and so on) on stderr if the folders name the classes."""
         if self.target:
             import torch
 
@@ -202,7 +206,7 @@ class Truth:
             typer.echo(f"{len(self.target)} images whose folders name them: {shown}", err=True)
 
     def draw(self, path: Path) -> None:
-        """The table of confusions, as a PNG."""
+        """Write the confusion matrix as a PNG."""
         import torch
 
         from ..recipe import write_png
@@ -219,7 +223,7 @@ class Truth:
 
 
 def _texts(few_shot: Path | None) -> list[str]:
-    """The labels that the folders of the examples name."""
+    """Return the labels: the names of the folders of the examples."""
     if few_shot is None:
         raise UsageError("There are no labels: give --labels, as in --labels cat,dog.")
     return [_spoken(folder.name) for folder in _folders(few_shot)]
@@ -238,7 +242,8 @@ def _folders(parent: Path) -> list[Path]:
 def _learn(
     classifier: Classifier, pictures: Pictures, parent: Path, method: Method
 ) -> LinearProbe | TipAdapter:
-    """The few-shot model of the examples. UsageError if a label has none, or a folder no label."""
+    """Return the few-shot model of the examples. Raise UsageError if a label has no examples, or a
+    folder has no label."""
     import torch
 
     from ..zero_shot import fit_probe, fit_tip
@@ -263,12 +268,13 @@ def _learn(
 
 
 def _others(pictures: Pictures, folder: Path) -> Pictures:
-    """Pictures of another folder, by the same engine."""
+    """Return the images of another folder, embedded by the same engine."""
     return type(pictures)(pictures.engine, [os.fspath(folder)], pictures.options)
 
 
 def _stack(pictures: Pictures) -> tuple[torch.Tensor, list[str]]:
-    """Unit vectors_BD and paths of all that can be read. UsageError if there is none."""
+    """Return unit vectors_BD and paths of all readable images. Raise UsageError if there are none.
+    """
     import torch
 
     found = list(pictures)
@@ -280,7 +286,7 @@ def _stack(pictures: Pictures) -> tuple[torch.Tensor, list[str]]:
 def _explain(
     classifier: Classifier, path: str, found: list[Named], folder: Path, number: int
 ) -> int:
-    """A PNG for each label that was found, with its heat over the image; 1."""
+    """Write one PNG for each label found, with the heat map over the image. Return 1 for each."""
     from ..explain import heat_maps, overlay
     from ..images import load
     from ..recipe import write_png
@@ -298,7 +304,7 @@ def _explain(
 
 
 def _check_outputs(sheet: Path | None, folder: Path | None) -> None:
-    """UsageError if they could not be written; nothing is made yet."""
+    """Raise UsageError if an output cannot be written. Create nothing yet."""
     if sheet is not None:
         if sheet.suffix.lower() != ".png":
             raise UsageError(f"The image of confusions is a PNG: end {str(sheet)!r} in .png.")
@@ -310,7 +316,7 @@ def _check_outputs(sheet: Path | None, folder: Path | None) -> None:
 
 
 def _spoken(name: str) -> str:
-    """A folder's name as a label: red_fox and red-fox are a red fox."""
+    """Return the label of a folder's name: red_fox and red-fox become "red fox"."""
     return " ".join(name.replace("_", " ").replace("-", " ").split()) or shorten(
         console.one_line(name)
     )

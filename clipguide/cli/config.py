@@ -1,12 +1,13 @@
-"""clipguide config: defaults of one's own for the options, from a file and the environment.
+"""clipguide config: read your defaults for the options from a file and the environment.
 
-    [defaults]            # of every verb that has the option
+    [defaults]            # applies to each command that has the option
     device = "cuda"
-    [generate]            # of one verb
+    [generate]            # applies to one command
     steps = 50
 
-An option on the command line comes first, then the environment (CLIPGUIDE_GENERATE_STEPS, then
-CLIPGUIDE_STEPS), then the file's table of the verb, then its [defaults].
+An option on the command line comes first. Next come the environment variables
+(CLIPGUIDE_GENERATE_STEPS, then CLIPGUIDE_STEPS), the table of the command in the file, and the
+table [defaults].
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ else:
 VERSION = 1
 EVERY = "defaults"
 PREFIX = "CLIPGUIDE_"
-OTHERS = ("CONFIG", "DB", "CACHE", "AUTH", "REWARD_KEY")  # read elsewhere
+OTHERS = ("CONFIG", "DB", "CACHE", "AUTH", "REWARD_KEY")  # another module reads it
 
 
 @dataclass(frozen=True)
 class Setting:
-    """An option's default and where it stands. The value is checked when the verb is called."""
+    """A default of an option, and its source. The command checks the value when it runs."""
 
     verb: str
     option: str
@@ -47,7 +48,7 @@ class Setting:
 
 
 def path() -> Path:
-    """$CLIPGUIDE_CONFIG, or clipguide/config.toml in the user's configuration folder."""
+    """Return $CLIPGUIDE_CONFIG, or clipguide/config.toml in your configuration folder."""
     if place := os.environ.get(f"{PREFIX}CONFIG"):
         return Path(place)
     home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
@@ -55,23 +56,24 @@ def path() -> Path:
 
 
 def settings(verbs: Mapping[str, Any]) -> list[Setting]:
-    """What file and environment say, each option once, with the source that counts.
+    """Return the settings of the file and the environment. Each option is listed once, with the
+    source that applies.
 
     Args:
         verbs: the commands by name, as click has them; `config` itself has no defaults.
 
     Raises:
-        UsageError: a file that cannot be read, an unknown table or option.
+        UsageError: a file that cannot be read, or an unknown table or option.
     """
     verbs = {name: verb for name, verb in verbs.items() if name != "config"}
     found: dict[tuple[str, str], Setting] = {}
-    for setting in (*in_file(verbs), *in_environment(verbs)):  # the later one counts
+    for setting in (*in_file(verbs), *in_environment(verbs)):  # the last one applies
         found[setting.verb, setting.option] = setting
     return sorted(found.values(), key=lambda s: (s.verb, s.option))
 
 
 def apply(ctx: Any) -> None:
-    """Make them the defaults of the verbs of a click context."""
+    """Make the settings the defaults of the commands of a click context."""
     ctx.obj = settings(ctx.command.commands)
     ctx.default_map = {}
     for setting in ctx.obj:
@@ -79,7 +81,7 @@ def apply(ctx: Any) -> None:
 
 
 def source_of(error: Any) -> str | None:
-    """Where a value stands that click found wrong, if it is one of these settings."""
+    """Return the source of a value that click refused, if it is one of these settings."""
     ctx, parameter = error.ctx, error.param
     if ctx is None or parameter is None or ctx.parent is None:
         return None
@@ -91,7 +93,7 @@ def source_of(error: Any) -> str | None:
 
 
 def in_file(verbs: Mapping[str, Any]) -> Iterator[Setting]:
-    """The file's settings, those of [defaults] first."""
+    """Return the settings of the file, those of [defaults] first."""
     place = path()
     try:
         tables = tomllib.loads(place.read_text("utf-8"))
@@ -134,7 +136,8 @@ def in_file(verbs: Mapping[str, Any]) -> Iterator[Setting]:
 
 
 def in_environment(verbs: Mapping[str, Any]) -> Iterator[Setting]:
-    """The environment's settings, those of every verb first; other names are left alone."""
+    """Return the settings of the environment, those for all commands first. Ignore other variables.
+    """
     told = {k: v for k, v in os.environ.items() if k.startswith(PREFIX)}
     for name in sorted(told):
         yield from for_each(verbs, spelt(name.removeprefix(PREFIX)), told[name], f"${name}")
@@ -146,7 +149,7 @@ def in_environment(verbs: Mapping[str, Any]) -> Iterator[Setting]:
 
 
 def for_each(verbs: Mapping[str, Any], name: str, value: Any, where: str) -> Iterator[Setting]:
-    """A setting for each verb that has an option of that name."""
+    """Return a setting for each command that has an option of that name."""
     if name.upper() in OTHERS:
         return
     for verb, command in verbs.items():
@@ -156,7 +159,7 @@ def for_each(verbs: Mapping[str, Any], name: str, value: Any, where: str) -> Ite
 
 
 def setting_of(verb: str, option: str, parameter: Any, value: Any, where: str) -> Setting:
-    """A setting; of an option that may be given again, one value is a list of one."""
+    """Return a setting. If the option can be repeated, a single value becomes a list."""
     if isinstance(value, bool) and not parameter.is_flag:
         raise UsageError(f"{where}: {option} takes a value, not true or false.")
     parts = value if isinstance(value, list) and parameter.multiple else [value]
@@ -168,7 +171,7 @@ def setting_of(verb: str, option: str, parameter: Any, value: Any, where: str) -
 
 
 def options(command: Any) -> dict[str, Any]:
-    """A command's options by their long names, without dashes."""
+    """Return the options of a command by their long names, without dashes."""
     found = {}
     for parameter in getattr(command, "params", ()):
         for name in parameter.opts:
@@ -189,11 +192,12 @@ def config(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Show your defaults, and where each comes from.
+    """Show your defaults, and the source of each.
 
-    The file is $CLIPGUIDE_CONFIG, or ~/.config/clipguide/config.toml. A table has the name of a
-    command; [defaults] is for all. The variable CLIPGUIDE_GENERATE_STEPS is for one command,
-    CLIPGUIDE_DEVICE for all.
+    To set a default, edit the TOML file $CLIPGUIDE_CONFIG or ~/.config/clipguide/config.toml. The
+    table [generate] applies to generate, and [defaults] to all commands: steps = 50 in [generate]
+    is --steps 50. Environment variables come before the file: CLIPGUIDE_GENERATE_STEPS applies to
+    generate, and CLIPGUIDE_STEPS to all commands.
     """
     found = settings(ctx.parent.command.commands)  # type: ignore[union-attr]
     if as_json:

@@ -1,4 +1,4 @@
-"""What a command shows while it works: warnings in one line each, and a progress bar on stderr."""
+"""Show warnings, one line each, and progress bars on stderr while a command works."""
 
 from __future__ import annotations
 
@@ -61,8 +61,9 @@ def plain_speech(*, drawing: bool = False) -> Iterator[None]:
 
 
 def options_for_names(message: str) -> str:
-    """A message of the library, which names settings as Python does, for the command line: of an
-    option and its name in Python the option is left, of a name alone an option is made."""
+    """Return a message of the library with the names of options. The library names arguments as
+    Python does. If a message has both the option and the argument, only the option stays. An
+    argument alone becomes an option."""
     message = re.sub(r"\b[a-z]\w*=\w* \((--[\w-]+)\)", r"\1", message)
     message = re.sub(r" \([a-z]\w*=\w*\)", "", message)
     message = re.sub(r"\([a-z]\w*=\w*, (--[\w-]+)\)", r"(\1)", message)
@@ -70,8 +71,8 @@ def options_for_names(message: str) -> str:
 
 
 def of_values(message: str) -> str:
-    """What is wrong with an option's value, in the words of this program: typer passes on those of
-    the library that it checks by."""
+    """Return the error of an option's value in clipguide's words. Typer passes on the messages of
+    pydantic and click."""
     message = message.removeprefix("Value error, ")
     for theirs, ours in VALUES:
         message = re.sub(theirs, ours, message)
@@ -79,23 +80,23 @@ def of_values(message: str) -> str:
 
 
 def tell(line: str | os.PathLike) -> None:
-    """Print a line that names a file, whatever bytes its name is made of."""
+    """Print a line that contains a file name. The name can contain any bytes."""
     typer.echo(encoded(os.fspath(line)))
 
 
 def complain(message: str) -> None:
-    """Print a message on stderr, in one line, whatever the names of files in it are made of."""
+    """Print a message on stderr in one line. File names in it can contain any bytes."""
     to_stderr(f"clipguide: {one_line(options_for_names(message))}")
 
 
 def to_stderr(line: str) -> None:
-    """Print a line on stderr, as bytes unless it takes text alone."""
+    """Print a line on stderr: as bytes if the stream accepts them, else as text."""
     typer.echo(encoded(line) if hasattr(sys.stderr, "buffer") else line, err=True)
 
 
 def encoded(text: str | bytes) -> bytes:
-    """Return the bytes of a line: those of a file's name as they are on disk, and UTF-8 if the
-    locale has no such character."""
+    """Return the bytes of a line. Bytes of a file name stay as they are on disk. If the locale
+    lacks a character, the line is encoded in UTF-8."""
     try:
         return os.fsencode(text)
     except UnicodeEncodeError:
@@ -103,16 +104,18 @@ def encoded(text: str | bytes) -> bytes:
 
 
 def one_line(text: str) -> str:
-    """Text whose line breaks and control characters are spelt out; a path's odd bytes stay."""
+    """Return the text with line breaks and control characters escaped. Undecodable bytes of a path
+    stay."""
     return "".join(
         c if c.isprintable() or "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in text
     )
 
 
 class Meter:
-    """A progress bar over `samples` samples, with the guide's and the judge's mean score in it.
+    """A progress bar over `samples` samples. It shows the mean score of the guide and of the judge.
 
-    A context; call it with each Step. Nothing is shown where `quiet`, or where stderr is a file.
+    Use it as a context, and call it with each Step. It shows nothing if `quiet`, or if stderr is
+    not a terminal.
     """
 
     def __init__(self, samples: int, *, quiet: bool) -> None:
@@ -139,7 +142,7 @@ class Meter:
         return self
 
     def __exit__(self, exception_type: type | None, *_: object) -> None:
-        if exception_type is None:  # a method that stops early has done all it was to do
+        if exception_type is None:  # a method that stops early is complete
             self._progress.update(self._task, completed=self._total, total=self._total)
         self._progress.stop()
 
@@ -155,11 +158,11 @@ class Meter:
 
 
 class Count:
-    """A progress bar of images on stderr: how many are done, how many a second, the time left.
+    """A progress bar of images on stderr: the number done, the number per second, the time left.
 
-    A context; call it with how many are `done`, of how many where that is known, and with the
-    seconds `left` where they are. Nothing is shown where stderr is a file; nor where stdout is the
-    terminal and `prints`, for there the rows that are printed say how far it is.
+    Use it as a context. Call it with the number `done`, the total if it is known, and the seconds
+    `left` if they are known. It shows nothing if stderr is not a terminal. It also shows nothing if
+    the command `prints` rows to a terminal, because the rows then show the progress.
     """
 
     def __init__(self, doing: str, *, prints: bool = False) -> None:

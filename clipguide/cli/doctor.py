@@ -1,4 +1,4 @@
-"""clipguide doctor: what is installed, what it can use, and whether it works."""
+"""clipguide doctor: report what is installed, what it can use, and whether it works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .options import ReportAsJson
 PACKAGES = (
     "clipguide torch torchvision diffusers transformers open_clip_torch accelerate timm numpy"
 ).split()
-DEVELOPERS = ("bench", "docs", "test", "train")  # extras that add no verb
+DEVELOPERS = ("bench", "docs", "test", "train")  # extras that add no command
 GIB = 2**30
 
 
@@ -31,8 +31,7 @@ def doctor(
 ) -> None:
     """Report versions, devices, memory and extras; draw an image.
 
-    Paste the report into an issue. It names no file of yours, only the folder of the hub's
-    cache.
+    Paste the report into an issue. It contains no path except the folder of the hub's cache.
     """
     with console.plain_speech(drawing=draw):
         python = f"Python {platform.python_version()}"
@@ -52,7 +51,7 @@ def doctor(
 
 
 def installed(name: str) -> str | None:
-    """A package's version, None if it is not there."""
+    """Return the version of a package, or None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -60,7 +59,7 @@ def installed(name: str) -> str | None:
 
 
 def devices() -> list[dict[str, Any]]:
-    """What torch can compute on, with total and free memory in bytes where it can be told."""
+    """Return the devices of torch, with total and free memory in bytes if torch reports them."""
     import torch
 
     cpu: dict[str, Any] = {"name": "cpu", "threads": torch.get_num_threads(), **memory()}
@@ -78,7 +77,7 @@ def devices() -> list[dict[str, Any]]:
 
 
 def memory() -> dict[str, int]:
-    """The machine's memory in bytes, total and free."""
+    """Return the total and the free memory of the machine, in bytes."""
     import psutil
 
     found = psutil.virtual_memory()
@@ -86,7 +85,8 @@ def memory() -> dict[str, int]:
 
 
 def hub() -> dict[str, Any]:
-    """The hub cache's folder, the number of repositories in it and their size in bytes."""
+    """Return the folder of the hub's cache, the number of repositories in it, and their size in
+    bytes."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -104,7 +104,7 @@ def hub() -> dict[str, Any]:
 
 
 def extras() -> dict[str, list[str]]:
-    """The packages that each extra of clipguide still lacks."""
+    """Return the packages that each extra of clipguide lacks."""
     missing: dict[str, list[str]] = {}
     for line in metadata.requires("clipguide") or ():
         found = re.match(r"([\w.-]+).*;.*extra == ['\"]([\w-]+)['\"]", line)
@@ -116,7 +116,7 @@ def extras() -> dict[str, list[str]]:
 
 
 def models() -> dict[str, str]:
-    """What is wrong with each embedded model, "" if nothing."""
+    """Return the fault of each embedded model, or "" if it has none."""
     from .. import mini
     from ..errors import ClipguideError
 
@@ -131,7 +131,8 @@ def models() -> dict[str, str]:
 
 
 def trial() -> dict[str, Any]:
-    """Draws one image with the embedded models, and scores it; seconds of each, or the error."""
+    """Draw and score one image with the embedded models. Return the seconds of each, or the error.
+    """
     started = time.perf_counter()
     try:
         from ..pipelines.text_to_image import TextToImage
@@ -139,7 +140,7 @@ def trial() -> dict[str, Any]:
         draw = TextToImage()
         ready = time.perf_counter()
         picture = draw("a red fox", seed=0, steps=10)[0]
-    except Exception as error:  # whatever it is, the report must tell it
+    except Exception as error:  # the report must contain any error
         return {"error": f"{type(error).__name__}: {error}"}
     return {
         "load": round(ready - started, 2),
@@ -150,7 +151,7 @@ def trial() -> dict[str, Any]:
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """The report as text."""
+    """Return the report as text."""
     versions = (f"{name} {version or 'missing'}" for name, version in report["packages"].items())
     cache = report["hub"]
     out = [report["system"], ", ".join(versions)]

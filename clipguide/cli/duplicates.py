@@ -1,4 +1,4 @@
-"""clipguide duplicates: which images of an index are there more than once."""
+"""clipguide duplicates: find images that an index has more than once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""clipguide embed: images to a file of vectors."""
+"""clipguide embed: write the embeddings of images to a file."""
 
 from __future__ import annotations
 

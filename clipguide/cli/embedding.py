@@ -1,4 +1,4 @@
-"""What the verbs that embed images share: their options, and how they tell of bad files."""
+"""The options of the commands that embed images, and the report of files that cannot be read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 from ..errors import ClipguideError, UsageError
 from ..prompts import shorten
 from . import console
-from .options import spelt
+from .options import DEVICES, among, spelt
 
 if TYPE_CHECKING:
     from ..clip import Clip
@@ -35,19 +35,21 @@ Images = Annotated[
 ]
 
 
-def _option(*names: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, metavar=metavar, autocompletion=spelt(metavar))
+def _option(*names: str, text: str, metavar: str | None = None, known: tuple[str, ...] = ()) -> Any:
+    complete = among(*known) if known else spelt(metavar)
+    return typer.Option(*names, help=text, metavar=metavar, autocompletion=complete)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How images are found, read and embedded."""
+    """The options that find, read and embed images."""
 
     clip: Annotated[
         str,
         _option(
             text="The CLIP: mini, mini-judge, a folder or file, or an open_clip MODEL/TAG. a+b "
-            "averages several. name@cuda:bfloat16 sets a device and a dtype.",
+            "adds the embeddings of several CLIPs. name@cuda:bfloat16 sets a device and a dtype. "
+            "name~FILE adds a word that invert learned.",
             metavar="NAME",
         ),
     ] = "mini"
@@ -56,6 +58,7 @@ class Options:
         _option(
             text="The device, such as cpu, cuda, cuda:1 or mps. [default: the fastest one]",
             metavar="NAME",
+            known=DEVICES,
         ),
     ] = None
     recursive: Annotated[
@@ -64,15 +67,15 @@ class Options:
     alpha: Annotated[
         str,
         _option(
-            text="What happens to transparency. white: the image is put on white. drop: "
-            "transparency is ignored, as in open_clip.",
+            text="What to do with transparency. white: put the image on white. drop: ignore "
+            "transparency, as open_clip does.",
             metavar="white|drop",
         ),
     ] = "white"
     frames: Annotated[
         int,
         _option(
-            text="The number of frames of a moving image whose embeddings are averaged.",
+            text="For an animated image: the number of frames whose embeddings are averaged.",
             metavar="N",
         ),
     ] = 1
@@ -92,7 +95,9 @@ class Options:
     bf16: Annotated[
         bool,
         _option(
-            "--bf16", text="Compute in bfloat16 if cosine similarities change by at most 0.001."
+            "--bf16",
+            text="Compute in bfloat16. clipguide compares the first images, and keeps "
+            "float32 if a cosine similarity changes by more than 0.001.",
         ),
     ] = False
     batch: Annotated[
@@ -104,7 +109,8 @@ class Options:
     workers: Annotated[
         int | None,
         _option(
-            text="The number of threads that decode images. [default: one a processor]", metavar="N"
+            text="The number of threads that decode images. [default: one per processor]",
+            metavar="N",
         ),
     ] = None
     compile: Annotated[
@@ -114,13 +120,15 @@ class Options:
     trust_pickle: Annotated[
         bool,
         _option(
-            "--trust-pickle", text="Read --clip from a pickle or JIT archive, which can run code."
+            "--trust-pickle",
+            text="Read weights from a pickle or a JIT archive, which can run code.",
         ),
     ] = False
     cache: Annotated[
         Path | None,
         _option(
-            text="The file of the cache of embeddings. [default: the user's]",
+            text="The file of the cache of embeddings. [default: $CLIPGUIDE_CACHE, or a file in "
+            "~/.cache/clipguide]",
             metavar="FILE",
         ),
     ] = None
@@ -130,7 +138,9 @@ class Options:
     verify: Annotated[
         bool,
         _option(
-            "--verify", text="Check the content of each file before its cached embedding is used."
+            "--verify",
+            text="Check the content of each file before its cached embedding is "
+            "used. Without it, size and time are compared.",
         ),
     ] = False
     strict: Annotated[bool, _option("--strict", text="Exit with 1 if an image cannot be read.")] = (
@@ -138,8 +148,8 @@ class Options:
     )
 
     def check(self, images: Sequence[str] | None = None) -> None:
-        """UsageError for what makes no sense, and where none of `images` is there: before anything
-        heavy is imported."""
+        """Raise UsageError for impossible options, or if none of `images` exists. Import nothing
+        slow."""
         from ..engine import settings
 
         names = ("batch", "workers", "frames", "alpha", "megapixels")
@@ -148,7 +158,7 @@ class Options:
 
 
 def check_named(names: Sequence[str]) -> None:
-    """UsageError if none of the files and folders that are named is there."""
+    """Raise UsageError if none of the named files and folders exists."""
     if names and not any(
         name == "-" or "://" in name or set("*?[") & set(name) or os.path.lexists(name)
         for name in names
@@ -158,8 +168,8 @@ def check_named(names: Sequence[str]) -> None:
 
 
 def with_options(command: Callable, *, clip: str = Options.clip) -> Callable:
-    """A command whose parameter `options` becomes one option for each field of Options, with `clip`
-    by default."""
+    """Return a command whose parameter `options` is replaced by one option for each field of
+    Options. `clip` is the default of --clip."""
     hints = get_type_hints(command, include_extras=True)
     mine = get_type_hints(Options, include_extras=True)
     default = {**{f.name: f.default for f in fields(Options)}, "clip": clip}
@@ -186,8 +196,8 @@ def with_options(command: Callable, *, clip: str = Options.clip) -> Callable:
 
 @dataclass
 class Pictures:
-    """The images of a command: an engine, and what could not be read so far; `prints` where the
-    command prints a row of each as it comes."""
+    """The images of a command: an engine, and the files that could not be read. `prints` says that
+    the command prints a row for each image at once."""
 
     engine: Engine
     sources: list[str]
@@ -202,9 +212,10 @@ class Pictures:
         return self.engine.clip
 
     def __iter__(self) -> Iterator[Embedded]:
-        """Each image that could be read, with its vector; each that could not is told of.
+        """Yield each readable image with its vector, and report each file that cannot be read.
 
-        UsageError if there is none at all.
+        Raises:
+            UsageError: there is no image at all.
         """
         with console.Count("embedding", prints=self.prints) as count:
             for embedded in self._all():
@@ -220,7 +231,8 @@ class Pictures:
             raise UsageError(f"There are no images in {', '.join(self.sources)}{passed}.")
 
     def finish(self) -> None:
-        """Tell how many could not be read. Exit 1 if that is all, or any where --strict is."""
+        """Report the number of unreadable files. Exit with 1 if no file was readable, or with
+        --strict if any was not."""
         tell_passed(self.passed)
         if profiles := self.engine.profiles:
             path, name = next(iter(profiles.items()))
@@ -246,17 +258,19 @@ class Pictures:
         if others := [source for source in self.sources if source not in tables]:
             found = find(others, recursive=options.recursive, urls=options.urls, passed=self.passed)
             rows, state = shared(self.engine, found), processes()
-            if state is not None and not state.is_main_process:  # which alone writes and prints
+            # only this process writes and prints
+            if state is not None and not state.is_main_process:
                 deque(rows, maxlen=0)
                 raise typer.Exit()
             yield from rows
 
 
 def open_pictures(sources: Sequence[str], options: Options, *, prints: bool = False) -> Pictures:
-    """The engine of the options over the named images; "-" is replaced by the names on stdin;
-    `prints` where the command prints a row of each image as it comes.
+    """Return the images of the options and the named files. "-" stands for the names on stdin.
+    `prints` says that the command prints a row for each image at once.
 
-    UsageError if no image is named at all.
+    Raises:
+        UsageError: no image is named.
     """
     from .. import load_clip
     from ..engine import Cache, Engine, processes
@@ -281,8 +295,8 @@ def open_pictures(sources: Sequence[str], options: Options, *, prints: bool = Fa
 
 
 def tell_passed(passed: Sequence[str]) -> None:
-    """Tell which files in folders may be images that cannot be read. No other file is named, such
-    as a licence."""
+    """Report the files in folders that may be unreadable images. Do not name other files, such as a
+    licence."""
     if passed:
         from ..reading import ENDINGS, UNREAD
 
@@ -293,7 +307,7 @@ def tell_passed(passed: Sequence[str]) -> None:
 
 
 def _open_cache(cache: type, path: Path | None) -> Any:
-    """The cache; of a default one that cannot be used, it is said, and the command goes on."""
+    """Open the cache. If the default cache cannot be used, say so and continue without it."""
     try:
         return cache(path)
     except ClipguideError as error:
@@ -304,7 +318,7 @@ def _open_cache(cache: type, path: Path | None) -> Any:
 
 
 def _from_stdin() -> list[str]:
-    """Names on stdin, one a line, or with zero bytes between them (find -print0)."""
+    """Return the names on stdin: one per line, or separated by zero bytes (find -print0)."""
     from ..engine import Named
 
     content = sys.stdin.buffer.read()

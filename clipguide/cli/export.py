@@ -1,4 +1,4 @@
-"""clipguide export: a CLIP for other runtimes."""
+"""clipguide export: write a CLIP for other runtimes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="For onnx: also write int8.")] = False,
     fp16: Annotated[
         bool,
-        typer.Option("--fp16", help="Also write float16; for hf, write only float16."),
+        typer.Option("--fp16", help="Also write float16. For hf, write float16 in place of "
+        "float32."),
     ] = False,
     images: Annotated[
         list[str] | None,
@@ -50,14 +51,16 @@ def export(
     trust_pickle: Annotated[
         bool,
         typer.Option(
-            "--trust-pickle", help="Read --clip from a pickle or JIT archive, which can run code."
+            "--trust-pickle", help="Read weights from a pickle or a JIT archive, which can run "
+            "code."
         ),
     ] = False,
 ) -> None:
     """Export a CLIP to another runtime.
 
-    The command exports both encoders, with the preprocessing inside. It compares each file with
-    PyTorch, keeps it only if they agree, and prints the cosine similarities.
+    The command exports both encoders, with the preprocessing inside. It runs each exported file,
+    compares its embeddings with those of PyTorch, and prints the cosine similarities. It deletes a
+    file that does not agree.
     """
     from ..clip import load_parts
     from ..export import export as write
@@ -81,7 +84,8 @@ def export(
 
 
 def _pictures(sources: list[str]) -> list[Image.Image]:
-    """The images to measure by, RGB, no more than are used; unreadable ones are an error."""
+    """Return the RGB images to calibrate and measure with, at most as many as are used. An
+    unreadable image is an error."""
     from ..engine.files import find
     from ..export.probes import MOST
     from ..images import load

@@ -1,4 +1,4 @@
-"""The files of a run: claimed before it, and told of after it, however it ends."""
+"""Claim the files of a run before it starts, and report them after it ends."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Files:
-    """The files of a run: claimed before it, and told of after it, however it ends."""
+    """The files of a run. They are claimed before it starts, and reported however it ends."""
 
-    paths: list[Path]  # of the seed that each image is asked for
+    paths: list[Path]  # the seed that was asked for, for each image
     named: Callable[[int, int], Path]  # (index of an image, the seed that drew it) -> its file
     sheets: dict[str, Path]
     force: bool
     resume: bool = False
     trace: bool = False
-    own_seeds: bool = False  # whether an image is named by the seed of the candidate that was kept
+    own_seeds: bool = False  # whether the file name has the seed of the candidate that was kept
     pictures: list[Picture] = field(default_factory=list)
-    sureness: Drawn | None = None  # what says how sure the scores are
-    shares: list[dict[str, float]] = field(default_factory=list)  # of each image, by its names
-    kept: list[Picture] = field(default_factory=list)  # of a run before
+    sureness: Drawn | None = None  # gives the words for the scores
+    # shares of each image, by the names of the scores
+    shares: list[dict[str, float]] = field(default_factory=list)
+    kept: list[Picture] = field(default_factory=list)  # images of an earlier run
     written: list[str] = field(default_factory=list)
-    done: list[Path] = field(default_factory=list)  # of `pictures`
+    done: list[Path] = field(default_factory=list)  # the paths of `pictures`
 
     @classmethod
     def plan(
@@ -62,16 +63,19 @@ class Files:
 
     @property
     def tapes(self) -> Path | None:
-        """The folder of what is being drawn, if the run is to be resumed."""
+        """Return the folder of the unfinished images if the run can be resumed, else None."""
         return naming.tapes(self.paths[0]) if self.resume else None
 
     def folder(self, index: int) -> Path:
-        """Where an image's state is until it is done, if the run is to be resumed."""
+        """Return the folder of the state of one unfinished image."""
         return naming.tapes(self.paths[index])
 
     def finished(self, index: int, recipes: Sequence[Recipe]) -> Picture | None:
-        """The image of that number if it was written before a stop. UsageError if what is in its
-        place is another."""
+        """Return image number `index` if an earlier run wrote it, else None.
+
+        Raises:
+            UsageError: another image has its place.
+        """
         from ..images import load
         from ..pipelines.picture import Picture
         from ..recipe import differences, read_png, read_trace
@@ -100,7 +104,7 @@ class Files:
         return picture
 
     def add(self, picture: Picture) -> None:
-        """Write the next image, if it is not there already."""
+        """Write the next image, unless it exists already."""
         from ..recipe import save_png
 
         shares = self.sureness.shares(picture) if self.sureness else {}
@@ -115,14 +119,14 @@ class Files:
         self.shares.append(shares)
 
     def _places(self, index: int, seeds: Sequence[int]) -> list[Path]:
-        """Where an image of one of `seeds` may lie: by the seed that draws it again where best-of
-        was asked for, which keeps a candidate of another seed; else, or where another file has that
-        name, in the place that was claimed before the run."""
+        """Return the paths where the image of one of `seeds` may be. With best-of, the name has the
+        seed of the candidate that was kept. The last path is the one that was claimed before the
+        run."""
         named = {self.named(index, seed): None for seed in seeds} if self.own_seeds else {}
         return [*named, self.paths[index]]
 
     def add_sheet(self, kind: str, pictures: list[Any], labels: list[str], columns: int) -> None:
-        """Write a sheet of PIL images; the preview again and again."""
+        """Write a sheet of PIL images. The preview is written repeatedly."""
         from ..images import contact_sheet
         from ..recipe import write_png
 
@@ -133,18 +137,18 @@ class Files:
             self.written.append(kind)
 
     def add_preview(self, step: Step | None) -> None:
-        """Write how far the run is: what is finished, and what `step` made."""
+        """Write the progress of the run: the finished images, and those of `step`."""
         sheet = watching.live_grid(self.pictures, step, total=len(self.paths))
         self.add_sheet("preview", **sheet)
 
     def add_animation(self, reel: watching.Reel) -> None:
-        """Write the animation, to be told of among the sheets."""
+        """Write the animation, and list it with the sheets."""
         reel.write()
         self.sheets["animation"] = reel.path
         self.written.append("animation")
 
     def tell(self, *, as_json: bool, quiet: bool) -> None:
-        """Print the path and the scores of all that was written."""
+        """Print the path and the scores of each image that was written."""
         for path, picture, shares in zip(self.done, self.pictures, self.shares, strict=False):
             if as_json:
                 known = {"prompt": picture.recipe.prompt, "seed": picture.seed}

@@ -1,4 +1,4 @@
-"""clipguide finetune: a CLIP on images of one's own."""
+"""clipguide finetune: train a CLIP on your own images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NOT_GUIDES += ("share", "test", "allow", "wise_ft")
 
 
 def _check_given(ctx: typer.Context, for_guiding: bool) -> None:
-    """UsageError for an option that would have no effect."""
+    """Raise UsageError for an option that would have no effect."""
     for name in NOT_GUIDES if for_guiding else ONLY_GUIDES:
         source = ctx.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
@@ -62,7 +62,12 @@ def finetune(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FOLDER", help="The folder of the new CLIP."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="The folder of the new CLIP. Required, except with --dry-run.",
+        ),
     ] = None,
     clip: Annotated[
         str, typer.Option(metavar="NAME", help="The CLIP to begin with, as for score.")
@@ -70,9 +75,9 @@ def finetune(
     method: Annotated[
         str,
         _option(
-            text="What is trained. full: both encoders. lora: low-rank changes of both. lit: the "
-            "text encoder alone. head: the last layer of the image encoder, on embeddings "
-            "that are computed once.",
+            text="What to train. full: both encoders. lora: low-rank changes of both. lit: the "
+            "text encoder alone. head: the last layer of the image encoder, on embeddings that "
+            "are computed once.",
             metavar="full|lora|lit|head",
         ),
     ] = "full",
@@ -85,8 +90,8 @@ def finetune(
     chunk: Annotated[
         int,
         _option(
-            text="The number of images that are encoded at a time. A smaller number needs less "
-            "memory, and gives the same gradient."
+            text="The number of images to encode at a time. A smaller number needs less memory, "
+            "and gives the same gradient."
         ),
     ] = 64,
     lr: Annotated[
@@ -104,7 +109,8 @@ def finetune(
         bool,
         _option(
             "--augment/--plain",
-            text="Vary the images by crops, and by mirroring if they have classes.",
+            text="Augment the images by random crops. If the data has classes instead of "
+            "captions, also mirror them.",
         ),
     ] = True,
     bf16: Annotated[bool, _option("--bf16", text="Compute in bfloat16 by autocast.")] = False,
@@ -120,13 +126,15 @@ def finetune(
     ] = None,
     names: Annotated[
         Path | None,
-        _option(text="A file with the names of class 0, 1 and so on, one a line.", metavar="FILE"),
+        _option(
+            text="A file with the names of class 0, 1 and so on, one per line.", metavar="FILE"
+        ),
     ] = None,
     share: Annotated[
         float,
         _option(
-            text="The share of images to set aside: half of them to choose by, half to test on, if "
-            "they are 40 or more.",
+            text="The share of the images to set aside. Half of them select the epoch, and half "
+            "test the result. With fewer than 40 set aside, all of them do both.",
         ),
     ] = 0.2,
     test: Annotated[str | None, _option(text="Other images to test on.", metavar="DATA")] = None,
@@ -136,43 +144,47 @@ def finetune(
     retain: Annotated[
         str | None,
         _option(
-            text="What the CLIP must still know: held-out (drawings of 1,740 names, which mini was "
-            "not trained on), other images, or none. [default: held-out for mini]",
+            text="The retention set, which tests what the CLIP must still know: held-out (534 "
+            "drawings that mini was not trained on, with 1,740 names), other images, or none. "
+            "[default: held-out for mini]",
             metavar="held-out|DATA|none",
         ),
     ] = None,
     allow: Annotated[
-        float, _option(text="The loss of retention that is allowed, in percentage points.")
+        float, _option(text="The allowed loss of accuracy on --retain, in percentage points.")
     ] = 1.0,
     wise_ft: Annotated[
         bool,
         _option(
             "--wise-ft/--no-wise-ft",
-            text="Mix in as much of the old weights as --allow asks for (WiSE-FT).",
+            text="Average the new weights with the old ones, so that the loss of accuracy stays "
+            "within --allow (WiSE-FT).",
         ),
     ] = True,
     for_guiding: Annotated[
         bool,
         _option(
             "--for-guiding",
-            text="Train the image encoder on adversarial images, so that its gradient draws "
-            "shapes: a better guide.",
+            text="Train the image encoder on adversarial images, so that its gradient is less "
+            "noisy. Such a CLIP steers better.",
         ),
     ] = False,
     against: Annotated[
         str,
         _option(
-            text="The loss. tecoa: by the names of classes. fare: by the CLIP's own embeddings of "
-            "the images, which need no labels.",
+            text="The adversarial loss. tecoa: the names of classes. fare: the CLIP's own "
+            "embeddings of the images, which needs no labels.",
             metavar="tecoa|fare",
         ),
     ] = "tecoa",
-    norm: Annotated[str, _option(text="The norm of the attack.", metavar="l2|linf")] = "l2",
+    norm: Annotated[
+        str, _option(text="The norm of the attack: l2 or linf.", metavar="l2|linf")
+    ] = "l2",
     epsilon: Annotated[
         str | None,
         _option(
-            text="The smallest and the largest radius of the attack, in pixels of [0, 1]. "
-            "[default: that of the norm]",
+            text="The smallest and the largest radius of the attack, in pixel values from 0 to "
+            "1. [default: depends on --norm]",
             metavar="LOW,HIGH",
         ),
     ] = None,
@@ -180,12 +192,16 @@ def finetune(
     minutes: Annotated[
         float | None,
         _option(
-            text="The longest training with --for-guiding, in minutes of processor time. "
-            "[default: 240, or --steps]"
+            text="With --for-guiding: the longest training, in minutes of processor time. "
+            "[default: 240; no limit with --steps]"
         ),
     ] = None,
     judge: Annotated[
-        str, _option(text="The CLIP that recognises what the guide draws.")
+        str,
+        _option(
+            text="With --for-guiding: the CLIP that measures whether the guide's "
+            "gradient gives recognisable images."
+        ),
     ] = "mini-judge",
     device: Annotated[
         str | None,
@@ -196,7 +212,8 @@ def finetune(
     trust_pickle: Annotated[
         bool,
         typer.Option(
-            "--trust-pickle", help="Read --clip from a pickle or JIT archive, which can run code."
+            "--trust-pickle",
+            help="Read weights from a pickle or a JIT archive, which can run code.",
         ),
     ] = False,
     resume: Annotated[
@@ -209,9 +226,10 @@ def finetune(
 ) -> None:
     """Fine-tune a CLIP on your own images.
 
-    The result is a folder that every --clip takes, and open_clip too. It has a card, the curve
-    of target against retention, the confusion matrices, and the images whose answer changed. If
-    you stop a run, --resume continues it.
+    The result is a folder that --clip of every command accepts, and open_clip too. The folder also
+    has a model card, the confusion matrices, the images whose predicted label changed, and a curve
+    of the accuracy on your data against the accuracy on the retained data. If you stop a run,
+    --resume continues it.
     """
     _check_given(ctx, for_guiding)
     with console.plain_speech():

@@ -1,4 +1,4 @@
-"""clipguide generate: draw an image of each prompt, chosen or steered by CLIP."""
+"""clipguide generate: draw an image of each prompt, which CLIP selects or steers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ def generate(
         list[str] | None,
         typer.Argument(
             metavar="PROMPT",
-            help="What to draw, one image a PROMPT. In 'a red fox | oil painting:0.5 | blur:-1', | "
-            "separates the parts, and :number is the weight of a part; a negative weight "
-            "steers away. Write \\| and \\: for the characters themselves.",
+            help="What to draw, one image for each PROMPT, in the syntax of generate.",
             show_default=False,
         ),
     ] = None,
@@ -42,8 +40,9 @@ def generate(
     best_of: Annotated[
         int | None,
         typer.Option(
-            help="Draw this many candidates for each image, and keep the best. [default: 4 "
-            "unsteered ones with the embedded generator if no option asks for steering, else 1]"
+            help="Draw this many samples for each image, and keep the best. --method best-of has "
+            "more options. [default: 1; 4 unsteered ones with the embedded generator if there is "
+            "no steering option]"
         ),
     ] = None,
     method: steering.Name = None,
@@ -95,47 +94,52 @@ def generate(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="The number of sampling steps. [default: 15 with the embedded generator if "
-            "nothing steers, else 30]"
+            help="The number of sampling steps. A distilled model needs few, such as 4. [default: "
+            "15 with the embedded generator if nothing steers, else 30]"
         ),
     ] = None,
     seed: options.Seed = None,
     cfg: Annotated[
         float | None,
-        typer.Option(help="The scale of classifier-free guidance; 1 is none. [default: 4.0]"),
+        typer.Option(help="The scale of classifier-free guidance. 1 is none, which a distilled "
+        "model needs. [default: 4.0]"),
     ] = None,
     cfg_window: Annotated[
         str | None,
         typer.Option(
             metavar="LOW,HIGH",
-            help="The noise levels at which classifier-free guidance applies, from 1, pure noise, "
-            "to 0, the image. [default: all]",
+            help="Apply classifier-free guidance only between these noise levels: 1 is pure "
+            "noise, 0 is the image. [default: all]",
         ),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="SIDE|WxH", help="The size in pixels. [default: the model's own]"),
+        typer.Option(metavar="SIDE|WxH", help="The size in pixels. [default: that of the model]"),
     ] = None,
     model: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="The generator: mini, a folder of diffusers, or the name of a model.",
+            help="The generator: mini, a folder in diffusers format, or a model of the Hugging "
+            "Face hub such as stabilityai/sdxl-turbo.",
         ),
     ] = "mini",
     clip: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The CLIP that steers: mini, a folder of open_clip, or ARCHITECTURE/TAG. "
-            "[default: the model's]",
+            help="The CLIP that steers: mini, a folder in open_clip format, or MODEL/TAG of "
+            "open_clip. [default: mini for the embedded generator, else that of the model's "
+            "family]",
         ),
     ] = None,
     judge: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The CLIP that judges and does not steer. [default: mini-judge for mini]",
+            help="A second CLIP that only scores. If its score falls, clipguide reduces the "
+            "steering. By default it also selects among unsteered samples. [default: mini-judge "
+            "for the embedded generator]",
         ),
     ] = None,
     reward: options.Reward = None,
@@ -143,8 +147,8 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="NAME[:WEIGHT]",
-            help="A reward that selects among candidates in place of the guide. It needs no "
-            "gradient. Repeatable.",
+            help="A reward that selects among samples. The guide still steers. The reward needs "
+            "no gradient. Repeatable.",
         ),
     ] = None,
     question: options.Question = "",
@@ -195,8 +199,7 @@ def generate(
         bool,
         typer.Option(
             "--trace",
-            help="Score every step, and save in the PNG what steering saw. clipguide plot draws "
-            "it.",
+            help="Score every step, and save the scores in the PNG. clipguide plot draws them.",
         ),
     ] = False,
     as_json: options.AsJson = False,
@@ -218,9 +221,11 @@ def generate(
     ] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw an image of each PROMPT, chosen or steered by CLIP.
+    """Draw an image of each PROMPT. CLIP selects or steers it.
 
-    Each PNG contains the recipe that made it. Nothing is overwritten without --force.
+    By default, the embedded generator is not steered: the command draws four samples and keeps the
+    best. A steering option, a reward or a weight in a PROMPT makes it steer. Each PNG contains the
+    recipe that made it. Nothing is overwritten without --force.
     """
     if not prompts:
         raise UsageError("There is no prompt: give one, or a recipe as --config FILE.")

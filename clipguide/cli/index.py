@@ -1,4 +1,4 @@
-"""clipguide index: folders of images into an index that can be searched."""
+"""clipguide index: make an index of folders of images, for search."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .options import among
 if TYPE_CHECKING:
     from ..retrieval import Progress
 
-BOTH = "mini+mini-judge"  # together they find more (benchmarks/search.py absent, recall@1)
+BOTH = "mini+mini-judge"  # both together find more (benchmarks/search.py absent, recall@1)
 ENGINES = ("local", "ray")
 
 Db = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="The index: a folder, or a URI such as s3://bucket/index. [default: $CLIPGUIDE_DB, or "
-        "one in the user's data folder]",
+        help="The index: a folder, or a URI such as s3://bucket/index. [default: $CLIPGUIDE_DB, "
+        "or a folder in ~/.local/share/clipguide]",
     ),
 ]
 
@@ -49,14 +49,16 @@ def index(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A .csv, .tsv, .jsonl or .parquet with the columns path and caption. A .txt next "
-            "to an image, of the same name, is read too.",
+            help="A .csv, .tsv, .jsonl or .parquet with the columns path and caption. The "
+            "command also reads the caption from a .txt file next to an image, with the same "
+            "name.",
         ),
     ] = None,
     prune: Annotated[
         bool,
         typer.Option(
-            "--prune", help="Also remove the images of folders that are now empty or missing."
+            "--prune", help="Also remove from the index the images of folders that are now empty "
+            "or missing, such as a disk that is not mounted."
         ),
     ] = False,
     engine: Annotated[
@@ -72,15 +74,16 @@ def index(
         int | None,
         typer.Option(
             metavar="N",
-            help="The number of workers of --engine ray, each with a CLIP. [default: one a GPU, "
-            "else one a processor]",
+            help="The number of workers of --engine ray, each with a CLIP. [default: one per "
+            "GPU, else one per processor]",
         ),
     ] = None,
 ) -> None:
     """Index images, so that clipguide search finds them.
 
-    A second run reads only what has changed, and removes images that are gone. You can stop it
-    at any time: the next run continues.
+    A second run reads only the images that have changed. It also removes deleted images from the
+    index if their folder still has other images. You can stop the command at any time: the next run
+    continues.
     """
     if options.urls:
         raise UsageError("index reads files, not URLs: download the images first.")
@@ -124,7 +127,7 @@ def index(
 
 
 def _adopt(context: typer.Context, place: str | Path, options: Options) -> Options:
-    """The CLIP of an index that is there, if none is named on the command line."""
+    """Return the CLIP of an existing index, if the command line names none."""
     from ..retrieval.store import model_of
 
     named = context.get_parameter_source("clip").name == "COMMANDLINE"
@@ -137,7 +140,7 @@ def _check_engine(engine: str, actors: int | None, folders: list[str], options: 
         raise UsageError(f"--engine is {' or '.join(ENGINES)}, not {engine!r}.")
     if engine == "local" and actors is not None:
         raise UsageError("--actors needs --engine ray.")
-    web = ("http://", "https://")  # of which find says what to do
+    web = ("http://", "https://")  # find says what to do about it
     url = next((f for f in folders if "://" in f and not f.lower().startswith(web)), None)
     if engine == "local" and url is not None:
         raise UsageError(f"{url} is a URL: --engine ray reads it where fsspec does.")
@@ -146,7 +149,8 @@ def _check_engine(engine: str, actors: int | None, folders: list[str], options: 
 
 
 def _updater(engine: str, actors: int | None, options: Options) -> tuple[Any, Options, dict]:
-    """What updates, the options of the driver, and those of workers. A driver needs no GPU."""
+    """Return the update, the options of the driver, and those of the workers. A driver needs no
+    GPU."""
     if engine == "local":
         from ..retrieval import update
 
@@ -160,7 +164,7 @@ def _updater(engine: str, actors: int | None, options: Options) -> tuple[Any, Op
 
 
 def _sum(progress: Progress) -> str:
-    """'3 new, 1 gone, 40 unchanged'."""
+    """Return a summary such as '3 new, 1 gone, 40 unchanged'."""
     counts = {
         "new": progress.new,
         "changed": progress.changed,

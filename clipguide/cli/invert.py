@@ -1,4 +1,4 @@
-"""clipguide invert: a word for a thing, from a few images of it."""
+"""clipguide invert: learn a word for a concept from a few images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from . import console
 from .embedding import check_named
 from .values import best_device
 
-MOST = 50  # images: more tell no more
+MOST = 50  # images; more images do not improve the word
 
 
 def invert(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGES", help="Three to five images of the thing, or a folder."),
+        typer.Argument(metavar="IMAGES", help="Three to five images of the concept, or a folder."),
     ],
     word: Annotated[
         str,
@@ -35,7 +35,8 @@ def invert(
         str, typer.Option(metavar="NAME", help="The CLIP that learns the word.")
     ] = "mini",
     like: Annotated[
-        str, typer.Option(help="A word that the CLIP knows, to begin with, such as creature.")
+        str, typer.Option(help="A known word whose embedding is the starting point, such as "
+        "creature.")
     ] = "",
     steps: Annotated[int, typer.Option(help="The number of steps of the optimiser.")] = 150,
     seed: Annotated[int, typer.Option(help="The seed of the crops.")] = 0,
@@ -48,17 +49,18 @@ def invert(
     trust_pickle: Annotated[
         bool,
         typer.Option(
-            "--trust-pickle", help="Read --clip from a pickle or JIT archive, which can run code."
+            "--trust-pickle", help="Read weights from a pickle or a JIT archive, which can run "
+            "code."
         ),
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Overwrite a file that exists.")
     ] = False,
 ) -> None:
-    """Learn a word for a thing from a few images.
+    """Learn a word for a concept from a few images.
 
-    This is textual inversion: the CLIP stays as it is. To use the word, put the file behind the
-    name of the CLIP: --clip mini~blorvek.safetensors.
+    This is textual inversion: the weights of the CLIP do not change. To use the word, append ~ and
+    the file to the name of the CLIP: --clip mini~blorvek.safetensors.
     """
     from ..recipe import refuse_existing, write_file
 

@@ -1,4 +1,4 @@
-"""clipguide models: what is embedded, and which CLIPs the hub's cache holds."""
+"""clipguide models: list the embedded models, and the CLIPs in the hub's cache."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ def models(
     ] = False,
     as_json: ReportAsJson = False,
 ) -> None:
-    """List the models that are on this machine.
+    """List the embedded models, and the CLIPs in the cache of the hub.
 
-    They are the embedded ones, and the CLIPs in the cache of the hub. The list has sizes,
-    licences, inputs, fingerprints and figures.
+    The list has sizes, licences, inputs, fingerprints and figures.
     """
     from .. import mini
     from ..errors import ClipguideError, UsageError
@@ -62,7 +61,7 @@ def models(
 
 
 def embedded(name: str) -> dict:
-    """What is said of an embedded model; the words are its card's."""
+    """Return the entry of an embedded model, in the words of its card."""
     from .. import load_clip, mini
     from ..clip.names import MINI
 
@@ -80,7 +79,7 @@ def embedded(name: str) -> dict:
 
 
 def cached(folder: Path | None = None) -> list[dict]:
-    """The CLIPs in the hub's cache, or in `folder`, each to be named by its path."""
+    """Return the CLIPs in the hub's cache or in `folder`. Each is named by its path."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -104,21 +103,21 @@ def cached(folder: Path | None = None) -> list[dict]:
                         "data": "",
                         "figures": {},
                         **window,
-                        "fingerprint": None,  # which would take loading it
+                        "fingerprint": None,  # this needs the loaded model
                     }
                 )
     return found
 
 
 def _window(folder: Path) -> dict[str, int | None]:
-    """What a CLIP's folder says of the side in pixels and the tokens that it takes."""
+    """Return the image size in pixels and the number of tokens from the folder of a CLIP."""
     config: dict[str, Any] = {}
     for name in CONFIGS:
         if (folder / name).is_file():
             with suppress(ValueError):
                 config = json.loads((folder / name).read_text())
             break
-    if "model_cfg" in config:  # open_clip's
+    if "model_cfg" in config:  # written by open_clip
         vision, text = (config["model_cfg"][f"{tower}_cfg"] for tower in ("vision", "text"))
         size = config.get("preprocess_cfg", {}).get("size") or vision.get("image_size", 224)
         side = size if isinstance(size, int) else size[0]

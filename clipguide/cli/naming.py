@@ -1,4 +1,4 @@
-"""What the images of a run are called: every name is known, and free, before the first step."""
+"""Name the files of a run. Each name is known, and free, before the first step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from ..errors import UsageError, close_matches
 from ..prompts import parse
 
 DEFAULT = "{prompt}-{seed}.png"
-MAX_SLUG = 100  # bytes; a file system allows names of 255
+MAX_SLUG = 100  # bytes; file systems allow names of 255 bytes
 
 
 def slug(prompt: str) -> str:
-    """A prompt as a part of a file name: letters and digits of any script, joined by hyphens."""
+    """Return a prompt as a part of a file name: letters and digits of any script, joined by
+    hyphens."""
     text = unicodedata.normalize("NFC", parse(prompt).text.lower())
     words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split()
     name = "-".join(words).encode()[:MAX_SLUG].decode(errors="ignore")
@@ -23,10 +24,12 @@ def slug(prompt: str) -> str:
 
 
 def plan(out: str | None, *, prompts: Sequence[str], count: int, seed: int) -> list[Path]:
-    """The file of each image: `count` a prompt, seeded `seed`, `seed` + 1, …, in order.
+    """Return the file of each image: `count` for each prompt, with the seeds `seed`, `seed` + 1, …
 
-    `out` is a pattern with {prompt}, {seed} or {index}, a PNG's name, or a folder. UsageError if
-    two images would share a file.
+    `out` is a pattern with {prompt}, {seed} or {index}, the name of a PNG, or a folder.
+
+    Raises:
+        UsageError: two images have the same file.
     """
     paths = [
         of_seed(out, prompts, count, index, seed + index % count)
@@ -41,13 +44,13 @@ def plan(out: str | None, *, prompts: Sequence[str], count: int, seed: int) -> l
 
 
 def of_seed(out: str | None, prompts: Sequence[str], count: int, index: int, seed: int) -> Path:
-    """The file of a run's picture `index`, drawn from `seed`."""
+    """Return the file of image `index` of a run, drawn from `seed`."""
     return _fill(_pattern(out), prompt=slug(prompts[index // count]), seed=seed, index=index)
 
 
 def claim(paths: Sequence[Path], *, force: bool) -> None:
-    """Make the folders; an error if a file is there, unless forced, or could not be written."""
-    from ..recipe import prepare, refuse_existing  # with Pillow: not for --help
+    """Make the folders. Raise UsageError if a file exists without `force`, or cannot be written."""
+    from ..recipe import prepare, refuse_existing  # imports Pillow, which --help does not need
 
     for path in paths:
         if not force:
@@ -56,24 +59,24 @@ def claim(paths: Sequence[Path], *, force: bool) -> None:
 
 
 def sweep(paths: Sequence[Path]) -> None:
-    """Remove what a run that was killed while it wrote these left half written."""
+    """Remove the partial files that a killed run left."""
     for path in paths:
         for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
             part.unlink(missing_ok=True)
 
 
 def beside(path: Path, kind: str) -> Path:
-    """The file of a sheet or preview that belongs to an image."""
+    """Return the file of a sheet or preview, next to its image."""
     return path.with_name(f"{path.stem}-{kind}.png")
 
 
 def tapes(path: Path) -> Path:
-    """The folder of what is being drawn of a run whose first image is `path`."""
+    """Return the folder of the unfinished images of a run whose first image is `path`."""
     return path.with_name(f".{path.stem}-steps")
 
 
 def _pattern(out: str | None) -> str:
-    """`out` with {prompt}-{seed}.png put behind it where it names a folder."""
+    """Return `out`, with {prompt}-{seed}.png appended if it names a folder."""
     if out is None:
         return DEFAULT
     path = Path(out)

@@ -1,4 +1,4 @@
-"""clipguide optimize: draw an image of each prompt on a canvas, by CLIP's gradient alone."""
+"""clipguide optimize: draw an image of each prompt on a canvas, without a diffusion model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def optimize(
         list[str] | None,
         typer.Argument(
             metavar="PROMPT",
-            help="What to draw, one image a PROMPT, in the syntax of generate.",
+            help="What to draw, one image for each PROMPT, in the syntax of generate.",
             show_default=False,
         ),
     ] = None,
@@ -39,7 +39,8 @@ def optimize(
     seconds: Annotated[
         float | None,
         typer.Option(
-            help="The time for each image, instead of --steps. A few steps are timed first."
+            help="The time for each image in seconds, instead of --steps. clipguide times a few "
+            "steps and chooses the number of steps."
         ),
     ] = None,
     size: Annotated[
@@ -61,13 +62,14 @@ def optimize(
         typer.Option(
             autocompletion=options.among("plain", "warped", "vqgan-clip", "disco"),
             metavar="NAME",
-            help="How the crops are transformed: plain, warped, vqgan-clip or disco. [default: "
-            "warped]",
+            help="How the crops are transformed. plain: crops only. warped: also rotated and "
+            "recoloured. vqgan-clip, disco: as in these notebooks. [default: warped]",
         ),
     ] = None,
     ema: Annotated[
         float | None,
-        typer.Option(help="The decay of the moving average that is shown. [default: 0.9]"),
+        typer.Option(help="The decay of the moving average of the canvas, which is the image. "
+        "[default: 0.9]"),
     ] = None,
     grow: Annotated[
         int | None,
@@ -82,15 +84,16 @@ def optimize(
         ),
     ] = None,
     softness: Annotated[
-        float | None, typer.Option(help="The softness of the codes of a VQGAN. [default: 0]")
+        float | None, typer.Option(help="The softness of the codes of a VQGAN: 0 takes the "
+        "nearest code, more mixes several. [default: 0]")
     ] = None,
     start: Annotated[
         str | None,
         typer.Option(
             autocompletion=options.among("light", "own"),
             metavar="NAME",
-            help="The first image. light: a pale blur. own: that of the canvas (random codes, "
-            "grey). [default: light]",
+            help="The first image. light: a pale blur. own: that of the canvas, which is random "
+            "codes for vqgan and grey for pixels. [default: light]",
         ),
     ] = None,
     init: Annotated[
@@ -123,7 +126,8 @@ def optimize(
         typer.Option(
             autocompletion=options.among("horizontal", "vertical"),
             metavar="AXIS",
-            help="Make the image its own mirror image: horizontal or vertical.",
+            help="Make the image its own mirror image. horizontal: left mirrors right. vertical: "
+            "top mirrors bottom.",
         ),
     ] = None,
     palette: Annotated[
@@ -161,8 +165,8 @@ def optimize(
     patience: Annotated[
         int | None,
         typer.Option(
-            help="Stop after N scores of the judge without a gain. It scores every tenth step. "
-            "[default: never]"
+            help="Stop if the judge's score has not risen for N scores. It scores every tenth "
+            "step. [default: never]"
         ),
     ] = None,
     count: options.Count = 1,
@@ -171,8 +175,8 @@ def optimize(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The model of the canvas vqgan or latent: mini, a folder of diffusers, or a "
-            "taming checkpoint in safetensors. [default: mini]",
+            help="The model of the canvas vqgan or latent: mini, a folder in diffusers format, "
+            "or a checkpoint of taming-transformers in safetensors. [default: mini]",
         ),
     ] = None,
     clip: Annotated[
@@ -217,7 +221,7 @@ def optimize(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also write a video, one frame every --frame-every steps. FILE ends in .gif, "
+            help="Also write a video, one frame per --frame-every steps. FILE ends in .gif, "
             ".webp or .mp4. MP4 needs PyAV: pip install av.",
         ),
     ] = None,
@@ -233,9 +237,10 @@ def optimize(
     ] = "float32",
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw an image of each PROMPT on a canvas, by CLIP alone.
+    """Draw an image of each PROMPT by CLIP's gradient alone.
 
-    The judge selects the best step. Each PNG contains the recipe that made it.
+    The image is optimised on a canvas, without a diffusion model. The judge selects the best step.
+    Each PNG contains the recipe that made it.
     """
     turns = values.turns(prompt_at or [])
     if turns and turns[0][0] == 0:

@@ -1,17 +1,27 @@
-"""Options that the commands which draw share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
+from ..registry import ADDED, load_plugins
+
+DEVICES = ("cpu", "cuda", "mps")
+REWARDS = (
+    "clip", "siglip2", "pickscore", "hpsv2", "hpsv3", "imagereward", "aesthetic", "vqascore",
+    "vlm", "dino",
+)  # fmt: skip
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 def among(*names: str) -> Callable[[str], list[str]]:
-    """Return the completion of an option: these names, though it may take others."""
+    """Return the completion of an option: these names. The option may accept others."""
 
     def complete(incomplete: str) -> list[str]:
         return [name for name in names if name.startswith(incomplete)]
@@ -19,13 +29,32 @@ def among(*names: str) -> Callable[[str], list[str]]:
     return complete
 
 
+def registered(kind: str, *names: str) -> Callable[[str], list[str]]:
+    """Return the completion of an option: these names, and those that plug-ins register.
+
+    It imports the plug-ins that are installed, and nothing else of clipguide.
+
+    Args:
+        kind: the table of the names, such as "method".
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")  # a shell would show them in the command line
+            load_plugins()
+        added = sorted(name for table, name in ADDED if table == kind and name not in names)
+        return among(*names, *added)(incomplete)
+
+    return complete
+
+
 def spelt(metavar: str | None) -> Callable[[str], list[str]] | None:
-    """Return the completion that a metavar such as "white|drop" spells out; None for another."""
+    """Return the completion for a metavar such as "white|drop", or None if it lists no values."""
     names = [name for name in (metavar or "").split("|") if name == name.lower()]
     return among(*names) if "|" in (metavar or "") and len(names) > 1 else None
 
 
-Count = Annotated[int, typer.Option("--count", "-n", help="The number of images for each prompt.")]
+Count = Annotated[int, typer.Option("--count", "-n", help="The number of images for each PROMPT.")]
 Seed = Annotated[
     int | None,
     typer.Option(
@@ -44,27 +73,29 @@ Out = Annotated[
     ),
 ]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object a line, for each file.")
+    bool, typer.Option("--json", help="Print one JSON object per line, for each file.")
 ]
 ReportAsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Device = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
+        autocompletion=among(*DEVICES),
         help="The device, such as cpu, cuda, cuda:1 or mps. [default: the fastest one]",
     ),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Show no progress bar, and print only the paths.")
 ]
-KEY = "CLIPGUIDE_REWARD_KEY"  # of the environment: what the address of a reward knows its users by
+KEY = "CLIPGUIDE_REWARD_KEY"  # environment variable with the key for a reward's server
 Reward = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME[:WEIGHT]",
-        help="A reward: clip, siglip2, pickscore, hpsv2, hpsv3, imagereward, aesthetic, vqascore, "
-        "vlm, dino, or one of a plug-in. NAME=WHERE#MODEL says what to load, such as "
-        "vlm=http://localhost:8000/v1#qwen. Repeatable.",
+        autocompletion=registered("reward", *REWARDS),
+        help="Also steer or rank by a reward: clip, siglip2, pickscore, hpsv2, hpsv3, "
+        "imagereward, aesthetic, vqascore, vlm, dino, or one of a plug-in. NAME=WHERE#MODEL says "
+        "what to load, such as vlm=http://localhost:8000/v1#qwen. Repeatable.",
         show_default=False,
     ),
 ]
@@ -72,14 +103,13 @@ Question = Annotated[
     str,
     typer.Option(
         metavar="TEXT",
-        help="The question to vlm and vqascore, with the answer yes or no. {} stands for the "
-        "prompt.",
+        help="A yes-or-no question for the reward vlm. {} stands for the prompt.",
         show_default=False,
     ),
 ]
 TrustPickle = Annotated[
     bool,
     typer.Option(
-        "--trust-pickle", help="Read the weights of a reward from a pickle, which can run code."
+        "--trust-pickle", help="Read weights from a pickle or a JIT archive, which can run code."
     ),
 ]

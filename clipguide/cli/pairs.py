@@ -1,4 +1,4 @@
-"""A file of images, each with a text of its own, read a part at a time.
+"""Read a file of images, each with its own text, in parts.
 
 Shapes: B pairs, D the width of the embedding.
 """
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from .embedding import Pictures
 
-PART = 1024  # pairs at a time
+PART = 1024  # pairs per part
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image's path, its text, and the texts to compare that with."""
+    """The path of an image, its text, and its reference texts."""
 
     image: str
     text: str
@@ -34,11 +34,12 @@ class Pair:
 
 
 def read(file: Path, *, references: bool) -> Iterator[Pair]:
-    """The rows of a table: `image`, `text` and, if they are asked for, `reference`, which may be a
-    list. Paths are relative to its folder.
+    """Return the rows of a table: `image`, `text` and, if it is needed, `reference`, which may be a
+    list. Paths are relative to the folder of the table.
 
-    UsageError as `open_table`, for a column that is missing, and a row that is empty in one of
-    them, by its line.
+    Raises:
+        UsageError: as `open_table`; a column is missing; a row has an empty cell (the message names
+            its line).
     """
     table = open_table(file)
     columns = {
@@ -56,8 +57,8 @@ def read(file: Path, *, references: bool) -> Iterator[Pair]:
 
 
 def embed(rows: Iterable[Pair], pictures: Pictures) -> Iterator[tuple[list[Pair], torch.Tensor]]:
-    """Pairs whose image could be read, a part at a time, and their unit vectors_BD. Of each that
-    could not it is told once."""
+    """Yield the pairs whose image is readable, in parts, with their unit vectors_BD. Report each
+    unreadable image once."""
     import torch
 
     rows, told = iter(rows), set()
@@ -78,7 +79,7 @@ def embed(rows: Iterable[Pair], pictures: Pictures) -> Iterator[tuple[list[Pair]
 
 
 def _texts(value: Any, what: str, where: str) -> list[str]:
-    """The texts of a cell. UsageError if one is empty, or no text."""
+    """Return the texts of a cell. Raise UsageError if one is empty, or not a text."""
     found = [text(one, where) for one in (value if isinstance(value, list) else [value])]
     if not found or not all(found):
         raise UsageError(f"The {what} is empty, or no text, in {where}.")

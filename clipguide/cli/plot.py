@@ -1,4 +1,4 @@
-"""clipguide plot: what steering saw while it drew an image."""
+"""clipguide plot: plot the trace of an image."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def plot(
         bool, typer.Option("--force", "-f", help="Overwrite a file that exists.")
     ] = False,
 ) -> None:
-    """Plot what steering saw at each step of an image.
+    """Plot the trace of an image: what steering did at each step.
 
-    The plot has the scores, the loss, the gradient and the noise level. With classifier-free
-    guidance, it also has the angle between the guidance and the steering: 0 degrees is the same
-    direction, 180 degrees the opposite one.
+    The plot has the scores, the loss, the norm of the gradient and the noise level. With
+    classifier-free guidance, it also has the angle between the guidance and the steering: 0 degrees
+    is the same direction, 180 degrees the opposite one.
     """
     from ..recipe import read_trace
 
@@ -85,7 +85,7 @@ def _write(rows: list[dict[str, float]], out: Path, *, title: str, force: bool) 
 
 
 def _seen(rows: list[dict[str, float]], name: str) -> dict[str, list[tuple[int, float]]]:
-    """The lines of one panel: where each has a value, and which."""
+    """Return the lines of one panel: the steps that have a value, and the values."""
     lines = {
         line: [(k, row[line]) for k, row in enumerate(rows) if line in row]
         for line in LINES.get(name, (name,))

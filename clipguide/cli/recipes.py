@@ -1,4 +1,4 @@
-"""`generate --config FILE`: the options that a recipe holds, as defaults of the command line.
+"""`generate --config FILE`: take the defaults of the options from a recipe.
 
 FILE is a PNG that clipguide made, or a JSON file with a recipe or some of its fields. An option on
 the command line replaces that of the recipe. The recipe replaces those of `clipguide config`.
@@ -19,12 +19,13 @@ from .config import Setting
 from .verb import HEADING, OF_DRAWING
 
 EMBEDDED = {"mini", "mini-judge", ""}
-OF_AN_IMAGE = (*OF_DRAWING, "Models")  # headings of options that bear on pixels
-SAME = (  # fields of a recipe that are parameters of `generate` by the same name
+OF_AN_IMAGE = (*OF_DRAWING, "Models")  # headings of the options that change pixels
+SAME = (  # fields of a recipe with the same name as a parameter of `generate`
     "guide negative seed steps cfg cfg_window model clip judge device dtype cutouts decoder tiny "
     "refine question method"
 ).split()
-NAMING = ("model", "clip", "judge", "tiny", "reward", "select")  # what is loaded
+# fields that name something to load
+NAMING = ("model", "clip", "judge", "tiny", "reward", "select")
 
 
 def take(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -47,7 +48,7 @@ def take(ctx: typer.Context, path: Path | None) -> Path | None:
                 f"clipguide replay {path} draws it again."
             )
     kept = ctx.default_map or {}
-    if "batch_seeds" in fields:  # of a finished image, which has no other settings than these
+    if "batch_seeds" in fields:  # a finished image has only these settings
         kept = {k: v for k, v in kept.items() if HEADING.get(flags[k]) not in OF_AN_IMAGE}
     ctx.default_map = {**kept, **found}
     parent = ctx.parent
@@ -73,13 +74,14 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Load, and download if necessary, what the recipe names besides the embedded models.",
+        help="Load the models that the recipe names, and download them if necessary. Without it, "
+        "only the embedded models are loaded.",
     ),
 ]
 
 
 def _settings(fields: dict[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
-    """Parameters of `generate` and their values, as a command line would give them."""
+    """Return the parameters of `generate` with their values, as a command line would give them."""
     if "prompt" in fields:
         yield "prompts", [fields["prompt"]]
     for name in SAME:
@@ -101,7 +103,7 @@ def _guided_by_prompt(fields: dict[str, Any]) -> bool:
 
 
 def _options(fields: dict[str, Any], path: Path) -> dict[str, str]:
-    """The options of the method, as text."""
+    """Return the options of the method, as text."""
     from ..guidance.methods import METHODS
 
     found = {}
@@ -122,9 +124,9 @@ def _options(fields: dict[str, Any], path: Path) -> dict[str, str]:
 
 
 def _candidates(fields: dict[str, Any], options: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    """A finished image names the seed of the candidate that was kept: that one is drawn again,
-    alone, or with the particles that were drawn together. Fields that somebody wrote by hand ask
-    for candidates."""
+    """Return the number of candidates to draw. The recipe of a finished image has the seed of the
+    candidate that was kept. Only this candidate is drawn again, or the particles that were drawn
+    together. In a recipe written by hand, the fields give the number."""
     from ..guidance.methods import METHODS, Particles
 
     kind = METHODS.find(fields.get("method", "shortcut"))
@@ -140,7 +142,7 @@ def _candidates(fields: dict[str, Any], options: dict[str, str]) -> Iterator[tup
 
 
 def check_trust(ctx: typer.Context, trust: bool) -> None:
-    """UsageError if the recipe names what is to be loaded, and nobody said to."""
+    """Raise UsageError if the recipe names models to load and the user did not give --trust."""
     names = ctx.meta.get(__name__, set())
     named = [ctx.params[name] for name in sorted(names) if _of_recipe(ctx, name)]
     foreign = [one for value in named for one in (value if isinstance(value, list) else [value])]
@@ -152,7 +154,7 @@ def check_trust(ctx: typer.Context, trust: bool) -> None:
 
 
 def refuse(names: list[str], path: Path) -> None:
-    """UsageError that says how to load what a recipe names."""
+    """Raise UsageError that says how to load the models of a recipe."""
     raise UsageError(
         f"The recipe of {path} names {shorten(', '.join(names), 200)}: give --trust to load that, "
         "and to download what is not here, if you trust who made the file."
@@ -160,8 +162,8 @@ def refuse(names: list[str], path: Path) -> None:
 
 
 def members(clip: str) -> set[str]:
-    """The CLIPs that a name is made of, without their weights and where they run: those of
-    "0.7*mini+mini-judge@:bfloat16" are embedded."""
+    """Return the CLIPs in a name, without their weights and dtype. "0.7*mini+mini-judge@:bfloat16"
+    has two embedded ones."""
     return {one.rpartition("*")[2].strip().partition("@")[0] for one in clip.split("+")}
 
 

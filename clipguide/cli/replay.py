@@ -1,4 +1,4 @@
-"""clipguide replay: make an image again from the recipe in its PNG, and compare."""
+"""clipguide replay: draw an image again from the recipe in its PNG, and compare."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def replay(
         bool,
         typer.Option(
             "--trust",
-            help="Load, and download if necessary, what the recipe names besides the "
-            "embedded models; read pickles too.",
+            help="Load the models that the recipe names, download them if necessary, and also "
+            "read pickles. Use it only if you trust the recipe.",
         ),
     ] = False,
     device: Annotated[
@@ -51,7 +51,7 @@ def replay(
         naming.claim([out], force=force)
     with console.plain_speech(drawing=True):
         remade = _remake(recipe, device or recipe.device, trust=trust)
-    unequal, most, sizes = _compare(picture, remade)  # before `out` may take its place
+    unequal, most, sizes = _compare(picture, remade)  # read it before `out` can overwrite it
     if out:
         save_png(remade.image, remade.recipe, out, overwrite=force)
     changes = sizes + differences(recipe, remade.recipe)
@@ -98,7 +98,8 @@ def _remake(recipe: Recipe, device: str, *, trust: bool) -> Picture:
 
 
 def _compare(picture: Path, remade: Picture) -> tuple[int, int, list[str]]:
-    """How many of the 8-bit values differ, by how much at most, and what of the sizes does."""
+    """Return the number of 8-bit values that differ, the largest difference, and any difference of
+    size."""
     import numpy as np
 
     from ..images import load

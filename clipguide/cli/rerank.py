@@ -1,4 +1,4 @@
-"""clipguide rerank: the best of many images."""
+"""clipguide rerank: sort images by score."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from .embedding import Pictures
 
 CRITERIA = ("text", "negative", "aesthetic")
-COLUMNS = 6  # of the contact sheet
-SIDE = 256  # pixels of its images, at most
+COLUMNS = 6  # columns of the contact sheet
+SIDE = 256  # largest side of its images, in pixels
 
 
 @with_options
@@ -60,7 +60,8 @@ def rerank(
         list[str] | None,
         typer.Option(
             metavar="NAME=X",
-            help="The weight of text, negative or aesthetic. Repeatable. [default: 1 each]",
+            help="The weight of text, negative or aesthetic. Repeatable. For a reward, write "
+            "--reward NAME:WEIGHT. [default: 1 each]",
         ),
     ] = None,
     keep: Annotated[
@@ -75,7 +76,8 @@ def rerank(
             min=0,
             max=1,
             metavar="X",
-            help="From 0, by the score alone, to 1, as different from each other as possible.",
+            help="How different the kept images are: 0 sorts by score alone, 1 prefers images "
+            "that differ most.",
         ),
     ] = 0.0,
     drop_duplicates: Annotated[
@@ -103,7 +105,8 @@ def rerank(
     link_to: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Link the images that are kept from this folder, in the same way."
+            metavar="DIR", help="Make links to the kept images in this folder, with the same "
+            "names."
         ),
     ] = None,
     format: Printed = Format.text,
@@ -111,7 +114,7 @@ def rerank(
     """Sort images by score, the best first.
 
     The score is the mean cosine similarity with --text, minus that with --negative. With
-    --aesthetic or --reward, all scores are first brought to one scale over these images.
+    --aesthetic or --reward, the score is a sum: each criterion is first rescaled over these images.
     """
     texts, negatives = ([checked(one) for one in given or []] for given in (text, negative))
     if not (texts or negatives or aesthetic or reward):
@@ -149,7 +152,7 @@ def rerank(
 
 
 def _weights(given: list[str] | None) -> dict[str, float]:
-    """The weight of each criterion, of "name=x"; 1 where it is not given."""
+    """Return the weight of each criterion from "name=x"; the default is 1."""
     weights = dict.fromkeys(CRITERIA, 1.0)
     for one in given or []:
         name, _, number = one.partition("=")
@@ -163,7 +166,7 @@ def _weights(given: list[str] | None) -> dict[str, float]:
 
 
 def _check_outputs(folder: Path | None, sheet: Path | None) -> None:
-    """UsageError if the images would not fit there; nothing is made yet."""
+    """Raise UsageError if the images cannot be placed there. Create nothing yet."""
     if folder is not None and os.path.lexists(folder) and not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: choose another for the images.")
     if sheet is not None:
@@ -176,7 +179,7 @@ def _check_outputs(folder: Path | None, sheet: Path | None) -> None:
 def _judges(
     clip: Clip, texts: list[str], negatives: list[str], head: Path | None, trust: bool
 ) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
-    """What gives score_B of unit vectors_BD, by the names of the criteria."""
+    """Return functions from unit vectors_BD to score_B, by the names of the criteria."""
     judges: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
     for name, group in {"text": texts, "negative": negatives}.items():
         if group:
@@ -192,8 +195,8 @@ def _judges(
 def _rewards(
     asked: list[str], texts: list[str], question: str, options: Options
 ) -> list[tuple[float, Reward]]:
-    """The rewards with their weights, not loaded yet. UsageError for one that is not there, or
-    reads a text where there is none."""
+    """Return the rewards with their weights, without loading them. Raise UsageError for an unknown
+    reward, or one that needs a text if there is none."""
     from ..rewards import Reward, wanted
 
     found = []
@@ -212,7 +215,7 @@ def _rewards(
 def _rewarded(
     rewards: list[tuple[float, Reward]], paths: list[str], texts: list[str]
 ) -> list[Criterion]:
-    """The mean score of each image over the texts, by each reward."""
+    """Return the mean score of each image over the texts, for each reward."""
     import torch
 
     from ..images import load
@@ -250,7 +253,7 @@ def _criteria(
 
 
 def _embed(pictures: Pictures) -> tuple[list[str], torch.Tensor]:
-    """The paths and unit vectors_BD of all that can be read, each path once."""
+    """Return the paths and unit vectors_BD of all readable images, each path once."""
     import torch
 
     vectors = {embedded.path: embedded.unit_D for embedded in pictures}
@@ -258,8 +261,8 @@ def _embed(pictures: Pictures) -> tuple[list[str], torch.Tensor]:
 
 
 def _shares(clip: Clip, texts: list[str], unit_BD: torch.Tensor) -> list[float] | None:
-    """The share of unrelated texts that score lower, of each image: the mean over the texts. None
-    if there is no text."""
+    """Return the share of unrelated texts that score lower, for each image: the mean over the
+    texts. None if there is no text."""
     if not texts:
         return None
     text_ND = clip.encode_text(texts).float().cpu()
@@ -274,7 +277,8 @@ def _print(
     criteria: list[Criterion],
     shares: list[float] | None,
 ) -> None:
-    """A row for each image that is kept; on stderr a line for each copy that is dropped."""
+    """Print a row for each image that is kept. Print a line on stderr for each copy that is
+    dropped."""
     names = [criterion.name for criterion in criteria]
     columns = ["rank", "path", "score", *names, *(["better_than"] if shares else [])]
     sure = ["sure?".ljust(SURE)] if shares else []
@@ -312,8 +316,8 @@ def _draw(sheet: Path, best: list[str], scores: list[float]) -> None:
 
 
 def _place(best: list[str], folder: Path, *, link: bool) -> None:
-    """Copies of the images, or links to them, in a folder, numbered from 01 on. Nothing is
-    overwritten: UsageError, before the first, if a name is taken."""
+    """Copy or link the images into a folder, numbered from 01. Raise UsageError before the first
+    one if a name is taken."""
     digits = max(2, len(str(len(best))))
     targets = [
         folder / f"{number:0{digits}}-{os.path.basename(path)}"

@@ -1,4 +1,4 @@
-"""Rows of scores on stdout, as text, CSV, TSV, JSON or JSON lines, each as soon as it is there."""
+"""Print rows of scores to stdout, as text, CSV, TSV, JSON or JSON lines, each row at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from ..errors import UsageError
 from . import console
 
-WIDTH = 12  # of a column of the table
+WIDTH = 12  # of a column of the text table
 
 
 class Format(str, Enum):
@@ -24,8 +24,8 @@ class Format(str, Enum):
     tsv = "tsv"
     json = "json"
     jsonl = "jsonl"
-    paths = "paths"  # for pipes: one a line
-    paths0 = "paths0"  # with a zero byte behind each, as xargs -0 reads them
+    paths = "paths"  # for pipes: one path per line
+    paths0 = "paths0"  # a zero byte after each path, for xargs -0
 
 
 ENDS = {Format.paths: b"\n", Format.paths0: b"\0"}
@@ -41,7 +41,8 @@ Printed = Annotated[
 
 
 class Rows:
-    """Prints rows in one format: the head of a CSV or TSV at once, and of text if `head` is one."""
+    """Print rows in one format. A CSV or TSV begins with its header; text begins with `head` if
+    there is one."""
 
     def __init__(self, format: Format, columns: Sequence[str], *, head: str | None = None) -> None:
         self._format, self._count = format, 0
@@ -51,7 +52,7 @@ class Rows:
             console.tell(console.one_line(head))
 
     def add(self, *, cells: Sequence[object], line: str, record: dict[str, object]) -> None:
-        """Print a row: its cells in a CSV or TSV, the line as text, the record in JSON."""
+        """Print a row: the cells in a CSV or TSV, the line as text, the record in JSON."""
         if self._format in SEPARATORS:
             console.tell(_separated(cells, SEPARATORS[self._format]))
         elif self._format is Format.text:
@@ -67,13 +68,13 @@ class Rows:
         self._count += 1
 
     def close(self) -> None:
-        """Print what comes after the last row."""
+        """Print what follows the last row."""
         if self._format is Format.json:
             typer.echo("\n]" if self._count else "[]")
 
 
 def _separated(cells: Sequence[object], separator: str) -> str:
-    """A line of a CSV or TSV; numbers have six digits after the point."""
+    """Return a line of a CSV or TSV. Numbers have six digits after the point."""
     line = io.StringIO()
     rounded = [f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells]
     csv.writer(line, delimiter=separator, lineterminator="\n").writerow(rounded)

@@ -1,4 +1,4 @@
-"""clipguide score: how well images fit texts."""
+"""clipguide score: compute how well images fit texts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..clip import Clip
 
 
-WORDED = WIDTH + SURE  # of a column of scores with words beside them
+WORDED = WIDTH + SURE  # width of a column of scores with words
 
 
 class Metric(str, Enum):
@@ -52,7 +52,7 @@ def score(
         typer.Option("--text", "-t", metavar="TEXT", help="A text to compare with. Repeatable."),
     ] = None,
     texts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A file with one text a line.")
+        Path | None, typer.Option(metavar="FILE", help="A file with one text per line.")
     ] = None,
     reference: Annotated[
         list[str] | None,
@@ -72,7 +72,7 @@ def score(
         Metric,
         typer.Option(
             help="The score. cosine: the cosine similarity. clipscore: 2.5 max(cosine, 0). "
-            "refclipscore: the harmonic mean of that and the similarity of the text to the "
+            "refclipscore: the harmonic mean of clipscore and the similarity of the text to the "
             "nearest reference. probability: the softmax over the texts, or sigmoids for a "
             "SigLIP."
         ),
@@ -90,16 +90,16 @@ def score(
         typer.Option(
             metavar="cut|chunk",
             autocompletion=among("cut", "chunk"),
-            help="What happens to a text that is too long for the CLIP. cut: its end is cut. "
-            "chunk: it is read in windows, and their embeddings are averaged.",
+            help="What to do with a text that is too long for the CLIP. cut: cut its end. chunk: "
+            "encode it in windows, and average their embeddings.",
         ),
     ] = "cut",
     format: Printed = Format.text,
 ) -> None:
     """Score images against texts.
 
-    The command prints each score as soon as it has read the image. The mean goes to stderr. The
-    word beside a score says how many unrelated texts score lower: "very sure" is 99 %.
+    The command prints each score as soon as it has read the image, and the mean to stderr. The word
+    next to a score says what share of unrelated texts score lower: "very sure" is at least 99 %.
     """
     if long not in ("cut", "chunk"):
         raise UsageError(f"--long is cut or chunk, not {shorten(long)!r}.")
@@ -126,7 +126,7 @@ def _score(
     format: Format,
     options: Options,
 ) -> None:
-    """Every image with every text."""
+    """Score each image against each text."""
     from .. import scores
 
     pictures = open_pictures(images, options, prints=True)
@@ -137,7 +137,7 @@ def _score(
     reference_RD = _encode(clip, references, prefix, long) if references else None
     measure = _measure(metric, clip, caption_ND, reference_RD)
     many = len(captions) > 1
-    plain = format in (*SEPARATORS, *ENDS) or metric is Metric.probability  # a meaning of its own
+    plain = format in (*SEPARATORS, *ENDS) or metric is Metric.probability  # has its own meaning
     beside = None if plain else Scored(clip, captions, template=f"{prefix}{{}}")
     width = WIDTH if plain else WORDED
     names = [shorten(caption, width).rjust(width) for caption in captions]
@@ -167,7 +167,7 @@ def _score(
 def _score_pairs(
     file: Path, metric: Metric, prefix: str, long: str, format: Format, options: Options
 ) -> None:
-    """Every image with the text of its own row."""
+    """Score each image against the text of its row."""
     rows = pairs.read(file, references=metric is Metric.refclipscore)
     first = next(rows, None)
     if first is None:
@@ -203,7 +203,7 @@ def _score_pairs(
 def _measure(
     metric: Metric, clip: Clip, caption_ND: torch.Tensor, reference_RD: torch.Tensor | None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Scores_BN of cosines_BN by a metric."""
+    """Return scores_BN of cosines_BN by a metric."""
     from .. import scores
 
     if metric is Metric.clipscore:
@@ -228,13 +228,13 @@ def _check(metric: Metric, captions: list[str], references: list[str]) -> None:
 
 
 def _texts(given: list[str] | None, file: Path | None) -> list[str]:
-    """The texts to compare with, each once."""
+    """Return the texts to compare with, each once."""
     lines = read_lines(file, what="texts") if file is not None else []
     return list(dict.fromkeys([checked(text) for text in [*(given or []), *lines]]))
 
 
 def checked(text: str) -> str:
-    """A text to compare with, as it is. UsageError if it is empty, or no text."""
+    """Return a text to compare with, unchanged. Raise UsageError if it is empty, or not a text."""
     check_text(text)
     if not text.strip():
         raise UsageError("A text is empty: say what the images are compared with.")
@@ -246,19 +246,19 @@ def _encode(clip: Clip, texts: Sequence[str], prefix: str, long: str) -> torch.T
 
 
 class Means:
-    """The mean score of each text, without keeping the scores."""
+    """Compute the mean score of each text, without keeping the scores."""
 
     def __init__(self, metric: str, texts: list[str]) -> None:
         self._metric, self._texts = metric, texts
         self._sums, self._count = [0.0] * len(texts), 0
 
     def add(self, scores: Sequence[float]) -> None:
-        """One image's scores."""
+        """Add the scores of one image."""
         self._sums = [total + score for total, score in zip(self._sums, scores, strict=True)]
         self._count += 1
 
     def tell(self) -> None:
-        """Print them on stderr."""
+        """Print the means on stderr."""
         if not self._count:
             return
         of = f"of {self._count} {'image' if self._count == 1 else 'images'}"

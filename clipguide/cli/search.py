@@ -1,4 +1,4 @@
-"""clipguide search: images of an index that show what is asked for."""
+"""clipguide search: find images in an index."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def search(
     text: Annotated[
         str | None,
-        typer.Argument(metavar="TEXT", help="What the images show.", show_default=False),
+        typer.Argument(metavar="TEXT", help="What the images should show.", show_default=False),
     ] = None,
     db: Db = None,
     k: Annotated[
@@ -37,7 +37,8 @@ def search(
     image: Annotated[
         list[Path] | None,
         typer.Option(
-            "--image", metavar="FILE", help="An image that the results resemble. Repeatable."
+            "--image", metavar="FILE", help="An image that the results should resemble. "
+            "Repeatable."
         ),
     ] = None,
     plus: Annotated[
@@ -68,7 +69,8 @@ def search(
         float,
         typer.Option(
             metavar="X",
-            help="From 0, by the score alone, to 1, as different from each other as possible.",
+            help="How different the results are: 0 sorts by score alone, 1 prefers images that "
+            "differ most.",
         ),
     ] = 0.0,
     page: Annotated[
@@ -98,16 +100,18 @@ def search(
     trust_pickle: Annotated[
         bool,
         typer.Option(
-            "--trust-pickle", help="Read --clip from a pickle or JIT archive, which can run code."
+            "--trust-pickle", help="Read weights from a pickle or a JIT archive, which can run "
+            "code."
         ),
     ] = False,
 ) -> None:
     """Search an index by text, by image or by both.
 
-    The query is the sum of the texts and images, each with its weight. --negative subtracts a
-    text. The score is the cosine similarity with the sum. For one text alone, the share of
-    unrelated texts follows whose best image in the index scores lower. It is near 100 % for what
-    is in the index, and can have any value for what is not.
+    The query is the sum of the texts and images, each with its weight. --negative subtracts a text.
+    The score is the cosine similarity with the sum. If the query is one text, a percentage follows
+    the score: the share of unrelated texts whose best match in the index scores lower. If the
+    percentage is low, the index probably has no such image. A high percentage does not prove that
+    it has one.
     """
     from ..retrieval import filters, places
     from ..retrieval import page as pages
@@ -165,7 +169,8 @@ def _query(
     plus: list[str],
     minus: list[str],
 ) -> Query:
-    """The sum of all that is asked for; a text alone is searched in words as well."""
+    """Return the sum of all parts of the query. With --hybrid, a single text also searches words.
+    """
     from ..prompts import parse
     from ..retrieval import compose, encode_texts
 
@@ -180,7 +185,7 @@ def _query(
 
 
 def _embed(clip: Clip, images: list[Path], **settings: object) -> list[torch.Tensor]:
-    """Vectors of images. UsageError if one cannot be read."""
+    """Return the vectors of images. Raise UsageError if one cannot be read."""
     from ..engine import Engine
 
     units = []
@@ -205,14 +210,14 @@ def _print(answer: Answer, format: Format, page: int) -> None:
 
 
 def _share(hit: Hit) -> list[str]:
-    """What its score is better than, and the word for that, if it is known."""
+    """Return the share of unrelated texts that score lower, and its word, if they are known."""
     if hit.better_than is None:
         return []
     return [f"{hit.better_than:5.1%} {word(hit.better_than):{SURE}}"]
 
 
 def _show(answer: Answer, title: str, sheet: Path | None, open_: bool) -> None:
-    """The answer on a page, if that is asked for and there is any."""
+    """Write the page of results, if one is asked for and there are results."""
     import tempfile
 
     from ..retrieval import page
@@ -240,7 +245,7 @@ def _print_texts(
     trust_pickle: bool,
     format: Format,
 ) -> None:
-    """The lines of a file that an image shows, the best first."""
+    """Print the lines of a file that fit an image, the best first."""
     from .. import load_clip
     from ..prompts import read_lines
     from ..retrieval import compose, encode_texts

@@ -1,4 +1,5 @@
-"""The word beside a score, such as "very sure": in every command that of `clipguide.unrelated`."""
+"""Return the word next to a score, such as "very sure". Every command takes it from
+`clipguide.unrelated`."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def word(share: float | None) -> str:
 
 
 class Drawn:
-    """The words beside the scores of drawn images.
+    """Compute the words next to the scores of drawn images.
 
     Args:
         clips: the CLIPs by the names of their scores, "guide" and "judge"; None if there is none.
@@ -34,7 +35,7 @@ class Drawn:
         self._clips = {name: Unrelated(clip) for name, clip in clips.items() if clip is not None}
 
     def shares(self, picture: Picture) -> dict[str, float]:
-        """Return the share of unrelated texts that score lower, by each CLIP."""
+        """Return the share of unrelated texts that score lower, for each CLIP."""
         import torch
 
         from ..prompts import parse
@@ -50,12 +51,12 @@ class Drawn:
 
 
 class Scored:
-    """The words beside the cosines of images with texts.
+    """Compute the words next to the cosine similarities of images and texts.
 
     Args:
-        clip: the CLIP that made the cosines.
+        clip: the CLIP that computed the cosine similarities.
         texts: the texts, without the template.
-        template: what each text was put into.
+        template: the template of each text.
     """
 
     def __init__(self, clip: Clip, texts: Sequence[str], *, template: str = "{}") -> None:

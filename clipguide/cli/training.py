@@ -1,4 +1,4 @@
-"""What finetune shows and keeps while it trains, and how it ends."""
+"""Run the training of finetune: show it, save it, and end it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run into the folder `out`: its checkpoint is in `unfinished`, beside it; with `look` there
-    is neither.
+    """A training run into the folder `out`. Its checkpoint is in `unfinished`, next to `out`. With
+    `look`, neither is written.
 
-    UsageError without `out`, if it is there, if a run was stopped there and nothing says what to
-    do, or none was to go on with.
+    Raises:
+        UsageError: `out` is missing, or exists; a stopped run is there, and no option says what to
+            do with it; or there is no run to resume.
     """
 
     def __init__(self, out: Path | None, *, look: bool, resume: bool, force: bool) -> None:
@@ -49,12 +50,12 @@ class Run:
             raise UsageError(f"There is no run to continue in {folder}: leave out --resume.")
 
     def _anew(self) -> None:
-        """What was stopped is gone: only now that nothing was wrong with what is asked for."""
+        """Remove the stopped run. This happens only after all options are checked."""
         if not self.resume and self.unfinished.is_dir():
             shutil.rmtree(self.unfinished)
 
     def train(self, data: str, config: FinetuneConfig, keeping: dict, **settings: object) -> None:
-        """Fine-tune, and tell of it; `settings` are those of `prepare`, `keeping` of `select`."""
+        """Fine-tune, and report. `settings` are those of `prepare`, `keeping` those of `select`."""
         from ..finetune.job import prepare
 
         folder = self.unfinished
@@ -75,7 +76,7 @@ class Run:
         console.tell(self.out)
 
     def guide(self, data: str, config: GuidingConfig, **settings: object) -> None:
-        """Make a guide, and tell of it; `settings` are those of `prepare_guide`."""
+        """Train a guide, and report. `settings` are those of `prepare_guide`."""
         from ..finetune.guide_job import prepare_guide
 
         folder = self.unfinished
@@ -98,7 +99,7 @@ class Run:
 
 
 def pair(text: str | None) -> tuple[float, float] | None:
-    """The two numbers of "0.5,4.5"."""
+    """Return the two numbers of "0.5,4.5"."""
     if text is None:
         return None
     try:
@@ -109,7 +110,7 @@ def pair(text: str | None) -> tuple[float, float] | None:
 
 
 def _tell(job: Job, outcome: Outcome) -> None:
-    """The table before and after, and how much was kept."""
+    """Print the table of before and after, and how much was retained."""
     from ..finetune.report import table
 
     _print_rows(table(outcome))
@@ -124,7 +125,7 @@ def _tell(job: Job, outcome: Outcome) -> None:
 
 
 def _print_rows(rows: list[tuple[str, str, str]]) -> None:
-    """A table of what was before and what is after."""
+    """Print a table of the values before and after."""
     rows = [("", "before", "after"), *rows]
     wide = [max(len(row[k]) for row in rows) for k in range(3)]
     for what, was, now in rows:
@@ -132,7 +133,7 @@ def _print_rows(rows: list[tuple[str, str, str]]) -> None:
 
 
 class _Meter:
-    """A bar on stderr, where that is a terminal; what is said stays above it."""
+    """A progress bar on stderr, if that is a terminal. Messages stand above it."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -166,16 +167,16 @@ class _Meter:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        """Lines on stderr, above the bar."""
+        """Print lines on stderr, above the bar."""
         for line in text.splitlines():
             self._console.print(console.one_line(line), markup=False)
 
     def reading(self, done: int, total: int) -> None:
-        """Pictures that were looked at."""
+        """Show the number of images that were read."""
         self._bar.update(self._task, completed=done, total=total)
 
     def training(self, step: Progress) -> None:
-        """A step; after an epoch, its figure as a line."""
+        """Show a step. After an epoch, print its figure as a line."""
         said = f"loss {step.loss:.3f}"
         self._bar.update(
             self._task, description="training", completed=step.step, total=step.steps, said=said
@@ -185,7 +186,7 @@ class _Meter:
             self.say(f"epoch {step.epoch:.3g}, step {step.step}: {said}, {aside}")
 
     def guiding(self, step: FitStep, config: GuidingConfig) -> None:
-        """A step of a guide's training, which goes by steps or by minutes."""
+        """Show a step of a guide's training, which counts steps or minutes."""
         metrics = "  ".join(f"{name} {value:.3f}" for name, value in step.parts.items())
         done, total = (step.index, config.steps) if config.steps else (step.minutes, config.minutes)
         self._bar.update(
@@ -195,5 +196,5 @@ class _Meter:
             self.say(f"step {step.index}, {step.minutes:.1f} processor minutes: {metrics}")
 
     def busy(self, what: str) -> None:
-        """Something of which the end is not known."""
+        """Show work of unknown length."""
         self._bar.update(self._task, description=what, completed=0, total=None, said="")

@@ -1,4 +1,4 @@
-"""clipguide ui: the page in the browser."""
+"""clipguide ui: serve the page in the browser."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ def ui(
         str,
         typer.Option(
             metavar="NAME",
-            help="The generator: mini, a folder of diffusers, or the name of a model.",
+            help="The generator: mini, a folder in diffusers format, or a model of the Hugging "
+            "Face hub such as stabilityai/sdxl-turbo.",
         ),
     ] = "mini",
     clip: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The CLIP that steers and ranks. [default: the model's]"),
+        typer.Option(metavar="NAME", help="The CLIP that steers and ranks. [default: mini for "
+        "the embedded generator; ViT-B-32/laion2b_s34b_b79k for others]"),
     ] = None,
     reward: Reward = None,
     question: Question = "",
@@ -57,10 +59,10 @@ def ui(
 ) -> None:
     """Open a page in the browser to generate, search and rank.
 
-    Only this machine can open the page, and the page contacts no other host. It shows the images
-    of the index and what you upload, and no other file. With --host, others can open it: by
-    --auth, or under the names of --allow-host. The page offers each --reward, and no other reward.
-    Ctrl+C stops it.
+    Only this machine can open the page, and the page contacts no other host. It shows the images of
+    the index and what you upload, and no other file. To let other machines open it, give --host,
+    and --auth or --allow-host. Only the rewards that you give with --reward are offered. Ctrl+C
+    stops it.
     """
     from ..ui import network
 
@@ -87,7 +89,7 @@ def ui(
             from ..rewards import wanted
 
             for text in reward:
-                wanted(text)  # said now, not when the first image is drawn
+                wanted(text)  # fail now, not at the first image
         models = Models(
             db=db,
             model=model,

@@ -1,4 +1,5 @@
-"""A loop's state beside its image, so that a run that was stopped goes on with the same bits."""
+"""Save the state of a loop next to its image, so that a stopped run continues with identical
+results."""
 
 from __future__ import annotations
 
@@ -16,15 +17,17 @@ if TYPE_CHECKING:
 
     from ..pipelines.canvas_run import Run
 
-SECONDS = 2.0  # from one state to the next: little is lost, and little time spent
+SECONDS = 2.0  # seconds between states: a stop loses little, and saving costs little
 STATE = "state.pt"
 
 
 class Unfinished:
-    """What is kept of a run in `folder`: its state every two seconds, and the frames of its video.
+    """The saved state of a run in `folder`, written every two seconds, and the frames of its video.
 
-    `frames` are those up to the state. UsageError, unless `force`, if the state is of a run with
-    other settings.
+    `frames` are the frames up to the state.
+
+    Raises:
+        UsageError: the state is of a run with other settings, and `force` is not set.
     """
 
     def __init__(self, folder: Path, run: Run, *, force: bool, video: bool) -> None:
@@ -33,7 +36,7 @@ class Unfinished:
         self._written, self._last = 0, time.monotonic()
 
     def load(self) -> None:
-        """Set the run to where it was, if it was anywhere."""
+        """Restore the run from the state, if there is one."""
         import torch
 
         from ..images import load
@@ -46,7 +49,7 @@ class Unfinished:
             kept = torch.load(path, map_location="cpu", weights_only=True)
             then, number, video = from_json(kept["recipe"]), int(kept["frames"]), kept["video"]
             frames = [load(self._frame(k)) for k in range(number)]
-        except Exception as error:  # torch, pickle and zipfile each raise their own
+        except Exception as error:  # torch, pickle and zipfile raise different errors
             raise ClipguideError(f"{path} cannot be read: delete {self.folder}.") from error
         if video != self._video:
             raise UsageError(
@@ -66,7 +69,7 @@ class Unfinished:
         self.frames += frames
 
     def _changed(self, changes: list[str]) -> None:
-        """The run goes on with other settings, if it is forced to."""
+        """Accept other settings than those of the state if the run is forced to."""
         if not self._force:
             raise UsageError(
                 f"The run in {self.folder} has other settings ({'; '.join(changes[:3])}): repeat "
@@ -80,7 +83,7 @@ class Unfinished:
         )
 
     def save(self) -> None:
-        """Write the state, if it is time, or the run is done."""
+        """Write the state if it is due, or if the run is done."""
         if time.monotonic() - self._last < SECONDS and not self._run.done:
             return
         import torch
@@ -97,7 +100,7 @@ class Unfinished:
         self._last = time.monotonic()
 
     def keep_frame(self) -> None:
-        """Write the newest of `frames`."""
+        """Write the last of `frames`."""
         from ..recipe import write_png
 
         write_png(self.frames[-1], self._frame(self._written), overwrite=True)

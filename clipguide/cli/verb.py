@@ -1,4 +1,4 @@
-"""What every verb's help looks like, and the names that options once had."""
+"""The layout of the help of each command, and the old names of options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 
 from . import checks, console
 
-SECTIONS = {  # the heading -> options, in any verb
+SECTIONS = {  # heading -> options, for all commands
     "Steering": "guide negative reward question select method strength window every inner "
     "momentum travel fixed budget cutouts views decoder tiny memory refine judge",
     "Options of one method": "number finish look of quota enough potential sharpness rising "
@@ -21,23 +21,25 @@ SECTIONS = {  # the heading -> options, in any verb
     "Recipe": "config trust",
     "Query": "text texts pairs reference labels image plus where hybrid diversity page top metric "
     "prefix long templates few-shot none calibrate weight aesthetic duplicate drop-duplicates "
-    "identical db to word like things",
+    "identical word like",
     "Data": "image-column caption-column label-column names share test dry-run images captions "
     "prune",
     "Training": "epochs minutes chunk loss rank augment",
-    "What it keeps": "retain allow wise-ft",
+    "Retention": "retain allow wise-ft",
     "With --for-guiding": "for-guiding against norm epsilon attack-steps",
     "Reading images": "recursive alpha frames icc megapixels fast urls batch workers strict cache "
     "no-cache verify",
-    "Models": "model clip device dtype bf16 fp16 int8 compile trust-pickle engine actors",
+    "Models": "model clip device dtype bf16 fp16 int8 compile trust-pickle",
     "Output": "out force resume grid preview video compare trace json quiet format contact-sheet "
-    "copy-to link-to open confusion explain",
+    "copy-to link-to open confusion explain to",
+    "Index": "db engine actors",
+    "List": "things",
     "The page": "host port auth allow-host no-browser",
     "Report": "draw",
 }
 OF_DRAWING = ("Steering", "Options of one method", "Sampling", "Canvas")
 HEADING = {option: title for title, options in SECTIONS.items() for option in options.split()}
-RENAMED = {  # verb -> what an option was called: what it is called; for one release
+RENAMED = {  # command -> old name of an option: its name; for one release
     "generate": {"--animate": "--video"},
     "optimize": {"--every": "--frame-every", "--temperature": "--softness"},
     "rerank": {"--keep": "--top"},
@@ -142,13 +144,13 @@ EXAMPLES = {
 
 
 class Verb(TyperCommand):
-    """A command whose options stand under headings, with examples at the end of its help."""
+    """A command whose help groups the options under headings, and ends with examples."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, self._renamed(args))
 
     def asks_help(self, args: list[str]) -> bool:
-        """Whether -h or --help is among the words, and is not the value of an option."""
+        """Return whether -h or --help is among the words, and is not the value of an option."""
         takes, waits = self._takes(), ""
         for arg in args:
             if not waits and arg in ("-h", "--help", "--"):
@@ -157,12 +159,12 @@ class Verb(TyperCommand):
         return False
 
     def _takes(self) -> set[str]:
-        """The options that take values."""
+        """Return the options that take values."""
         return {name for p in self.params if not getattr(p, "is_flag", False) for name in p.opts}
 
     def _renamed(self, args: list[str]) -> list[str]:
-        """The words of a command line with options by their present names. What stands where an
-        option's value does is no option, and is left as it is."""
+        """Return the words of a command line with the present names of options. A word that is the
+        value of an option is left as it is."""
         renamed = RENAMED.get(self.name or "", {})
         takes = self._takes()
         takes |= {old for old, new in renamed.items() if new in takes}
@@ -180,7 +182,7 @@ class Verb(TyperCommand):
             value_of = waiting(arg, takes)
             if short and arg in ("--json", "-0"):
                 arg = "--format=json" if arg == "--json" else "--format=paths0"
-            elif short and arg == "--format=table":  # as it was called
+            elif short and arg == "--format=table":  # its old name
                 arg = "--format=text"
             elif name in renamed:
                 arg = renamed[name] + equals + value
@@ -215,8 +217,8 @@ class Verb(TyperCommand):
 
 
 def waiting(arg: str, takes: set[str]) -> str:
-    """The option whose value is the next word after this one, or "". `takes` are the options that
-    take values."""
+    """Return the option whose value is the next word, or "". `takes` are the options that take
+    values."""
     if arg.startswith("--"):
         return arg if arg in takes else ""
     if arg.startswith("-"):
@@ -227,7 +229,7 @@ def waiting(arg: str, takes: set[str]) -> str:
 
 
 def heading(verb: str, parameter: Any) -> str:
-    """The heading that an argument or option stands under."""
+    """Return the heading of an argument or option."""
     names = [name.removeprefix("--") for name in parameter.opts if name.startswith("--")]
     if not names:
         return "Arguments"
@@ -236,16 +238,19 @@ def heading(verb: str, parameter: Any) -> str:
         return "Training"
     if verb not in ("generate", "optimize") and title in OF_DRAWING:
         return "Query"
+    if verb == "optimize" and title == "Options of one method":
+        return "Sampling"
     return title
 
 
 def plain(named: str) -> str:
-    """An option's name and what it takes, in one kind of letters: N, X, TEXT, PATH, a|b."""
+    """Return the name of an option and its metavar, in one kind of letters: N, X, TEXT, PATH, a|b.
+    """
     for theirs, ours in (("int", "N"), ("float", "X"), ("str", "TEXT"), ("path", "PATH")):
         named = named.replace(f"<{theirs}>", ours)
     return re.sub(r"<([^<>]*\|[^<>]*)>", r"\1", named.replace(" <list[str]>", ""))
 
 
 def examples(verb: str) -> list[str]:
-    """The command lines that a verb's help shows."""
+    """Return the command lines of the examples of a command."""
     return [line.strip() for line in EXAMPLES[verb].strip().splitlines()]

@@ -1,4 +1,4 @@
-"""What there is to watch of a run beside its images: a live grid of them, and an animation."""
+"""Show a run while it draws: a grid of its images, and an animation."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from ..pipelines.picture import Picture
     from ..pipelines.text_to_image import Step
 
-MOST = 64  # images in one grid
-SIDE = 1024  # pixels to a side of a grid, or a little more
+MOST = 64  # largest number of images in a grid
+SIDE = 1024  # approximate side of a grid, in pixels
 
 
 def columns(number: int) -> int:
-    """Of a grid that is about square."""
+    """Return the number of columns of a grid that is about square."""
     return math.ceil(math.sqrt(number))
 
 
 def live_grid(finished: Sequence[Picture], step: Step | None, *, total: int) -> dict[str, Any]:
-    """The latest images of a run of `total`, finished ones first and then those being drawn, and
-    white where others are to come: images, labels and columns of a contact sheet."""
+    """Return the images, labels and columns of a contact sheet of a run of `total` images: the
+    finished ones, then those being drawn, then white ones."""
     from PIL import Image
 
     from ..images import to_pil
@@ -49,9 +49,11 @@ def live_grid(finished: Sequence[Picture], step: Step | None, *, total: int) -> 
 
 
 class Reel:
-    """The animation of a run's images side by side, a frame a step: claimed before the run.
+    """The animation of a run's images side by side, one frame per step. Its file is claimed before
+    the run.
 
-    UsageError if `path` is no animation's, is there already and not `force`, or cannot be written.
+    Raises:
+        UsageError: `path` is not an animation, exists without `force`, or cannot be written.
     """
 
     def __init__(self, path: Path, pictures: int, *, force: bool) -> None:
@@ -68,19 +70,19 @@ class Reel:
         self._rolls: list[list[Image.Image]] = []
 
     def add(self, picture: Picture) -> None:
-        """The next image, with its frames; it stands still without."""
+        """Add the next image, with its frames. Without frames it stands still."""
         self.add_frames(picture.frames or (picture.image,))
 
     def shrunk(self, frame: Image.Image) -> Image.Image:
-        """A frame as it is shown."""
+        """Return a frame at the size of the animation."""
         return _within(frame, SIDE // self._columns)
 
     def add_frames(self, frames: Sequence[Image.Image]) -> None:
-        """The next image as it came about."""
+        """Add the next image with its intermediate images."""
         self._rolls.append([self.shrunk(frame) for frame in frames])
 
     def write(self) -> None:
-        """Write the animation of the images that were added."""
+        """Write the animation of the added images."""
         from ..animation import write
         from ..images import contact_sheet
 
@@ -93,7 +95,7 @@ class Reel:
 
 
 def _within(picture: Image.Image, side: int) -> Image.Image:
-    """The image, made smaller if a side is longer than `side`."""
+    """Return the image, reduced if a side is longer than `side`."""
     from PIL import ImageOps
 
     return picture if max(picture.size) <= side else ImageOps.contain(picture, (side, side))

@@ -1,5 +1,5 @@
-"""CLIP, any of them, under one contract: `load_clip` makes a `Clip`, `load_parts` what
-is trained and exported."""
+"""Load any CLIP under one contract. `load_clip` makes a `Clip`. `load_parts` loads the parts for
+training and export."""
 
 from . import vision
 from .base import Clip, to_device, to_dtype

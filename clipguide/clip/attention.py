@@ -1,9 +1,9 @@
-"""Gradients through torch's attention without a copy of its weights for each place.
+"""Take gradients through torch's attention without a copy of its weights for each place.
 
-`nn.MultiheadAttention` puts places first by a view, (B, L, D) to (L, B, D). PyTorch's linear layer
-multiplies what is laid out so, and whose weights want no gradient, place by place: forward and back
-by `bmm`, which copies the weights L times in bfloat16. Laid out in that order to begin with, it is
-one product. The values are the same.
+`nn.MultiheadAttention` moves places first with a view, (B, L, D) to (L, B, D). For this layout, if
+the weights need no gradient, PyTorch's linear layer multiplies place by place with `bmm`. In
+bfloat16 this copies the weights L times. If the tensors have this layout in memory, one product is
+enough. The values are the same.
 
 Shapes: B images, L places, D the width.
 """
@@ -19,7 +19,8 @@ from torch import nn
 
 @contextlib.contextmanager
 def one_product(model: nn.Module) -> Iterator[None]:
-    """Meanwhile attention in `model` multiplies by its weights once, where gradients are taken."""
+    """Return a context in which attention in `model` multiplies by its weights once when it takes
+    gradients."""
     with contextlib.ExitStack() as stack:
         for module in model.modules() if torch.is_grad_enabled() else ():
             if isinstance(module, nn.MultiheadAttention) and module.batch_first:
@@ -29,7 +30,8 @@ def one_product(model: nn.Module) -> Iterator[None]:
 
 
 def _places_first(module: nn.Module, args: tuple) -> tuple:
-    """Its tensors laid out as places, images; one that is given twice stays one."""
+    """Return tensors with the layout (places, images) in memory. A tensor that is given twice stays
+    one."""
     laid = {id(x_BLD): x_BLD for x_BLD in args if isinstance(x_BLD, torch.Tensor)}
     for key, x_BLD in laid.items():
         if x_BLD.ndim == 3:

@@ -1,7 +1,7 @@
-"""CLIP, any of them: images and texts as unit vectors of one space.
+"""The contract of a CLIP: images and texts as unit vectors of one space.
 
 Shapes: B images or texts, N texts, 3 channels, H rows, W columns, D the width of the embedding.
-Images are RGB in [0, 1]; embeddings are float32 (float64 of a float64 model) and of length 1.
+Images are RGB in [0, 1]. Embeddings have length 1 and are float32 (float64 for a float64 model).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ DTYPES = {
     "float64": torch.float64,
 }
 SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
-CHUNK = 64  # texts or images encoded at a time
-READING = threading.Lock()  # the length to which a fast tokenizer cuts is a state of its own
+CHUNK = 64  # texts or images that are encoded at a time
+READING = threading.Lock()  # a fast tokenizer stores the length that it cuts to
 
 
 def read(tokenizer: Callable, texts: list[str], *, context_length: int) -> torch.Tensor:
-    """Return the tokens_BL of texts. One thread at a time: two threads that asked one tokenizer for
-    different lengths would each get either."""
+    """Return the tokens_BL of texts. Only one thread at a time runs the tokenizer: two threads that
+    ask for different lengths could get either."""
     with READING:
         return tokenizer(texts, context_length=context_length)
 
@@ -86,7 +86,8 @@ class Clip:
         model = model.to(self.device, self.dtype)
         self._model = model.to(memory_format=torch.channels_last)  # a third faster on a CPU
         self._tokenizer = partial(read, tokenizer, context_length=self.context_length)
-        if torch.equal(*self._tokenizer(["", "a"])):  # transformers makes one of no words, silently
+        # transformers silently makes a tokenizer without words
+        if torch.equal(*self._tokenizer(["", "a"])):
             raise ClipguideError(
                 f"The tokenizer of the CLIP {name} reads every text alike: the files of its "
                 "vocabulary are missing."
@@ -146,7 +147,8 @@ class Clip:
         return self.preprocess["resize_mode"]
 
     def _fold(self) -> None:
-        """Batch norms become a part of the convolutions; the fingerprint stays the checkpoint's."""
+        """Fold the batch norms into the convolutions. The fingerprint stays that of the checkpoint.
+        """
         _ = self._fingerprints  # cached before the weights change
         random = torch.Generator().manual_seed(0)
         image_13HW = torch.rand(1, 3, self.image_size, self.image_size, generator=random)
@@ -253,18 +255,20 @@ class Clip:
         return self._model.encode_text(tokens_BL.to(self.device))
 
     def _too_long(self, texts: list[str], tokens_BL: torch.Tensor) -> list[int]:
-        """The places of texts that are cut: where a window one token longer is not just padded."""
+        """Return the places of texts that are cut: a window that is one token longer holds more
+        than padding."""
         length = self.context_length
         longer_BL = self._tokenizer(texts, context_length=length + 1)[:, :length]
         return (longer_BL != tokens_BL).any(dim=1).nonzero().flatten().tolist()
 
     def _lost(self, text: str) -> str:
-        """The last words of a text that is too long: those that do not fit."""
+        """Return the last words of a text that is too long: those that do not fit."""
         words = text.split()
         return " ".join(words[self._fitting(words) :])
 
     def _fitting(self, words: list[str]) -> int:
-        """How many of the words fit into the context, from the first on; perhaps not even one."""
+        """Return how many words fit into the context, counted from the first. The number can be 0.
+        """
         low, high = 0, len(words) + 1  # the first `low` words fit, the first `high` do not
         while high - low > 1:
             middle = (low + high) // 2
@@ -276,7 +280,8 @@ class Clip:
         return low
 
     def _windows(self, text: str) -> list[str]:
-        """The text in pieces of whole words that fit; a word that does not fit alone is cut."""
+        """Return the text in pieces of whole words that fit. A word that does not fit alone is cut.
+        """
         if not self._too_long([text], self._tokenizer([text])):
             return [text]
         words, windows = text.split(), []
@@ -288,8 +293,8 @@ class Clip:
 
 
 def to_dtype(name: str | torch.dtype) -> torch.dtype:
-    """The torch type of a name, such as bfloat16 or bf16, or of itself. UsageError if there is
-    none."""
+    """Return the torch type of a name, such as bfloat16 or bf16, or of a type. Raise UsageError for
+    another."""
     if isinstance(name, torch.dtype):
         name = str(name).removeprefix("torch.")
     name = SHORT.get(name, name)
@@ -299,7 +304,7 @@ def to_dtype(name: str | torch.dtype) -> torch.dtype:
 
 
 def to_device(name: str | torch.device) -> torch.device:
-    """The torch device of a name. UsageError if it cannot be used here."""
+    """Return the torch device of a name. Raise UsageError if it cannot be used."""
     name = str(name)
     try:
         torch.zeros(1, device=name).item()
@@ -311,9 +316,11 @@ def to_device(name: str | torch.device) -> torch.device:
 
 
 def context_length(model: nn.Module, tokenizer: Callable[..., torch.Tensor]) -> int:
-    """The most tokens of a text that both the model and its tokenizer take."""
-    read = getattr(tokenizer, "context_length", None)  # less than a Hugging Face tower could
-    most = getattr(model, "text", model).context_length  # a CoCa's own is its decoder's
+    """Return the largest number of tokens that both the model and its tokenizer take."""
+    # the tower of a Hugging Face model could take more
+    read = getattr(tokenizer, "context_length", None)
+    # a CoCa has the context length of its decoder
+    most = getattr(model, "text", model).context_length
     return int(min(most, read or most))
 
 
@@ -322,8 +329,8 @@ def _chunks(items: Sequence) -> list[Sequence]:
 
 
 def pixel_steps(transform: object) -> list[Callable] | None:
-    """The steps of a torchvision transform that end in the 8-bit image that the tower sees, if
-    to scale and normalise it is all that follows; else None."""
+    """Return the steps of a torchvision transform that end in an 8-bit image, if only scaling and
+    normalising follow. Otherwise return None."""
     steps = getattr(transform, "transforms", [])
     ends = [type(step).__name__.removeprefix("Maybe") for step in steps[-2:]]
     return list(steps[:-2]) if ends == ["ToTensor", "Normalize"] else None

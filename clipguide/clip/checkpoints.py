@@ -1,4 +1,5 @@
-"""Checkpoints of open_clip's training: `epoch_5.pt`, with its optimizer, under the model's name."""
+"""Load checkpoints of open_clip's training: `epoch_5.pt`, with its optimizer, after the name of the
+model."""
 
 from __future__ import annotations
 
@@ -11,11 +12,12 @@ from ..errors import ClipguideError, UsageError, reason
 from .fingerprint import open_clip_architecture
 from .parts import Parts, describe_open_clip, open_clip_config
 
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+PREFIXES = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
 
 
 def named(source: str) -> tuple[str, str] | None:
-    """The open_clip model and the file of "ViT-B-32/path/epoch_5.pt"; None for other names."""
+    """Return the open_clip model and the file in "ViT-B-32/path/epoch_5.pt", or None for another
+    name."""
     model, _, file = source.partition("/")
     if not (model and os.path.isfile(file)):
         return None
@@ -25,11 +27,14 @@ def named(source: str) -> tuple[str, str] | None:
 
 
 def from_checkpoint(model: str, file: str, *, name: str) -> Parts:
-    """The parts of an open_clip model with the weights that its training left in a file: the
-    optimizer beside them is not read.
+    """Return the parts of an open_clip model with the weights of a training checkpoint. The
+    optimizer is not read.
 
-    The file is read with `weights_only`. UsageError if it is none, ClipguideError if its weights
-    are not those of the model.
+    The file is read with `weights_only`.
+
+    Raises:
+        UsageError: the file is not a checkpoint.
+        ClipguideError: its weights do not fit the model.
     """
     state = weights(Path(file))
     import open_clip
@@ -48,12 +53,12 @@ def from_checkpoint(model: str, file: str, *, name: str) -> Parts:
 
 
 def weights(file: Path) -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint, by the names that the model has alone. UsageError if there are
-    none."""
+    """Return the weights in a checkpoint, by the names of the bare model. Raise UsageError if there
+    are none."""
     try:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         state = found["state_dict"]
-    except Exception as error:  # torch, pickle and zipfile each raise their own
+    except Exception as error:  # torch, pickle and zipfile raise different errors
         raise UsageError(
             f"{file} is no checkpoint of open_clip's training, which has a state_dict."
         ) from error

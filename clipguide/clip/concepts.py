@@ -1,11 +1,11 @@
-"""Learned words: what `finetune.inversion` makes, and a CLIP that reads them.
+"""Learned words: files that `finetune.inversion` writes, and a CLIP that reads them.
 
-The word keeps the tokens that the tokenizer makes of it: where these follow each other in a text, a
-hook on the token embedding puts learned vectors in their place (textual inversion, Gal et al. 2023,
-§3), so that neither vocabulary nor tokenizer changes.
+The word keeps the tokens that the tokenizer makes of it. Where these tokens follow each other in a
+text, a hook on the token embedding replaces their vectors by learned ones (textual inversion, Gal
+et al. 2023, §3). Vocabulary and tokenizer do not change.
 
-Shapes: B texts, M places of the word in them, L tokens, T tokens of the word, V the vocabulary,
-W the width of the text tower.
+Shapes: B texts, M places of the word in them, L tokens, T tokens of the word, V the vocabulary, W
+the width of the text tower.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ..prompts import shorten
 from .base import Clip
 
 FORMAT = "clipguide concept 1"
-ROOM = 2  # tokens that a word must leave for others
+ROOM = 2  # tokens that a word must leave for other words
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A learned word: its token_T, vector_TW in their place, and the fingerprint and name of the
-    CLIP that reads it."""
+    """A learned word: its token_T, the vector_TW that replaces theirs, and the fingerprint and name
+    of its CLIP."""
 
     word: str
     token_T: Tensor
@@ -41,13 +41,13 @@ class Concept:
 
     @property
     def digest(self) -> str:
-        """sha256 of what the word is."""
+        """Return the sha256 digest of the word and its vectors."""
         parts = (self.token_T.long(), self.vector_TW.float())
         data = b"".join(t.cpu().contiguous().numpy().tobytes() for t in parts)
         return hashlib.sha256(self.clip.encode() + data).hexdigest()
 
     def save(self, file: str | os.PathLike) -> None:
-        """A safetensors file of a few kilobytes."""
+        """Write a safetensors file of a few kilobytes."""
         from safetensors.torch import save_file
 
         tensors = {"tokens": self.token_T.cpu(), "vectors": self.vector_TW.detach().float().cpu()}
@@ -62,7 +62,7 @@ class Concept:
 
     @classmethod
     def load(cls, file: str | os.PathLike) -> Concept:
-        """The concept of a file. UsageError if it is none."""
+        """Return the concept in a file. Raise UsageError if it is not one."""
         from safetensors import safe_open
 
         try:
@@ -76,15 +76,18 @@ class Concept:
             raise
         except FileNotFoundError:
             raise UsageError(f"There is no concept {file}.") from None
-        except Exception as error:  # safetensors raises its own
+        except Exception as error:  # safetensors raises its own errors
             raise UsageError(f"{file} is no concept of clipguide's: {reason(error)}.") from error
 
 
 def with_concept(clip: Clip, *concepts: Concept | str | os.PathLike) -> Clip:
-    """The clip, reading the words of these concepts besides; its weights are shared, not copied.
+    """Return the CLIP with the words of these concepts. It shares the weights.
 
-    Its fingerprint is another, for its texts are. UsageError for a concept of another CLIP, and for
-    an ensemble, whose members each take their own.
+    Its fingerprint differs, because its texts differ.
+
+    Raises:
+        UsageError: a concept belongs to another CLIP; or the CLIP is an ensemble, whose members
+            take words one by one.
     """
     if hasattr(clip, "members"):
         raise UsageError("A concept belongs to one CLIP: give it to a member of the ensemble.")
@@ -107,14 +110,15 @@ def with_concept(clip: Clip, *concepts: Concept | str | os.PathLike) -> Clip:
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """The modules copied, their tensors shared: what is hooked here is not hooked there."""
+    """Return a copy of the modules that shares their tensors. A hook on the copy does not act on
+    the original."""
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
 
 
 def token_embedding(model: nn.Module) -> nn.Module:
-    """The table of token vectors: of open_clip's text towers, its own or a transformers one, and of
-    transformers' models. UsageError for a tower that has none."""
+    """Return the table of token vectors: of open_clip's text towers (its own or of transformers),
+    or of a model of transformers. Raise UsageError for a tower without one."""
     tower = getattr(model, "text", model)
     for owner in (tower, getattr(tower, "transformer", None), getattr(model, "model", None)):
         owner = getattr(owner, "text_model", owner)
@@ -126,7 +130,7 @@ def token_embedding(model: nn.Module) -> nn.Module:
 
 
 def word_tokens(tokenizer: Callable[..., Tensor], word: str) -> Tensor:
-    """token_T of a word alone, without what stands before and behind every text."""
+    """Return token_T of a word alone, without the start and end tokens of a text."""
     empty_L, word_L = tokenizer([""])[0], tokenizer([word])[0]
     differ = (empty_L != word_L).nonzero().flatten().tolist()
     if word and differ:
@@ -140,13 +144,14 @@ def word_tokens(tokenizer: Callable[..., Tensor], word: str) -> Tensor:
 
 
 def places(token_BL: Tensor, token_T: Tensor) -> Tensor:
-    """(row, column) of each start of the word's tokens in texts."""
+    """Return (row, column) of each start of the word's tokens in texts."""
     found = token_BL.unfold(1, len(token_T), 1) == token_T.to(token_BL)
     return found.all(-1).nonzero()
 
 
 def hook(token_T: Tensor, vector_TW: Tensor) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
-    """A forward hook of a token embedding: the learned vectors where the word's tokens are."""
+    """Return a forward hook of a token embedding that inserts the learned vectors at the word's
+    tokens."""
 
     def replace(module: nn.Module, args: tuple, out_BLW: Tensor) -> Tensor:
         at_M2 = places(args[0], token_T)

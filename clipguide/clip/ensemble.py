@@ -1,4 +1,4 @@
-"""Several CLIPs as one: `load_clip("0.7*mini+0.3*mini-judge")` makes an `Ensemble`.
+"""Use several CLIPs as one: `load_clip("0.7*mini+0.3*mini-judge")` makes an `Ensemble`.
 
 Shapes: B images or texts, N texts, 3 channels, H rows, W columns, D the width of the embedding.
 """
@@ -128,7 +128,7 @@ class Ensemble(Clip):
 
 
 def _normalised(weights: Sequence[float] | None, number: int) -> tuple[float, ...]:
-    """Weights of the sum 1 for so many members."""
+    """Return weights with the sum 1 for this number of members."""
     if number < 2:
         raise UsageError("An ensemble needs at least two CLIPs, as in 0.7*mini+0.3*mini-judge.")
     weights = [1.0] * number if weights is None else [float(weight) for weight in weights]

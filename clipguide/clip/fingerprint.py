@@ -1,4 +1,4 @@
-"""What tells one CLIP from another: digests of all that changes its vectors."""
+"""Compute digests of everything that changes the vectors of a CLIP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 IMAGE = ("visual.", "model.vision_model.", "model.visual_projection.")
-PROBES = (  # what tokenizers are known to differ on
+PROBES = (  # texts on which tokenizers differ
     "",
     "a",
     "A Red FOX, in the SNOW!",
@@ -29,7 +29,7 @@ PROBES = (  # what tokenizers are known to differ on
     "https://example.org/a?b=c&d=e",
     " ".join(f"word{number}" for number in range(100)),
 )
-NO_MATTER = {  # of a configuration: for training, or where weights and tokenizers are from
+NO_MATTER = {  # entries about training, or about the source of weights and tokenizers
     "attention_dropout",
     "attention_probs_dropout_prob",
     "architectures",
@@ -54,21 +54,23 @@ NO_MATTER = {  # of a configuration: for training, or where weights and tokenize
 
 
 class Fingerprints(NamedTuple):
-    """sha256 of what makes the vectors of images, and of what makes those of texts as well."""
+    """The sha256 digests of what changes the vectors of images, and of what changes those of images
+    or texts."""
 
     image: str
     whole: str
 
 
 class Architecture(NamedTuple):
-    """What a checkpoint's configuration says of its towers, beside the weights."""
+    """What the configuration of a checkpoint says about its towers, besides the weights."""
 
     image: Mapping[str, object] = {}
     text: Mapping[str, object] = {}
 
 
 def fingerprint(modules: dict[str, nn.Module], *, extra: object = None) -> str:
-    """sha256 of all tensors, by sorted name, floats as float32, and of `extra` as JSON."""
+    """Return the sha256 digest of all tensors, by sorted name, floats as float32, and of `extra` as
+    JSON."""
     digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode())
     for part, module in sorted(modules.items()):
         tensors = module.state_dict()
@@ -83,10 +85,11 @@ def fingerprints(
     architecture: Architecture,
     tokenizer: Callable[..., torch.Tensor],
 ) -> Fingerprints:
-    """Of a CLIP: of its weights, configuration, preprocessing and tokenizer.
+    """Return the digests of a CLIP: of its weights, configuration, preprocessing and tokenizer.
 
-    A tokenizer is known by its vocabulary, where it has one, and by what it makes of texts that
-    tokenizers differ on. A model of which no tensor is known as the image tower's is taken whole.
+    The digest of a tokenizer covers its vocabulary, if it has one, and its tokens of texts on which
+    tokenizers differ. If no tensor is known to belong to the image tower, the digest covers the
+    whole model.
     """
     tensors = model.state_dict()
     image = [name for name in sorted(tensors) if name.startswith(IMAGE)] or sorted(tensors)
@@ -103,7 +106,8 @@ def fingerprints(
 
 
 def open_clip_architecture(config: Mapping) -> Architecture:
-    """Of the model_cfg of an open_clip_config.json: what is not as open_clip has it by default."""
+    """Return the entries of model_cfg in an open_clip_config.json that differ from open_clip's
+    defaults."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     vision = _changed(config.get("vision_cfg", {}), CLIPVisionCfg())
@@ -112,7 +116,8 @@ def open_clip_architecture(config: Mapping) -> Architecture:
 
 
 def hf_architecture(config: object) -> Architecture:
-    """Of the configuration of a transformers CLIPModel or SiglipModel: what is not its default."""
+    """Return the entries of the configuration of a transformers CLIPModel or SiglipModel that
+    differ from the defaults."""
     vision, text = (c.to_diff_dict() for c in (config.vision_config, config.text_config))
     width = getattr(config, "projection_dim", None)
     return Architecture({**vision, "embed_dim": width}, text)
@@ -128,13 +133,15 @@ def _facts(of: Mapping[str, object]) -> dict:
 
 
 def _quick(model: nn.Module) -> bool:
-    """Whether there is a QuickGELU in it, which open_clip may be told apart from the file."""
+    """Return whether the model has a QuickGELU. open_clip can get it from another place than the
+    file."""
     return any(type(module).__name__ == "QuickGELU" for module in model.modules())
 
 
 def _vocabulary(tokenizer: object) -> str | None:
-    """A digest of the tokens and their numbers; None of a tokenizer that does not tell."""
-    if isinstance(tokenizer, partial):  # of `read`, or of the tokenizer itself
+    """Return a digest of the tokens and their numbers, or None if the tokenizer does not list them.
+    """
+    if isinstance(tokenizer, partial):  # arguments of `read`, or of the tokenizer itself
         tokenizer = tokenizer.args[0] if tokenizer.args else tokenizer.func
     own = getattr(tokenizer, "tokenizer", None)
     known = own.get_vocab() if hasattr(own, "get_vocab") else getattr(tokenizer, "encoder", None)

@@ -1,8 +1,8 @@
-"""Batch norms folded into the convolutions before them.
+"""Fold batch norms into the convolutions before them.
 
-In evaluation a batch norm is a scale and a shift of each channel, so that it can be a part of the
-convolution's weight and bias (Jacob et al. 2018, §3.2): the same function, with one pass over
-memory less (`python -m benchmarks.loops folded` times it).
+In evaluation, a batch norm is a scale and a shift of each channel. It can become a part of the
+weight and bias of the convolution (Jacob et al. 2018, §3.2). The function is the same, with one
+pass over memory less (`python -m benchmarks.loops folded` measures the time).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from timm.layers import Conv2dSame, pad_same
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-CLOSE = 1e-4  # of the largest value: what rounding may change in float32
+CLOSE = 1e-4  # share of the largest value that rounding may change in float32
 
 
 def pairs(tower: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions, each with the batch norm that was defined right behind it. Both may have been
-    called in another order: only running them tells."""
+    """Return the convolutions, each with the batch norm that is defined right after it. The model
+    may call them in another order: only a run shows this."""
     for module in tower.modules():
         children = list(module.children())
         for conv, norm in zip(children, children[1:]):
@@ -32,8 +32,11 @@ def pairs(tower: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
 @torch.no_grad()
 def fold(tower: nn.Module, see: Callable[[], torch.Tensor]) -> bool:
-    """Folds the batch norms of a frozen tower in evaluation, in place. It is undone, and False,
-    unless `see`, which runs the tower on some image, gives what it gave before."""
+    """Fold the batch norms of a frozen tower in evaluation mode, in place.
+
+    `see` runs the tower on an image. If its result changes, the fold is undone, and the function
+    returns False.
+    """
     found = list(pairs(tower))
     if not found:
         return False
@@ -49,7 +52,8 @@ def fold(tower: nn.Module, see: Callable[[], torch.Tensor]) -> bool:
             norm.weight,
             norm.bias,
         )
-        norm.forward = norm.act.forward if hasattr(norm, "act") else _same  # timm's activate too
+        # timm's batch norms also apply the activation
+        norm.forward = norm.act.forward if hasattr(norm, "act") else _same
     if (see() - before).abs().max() <= CLOSE * before.abs().max():
         for conv, _ in found:
             conv.requires_grad_(False)
@@ -61,14 +65,16 @@ def fold(tower: nn.Module, see: Callable[[], torch.Tensor]) -> bool:
 
 
 def skip(tower: nn.Module, see: Callable[[], torch.Tensor] | None = None) -> bool:
-    """Computes convolutions with the batch norms behind them folded in, anew each time, so that
-    nothing else changes: the same parameters, the same training, a third less time. The norms must
-    stay in evaluation. It is undone, and False, unless `see`, if given, gives what it gave before.
+    """Compute convolutions with the batch norms after them folded in, each time anew. Parameters
+    and training stay the same, and take a third less time.
+
+    The norms must stay in evaluation mode. If `see` is given and its result changes, this is
+    undone, and the function returns False.
     """
     with torch.no_grad():
         before = see() if see else None
     for conv, norm in pairs(tower):
-        conv.norm_of = [norm]  # in a list, it is no part of the module
+        conv.norm_of = [norm]  # in a list, so that it is not a part of the module
         conv.forward = MethodType(_folded_forward, conv)
         norm.forward = MethodType(_act if hasattr(norm, "act") else _as_it_is, norm)
     if before is None:
@@ -81,7 +87,7 @@ def skip(tower: nn.Module, see: Callable[[], torch.Tensor] | None = None) -> boo
 
 
 def unskip(tower: nn.Module) -> None:
-    """Undoes `skip`; does nothing to a tower that skips nothing."""
+    """Undo `skip`. A tower that skips nothing does not change."""
     for conv, norm in pairs(tower):
         if hasattr(conv, "norm_of"):
             del conv.norm_of, conv.forward, norm.forward

@@ -1,4 +1,4 @@
-"""A CLIP or SigLIP of Hugging Face transformers, under the contract of `Clip`.
+"""Adapt a CLIP or SigLIP of Hugging Face transformers to the contract of `Clip`.
 
 Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, D the width of the embedding.
 """
@@ -22,17 +22,21 @@ from .base import Clip
 from .fingerprint import hf_architecture
 from .parts import Parts
 
-MODELS = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}  # by model_type
-RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the processor's are
+# model_type -> class
+MODELS = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
+RESAMPLING = {2: "bilinear", 3: "bicubic"}  # the numbers of PIL, which the processor uses
 
 
 def from_folder(folder: Path, *, name: str, trust_pickle: bool) -> Parts:
-    """The parts of a local folder that `save_pretrained` of a CLIPModel or SiglipModel wrote, with
-    its processor's files.
+    """Return the parts of a local folder that `save_pretrained` of a CLIPModel or SiglipModel
+    wrote, with the files of its processor.
 
-    Images go through the folder's own image processor; tensors are resized in float32 as it
-    resizes. Weights are read from safetensors, from a pickle only with `trust_pickle`. UsageError
-    for a folder of something else, ClipguideError for one that does not load.
+    Images go through the image processor of the folder. Tensors are resized in float32 in the same
+    way. Weights are read from safetensors, and from a pickle only with `trust_pickle`.
+
+    Raises:
+        UsageError: the folder holds something else.
+        ClipguideError: it does not load.
     """
     kind = _kind(folder, trust_pickle=trust_pickle)
     import transformers
@@ -51,7 +55,7 @@ def from_folder(folder: Path, *, name: str, trust_pickle: bool) -> Parts:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **load)
     except ClipguideError:
         raise
-    except Exception as error:  # transformers, safetensors and json each raise their own
+    except Exception as error:  # transformers, safetensors and json raise different errors
         raise ClipguideError(f"The CLIP {folder} cannot be loaded: {reason(error)}.") from error
     return _parts(model, processor, tokenizer, name)
 
@@ -65,18 +69,21 @@ def wrap_hf_clip(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Clip:
-    """A Clip of a transformers CLIPModel or SiglipModel, its image processor and its tokenizer,
-    already loaded. The model stays as it is: the Clip sees its weights through a view, which is
-    frozen, and is a copy only where device or dtype differ.
+    """Return a Clip of a loaded transformers CLIPModel or SiglipModel, its image processor and its
+    tokenizer.
 
-    UsageError if the processor does more than to resize, crop to a square and normalise.
+    The model does not change. The Clip uses a frozen view of its weights, which is a copy only if
+    the device or dtype differs.
+
+    Raises:
+        UsageError: the processor does more than resize, crop to a square and normalise.
     """
     parts = _parts(_view(model), processor, tokenizer, name)
     return parts.clip(device=device, dtype=dtype, keep=False)
 
 
 def _view(model: nn.Module) -> nn.Module:
-    """A module of the same weights, in the same memory, which can be frozen and moved alone."""
+    """Return a module that shares the weights, but can be frozen and moved alone."""
     shared: dict[int, object] = {}
     for parameter in model.parameters():
         shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
@@ -111,8 +118,8 @@ def _parts(model: nn.Module, processor: object, tokenizer: object, name: str) ->
 
 
 def _clean(kind: str) -> Callable[[str], str] | None:
-    """What a SigLIP's texts went through before its tokenizer: lower-cased, without punctuation, as
-    big_vision trained it. Not all tokenizers of its folders do that by themselves."""
+    """Return a text as big_vision prepared it for SigLIP: lower-case, without punctuation. Not
+    every tokenizer of a SigLIP folder does this by itself."""
     if not kind.startswith("siglip"):
         return None
     from open_clip.tokenizer import get_clean_fn
@@ -121,7 +128,7 @@ def _clean(kind: str) -> Callable[[str], str] | None:
 
 
 class _Towers(nn.Module):
-    """A transformers CLIPModel or SiglipModel with the names of an open_clip model."""
+    """A transformers CLIPModel or SiglipModel with the method names of an open_clip model."""
 
     of_transformers = True
 
@@ -129,7 +136,7 @@ class _Towers(nn.Module):
         super().__init__()
         self.model, self.visual = model, nn.Module()
         self.visual.preprocess_cfg = preprocess
-        self.patch = preprocess.get("patch")  # of a SigLIP 2 of flexible resolution
+        self.patch = preprocess.get("patch")  # a SigLIP 2 of flexible resolution
         self.context_length = model.config.text_config.max_position_embeddings
 
     @property
@@ -141,7 +148,7 @@ class _Towers(nn.Module):
         return getattr(self.model, "logit_bias", None)
 
     def encode_image(self, pixel_B3HW: torch.Tensor) -> torch.Tensor:
-        """Embedding_BD, not of unit length."""
+        """Return embedding_BD, not normalised."""
         if self.patch:
             whole = pixel_B3HW.shape[1] == 3
             found = naflex.cut(pixel_B3HW, self.patch) if whole else naflex.unpacked(pixel_B3HW)
@@ -150,19 +157,21 @@ class _Towers(nn.Module):
         return self._project("visual_projection", pooled_BD)
 
     def encode_text(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """The same of texts. The padding needs no mask: a CLIP's attention is causal, and its
-        embedding is the end token's; a SigLIP was trained to see the padding."""
+        """Return embedding_BD of texts, not normalised. The padding needs no mask: the attention of
+        a CLIP is causal, and its embedding is that of the end token. A SigLIP was trained with
+        visible padding."""
         pooled_BD = self.model.text_model(input_ids=tokens_BL).pooler_output
         return self._project("text_projection", pooled_BD)
 
     def _project(self, name: str, pooled_BD: torch.Tensor) -> torch.Tensor:
-        """By the layer of that name; a SigLIP's towers end in theirs."""
+        """Apply the projection of that name. The towers of a SigLIP include theirs."""
         layer = getattr(self.model, name, None)
         return pooled_BD if layer is None else layer(pooled_BD)
 
 
 def _kind(folder: Path, *, trust_pickle: bool) -> str:
-    """The model_type of a folder. UsageError if it is none of MODELS, or not in safetensors."""
+    """Return the model_type of a folder. Raise UsageError if it is not in MODELS, or not in
+    safetensors."""
     try:
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError):
@@ -178,9 +187,10 @@ def _kind(folder: Path, *, trust_pickle: bool) -> str:
 
 
 def _check_weights(found: dict, folder: Path) -> None:
-    """ClipguideError if weights were missing, which transformers would make at random, or over."""
+    """Raise ClipguideError if weights are missing, which transformers would initialise at random,
+    or unused."""
     missing, over = (
-        sorted(key for key in found[keys] if not key.endswith("position_ids"))  # of older versions
+        sorted(key for key in found[keys] if not key.endswith("position_ids"))  # for older versions
         for keys in ("missing_keys", "unexpected_keys")
     )
     if missing or over:
@@ -192,13 +202,12 @@ def _check_weights(found: dict, folder: Path) -> None:
 
 
 def _preprocess(processor: object, name: str) -> dict:
-    """What `Clip` resizes and normalises by, as the processor of a folder does.
-
-    UsageError if it does something else, such as a crop of another size than it resizes to.
-    """
+    """Return the settings that `Clip` resizes and normalises with, as the processor of a folder
+    does. Raise UsageError if it does something else, such as a crop of another size than its
+    resize."""
     if hasattr(processor, "max_num_patches"):
         return _patches(processor)
-    crops = getattr(processor, "do_center_crop", None)  # a SigLIP's knows no crop
+    crops = getattr(processor, "do_center_crop", None)  # the processor of a SigLIP has no crop
     size, crop = dict(processor.size), dict(getattr(processor, "crop_size", None) or {})
     squash = not crops and size.get("height") == size.get("width")
     side = size.get("height") if squash else size.get("shortest_edge")
@@ -221,7 +230,7 @@ def _preprocess(processor: object, name: str) -> dict:
 
 
 def _patches(processor: object) -> dict:
-    """The same of a SigLIP 2 that keeps the aspect: the size is that of a square."""
+    """Return the same for a SigLIP 2 that keeps the aspect ratio. The size is that of a square."""
     patch, most = int(processor.patch_size), int(processor.max_num_patches)
     return {
         "size": patch * math.isqrt(most),

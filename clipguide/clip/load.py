@@ -24,9 +24,9 @@ from .names import MINI, in_cache, is_one, known_tag, members, placed, worded
 from .parts import CONFIG, Parts, describe_open_clip, open_clip_config
 from .tokens import byte_pairs
 
-OPENAI_IDS = 49408  # of the tokenizer that open_clip takes by default
+OPENAI_IDS = 49408  # file of the tokenizer that open_clip takes by default
 KINDS = (".safetensors", ".bin", ".pth")
-FIRST = (  # the file of weights that open_clip takes of several, if it has one of these names
+FIRST = (  # open_clip takes the first of these files of weights
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -85,13 +85,13 @@ def load_clip(
     device = str(to_device(device))
     name = os.fspath(name)
     settings = {"device": device, "dtype": dtype, "trust_pickle": trust_pickle}
-    with torch.inference_mode(False):  # else it took no part in gradients
+    with torch.inference_mode(False):  # otherwise it would not take part in gradients
         return _load_all(name, settings)
 
 
 def check_clip(name: object, *, trust_pickle: bool = False) -> None:
-    """UsageError for a name that is none of those that `load_clip` takes. Nothing is loaded, so
-    that a pipeline can ask before it loads anything else; a Clip or None passes."""
+    """Raise UsageError for a name that `load_clip` does not take. Nothing is loaded, so a pipeline
+    can check first. A Clip or None passes."""
     if not isinstance(name, (str, os.PathLike)):
         return
     for one in members(os.fspath(name))[1]:
@@ -100,7 +100,7 @@ def check_clip(name: object, *, trust_pickle: bool = False) -> None:
 
 
 def _load_all(name: str, settings: dict[str, object]) -> Clip:
-    """One CLIP or an ensemble."""
+    """Load one CLIP or an ensemble."""
     weights, names = members(name)
     if not weights:
         return _load(name, **settings)
@@ -139,7 +139,7 @@ def load_parts(
 
 
 def _load(name: str, *, device: str, dtype: str, trust_pickle: bool) -> Clip:
-    """A CLIP by a name that is no ensemble's."""
+    """Load one CLIP by its name."""
     source, device, dtype = placed(name, device, dtype)
     source, *words = worded(source)
     parts = _found(source, name, trust_pickle=trust_pickle)()
@@ -151,7 +151,7 @@ def _load(name: str, *, device: str, dtype: str, trust_pickle: bool) -> Clip:
 
 
 def _found(source: str, name: str, *, trust_pickle: bool) -> Callable[[], Parts]:
-    """What loads a CLIP, once it is known what its name means. UsageError if it means none."""
+    """Return the function that loads a CLIP with this name. Raise UsageError if there is none."""
     path = Path(source)
     if source in MINI:
         return partial(_embedded, MINI[source], name=name)
@@ -193,7 +193,7 @@ def _open_clip(source: str, tag: str | None = None, *, name: str) -> Parts:
         return Parts(model, transform, tokenizer, name, describe, architecture)
     except ClipguideError:
         raise
-    except Exception as error:  # open_clip, safetensors and json each raise their own
+    except Exception as error:  # open_clip, safetensors and json raise different errors
         raise _does_not_load(name, error) from error
 
 
@@ -207,7 +207,8 @@ def _does_not_load(name: str, error: Exception) -> ClipguideError:
 
 
 def _check_folder(folder: Path, *, trust_pickle: bool) -> None:
-    """UsageError if open_clip would not load this folder, or only with the wrong tokenizer."""
+    """Raise UsageError if open_clip would not load this folder, or only with the wrong tokenizer.
+    """
     try:
         text = json.loads((folder / CONFIG).read_text())["model_cfg"]["text_cfg"]
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""Images of any aspect as patches in a row: SigLIP 2 of flexible resolution (NaFlex, Tschannen et
-al. 2025, §2.4.2).
+"""Turn images of any aspect ratio into rows of patches, for SigLIP 2 of flexible resolution
+(NaFlex, Tschannen et al. 2025, §2.4.2).
 
-An image that its processor cut is one tensor, image_1NC: of each of N places the pixels of the
-patch, whether there is one, and how many rows of patches there are (twice 7 bits, which any dtype
-holds). So images of all aspects make a batch.
+An image from the processor is one tensor, image_1NC. For each of N places it has the pixels of the
+patch, whether there is a patch, and the number of rows of patches (twice 7 bits, which any dtype
+holds). So images of all aspect ratios form a batch.
 
 Shapes: B images, N places, P the side of a patch, C = 3 P² + 3, 3 channels, H rows, W columns.
 """
@@ -19,7 +19,8 @@ BASE = 128
 
 
 class Patches(NamedTuple):
-    """What the tower takes: values_BNX, mask_BN, and the rows and columns of patches, shape_B2."""
+    """The input of the tower: values_BNX, mask_BN, and the rows and columns of patches, shape_B2.
+    """
 
     values: torch.Tensor
     mask: torch.Tensor
@@ -27,7 +28,7 @@ class Patches(NamedTuple):
 
 
 def target(height: int, width: int, *, patch: int, patches: int) -> tuple[int, int]:
-    """The size in pixels to which an image is resized."""
+    """Return the size in pixels to which an image is resized."""
     from transformers.models.siglip2.image_processing_siglip2 import (
         get_image_size_for_max_num_patches,
     )
@@ -36,7 +37,7 @@ def target(height: int, width: int, *, patch: int, patches: int) -> tuple[int, i
 
 
 def packed(features: dict[str, torch.Tensor]) -> torch.Tensor:
-    """image_1NC of what the processor made of one image."""
+    """Return image_1NC of what the processor made of one image."""
     values_NX, mask_N = features["pixel_values"][0], features["pixel_attention_mask"][0]
     rows = int(features["spatial_shapes"][0][0])
     told_N3 = torch.stack(
@@ -46,7 +47,7 @@ def packed(features: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def unpacked(image_B1NC: torch.Tensor) -> Patches:
-    """The patches of images that `packed` made."""
+    """Return the patches of images that `packed` made."""
     image_BNC = image_B1NC[:, 0]
     told_BN3 = image_BNC[..., -3:].float()
     mask_BN = told_BN3[..., 0].round().long()
@@ -55,9 +56,10 @@ def unpacked(image_B1NC: torch.Tensor) -> Patches:
 
 
 def cut(image_B3HW: torch.Tensor, patch: int) -> Patches:
-    """The patches of normalised images of whole patches, differentiable."""
+    """Return the patches of normalised images whose sides are multiples of P. It is differentiable.
+    """
     rows = image_B3HW.shape[-2] // patch
-    # unfold has channels first in a patch, the tower last
+    # unfold puts channels first in a patch, the tower puts them last
     value_BXN = F.unfold(image_B3HW, patch, stride=patch)
     value_BN3PP = value_BXN.transpose(1, 2).unflatten(2, (3, patch, patch))
     mask_BN = torch.ones(value_BXN.shape[::2], dtype=torch.long, device=image_B3HW.device)

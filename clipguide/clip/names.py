@@ -1,5 +1,5 @@
-"""What a CLIP is called: embedded ones, folders, files, the hub's, tags of open_clip; on a device,
-with words that it has learned, several at once."""
+"""Parse the names of CLIPs: embedded ones, folders, files, models of the hub, tags of open_clip;
+with a device, with learned words, and ensembles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MINI = {"mini": "guide", "mini-judge": "judge"}
 
 
 def lasting_name(name: str) -> str:
-    """A name with its paths made absolute, so that it loads the same CLIP from any folder."""
+    """Return a name with absolute paths, so that it loads the same CLIP from any folder."""
     if os.path.exists(name) and name not in MINI:
         return os.path.abspath(name)
     if not is_one(name):
@@ -36,14 +36,15 @@ def _lasting(word: str) -> str:
 
 
 def is_one(name: str) -> bool:
-    """Whether a name is no ensemble's: it has no + or *, or it is a path, on a device or not."""
+    """Return whether a name is a single CLIP: it has no + or *, or it is a path, with or without a
+    device."""
     source, _, suffix = name.rpartition("@")
     plain = not set("+*") & set(suffix)
     return os.path.exists(name) or plain and (not set("+*") & set(source) or os.path.exists(source))
 
 
 def members(name: str) -> tuple[list[float], list[str]]:
-    """The weights and names of an ensemble's CLIPs; of one CLIP no weights, and its name."""
+    """Return the weights and names of the members of an ensemble. A single CLIP has no weights."""
     if is_one(name):
         return [], [name]
     weights, names = zip(*map(_weighed, name.split("+")), strict=True)
@@ -53,7 +54,7 @@ def members(name: str) -> tuple[list[float], list[str]]:
 
 
 def _weighed(member: str) -> tuple[float, str]:
-    """The weight and name of "0.7*mini"; the weight is 1 if there is none."""
+    """Return the weight and name of "0.7*mini". The default weight is 1."""
     weight, star, name = member.rpartition("*")
     try:
         value = float(weight) if star else 1.0
@@ -67,7 +68,7 @@ def _weighed(member: str) -> tuple[float, str]:
 
 
 def placed(name: str, device: str, dtype: str) -> tuple[str, str, str]:
-    """What "name@device:dtype" names, with its device and dtype in the place of those given."""
+    """Return the name, device and dtype of "name@device:dtype". They replace the given ones."""
     if "@" not in name or os.path.exists(name):
         return name, device, dtype
     source, _, suffix = name.rpartition("@")
@@ -88,15 +89,15 @@ def placed(name: str, device: str, dtype: str) -> tuple[str, str, str]:
 
 
 def worded(source: str) -> list[str]:
-    """The CLIP of "mini~a.safetensors~b.safetensors", and the files of its words."""
+    """Return the CLIP of "mini~a.safetensors~b.safetensors", and the files of its words."""
     if os.path.exists(source) or not source.partition("~")[0]:
         return [source]
     return source.split("~")
 
 
 def in_cache(source: str) -> Path | None:
-    """The folder in the hub's cache of a model of transformers; None for an open_clip model and
-    tag. UsageError, with what to do, for a hub's name that is not there."""
+    """Return the folder in the hub's cache of a transformers model, or None for an open_clip model
+    and tag. Raise UsageError, with advice, for a name of the hub that is not in the cache."""
     owner, slash, model = source.partition("/")
     if not slash or not model or "/" in model or owner in _architectures():
         return None
@@ -127,7 +128,8 @@ def _architectures() -> set[str]:
 
 
 def known_tag(name: str) -> tuple[str, str]:
-    """The open_clip model and tag of "model/tag". UsageError if open_clip has no such pair."""
+    """Return the open_clip model and tag of "model/tag". Raise UsageError if open_clip has no such
+    pair."""
     import open_clip
 
     known = {f"{model}/{tag}" for model, tag in open_clip.list_pretrained()}

@@ -1,4 +1,4 @@
-"""OpenAI's original CLIP files: a state dict, or the JIT archive that they were published as."""
+"""Load OpenAI's original CLIP files: a state dict, or the published JIT archive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import ClipguideError, ClipguideWarning, UsageError, reason
 from .fingerprint import open_clip_architecture
 from .parts import Parts, describe_open_clip
 
-NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # of an archive
+NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # name in an archive
 PUBLISHED = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
 PUBLISHED += ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336px")
 NEEDED = (
@@ -28,13 +28,16 @@ NEEDED = (
 
 
 def from_file(path: Path, *, name: str, trust_pickle: bool) -> Parts:
-    """The parts of a CLIP of the weights in a file; they tell its sizes, and the rest is as OpenAI
-    trained: QuickGELU, open_clip's tokenizer and preprocessing by default.
+    """Return the parts of a CLIP from a file of weights. The weights give the sizes. The rest is as
+    OpenAI trained it: QuickGELU, and by default open_clip's tokenizer and preprocessing.
 
-    A file of another name than OpenAI's is warned of, for weights do not tell which activation
-    they were trained with. A state dict is read with `weights_only`. A JIT archive holds code:
-    UsageError without `trust_pickle`, and for a file that is neither; ClipguideError for other
-    weights.
+    A file name that OpenAI did not publish gives a warning, because weights do not show the
+    activation of their training. A state dict is read with `weights_only`. A JIT archive contains
+    code.
+
+    Raises:
+        UsageError: it is a JIT archive without `trust_pickle`, or neither kind of file.
+        ClipguideError: the weights are of another model.
     """
     state = _read(path, trust_pickle=trust_pickle)
     model = _build(state, path)
@@ -64,8 +67,8 @@ def from_file(path: Path, *, name: str, trust_pickle: bool) -> Parts:
 
 
 def _config(model: nn.Module, preprocess: dict) -> dict:
-    """The open_clip_config.json of a model of OpenAI's, whose weights tell its sizes."""
-    tower, heads = model.visual, 64  # the width of a head, in all that OpenAI published
+    """Return the open_clip_config.json of a model of OpenAI. Its weights give the sizes."""
+    tower, heads = model.visual, 64  # the width of a head in all models of OpenAI
     side = tower.image_size if isinstance(tower.image_size, int) else tower.image_size[0]
     vision = {"image_size": side, "head_width": heads}
     if hasattr(tower, "layer1"):  # a ResNet
@@ -109,7 +112,7 @@ def _read(path: Path, *, trust_pickle: bool) -> dict[str, torch.Tensor]:
             state = torch.jit.load(str(path), map_location="cpu").state_dict()
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle and zipfile each raise their own
+    except Exception as error:  # torch, pickle and zipfile raise different errors
         raise UsageError(
             f"{path} is no CLIP: it is neither a whole state dict, of tensors and nothing else, "
             "nor a JIT archive, as OpenAI's files are. Other CLIPs are named by their folder."
@@ -129,7 +132,7 @@ def _read(path: Path, *, trust_pickle: bool) -> dict[str, torch.Tensor]:
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether a file is of TorchScript: a zip with code in it."""
+    """Return whether a file is TorchScript: a zip file with code."""
     try:
         with zipfile.ZipFile(path) as file:
             return any("/code/" in name for name in file.namelist())
@@ -138,14 +141,14 @@ def _is_archive(path: Path) -> bool:
 
 
 def _build(state: dict[str, torch.Tensor], path: Path) -> nn.Module:
-    """The open_clip model of a state dict, in float32. open_clip builds it in float16, as OpenAI's
-    is, which would round weights that were trained further: so they are loaded once more."""
+    """Return the open_clip model of a state dict, in float32. open_clip builds it in float16 like
+    OpenAI's, which would round weights that were trained further. So they are loaded once more."""
     from open_clip.model import build_model_from_openai_state_dict
 
     try:
         model = build_model_from_openai_state_dict(dict(state), cast_dtype=torch.float32).float()
         model.load_state_dict(state)
-    except Exception as error:  # whatever a size that cannot be told raises
+    except Exception as error:  # an unknown size raises various errors
         raise ClipguideError(
             f"The weights in {path} are not those of a CLIP of OpenAI's: {reason(error)}."
         ) from error

@@ -1,4 +1,4 @@
-"""A CLIP before it is frozen: what training and export need of it.
+"""The parts of a CLIP before it is frozen, for training and export.
 
 Shapes: B images or texts, L tokens, 3 channels, H rows, W columns.
 """
@@ -23,17 +23,18 @@ from .base import Clip, context_length, to_device
 from .fingerprint import Architecture, fingerprints
 
 CONFIG = "open_clip_config.json"
-TOKENIZER = (".json", ".txt", ".model")  # endings of the files of tokenizers
+TOKENIZER = (".json", ".txt", ".model")  # suffixes of tokenizer files
 WEIGHTS = "open_clip_model.safetensors"
 
 
 @dataclass
 class Parts:
-    """The model, transform and tokenizer of a CLIP, as `load_parts` read them, in float32.
+    """The model, transform and tokenizer of a CLIP, as `load_parts` reads them, in float32.
 
-    `model` is open_clip's, or a transformers model under its names: `encode_image` of normalised
-    images, `encode_text` of tokens, `logit_scale`, perhaps `logit_bias`, `visual`. `describe`
-    writes what a folder holds beside the weights; `architecture` is what the weights do not tell.
+    `model` is an open_clip model, or a transformers model with the same method names:
+    `encode_image` of normalised images, `encode_text` of tokens, `logit_scale`, perhaps
+    `logit_bias`, `visual`. `describe` writes the other files of a folder. `architecture` is what
+    the weights do not show.
     """
 
     model: nn.Module
@@ -45,28 +46,28 @@ class Parts:
 
     @property
     def preprocess(self) -> dict:
-        """size, mean, std, interpolation and resize_mode."""
+        """Return size, mean, std, interpolation and resize_mode."""
         return self.model.visual.preprocess_cfg
 
     @property
     def image_size(self) -> int:
-        """The side in pixels that the image tower sees."""
+        """Return the side in pixels of the input of the image tower."""
         size = self.preprocess["size"]
         return int(size if isinstance(size, int) else size[0])
 
     @property
     def is_hf(self) -> bool:
-        """Whether the model is a transformers one, under open_clip's names."""
+        """Return whether the model is a transformers model."""
         return getattr(self.model, "of_transformers", False)
 
     def normalise(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Images in [0, 1], of the size that the tower sees, as it takes them."""
+        """Return normalised images from images in [0, 1] of the size of the tower."""
         mean_3, std_3 = (torch.tensor(self.preprocess[k]).to(image_B3HW) for k in ("mean", "std"))
         return (image_B3HW - mean_3[:, None, None]) / std_3[:, None, None]
 
     def clip(self, *, device: str = "cpu", dtype: str = "float32", keep: bool = True) -> Clip:
-        """The CLIP, frozen; a copy of the model, so that training can go on, unless `keep` is
-        False."""
+        """Return a frozen Clip. It has a copy of the model, so that training can continue, unless
+        `keep` is False."""
         model = copy.deepcopy(self.model) if keep else self.model
         folding.unskip(model.visual)
         return Clip(
@@ -80,8 +81,8 @@ class Parts:
         )
 
     def live(self) -> Clip:
-        """The CLIP over this very model, as it is now: not frozen, so that its vectors follow the
-        weights; its logit_scale and fingerprint do not."""
+        """Return a Clip over this model itself. It is not frozen, so its vectors follow the
+        weights. Its logit_scale and fingerprint do not."""
         return Clip(
             self.model,
             transform=self.transform,
@@ -94,7 +95,7 @@ class Parts:
 
     @property
     def fingerprint(self) -> str:
-        """That of `clip`, with the weights as they are now."""
+        """Return the fingerprint of `clip` with the present weights."""
         length = context_length(self.model, self.tokenizer)
         return fingerprints(
             self.model,
@@ -104,14 +105,15 @@ class Parts:
         ).whole
 
     def to(self, device: str) -> Parts:
-        """The same parts, the model moved to a device."""
+        """Return the same parts after moving the model to a device."""
         self.model.to(to_device(device))
         return self
 
     def save(self, folder: Path) -> None:
-        """A folder that `load_clip` takes, and open_clip or transformers, whose model it is.
+        """Write a folder that `load_clip` loads, and open_clip or transformers.
 
-        UsageError if nothing says how such a folder describes the model.
+        Raises:
+            UsageError: `describe` is missing, so the configuration of the folder is unknown.
         """
         if self.describe is None:
             raise UsageError(f"The CLIP {self.name} was not loaded by name: it cannot be saved.")
@@ -127,8 +129,8 @@ class Parts:
 
 
 def describe_open_clip(config: dict, tokenizer: object, files: Path | None) -> Callable:
-    """What writes the configuration of an open_clip folder, and the files of its tokenizer: those
-    of the folder `files`, or those that a tokenizer of transformers writes."""
+    """Return a function that writes the configuration of an open_clip folder and the files of its
+    tokenizer: those in the folder `files`, or those that a tokenizer of transformers writes."""
 
     def write(folder: Path) -> None:
         own = getattr(tokenizer, "tokenizer", None)
@@ -145,7 +147,7 @@ def describe_open_clip(config: dict, tokenizer: object, files: Path | None) -> C
 
 
 def open_clip_config(source: str, model: nn.Module) -> dict:
-    """The open_clip_config.json of a model that open_clip made of a source."""
+    """Return the open_clip_config.json of a model that open_clip made from a source."""
     if source.startswith("local-dir:"):
         return json.loads((Path(source.removeprefix("local-dir:")) / CONFIG).read_text())
     from open_clip import factory

@@ -1,4 +1,4 @@
-"""The differentiable resize of image tensors, as the checkpoints' own transforms resize images.
+"""Resize image tensors differentiably, in the same way as the transforms of the checkpoints.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """
@@ -14,17 +14,18 @@ from PIL import Image
 from ..errors import ClipguideWarning, UsageError
 from . import naflex
 
-LONG = 16  # times its other side: of such a strip no more is resized than is seen
+LONG = 16  # ratio of sides: of a longer strip only the visible part is resized
 
 RANGES = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535}
-FAR = 10.0  # above 1: a clean image that a sampler expects is not so far outside of its range
+FAR = 10.0  # above 1: an estimate of x0 is not so far out of range
 
 
 def unit_range(image_B3HW: torch.Tensor) -> torch.Tensor:
-    """Images as floats in [0, 1]: those of uint8 and uint16 divided by their range, floats as they
-    are, with a ClipguideWarning where values are so large that the range must be another.
+    """Return images as floats in [0, 1]. uint8 and uint16 are divided by their range. Floats do not
+    change; if they are far above 1, there is a ClipguideWarning.
 
-    UsageError for other integers, of which none can tell the range.
+    Raises:
+        UsageError: another integer type, whose range is unknown.
     """
     if image_B3HW.dtype in RANGES:
         return image_B3HW.float() / RANGES[image_B3HW.dtype]
@@ -47,15 +48,16 @@ def unit_range(image_B3HW: torch.Tensor) -> torch.Tensor:
 
 
 def clamp_with_gradient(x: torch.Tensor, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-    """x clamped; a gradient passes where it leads back inside (Crowson's ClampWithGrad)."""
+    """Return x clamped. A gradient passes if it leads back into the range (ClampWithGrad by
+    Crowson)."""
     return _Clamp.apply(x, low, high)
 
 
 def tame(picture: Image.Image, config: dict, size: int) -> Image.Image:
-    """An image that a transform can resize: one that is no strip as it is.
+    """Return an image that a transform can resize. Only a very long strip changes.
 
-    Of a strip, "shortest" would make an image of up to gigabytes, to keep its middle: the same
-    middle is resized alone. "longest" would make one of no width: it gets one pixel.
+    "shortest" would resize a strip to gigabytes, to keep its middle: the middle alone is resized.
+    "longest" would give an image without width: it gets one pixel.
     """
     short, long = sorted(picture.size)
     mode = config["resize_mode"]
@@ -88,7 +90,8 @@ class _Clamp(torch.autograd.Function):
 
 
 def resize(image_B3HW: torch.Tensor, config: dict, size: int) -> torch.Tensor:
-    """Images at size x size, clamped to [0, 1], as open_clip's transform of the same config."""
+    """Return images at size x size, clamped to [0, 1], resized like open_clip's transform with this
+    config."""
     height, width = image_B3HW.shape[-2:]
     mode = config["resize_mode"]
     if mode == "squash":

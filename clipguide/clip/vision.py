@@ -1,5 +1,5 @@
-"""Imports torchvision and timm, without torch's compiler; the package's first import, for open_clip
-and timm would import them with it."""
+"""Import torchvision and timm without torch's compiler. The package imports this first, because
+open_clip and timm would import the compiler with them."""
 
 from ..imports import vision
 

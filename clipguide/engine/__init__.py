@@ -1,6 +1,6 @@
-"""Files of images to vectors: found, decoded beside the model, cached.
+"""Embed image files: find them, decode them while the model works, cache the vectors.
 
-Importing this loads nothing heavy: each name below is imported when it is first used.
+Importing this loads nothing slow: each name below is imported when it is first used.
 """
 
 from __future__ import annotations

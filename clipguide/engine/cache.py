@@ -1,8 +1,9 @@
-"""The cache of embeddings: one SQLite file for all models and verbs.
+"""The cache of embeddings: one SQLite file for all models and commands.
 
-A file is known by its path, size, time of change and inode, and where these differ by the digest of
-its content; a vector by that digest and the model's key. Several programs may read and write at
-once (write-ahead log), and what one had committed when it was killed is there.
+A file is identified by its path, size, time and inode. If these have changed, it is identified by
+the digest of its content. A vector is identified by that digest and the key of the model. Several
+programs may read and write at the same time (write-ahead log). What a killed program has committed
+stays.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from ..errors import ClipguideError
 
 VERSION = 2
-RACY = 2e9  # ns: a file changed later than this before it was looked at may change unseen
+RACY = 2e9  # ns: a file that changed this shortly before it was read can change again unnoticed
 TABLES = ("models", "names", "files", "vectors")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS models (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL);
@@ -34,7 +35,7 @@ CREATE TABLE IF NOT EXISTS vectors (
 
 
 def default_path() -> Path:
-    """$CLIPGUIDE_CACHE, or clipguide in the user's cache folder; the file need not exist."""
+    """Return $CLIPGUIDE_CACHE, or clipguide in your cache folder. The file need not exist."""
     if folder := os.environ.get("CLIPGUIDE_CACHE"):
         return Path(folder) / "embeddings.sqlite"
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -42,9 +43,10 @@ def default_path() -> Path:
 
 
 class Cache:
-    """An open cache, made if it is not there. Threads may share it.
+    """An open cache. The file is made if it does not exist. Threads may share it.
 
-    ClipguideError if the file is none of ours, or of a newer version.
+    Raises:
+        ClipguideError: the file is not a cache of clipguide, or of a newer version.
     """
 
     def __init__(self, path: str | os.PathLike | None = None) -> None:
@@ -76,8 +78,8 @@ class Cache:
             ) from None
 
     def model(self, key: str, name: str) -> int:
-        """The number of a model, by its key (a fingerprint and settings): always the same, so that
-        it stands for no other, whatever was forgotten meanwhile. `name` is kept for `info`."""
+        """Return the number of a model, by its key (a fingerprint and settings). A number is never
+        used again, even after `clear`. `name` is stored for `info`."""
         number = signed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]))
         self._known[number] = key, name
         with self._lock, self._db:
@@ -85,7 +87,7 @@ class Cache:
         return number
 
     def by_file(self, path: str, about: os.stat_result, model: int) -> np.ndarray | None:
-        """The vector_D of a file that has not changed, or None."""
+        """Return the vector_D of a file that has not changed, or None."""
         return self._vector(
             "SELECT vector FROM files JOIN vectors USING (digest) WHERE path = ? AND size = ? AND "
             "changed = ? AND inode = ? AND device = ? AND seen - changed > ? AND model = ?",
@@ -93,7 +95,7 @@ class Cache:
         )
 
     def by_digest(self, digest: bytes, model: int) -> np.ndarray | None:
-        """The vector_D of a content, or None."""
+        """Return the vector_D of a content, or None."""
         return self._vector(
             "SELECT vector FROM vectors WHERE digest = ? AND model = ?", (digest, model)
         )
@@ -101,8 +103,8 @@ class Cache:
     def add(
         self, rows: Sequence[tuple[str, os.stat_result, int, bytes, np.ndarray]], model: int
     ) -> None:
-        """Keep (path, stat before it was read, time in ns before that, digest, vector_D), all or
-        none."""
+        """Store rows (path, stat before it was read, time in ns before that, digest, vector_D), all
+        or none."""
         with self._lock, self._db:
             self._introduce(model)
             self._db.executemany(
@@ -115,8 +117,8 @@ class Cache:
             )
 
     def info(self) -> dict:
-        """Its path, bytes, files, and of each model the names that it was called by, its key and
-        its number of vectors."""
+        """Return the path, the bytes and the number of files, and for each model its names, its key
+        and its number of vectors."""
         with self._lock:
             (files,) = self._db.execute("SELECT count(*) FROM files").fetchone()
             models = self._db.execute(
@@ -137,7 +139,7 @@ class Cache:
         }
 
     def clear(self) -> None:
-        """Forget all, and give the space back."""
+        """Delete everything, and free the space."""
         with self._lock:
             with self._db:
                 for table in TABLES:
@@ -148,14 +150,14 @@ class Cache:
         self._db.close()
 
     def _introduce(self, model: int) -> None:
-        """A model's key and name are there, even if another program has cleared the file."""
+        """Store the key and name of a model, even if another program has emptied the file."""
         key, name = self._known[model]
         self._db.execute("INSERT OR IGNORE INTO models VALUES (?, ?)", (model, key))
         self._db.execute("INSERT OR IGNORE INTO names VALUES (?, ?)", (model, name))
 
     def _renew(self) -> None:
-        """What an older version kept goes: its fingerprints said less. One program alone does it,
-        and does it once."""
+        """Delete what an older version stored: its fingerprints covered less. Only one program does
+        it, once."""
         self._db.execute("BEGIN IMMEDIATE")
         with self._db:
             if self._db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
@@ -177,10 +179,10 @@ def _key(path: str) -> bytes:
 
 
 def _about(about: os.stat_result) -> tuple[int, int, int, int]:
-    # SQLite's integers are signed, some file systems' inodes are not
+    # SQLite's integers are signed, but the inodes of some file systems are not
     return about.st_size, about.st_mtime_ns, signed(about.st_ino), signed(about.st_dev)
 
 
 def signed(number: int) -> int:
-    """An unsigned number of 64 bits as SQLite's and Lance's integers are."""
+    """Return an unsigned 64-bit number as the signed number that SQLite and Lance store."""
     return (number + 2**63) % 2**64 - 2**63

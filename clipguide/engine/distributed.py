@@ -1,4 +1,4 @@
-"""One engine in each of the processes that `accelerate launch` started."""
+"""Run one engine in each of the processes that `accelerate launch` started."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def processes() -> PartialState | None:
-    """accelerate's account of the processes that `accelerate launch` started; None in one alone.
+    """Return accelerate's state of the processes that `accelerate launch` started, or None in a
+    single process.
 
-    The group of processes that this begins is ended when the program leaves, before the interpreter
-    does: its threads would otherwise outlive what they use, and the process abort.
+    The process group that it begins ends before the interpreter. Otherwise its threads would use
+    freed objects, and the process would abort.
     """
     if "LOCAL_RANK" not in os.environ:
         return None
@@ -26,7 +27,7 @@ def processes() -> PartialState | None:
     from accelerate.utils import parse_flag_from_env
     from torch import distributed
 
-    begun = distributed.is_initialized()  # by somebody else, who is to end it
+    begun = distributed.is_initialized()  # another caller began it, and must end it
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     if distributed.is_initialized() and not begun:
         atexit.register(_leave)
@@ -41,8 +42,8 @@ def _leave() -> None:
 
 
 def shared(engine: Engine, paths: Iterable[str | os.PathLike]) -> Iterator[Embedded]:
-    """As `engine.embed`, by all processes that `accelerate launch` started, each of which gets all
-    of the vectors; as `engine.embed` itself in a process alone."""
+    """Embed with all processes that `accelerate launch` started. Each gets all vectors. In a single
+    process, it is `engine.embed`."""
     state = processes()
     if state is None:
         yield from engine.embed(paths)
@@ -55,4 +56,4 @@ def shared(engine: Engine, paths: Iterable[str | os.PathLike]) -> Iterator[Embed
         by_rank = gather_object([mine])
         for i in range(len(chunk)):
             yield by_rank[i % state.num_processes][i // state.num_processes]
-    state.wait_for_everyone()  # none leaves while another still receives
+    state.wait_for_everyone()  # no process leaves while another still receives

@@ -1,4 +1,4 @@
-"""Pictures behind URLs."""
+"""Download images from URLs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import urllib.request
 from ..errors import UsageError
 from ..prompts import shorten
 
-LARGEST = 64 << 20  # bytes
+LARGEST = 64 << 20  # largest download in bytes
 
 
 def download(url: str) -> io.BytesIO:
-    """The bytes behind a URL. UsageError if there are none, or more than 64 MiB."""
+    """Return the bytes of a URL. Raise UsageError if there are none, or more than 64 MiB."""
     try:
         with urllib.request.urlopen(url, timeout=30) as stream:
             content = stream.read(LARGEST + 1)

@@ -1,4 +1,5 @@
-"""Prepared images to unit vectors: batches that fit into the memory, bfloat16 where that holds.
+"""Encode prepared images to unit vectors, in batches that fit the memory, in bfloat16 if it is
+exact enough.
 
 Shapes: B images, F frames, N texts, D the width of the embedding.
 """
@@ -13,15 +14,16 @@ import torch
 from ..clip import Clip
 from ..errors import ClipguideError, ClipguideWarning, out_of_memory
 
-BATCH = {"cpu": 16}  # images; with more of them the embedded CLIPs leave the cache
+BATCH = {"cpu": 16}  # images; with more, the embedded CLIPs no longer fit the processor's cache
 OTHER = 256
-HOLDS = 1e-3  # the change of a cosine that bfloat16 may cost
-CHECKED = 8  # images that it is tried on
+HOLDS = 1e-3  # largest change of a cosine similarity by bfloat16
+CHECKED = 8  # images of the check
 WORDS = ("a photo", "a drawing", "an animal", "a person", "a house", "food", "a car", "text")
 
 
 class Encoder:
-    """Encodes by one Clip, `batch` images at a time; `bf16` and `compile` as an Engine says."""
+    """Encode with one Clip, `batch` images at a time. `bf16` and `compile` are those of an Engine.
+    """
 
     def __init__(self, clip: Clip, *, batch: int | None, bf16: bool, compile: bool) -> None:
         self.clip, self.batch = clip, batch or BATCH.get(clip.device.type, OTHER)
@@ -32,14 +34,15 @@ class Encoder:
 
     @property
     def dtype(self) -> str:
-        """That of the vectors; bfloat16 before it is checked, for nothing is kept before."""
+        """Return the dtype of the vectors: bfloat16 before the check, because nothing is stored
+        before it."""
         if self.half is not None or self.to_check:
             return "bfloat16"
         return str(self.clip.dtype).removeprefix("torch.")
 
     def __call__(self, frames: Sequence[list]) -> torch.Tensor:
-        """Unit vectors_BD of images' frames, averaged over each image's. ClipguideError if one
-        image alone is too much for the memory."""
+        """Return unit vectors_BD of images, each the average over its frames. Raise ClipguideError
+        if one image alone does not fit the memory."""
         flat = [frame for image in frames for frame in image]
         if self.to_check:
             self._check(flat[:CHECKED])
@@ -79,7 +82,7 @@ class Encoder:
             torch.cuda.empty_cache()
 
     def _check(self, prepared: list) -> None:
-        """Go over to bfloat16 if it holds: where it does not, warn, and stay in float32."""
+        """Switch to bfloat16 if it is exact enough. Otherwise warn, and stay in float32."""
         half = self.clip.astype("bfloat16")
         text_ND = self.clip.encode_text(WORDS)
         full_BN, half_BN = (c.encode_prepared(prepared) @ text_ND.T for c in (self.clip, half))

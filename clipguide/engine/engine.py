@@ -36,13 +36,14 @@ from .resources import Budget, Lease, processors
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-AHEAD = 4  # batches that are decoded ahead of the model
-WAITING = 2048  # files, so that one that is new does not hold up all that are in the cache
+AHEAD = 4  # batches that are decoded ahead
+WAITING = 2048  # files per lookup, so that a new file does not delay the cached ones
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """The path of a file and its unit embedding_D (float32, on the CPU), or why it has none."""
+    """The path of a file and its unit embedding_D (float32, on the CPU), or the reason why it has
+    none."""
 
     path: str
     unit_D: torch.Tensor | None
@@ -51,7 +52,7 @@ class Embedded:
 
 @dataclass
 class Slot:
-    """A file on its way: its vector is known, or its pixels are being read."""
+    """A file in progress: its vector is known, or a thread reads its pixels."""
 
     path: str
     about: os.stat_result | None = None
@@ -62,7 +63,7 @@ class Slot:
 
 @dataclass
 class Read:
-    """What a thread made of a file: a vector that was in the cache, or prepared frames."""
+    """The result of a thread: a vector from the cache, or prepared frames."""
 
     digest: bytes = b""
     known_D: np.ndarray | None = None
@@ -119,7 +120,7 @@ class Engine:
         self.encoder = Encoder(clip, batch=batch, bf16=bf16, compile=compile)
         self.workers = workers or processors()
         self.icc, self.megapixels, self.memory = icc, megapixels, Budget()
-        self.profiles: dict[str, str] = {}  # by path, of images that are not sRGB, with `verify`
+        self.profiles: dict[str, str] = {}  # profiles by path, for images that are not sRGB
         self.fast, self.alpha, self.frames = fast, alpha, frames
         self.verify, self.urls = verify, urls
 
@@ -174,8 +175,8 @@ class Engine:
         return self.ask("model", self.key, self.clip_name)
 
     def ask(self, what: str, *values: object) -> Any:
-        """The cache's answer; None without one. A disk that is full, read-only or damaged costs the
-        cache, and not the run."""
+        """Return the answer of the cache, or None without a cache. A full, read-only or damaged
+        disk disables the cache, but does not end the run."""
         if self.cache is None:
             return None
         try:
@@ -191,7 +192,7 @@ class Engine:
             return None
 
     def start(self, path: str, pool: ThreadPoolExecutor) -> Slot:
-        """A slot whose vector is in the cache, or which a thread is to read."""
+        """Return a slot with the vector of the cache, or one for a thread to read."""
         if path.lower().startswith(URLS):
             if not self.urls:
                 return _failed(path, "is a URL, which is read only where that is allowed")
@@ -213,7 +214,8 @@ class Engine:
         return Slot(path, about, seen, pool.submit(self.read, path, about))
 
     def read(self, path: str, about: os.stat_result | None) -> Read:
-        """In a thread: the file's digest and its frames as the tower sees them."""
+        """Return the digest of a file and its frames as the tower sees them. It runs in a thread.
+        """
         read = Read()
         source = download(path) if about is None else path
         if self.cache is not None and about is not None:
@@ -228,7 +230,7 @@ class Engine:
         return read
 
     def _opened(self, path: str, lease: Lease, image: Image) -> None:
-        """Before an image is decoded: its memory is waited for, its profile noted."""
+        """Prepare to decode an image: wait for its memory, note its profile."""
         lease.take(images.cost(image))
         if self.verify and not self.icc and (profile := foreign_profile(image)):
             self.profiles[path] = profile
@@ -244,7 +246,7 @@ class Engine:
         return images.load_frames(source, **{**given, **other})
 
     def _run(self, waiting: deque[Slot]) -> int:
-        """Finish the first batch of what waits; how many files that were."""
+        """Encode the first batch of the waiting files. Return their number."""
         slots = [slot for slot in waiting if slot.done is None][: self.batch]
         reads = []
         for slot in slots:
@@ -253,7 +255,8 @@ class Engine:
             except ClipguideError as error:
                 slot.done = Embedded(slot.path, None, str(error))
                 continue
-            except Exception as error:  # of a transform, of the memory: one file, not the run
+            # an error of the transform or the memory fails one file, not the run
+            except Exception as error:
                 slot.done = _failed(slot.path, f"cannot be read: {why(error)}").done
                 continue
             if read.known_D is not None:
@@ -270,7 +273,7 @@ class Engine:
         return len(slots)
 
     def keep(self, reads: list[tuple[Slot, Read]]) -> None:
-        """Note in the cache what was read of files that had not changed meanwhile."""
+        """Store in the cache the vectors of files that did not change while they were read."""
         rows = [
             (slot.path, slot.about, slot.seen, read.digest, slot.done.unit_D.numpy())
             for slot, read in reads
@@ -280,7 +283,8 @@ class Engine:
             self.ask("add", rows, self.model_number)
 
     def _encode(self, frames: Sequence[list]) -> torch.Tensor:
-        """Unit vectors_BD of images' frames. What vectors are kept by may change meanwhile."""
+        """Return unit vectors_BD of the frames of images. The key of the cache may change in this
+        call."""
         key = self.key
         unit_BD = self.encoder(frames)
         if self.key != key:

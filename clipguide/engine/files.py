@@ -1,4 +1,4 @@
-"""Which files are meant: names, patterns, folders."""
+"""Find the files of names, patterns and folders."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _walk(
             except OSError as error:
                 _tell_unread(entry.path, error, unread)
                 continue
-            if all(found[0] != here for here, _ in waiting):  # no link to a folder that holds it
+            if all(found[0] != here for here, _ in waiting):  # no link to a folder above it
                 waiting.append(found)
         elif os.path.splitext(entry.name)[1].lower() in picture_endings():
             yield entry.path
@@ -107,7 +107,7 @@ def _walk(
 
 
 def _listed(folder: str) -> tuple[tuple[int, int], Iterator[os.DirEntry]]:
-    """What tells a folder from others, and what is in it, by name."""
+    """Return the identity of a folder, and its entries by name."""
     about = os.stat(folder)
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
@@ -127,7 +127,8 @@ def _tell_unread(folder: str, error: OSError, unread: list[str] | None) -> None:
 
 @cache
 def picture_endings() -> frozenset[str]:
-    """The endings of files that Pillow reads, ".png" and so on; not of films and documents."""
+    """Return the suffixes of image files that Pillow reads, such as ".png", without films and
+    documents."""
     from PIL import Image
 
     from ..reading import formats

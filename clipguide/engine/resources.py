@@ -1,4 +1,4 @@
-"""What a program may use of the machine: processors, memory, and a budget of it."""
+"""What this program may use of the machine: processors, memory, and a budget of memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path("/")
-LEAST = 512 << 20  # bytes of a budget
-SHARE = 4  # of the memory that is free: a budget is one part in so many
+LEAST = 512 << 20  # smallest budget in bytes
+SHARE = 4  # a budget is the free memory divided by this
 
 
 def processors(root: Path = ROOT) -> int:
-    """How many processors this program may use: those that it is bound to, and no more than its
-    control group is allowed; at least 1."""
+    """Return the number of processors that this program may use: within its affinity and its
+    control group, and at least 1."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = [float(bound or 1)]
     for folder in _groups(root, "cpu"):
@@ -29,7 +29,7 @@ def processors(root: Path = ROOT) -> int:
 
 
 def memory(root: Path = ROOT) -> int | None:
-    """Bytes of memory that are free for this program; None where nothing tells."""
+    """Return the bytes of memory that are free for this program, or None if it is unknown."""
     found = []
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
@@ -46,8 +46,8 @@ def memory(root: Path = ROOT) -> int | None:
 
 
 class Budget:
-    """Memory that threads share: whoever takes of it waits until it is there. What is more than all
-    of it is had by one thread alone."""
+    """Memory that threads share. A thread waits until its part is free. A part larger than the
+    budget is given to one thread alone."""
 
     def __init__(self, bytes: int | None = None) -> None:
         free = memory() or 0
@@ -56,7 +56,7 @@ class Budget:
 
     @contextmanager
     def lease(self) -> Iterator[Lease]:
-        """A part of it, of a size that is not known yet, given back in the end."""
+        """Return a lease on a part of unknown size, which is returned at its end."""
         lease = Lease(self)
         try:
             yield lease
@@ -77,19 +77,20 @@ class Budget:
 
 
 class Lease:
-    """A thread's part of a budget: taken once."""
+    """A thread's part of a budget. It is taken once."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget, self.taken = budget, 0
 
     def take(self, count: int) -> None:
-        """Wait for so many bytes."""
+        """Wait until this number of bytes is free, and take it."""
         if not self.taken:
             self.taken = self._budget._take(count)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this program's control group and of those that it is in, of version 2 or 1."""
+    """Return the folders of the control group of this program and of the groups above it, version 2
+    or 1."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, names, place = line.split(":", 2)
         if names and controller not in names.split(","):

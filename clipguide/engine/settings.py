@@ -1,4 +1,4 @@
-"""What an Engine's settings must be, checked without anything heavy: before a model loads."""
+"""Check the arguments of an Engine before a model loads, without slow imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check(
     alpha: str,
     megapixels: float | None = None,
 ) -> None:
-    """UsageError for settings that make no sense."""
+    """Raise UsageError for impossible arguments."""
     for name, value in {"batch": batch, "workers": workers, "frames": frames}.items():
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}.")

@@ -1,4 +1,5 @@
-"""Files of vectors: what `clipguide embed` writes, and other verbs read in place of images."""
+"""Files of vectors: `clipguide embed` writes them, and other commands read them in place of images.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +15,16 @@ from ..errors import ClipguideError, UsageError
 from .engine import Embedded
 
 ENDINGS = (".npz", ".parquet")
-ROWS = 4096  # of a row group
+ROWS = 4096  # rows of a row group
 
 
 def is_table(path: str | os.PathLike) -> bool:
-    """Whether a file is one of vectors, by its name."""
+    """Return whether a file is a table of vectors, by its name."""
     return os.fspath(path).lower().endswith(ENDINGS)
 
 
 def check(path: str | os.PathLike, *, overwrite: bool = False) -> None:
-    """UsageError if `write` could not write this file."""
+    """Raise UsageError if `write` cannot write this file."""
     path = Path(path)
     if not is_table(path):
         raise UsageError(f"{path} must end in .npz or .parquet.")
@@ -43,13 +44,16 @@ def write(
     model: str,
     overwrite: bool = False,
 ) -> int:
-    """Write the rows that have a vector to an .npz (of paths, vectors_ND float32, key and model) or
-    a .parquet (columns path, vector, and path_bytes of names that are not UTF-8; key and model in
-    the schema's metadata); how many.
+    """Write the rows that have a vector. Return their number.
 
-    `key` is asked when the first vector is there: bfloat16 that does not hold changes an engine's.
-    The file appears when it is whole. UsageError for another ending, or a file that is there,
-    ClipguideError if there is no row, or it cannot be written.
+    An .npz has paths, vectors_ND float32, key and model. A .parquet has the columns path, vector,
+    and path_bytes for names that are not UTF-8; key and model are in the metadata of the schema.
+    `key` is called after the first vector, because the check of bfloat16 can change the key of an
+    engine. The file appears when it is complete.
+
+    Raises:
+        UsageError: the name has another suffix, or the file exists.
+        ClipguideError: there is no row, or the file cannot be written.
     """
     check(path, overwrite=overwrite)
     path = Path(path)
@@ -69,8 +73,8 @@ def write(
 
 
 def read(path: str | os.PathLike, *, key: str) -> Iterator[Embedded]:
-    """The rows of such a file. UsageError if it is none, or of vectors of another model than that
-    of `key`, which cannot be compared."""
+    """Return the rows of such a file. Raise UsageError if it is not one, or if another model than
+    that of `key` made it: its vectors cannot be compared."""
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
@@ -127,7 +131,7 @@ def _read_npz(path: Path, key: str) -> Iterator[Embedded]:
         with np.load(path, allow_pickle=False) as file:
             paths, vectors = file["paths"].tolist(), file["vectors"]
             found, model = str(file["key"]), str(file["model"])
-    except Exception:  # numpy, zipfile and struct each raise their own
+    except Exception:  # numpy, zipfile and struct raise different errors
         raise UsageError(f"{path} is not a file of vectors that `clipguide embed` wrote.") from None
     _compare(path, found, model, key)
     for name, vector in zip(paths, vectors, strict=True):
@@ -140,7 +144,7 @@ def _read_parquet(path: Path, key: str) -> Iterator[Embedded]:
         file = parquet.ParquetFile(path)
         about = file.schema_arrow.metadata or {}
         found, model = about[b"key"].decode(), about[b"model"].decode()
-    except Exception:  # pyarrow raises its own
+    except Exception:  # pyarrow raises its own errors
         raise UsageError(f"{path} is not a file of vectors that `clipguide embed` wrote.") from None
     _compare(path, found, model, key)
     for batch in file.iter_batches(ROWS):

@@ -1,4 +1,4 @@
-"""A CLIP for other runtimes: `export` writes ONNX, torch.export or transformers' format."""
+"""Export a CLIP to other runtimes: `export` writes ONNX, torch.export or transformers' format."""
 
 from .run import TARGETS, Exported, export, requirements
 

@@ -1,4 +1,4 @@
-"""The folder of an export: whole or not at all, and told of in two files, one for people."""
+"""Write the folder of an export completely or not at all, with two files that describe it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ NO_SPACE = ("no space left", "os error 28", "disk quota", "file too large", "os 
 
 @contextmanager
 def staged(out: Path, *, force: bool, of: str = CARD) -> Iterator[Path]:
-    """An empty folder beside `out`, which takes its place when all went well, and is removed else.
+    """Yield an empty folder next to `out`. After success it replaces `out`; otherwise it is
+    removed.
 
-    UsageError if `out` is there, unless `force`, which replaces an empty folder, or one that
-    clipguide wrote, as the file `of` in it says, and nothing else; ClipguideError where the disk is
-    full or not to be written to.
+    With `force`, it replaces an empty folder, or one that clipguide wrote, as the file `of` in it
+    shows.
+
+    Raises:
+        UsageError: `out` exists.
+        ClipguideError: the disk is full or read-only.
     """
     check(out, force=force, of=of)
     target = Path(os.path.abspath(out))
@@ -41,7 +45,7 @@ def staged(out: Path, *, force: bool, of: str = CARD) -> Iterator[Path]:
         advice = "free some space" if error.errno in FULL else "choose another place"
         reason = error.strerror or str(error)
         raise ClipguideError(f"{out} cannot be written ({reason}): {advice}.") from None
-    except Exception as error:  # safetensors, onnx and torch say it in their own errors
+    except Exception as error:  # safetensors, onnx and torch raise different errors
         if not no_space(error):
             raise
         raise ClipguideError(f"{out} cannot be written: the disk is full.") from None
@@ -50,12 +54,12 @@ def staged(out: Path, *, force: bool, of: str = CARD) -> Iterator[Path]:
 
 
 def no_space(error: BaseException) -> bool:
-    """Whether a library says by this, in its own words, that the disk is full."""
+    """Return whether an error of a library means that the disk is full."""
     return any(words in str(error).lower() for words in NO_SPACE)
 
 
 def check(out: Path, *, force: bool, of: str = CARD) -> None:
-    """UsageError if what clipguide makes may not be written to the folder `out`."""
+    """Raise UsageError if clipguide may not write to the folder `out`."""
     if not os.path.lexists(out):
         return
     if not force:

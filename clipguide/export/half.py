@@ -1,7 +1,7 @@
-"""float16 of an ONNX file: what has weights, and what lies between.
+"""Convert the layers with weights of an ONNX file to float16, and what lies between them.
 
-The preprocessing before and the normalisation behind stay in float32, whose whole numbers and
-squares float16 cannot hold; so do layer norms, as in torch's autocast.
+The preprocessing before and the normalisation after stay in float32, because float16 cannot hold
+their integers and squares. Layer norms stay too, as in torch's autocast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ APART = ("LayerNormalization",)
 
 
 def halve(source: Path, path: Path) -> None:
-    """Writes the float16 of a tower; inputs and outputs stay float32."""
+    """Write the float16 version of a tower. Inputs and outputs stay float32."""
     import onnx
     from onnxruntime.transformers import float16
 
@@ -34,7 +34,7 @@ def halve(source: Path, path: Path) -> None:
 
 
 def _outside(model) -> list[str]:
-    """The names of the nodes that lead to the first weights, and of those behind the last."""
+    """Return the names of the nodes before the first weights, and of those after the last."""
     nodes = list(model.graph.node)
     names = [node.name for node, _ in weighted(model)]
     first, last = (next(i for i, n in enumerate(nodes) if n.name == names[k]) for k in (0, -1))

@@ -1,6 +1,7 @@
-"""Hugging Face transformers: an open_clip model as CLIPModel and CLIPProcessor.
+"""Export to Hugging Face transformers: an open_clip model as CLIPModel and CLIPProcessor.
 
-Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, S the side that a tower sees.
+Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, S the side in pixels of the
+tower.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from .onnx import EXACT, HALF, failing, quiet
 from .probes import Probes, compare, demand
 from .tokens import openai_tokenizer
 
-READ = 4  # images that go through the processor as well
-RESIZED = 0.995  # what their lowest cosine must reach: another library resizes them
+READ = 4  # images that also go through the processor
+RESIZED = 0.995  # their minimum cosine similarity: another library resizes them
 
-BLOCK = {  # open_clip's names of the layers of a block, and transformers'
+BLOCK = {  # names of the layers of a block in open_clip and in transformers
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
 }
-MODES = ("shortest", "squash")  # that CLIPImageProcessor knows
+MODES = ("shortest", "squash")  # interpolations of CLIPImageProcessor
 
 
 def write(
     parts: Parts, clip: Clip, folder: Path, probes: Probes, *, fp16: bool
 ) -> dict[str, dict[str, object]]:
-    """A folder that CLIPModel and CLIPProcessor load; what was loaded is compared with torch."""
+    """Write a folder that CLIPModel and CLIPProcessor load. Load it and compare it with torch."""
     with quiet(), failing(f"The CLIP {parts.name} cannot be written for transformers"):
         if parts.is_hf:
             parts.describe(folder)
@@ -60,7 +61,7 @@ def write(
 
 
 def check(parts: Parts) -> None:
-    """UsageError, in one sentence, for a model that CLIPModel has no form of."""
+    """Raise UsageError, in one sentence, for a model that does not fit CLIPModel."""
     if not parts.is_hf and (why := why_not(parts)):
         raise UsageError(
             f"{parts.name} cannot become a CLIPModel of transformers: {why}. Export it --to onnx."
@@ -68,7 +69,7 @@ def check(parts: Parts) -> None:
 
 
 def why_not(parts: Parts) -> str | None:
-    """What a CLIPModel could not hold of an open_clip model; None if it can hold it all."""
+    """Return what a CLIPModel cannot represent of an open_clip model, or None."""
     model = parts.model
     vision, text = model.visual, getattr(model, "text", model)
     if type(vision).__name__ != "VisionTransformer":
@@ -104,7 +105,7 @@ def why_not(parts: Parts) -> str | None:
 
 
 def convert(parts: Parts) -> nn.Module:
-    """The CLIPModel, in float32, of an open_clip model for which `why_not` knows no reason."""
+    """Return the CLIPModel, in float32, of an open_clip model for which `why_not` returns None."""
     from transformers import CLIPConfig, CLIPModel
 
     model = parts.model
@@ -142,7 +143,7 @@ def convert(parts: Parts) -> nn.Module:
 
 
 def processor(parts: Parts) -> object:
-    """The CLIPProcessor of an open_clip model: its preprocessing and its tokenizer."""
+    """Return the CLIPProcessor of an open_clip model: its preprocessing and its tokenizer."""
     from transformers import CLIPImageProcessor, CLIPProcessor
 
     config, side = parts.preprocess, parts.image_size
@@ -164,7 +165,7 @@ def processor(parts: Parts) -> object:
 def _state(
     model: nn.Module, vision: nn.Module, text: nn.Module
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights by their names in a CLIPModel."""
+    """Return the weights by their names in a CLIPModel."""
     yield "logit_scale", model.logit_scale.reshape(())
     yield "visual_projection.weight", vision.proj.T
     yield "text_projection.weight", _projection(text)
@@ -176,7 +177,7 @@ def _state(
     yield read + "token_embedding.weight", text.token_embedding.weight
     yield read + "position_embedding.weight", text.positional_embedding
     for name, layer in (
-        ("vision_model.pre_layrnorm", vision.ln_pre),  # transformers spells it so
+        ("vision_model.pre_layrnorm", vision.ln_pre),  # transformers' spelling
         ("vision_model.post_layernorm", vision.ln_post),
         ("text_model.final_layer_norm", text.ln_final),
     ):
@@ -210,7 +211,7 @@ def _sizes(transformer: nn.Module) -> dict[str, object]:
 
 
 def _activation(block: nn.Module) -> str | None:
-    """transformers' name of a block's activation."""
+    """Return transformers' name of the activation of a block."""
     act = block.mlp.gelu
     if type(act).__name__ == "QuickGELU":
         return "quick_gelu"
@@ -220,7 +221,7 @@ def _activation(block: nn.Module) -> str | None:
 
 
 def _plain(block: nn.Module) -> bool:
-    """Whether nothing scales what a block adds, and its attention is torch's, with biases."""
+    """Return whether a block has no layer scale, and torch's attention with biases."""
     scales = (block.ls_1, block.ls_2)
     attention = block.attn
     whole = isinstance(attention, nn.MultiheadAttention) and attention.in_proj_bias is not None
@@ -232,7 +233,7 @@ def _pool(text: nn.Module) -> str:
 
 
 def _projection(text: nn.Module) -> torch.Tensor | None:
-    """The weight_DW of the last layer of a text tower, if it is no more than that."""
+    """Return weight_DW of the last layer of a text tower, if it has only this."""
     last = getattr(text, "text_projection", None)
     if isinstance(last, nn.Linear):
         return last.weight if last.bias is None else None
@@ -247,8 +248,8 @@ def _copy(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _vectors(folder: Path, clip: Clip, probes: Probes) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors_ND of the probes, of the model in a folder: images resized as `Clip` does,
-    texts by the folder's own tokenizer."""
+    """Return unit vectors_ND of the probes by the model in a folder. Images are resized as in
+    `Clip`; the tokenizer is that of the folder."""
     from transformers import AutoModel, AutoProcessor
 
     with without_bars():
@@ -273,8 +274,9 @@ def _vectors(folder: Path, clip: Clip, probes: Probes) -> tuple[torch.Tensor, to
 
 @torch.no_grad()
 def _processed(folder: Path, clip: Clip, probes: Probes) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors_ND of some of the probes as files would be read: by the folder's own processor,
-    and by the CLIP's own transform. Theirs may be resized by torchvision, ours by Pillow."""
+    """Return unit vectors_ND of some probes as files would be read: by the processor of the folder,
+    and by the transform of the CLIP. Torchvision may resize for the first, and Pillow for the
+    second."""
     from transformers import AutoModel, AutoProcessor
 
     with without_bars():
@@ -288,5 +290,6 @@ def _processed(folder: Path, clip: Clip, probes: Probes) -> tuple[torch.Tensor, 
 
 
 def _features(found: object) -> torch.Tensor:
-    """The vectors of what get_image_features gives, which has been a tensor and an output."""
+    """Return the vectors of get_image_features. It returns a tensor or an output, depending on the
+    version."""
     return found if isinstance(found, torch.Tensor) else found.pooler_output

@@ -1,4 +1,4 @@
-"""ONNX: a tower as a file, and what onnxruntime makes of it.
+"""Export a tower to ONNX, and compare it in onnxruntime.
 
 Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, D the width of the embedding.
 """
@@ -21,31 +21,33 @@ from .folder import no_space
 from .probes import Agreement, Probes, compare
 from .towers import ImageTower, TextTower
 
-EXACT, HALF = 0.9999, 0.999  # what the lowest cosine with torch must reach, whole and by half
-BIG = 1_800_000_000  # bytes of weights that a file of ONNX's own format cannot hold
+EXACT, HALF = 0.9999, 0.999  # minimum cosine similarity to torch, in float32 and float16
+BIG = 1_800_000_000  # bytes of weights beyond the limit of one ONNX file
 OUTPUT = "vectors"
 
 
 def tower_of(clip: Clip, kind: str) -> nn.Module:
-    """The image or the text tower of a CLIP, to be exported."""
+    """Return the image or the text tower of a CLIP for export."""
     return (ImageTower(clip) if kind == "image" else TextTower(clip)).eval()
 
 
 def example(clip: Clip, kind: str) -> torch.Tensor:
-    """An input to trace by: no side of it, nor the batch, is one that means something else."""
+    """Return an example input for tracing. None of its sides, and not the batch, equals another
+    meaningful number."""
     if kind == "text":
         return clip._tokenizer(["a red fox", "a house"])
     return torch.full((2, 3, clip.image_size + 19, clip.image_size + 42), 0.5)
 
 
 def dynamic(kind: str) -> dict[int, object]:
-    """The sides of an input that may change: the batch, and the rows and columns of images."""
+    """Return the sides of an input that may change: the batch, and the rows and columns of images.
+    """
     names = {"image": {0: "batch", 2: "height", 3: "width"}, "text": {0: "batch"}}[kind]
     return {side: torch.export.Dim(name, min=1) for side, name in names.items()}
 
 
 def export_tower(tower: nn.Module, given: torch.Tensor, path: Path, *, what: str) -> None:
-    """Writes a tower whose one input is named image or tokens, and its output vectors."""
+    """Write a tower. Its input is named image or tokens, and its output vectors."""
     image = given.ndim == 4
     size = sum(p.numel() * p.element_size() for p in tower.parameters())
     with quiet(), failing(f"{what} cannot be exported to ONNX"):
@@ -62,7 +64,7 @@ def export_tower(tower: nn.Module, given: torch.Tensor, path: Path, *, what: str
 
 
 def measure(path: Path, kind: str, probes: Probes) -> Agreement:
-    """How far onnxruntime agrees with torch, image by image and on all texts at once."""
+    """Return how well onnxruntime agrees with torch, image by image and on all texts at once."""
     with failing(f"onnxruntime cannot run {path.name}"):
         run = session(path)
         ours = run_images(run, probes) if kind == "image" else run(probes.tokens_NL.numpy())
@@ -71,7 +73,7 @@ def measure(path: Path, kind: str, probes: Probes) -> Agreement:
 
 
 def run_images(run: Callable[[np.ndarray], np.ndarray], probes: Probes) -> np.ndarray:
-    """vectors_ND of the images: of each alone, and of the first also twice in one batch."""
+    """Return vectors_ND of the images, each alone. Also run the first one twice in a batch."""
     first_13HW = probes.image_13HW[0]
     twice_2D = run(torch.cat([first_13HW, first_13HW.flip(-1)]).numpy())
     rest = [run(image_13HW.numpy()) for image_13HW in probes.image_13HW[1:]]
@@ -79,7 +81,7 @@ def run_images(run: Callable[[np.ndarray], np.ndarray], probes: Probes) -> np.nd
 
 
 def session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """What runs a file of one input and one output on the CPU."""
+    """Return a function that runs a file of one input and one output on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -92,12 +94,12 @@ def session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 @contextmanager
 def failing(what: str) -> Iterator[None]:
-    """Makes one sentence of whatever an exporter or a runtime raises."""
+    """Turn any error of an exporter or a runtime into one sentence."""
     try:
         yield
     except (ClipguideError, OSError):
         raise
-    except Exception as error:  # torch, onnxscript and onnxruntime each raise their own
+    except Exception as error:  # torch, onnxscript and onnxruntime raise different errors
         if out_of_memory(error) or no_space(error):
             raise
         raise ClipguideError(f"{what}: {reason(error)}.") from error
@@ -105,7 +107,7 @@ def failing(what: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporters' words, and without the fused attention that they cannot see into."""
+    """Silence the exporters, and switch off fused attention, which they cannot trace."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     disabled = logging.root.manager.disable

@@ -1,4 +1,4 @@
-"""The ONNX files of a CLIP: both towers, run by onnxruntime as soon as they are written."""
+"""Write the ONNX files of a CLIP, and run both towers in onnxruntime."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from .onnx import EXACT, HALF, example, export_tower, measure, tower_of
 from .probes import Agreement, Probes, demand
 from .quantise import quantise
 
-INT8 = 0.99  # what the lowest cosine with torch must reach
+INT8 = 0.99  # minimum cosine similarity to torch
 
 
 def write(
     clip: Clip, folder: Path, probes: Probes, *, int8: bool, fp16: bool
 ) -> dict[str, dict[str, object]]:
-    """image.onnx and text.onnx, and with `fp16` and `int8` image-fp16.onnx and so on beside them.
+    """Write image.onnx and text.onnx, and with `fp16` and `int8` also image-fp16.onnx and so on.
 
-    What is to be said of each file: its cosines with torch, and how it was quantised.
-    ClipguideError for a tower that cannot be exported, or that does not agree.
+    Return the description of each file: its cosine similarities to torch, and its quantisation.
+
+    Raises:
+        ClipguideError: a tower cannot be exported, or does not agree.
     """
     said: dict[str, dict[str, object]] = {}
     for kind in ("image", "text"):

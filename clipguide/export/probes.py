@@ -1,4 +1,4 @@
-"""What an export is measured on: images, texts, and the vectors that torch makes of them.
+"""The images and texts that measure an export, and torch's vectors of them.
 
 Shapes: N images or texts, L tokens, 3 channels, H rows, W columns, D the width of the embedding.
 """
@@ -19,9 +19,9 @@ from ..clip import Clip
 from ..errors import ClipguideError, UsageError
 from ..images import to_tensor
 
-COUNT = 32  # drawings
-MOST = 256  # images of the user's
-SIDE = 512  # pixels: larger images are made smaller
+COUNT = 32  # number of drawings
+MOST = 256  # largest number of given images
+SIDE = 512  # pixels: larger images are reduced
 ODD = (
     "",
     "A Red FOX, on   snow!",
@@ -33,7 +33,8 @@ ODD = (
 
 @dataclass(frozen=True)
 class Agreement:
-    """Cosines of an export's vectors with torch's, over so many images or texts."""
+    """The cosine similarities between the vectors of an export and those of torch, over a number of
+    images or texts."""
 
     mean: float
     lowest: float
@@ -42,8 +43,8 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Probes:
-    """Pictures image_13HW in [0, 1] of many sizes, texts, their tokens_NL, and both as torch's
-    own unit vectors_ND."""
+    """Images image_13HW in [0, 1] of many sizes, texts, their tokens_NL, and torch's unit
+    vectors_ND of both."""
 
     image_13HW: list[torch.Tensor]
     image_ND: torch.Tensor
@@ -53,8 +54,8 @@ class Probes:
 
     @classmethod
     def of(cls, clip: Clip, pictures: Sequence[Image.Image] | None = None) -> Probes:
-        """Those of a CLIP: RGB images, or drawings if there are none. UsageError for fewer than
-        two, of which one calibrates and one measures."""
+        """Return the probes of a CLIP: the given RGB images, or drawings. Raise UsageError for
+        fewer than two images: one calibrates and one measures."""
         if pictures is not None and len(pictures) < 2:
             raise UsageError("Give at least two images: half of them calibrate, half measure.")
         if pictures is None:
@@ -65,14 +66,14 @@ class Probes:
         image_13HW = [to_tensor([picture]) for picture in chosen]
         texts = sample_texts()
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the text that is cut
+            warnings.simplefilter("ignore")  # words of the text that is cut
             image_ND = torch.cat([clip.encode_image(image) for image in image_13HW])
             text_ND = clip.encode_text(texts)
         return cls(image_13HW, image_ND, texts, clip._tokenizer(texts), text_ND)
 
 
 def compare(ours_ND: torch.Tensor, theirs_ND: torch.Tensor, *, what: str) -> Agreement:
-    """How far two towers agree. ClipguideError where a vector is not finite."""
+    """Return how well two towers agree. Raise ClipguideError if a vector is not finite."""
     if not torch.isfinite(ours_ND).all():
         raise ClipguideError(f"{what} makes vectors of values that are no numbers.")
     cosine_N = (ours_ND.double() * theirs_ND.double()).sum(1)
@@ -81,7 +82,7 @@ def compare(ours_ND: torch.Tensor, theirs_ND: torch.Tensor, *, what: str) -> Agr
 
 
 def demand(found: Agreement, bar: float, *, what: str) -> Agreement:
-    """The agreement if its lowest cosine reaches the bar, else ClipguideError."""
+    """Return the agreement if its lowest cosine is high enough. Otherwise raise ClipguideError."""
     if not found.lowest >= bar:
         raise ClipguideError(
             f"{what} was not written: it does not agree with torch (cosine {found.lowest:.5f} at "
@@ -91,14 +92,14 @@ def demand(found: Agreement, bar: float, *, what: str) -> Agreement:
 
 
 def sample_texts() -> list[str]:
-    """Captions of common things, and texts that tokenizers stumble over."""
+    """Return captions of common objects, and texts that are hard for tokenizers."""
     names = resources.files("clipguide.zero_shot").joinpath("background.txt").read_text("utf-8")
     return [*ODD, *(f"a photo of a {name}" for name in names.split("\n")[:1700:20])]
 
 
 def drawings(size: int, *, count: int = COUNT) -> list[Image.Image]:
-    """Composed images, always the same: gradients, shapes, strokes and grain, of sizes about
-    that of the tower. Half are square."""
+    """Return synthetic images, always the same: gradients, shapes, strokes and grain, at about the
+    size of the tower. Half are square."""
     return [_drawing(random.Random(seed), size, square=seed % 4 < 2) for seed in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""torch.export: both towers as .pt2, which torch loads without the code that made them."""
+"""Export both towers with torch.export as .pt2, which torch loads without the code of the model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from .towers import unused, without
 
 
 def write(clip: Clip, folder: Path, probes: Probes, *, fp16: bool) -> dict[str, dict[str, object]]:
-    """image.pt2 and text.pt2, with `fp16` also image-fp16.pt2 and text-fp16.pt2, each loaded again
-    and compared with torch. ClipguideError for a tower that cannot be exported or differs."""
+    """Write image.pt2 and text.pt2, and with `fp16` also image-fp16.pt2 and text-fp16.pt2. Load
+    each and compare it with torch. Raise ClipguideError if a tower cannot be exported or differs.
+    """
     spare = {kind: unused(tower_of(clip, kind), example(clip, kind)) for kind in ("image", "text")}
     said: dict[str, dict[str, object]] = {}
     variants = {"": (clip, EXACT)} | ({"-fp16": (clip.astype("float16"), HALF)} if fp16 else {})
@@ -29,7 +30,7 @@ def write(clip: Clip, folder: Path, probes: Probes, *, fp16: bool) -> dict[str, 
                     dynamic_shapes=(dynamic(kind),),
                     strict=False,
                 )
-                held = io.BytesIO()  # a full disk ends the process in torch's own writer
+                held = io.BytesIO()  # a full disk aborts the process in torch's writer
                 torch.export.save(program, held)
                 path.write_bytes(held.getbuffer())
                 found = compare(*_vectors(path, kind, probes), what=path.name)
@@ -38,7 +39,7 @@ def write(clip: Clip, folder: Path, probes: Probes, *, fp16: bool) -> dict[str, 
 
 
 def _vectors(path: Path, kind: str, probes: Probes) -> tuple[torch.Tensor, torch.Tensor]:
-    """vectors_ND of the probes, of the file and of the CLIP."""
+    """Return vectors_ND of the probes, by the file and by the CLIP."""
     module = torch.export.load(str(path)).module()
     if kind == "text":
         return module(probes.tokens_NL), probes.text_ND

@@ -1,8 +1,9 @@
-"""int8: the quickest quantisation that keeps the vectors.
+"""Quantise to int8 with the fastest scheme that keeps the vectors.
 
-Tried in this order: weights and activations by scales that images or texts calibrate (Jacob et
-al. 2018), with more and more of the first layers left in floats, for early errors spread; then
-activations by scales of the moment; then weights alone, which saves space and no time.
+The schemes are tried in this order: scales for weights and activations that images or texts
+calibrate (Jacob et al. 2018), with more and more of the first layers left in float, because early
+errors spread; then scales of activations computed at run time; then weights alone, which saves
+space but no time.
 
 Shapes: B images or texts, L tokens, 3 channels, H rows, W columns.
 """
@@ -20,7 +21,7 @@ from .probes import Agreement, Probes
 
 KINDS = ("Conv", "MatMul", "Gemm", "Gather")  # operations with weights
 TRIES = (("static", 0), ("static", 2), ("static", 4), ("static", 8), ("dynamic", 0), ("weights", 0))
-SMALL = 256  # numbers: fewer are not worth a scale
+SMALL = 256  # numbers: a smaller constant needs no scale
 WORDS = {
     "static": "weights and activations",
     "dynamic": "weights, and activations as they come",
@@ -31,10 +32,12 @@ WORDS = {
 def quantise(
     source: Path, path: Path, kind: str, probes: Probes, *, bar: float
 ) -> tuple[str, Agreement]:
-    """Writes the int8 of a tower; how it was quantised, and its cosines with torch.
+    """Write the int8 version of a tower. Return its scheme, and its cosine similarities to torch.
 
-    Every second image or text calibrates; the others measure. ClipguideError if no way reaches
-    the bar.
+    Every second image or text calibrates; the others measure.
+
+    Raises:
+        ClipguideError: no scheme is exact enough.
     """
     measured = _every_second(probes, 1)
     best = -1.0
@@ -80,8 +83,8 @@ def _write(source: Path, path: Path, method: str, floats: int, calibration: _Cal
 
 
 def weighted(model) -> Iterator[tuple[object, int]]:
-    """Nodes with a large constant of floats, in the order in which they run, and which input
-    that is."""
+    """Return the nodes with a large float constant, in the order of execution, and the input that
+    is the constant."""
     sizes = {
         one.name: int(np.prod(one.dims))
         for one in model.graph.initializer
@@ -94,7 +97,7 @@ def weighted(model) -> Iterator[tuple[object, int]]:
 
 
 def _weights_alone(model) -> None:
-    """Puts DequantizeLinear of int8, with a scale for each output channel, before each weight."""
+    """Insert DequantizeLinear of int8 before each weight, with a scale for each output channel."""
     from onnx import helper, numpy_helper
 
     weights = {one.name: one for one in model.graph.initializer}
@@ -124,7 +127,7 @@ def _weights_alone(model) -> None:
 
 
 def _channel_axis(node) -> int:
-    """Of the weight, the axis of the output channels, or of the rows of a table."""
+    """Return the axis of the output channels of a weight, or of the rows of a table."""
     transposed = any(one.name == "transB" and one.i for one in node.attribute)
     return 0 if node.op_type in ("Conv", "Gather") or transposed else 1
 
@@ -140,7 +143,7 @@ def _every_second(probes: Probes, start: int) -> Probes:
 
 
 class _Calibration:
-    """What onnxruntime's calibration reads: one input at a time, then None."""
+    """The reader of onnxruntime's calibration: it returns one input at a time, then None."""
 
     def __init__(self, kind: str, probes: Probes) -> None:
         if kind == "image":

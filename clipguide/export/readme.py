@@ -1,4 +1,4 @@
-"""The README.md of an export: what the files are, how to run them, what they lose."""
+"""The README.md of an export: its files, how to run them, and their accuracy."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ INPUTS = {
 
 
 def text(card: dict, sizes: dict[str, int], folder: str) -> str:
-    """The README.md of an export of that card, in a folder of that name."""
+    """Return the README.md of an export with this card, in a folder of this name."""
     run = RUN[card["to"]].replace("FOLDER", folder)
-    if card["logit_bias"]:  # a SigLIP's texts are each right or wrong by themselves
+    if card["logit_bias"]:  # the texts of a SigLIP are independent
         run = run.replace(".softmax(-1)", ".sigmoid()")
     parts = [
         f"# {card['model']} for {card['to']}",

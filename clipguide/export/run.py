@@ -21,7 +21,7 @@ from . import folder as folders
 from . import readme, tokens
 from .probes import Agreement, Probes
 
-TARGETS = {  # what each needs beside clipguide's own packages
+TARGETS = {  # packages that each target needs besides clipguide's own
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "hf": (),
     "torch-export": (),
@@ -30,8 +30,8 @@ TARGETS = {  # what each needs beside clipguide's own packages
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written: `files` by name, with the cosines of each with torch (`agreement`) and, of
-    int8, how it was quantised; `card` is the clip.json in the folder."""
+    """The result of an export: `files` by name, with the cosine similarities of each to torch
+    (`agreement`) and the scheme of int8. `card` is the clip.json in the folder."""
 
     folder: Path
     to: str
@@ -113,8 +113,8 @@ def export(
 
 
 def requirements(to: str, *, int8: bool = False, fp16: bool = False) -> None:
-    """UsageError for an unknown target, a precision that it has not, or a package that is not
-    installed; the message says which to install."""
+    """Raise UsageError for an unknown target, an unsupported precision, or a missing package. The
+    message says which package to install."""
     if to not in TARGETS:
         raise UsageError(f"There is no export to {shorten(to)!r}.{close_matches(to, TARGETS)}")
     if int8 and to != "onnx":
@@ -163,4 +163,4 @@ def _card(
         "files": {k: {**v, "cosine": asdict(v["cosine"])} for k, v in said.items()},
         "versions": {"python": platform.python_version(), **versions},
     }
-    return json.loads(json.dumps(card))  # as it is read again
+    return json.loads(json.dumps(card))  # as it will be read

@@ -1,4 +1,4 @@
-"""The tokenizer of a CLIP as one tokenizer.json, which the package tokenizers reads alone."""
+"""Write the tokenizer of a CLIP as one tokenizer.json, which the package tokenizers reads alone."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ FILE = "tokenizer.json"
 
 
 def write(parts: Parts, clip: Clip, folder: Path, texts: list[str]) -> str | None:
-    """Writes tokenizer.json, which cuts and pads to the context as the checkpoint's own does.
+    """Write tokenizer.json, which cuts and pads to the context length like the tokenizer of the
+    checkpoint.
 
-    Its name, or None, with a ClipguideWarning, where there is none to be had, or where it reads
-    one of the texts otherwise.
+    Return its name. Return None, with a ClipguideWarning, if there is no such tokenizer, or if it
+    reads one of the texts differently.
     """
     tokenizer = _backend(parts)
     tokens_NL = clip._tokenizer(texts)
@@ -45,7 +46,7 @@ def write(parts: Parts, clip: Clip, folder: Path, texts: list[str]) -> str | Non
 
 
 def openai_tokenizer(tokenizer: object) -> object:
-    """The transformers CLIPTokenizer of open_clip's own tokenizer: the same ids."""
+    """Return the transformers CLIPTokenizer with the same ids as open_clip's tokenizer."""
     from transformers import CLIPTokenizer
 
     start, end = "<|startoftext|>", "<|endoftext|>"
@@ -59,7 +60,8 @@ def openai_tokenizer(tokenizer: object) -> object:
 
 
 def _backend(parts: Parts) -> object | None:
-    """A copy of the tokenizer in the package tokenizers, cleaning texts as open_clip does."""
+    """Return a copy of the tokenizer in the package tokenizers, which cleans texts as open_clip
+    does."""
     from tokenizers import Tokenizer
 
     own = parts.tokenizer
@@ -81,7 +83,7 @@ def _backend(parts: Parts) -> object | None:
 
 
 def _written(parts: Parts) -> object | None:
-    """The tokenizer of the folder that the parts describe, as transformers reads it."""
+    """Return the tokenizer of the folder that the parts describe, as transformers reads it."""
     if parts.describe is None:
         return None
     from transformers import AutoTokenizer
@@ -90,15 +92,15 @@ def _written(parts: Parts) -> object | None:
         parts.describe(Path(folder))
         try:
             read = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception:  # whatever transformers makes of a folder without one
+        except Exception:  # transformers raises various errors for a folder without one
             return None
     backend = getattr(read, "backend_tokenizer", None)
     return backend
 
 
 def _clean(tokenizer: object, how: str) -> None:
-    """Puts open_clip's cleaning before the tokenizer's own, less its mending of mojibake and HTML,
-    for which the package has no words."""
+    """Add open_clip's cleaning before that of the tokenizer, except the repair of mojibake and
+    HTML, which the package cannot express."""
     from tokenizers import Regex, normalizers
 
     if not how:

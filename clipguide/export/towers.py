@@ -1,7 +1,8 @@
-"""The two towers of a CLIP as exporters take them: preprocessing inside, unit vectors out.
+"""The two towers of a CLIP for exporters: with the preprocessing inside, and unit vectors as
+output.
 
-Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, S the side in pixels that the
-tower sees, D the width of the embedding.
+Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, S the side in pixels of the
+tower, D the width of the embedding.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from ..clip import Clip
 
 
 class ImageTower(nn.Module):
-    """image_B3HW, RGB in [0, 1] of any size, to unit vectors_BD, both float32.
+    """A module from image_B3HW, RGB in [0, 1] of any size, to unit vectors_BD, both float32.
 
-    Resized, cropped or padded as `Clip.encode_image` does. No runtime has torch's antialiased
-    resize, so that it is written as what it is: two products with matrices of filter weights,
-    which depend on H and W alone.
+    It resizes, crops and pads like `Clip.encode_image`. No runtime has torch's antialiased resize.
+    It is therefore written as two products with matrices of filter weights, which depend only on H
+    and W.
     """
 
     def __init__(self, clip: Clip) -> None:
@@ -38,9 +39,9 @@ class ImageTower(nn.Module):
         return _unit(self.model.encode_image(pixel_B3SS))
 
     def squared(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Images as `clip.resize` makes them: S x S, in [0, 1]."""
+        """Return images as `clip.resize` makes them: S x S, in [0, 1]."""
         height, width = image_B3HW.shape[-2:]
-        # number of rows and columns as tensors: a graph computes with them
+        # numbers of rows and columns are tensors, which a graph computes with
         rows = torch.scalar_tensor(height, dtype=torch.int64)
         columns = torch.scalar_tensor(width, dtype=torch.int64)
         target_rows, target_columns = self._target(rows, columns)
@@ -53,7 +54,7 @@ class ImageTower(nn.Module):
         return torch.where(seen_SS, image_B3SS, torch.full_like(image_B3SS, self.fill))
 
     def _target(self, rows: torch.Tensor, columns: torch.Tensor) -> list[torch.Tensor]:
-        """What both sides are resized to, before the crop or the padding."""
+        """Return the size of both sides after the resize, before the crop or the padding."""
         if self.mode == "squash":
             return [torch.full_like(side, self.size) for side in (rows, columns)]
         if self.mode == "shortest":  # torchvision truncates
@@ -64,8 +65,9 @@ class ImageTower(nn.Module):
     def _weights(
         self, side: torch.Tensor, target: torch.Tensor, place_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """weight_SN of each of N pixels for the S that are kept of `target`, and which of these
-        are no padding: Pillow's filters (Keys 1981 with a = -1/2), as wide as what they sum up."""
+        """Return weight_SN from N pixels to the S kept pixels of `target`, and which of these are
+        not padding. The filters are Pillow's (Keys 1981 with a = -1/2), widened by the reduction.
+        """
         excess = target - self.size
         first = torch.where(excess >= 0, _half(excess), -(-excess // 2))  # cropped, or padded
         kept_S = torch.arange(self.size) + first
@@ -80,7 +82,7 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """tokens_BL, int64, to unit vectors_BD, float32."""
+    """A module from tokens_BL, int64, to unit vectors_BD, float32."""
 
     def __init__(self, clip: Clip) -> None:
         super().__init__()
@@ -91,8 +93,8 @@ class TextTower(nn.Module):
 
 
 def unused(tower: nn.Module, given: torch.Tensor) -> list[str]:
-    """The names of the parameters that a float32 tower does without: the other tower's, and those
-    of batch norms that were folded."""
+    """Return the names of the parameters that a float32 tower does not use: those of the other
+    tower, and of batch norms that were folded."""
     tower = copy.deepcopy(tower).requires_grad_()
     names, values = zip(*tower.named_parameters())
     with torch.enable_grad():
@@ -101,7 +103,8 @@ def unused(tower: nn.Module, given: torch.Tensor) -> list[str]:
 
 
 def without(tower: nn.Module, names: list[str]) -> nn.Module:
-    """A copy of a tower in which these parameters are empty: they are not written."""
+    """Return a copy of a tower in which these parameters are empty, so that they are not written.
+    """
     tower = copy.deepcopy(tower)
     for name in names:
         owner, _, last = name.rpartition(".")
@@ -111,26 +114,26 @@ def without(tower: nn.Module, names: list[str]) -> nn.Module:
 
 
 def _unit(features_BD: torch.Tensor) -> torch.Tensor:
-    """Vectors_BD of length 1, of operations that every runtime has."""
+    """Return vectors_BD of length 1, with operations that every runtime has."""
     features_BD = features_BD.float()
     square_B1 = (features_BD * features_BD).sum(-1, keepdim=True)
     return features_BD / square_B1.sqrt().clamp(min=1e-12)
 
 
 def _keys(x: torch.Tensor) -> torch.Tensor:
-    """Cubic convolution (Keys 1981, eq. 15, a = -1/2) of |x|."""
+    """Return the cubic convolution (Keys 1981, eq. 15, a = -1/2) of |x|."""
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros(())))
 
 
 def _half(number: torch.Tensor) -> torch.Tensor:
-    """number / 2 of a whole number, rounded half to even, as Python rounds."""
+    """Return number / 2 of an integer, rounded half to even, as Python rounds."""
     return _rounded(number, torch.ones_like(number))
 
 
 def _rounded(twice: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-    """twice / (2 * by), of whole numbers, rounded half to even."""
+    """Return twice / (2 * by) of integers, rounded half to even."""
     up = (twice + by) // (2 * by)
     tie = (twice + by) % (2 * by) == 0
     return up - (tie & (up % 2 == 1)).long()

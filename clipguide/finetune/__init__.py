@@ -1,4 +1,4 @@
-"""CLIP on images of one's own: `prepare` makes a `Job`, which trains, settles and saves."""
+"""Train a CLIP on your own images: `prepare` makes a `Job`, which trains, selects and saves."""
 
 from .attacks import l2_attack, linf_attack
 from .batches import Augment, Batches

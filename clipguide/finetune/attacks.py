@@ -1,9 +1,10 @@
-"""Pictures moved so that a loss rises: what a CLIP is trained against to become a guide.
+"""Adversarial attacks: change images so that a loss rises. A CLIP is trained against them to become
+a guide.
 
-Projected gradient ascent (Madry et al. 2018, eq. 2.1 and §2) in the balls of two norms. A random
-start inside the ball, `steps` steps of 2.5 · radius / steps (the full radius when steps is 1), each
-followed by a projection; the result is in [0, 1]. `loss` maps image_B3HW to loss_B, and the
-radii are in units of pixels in [0, 1]; the generator is the CPU's.
+The attack is projected gradient ascent (Madry et al. 2018, eq. 2.1 and §2) in the balls of two
+norms. It starts at a random point inside the ball, and takes `steps` steps of 2.5 · radius / steps
+(the full radius if steps is 1). Each step ends with a projection. The result is in [0, 1]. `loss`
+maps image_B3HW to loss_B. The radii are in units of pixels in [0, 1]. The generator is on the CPU.
 
 Legend: B batch, 3 channels, H rows, W columns.
 """
@@ -26,7 +27,8 @@ def l2_attack(
     steps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """The image in an L2 ball that raises the loss: along the gradient, at unit length."""
+    """Return images in an L2 ball that raise the loss. Each step follows the gradient at unit
+    length."""
     radius_B111 = radius_B.to(image_B3HW).view(-1, 1, 1, 1)
 
     def length(x_B3HW: Tensor) -> Tensor:
@@ -53,7 +55,8 @@ def linf_attack(
     steps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """The image in an L∞ ball that raises the loss: along the gradient's signs."""
+    """Return images in an L∞ ball that raise the loss. Each step follows the signs of the gradient.
+    """
     radius_B111 = radius_B.to(image_B3HW).view(-1, 1, 1, 1)
     start = torch.rand(image_B3HW.shape, generator=generator).to(image_B3HW)
     return _ascend(
@@ -71,7 +74,7 @@ ATTACKS = {"l2": l2_attack, "linf": linf_attack}
 
 
 def _stride(steps: int) -> float:
-    """The length of a step, as a fraction of the radius."""
+    """Return the length of a step as a fraction of the radius."""
     return 1.0 if steps == 1 else 2.5 / steps
 
 

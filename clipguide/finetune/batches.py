@@ -1,8 +1,8 @@
-"""Batches without end, each of them known from its number alone, so that a run can go on.
+"""An endless sequence of batches. Each follows from its number alone, so that a run can resume.
 
-What is in batch n, and how each of its images is cropped, follows from the seed and n: a run that
-is resumed sees the same bits. Threads decode ahead of the model, and what they decoded is kept
-small in memory, so that later epochs decode nothing.
+The images of batch n, and their crops, follow from the seed and n: a resumed run sees identical
+batches. Threads decode ahead of the model, and keep reduced images in memory, so that later epochs
+decode nothing.
 
 Shapes: B examples, 3 channels, H rows, W columns.
 """
@@ -29,17 +29,17 @@ from ..engine import processors
 from ..errors import UsageError
 from .data import Dataset, Example
 
-MARGIN = 1.25  # of the side that is kept to the side that the tower sees
-LONGEST = 4  # times the shorter side, of an image that is kept: more of a strip is never seen
-AHEAD = 2  # batches that are made before they are asked for
-MEMORY = 2 << 30  # bytes of images that are kept
+MARGIN = 1.25  # ratio of the stored side to the side of the tower
+LONGEST = 4  # longest stored side in shorter sides: more of a strip is never seen
+AHEAD = 2  # batches that are prepared ahead
+MEMORY = 2 << 30  # bytes of stored images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """How images are varied: a crop of a share of the area in `scale`, of an aspect in `ratio`
-    times the image's or square's, mirrored with the chance `flip` (Inception's crops, Szegedy et
-    al. 2015; never larger than the image)."""
+    """The augmentation: a crop with a share of the area in `scale`, and an aspect ratio in `ratio`
+    times that of the image or the square, mirrored with probability `flip` (Inception's crops,
+    Szegedy et al. 2015; never larger than the image)."""
 
     scale: tuple[float, float] = (0.7, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -55,18 +55,18 @@ class Augment:
 
 
 class Batches:
-    """Batches of a data set for a CLIP, from number `start` on, without end.
+    """Endless batches of a data set for a CLIP, from number `start`.
 
-    Each is a dict of `image` (image_B3HW in [0, 1], of the side that the tower sees, before it is
-    normalised), `index` (places in `dataset.examples`, index_B), `label` (label_B, None of
+    Each batch is a dict of `image` (image_B3HW in [0, 1], at the size of the tower, before it is
+    normalised), `index` (places in `dataset.examples`, index_B), `label` (label_B, or None for
     captions) and `caption` (a list).
 
-    `balanced` takes classes in turn, or captions where there are none, in a new order each round,
-    and of each its images in turn, in a new order each time they are through; else images in
-    turn. `augment` varies images, by default with mirrors for classes and without for captions,
-    which may say left and right (as may classes: give Augment(flip=0)); False is the checkpoint's
-    own transform to the bit. `memory` bounds what is kept of images, in bytes, and changes
-    nothing else. `waited` is the time in seconds that `next` took so far.
+    With `balanced`, the batches take the classes in turn (captions if there are no classes), in a
+    new order each round. The images of a class also come in turn, in a new order each round.
+    Otherwise the images come in turn. By default, `augment` mirrors images with classes, but not
+    those with captions, which can name left and right (for such classes, give Augment(flip=0)).
+    False applies the checkpoint's own transform, bit for bit. `memory` limits the stored images in
+    bytes, and changes nothing else. `waited` is the total time of `next` in seconds.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class Batches:
 
     @property
     def epoch(self) -> int:
-        """Batches that have as many images as there are."""
+        """Return the number of batches with as many images as the data set."""
         return math.ceil(len(self.dataset) / self.batch)
 
     def __iter__(self) -> Iterator[dict]:
         return self.run(self.start)
 
     def run(self, start: int, stop: int | None = None) -> Iterator[dict]:
-        """Batches `start` to before `stop`, threads ahead of whoever takes them."""
+        """Yield the batches from `start` to before `stop`. Threads prepare them ahead."""
         pool = ThreadPoolExecutor(self.workers)
         ahead: deque[tuple[list[int], list[Future]]] = deque()
         step = start
@@ -124,18 +124,18 @@ class Batches:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def captions(self, step: int) -> list[str]:
-        """What is said in batch number `step`, without its images."""
+        """Return the captions of batch number `step`, without its images."""
         return [self.dataset.examples[i].caption for i in self.order(step)]
 
     def at(self, step: int) -> dict:
-        """Batch number `step`, made here and now."""
+        """Return batch number `step`, prepared now."""
         index = self.order(step)
         done: Future = Future()
         done.set_result(self._views(step * self.batch, index))
         return self._collate(index, [done])
 
     def order(self, step: int) -> list[int]:
-        """The places of batch number `step` in `dataset.examples`."""
+        """Return the places of batch number `step` in `dataset.examples`."""
         found = []
         for number in range(step * self.batch, (step + 1) * self.batch):
             turn, place = divmod(number, len(self._strata))
@@ -146,7 +146,7 @@ class Batches:
         return found
 
     def _order(self, stratum: int, turn: int, count: int) -> list[int]:
-        """The order of a stratum's members, or (-1) of the strata, in one of their turns."""
+        """Return the order of the members of a stratum, or of the strata (-1), in one round."""
         if count == 1:
             return [0]
         known = self._orders.get(stratum)
@@ -166,7 +166,7 @@ class Batches:
         ]
 
     def _views(self, first: int, index: list[int]) -> np.ndarray:
-        """The images of consecutive places in the sequence, as the tower sees them, BHW3."""
+        """Return the images of consecutive places in the sequence, as the tower sees them, BHW3."""
         made = []
         for number, i in enumerate(index, start=first):
             kept = self._fetch(self.dataset.examples[i])
@@ -175,7 +175,7 @@ class Batches:
         return np.stack(made)
 
     def _fetch(self, example: Example) -> np.ndarray:
-        """What is kept of an image, made now if it is not there."""
+        """Return the stored form of an image. Make it if it is missing."""
         found = self._kept.get(example.digest)
         if found is None:
             found = self._view.keep(example)
@@ -192,7 +192,7 @@ class Batches:
         examples = [self.dataset.examples[i] for i in index]
         label = [example.label for example in examples] if self.dataset.classes else None
         return {
-            "image": image_BHW3.permute(0, 3, 1, 2),  # channels last in memory
+            "image": image_BHW3.permute(0, 3, 1, 2),  # memory layout with the channels last
             "index": torch.tensor(index),
             "label": None if label is None else torch.tensor(label),
             "caption": [example.caption for example in examples],
@@ -200,7 +200,7 @@ class Batches:
 
 
 class _View:
-    """What is kept of an image, and what a tower sees of that."""
+    """Store an image, and make the tower's view of it."""
 
     def __init__(self, parts: Parts, augment: Augment | None) -> None:
         self.config, self.size, self.augment = parts.preprocess, parts.image_size, augment
@@ -210,9 +210,9 @@ class _View:
         self.side = math.ceil(self.size * MARGIN)
 
     def keep(self, example: Example) -> np.ndarray:
-        """bytes_HW3 of an image: as the tower sees it, or a little larger, to be cropped.
+        """Return bytes_HW3 to store: the tower's view, or a little more if it is to be cropped.
 
-        Floats in [0, 1] where the transform does not end in an image of 8 bits.
+        If the transform does not end in an 8-bit image, they are floats in [0, 1].
         """
         if self.augment is None:
             return self._seen(example.picture())
@@ -220,7 +220,7 @@ class _View:
         return np.asarray(self._shrunk(picture))
 
     def vary(self, kept_HW3: np.ndarray, generator: torch.Generator) -> np.ndarray:
-        """A crop of what is kept, of the side that the tower sees, drawn from the generator."""
+        """Return a crop of the stored image at the size of the tower, drawn from the generator."""
         height, width = kept_HW3.shape[:2]
         area, aspect, x, y, flip = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
         scale, ratio = self.augment.scale, self.augment.ratio
@@ -237,7 +237,7 @@ class _View:
         return seen_HW3[:, ::-1] if flip < self.augment.flip else seen_HW3
 
     def _seen(self, picture: Image.Image) -> np.ndarray:
-        """What the checkpoint's own transform makes of an image, before it normalises."""
+        """Return the image after the checkpoint's own transform, before it is normalised."""
         picture = tame(picture, self.config, self.size)
         if self.steps is not None:
             for step in self.steps:
@@ -248,8 +248,9 @@ class _View:
         return (image_3HW * std_3 + mean_3).clamp(0, 1).permute(1, 2, 0).contiguous().numpy()
 
     def _shrunk(self, picture: Image.Image) -> Image.Image:
-        """An image of the shorter side that is kept, if it is not smaller; both sides where the
-        tower squashes, the longer one, and padded to a square, where it pads."""
+        """Return the image with the shorter side that is stored, if it is larger. If the tower
+        squashes, both sides count. If it pads, the longer side counts, and the image is padded to a
+        square."""
         width, height = picture.size
         if self.mode == "squash":
             size = min(width, self.side), min(height, self.side)
@@ -275,7 +276,8 @@ class _View:
 
 
 def _strata(dataset: Dataset, balanced: bool) -> list[list[int]]:
-    """The places of the examples of each class, or caption; of all in one if not balanced."""
+    """Return the places of the examples of each class or caption. Without `balanced`, return one
+    stratum."""
     if not balanced:
         return [list(range(len(dataset)))]
     found: dict[str, list[int]] = defaultdict(list)
@@ -285,6 +287,6 @@ def _strata(dataset: Dataset, balanced: bool) -> list[list[int]]:
 
 
 def _generator(*words: object) -> torch.Generator:
-    """A generator of its own for what the words say."""
+    """Return a generator with a seed that follows from the words."""
     digest = hashlib.blake2b(" ".join(map(str, words)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))

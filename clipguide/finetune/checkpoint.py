@@ -1,4 +1,5 @@
-"""The state of a run in one file, whole at every moment, and read by that run alone."""
+"""Save the state of a run in one file. The file is complete at every moment, and only the same run
+loads it."""
 
 from __future__ import annotations
 
@@ -14,18 +15,18 @@ FILE, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
 
 
 class Checkpoints:
-    """`folder`/checkpoint.pt of the run that `about` describes: settings, data and model; and the
-    one before, for a loss may tell only a step later that the weights were spoiled."""
+    """The file `folder`/checkpoint.pt of the run that `about` describes (settings, data and model),
+    and the file before it. A loss may show only one step later that the weights are broken."""
 
     def __init__(self, folder: Path, about: dict[str, str]) -> None:
         self.path, self.about = folder / FILE, about
         self.before = folder / BEFORE
         self._warned = False
-        self._cut = False  # what is at `path` cannot be read
+        self._cut = False  # the file at `path` cannot be read
 
     def save(self, state: dict) -> bool:
-        """Replaces what was there once the new one is whole. On a full disk the old one stays, with
-        a warning, and False."""
+        """Replace the old file once the new one is complete. If the disk is full, keep the old
+        file, warn, and return False."""
         fresh = self.path.with_suffix(".part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ class Checkpoints:
             fresh.replace(self.path)
             self._cut = False
             return True
-        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
             fresh.unlink(missing_ok=True)
             if not _full(error):
                 why = getattr(error, "strerror", None) or error
@@ -52,11 +53,13 @@ class Checkpoints:
         return False
 
     def load(self, *, before: bool = False) -> dict | None:
-        """The state, or None if there is none; with `before` the one before it, if there is one.
-        Where a file cannot be read, the other is taken, with a warning.
+        """Return the state, or None if there is none. With `before`, return the state before it. If
+        a file cannot be read, take the other one and warn.
 
-        UsageError if it is of another model, other data or other settings, which it names;
-        ClipguideError if neither can be read.
+        Raises:
+            UsageError: it is of another model, other data or other settings. The message names
+                them.
+            ClipguideError: neither file can be read.
         """
         paths = [path for path in (self.path, self.before) if path.exists()]
         paths = paths[::-1] if before else paths
@@ -88,7 +91,7 @@ class Checkpoints:
         return state
 
     def remove(self) -> None:
-        """The file is gone, and its folder if there is nothing else in it."""
+        """Delete the files, and their folder if it is then empty."""
         for path in (self.path, self.before):
             path.unlink(missing_ok=True)
         if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
@@ -96,11 +99,12 @@ class Checkpoints:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict] | None:
-    """What a file says of its run, and its state; None if it is cut."""
+    """Return the description of the run and the state in a file, or None if the file is incomplete.
+    """
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
         return dict(kept["about"]), kept["state"]
-    except Exception:  # torch, pickle and zipfile each raise their own
+    except Exception:  # torch, pickle and zipfile raise different errors
         return None
 
 

@@ -1,4 +1,4 @@
-"""How a CLIP is fine-tuned, and what each step tells."""
+"""The settings of a fine-tuning, and the progress of each step."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class Progress:
-    """One step: its number of how many, the epochs so far, the loss, and in `measured`, after an
-    epoch, how the averaged weights do on the images set aside. `waited` is the share of the time
-    so far that went into reading images."""
+    """One step: its number and the number of steps, the epochs so far, and the loss. After an
+    epoch, `measured` has the results of the averaged weights on the images set aside. `waited` is
+    the share of the time that went into reading images."""
 
     step: int
     steps: int

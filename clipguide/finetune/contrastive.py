@@ -1,4 +1,4 @@
-"""The contrastive loss of a big batch: in chunks, and over several processes.
+"""The contrastive loss of a large batch, in chunks and over several processes.
 
 Shapes: B images of all processes, b a chunk, D the width of the embedding.
 """
@@ -18,15 +18,16 @@ from .gradcache import Tower, cached_backward
 from .losses import caption_loss, sigmoid_loss
 from .methods import is_scale, is_text
 
-MOST_SCALE = 100.0  # of logits, as CLIP's own training has it, or where a checkpoint began above
+# largest scale of the logits, as in CLIP's training, or that of the checkpoint if it is larger
+MOST_SCALE = 100.0
 
 
 class Contrastive:
-    """The loss of batches of `chunks`, each with an image_b3HW, and their `captions`, for `Fit`.
+    """The loss of a batch of `chunks`, each with an image_b3HW, and their `captions`, for `Fit`.
 
-    It goes back into the parameters by itself. Towers without an open parameter are encoded once.
-    With `state`, accelerate's, each process brings its own part of the batch, and `add_up` makes
-    the gradients those of the whole.
+    It computes the gradients of the parameters itself. A tower without trained parameters is
+    encoded once. With `state` of accelerate, each process brings its part of the batch, and
+    `add_up` makes the gradients those of the whole batch.
     """
 
     def __init__(self, parts: Parts, config: FinetuneConfig, *, chunk: int, state: object) -> None:
@@ -39,7 +40,7 @@ class Contrastive:
         self.most = max(math.log(MOST_SCALE), parts.model.logit_scale.item())
 
     def __call__(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, float]]:
-        with torch.no_grad():  # as open_clip's training does after each step
+        with torch.no_grad():  # open_clip's training does the same after each step
             model.logit_scale.clamp_(0, self.most)
         captions = batch["captions"]
         texts = [captions[k : k + self.chunk] for k in range(0, len(captions), self.chunk)]
@@ -61,8 +62,8 @@ class Contrastive:
         return value, {"scale": scale.item()}
 
     def add_up(self, trained: list[nn.Parameter]) -> None:
-        """The sum of the processes' gradients; of the scale's and bias's, which are whole on each,
-        the mean."""
+        """Sum the gradients over the processes. For the scale and the bias, whose gradient each
+        process has in full, take the mean."""
         from accelerate.utils import reduce
 
         model = self.parts.model
@@ -93,7 +94,7 @@ class Contrastive:
         return gather(mine_BD), self.state.process_index * len(mine_BD)
 
     def _same(self, captions: list[str]) -> Tensor:
-        """Which captions of all processes are equal, BB."""
+        """Return which captions of all processes are equal, BB."""
         if self.state:
             from accelerate.utils import gather_object
 

@@ -1,4 +1,4 @@
-"""Pictures and what is said of them, read, looked over and split before anything is trained."""
+"""Read images with their labels or captions, check them, and split them before the training."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from . import duplicates, sources
 from .inspection import content_of, cut, decode, inspect
 from .tables import Listing, Row
 
-LEAST = 4  # images: two classes, or captions, of one to train on and one to test on
-SHOWN = 3  # of a kind that the report names
+LEAST = 4  # images: two classes or captions, each with one to train on and one to test on
+SHOWN = 3  # names per kind in the report
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One image with what is said of it.
+    """One image with its label or caption.
 
-    `path` is a file, or "shard.tar!/name.jpg"; `caption` the class's name where there are classes,
-    whose number is `label`; `digest` the sha256 of the bytes. Images that are the same, or
-    nearly, share a `group`.
+    `path` is a file, or "shard.tar!/name.jpg". `caption` is the name of the class if there are
+    classes, and `label` its number. `digest` is the sha256 of the bytes. Equal and nearly equal
+    images share a `group`.
     """
 
     path: str
@@ -40,9 +40,12 @@ class Example:
     row: Row = field(repr=False)
 
     def picture(self, *, side: int | None = None) -> Image.Image:
-        """The image in RGB; with `side` a JPEG may come smaller (`images.load`).
+        """Return the image in RGB. With `side`, a JPEG may be decoded at a smaller size
+        (`images.load`).
 
-        UsageError if it cannot be read, ClipguideError if it is another than when it was looked at.
+        Raises:
+            UsageError: it cannot be read.
+            ClipguideError: it has changed since it was checked.
         """
         content = content_of(self.row)
         if hashlib.sha256(content).hexdigest() != self.digest:
@@ -52,14 +55,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found before the first step; images are named by their paths.
+    """The result of the check before the first step. Images are named by their paths.
 
-    broken: (image, why) of those that cannot be read, which are left out, as are `empty` ones, of
-    which nothing is said, and `passed`, in no class's folder. exact, near: sets of images of the
-    same bytes, and nearly the same. disputed: sets of the same bytes in several classes.
-    lonely: classes of one image, copies aside, which cannot be tested. hollow: names of which no
-    image can be read, so that they are no classes. cut: captions that the tokenizer cuts.
-    counts: images a class.
+    broken: (image, reason) of images that cannot be read. They are left out. So are `empty` images,
+    which have no text, and `passed` images, which are in no folder of a class. exact, near: sets of
+    images with the same bytes, and of nearly equal images. disputed: sets of the same bytes in
+    several classes. lonely: classes with one image besides copies, which cannot be tested. hollow:
+    names without a readable image, which are no classes. cut: captions that the tokenizer cuts.
+    counts: images per class.
     """
 
     source: str
@@ -76,7 +79,7 @@ class Report:
     cut: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """A few lines for a terminal."""
+        """Return a few lines for a terminal."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
@@ -116,7 +119,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples; the names of their classes by number, none of captions; what was found."""
+    """The examples, the names of the classes by number (none for captions), and the report."""
 
     examples: list[Example]
     classes: list[str]
@@ -127,7 +130,7 @@ class Dataset:
         return len(self.examples)
 
     def digest(self) -> str:
-        """Of the images' bytes and of what is said of them, in their order."""
+        """Return the digest of the bytes and texts of the images, in their order."""
         content = str([(example.digest, example.caption) for example in self.examples])
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -145,14 +148,19 @@ def read(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """The images of a source (`sources.rows` says of which kinds), each decoded once.
+    """Read the images of a source (`sources.rows` lists the kinds). Each is decoded once.
 
-    `tokenizer` is the CLIP's, to tell of captions that it cuts; `progress` is given how many of how
-    many images were looked at. Copies are kept, in one group. UsageError, in a sentence, for a
-    source of which nothing can be learned: one class, numbers for names, equal captions, fewer than
-    LEAST different images, none that can be read. Without `train`, of images to test on alone,
-    there may be as few as there are, of one class or caption. Without `texts` nothing is asked of
-    what they show: all images of a folder, a table or a tar are taken, under one caption.
+    Copies stay, in one group. Without `train`, the images are only tested on: there may be few of
+    them, with one class or caption. Without `texts`, labels and captions are ignored: all images of
+    a folder, a table or a tar have one caption.
+
+    Args:
+        tokenizer: the tokenizer of the CLIP, to report captions that it cuts.
+        progress: called with the number of images read and the number of all.
+
+    Raises:
+        UsageError: nothing can be learned from the source: it has one class, numbers instead of
+            names, equal captions, fewer than LEAST different images, or no readable image.
     """
     columns = {"caption_column": caption_column, "label_column": label_column}
     if texts:
@@ -184,7 +192,7 @@ def read(
 
 
 def near_copies(first: Sequence[Example], second: Sequence[Example]) -> set[int]:
-    """The places in `first` of images that are in `second`, to the byte or nearly."""
+    """Return the places in `first` of images that are in `second`, identical or nearly so."""
     found = inspect([e.row for e in (*first, *second)], min(8, processors()), None)
     if any(isinstance(one, str) for one in found):
         raise ClipguideError("Images have changed since they were first read: start again.")
@@ -194,11 +202,13 @@ def near_copies(first: Sequence[Example], second: Sequence[Example]) -> set[int]
 
 
 def split(dataset: Dataset, *, share: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """The examples to train on, and a `share` of each class to test on.
+    """Return the examples to train on, and a `share` of each class to test on.
 
-    Groups stay whole, and every class is on both sides where it has two groups that no other class
-    has a part in. Who goes where follows from the seed and the digests, not from names or order.
-    UsageError for a share outside (0, 1).
+    A group stays on one side. A class with two groups of its own is on both sides. The split
+    follows from the seed and the digests, not from names or order.
+
+    Raises:
+        UsageError: the share is not in (0, 1).
     """
     if not 0 < share < 1:
         raise UsageError(f"The share to test on lies between 0 and 1, not {share}.")
@@ -220,8 +230,8 @@ def split(dataset: Dataset, *, share: float = 0.2, seed: int = 0) -> tuple[Datas
 
 
 def halves(dataset: Dataset, *, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Two parts of about the same size, groups whole, whatever the classes; where it goes follows
-    from the seed and the digests."""
+    """Return two parts of about equal size, whatever the classes. A group stays on one side. The
+    split follows from the seed and the digests."""
     members = defaultdict(list)
     for example in dataset.examples:
         members[example.group].append(example)
@@ -235,7 +245,7 @@ def halves(dataset: Dataset, *, seed: int = 0) -> tuple[Dataset, Dataset]:
 def _share_out(
     groups: list[int], weight: dict[int, int], target: float, tested: dict[int, bool]
 ) -> None:
-    """Decide on the groups of a class that are not decided on: about `target` images to test."""
+    """Assign the remaining groups of a class, so that about `target` images are for the test."""
     free = [group for group in groups if group not in tested]
     done = sum(weight[group] for group in groups if tested.get(group))
     for group in free:
@@ -251,7 +261,7 @@ def _draw(seed: int, digest: str) -> str:
 
 
 def _groups(digests: list[str], small_ND: np.ndarray) -> list[int]:
-    """The number of the group of each image, of those of its bytes and those that are alike."""
+    """Return the number of the group of each image. Equal and nearly equal images share a group."""
     first = {digest: i for i, digest in reversed(list(enumerate(digests)))}
     first = dict(reversed(first.items()))
     number = dict(zip(first, duplicates.groups(small_ND[list(first.values())])))
@@ -271,7 +281,7 @@ def _refuse_one(source: str, classes: bool, text: str, count: int) -> None:
 
 
 def _check_enough(source: str, examples: list[Example], classes: bool) -> None:
-    """UsageError if there are too few images to train on some and test on others."""
+    """Raise UsageError if there are too few images to train on some and test on others."""
     groups = {example.group for example in examples}
     several = Counter(label for label, _ in {(e.label, e.group) for e in examples})
     if len(groups) < LEAST:

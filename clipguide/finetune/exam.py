@@ -1,4 +1,4 @@
-"""How well a CLIP does on images with names or captions, before and after it was trained.
+"""Measure a CLIP on images with labels or captions, before and after the training.
 
 Shapes: B images, N classes, T different captions, D the width of the embedding.
 """
@@ -21,16 +21,16 @@ from .fit import NotFinite
 from .methods import is_scale, is_text
 
 BINS = 15
-CHUNK = 32  # images
+CHUNK = 32  # number of images
 
 
 @dataclass(frozen=True)
 class Result:
-    """Figures, what each image was taken for, and with which probability.
+    """The figures, and the predicted class of each image with its probability.
 
-    Of classes: top-1, top-5, mean recall, calibration error, cross-entropy; `found_B` the class. Of
-    captions: recall@1, @5 and @10 from image to text and back, cross-entropy; `found_B` the
-    caption. All are in [0, 1] but the cross-entropy, which is in nats.
+    For classes: top-1, top-5, mean recall, calibration error, cross-entropy; `found_B` is the
+    predicted class. For captions: recall@1, @5 and @10 from image to text and back, cross-entropy;
+    `found_B` is the caption. All are in [0, 1] except the cross-entropy, which is in nats.
     """
 
     figures: dict[str, float]
@@ -39,21 +39,21 @@ class Result:
 
     @property
     def main(self) -> float:
-        """The figure that is chosen by: top-1, or the mean of both recalls@1."""
+        """Return the figure that selects: top-1, or the mean of both recalls@1."""
         return self.figures["top-1" if "top-1" in self.figures else "recall@1"]
 
     @property
     def worth(self) -> tuple[float, float]:
-        """By which two results are compared: the main figure, then the cross-entropy."""
+        """Return the key that compares two results: the main figure, then the cross-entropy."""
         return self.main, -self.figures["cross-entropy"]
 
 
 class Exam:
-    """Pictures that are prepared once, to be shown to a model again and again.
+    """Images that are prepared once and measured repeatedly.
 
-    `labels` are the texts to choose from, by default the classes of the data; each class's vector
-    is the mean over `templates`. At most `most` images, evenly drawn, are kept; with `once` none
-    are, but each is prepared when its vector is asked for.
+    `labels` are the texts to choose from, by default the classes of the data. The vector of a class
+    is the mean over `templates`. At most `most` images, evenly drawn, are kept in memory. With
+    `once`, none are kept, and each is prepared when its vector is computed.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Exam:
         once: bool = False,
     ) -> None:
         stride = -(-len(data.examples) // most)
-        self._known: dict[str, Tensor] = {}  # the last vectors, by the digest of their tower
+        self._known: dict[str, Tensor] = {}  # last vectors, by the digest of their tower
         self.templates = tuple(templates)
         self.examples = data.examples[::stride]
         self.labels = list(labels or data.classes)
@@ -87,7 +87,7 @@ class Exam:
 
     @torch.no_grad()
     def __call__(self, parts: Parts) -> Result:
-        """The figures of a model of the same preprocessing, as it is now."""
+        """Return the figures of a model with the same preprocessing, as it is now."""
         image_BD, text_ND = self._vectors(parts)
         if not (image_BD.isfinite().all() and text_ND.isfinite().all()):
             raise NotFinite("The vectors are not numbers any more.")
@@ -104,7 +104,7 @@ class Exam:
 
     @torch.no_grad()
     def vectors(self, clip: Clip) -> Tensor:
-        """Unit vectors_BD of the images."""
+        """Return the unit vectors_BD of the images."""
         if self.prepared is None:
             chunks = self._chunks(clip)
         else:
@@ -113,13 +113,13 @@ class Exam:
 
     @torch.no_grad()
     def text_vectors(self, clip: Clip) -> Tensor:
-        """Unit vectors_ND of the labels, or of the different captions."""
+        """Return the unit vectors_ND of the labels, or of the different captions."""
         if not self.labels:
             return clip.encode_text(self.texts).cpu()
         return class_vectors(clip, [[label] for label in self.labels], self.templates).cpu()
 
     def _chunks(self, clip: Clip) -> Iterator[list[Tensor]]:
-        """What the tower sees of the images, prepared a chunk ahead of who takes them."""
+        """Yield the images as the tower sees them, prepared one chunk ahead."""
         with ThreadPoolExecutor(self.workers) as pool:
             ahead: deque[list[Future]] = deque()
             for k in range(0, len(self), CHUNK):
@@ -131,10 +131,11 @@ class Exam:
                 yield [one.result() for one in ahead.popleft()]
 
     def _vectors(self, parts: Parts) -> tuple[Tensor, Tensor]:
-        """Of images and texts. What a tower of the very same weights made is not made again."""
+        """Return the vectors of images and texts. If the weights of a tower have not changed, its
+        vectors are reused."""
         keys = _towers(parts.model)
         if self._known.keys() != set(keys):
-            folds = any(folding.pairs(parts.model.visual))  # a third faster, for a copy
+            folds = any(folding.pairs(parts.model.visual))  # a third faster, at the cost of a copy
             device = str(next(parts.model.parameters()).device)
             clip = parts.clip(device=device) if folds else parts.live()
             make = (self.vectors, self.text_vectors)
@@ -166,7 +167,7 @@ class Exam:
 
 
 def _towers(model: nn.Module) -> tuple[str, str]:
-    """Digests of the weights of the image tower and of the text tower."""
+    """Return the digests of the weights of the image tower and of the text tower."""
     digests = hashlib.sha256(b"image"), hashlib.sha256(b"text")
     for name, value in model.state_dict().items():
         if not is_scale(name):
@@ -176,14 +177,14 @@ def _towers(model: nn.Module) -> tuple[str, str]:
 
 
 def recall(score_QC: Tensor, right_QC: Tensor, k: int) -> float:
-    """The share of queries Q with a right candidate C among the `k` best."""
+    """Return the share of queries Q with a right candidate C among the `k` best."""
     best_QK = score_QC.topk(min(k, score_QC.shape[1]), dim=1).indices
     return right_QC.gather(1, best_QK).any(1).double().mean().item()
 
 
 def calibration_error(probability_BN: Tensor, target_B: Tensor, bins: int = BINS) -> float:
-    """Expected calibration error (Guo et al. 2017, eq. 3): the mean gap between the confidence in
-    the best class and how often it is right, over `bins` equal intervals of confidence."""
+    """Return the expected calibration error (Guo et al. 2017, eq. 3): the mean gap between the
+    confidence in the best class and its accuracy, over `bins` equal intervals of confidence."""
     sure_B, found_B = probability_BN.double().max(1)
     right_B = (found_B == target_B).double()
     bin_B = (sure_B * bins).ceil().clamp(1, bins).long() - 1

@@ -1,8 +1,9 @@
-"""What a CLIP's gradient draws, and whether a judge recognises it: the figure of a guide.
+"""Measure a guide: draw concepts by a CLIP's gradient, and test whether a judge recognises them.
 
-Each concept is drawn on a Fourier canvas by one CLIP alone, without a generator; a judge, another
-CLIP, then looks for the concept among all texts. A plain CLIP's gradient draws noise that fools
-nobody but itself. `guide_report` compares a CLIP before and after, with its clean accuracy.
+One CLIP alone draws each concept on a Fourier canvas, without a generator. A judge, another CLIP,
+then ranks the concept among all texts. The gradient of an ordinary CLIP draws noise that only this
+CLIP recognises. `guide_report` compares a CLIP before and after training, and reports its clean
+accuracy.
 
 Legend: B images, 3 channels, H rows, W columns, K texts, D width.
 """
@@ -24,14 +25,14 @@ from ..objectives import Similarity, TotalVariation
 from ..prompts import Part, Prompt, shorten
 from ..views import Cutouts
 
-TOP = 5  # so near the front a judge must have the concept
-CHUNK = 10  # concepts drawn at a time
+TOP = 5  # the concept must be among this many first answers of the judge
+CHUNK = 10  # concepts that are drawn at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hand:
-    """How a guide draws: Adam's rate, crops beside the whole, weight of total variation, steps,
-    and pixels a side."""
+    """The settings with which a guide draws: Adam's learning rate, crops besides the whole image,
+    weight of the total variation, steps, and pixels per side."""
 
     lr: float = 0.05
     crops: int = 1
@@ -44,7 +45,8 @@ HANDS = {"lr": (0.02, 0.05, 0.12), "smooth": (0.0, 2.0), "crops": (1, 3)}
 
 
 def draw(clip: Clip, concepts: Sequence[str], hand: Hand = Hand()) -> torch.Tensor:
-    """Pictures_B3HW of the concepts, each descending its own loss: Adam knows no neighbours."""
+    """Return pictures_B3HW of the concepts. Each minimises its own loss: Adam treats images
+    separately."""
     return torch.cat(
         [_draw(clip, concepts[k : k + CHUNK], hand) for k in range(0, len(concepts), CHUNK)]
     )
@@ -73,8 +75,8 @@ def choose(
     *,
     on_score: Callable[[Hand, float], None] = lambda hand, score: None,
 ) -> Hand:
-    """The hand whose images of these concepts the judge likes best, of HANDS, one setting after
-    the other. Measure on other concepts, and by another judge."""
+    """Return the entry of HANDS whose images of these concepts the judge scores highest. Measure it
+    later on other concepts, and with another judge."""
     text_BD = judge.encode_text(list(concepts))
     scores: dict[Hand, float] = {}
 
@@ -93,7 +95,8 @@ def choose(
 
 @dataclass(frozen=True)
 class GuideFigure:
-    """What a guide drew of the concepts, and rank_B of each among the texts, 0 the first."""
+    """The images that a guide drew of the concepts, and rank_B of each among the texts; 0 is the
+    first."""
 
     concepts: tuple[str, ...]
     rank_B: torch.Tensor
@@ -103,11 +106,11 @@ class GuideFigure:
 
     @property
     def share(self) -> float:
-        """How often the judge has the concept among its first five."""
+        """Return how often the concept is among the judge's first five answers."""
         return (self.rank_B < TOP).float().mean().item()
 
     def sheet(self, columns: int = 10) -> Image.Image:
-        """The images, each above its concept and the judge's place for it, from 1 on."""
+        """Return a sheet of the images, each with its concept and the judge's rank, from 1."""
         labels = [f"{c} ({r + 1})" for c, r in zip(self.concepts, self.rank_B.tolist())]
         return contact_sheet(self.pictures, labels=labels, columns=columns)
 
@@ -120,10 +123,11 @@ def guide_figure(
     among: Sequence[str] = (),
     hand: Hand = Hand(),
 ) -> GuideFigure:
-    """Draws the concepts by the clip alone, and has the judge look for each `among` the texts, to
-    which the concepts are added. 24 concepts take mini a minute.
+    """Draw the concepts by the CLIP alone, and rank them with the judge among the texts in `among`
+    and the concepts. With mini, 24 concepts take a minute.
 
-    UsageError for fewer texts than the judge may name.
+    Raises:
+        UsageError: there are fewer texts than the judge may name.
     """
     if not concepts:
         raise UsageError("There is nothing to draw: give concepts.")
@@ -140,9 +144,11 @@ def guide_figure(
 
 
 def ranks(image_BD: torch.Tensor, text_KD: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
-    """How many other texts score at least as high as the right one: 0 is first, ties count against.
+    """Return how many other texts score at least as high as the right one: 0 is the first place,
+    and ties count against it.
 
-    ClipguideError if a score is not a number.
+    Raises:
+        ClipguideError: a score is not a number.
     """
     score_BK = (image_BD @ text_KD.T).cpu()
     if not torch.isfinite(score_BK).all():
@@ -153,7 +159,7 @@ def ranks(image_BD: torch.Tensor, text_KD: torch.Tensor, target_B: torch.Tensor)
 def clean_top1(
     clip: Clip, pictures: Iterable[Image.Image], labels: Sequence[int], classes: Sequence[str]
 ) -> float:
-    """How often the first of the classes' names is the right one, for images as they are."""
+    """Return the top-1 accuracy on unchanged images."""
     rank_B = ranks(
         clip.encode_pictures(list(pictures)),
         clip.encode_text(list(classes)),
@@ -164,7 +170,8 @@ def clean_top1(
 
 @dataclass(frozen=True)
 class GuideReport:
-    """A guide before and after: its figures, and its clean accuracy where images were given."""
+    """The figures of a guide before and after, and its clean accuracy if there are images for it.
+    """
 
     before: GuideFigure
     after: GuideFigure
@@ -172,19 +179,19 @@ class GuideReport:
     judge: str
 
     def rows(self) -> list[tuple[str, float, float]]:
-        """(what, before, after), shares."""
+        """Return (name, before, after) as shares."""
         drawn = f"drawn by its gradient, {self.judge}'s top-{TOP} of {self.after.among}"
         found = [(drawn, self.before.share, self.after.share)]
         return found + ([("clean top-1", *self.clean)] if self.clean else [])
 
     def markdown(self) -> str:
-        """The rows as a table."""
+        """Return the rows as a table."""
         lines = ["| what | before | after |", "|---|---|---|"]
         lines += [f"| {what} | {100 * a:.1f} % | {100 * b:.1f} % |" for what, a, b in self.rows()]
         return "\n".join(lines) + "\n"
 
     def save(self, folder: Path) -> list[Path]:
-        """guide-before.png and guide-after.png, the contact sheets; their paths."""
+        """Write the contact sheets guide-before.png and guide-after.png. Return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"guide-{when}.png" for when in ("before", "after")]
         for file, figure in zip(files, (self.before, self.after)):
@@ -204,10 +211,11 @@ def guide_report(
     labels: Sequence[int] = (),
     classes: Sequence[str] = (),
 ) -> GuideReport:
-    """The same concepts by both, each drawing by its own hand; `pictures`, which neither was
-    trained on, with their `labels` among `classes`, for the clean accuracy.
+    """Compare two guides on the same concepts, each with its own settings. `pictures`, with their
+    `labels` among `classes`, give the clean accuracy. Neither CLIP was trained on them.
 
-    UsageError if the judge is one of the two: what is asked cannot be judged by itself.
+    Raises:
+        UsageError: the judge is one of the two CLIPs. A CLIP cannot judge itself.
     """
     if judge.fingerprint in (before.fingerprint, after.fingerprint):
         raise UsageError(

@@ -1,6 +1,6 @@
 """The loop that trains a CLIP.
 
-The loop is a generator of steps, so progress, checkpoints and early stop are its consumers'.
+The loop is a generator of steps. Its callers show progress, save checkpoints and stop early.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ Loss = Callable[[nn.Module, dict], tuple[Tensor, dict[str, float]]]
 
 
 class NotFinite(ClipguideError):
-    """The loss or its gradient is not a number; the parameters are those of the step before."""
+    """The loss or its gradient is not a number. The parameters are still those of the step before.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How long and how to train: `steps`, or `minutes` of processor time (whichever is given).
+    """How long and how to train: `steps`, or `minutes` of processor time.
 
-    The rate rises over `warmup` steps and falls as half a cosine to 0: over the steps, as
-    open_clip's does, or over the minutes. AdamW with `betas` and `eps`, without decay for
-    parameters of one dimension or none; `ema` is the decay a step of the averaged weights (0:
-    none); gradients are clipped at `clip_norm` (None: not).
+    The learning rate rises over `warmup` steps and falls as half a cosine to 0: over the steps, as
+    in open_clip, or over the minutes. AdamW has `betas` and `eps`, and no decay for parameters of
+    one dimension or none. `ema` is the decay per step of the averaged weights (0: no average).
+    Gradients are clipped at `clip_norm` (None: no clipping).
     """
 
     minutes: float | None = None
@@ -50,7 +51,7 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class FitStep:
-    """One optimiser step: its number, the minutes so far, the loss and the loss's own parts."""
+    """One optimiser step: its number, the minutes so far, the loss and its parts."""
 
     index: int
     minutes: float
@@ -59,8 +60,8 @@ class FitStep:
 
 
 class Ema:
-    """Exponential moving average of a model's parameters and buffers, by torch's `AveragedModel`;
-    early steps count more. With a decay of 0 it is the model itself."""
+    """The exponential moving average of a model's parameters and buffers, by torch's
+    `AveragedModel`. Early steps have more weight. With a decay of 0 it is the model itself."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self._model = decay, model
@@ -71,18 +72,18 @@ class Ema:
 
     @property
     def model(self) -> nn.Module:
-        """The model with the averaged weights."""
+        """Return the model with the averaged weights."""
         return self._averaged.module if self.decay else self._model
 
     @property
     def steps(self) -> int:
-        """How many updates there were."""
+        """Return the number of updates."""
         return int(self._averaged.n_averaged) - 1 if self.decay else 0
 
     @steps.setter
     def steps(self, steps: int) -> None:
         if self.decay:
-            self._averaged.n_averaged.fill_(steps + 1)  # with 0 it would copy, not average
+            self._averaged.n_averaged.fill_(steps + 1)  # 0 would copy, not average
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -94,17 +95,17 @@ class Ema:
             return theirs
         decay = min(self.decay, int(steps) / (int(steps) + 10))
         theirs = theirs.to(mine.dtype)
-        # A causal mask is a buffer too: from -inf to -inf there is no way but NaN.
+        # A causal mask is a buffer too: an average of -inf and -inf is NaN.
         return torch.where(mine == theirs, mine, mine.lerp(theirs, 1 - decay))
 
 
 class Fit:
-    """Trains `model` on `loss(model, batch) -> (loss, parts)`; `state_dict` resumes it.
+    """Train `model` on `loss(model, batch) -> (loss, parts)`. `state_dict` resumes it.
 
-    Only parameters that require gradients are trained; `scale` maps a parameter's name to a
-    factor of the rate (0.1 for a backbone that already sees, say). A loss that went back into the
-    parameters by itself (`cached_backward`) comes without a graph. `share` is called on the
-    parameters before each step: where several processes add up their gradients.
+    Only parameters that require gradients are trained. `scale` maps the name of a parameter to a
+    factor of the learning rate, such as 0.1 for a pretrained backbone. A loss that computes the
+    gradients itself (`cached_backward`) has no graph. `share` is called with the parameters before
+    each step, so that several processes can add up their gradients.
     """
 
     def __init__(
@@ -146,7 +147,8 @@ class Fit:
         self.slower = state.get("slower", 1.0)
 
     def rate(self) -> float:
-        """The learning rate now, times `slower`, by which whoever drives the loop may lower it."""
+        """Return the present learning rate, times `slower`, which the caller of the loop may lower.
+        """
         config, warm = self.config, min((self.index + 1) / max(self.config.warmup, 1), 1.0)
         if config.steps is None:
             done = min(self.minutes / config.minutes, 1.0)
@@ -156,14 +158,14 @@ class Fit:
 
     @property
     def done(self) -> bool:
-        """Whether all steps are made, or all minutes used up."""
+        """Return whether all steps are done, or all minutes used."""
         if self.config.steps is None:
             return self.minutes >= self.config.minutes
         return self.index >= self.config.steps
 
     def run(self, batches: Iterable[dict]) -> Iterator[FitStep]:
-        """Trains until it is done or the batches end. NotFinite before a step that would spoil the
-        parameters."""
+        """Train until it is done or the batches end. Raise NotFinite before a step that would break
+        the parameters."""
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         clock = time.process_time()
         for batch in batches:
@@ -188,7 +190,7 @@ class Fit:
             yield FitStep(self.index, self.minutes, loss.item(), parts)
 
     def _clip(self, trained: list[nn.Parameter]) -> Tensor:
-        """Clips the gradients -> their norm before."""
+        """Clip the gradients. Return their norm before."""
         if self.config.clip_norm is not None:
             return nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
         return nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])

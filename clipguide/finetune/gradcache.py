@@ -1,9 +1,9 @@
-"""Big contrastive batches in the memory of small ones.
+"""Train with large contrastive batches in the memory of small ones.
 
-A contrastive loss couples all images and texts of a batch, but only through their vectors. So
-they are encoded in small chunks without a graph, the loss is taken back to the vectors, and each
-chunk is encoded once more, its part of the gradient sent on into the towers (GradCache: Gao et al.
-2021, §3.2). The gradient is the same; the time is that of one forward pass more.
+A contrastive loss couples all images and texts of a batch, but only through their vectors. First,
+small chunks are encoded without a graph, and the loss is differentiated with respect to the
+vectors. Then each chunk is encoded again, and its part of the gradient goes into the towers
+(GradCache: Gao et al. 2021, §3.2). The gradient is the same. It takes one forward pass more.
 
 Legend: B batch, b a chunk of it, D embedding.
 """
@@ -19,8 +19,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tower:
-    """What makes vectors_bD of each chunk. Both are called anew for the second pass, and must give
-    the same. With `locked`, no gradient goes into it, and there is no second pass."""
+    """The function that computes vectors_bD of each chunk. It is called again for the second pass,
+    and must return the same values. With `locked`, the tower gets no gradient, and there is no
+    second pass."""
 
     encode: Callable[[object], Tensor]
     chunks: Sequence[object]
@@ -33,12 +34,13 @@ def cached_backward(
     *,
     gather: Callable[[Tensor], tuple[Tensor, int]] | None = None,
 ) -> Tensor:
-    """Adds the gradient of `loss(vectors_BD of each tower…)` to the parameters' -> the loss.
+    """Add the gradient of `loss(vectors_BD of each tower…)` to that of the parameters. Return the
+    loss.
 
-    One chunk alone is encoded once. `gather` makes of this process's vectors those of all, and
-    says where its own begin: each process then takes the whole loss, and sends back its own share
-    of the vectors' gradient, so that the sum over processes is the gradient of the whole batch
-    (what only the loss sees, such as its scale, gets the whole gradient on each).
+    A single chunk is encoded once. `gather` collects the vectors of all processes, and returns
+    where those of this process begin. Each process computes the whole loss, and sends back its own
+    share of the gradient, so that the sum over the processes is the gradient of the whole batch.
+    Parameters of the loss itself, such as its scale, get the whole gradient on each process.
     """
     whole, first = [], []
     for tower in towers:

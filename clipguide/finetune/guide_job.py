@@ -29,14 +29,14 @@ from .guiding import GuidingConfig, guiding_fit
 from .job import CONCEPTS, DEFAULT, FACTS, HELD_OUT, retained
 from .run import slow_down
 
-SECONDS = 60.0  # from one checkpoint to the next
-DRAWN = 24  # concepts, before and after
+SECONDS = 60.0  # time between checkpoints
+DRAWN = 24  # concepts of the figure before and after
 BATCH = 32
 
 
 @dataclass
 class GuideJob:
-    """What `prepare_guide` made; `found` says what was in the data."""
+    """The job that `prepare_guide` returns. `found` is the report on the data."""
 
     parts: Parts
     before: Clip
@@ -51,12 +51,12 @@ class GuideJob:
 
     @property
     def found(self) -> Report:
-        """What was found before the first step."""
+        """Return what was found before the first step."""
         return self.data.report
 
     def run(self) -> Iterator[FitStep]:
-        """Trains, from the checkpoint on if there is one; then the averaged weights are in the
-        model."""
+        """Train, from the checkpoint if there is one. At the end, the model has the averaged
+        weights."""
         if not self._load():
             self._save()
         while True:
@@ -94,8 +94,8 @@ class GuideJob:
         return kept is not None
 
     def report(self, *, drawn: int = DRAWN) -> GuideReport:
-        """The guide's figure before and after: of the classes, or of well-known concepts, and how
-        often it still names the images of the retention set at once."""
+        """Return the figure of the guide before and after: on the classes, or on well-known
+        concepts; and its top-1 accuracy on the retention set."""
         known = CONCEPTS.read_text().splitlines()
         words = self.data.classes or [name for name in known if name.isalpha()]
         stride = max(1, len(words) // drawn)
@@ -114,7 +114,8 @@ class GuideJob:
         )
 
     def save(self, report: GuideReport, out: str | os.PathLike, *, overwrite: bool = False) -> Clip:
-        """The folder of the guide, with its card and both contact sheets. Errors as `Job.save`."""
+        """Write the folder of the guide, with its card and both contact sheets. Raise the errors of
+        `Job.save`."""
         with staged(Path(out), force=overwrite, of=FACTS) as folder:
             self.parts.save(folder)
             report.save(folder)
@@ -156,11 +157,13 @@ def prepare_guide(
     columns: dict[str, object] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> GuideJob:
-    """Reads the data and makes ready. For FARE any folder of images will do; TeCoA needs classes.
+    """Read the data and prepare the training. FARE takes any folder of images. TeCoA needs classes.
 
-    The figure is by `judge`, another CLIP; `retain` are images with names to tell what it
-    costs, by default as of `prepare`. UsageError as `read` and `load_parts`, and for TeCoA without
-    classes.
+    `judge`, another CLIP, gives the figure. `retain` are images with names that measure the loss of
+    accuracy; the default is that of `prepare`.
+
+    Raises:
+        UsageError: as `read` and `load_parts`; or TeCoA has no classes.
     """
     config = config or GuidingConfig()
     parts = (

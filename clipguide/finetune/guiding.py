@@ -33,10 +33,10 @@ from .losses import bank_loss
 from .methods import is_scale, is_text
 
 METHODS = ("tecoa", "fare")
-REFERENCE = 128  # pixels a side that the L2 radii are meant for
+REFERENCE = 128  # side in pixels for which the L2 radii hold
 EPSILON = {"l2": (0.5, 4.5), "linf": (0.5 / 255, 5 / 255)}
 MINUTES = 240.0
-MAX_SCALE = 100.0  # of the logits, as in CLIP
+MAX_SCALE = 100.0  # largest scale of the logits, as in CLIP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +104,11 @@ class GuidingConfig:
 
 
 class GuidingLoss:
-    """The loss of a batch under attack, for `Fit`: a batch is a dict with image_B3HW in [0, 1] at
-    the tower's size and, for "tecoa", label_B, or target_BK of probabilities.
+    """The loss of a batch under attack, for `Fit`. A batch is a dict with image_B3HW in [0, 1] at
+    the size of the tower and, for "tecoa", label_B, or target_BK of probabilities.
 
-    `state_dict` holds what the next call depends on: a loss that loads it goes on with the same
-    bits.
+    `state_dict` holds the state of the random numbers, so that a loss that loads it continues
+    identically.
     """
 
     def __init__(self, parts: Parts, classes: Sequence[str], config: GuidingConfig) -> None:
@@ -132,7 +132,8 @@ class GuidingLoss:
         self.generator.set_state(state["generator"])
 
     def soften(self, image_B3HW: Tensor) -> Tensor:
-        """Some images noised, with a sigma of their own, others blurred by a quarter's size."""
+        """Add noise to some images, each with its own sigma, and blur others to a quarter of their
+        size."""
         draw = torch.rand(2, len(image_B3HW), 1, 1, 1, generator=self.generator)
         draw = draw.to(image_B3HW)
         noise = torch.randn(image_B3HW.shape, generator=self.generator).to(image_B3HW)
@@ -152,7 +153,7 @@ class GuidingLoss:
         scale = model.logit_scale.exp().clamp(max=MAX_SCALE)
 
         def losses(moved_B3HW: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-            """(loss of the classes_B, distance to the original_B)"""
+            """Return (loss of the classes_B, distance to the original_B)."""
             moved_BD = model.encode_image(self.normalise(moved_B3HW))
             away_B = fare_loss(moved_BD, clean_BD)
             if target_BK is None:
@@ -183,7 +184,7 @@ class GuidingLoss:
         return (class_B + weight * away_B).mean(), metrics
 
     def _target(self, batch: dict) -> Tensor:
-        """Probabilities_BK of the classes."""
+        """Return probabilities_BK of the classes."""
         if batch.get("target") is not None:
             return batch["target"]
         if batch.get("label") is None:
@@ -195,8 +196,9 @@ class GuidingLoss:
 
 
 def fare_loss(image_BD: Tensor, clean_BD: Tensor) -> Tensor:
-    """‖φ(x) − φ_org(x)‖² -> loss_B (Schlarmann et al. 2024, eq. 3), in units of the mean squared
-    length of φ_org(x): no rate then depends on how long a CLIP's embeddings are."""
+    """Return loss_B = ‖φ(x) − φ_org(x)‖² (Schlarmann et al. 2024, eq. 3), divided by the mean
+    squared length of φ_org(x), so that the learning rate does not depend on the length of a CLIP's
+    embeddings."""
     unit = clean_BD.square().sum(-1).mean().clamp_min(1e-12)
     return (image_BD - clean_BD).square().sum(-1) / unit
 
@@ -204,7 +206,7 @@ def fare_loss(image_BD: Tensor, clean_BD: Tensor) -> Tensor:
 def guiding_fit(
     parts: Parts, *, classes: Sequence[str] = (), config: GuidingConfig = GuidingConfig()
 ) -> Fit:
-    """The `Fit` of `for_guiding`, for a loop of one's own: `fit.average.model` is the guide. It
+    """Return the `Fit` of `for_guiding`, for your own loop: `fit.average.model` is the guide. It
     trains `parts.model` in place: the image tower, and with labels the scale of the logits."""
     model = parts.model.eval()  # batch norms keep their statistics
     loss = GuidingLoss(parts, list(classes), config)

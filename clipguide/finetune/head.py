@@ -1,4 +1,4 @@
-"""The head alone: a linear map of image embeddings, fitted to vectors that are computed once.
+"""Train only the head: a linear map of image embeddings, fitted to vectors that are computed once.
 
 Shapes: B images, T different texts, D the width of the embedding.
 """
@@ -31,11 +31,11 @@ def fit_head(
     scale: float,
     penalty: float,
 ) -> Head:
-    """Least mean cross-entropy of the texts + penalty/2 · |M - I|², by L-BFGS in float64.
+    """Minimise the mean cross-entropy of the texts + penalty/2 · |M - I|², by L-BFGS in float64.
 
-    logit_BT = scale · u W^T with u = f M / |f M|, from M = I on: the start is the zero-shot
-    classifier, from which evidence alone draws away. The scale stays, or images that are
-    separated altogether would raise it without end. image_BD are of length 1.
+    logit_BT = scale · u W^T with u = f M / |f M|. M starts at I, which is the zero-shot classifier.
+    The scale is fixed, because separable images would raise it without limit. image_BD have length
+    1.
     """
     image_BD, text_TD = image_BD.double().cpu(), text_TD.double().cpu()
     move_DD = torch.zeros(image_BD.shape[1], image_BD.shape[1]).double().requires_grad_()
@@ -68,8 +68,8 @@ def choose_head(
     scale: float,
     penalties: Sequence[float] = PENALTIES,
 ) -> Head:
-    """The head of the penalty under which unseen images are classified right most often;
-    of equals that of the least cross-entropy. Both are (image_BD, text_TD, target_B)."""
+    """Return the head of the penalty with the best accuracy on unseen images. Equal heads are
+    compared by cross-entropy. Both arguments are (image_BD, text_TD, target_B)."""
 
     def worth(head: Head) -> tuple[float, float]:
         image_BD, text_TD, target_B = test

@@ -1,4 +1,5 @@
-"""What images and texts are before training: can they be read, what are they, what is cut."""
+"""Inspect images and texts before the training: whether they can be read, and which texts are cut.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +21,15 @@ from ..prompts import shorten
 from . import duplicates
 from .tables import Row
 
-LOOK = 128  # pixels a side that a JPEG is decoded at, at least, to be looked over
-TOGETHER = 256  # texts at a time
+LOOK = 128  # smallest side in pixels at which a JPEG is decoded for the inspection
+TOGETHER = 256  # texts per batch
 
 
 def inspect(
     rows: Sequence[Row], workers: int, progress: Callable[[int, int], None] | None
 ) -> list[tuple[str, np.ndarray] | str]:
-    """The digest and small image of each row, or why it cannot be read; each image once."""
+    """Yield the digest and the small image of each row, or why it cannot be read. Each image is
+    read once."""
     places = {(row.path, row.offset): row for row in rows}
     with ThreadPoolExecutor(workers) as pool:
         found = {}
@@ -47,7 +49,7 @@ def _look(row: Row) -> tuple[str, np.ndarray] | str:
 
 
 def content_of(row: Row) -> bytes:
-    """The bytes of an image. UsageError if they are not there."""
+    """Return the bytes of an image. Raise UsageError if they are missing."""
     if row.file.lower().startswith(URLS):
         raise UsageError(f"{shorten(row.file, 200)} is a URL: download it first.")
     if not row.file:
@@ -69,20 +71,21 @@ def content_of(row: Row) -> bytes:
 
 
 class _Bytes(io.BytesIO):
-    """An image's bytes, by whose name errors are reported."""
+    """The bytes of an image, with its name for errors."""
 
     name: str
 
 
 def decode(row: Row, content: bytes, side: int | None) -> Image.Image:
-    """The image of these bytes in RGB. UsageError if they are none."""
+    """Return the RGB image of these bytes. Raise UsageError if they are not an image."""
     stream = _Bytes(content)
     stream.name = row.path
     return images.load(stream, side=side)
 
 
 def cut(texts: list[str], tokenizer: Callable[..., torch.Tensor]) -> list[str]:
-    """The texts that a tokenizer cuts: those that a window one token longer does not just pad."""
+    """Return the texts that a tokenizer cuts: in a window that is one token longer, they have more
+    than padding."""
     found = []
     for start in range(0, len(texts), TOGETHER):
         some = texts[start : start + TOGETHER]

@@ -42,17 +42,17 @@ OTHERS = (
     "letter, number, flag, tool, toy, cake, mushroom, jellyfish, octopus, spider, beetle, snail, "
     "hedgehog, cactus, balloon, lamp, clock, plant, stone, robot, ghost"
 ).split(", ")
-VIEWS = 8  # of each image: crops and mirror images
+VIEWS = 8  # crops and mirror images of each image
 
 
 @dataclass(frozen=True, kw_only=True)
 class InversionConfig:
     """How to learn a word.
 
-    steps, lr: of Adam. like: a word that the CLIP knows, such as "creature", whose tokens the
-    learned ones begin as; by default they begin as the invented word's own. templates: the texts in
-    which it is learned, {} for the word. others: names that it must be nearer than. cosine: the
-    weight of 1 − cos beside the cross-entropy.
+    steps, lr: of Adam. like: a known word, such as "creature", whose tokens are the starting point;
+    by default those of the invented word. templates: the texts in which it is learned, with {} for
+    the word. others: names that the images must be further from. cosine: the weight of 1 − cos,
+    added to the cross-entropy.
     """
 
     steps: int = 150
@@ -76,14 +76,15 @@ class InversionConfig:
 
 @cache
 def known_words() -> frozenset[str]:
-    """The words that name what mini was trained on."""
+    """Return the words that name what mini was trained on."""
     text = (Path(__file__).parent / "concepts.txt").read_text(encoding="utf-8")
     return frozenset(text.lower().split())
 
 
 @dataclass(frozen=True)
 class InversionStep:
-    """One step of `total`: the loss, and the mean cosine of the word's texts with the images."""
+    """One step of `total`: the loss, and the mean cosine similarity of the word's texts with the
+    images."""
 
     index: int
     total: int
@@ -171,7 +172,7 @@ class Inversion:
 
     @torch.no_grad()
     def _shorten(self) -> None:
-        """No vector longer than the longest that the tower was trained with."""
+        """Shorten each vector to the length of the longest that the tower was trained with."""
         length_T1 = self.vector_TW.norm(dim=1, keepdim=True)
         self.vector_TW.mul_((self.longest / length_T1).clamp_max(1))
 
@@ -182,9 +183,11 @@ class Inversion:
         return F.normalize(self.model.encode_text(token_BL).float(), dim=-1)
 
     def _sentences(self) -> Tensor:
-        """text_ML of the templates in which the tokenizer reads the word as it reads it alone.
+        """Return text_ML of the templates in which the tokenizer reads the word as it reads it
+        alone.
 
-        UsageError if there are none.
+        Raises:
+            UsageError: there are none.
         """
         text_ML = torch.cat([self._tokens(t, self.word) for t in self.config.templates])
         row_M = places(text_ML.cpu(), self.token_T)[:, 0].unique()
@@ -196,7 +199,7 @@ class Inversion:
         return text_ML[row_M.to(self.device)]
 
     def _views(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Embeddings_PD of crops of the images, the whole first, half of them mirrored."""
+        """Return embeddings_PD of crops of the images: the whole first, half of them mirrored."""
         prepared = []
         for picture in pictures:
             for view in range(VIEWS):

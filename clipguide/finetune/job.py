@@ -31,14 +31,15 @@ from .run import Finetune
 HELD_OUT = Path(__file__).parent / "held-out.tar"
 CONCEPTS = Path(__file__).parent / "concepts.txt"
 FACTS = "finetune.json"
-DEFAULT = ""  # of `retain`: HELD_OUT, of the embedded CLIPs
-TWICE = 40  # images to set aside, at least, for half of them to be tested on alone
+DEFAULT = ""  # default of `retain` for the embedded CLIPs
+TWICE = 40  # smallest number of images set aside of which half are only tested on
 
 
 @dataclass
 class Job:
-    """What `prepare` made: `report` says what was found, `fit` trains, `test` and `retention` tell
-    what came of it. What is kept is chosen on `weighed`, the other half of what to retain."""
+    """The job that `prepare` returns. `report` is the report on the data, and `fit` trains. `test`
+    and `retention` measure the result. `weighed`, the other half of the retention set, selects the
+    weights."""
 
     fit: Finetune
     test: Exam
@@ -49,11 +50,11 @@ class Job:
     kept: str
 
     def run(self) -> Iterator[Progress]:
-        """Trains, a step at a time."""
+        """Train, one step at a time."""
         return self.fit.run()
 
     def select(self, *, allowed: float = 0.01, wise_ft: bool = True) -> Outcome:
-        """As `outcome.select`, once the run has ended."""
+        """Select the weights, as `outcome.select`, after the run has ended."""
         return select(
             self.fit, self.test, self.retention, self.weighed, allowed=allowed, wise_ft=wise_ft
         )
@@ -130,8 +131,8 @@ def prepare(
 
 
 def retained(parts: Parts, source: str | os.PathLike | None) -> str | os.PathLike | None:
-    """What is to be retained where nobody says: the drawings, of the embedded CLIPs. UsageError for
-    others, of which drawings tell nothing."""
+    """Return the default retention set: the drawings, for the embedded CLIPs. Raise UsageError for
+    other CLIPs, for which drawings measure nothing."""
     if source is None or os.fspath(source) != DEFAULT:
         return source
     if parts.name.partition("@")[0] not in MINI:
@@ -145,7 +146,7 @@ def retained(parts: Parts, source: str | os.PathLike | None) -> str | os.PathLik
 def _retention(
     parts: Parts, source: str | os.PathLike | None, fit: Finetune
 ) -> tuple[Exam | None, Exam | None, str]:
-    """What is reported on, what is chosen by, and what both are, in words."""
+    """Return the half that is reported, the half that selects, and a description of both."""
     if source is None:
         return None, None, "nothing"
     data = read(source, tokenizer=parts.tokenizer, train=False)
@@ -163,7 +164,7 @@ def _retention(
 
 
 def _same_classes(test: Dataset, train: Dataset, source: str) -> Dataset:
-    """The test data with the classes' numbers of the training data."""
+    """Return the test data with the numbers of the classes of the training data."""
     if bool(test.classes) != bool(train.classes):
         raise UsageError(
             f"{source} must name classes where the data to train on does, or captions."
@@ -179,14 +180,14 @@ def _same_classes(test: Dataset, train: Dataset, source: str) -> Dataset:
 
 
 def _test_data(source: str | os.PathLike, parts: Parts, columns: dict) -> Dataset:
-    """The data to test on; columns are those of a table, names of either."""
+    """Return the test data. Columns are those of a table; names are those of either."""
     if Path(source).suffix.lower() not in ENDINGS:
         columns = {"names": columns["names"]} if columns.get("names") else {}
     return read(source, tokenizer=parts.tokenizer, train=False, **columns)
 
 
 def _without_copies(sides: tuple[Dataset, Dataset], tested: Dataset) -> tuple[Dataset, ...]:
-    """The sides without what is tested, or nearly; with a warning, if there is any."""
+    """Return the data without copies or near-copies of the test images. Warn if there are any."""
     copies = [near_copies(side.examples, tested.examples) for side in sides]
     if count := sum(map(len, copies)):
         warnings.warn(

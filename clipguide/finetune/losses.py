@@ -1,4 +1,4 @@
-"""What a CLIP is trained by: losses of unit vectors, one of each image.
+"""Losses that train a CLIP, from unit vectors, one loss per image.
 
 Legend: B batch, D embedding, K classes of a bank.
 """
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def bank_loss(image_BD: Tensor, bank_KD: Tensor, target_BK: Tensor, scale: Tensor) -> Tensor:
-    """Cross-entropy of images against a bank of class texts -> loss_B.
+    """Return loss_B, the cross-entropy of images against a bank of class texts.
 
-    target_BK holds probabilities (rows sum to 1); image_BD and bank_KD are unit vectors.
+    target_BK holds probabilities (rows sum to 1). image_BD and bank_KD are unit vectors.
     """
     return -(target_BK * F.log_softmax(scale * image_BD @ bank_KD.T, dim=-1)).sum(-1)
 
@@ -20,10 +20,10 @@ def bank_loss(image_BD: Tensor, bank_KD: Tensor, target_BK: Tensor, scale: Tenso
 def caption_loss(
     image_BD: Tensor, text_BD: Tensor, scale: Tensor, same_BB: Tensor | None = None
 ) -> Tensor:
-    """CLIP's symmetric contrastive loss (Radford et al. 2021, figure 3) -> loss_B.
+    """Return loss_B, CLIP's symmetric contrastive loss (Radford et al. 2021, figure 3).
 
-    Equal captions in one batch share the probability, instead of being each other's negatives.
-    Which are equal `same_BB` says; by default those of equal vectors.
+    Equal captions in a batch share the probability: they are not negatives of each other. `same_BB`
+    says which are equal; by default those with equal vectors.
     """
     same_BB = _same(text_BD) if same_BB is None else same_BB.to(image_BD.dtype)
     target_BB = same_BB / same_BB.sum(-1, keepdim=True)
@@ -41,8 +41,8 @@ def sigmoid_loss(
     bias: Tensor | float = 0.0,
     same_BB: Tensor | None = None,
 ) -> Tensor:
-    """SigLIP's loss (Zhai et al. 2023, algorithm 1) -> loss_B: each pair of the batch is right or
-    wrong by itself, and equal captions (`same_BB`, as for `caption_loss`) are all right."""
+    """Return loss_B of SigLIP (Zhai et al. 2023, algorithm 1). Each pair of the batch is right or
+    wrong by itself. Pairs of equal captions (`same_BB`, as for `caption_loss`) are right."""
     same_BB = _same(text_BD) if same_BB is None else same_BB.to(image_BD.dtype)
     return -F.logsigmoid((same_BB * 2 - 1) * (scale * image_BD @ text_BD.T + bias)).sum(-1)
 

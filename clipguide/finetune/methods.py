@@ -32,24 +32,24 @@ TEXT += ("text_projection", "model.text_model", "model.text_projection")
 
 
 def check_method(method: str) -> None:
-    """UsageError if there is no such method."""
+    """Raise UsageError if there is no such method."""
     if method not in METHODS:
         raise UsageError(f"There is no method {method!r}.{close_matches(method, METHODS)}")
 
 
 def is_text(name: str) -> bool:
-    """Whether a parameter of that name belongs to the text tower."""
+    """Return whether a parameter with this name belongs to the text tower."""
     return any(name == part or name.startswith(f"{part}.") for part in TEXT)
 
 
 def is_scale(name: str) -> bool:
-    """Whether it is the logits' scale or bias."""
+    """Return whether the parameter is the scale or the bias of the logits."""
     return name.endswith(("logit_scale", "logit_bias"))
 
 
 def prepare(parts: Parts, method: str, *, rank: int = 8, seed: int = 0) -> nn.Module:
-    """The model with the parameters of `method` open and all others closed; with `lora`, as peft
-    wraps it, in place, its first weights drawn by the seed."""
+    """Return the model with only the parameters of `method` open. For `lora`, peft wraps it in
+    place, and the seed draws its first weights."""
     check_method(method)
     model = parts.model.eval()
     model.requires_grad_(False)
@@ -68,10 +68,8 @@ def prepare(parts: Parts, method: str, *, rank: int = 8, seed: int = 0) -> nn.Mo
 
 
 def add_lora(model: nn.Module, rank: int, seed: int = 0) -> None:
-    """Low-rank changes beside all linear layers and 1 x 1 convolutions, and attention's.
-
-    UsageError without peft.
-    """
+    """Add low-rank changes to all linear layers, 1 x 1 convolutions and attentions. Raise
+    UsageError without peft."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
@@ -90,13 +88,13 @@ def add_lora(model: nn.Module, rank: int, seed: int = 0) -> None:
 
 @dataclass(frozen=True)
 class Adapter:
-    """The low-rank changes alone, by their names, and peft's configuration of them."""
+    """The low-rank changes alone, by their names, and their configuration for peft."""
 
     weights: dict[str, Tensor]
     config: object
 
     def save(self, folder: Path, *, share: float = 1.0) -> None:
-        """As peft saves an adapter; `share` of it, which is as far as WiSE-FT goes."""
+        """Save the adapter in peft's format, scaled by `share`, which is the share of WiSE-FT."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True)
@@ -106,7 +104,7 @@ class Adapter:
 
 
 def adapter_of(model: nn.Module) -> Adapter:
-    """The low-rank changes of a model that `add_lora` changed, before they are merged."""
+    """Return the low-rank changes of a model after `add_lora`, before they are merged."""
     from peft import get_peft_model_state_dict
 
     weights = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(model).items()}
@@ -114,12 +112,12 @@ def adapter_of(model: nn.Module) -> Adapter:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """The low-rank changes become a part of the weights, in place."""
+    """Merge the low-rank changes into the weights, in place."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
     for name, layer in layers:
-        if ".base_layer." in name:  # a part of an attention, which merges it
+        if ".base_layer." in name:  # part of an attention, which merges it
             continue
         if hasattr(layer, "unload_and_optionally_merge_module"):
             plain = layer.unload_and_optionally_merge_module(True, True, None)
@@ -138,10 +136,8 @@ def _low_rank(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def merge_head(parts: Parts, map_DD: Tensor) -> None:
-    """Writes image embedding · map_DD into the last layer of the image tower.
-
-    UsageError for a tower that does not end in a linear layer.
-    """
+    """Merge the map, image embedding · map_DD, into the last layer of the image tower. Raise
+    UsageError if the tower does not end in a linear layer."""
     layer = last_layer(parts)
     map_DD = map_DD.to(layer.weight if isinstance(layer, nn.Linear) else layer)
     if isinstance(layer, nn.Parameter):  # features_BF @ proj_FD
@@ -153,7 +149,7 @@ def merge_head(parts: Parts, map_DD: Tensor) -> None:
 
 
 def last_layer(parts: Parts) -> nn.Linear | nn.Parameter:
-    """The layer that makes the embedding of the image tower."""
+    """Return the layer that makes the embedding of the image tower."""
     found: object = None
     if parts.is_hf:
         found = getattr(parts.model.model, "visual_projection", None)

@@ -1,4 +1,4 @@
-"""What classes are called, where folders and tables number them."""
+"""The names of classes that folders or tables number."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from .tables import Listing
 
 Names = Mapping[str, str] | Sequence[str] | os.PathLike
 CLASSES = "classes.txt"
-_NUMBER = re.compile(r"n?\d+")  # of a class, or a WordNet offset as ImageNet's folders have
+_NUMBER = re.compile(r"n?\d+")  # number of a class, or a WordNet offset as in ImageNet's folders
 
 
 def is_number(text: str) -> bool:
-    """Whether a text names nothing, being a number."""
+    """Return whether a text is only a number, and so names nothing."""
     return _NUMBER.fullmatch(text) is not None
 
 
 def spoken(folder: str) -> str:
-    """A folder's name as one says it: blanks for underscores."""
+    """Return the name of a folder with blanks instead of underscores."""
     return " ".join(folder.replace("_", " ").split())
 
 
 def give(listing: Listing, names: Names | None, source: Path) -> Listing:
-    """The listing with names in the place of numbers. UsageError if there are numbers alone."""
+    """Return the listing with names instead of numbers. Raise UsageError if there are only numbers.
+    """
     found = sorted({row.text for row in listing.rows if row.text})
     numbered = all(map(is_number, found))
     given = names
@@ -55,7 +56,7 @@ def give(listing: Listing, names: Names | None, source: Path) -> Listing:
 
 
 def _by_label(names: Names, found: list[str]) -> dict[str, str]:
-    """The name of each label."""
+    """Return the name of each label."""
     if isinstance(names, (str, os.PathLike)):
         names = _read_names(Path(names), found)
     if not isinstance(names, Mapping):
@@ -64,7 +65,8 @@ def _by_label(names: Names, found: list[str]) -> dict[str, str]:
 
 
 def _read_names(file: Path, found: list[str]) -> Names:
-    """A JSON of a list or an object, or lines, each a name, or a label and its name."""
+    """Return the names in a file: a JSON list or object, or lines with a name, or with a label and
+    a name."""
     try:
         content = file.read_text(encoding="utf-8-sig")
         if file.suffix.lower() == ".json":
@@ -79,5 +81,5 @@ def _read_names(file: Path, found: list[str]) -> Names:
 
 
 def _key(label: str) -> str:
-    """A label, its number without zeros in front."""
+    """Return a label; a number without its leading zeros."""
     return str(int(label)) if label.isdecimal() else label

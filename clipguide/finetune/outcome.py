@@ -1,4 +1,4 @@
-"""What came of a fine-tuning: how much of it to keep, the table, the images and the folder.
+"""The result of a fine-tuning: the selected weights, the table, the images and the folder.
 
 Shapes: B images, N classes.
 """
@@ -18,11 +18,11 @@ from .wise_ft import ALPHAS, Place, choose, curve, interpolate
 
 @dataclass(frozen=True)
 class Outcome:
-    """The model as it is kept, and how it came to be.
+    """The selected model, and how it was selected.
 
-    `places` is WiSE-FT's curve on the images set aside and those of the retention set that are
-    weighed by, `chosen` the place on it. Of `before` and `after` (which is at `chosen`) the results
-    on the target's test images and on the rest of the retention set, where there is one.
+    `places` is the curve of WiSE-FT on the images set aside and on the weighed half of the
+    retention set. `chosen` is the place on it. `before` and `after` (at `chosen`) are the results
+    on the test images of the target, and on the other half of the retention set if there is one.
     """
 
     parts: Parts
@@ -34,7 +34,7 @@ class Outcome:
     after: tuple[Result, Result | None]
 
     def rows(self) -> Iterator[tuple[str, float, float]]:
-        """(what, before, after) of each figure."""
+        """Return (name, before, after) of each figure."""
         for where, before, after in zip(("target", "retention"), self.before, self.after):
             for name in before.figures if before else ():
                 yield f"{where}: {name}", before.figures[name], after.figures[name]
@@ -49,11 +49,11 @@ def select(
     allowed: float = 0.01,
     wise_ft: bool = True,
 ) -> Outcome:
-    """Chooses the place between the weights before and after, and leaves the model there.
+    """Select the place between the old and the new weights, and set the model to it.
 
-    It is where the images set aside are classified best while the retention that is `weighed`
-    falls by `allowed` at most; without such a set, or `wise_ft`, it is the end. What is
-    reported are the images of `test` and of `retention`, by which nothing was chosen.
+    It is the place with the best result on the images set aside, at which the retention on
+    `weighed` falls by at most `allowed`. Without such a set, or without `wise_ft`, it is the end.
+    The reported results are those on `test` and `retention`, which do not select.
     """
     model, after = fit.parts.model, copy_state(fit.parts.model)
 
@@ -78,7 +78,7 @@ def select(
 
 
 def changed(outcome: Outcome) -> tuple[list[int], list[int]]:
-    """The places of the target's test images that were wrong and are right, and the reverse."""
+    """Return the places of the test images that became right, and of those that became wrong."""
     target_B = outcome.target.target_B
     was_B, is_B = (result[0].found_B == target_B for result in (outcome.before, outcome.after))
     gained, lost = ((is_B & ~was_B), (was_B & ~is_B))

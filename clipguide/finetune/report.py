@@ -1,4 +1,5 @@
-"""A fine-tuning on paper: its card, its curve, its confusions, the images that changed sides."""
+"""Write the report of a fine-tuning: its card, its curve, its confusion matrices, the changed
+images."""
 
 from __future__ import annotations
 
@@ -18,13 +19,13 @@ from .config import FinetuneConfig
 from .outcome import Outcome, changed
 from .run import Finetune
 
-SHOWN = 24  # images of a kind on a sheet
+SHOWN = 24  # images per kind on a sheet
 TILE = 96
 
 
 def write(folder: Path, outcome: Outcome, fit: Finetune, *, data: str, kept: str) -> None:
-    """Beside the weights in `folder`: README.md, finetune.json, PNGs of what can be drawn, and of
-    lora, which is merged into the weights, the adapter."""
+    """Write README.md, finetune.json and PNGs into `folder`, next to the weights. For lora, which
+    is merged into the weights, also write the adapter."""
     pictures = {"curve.png": curve_picture(outcome)} if len(outcome.places) > 2 else {}
     if fit.train.classes and len(fit.train.classes) <= MOST:
         for name, results in (("before", outcome.before), ("after", outcome.after)):
@@ -47,7 +48,7 @@ def write(folder: Path, outcome: Outcome, fit: Finetune, *, data: str, kept: str
 
 
 def table(outcome: Outcome) -> list[tuple[str, str, str]]:
-    """The rows of the table before and after, in words."""
+    """Return the rows of the table before and after, in words."""
     return [(what, _figure(what, was), _figure(what, now)) for what, was, now in outcome.rows()]
 
 
@@ -118,7 +119,7 @@ def _how(config: FinetuneConfig) -> str:
 
 
 def changed_picture(outcome: Outcome, places: Sequence[int]) -> Image.Image:
-    """Test images, each with what it was taken for and what it is taken for now."""
+    """Return a sheet of test images, each with its old and its new label."""
     exam = outcome.target
     names = exam.labels or exam.texts
     was_B, now_B = outcome.before[0].found_B, outcome.after[0].found_B
@@ -132,7 +133,8 @@ def changed_picture(outcome: Outcome, places: Sequence[int]) -> Image.Image:
 
 
 def curve_picture(outcome: Outcome, size: int = 480) -> Image.Image:
-    """Target against retention along the way from the old weights to the new."""
+    """Return the plot of target accuracy against retention, from the old weights to the new ones.
+    """
     places, edge = outcome.places, 60
     sheet = Image.new("RGB", (size, size), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)

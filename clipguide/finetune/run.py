@@ -1,4 +1,4 @@
-"""`Finetune`: a CLIP on images of one's own, step by step.
+"""`Finetune`: train a CLIP on your own images, step by step.
 
 Shapes: B images, T different texts, D the width of the embedding.
 """
@@ -31,13 +31,13 @@ from .head import choose_head
 from .wise_ft import State
 
 RATES = {"lora": 5e-4, "lit": 1e-4, "full": 5e-5}
-SECONDS = 60.0  # from one checkpoint to the next
+SECONDS = 60.0  # time between checkpoints
 
 
 @dataclass
 class Best:
-    """The weights that did best on the images set aside, and how that went: (step, figure) after
-    each epoch, `since` how many of them without a gain."""
+    """The weights with the best result on the images set aside, and the history: (step, figure)
+    after each epoch, and in `since` the number of epochs without a gain."""
 
     state: State | None = None
     worth: tuple[float, float] = (-math.inf, -math.inf)
@@ -45,7 +45,7 @@ class Best:
     history: list[tuple[int, float]] = field(default_factory=list)
 
     def look(self, model: nn.Module, step: int, result: Result) -> None:
-        """Keep the model's weights if they are better than those before."""
+        """Keep the model's weights if they are better than the best so far."""
         self.history.append((step, result.main))
         self.since += 1
         if result.worth > self.worth:
@@ -53,11 +53,14 @@ class Best:
 
 
 class Finetune:
-    """Trains `parts.model` in place on `train`, watching the images set `aside`.
+    """Train `parts.model` in place on `train`, and watch the images set `aside`.
 
-    `folder` keeps a checkpoint a minute and one an epoch, from which the same run goes on, on a CPU
-    with the same bits. Iterate `run`: then the best weights are in the model, and `before` are
-    those that it began from. UsageError for settings that do not fit the model.
+    `folder` gets a checkpoint every minute and every epoch. The same run resumes from it, on a CPU
+    with identical results. Iterate `run`: at the end, the model has the best weights, and `before`
+    the original ones.
+
+    Raises:
+        UsageError: the settings do not fit the model.
     """
 
     def __init__(
@@ -91,18 +94,18 @@ class Finetune:
         self.steps = config.steps or max(1, round(config.epochs * self.epoch))
         self.checkpoints = Checkpoints(folder, self._about()) if folder else None
         self.best = Best()
-        self.adapter: methods.Adapter | None = None  # of lora, once it has run
+        self.adapter: methods.Adapter | None = None  # adapter of lora, after the run
 
     def _about(self) -> dict[str, str]:
-        """What tells one run from another."""
+        """Return what distinguishes this run from others."""
         mine = {f.name: str(getattr(self.config, f.name)) for f in fields(self.config)}
         return {**mine, "model": self.parts.fingerprint[:12], "data": self.train.digest()[:12]}
 
     def run(self) -> Iterator[Progress]:
-        """Trains, from the checkpoint on if there is one.
+        """Train, from the checkpoint if there is one.
 
-        Where the loss is not a number, it goes back to the last good checkpoint and on at half the
-        rate; the second time, and without a `folder`, that is a ClipguideError.
+        If the loss is not a number, the run returns to the last good checkpoint, and continues at
+        half the learning rate. The second time, or without a `folder`, it raises ClipguideError.
         """
         if self.config.method == "head":
             yield self._head()
@@ -121,7 +124,7 @@ class Finetune:
                 break
             except NotFinite as error:
                 self._slow_down(fit, error)
-        self._wait()  # none leaves while another still receives
+        self._wait()  # no process leaves while another still receives
         folding.unskip(model.visual)
         model.load_state_dict(self.best.state)
         if self.config.method == "lora":
@@ -130,7 +133,7 @@ class Finetune:
         model.requires_grad_(False)
 
     def _skip_norms(self) -> None:
-        """Convolutions with their batch norms folded in, where that is the same."""
+        """Fold the batch norms into the convolutions, if this changes nothing."""
         random = torch.Generator().manual_seed(0)
         side = self.parts.image_size
         image_13HW = torch.rand(1, 3, side, side, generator=random)
@@ -148,7 +151,7 @@ class Finetune:
         )
 
     def _steps(self, fit: Fit) -> Iterator[Progress]:
-        """One step after the other, until all are made or nothing is gained any more."""
+        """Yield one step after the other, until all are done or nothing improves."""
         averaged = replace(self.parts, model=fit.average.model)
         batches = Batches(
             self.train,
@@ -158,7 +161,7 @@ class Finetune:
             augment=self.config.augment,
         )
         began = saved = time.monotonic()
-        if self.best.since >= self.config.patience:  # a run that had ended
+        if self.best.since >= self.config.patience:  # the run had ended
             return
         for step in fit.run(self._big(batches, fit.index)):
             measured = None
@@ -178,8 +181,8 @@ class Finetune:
                 return
 
     def _big(self, batches: Batches, first: int) -> Iterator[dict]:
-        """This process's chunks of each step: one alone is made while the model runs, several are
-        made anew for each pass over them, so that they need no memory."""
+        """Yield this process's chunks of each step. A single chunk is prepared while the model
+        runs. Several chunks are prepared again for each pass, so that they need no memory."""
         count = self.each // self.chunk
         if count == 1 and not self.state:
             for step, chunk in enumerate(batches.run(first), first):
@@ -192,7 +195,8 @@ class Finetune:
             yield {"chunks": _Chunks(batches, start, count), "captions": texts}
 
     def _texts(self, captions: list[str], step: int, first: int) -> list[str]:
-        """Captions as they are; classes' names in a template, drawn for each place of the batch."""
+        """Return captions as they are, and names of classes in a template that is drawn for each
+        place of the batch."""
         if not self.train.classes:
             return captions
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
@@ -201,7 +205,7 @@ class Finetune:
         return [self.templates[k].replace("{}", name) for k, name in zip(mine, captions)]
 
     def _head(self) -> Progress:
-        """The whole fit of a linear map, on vectors that are computed once."""
+        """Fit the linear map, on vectors that are computed once."""
         clip, parts = self.parts.live(), self.parts
         every = {"most": len(self.train), "once": True}
         seen = Exam(parts, self.train, templates=self.templates, **every)
@@ -217,14 +221,14 @@ class Finetune:
         return Progress(1, 1, 1.0, loss, clip.logit_scale, 0.0, result.main)
 
     def _slow_down(self, fit: Fit, error: NotFinite) -> None:
-        """Back to a good state, and on at half the rate; once."""
+        """Return to a good state, and continue at half the learning rate; only once."""
         slow_down(fit, error, self.checkpoints)
         self._load(fit, before=True)
         fit.slower = 0.5
         self._save(fit)
 
     def _agree(self) -> None:
-        """All processes stop at the same step, whatever their kernels' last bits."""
+        """Make all processes stop at the same step, even if their last bits differ."""
         if self.state:
             from accelerate.utils import broadcast_object_list
 
@@ -243,13 +247,13 @@ class Finetune:
         if kept is not None:
             fit.load_state_dict(kept["fit"])
             self.best = Best(**kept["best"])
-        self._wait()  # nobody writes before all have read
+        self._wait()  # no process writes before all have read
         return kept is not None
 
 
 def slow_down(fit: Fit, error: NotFinite, checkpoints: Checkpoints | None) -> None:
-    """A warning that it goes back, and on at half the rate; the second time, and where there are no
-    checkpoints, a ClipguideError."""
+    """Warn that the run returns to a checkpoint and continues at half the rate. Raise
+    ClipguideError the second time, or without checkpoints."""
     if checkpoints is None:
         raise ClipguideError(f"{error} Train at less than a rate of {fit.config.lr:g}.") from None
     if fit.slower < 1:
@@ -265,7 +269,7 @@ def slow_down(fit: Fit, error: NotFinite, checkpoints: Checkpoints | None) -> No
 
 
 class _Chunks:
-    """Batches `start` to `start + count`, made anew each time that they are gone through."""
+    """The batches `start` to `start + count`, prepared again for each pass."""
 
     def __init__(self, batches: Batches, start: int, count: int) -> None:
         self.batches, self.start, self.count = batches, start, count
@@ -278,5 +282,5 @@ class _Chunks:
 
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's weights, on the CPU, whatever becomes of them."""
+    """Return a copy of the model's weights on the CPU."""
     return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Where images and what is said of them come from: folders, tables, tars and indexes."""
+"""List the images and texts of a source: folders, tables, tars and indexes."""
 
 from __future__ import annotations
 
@@ -33,18 +33,24 @@ def rows(
     label_column: str | None = None,
     names: Names | None = None,
 ) -> Listing:
-    """What a source holds, nothing of it decoded yet. It is one of
+    """Return what a source holds, without decoding an image. A source is one of
 
-    - a folder whose subfolders name classes (blanks for their underscores); or, without such, one
-      of images with a .txt of the same name beside each, or with a metadata.csv, .jsonl or
-      .parquet, or with tars;
+    - a folder whose subfolders name classes (underscores become blanks); or, without subfolders, a
+    folder of
+      images with a .txt of the same name next to each, or with a metadata.csv, .jsonl or .parquet,
+      or with
+      tars;
     - a .csv, .tsv, .jsonl or .parquet (`tables.read`), or a .tar of webdataset, or a pattern of
-      several, as in "shards/*.tar" or "shard-{000..012}.tar";
-    - an index of `clipguide index`: its captions if most images have one, else folders' names.
+    several, as in
+      "shards/*.tar" or "shard-{000..012}.tar";
+    - an index of `clipguide index`: its captions if most images have one, else the names of
+    folders.
 
-    `names` are what numbered classes are called: in their order, by their number, or a file of
-    either; without them a classes.txt in or beside the source is taken. UsageError for all that
-    cannot be read, or says nothing of what the images show.
+    `names` are the names of numbered classes: in their order, by their number, or a file of either.
+    By default, a classes.txt in the source or next to it is read.
+
+    Raises:
+        UsageError: the source cannot be read, or does not say what the images show.
     """
     source = os.fspath(source)
     if not source:
@@ -71,8 +77,8 @@ def rows(
 
 
 def pictures(source: str | os.PathLike, *, image_column: str | None = None) -> Listing:
-    """All images of a folder, a pattern, a table or a tar, of which nothing is said but that they
-    are. UsageError if there are none."""
+    """Return all images of a folder, a pattern, a table or a tar, without their texts. Raise
+    UsageError if there are none."""
     if Path(source).suffix.lower() in (*ENDINGS, ".tar"):
         rows_ = rows(source, image_column=image_column).rows
     else:
@@ -99,7 +105,7 @@ def _of_folder(folder: Path, columns: dict, image_column: str | None) -> Listing
 
 
 def _class_folders(folder: Path, given: list[str]) -> Listing | None:
-    """The images of each subfolder, if one has any."""
+    """Return the images of each subfolder, if any has images."""
     try:
         entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
@@ -125,7 +131,8 @@ def _class_folders(folder: Path, given: list[str]) -> Listing | None:
 
 
 def _beside(folder: Path, given: list[str]) -> Listing:
-    """The images of a folder without subfolders, with the captions in files beside them."""
+    """Return the images of a folder without subfolders, with the captions of the files next to
+    them."""
     paths = list(find([folder], recursive=False))
     if not paths:
         raise UsageError(f"The folder {folder} holds no images.")
@@ -139,7 +146,7 @@ def _beside(folder: Path, given: list[str]) -> Listing:
 
 
 def _files(source: str) -> list[Path]:
-    """The files that a name or pattern means. UsageError if there is none."""
+    """Return the files of a name or pattern. Raise UsageError if there are none."""
     if os.path.exists(source):
         return [Path(source)]
     names = [source]
@@ -155,7 +162,7 @@ def _files(source: str) -> list[Path]:
 
 
 def _expanded(name: str) -> list[str]:
-    """The names that "shard-{000..012}.tar" stands for."""
+    """Return the names that "shard-{000..012}.tar" stands for."""
     found = _BRACES.search(name)
     first, last = found.groups()
     numbers = range(int(first), int(last) + 1)
@@ -188,9 +195,9 @@ def _of_files(files: list[Path], columns: dict, image_column: str | None) -> Lis
 def _of_tars(
     files: Sequence[Path], *, caption_column: str | None, label_column: str | None
 ) -> Listing:
-    """Samples of webdataset: files of one name but for what follows the first point in it. A
-    caption is in a .txt or a field of a .json, a class in a .cls or a field; else folders name it.
-    """
+    """Return the samples of webdataset: files whose names are equal up to the first point. The
+    caption is in a .txt or a field of a .json, the class in a .cls or a field. Otherwise folders
+    name the class."""
     samples = [sample for file in files for sample in _samples(file).values()]
     samples = [sample for sample in samples if "picture" in sample]
     where = str(files[0]) if len(files) == 1 else f"{files[0]} and the other tars"
@@ -225,7 +232,7 @@ def _of_tars(
 
 
 def _samples(file: Path) -> dict[str, dict]:
-    """The samples of a tar by their keys. UsageError if it cannot be read."""
+    """Yield the samples of a tar by their keys. Raise UsageError if it cannot be read."""
     samples: dict[str, dict] = {}
     try:
         with tarfile.open(file, "r:") as archive:
@@ -257,8 +264,8 @@ def _samples(file: Path) -> dict[str, dict]:
 
 
 def _check_end(archive: tarfile.TarFile, file: Path) -> None:
-    """UsageError if a tar does not end as tars do, in a block of zeros: `tarfile` takes a head that
-    is cut for its end."""
+    """Raise UsageError if a tar does not end in a block of zeros. `tarfile` takes a header that is
+    cut off for the end."""
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise UsageError(
@@ -276,7 +283,7 @@ def _json(text: str) -> dict:
 
 
 def _of_index(folder: Path, *, caption_column: str | None, label_column: str | None) -> Listing:
-    """The images of an index, by its columns caption or prompt, or folder."""
+    """Return the images of an index, by its columns caption or prompt, or by folder."""
     from ..retrieval.store import Store
 
     store = Store(folder)

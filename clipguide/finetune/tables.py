@@ -1,4 +1,4 @@
-"""What tables say of images to learn from: rows of an image and a caption or a label."""
+"""Read tables of images with a caption or a label in each row."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LABEL = ("label", "class", "category", "class_name", "label_name")
 
 @dataclass(frozen=True)
 class Row:
-    """An image and what a source says of it: a class's name or a caption, "" where it says none.
+    """An image and its text in the source: the name of a class, or a caption, or "".
 
-    The bytes are those of `file`, from `offset` on if it holds others as well.
+    The bytes are in `file`, from `offset` on if it holds other images too.
     """
 
     path: str
@@ -33,8 +33,8 @@ class Row:
 
 @dataclass
 class Listing:
-    """What a source holds: rows whose texts are class names (`classes`) or captions; images that
-    are in no class's folder; folders without images; the names of numbered classes, if given.
+    """The content of a source: rows whose texts are class names (`classes`) or captions, images
+    outside the folders of classes, folders without images, and the names of numbered classes.
     `spill` keeps the file of images that were in a table."""
 
     rows: list[Row]
@@ -46,7 +46,7 @@ class Listing:
 
 
 class Spill:
-    """Pictures that a table holds itself, in a file of their own: it goes when this does."""
+    """A temporary file for the images inside a table. It is deleted with this object."""
 
     def __init__(self) -> None:
         handle, self.file = tempfile.mkstemp(prefix="clipguide-", suffix=".pictures")
@@ -54,7 +54,7 @@ class Spill:
         weakref.finalize(self, _remove, self.file)
 
     def add(self, content: bytes) -> tuple[int, int]:
-        """Where the image is: its first byte, and how many there are."""
+        """Add an image. Return its offset and its length in bytes."""
         place = self._stream.tell()
         self._stream.write(content)
         self._stream.flush()
@@ -72,12 +72,16 @@ def read(
     caption_column: str | None = None,
     label_column: str | None = None,
 ) -> Listing:
-    """The rows of a table, with paths relative to its folder; columns that are not named are found
-    by their usual names, a caption before a label. A list of captions makes as many rows.
+    """Return the rows of a table, with paths relative to its folder.
 
-    In a parquet an image may be the bytes themselves, as the hub's data sets have them: a struct
-    of bytes and path; they are copied to a temporary file, a row at a time. UsageError for a table
-    that cannot be read or a column that is not there.
+    Columns that are not named are found by their usual names, a caption before a label. A list of
+    captions makes one row for each.
+
+    In a parquet, an image may be the bytes themselves, as in data sets of the hub: a struct of
+    bytes and path. They are copied to a temporary file, one row at a time.
+
+    Raises:
+        UsageError: the table cannot be read, or a column does not exist.
     """
     table = open_table(file)
     image = choose(table.columns, image_column, IMAGE, "image", str(file))
@@ -92,8 +96,8 @@ def read(
 def text_column(
     columns: Sequence[str], caption: str | None, label: str | None, where: str
 ) -> tuple[str, bool]:
-    """The column that says what is in an image, and whether it names a class. UsageError if there
-    is none, or both are asked for."""
+    """Return the column that says what an image shows, and whether it names a class. Raise
+    UsageError if there is none, or if both are named."""
     if caption is not None and label is not None:
         raise UsageError("An image has a caption or a label: give one of the two columns.")
     if label is not None:
@@ -109,7 +113,8 @@ def text_column(
 
 
 def texts(value: Any, where: str = "it") -> list[str]:
-    """What a cell says, blanks made one; "" if it is empty. UsageError for bytes that are none."""
+    """Return the texts of a cell, with single blanks; "" if it is empty. Raise UsageError for bytes
+    that are not text."""
     if isinstance(value, (list, tuple)):
         return [one for part in value for one in texts(part, where) if one] or [""]
     if isinstance(value, float) and value.is_integer():
@@ -118,11 +123,11 @@ def texts(value: Any, where: str = "it") -> list[str]:
 
 
 def _plain(value: Any) -> str | None:
-    return None if value != value else str(value)  # NaN of a number that is missing
+    return None if value != value else str(value)  # NaN stands for a missing number
 
 
 def place(image: Any, folder: Path, where: str, spill: Spill) -> Row:
-    """The row, without a text, of a cell that says where an image is, or is the image."""
+    """Return the row, without a text, of a cell that holds the path of an image, or the image."""
     name, content = image, None
     if isinstance(image, dict):
         name, content = image.get("path"), image.get("bytes")

@@ -1,4 +1,4 @@
-"""Steering of diffusers pipelines: `steer`, and one file a method."""
+"""Steer diffusers pipelines: `steer`, and one file for each method."""
 
 from .contract import Method
 from .latents import register as register_family

@@ -1,10 +1,11 @@
-"""`method="auto"`: the way of steering that gains most for a budget, as it was measured.
+"""`method="auto"`: use the settings with the highest measured gain for a budget.
 
-`auto.json` is a table of ways that no other beats at their cost or below it: the gain in the score
-of a CLIP that had no part in them, and the cost ÷ that of plain sampling, both measured on the
-embedded generator (`python -m benchmarks.steering table --auto`). Its denoiser is small, so that
-steering weighs more there than on any larger model: a budget is kept to, and seldom used up. Its
-`models` are the fingerprints of what was measured; without any it is of an earlier generator.
+`auto.json` is a table of settings that no other setting beats at the same or a lower cost. It has
+the gain in the score of an independent CLIP, and the cost divided by that of plain sampling. Both
+were measured on the embedded generator (`python -m benchmarks.steering table --auto`). Its denoiser
+is small, so steering costs relatively more there than on a larger model: a run stays within the
+budget, and rarely uses all of it. `models` are the fingerprints of what was measured. Without any,
+the table is of an earlier generator.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ BUDGET = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A way of steering: `best_of` samples of an image, each drawn by `each`, which sees by
-    `decoder` and so many `cutouts` beside the whole image. `cost` is × plain sampling."""
+    """Settings of steering: `best_of` samples per image, each drawn by `each` with the decoder
+    `decoder` and `cutouts` crops besides the whole image. `cost` is a multiple of plain sampling.
+    """
 
     each: Method
     best_of: int
@@ -82,7 +84,8 @@ def times_plain(budget: str | float | None, plain_seconds) -> float | None:
         value = float(text.removesuffix("s"))
     except ValueError:
         raise UsageError(
-            f"A budget is a number, × plain sampling, or seconds an image, as 30s, not {budget!r}."
+            "A budget is a multiple of the cost of plain sampling, such as 4, or seconds for each "
+            f"image, such as 30s, not {budget!r}."
         ) from None
     if not text.endswith("s"):
         return value
@@ -96,7 +99,7 @@ def times_plain(budget: str | float | None, plain_seconds) -> float | None:
 
 
 def _measured_on() -> str:
-    """What the table is of."""
+    """Return a description of what the table was measured on."""
     return "the embedded generator" if _table().get("models") else "an earlier embedded generator"
 
 

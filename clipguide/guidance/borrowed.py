@@ -1,4 +1,5 @@
-"""Another scheduler, or other LoRA adapters, for a while: a pipeline is as it was afterwards."""
+"""Use another scheduler or other LoRA adapters for a while. Afterwards the pipeline is as before.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ def adapters(pipe: object) -> list[str]:
 
 
 def _activate(model: object, names: list[str]) -> None:
-    """Have these adapters active, at the scales that they have."""
+    """Activate these adapters with their present scales."""
     if names:
         model.enable_adapters()
         model.set_adapter(names)

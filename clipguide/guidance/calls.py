@@ -1,4 +1,4 @@
-"""What a call method gets: the pipeline, to be run with and without steering and gradients."""
+"""What a call method gets: the pipeline, which it runs with or without steering and gradients."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Calls(Sampler):
             weights = [marks(part) for part in parts if isinstance(part, torch.nn.Module)]
             how = session.plan.selecting, session.decoder.asked, dict(pipe.scheduler.config)
             return digest(how, settings, weights, borrowed.adapters(pipe))
-        except (UsageError, RuntimeError, TypeError):  # offloaded, quantised, of no known kind
+        except (UsageError, RuntimeError, TypeError):  # offloaded, quantised, or of an unknown kind
             return None
 
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +106,7 @@ class Calls(Sampler):
 
     def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
         settings = {**settings, "latents": latents, "output_type": "latent"}
-        with gradients.through_denoiser(self.pipe):  # what is checkpointed runs again for these
+        with gradients.through_denoiser(self.pipe):  # checkpointed parts run again for these
             self.sample(**settings, by=None, differentiable=True)
             x0 = self._session.last_x0
             return self._session.finishing(latents).gradient(x0, of=latents)

@@ -1,8 +1,9 @@
-"""One clean differentiable decoder: a module of the VAE's class and configuration with its weights.
+"""Make a clean differentiable decoder: a module with the class, configuration and weights of the
+VAE.
 
-It is built anew, never copied from the live module, so that nothing of what happened to that one
-comes along: hooks of offloading, casting hooks, compiled methods, tiling, slicing, wrappers. It has
-the half that decodes, in the mode for inference, with weights that want no gradients.
+It is built anew, never copied from the live module, so it has none of its changes: hooks of
+offloading and casting, compiled methods, tiling, slicing, wrappers. It has only the decoding half,
+in evaluation mode, with weights without gradients.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..errors import ClipguideError
 from .precision import without_autocast
 from .weights import located, offloaded, parts, uncompiled
 
-ENCODING = ("encoder", "quant_conv")  # what only encodes
+ENCODING = ("encoder", "quant_conv")  # parts that only encode
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def _decoding_half(made: nn.Module) -> nn.Module:
 
 
 def _structure(live: nn.Module) -> nn.Module:
-    """The half that decodes of a module that no configuration makes, such as ComfyUI's: its parts
-    copied without values, hooks and whatever stands in the place of a part's forward."""
+    """Return the decoding half of a module without a configuration, such as ComfyUI's: its parts
+    are copied without values, hooks and replaced forward methods."""
     tensors = [t for part in live.modules() for t in _own_tensors(part)]
     with torch.inference_mode(False):
         empty = {id(t): torch.empty(t.shape, dtype=t.dtype, device="meta") for t in tensors}
@@ -86,12 +87,12 @@ def clean(vae: nn.Module, device: torch.device | str) -> nn.Module:
     """Return the decoding half of a live VAE, of diffusers' or, as far as its parts can be copied,
     of others', whole, on `device`, in float32 (float64 stays).
 
-    Weights that are in float32 on that device already, with no hook that could take them away, are
-    shared, not copied. That is safe: they stand in parameters of the clean module's own, so that
-    its requires_grad, type and device are its own, and nothing here writes to a weight.
+    Weights that are in float32 on that device, without a hook that could move them, are shared.
+    This is safe: the clean module has its own parameters, so requires_grad, dtype and device are
+    its own, and nothing here writes to a weight.
 
     Raises:
-        ClipguideError: a weight is nowhere, quantised, or of another shape than its class makes it.
+        ClipguideError: a weight is missing, quantised, or of another shape than its class makes it.
     """
     live = uncompiled(vae)
     made = Made.of(vae).bare() if hasattr(live, "config") else _structure(live)
@@ -136,7 +137,7 @@ def _value(key, slot, readers, device, hooked) -> torch.Tensor:
 
 
 def _padded_alike(made: nn.Module, live: nn.Module) -> None:
-    """Images that tile are made by convolutions that were told to pad in a circle."""
+    """Copy circular padding to the clean convolutions, which images that tile need."""
     originals = parts(live)
     for path, part in made.named_modules():
         padding = getattr(originals.get(path), "padding_mode", "zeros")
@@ -146,10 +147,10 @@ def _padded_alike(made: nn.Module, live: nn.Module) -> None:
 
 
 class _Sparing:
-    """`_conv_forward` of a convolution whose weights want no gradient.
+    """The `_conv_forward` of a convolution whose weights need no gradient.
 
-    PyTorch keeps a convolution's input for the gradient of its weights, wanted or not: a third of
-    what a decoder keeps.
+    PyTorch always keeps the input of a convolution for the gradient of its weights: a third of what
+    a decoder keeps.
     """
 
     def __init__(self, part: nn.Conv2d | nn.Conv3d) -> None:
@@ -160,8 +161,8 @@ class _Sparing:
 
 
 class _Convolution(torch.autograd.Function):
-    """The gradient is a transposed convolution: `nn.grad.conv2d_input` gives the same bits, and on
-    a CPU fills an input that it only needs the shape of."""
+    """A convolution whose gradient is a transposed convolution. `nn.grad.conv2d_input` gives the
+    same bits, but on a CPU fills an input of which it only needs the shape."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, *settings):
@@ -176,12 +177,13 @@ class _Convolution(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.settings
         sides = zip(ctx.shape[2:], slope.shape[2:], weight.shape[2:], stride, padding, dilation)
-        beyond = [  # of a stride, what no output reaches
+        beyond = [  # pixels that no output reaches because of the stride
             side - ((out - 1) * step - 2 * pad + wide * (kernel - 1) + 1)
             for side, out, kernel, step, pad, wide in sides
         ]
         two = len(ctx.shape) == 4
         transposed = nn.functional.conv_transpose2d if two else nn.functional.conv_transpose3d
-        with without_autocast(slope.device):  # the backward pass runs under what is on when it runs
+        # the backward pass uses the autocast that is on when it runs
+        with without_autocast(slope.device):
             gradient = transposed(slope, weight, None, stride, padding, beyond, groups, dilation)
         return gradient, *[None] * 6

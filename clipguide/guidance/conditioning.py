@@ -1,6 +1,6 @@
-"""What a denoiser is conditioned on, moved by a hook on it.
+"""Move the conditioning of a denoiser with a hook.
 
-Shapes: B samples, L tokens, D of the embedding.
+Shapes: B samples, L tokens, D the width of the embedding.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from ..errors import ClipguideError
 from .pipe_parts import denoiser
 from .precision import rms, widen
 
-NAME = "encoder_hidden_states"  # of the denoisers of diffusers
+NAME = "encoder_hidden_states"  # names in the denoisers of diffusers
 
 
 class Conditioning:
-    """A context in which `shift_BLD` is added to the embedding of the prompt, or of none.
+    """A context that adds `shift_BLD` to the embedding of the prompt, or of the empty prompt.
 
     Args:
-        pipe: the pipeline, which gives its denoiser the embeddings by name, those of none first
-            where there is classifier-free guidance.
+        pipe: the pipeline. It passes the embeddings to its denoiser by name; with classifier-free
+            guidance, those of the empty prompt come first.
         of: "prompt" or "null".
     """
 
     def __init__(self, pipe: object, of: str) -> None:
         self._pipe, self.of = pipe, of
         self.shift_BLD: torch.Tensor | None = None
-        self.size_B: torch.Tensor | None = None  # rms of the embedding itself
+        self.size_B: torch.Tensor | None = None  # rms of the embedding
 
     def __enter__(self) -> Conditioning:
         model = denoiser(self._pipe)

@@ -26,7 +26,7 @@ MOST = 10_000  # of a method's whole numbers
 
 
 class Sampler(Protocol):
-    """What a call method gets: the pipeline, to be run."""
+    """What a call method gets: the pipeline, which it runs."""
 
     pipe: object
 
@@ -78,8 +78,8 @@ class Sampler(Protocol):
         """Return score_B of finished images, −objective: higher is better."""
 
     def candidate(self, score_B: torch.Tensor, better_B: torch.Tensor | None = None) -> None:
-        """Report a candidate of each image. With `better_B`, what was seen of the latest run is
-        kept for these images, and what was seen before for the others."""
+        """Report a candidate of each image. With `better_B`, the trace of the latest run is kept
+        for these images, and the earlier trace for the others."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,10 @@
-"""What an evaluation of a denoiser costs, from the sizes of its weights.
+"""Estimate the cost of an evaluation of a denoiser from the sizes of its weights.
 
-A linear layer or a convolution does two operations for each of its weights at each place that it is
-applied to. A transformer is applied at each token; a U-Net's level i at a quarter of the places of
-level i − 1. Attention between tokens is left out, and text is taken as being as long as the image,
-so that this is an estimate (tests/test_ladder.py: within 35 % of what is counted). It is the same
-on every machine, and under every offloading: it needs shapes alone.
+A linear layer or a convolution does two operations per weight at each place. A transformer has one
+place per token; level i of a U-Net has a quarter of the places of level i − 1. Attention between
+tokens is left out, and the text is assumed to be as long as the image. So it is an estimate
+(tests/test_ladder.py: within 35 % of the exact count). It is equal on every machine and under every
+offloading, because it needs only shapes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def of_step(pipe: object, x0_shape: tuple[int, ...]) -> float:
 
     Args:
         pipe: a diffusers pipeline.
-        x0_shape: of the latents as the scheduler has them: B, C, h, w; packed B, L, C; or of
+        x0_shape: the shape of the latents of the scheduler: B, C, h, w; packed B, L, C; or of
             videos B, C, F, h, w.
     """
     model = denoiser(pipe)
@@ -61,7 +61,7 @@ def _unet(model: nn.Module, places: int) -> float:
 
 
 def _patch(model: nn.Module) -> int:
-    """Latents to a token."""
+    """Return the number of latents per token."""
     size = model.config.get("patch_size") or 1
     return math.prod(size) if isinstance(size, (tuple, list)) else size**2
 

@@ -1,4 +1,4 @@
-"""x0 to image, differentiable: by the pipeline's own VAE, a tiny decoder, or a linear map.
+"""Decode x0 to an image, differentiably: with the pipeline's VAE, a tiny decoder, or a linear map.
 
 Shapes: B samples, N decoded images (N = B·F for videos of F frames), C channels and h x w of
 latents, 3 channels of H x W pixels.
@@ -85,16 +85,15 @@ class Decoder:
         self._forget()
 
     def open(self) -> None:
-        """Begin: watch for height and width, where they are needed.
+        """Begin: record height and width if they are needed.
 
-        The live VAE is not touched. Its weights stay as trainable as they are: PyTorch's kernels
-        for linear layers differ in the last bit between weights that are and are not, so that the
-        pipeline's own decoding would change.
+        The live VAE does not change. Its weights keep requires_grad, because PyTorch's kernels of
+        linear layers differ in the last bit with it, and the pipeline's own decoding would change.
         """
         self._grid.watch()
 
     def close(self) -> None:
-        """End: undo `open`, and let go of the copies."""
+        """Undo `open`, and release the copies."""
         self._grid.forget()
         self._forget()
 
@@ -122,7 +121,7 @@ class Decoder:
         self._grid.set_size(height, width)
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
-        """image_N3HW of latents as the scheduler sees them, by the kind that is chosen."""
+        """Return image_N3HW of latents as the scheduler sees them, by the chosen decoder."""
         self.choose(x0)
         return self._decode(x0, self.kind)
 
@@ -140,8 +139,9 @@ class Decoder:
     def choose(self, x0: torch.Tensor) -> str:
         """Settle, once a context, what decodes, and return one line that says what and why.
 
-        It goes by sizes alone, so that a run repeats: by the operations of the VAE's gradient
-        beside those of a step of the denoiser, and by what it needs beside the limit.
+        The choice depends on sizes alone, so that a run repeats: on the operations of the VAE's
+        gradient compared with those of a step of the denoiser, and on its memory compared with the
+        limit.
         """
         if not self._said:
             self.name, why = self._settled(x0)
@@ -149,7 +149,7 @@ class Decoder:
         return self._said
 
     def _settled(self, x0: torch.Tensor) -> tuple[str, str]:
-        """Its name, and what is said of it."""
+        """Return the name of the choice, and its explanation."""
         if self.family.decoder is None:
             self.kind = "vae"
             return self.kind, "none, these latents are pixels"
@@ -204,7 +204,7 @@ class Decoder:
         return None
 
     def _limit(self, x0: torch.Tensor) -> float:
-        """GiB beside weights."""
+        """Return the limit in GiB, without the weights."""
         return memory.limit(x0.device) if self._memory is None else self._memory
 
     def _plan(self, x0: torch.Tensor, kind: str) -> Plan:
@@ -254,7 +254,7 @@ class Decoder:
         return self._by(kind, self._plan(x0, kind), latents)
 
     def _by(self, kind: str, plan: Plan, latents: torch.Tensor) -> torch.Tensor:
-        """By the clean copy, which is made at the first."""
+        """Decode with the clean copy, which is made at the first use."""
         known = self._decodings.get(kind)
         if known is not None and known.plan.half and not plan.half:
             known = None  # its weights have lost bits
@@ -268,7 +268,7 @@ class Decoder:
         return known(latents)
 
     def _map(self, latents: torch.Tensor) -> linear.LinearMap:
-        """The VAE's, fitted once for as long as there is that VAE with these weights."""
+        """Return the linear map of the VAE, fitted once for these weights."""
 
         def fitted() -> linear.LinearMap:
             try:
@@ -298,7 +298,7 @@ class Decoder:
         return unpack(latents, self._grid.of(x0)) if unpack else latents
 
     def _shape(self, x0: torch.Tensor, kind: str) -> tuple[int, ...]:
-        """Of what a decoder takes."""
+        """Return the shape of the input of a decoder."""
         latents = self._unpacked(torch.empty(x0.shape, device="meta"))
         if kind == "vae":
             bare = ladder.skeleton(self._made("vae")[0])

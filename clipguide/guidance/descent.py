@@ -24,9 +24,9 @@ Way = tuple[float, Callable[[torch.Tensor], Gradient]]
 
 @dataclass(frozen=True)
 class Descent:
-    """What one evaluation's steps did: `delta` is added to x0; `first` is the gradient at x0, and
-    `direction` the last one's, for the momentum of the next evaluation. Where `finite_B` is False a
-    gradient was not a number, and nothing moved."""
+    """The result of the steps of one evaluation. `delta` is added to x0. `first` is the gradient at
+    x0, and `direction` the last direction, for the momentum of the next evaluation. Where
+    `finite_B` is False, a gradient was not a number, and nothing moved."""
 
     delta: torch.Tensor
     first: Gradient
@@ -67,11 +67,11 @@ def descend(
 
     Args:
         x0: the clean latents of B samples.
-        ways: pairs of a weight and a gradient at x0, one of them at least.
-        size: length of all steps together, as a fraction of rms(x0).
-        inner: how many steps share it.
-        momentum: from 0 to below 1, of the direction `before`.
-        factor_B: of each sample's size; None is 1.
+        ways: pairs of a weight and a gradient at x0, at least one.
+        size: the length of all steps together, as a fraction of rms(x0).
+        inner: the number of steps that share it.
+        momentum: from 0 to below 1, the share of the direction `before`.
+        factor_B: the factor of the size of each sample; None is 1.
         before: the direction of the evaluation before.
     """
     size_B = size / inner * rms(x0)

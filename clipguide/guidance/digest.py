@@ -1,8 +1,8 @@
-"""A digest of whatever bears on an image: what is digested alike draws alike.
+"""Compute a digest of everything that affects an image. Equal digests mean equal images.
 
-Numbers, texts, tensors, arrays, PIL images, modules (their weights and class), frozen configs and
-plain objects by their attributes, functions by their code and what they close over. Anything else,
-such as an open file, has no digest, and is refused.
+It covers numbers, texts, tensors, arrays, PIL images, modules (their weights and class), frozen
+configs, plain objects by their attributes, and functions by their code and closures. Anything else,
+such as an open file, is refused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def digest(*things: object) -> str:
 
 
 def _feed(hashed, thing: object, seen: dict[int, object]) -> None:
-    """Feed one thing to the hash; `seen` holds the objects that it is inside of."""
+    """Add one thing to the hash. `seen` holds the objects that contain it."""
     say = lambda *words: hashed.update("\0".join(map(str, words)).encode() + b"\1")  # noqa: E731
     if isinstance(thing, _PLAIN) or isinstance(thing, enum.Enum):
         return say(type(thing).__name__, repr(thing))
@@ -71,7 +71,7 @@ _KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[list, str]] = weakref.WeakKey
 
 
 def _of_weights(module: nn.Module) -> str:
-    """sha256 of a module's weights, kept for as long as they are the same by their marks."""
+    """Return the sha256 digest of a module's weights. It is reused while their marks are equal."""
     state = sorted(module.state_dict().items())
     marks = [(name, *_mark(value)) for name, value in state]
     before, known = _KNOWN.get(module, (None, ""))
@@ -98,9 +98,8 @@ def marks(module: nn.Module) -> list[tuple]:
 
 
 def _mark(value: object) -> tuple:
-    """What tells that a weight is not the one that it was, without bringing it to the CPU: where it
-    is, how often it was written to, and the sum of its bits, as what writes through `.data` is not
-    counted."""
+    """Return a mark of a weight without moving it to the CPU: its address, its version, and the sum
+    of its bits, because writes through `.data` are not counted."""
     if not isinstance(value, torch.Tensor) or value.is_meta:
         return (digest(value),)
     version = 0 if value.is_inference() else value._version
@@ -110,7 +109,7 @@ def _mark(value: object) -> tuple:
 
 
 def _parts(thing: object) -> list[object]:
-    """What a thing is made of. UsageError if that cannot be said."""
+    """Return the parts of a thing. Raise UsageError if they are unknown."""
     if isinstance(thing, Mapping):
         return [part for key in sorted(thing, key=repr) for part in (key, thing[key])]
     if isinstance(thing, (list, tuple)):
@@ -137,7 +136,7 @@ def _parts(thing: object) -> list[object]:
 
 
 def _of_python(kind: type) -> bool:
-    """Whether a class is written in Python, so that its objects are what their attributes say."""
+    """Return whether a class is written in Python, so that its attributes describe its objects."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
     return kind.__module__ == "__main__" or file.endswith((".py", ".pyc"))
 

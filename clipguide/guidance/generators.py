@@ -1,4 +1,4 @@
-"""Generators: one a sample, reseeded for another candidate, or begun again."""
+"""Random generators: one per sample, reseeded for another candidate, or restarted."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def one_each(generators: Given, batch: int) -> list[torch.Generator]:
     """Return one generator a sample: those given; of a single one, itself and for the samples
     behind the first new ones of the seeds that follow; new ones of seed 0 where there are none.
 
-    UsageError if there are another number than samples.
+    Raises:
+        UsageError: there are several, but not one per sample.
     """
     if generators is None:
         return [torch.Generator().manual_seed(0) for _ in range(batch)]

@@ -1,4 +1,4 @@
-"""A pipeline run with gradients through its denoiser."""
+"""Run a pipeline with gradients through its denoiser."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def through_denoiser(pipe: object) -> Iterator[None]:
     check(pipe)
     parts = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
     trainable = [
-        (module, name)  # sequential offloading puts another parameter there at each move
+        (module, name)  # sequential offloading replaces the parameter at each move
         for part in parts
         for module in part.modules()
         for name, parameter in module.named_parameters(recurse=False)
@@ -71,7 +71,7 @@ def _learns(module: nn.Module, name: str) -> None:
 
 @contextlib.contextmanager
 def _detaching(processor: object, method: str) -> Iterator[None]:
-    """The method gets its tensors without a graph."""
+    """Return the method with tensors that are detached from the graph."""
     original, own = getattr(processor, method), vars(processor).get(method)
 
     @functools.wraps(original)
@@ -92,7 +92,7 @@ def run(pipe: object, settings: dict[str, object]) -> object:
     """Run the pipeline once with gradients, and return what it returns, without them."""
     call = type(pipe).__call__
     with through_denoiser(pipe):
-        output = getattr(call, "__wrapped__", call)(pipe, **settings)  # not under its no_grad
+        output = getattr(call, "__wrapped__", call)(pipe, **settings)  # without its no_grad
     if isinstance(output, tuple):
         return tuple(_detached(part) for part in output)
     for name in ("images", "frames"):

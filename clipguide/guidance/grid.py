@@ -1,4 +1,4 @@
-"""Rows and columns of packed latents, which only the pipeline knows."""
+"""Find the rows and columns of packed latents, which only the pipeline knows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..errors import ClipguideError
 
 
 class Grid:
-    """Rows and columns of patches of what a pipeline draws.
+    """The rows and columns of patches of what a pipeline draws.
 
     Args:
         pipe: the pipeline.
-        told: whether its latents are packed, so that their size has to be told: by the pipeline
-            itself, as it prepares them, or by `set_size`.
+        told: whether its latents are packed, so that their size comes from the pipeline when it
+            prepares them, or from `set_size`.
     """
 
     def __init__(self, pipe: object, *, told: bool) -> None:
@@ -27,7 +27,7 @@ class Grid:
         self._undo: Callable[[], None] | None = None
 
     def watch(self) -> None:
-        """Learn what size the pipeline prepares its latents for, until `forget`."""
+        """Record the size for which the pipeline prepares its latents, until `forget`."""
         if self._told and self._size is None:
             self._undo = _watch(self._pipe, self.set_size)
 
@@ -36,7 +36,7 @@ class Grid:
         self._size = int(height), int(width)
 
     def forget(self) -> None:
-        """Watch no more, and forget the size."""
+        """Stop recording, and forget the size."""
         if self._undo is not None:
             self._undo()
         self._undo, self._size = None, None
@@ -56,8 +56,9 @@ class Grid:
         )
 
     def _may_be(self, length: int) -> list[tuple[int, int]]:
-        """Rows and columns by what the pipeline told. Its scale is the side of a latent in pixels,
-        but that of a patch in older pipelines, as some of the community's still are."""
+        """Return possible rows and columns for the recorded size. The scale of a pipeline is the
+        side of a latent in pixels. In older pipelines, and some community ones, it is the side of a
+        patch."""
         if self._size is None:
             return [(math.isqrt(length),) * 2]
         height, width = self._size
@@ -66,7 +67,8 @@ class Grid:
 
 
 def _watch(pipe: object, set_size: Callable[[int, int], None]) -> Callable[[], None]:
-    """Tell `set_size` what the pipeline prepares its latents for; how to undo that."""
+    """Call `set_size` with the size for which the pipeline prepares latents. Return a function that
+    undoes this."""
     if not hasattr(pipe, "prepare_latents"):
         raise ClipguideError(
             f"{type(pipe).__name__} does not say the height and width of its packed latents: put "

@@ -21,7 +21,7 @@ from .precision import widen
 
 
 class GuidanceHook:
-    """Keeps what a pipeline's denoiser gave last, while the context is open."""
+    """A context that keeps the last output of a pipeline's denoiser."""
 
     def __init__(self, pipe: object) -> None:
         self._pipe, self._output, self._hook = pipe, None, None
@@ -59,7 +59,7 @@ class GuidanceHook:
         return None if both is None else both[1]
 
     def _both(self, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The outputs without and with the prompt, if they are known."""
+        """Return the outputs without and with the prompt, if they are known."""
         output, pipe = self._output, self._pipe
         if output is None or len(output) != 2 * len(sample) or output.shape[2:] != sample.shape[2:]:
             return None
@@ -70,7 +70,8 @@ class GuidanceHook:
         return output.chunk(2)
 
     def _keep(self, _: nn.Module, __: tuple, output: object) -> None:
-        """Keep the widest output since the last step: some pipelines look again at a part of it."""
+        """Keep the widest output since the last step, because some pipelines evaluate a part of it
+        again."""
         output = output[0]
         if isinstance(output, torch.Tensor):
             if self._output is None or len(output) >= len(self._output):
@@ -81,7 +82,7 @@ def angle(move: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     """Return the angle_B between two moves of x0 in degrees, 0 to 180; not a number where one is
     nothing.
 
-    Kahan's formula, 2·atan2(‖u − v‖, ‖u + v‖) of unit vectors, which is exact near 0 and 180 too.
+    Kahan's formula, 2·atan2(‖u − v‖, ‖u + v‖) of unit vectors, is exact near 0 and 180 too.
     """
     u, v = (x.flatten(1) / x.flatten(1).norm(dim=1, keepdim=True) for x in (move, direction))
     return torch.rad2deg(2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1)))

@@ -1,4 +1,4 @@
-"""Which CLIP guides a family of pipelines where none is named: a table."""
+"""The table of the default guide for each family of pipelines."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ class Guide:
 
 
 VIT_B_32 = Guide("ViT-B-32/laion2b_s34b_b79k", 605, "MIT")
-# For what draws 1024 pixels: sees 256 of them, and was trained with the stronger augmentation.
+# For generators of 1024 pixels. Its input is 256 pixels, and it was trained with stronger
+# augmentation.
 CONVNEXT = Guide("convnext_base_w/laion2b_s13b_b82k_augreg", 718, "MIT")
 
-# By pipeline and width of the text that conditions a U-Net, which tells Stable Diffusion 1.x and
-# 2.x from models that were trained alone (mini's is 16 to 512).
+# By pipeline and width of the text embedding of a U-Net. The width distinguishes Stable Diffusion
+# 1.x and
+# 2.x from other models (mini has 16 to 512).
 GUIDES = {
     **{
         (f"{name}Pipeline", width): VIT_B_32
@@ -46,7 +48,8 @@ def default_clip(pipe: object, like: str | None = None) -> str:
     """Return the CLIP that guides a pipeline where none is named: mini for the mini generator
     alone. `like` names the class that the pipeline counts as.
 
-    UsageError if the table has none.
+    Raises:
+        UsageError: the table has no guide for it.
     """
     if is_mini(pipe.config.get("_name_or_path")):
         return "mini"

@@ -38,8 +38,8 @@ def variance_preserving(sigmas: torch.Tensor) -> torch.Tensor:
 
 
 def visit(scheduler: object) -> bool:
-    """Have a flow's scheduler, whose timesteps are set, visit those levels. Whether it is a flow's
-    with levels of its own."""
+    """Make a flow's scheduler, whose timesteps are set, use these levels. Return whether it is a
+    flow's with its own levels."""
     if schedulers.row(scheduler).where is not schedulers.FLOW or len(scheduler.sigmas) < 3:
         return False
     before = scheduler.sigmas
@@ -52,14 +52,15 @@ def visit(scheduler: object) -> bool:
 
 
 def _t(r: float) -> float:
-    """The flow's time of the same signal to noise as the diffusion has at r."""
+    """Return the time of the flow at which it has the same signal-to-noise ratio as the diffusion
+    at r."""
     total = 0.5 * (MOST - LEAST) * r * r + LEAST * r
     alpha, sigma = math.exp(-total / 2), math.sqrt(-math.expm1(-total))
     return sigma / (alpha + sigma)
 
 
 def _r(t: float) -> float:
-    """The r of a flow's time, at most 1."""
+    """Return the r of a time of the flow, at most 1."""
     if t >= 1:
         return 1.0
     total = math.log1p((t / (1 - t)) ** 2)  # 1/ᾱ² = 1 + (σ̄/ᾱ)²

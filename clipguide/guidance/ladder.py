@@ -43,8 +43,8 @@ recomputed = functools.partial(checkpoint, use_reentrant=False, preserve_rng_sta
 
 @dataclass(frozen=True)
 class Plan:
-    """One rung. `single`: images one at a time; `layers`: recomputed; `half`: in bfloat16; `tiles`:
-    to a side."""
+    """One rung. `single`: one image at a time. `layers`: layers are recomputed. `half`: in
+    bfloat16. `tiles`: the number of tiles along a side."""
 
     single: bool = False
     layers: bool = False
@@ -112,14 +112,14 @@ class Decoding:
         self.vae, self.plan, self._decode = vae, plan, decode
         self.dtype = torch.bfloat16 if plan.half else next(vae.parameters()).dtype
         if plan.half:
-            nn.Module.to(vae, torch.bfloat16)  # diffusers' own would warn
+            nn.Module.to(vae, torch.bfloat16)  # diffusers' own decoding would warn
         for layer in layers(vae):
             layer.__dict__.pop("forward", None)
             if plan.layers:
                 layer.forward = functools.partial(recomputed, layer.forward)
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
-        """image_N3HW in float32, with no autocast whatever the caller has."""
+        """Return image_N3HW in float32. Autocast of the caller is off."""
         with without_autocast(latents.device):
             latents = latents.to(self.dtype)
             if not self.plan.single:
@@ -132,7 +132,7 @@ class Decoding:
         return self._part(latents) if number > 1 else self._decode(self.vae, latents).float()
 
     def _part(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decoded now, and again when its gradient is due: nothing of it is kept between."""
+        """Decode a part now, and again for its gradient. Nothing of it is kept in between."""
         if not (torch.is_grad_enabled() and latents.requires_grad):
             return self._decode(self.vae, latents).float()
         return recomputed(lambda latents: self._decode(self.vae, latents).float(), latents)
@@ -181,14 +181,14 @@ def tiled(decode: Callable, latents: torch.Tensor, tiles: int) -> torch.Tensor:
 
 
 def _spans(side: int, tiles: int) -> list[tuple[int, int]]:
-    """Where tiles begin and end in latents, their overlap included."""
+    """Return the start and the end of the tiles in latents, including the overlap."""
     step, reach = _step(side, tiles)
     starts = range(0, side, step)
     return [(max(start - reach, 0), min(start + step + reach, side)) for start in starts]
 
 
 def _step(side: int, tiles: int) -> tuple[int, int]:
-    """Latents from tile to tile, and how many it reaches beyond."""
+    """Return the distance between tiles in latents, and the length of the overlap."""
     step = max(-(-side // tiles), SMALLEST)
     return step, max(step // OVERLAP, 1)
 
@@ -214,11 +214,11 @@ def need(made: Made, decode: Decode, shape: tuple[int, ...], plan: Plan) -> int:
     """Return the most bytes that a gradient by this plan takes at once, beside weights.
 
     Args:
-        made: of the VAE.
+        made: that of the VAE.
         decode: as for `Decoding`.
-        shape: of the latents that `decode` takes.
-        plan: the rung. What runs one after the other is counted once, and with all it ends in:
-            images, and where there are tiles their sum, its weights and what is being added.
+        shape: the shape of the latents that `decode` takes.
+        plan: the rung. Passes that run one after the other count once, with their results: images,
+            and for tiles also their sum, its weights and the tile that is added.
     """
     if not plan.single:
         return _run(made, decode, shape, plan)[0]
@@ -252,7 +252,8 @@ def skeleton(made: Made) -> nn.Module:
 
 
 def _run(made: Made, decode: Decode, shape: tuple[int, ...], plan: Plan) -> tuple[int, int]:
-    """Bytes alive at most, forward and back, and bytes of the images."""
+    """Return the largest number of live bytes, forward and backward, and the bytes of the images.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         decoding = Decoding(made.bare(), decode, plan)
         latents = torch.empty(shape, device="meta", requires_grad=True)
@@ -263,8 +264,8 @@ def _run(made: Made, decode: Decode, shape: tuple[int, ...], plan: Plan) -> tupl
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of storage that operations made and that is still alive; `most` at once,
-    what a convolution needs while it runs included."""
+    """Count the bytes of live storage that operations allocate. `most` is the largest number at
+    once, including the temporary memory of convolutions."""
 
     def __init__(self) -> None:
         super().__init__()

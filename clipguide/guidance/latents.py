@@ -31,7 +31,8 @@ def _of_single_frames(vae: nn.Module, latents_NChw: torch.Tensor) -> torch.Tenso
 
 
 def _of_first_chunks(vae: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
-    """Wan's: the same, and pixels that some versions pack into channels."""
+    """Decode like Wan: as for single frames, and unpack pixels that some versions pack into
+    channels."""
     latents_NChw = vae.post_quant_conv(latents_NChw[:, :, None])
     image_N3HW = vae.decoder(latents_NChw, first_chunk=True)[:, :, 0]
     if patch := vae.config.get("patch_size"):  # a patch's entries are (channel, column, row)
@@ -41,18 +42,18 @@ def _of_first_chunks(vae: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor
 
 
 def _of_paella(vqgan: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
-    """Stable Cascade's, in [0, 1] already."""
+    """Decode like Stable Cascade, whose images are in [0, 1] already."""
     return vqgan.decode(latents_NChw, return_dict=False)[0]
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of pipeline.
+    """A family of pipelines.
 
-    `unpack` takes what the scheduler sees, and (rows, columns) of patches, to a map of latents;
-    `to_vae` takes that to what `pipe.<decoder>` decodes, and `decode` that to image_N3HW, [0, 1]
-    where the pipeline does not clip. No decoder: these latents are pixels in [-1, 1]. `sized`: only
-    the pipeline knows height and width. `video`: it makes frames.
+    `unpack` takes what the scheduler sees, and (rows, columns) of patches, to a map of latents.
+    `to_vae` takes that to what `pipe.<decoder>` decodes, and `decode` takes that to image_N3HW, in
+    [0, 1] where the pipeline does not clip. Without a decoder, the latents are pixels in [-1, 1].
+    `sized`: only the pipeline knows height and width. `video`: it makes frames.
     """
 
     to_vae: Callable[[torch.Tensor, nn.Module, object], torch.Tensor]
@@ -72,7 +73,8 @@ def _shifted(latents: torch.Tensor, vae: nn.Module, pipe: object) -> torch.Tenso
 
 
 def _scaled_moments(latents: torch.Tensor, vae: nn.Module, pipe: object) -> torch.Tensor:
-    """SDXL's: with mean and deviation of each channel, where its VAE has them (Playground 2.5)."""
+    """Unscale like SDXL, with the mean and deviation of each channel if its VAE has them
+    (Playground 2.5)."""
     mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
     if mean is None or deviation is None:
         return _scaled(latents, vae, pipe)
@@ -86,7 +88,8 @@ def _moments(latents: torch.Tensor, vae: nn.Module, pipe: object) -> torch.Tenso
 
 
 def _batch_norm(latents: torch.Tensor, vae: nn.Module, pipe: object) -> torch.Tensor:
-    """FLUX.2's: the moments of 4·C channels of patches, then C channels of twice the size."""
+    """Unscale like FLUX.2: the moments of 4·C channels of patches, then C channels of twice the
+    size."""
     variance = vae.bn.running_var + vae.config.batch_norm_eps
     latents = latents * _each_channel(variance.sqrt(), latents)
     latents = latents + _each_channel(vae.bn.running_mean, latents)
@@ -110,27 +113,27 @@ def _each_channel(value: object, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _rows(latents_BLC: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
-    """A map of patches, row after row."""
+    """Return a map from patches that come row by row."""
     return latents_BLC.mT.unflatten(2, grid)
 
 
 def _patches(latents_BLC: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
-    """Patches of 2 x 2, laid out; a patch's entries are (channel, row, column)."""
+    """Return a map from patches of 2 x 2. The entries of a patch are (channel, row, column)."""
     return torch.pixel_shuffle(_rows(latents_BLC, grid), 2)
 
 
 def _frames(latents_BCFhw: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
-    """Frames as images, those of a video next to each other."""
+    """Return frames as images. Those of a video stand next to each other."""
     return latents_BCFhw.transpose(1, 2).flatten(0, 1)
 
 
 def _channels_last(latents_B1hwC: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
-    """Kandinsky 5's."""
+    """Return the latents of Kandinsky 5, whose channels come last."""
     return latents_B1hwC[:, 0].movedim(-1, 1)
 
 
 def _one_frame(latents_BCFhw: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
-    """A video of one frame; ClipguideError if there are more."""
+    """Return the only frame of a video. Raise ClipguideError if there are more."""
     if latents_BCFhw.shape[2] != 1:
         raise ClipguideError(
             "Videos of this pipeline cannot be steered, for its VAE decodes frames together: draw "

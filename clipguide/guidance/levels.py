@@ -31,9 +31,9 @@ from .precision import widen
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level: x·scale = alpha·x0 + sigma·ε, and what the denoiser predicts of it.
+    """One noise level, x·scale = alpha·x0 + sigma·ε, and the kind of prediction.
 
-    `data` is the standard deviation of x0 that the denoiser was made for.
+    `data` is the standard deviation of x0 for which the denoiser was made.
     """
 
     prediction: str
@@ -71,7 +71,7 @@ class Level:
         """Return the model_output that means x0 + delta of the same sample, in float32 or better;
         extra channels pass through.
 
-        Where nothing is noise any more, only a `sample` prediction can be moved.
+        At a noise level of 0, only a `sample` prediction can be moved.
         """
         if self.prediction == "sample":
             return _add(model_output, delta)

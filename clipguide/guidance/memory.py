@@ -1,4 +1,4 @@
-"""How much memory a decoder may take."""
+"""The memory limit of a decoder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 GIB = 2**30
-DEFAULT = 4.0  # GiB, so that machines that have it all decide alike
-SHARE = 0.8  # of what is free
+DEFAULT = 4.0  # GiB; fixed, so that large machines decide alike
+SHARE = 0.8  # share of the free memory
 
 
 def limit(device: torch.device) -> float:
@@ -19,7 +19,7 @@ def limit(device: torch.device) -> float:
 
 
 def _free(device: torch.device) -> float:
-    """Bytes; infinite where nobody knows."""
+    """Return the free bytes; infinite if they are unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,7 +1,8 @@
-"""What looks at a run: scores, the trace, trust, gradients that are no numbers, the tape, on_step.
+"""The observers of a run: scores, the trace, trust, invalid gradients, the tape, on_step.
 
-Each observer is told of a run's beginning, of every evaluation after the method acted, and of the
-run's end; none changes a bit of the image but by `run.factor_B`, the strength of each sample.
+Each observer is called at the beginning of a run, after every evaluation of the method, and at the
+end. An observer changes the image only through `run.factor_B`, the factor of each sample's
+strength.
 
 Shapes: B samples, N decoded images, 3 channels of H x W pixels.
 """
@@ -30,8 +31,8 @@ MAX_SKIPPED = 3  # gradients of one image
 
 @dataclass
 class Seen:
-    """One evaluation. `image()` decodes x0, once; `steered` says whether the method acted,
-    `replayed` whether it was read from a tape. Scores fills in its trace."""
+    """One evaluation. `image()` decodes x0, once. `steered` says whether the method acted,
+    `replayed` whether it came from a tape. Scores fills in its trace."""
 
     run: Run
     at: At
@@ -48,7 +49,7 @@ class Seen:
 
 
 class Observer(Protocol):
-    """What looks at a run."""
+    """The interface of an observer."""
 
     def begin(self, run: Run, report: Report) -> None:
         """Begin: a run of the pipeline begins."""
@@ -89,10 +90,10 @@ class Base:
 
 
 class Scores(Base):
-    """Scores every `every`-th evaluation and the last, by guide and judge; with `tracing`, all.
-    Where a run ends before its last step, its last evaluation is scored then.
+    """Score every `every`-th evaluation and the last one, by guide and judge; with `tracing`, all.
+    If a run ends early, its last evaluation is scored then.
 
-    Where there is a judge, the trace's rank_B is −ranking of the same images.
+    With a judge, rank_B of the trace is −ranking of the same images.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class Scores(Base):
                 seen.trace = replace(seen.trace, rank_B=ranks(self.ranking, image_N3HW, batch))
 
     def _compare_sizes(self, image_N3HW: torch.Tensor) -> None:
-        """Warn, once a run, of a CLIP that looks at more pixels than there are."""
+        """Warn once per run if the input of a CLIP is larger than the image."""
         if self._sized or getattr(self.run.decode, "kind", "") == "linear":
             return
         self._sized, (height, width) = True, image_N3HW.shape[-2:]
@@ -169,9 +170,9 @@ def ranks(objective: Objective, image_N3HW: torch.Tensor, batch: int) -> torch.T
 
 
 class Doubt(Base):
-    """Lowers the strength of an image where trust in its guide falls, but for the last tenth of the
-    run, where nothing would come of it. `sign` is −1 where the objective leads away from the
-    guide's prompts. The trace's trust_B says what it came to; it warns of nothing."""
+    """Reduce the strength of an image if trust in its guide falls, except in the last tenth of the
+    run, where it would have no effect. `sign` is −1 if the objective leads away from the guide's
+    prompts. The trace has the result as trust_B. It gives no warning."""
 
     def __init__(self, sign: float) -> None:
         self.sign = sign
@@ -192,8 +193,8 @@ class Doubt(Base):
 
 
 class Numbers(Base):
-    """Counts steered evaluations, and gradients that are no numbers; after a few of these, an
-    image is not steered any more."""
+    """Count steered evaluations and invalid gradients. After a few of these, an image is no longer
+    steered."""
 
     def begin(self, run: Run, report: Report) -> None:
         super().begin(run, report)
@@ -224,14 +225,14 @@ class Numbers(Base):
 
 
 class TraceLog(Base):
-    """Puts each evaluation's row into the report."""
+    """Write the row of each evaluation into the report."""
 
     def step(self, seen: Seen) -> None:
         self.report.trace.append(seen.trace)
 
 
 class TapeWriter(Base):
-    """Keeps each evaluation that was not read from the tape."""
+    """Write each evaluation that did not come from the tape."""
 
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
@@ -252,7 +253,7 @@ class TapeWriter(Base):
 
 
 class Teller(Base):
-    """Tells `on_step`."""
+    """Call `on_step`."""
 
     def __init__(self, on_step: Callable[[Step], None]) -> None:
         self.on_step = on_step

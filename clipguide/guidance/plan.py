@@ -1,4 +1,4 @@
-"""What `steer` was asked for, and how a session's runs are steered for now."""
+"""The checked arguments of `steer`, and the present mode of a session."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from .report import Step
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `steer` was asked for, all of it checked.
+    """The checked arguments of `steer`.
 
-    `ranking` is the objective that ranks finished images, `select` what ranks candidates in its
-    stead, None for the same; `sign` is −1 where the objective leads away from the guide's prompts;
-    `choice` says which way of steering "auto" chose; `ignored` are warnings that every report
-    begins with.
+    `ranking` is the objective that ranks finished images. `select` ranks candidates instead; None
+    is the same. `sign` is −1 if the objective leads away from the prompts of the guide. `choice`
+    describes the choice of "auto". `ignored` are warnings with which every report begins.
     """
 
     objective: Objective
@@ -52,9 +51,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Mode:
-    """How runs are steered for now: by a method or none, with gradients through the denoiser or
-    without, and whether inside of s(…). `memory` is for the method's `start`; `only_begins` stops
-    a run at its first step, by Begun; `until` after that share of its steps, by Previewed."""
+    """The present mode of steering: the method or none, with or without gradients through the
+    denoiser, inside s(…) or not. `memory` is for the method's `start`. `only_begins` stops a run at
+    its first step with Begun. `until` stops it after that share of its steps with Previewed."""
 
     method: Method | None
     differentiable: bool = False
@@ -65,11 +64,11 @@ class Mode:
 
 
 class Begun(Exception):
-    """A run that was only to begin has begun."""
+    """The exception that ends a run at its first step."""
 
 
 class Previewed(Exception):
-    """A run has come as far as it was to; score_B of what its x0 decodes to."""
+    """The exception that ends a run at the preview, with score_B of the decoded x0."""
 
     def __init__(self, score_B: torch.Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What steering saw and did.
+"""The report of a run: its scores, its trace and its warnings.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """

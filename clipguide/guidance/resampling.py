@@ -1,4 +1,4 @@
-"""Particles drawn anew by their weights: each in the mean number · weight times.
+"""Resample particles by their weights. Each is drawn number · weight times on average.
 
 Shapes: K particles.
 """

@@ -37,12 +37,14 @@ SHARE = "the timestep, from 1 to 0, by the scheduler's own formula"  # a cosine
 
 
 def _at_step(scheduler: object) -> float:
-    """Heun's repeat each level in `sigmas`: its second evaluation of a step is at the next one."""
+    """Return the place of the level for Heun, which repeats each level in `sigmas`: the second
+    evaluation of a step is at the next one."""
     return float(scheduler.sigmas[scheduler.step_index])
 
 
 def _half_way(name: str, back: int) -> Callable[[object], float]:
-    """The second evaluation of a step is between two levels: entry step_index − back of `name`."""
+    """Return the place for a second evaluation between two levels: entry step_index − back of
+    `name`."""
 
     def sigma(scheduler: object) -> float:
         if scheduler.state_in_first_order:
@@ -91,12 +93,13 @@ def _by_config(scheduler: object, eta: float | None) -> bool:
 
 
 def _first_half(scheduler: object) -> bool:
-    """Heun's, KDPM2's and their like evaluate twice a step."""
+    """Return whether this is the first of two evaluations per step, as in Heun and KDPM2."""
     return scheduler.state_in_first_order
 
 
 def _pndm(scheduler: object) -> bool:
-    """Runge-Kutta steps are of four evaluations; without these, the first step is of two."""
+    """Return whether this evaluation begins a step: Runge-Kutta steps have four. Without them, the
+    first step has two."""
     if scheduler.config.skip_prk_steps:
         return scheduler.counter != 1
     runge_kutta = scheduler.counter < len(scheduler.prk_timesteps)
@@ -248,8 +251,8 @@ def clipped(scheduler: object, x0: torch.Tensor) -> torch.Tensor:
 
 
 def permute(scheduler: object, index_B: torch.Tensor) -> None:
-    """Make image b of what the scheduler carries that of image index_B[b], as the caller does with
-    its latents. Holds between any two evaluations, half steps included."""
+    """Give image b the history of image index_B[b], as the caller does with its latents. It works
+    between any two evaluations, also within a step."""
 
     def pick(value: object) -> object:
         if isinstance(value, torch.Tensor) and value.ndim:

@@ -35,13 +35,13 @@ from .tape import Tape
 
 
 class Session:
-    """What a tapped scheduler's steps go through.
+    """The function through which the steps of a tapped scheduler go.
 
     Args:
         pipe: the pipeline.
-        plan: what was asked for.
+        plan: the checked arguments of `steer`.
         decoder: x0 to images.
-        direction: of classifier-free guidance, where it can be known.
+        direction: the direction of classifier-free guidance, if it can be known.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Session:
         self.run, self._over = None, False
 
     def _interrupt(self) -> None:
-        """Have the pipeline pass over the steps that are left."""
+        """Make the pipeline skip the remaining steps."""
         self.pipe._interrupt = True
 
     def finishing(self, sample: torch.Tensor, *, selecting: bool = False) -> Run:
@@ -218,7 +218,8 @@ class Session:
         return schedulers.clipped(self.pipe.scheduler, x0)
 
     def _tell_beyond(self) -> None:
-        """DemoFusion goes on with tiles of a larger image, which alone are no images."""
+        """Warn about DemoFusion, which continues with tiles of a larger image that are no images by
+        themselves."""
         if self.mode.method is not None:
             self._warn_once(
                 f"{type(self.pipe).__name__} takes steps after the last that it announced, as on "
@@ -226,7 +227,7 @@ class Session:
             )
 
     def _check_mode(self) -> None:
-        """ClipguideError for a run outside of s(…) where there may be none."""
+        """Raise ClipguideError for a run outside s(…) if the method needs s(…)."""
         mode, name = self.mode, self.plan.method.name
         if mode.differentiable and not torch.is_grad_enabled():
             raise ClipguideError(
@@ -245,7 +246,7 @@ class Session:
             )
 
     def _is_due(self, method: Method, run: Run, noise: float) -> bool:
-        """Whether the method acts at this evaluation; a corrector's is as its predictor's."""
+        """Return whether the method acts at this evaluation. A corrector follows its predictor."""
         begins = schedulers.begins_step(run.scheduler) or self._index == 0
         idle = method.idle or isinstance(run.objective, Nothing)
         if method.fades and not bool(run.factor_B.any()):
@@ -259,13 +260,13 @@ class Session:
         return self._due and not idle
 
     def _choose(self, at: At) -> None:
-        """Which decoder this run takes from here on."""
+        """Choose the decoder of this run."""
         if self._choosing:
             self.report.decoder = self.decoder.choose(at.x0.detach())
         self._choosing = False
 
     def _replay(self, kept, at: At) -> Outcome:
-        """What the scheduler was given at this step before the run was stopped."""
+        """Return the scheduler's input at this step before the run was stopped."""
         for generator, state in zip(self.run.generators, kept.states, strict=True):
             generator.set_state(state)
         device = at.sample.device
@@ -306,6 +307,6 @@ class Session:
             self.warn(message)
 
     def warn(self, message: str) -> None:
-        """Tell the report and the user."""
+        """Add a warning to the report, and show it."""
         self.report.warnings.append(message)
         warnings.warn(message, ClipguideWarning, stacklevel=2)

@@ -188,7 +188,7 @@ def check_gradients(objective: object, method: Method, select: Objective | None 
 
 
 def _interval(given: object, method: Method) -> tuple[float, float] | None:
-    """The window of classifier-free guidance. UsageError for what is none."""
+    """Return the window of classifier-free guidance. Raise UsageError for an invalid one."""
     if given is None:
         return None
     try:
@@ -203,7 +203,7 @@ def _interval(given: object, method: Method) -> tuple[float, float] | None:
 def _check_kinds(
     score_every: object, generators: object, on_step: object, tape: object
 ) -> None:
-    """UsageError for what is not of the kind that `steer` says."""
+    """Raise UsageError for an argument of another type than `steer` documents."""
     if type(score_every) is not int or score_every < 1:
         raise UsageError(f"score_every must be a whole number from 1, not {score_every!r}.")
     several = generators if isinstance(generators, (list, tuple)) else [generators]
@@ -221,7 +221,7 @@ def _check_kinds(
 def _method(
     method: str | type[Method] | Method, named: dict[str, object], budget: float | None
 ) -> tuple[Method, Choice | None]:
-    """The method, and where it is "auto" what was chosen."""
+    """Return the method, and the choice of "auto"."""
     if method != "auto":
         return configure(method, named), None
     if given := [name for name, value in named.items() if value is not None]:
@@ -237,7 +237,7 @@ def _objective(
     views: dict[str, object],
     like: str | None,
 ) -> tuple[Objective, list[str]]:
-    """The objective, and what is ignored."""
+    """Return the objective, and warnings about ignored parts."""
     prompts = (str, Prompt, ImagePart, list, tuple)
     if isinstance(objective, prompts) or not (
         isinstance(objective, Objective) or callable(objective)
@@ -252,7 +252,7 @@ def _objective(
 def _judge(
     pipe: object, judge: Similarity | Clip | str | None, guide: Similarity | None
 ) -> tuple[Similarity | None, list[str]]:
-    """The judge, and what is ignored."""
+    """Return the judge, and warnings about ignored parts."""
     if judge is None or isinstance(judge, Similarity):
         return judge, []
     if guide is None:
@@ -261,7 +261,7 @@ def _judge(
 
 
 def _loaded(clip: Clip | str, pipe: object, dtype: str = "float32") -> Clip:
-    """A CLIP, where the pipeline computes."""
+    """Return a CLIP on the device of the pipeline."""
     if not isinstance(clip, str):
         return clip
     return load_clip(clip, device=str(execution_device(pipe)), dtype=dtype)

@@ -1,6 +1,6 @@
-"""The context of `steer`: what is patched while it is open, and a call of s(…).
+"""The context of `steer`: what is patched while it is open, and the call s(…).
 
-Methods that run the pipeline their own way do so by `s(…)` of `with steer(pipe, …) as s`.
+Methods that run the pipeline themselves do so in `s(…)` of `with steer(pipe, …) as s`.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ class Steering:
     def expect(
         self, *, height: int | None = None, width: int | None = None, steps: int | None = None
     ) -> None:
-        """Say, before the context, what is drawn in it, where the pipeline has no `__call__` that
-        would: the size in pixels, which packed latents do not tell, and how many steps."""
+        """Announce what is drawn in the context, for a pipeline without its own `__call__`: the
+        size in pixels, which packed latents do not show, and the number of steps."""
         if height and width:
             self._decoder.set_size(height, width)
         if steps is not None:
@@ -149,7 +149,8 @@ class Steering:
 
     # ------------------------------------------------------------ a call
     def __call__(self, *args: object, **settings: object) -> object:
-        """Run the pipeline by the method: its own arguments, what it returns."""
+        """Run the pipeline with the method. The arguments and the result are those of the pipeline.
+        """
         if self._stack is None:
             raise ClipguideError("Enter the context first: with steer(…) as s: s(…).")
         arguments = _bound(self.pipe, args, settings)
@@ -168,7 +169,7 @@ class Steering:
 
     @contextlib.contextmanager
     def _taping(self, arguments: dict[str, object]):
-        """The first call of the context is on the tape."""
+        """Return whether this call is on the tape: the first one of the context."""
         session, plan = self._session, self._session.plan
         tape, self._tape = Tape(self._tape), None
         weights = {k: v for k, v in self.pipe.components.items() if isinstance(v, torch.nn.Module)}
@@ -187,7 +188,7 @@ class Steering:
 
 
 def _bound(pipe: object, args: tuple, settings: dict[str, object]) -> dict[str, object]:
-    """The arguments of a call by name, those that a pipeline collects in **kwargs among them."""
+    """Return the arguments of a call by name, including those in **kwargs."""
     signature = call_signature(pipe)
     try:
         arguments = dict(signature.bind(*args, **settings).arguments)

@@ -1,8 +1,8 @@
-"""A tap on a pipeline's scheduler: each of its steps goes through a function first.
+"""Tap a pipeline's scheduler: each of its steps first goes through a function.
 
-The pipeline gets a view of its scheduler for a while: an object of a class of its own, which shares
-all state with the scheduler, and whose `step` and `set_timesteps` are tapped. So only this pipeline
-is steered where others share the scheduler, and a copy made meanwhile, shallow or deep, is an
+For a while, the pipeline has a view of its scheduler: an object of a new class that shares all
+state with the scheduler, and whose `step` and `set_timesteps` are tapped. If several pipelines
+share the scheduler, only this one is steered. A copy that is made meanwhile, shallow or deep, is an
 ordinary scheduler.
 """
 
@@ -30,12 +30,12 @@ def tap(
     """Tap the scheduler of a pipeline.
 
     Args:
-        pipe: whatever has a `scheduler`.
+        pipe: an object with a `scheduler`.
         on_timesteps: called with the view after each `set_timesteps`.
-        on_step: called in the place of `step`, with the original step before its arguments.
+        on_step: called in place of `step`, with the original step before its arguments.
 
     Yields:
-        The view, which is `pipe.scheduler` until the context ends, however it ends.
+        The view, which is `pipe.scheduler` until the context ends.
 
     Raises:
         ClipguideError: the scheduler is tapped already.
@@ -61,7 +61,7 @@ def _view(
     base = type(scheduler)
 
     def original(name: str) -> Callable:
-        """The scheduler's method, or what somebody put in its place."""
+        """Return the method of the scheduler, or its replacement."""
         return vars(view).get(name) or getattr(base, name).__get__(view)
 
     def tapped_step() -> Callable:
@@ -104,7 +104,7 @@ def _view(
 
 
 def _empty(kind: type) -> object:
-    """An object without its attributes, to be filled by a copy."""
+    """Return an object without attributes, which a copy fills."""
     return object.__new__(kind)
 
 

@@ -34,8 +34,8 @@ SEEN = ("loss_B", "gradient_B", "angle_B", "guide_score_B", "judge_score_B", "ra
 
 @dataclasses.dataclass(frozen=True)
 class TapeStep:
-    """One step: what the scheduler was given, which samples' gradients were numbers (None where
-    none was taken), the generators' states after it, and its row of the trace."""
+    """One step: the input of the scheduler, which gradients were numbers (None if none was taken),
+    the states of the generators after it, and its row of the trace."""
 
     model_output: torch.Tensor
     sample: torch.Tensor | None
@@ -45,10 +45,10 @@ class TapeStep:
 
 
 class Tape:
-    """The steps of one run in a folder, one file each; `position` is the step that comes next, and
-    `decoder` is what its steps were seen by, as `Decoder.name` has it.
+    """The steps of one run in a folder, one file each. `position` is the next step. `decoder` is
+    the decoder of the run, as `Decoder.name`.
 
-    A file that cannot be read ends the tape: that step is drawn again.
+    A file that cannot be read ends the tape: its step is drawn again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,7 +65,7 @@ class Tape:
         return self.position < len(self._kept)
 
     def begin(self, digest: str) -> None:
-        """Say what is run. ClipguideError if the tape is of another."""
+        """Set the run. Raise ClipguideError if the tape belongs to another run."""
         if self._kept and digest != self._digest:
             raise ClipguideError(f"{self.folder} keeps another run's steps: delete it.")
         self._digest = digest
@@ -76,7 +76,7 @@ class Tape:
         return self._kept[self.position - 1]
 
     def keep(self, step: TapeStep) -> None:
-        """Write the step at `position`, whole or not at all, and move on."""
+        """Write the step at `position`, completely or not at all, and go to the next one."""
         tensors = {"model_output": step.model_output.detach().contiguous().cpu()}
         if step.sample is not None:
             tensors["sample"] = step.sample.detach().contiguous().cpu()
@@ -116,7 +116,7 @@ class Tape:
 
     @staticmethod
     def erase(folder: Path) -> None:
-        """Remove a tape, and the folder that it was in if there is nothing else in that."""
+        """Delete a tape, and its folder if that is then empty."""
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             folder.parent.rmdir()
@@ -146,7 +146,7 @@ class Tape:
 
 @dataclasses.dataclass
 class _Output(BaseOutput):
-    """As the denoisers of diffusers answer."""
+    """An output like those of diffusers' denoisers."""
 
     sample: torch.Tensor
 

@@ -1,7 +1,7 @@
-"""Tiny decoders: an AutoencoderTiny for a family's latents, handed in, in a folder, or on the hub.
+"""Tiny decoders: an AutoencoderTiny for the latents of a family, given, in a folder, or on the hub.
 
-Those of the hub are TAESD and its siblings (Bohan 2023, MIT): about 10 MB each, distilled from one
-VAE each, so that they go by the family and by what tells that VAE from others of its kind.
+Those on the hub are TAESD and its siblings (Bohan 2023, MIT), about 10 MB each. Each is distilled
+from one VAE, so the choice depends on the family and on what distinguishes this VAE from others.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def from_hub(pipe: object, *, download: bool) -> nn.Module | None:
 
     Raises:
         UsageError: `download`, and there is none for this pipeline.
-        ClipguideError: `download`, and it cannot be had.
+        ClipguideError: `download`, and it cannot be downloaded.
     """
     from diffusers import AutoencoderTiny
 

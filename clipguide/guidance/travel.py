@@ -37,13 +37,13 @@ def check(pipe: object) -> None:
 
 
 class Travel:
-    """Repeats a scheduler's timesteps `times` times."""
+    """Repeat each timestep of a scheduler `times` times."""
 
     def __init__(self, times: int) -> None:
         self.times, self.once = times, None
 
     def enlarge(self, scheduler: object) -> None:
-        """Repeat the timesteps that the pipeline is about to read."""
+        """Repeat the timesteps that the pipeline will read."""
         self.scheduler, self.once = scheduler, scheduler.timesteps
         self.read = scheduler.timesteps = scheduler.timesteps.repeat_interleave(self.times)
         self.rewind(0)
@@ -74,6 +74,6 @@ class Travel:
         return (ratio * there.scale * widen(previous) + spread * noise) / here.scale
 
     def rewind(self, step: int) -> None:
-        """Have the scheduler take this step next."""
+        """Make the scheduler take this step next."""
         if hasattr(self.scheduler, "_step_index"):
             self.scheduler._step_index = step

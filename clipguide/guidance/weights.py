@@ -1,9 +1,9 @@
-"""A module's weights, read from wherever offloading has put them.
+"""Read the weights of a module from the place where offloading has put them.
 
-A live module may hold no weights at all: accelerate's sequential and disk offload leave tensors on
-"meta" and keep the values in a hook's `weights_map`; diffusers' group offload to disk leaves
-uninitialised tensors and keeps the values in a file of safetensors. Nothing here moves, loads or
-changes the live module, and no hook runs.
+A live module may have no weights: accelerate's sequential and disk offload leave tensors on "meta",
+and keep the values in a hook's `weights_map`; diffusers' group offload to disk leaves uninitialised
+tensors, and keeps the values in a safetensors file. Nothing here moves, loads or changes the live
+module, and no hook runs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def located(module: nn.Module) -> dict[str, tuple[int, Callable[[], torch.Tensor
             diffusers.
 
     Returns:
-        Of each name the number of dimensions, and a reader. What that returns may be on any device
-        and in any floating type, and may share memory with the live module.
+        For each name, the number of dimensions and a reader. The tensor that it returns may be on
+        any device, in any floating type, and may share memory with the live module.
     """
     on_disk = dict(_grouped(module))
     found = {}
@@ -47,7 +47,7 @@ def located(module: nn.Module) -> dict[str, tuple[int, Callable[[], torch.Tensor
 
 
 def parts(module: nn.Module) -> dict[str, nn.Module]:
-    """Every part by the path that its class gives it, wrappers of torch.compile left out."""
+    """Yield every part by its path in the class, without wrappers of torch.compile."""
     return {".".join(path): part for path, part, _ in _walk(module, (), ())}
 
 
@@ -57,7 +57,7 @@ def offloaded(module: nn.Module) -> bool:
 
 
 def _walk(module: nn.Module, path: tuple[str, ...], maps: tuple) -> Iterator[tuple]:
-    """(path, part, weight maps of it and what is above it, each with the path it counts from)."""
+    """Yield (path, part, weight maps of it and its parents, each with its base path)."""
     module = uncompiled(module)
     maps = maps + tuple((len(path), found) for found in _maps(module))
     yield path, module, maps
@@ -67,7 +67,7 @@ def _walk(module: nn.Module, path: tuple[str, ...], maps: tuple) -> Iterator[tup
 
 
 def _maps(module: nn.Module) -> list[Mapping[str, torch.Tensor]]:
-    """Where accelerate's hooks on this module keep the weights that they have put away."""
+    """Return where accelerate's hooks on this module keep its weights."""
     hook = getattr(module, "_hf_hook", None)
     hooks = getattr(hook, "hooks", (hook,))  # a hook, or several in a row
     found = (getattr(each, "weights_map", None) for each in hooks)
@@ -75,7 +75,8 @@ def _maps(module: nn.Module) -> list[Mapping[str, torch.Tensor]]:
 
 
 def _grouped(module: nn.Module) -> Iterator[tuple[int, Callable[[], torch.Tensor]]]:
-    """Readers of what diffusers' group offload keeps elsewhere, by the id of the live tensor."""
+    """Return readers of what diffusers' group offload keeps elsewhere, by the id of the live
+    tensor."""
     for part in module.modules():
         registry = getattr(part, "_diffusers_hook", None)
         hook = registry.get_hook("group_offloading") if registry else None

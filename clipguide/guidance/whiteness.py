@@ -93,18 +93,19 @@ class Spectrum:
         return self.latents(step_RM)
 
     def _sum(self, value_RM: torch.Tensor) -> torch.Tensor:
-        """The sum over its block, at each coefficient."""
+        """Return the sum over its block, at each coefficient."""
         sums_RK = value_RM.new_zeros(len(value_RM), self.blocks)
         return sums_RK.index_add(1, self.block_M, value_RM)[:, self.block_M]
 
     def _unit(self, value_RM: torch.Tensor) -> torch.Tensor:
-        """Vectors of length 1 in each block; 0 where there is none but rounding."""
+        """Return vectors of length 1 in each block; 0 if there is only rounding error."""
         length_RM = self._sum(value_RM.square()).sqrt()
         return torch.where(length_RM > 1e-6, value_RM / length_RM.clamp_min(1e-6), 0.0)
 
     def _nearest(self, size_RM: torch.Tensor) -> torch.Tensor:
-        """The nearest magnitudes, from 0, of Σ = n·MEAN and Σ² = n in each block (Hoyer 2004): on
-        the plane of that sum, away from its middle; what is below 0 is set to 0 and left out."""
+        """Return the nearest magnitudes, from 0, with Σ = n·MEAN and Σ² = n in each block (Hoyer
+        2004): move on the plane of that sum, away from its middle; set negative ones to 0 and leave
+        them out."""
         number_RM = self._sum(torch.ones_like(size_RM))
         alive_RM = torch.ones_like(size_RM)
         for _ in range(ROUNDS):
@@ -125,6 +126,6 @@ class Spectrum:
 
 
 def _hartley(x_R: torch.Tensor) -> torch.Tensor:
-    """The orthonormal Hartley transform of each row, over all other dimensions."""
+    """Return the orthonormal Hartley transform of each row, over all other dimensions."""
     found = torch.fft.fftn(x_R, dim=tuple(range(1, x_R.ndim)), norm="ortho")
     return found.real - found.imag

@@ -20,7 +20,8 @@ from .base import Objective
 from .features import Encoder
 from .weights import load_weights
 
-MLP_PLACES = (0, 2, 4, 6, 7)  # of the linear layers among dropouts, which do nothing here
+# places of the linear layers; the dropouts between them do nothing here
+MLP_PLACES = (0, 2, 4, 6, 7)
 _LAYER = re.compile(r"layers\.(\d+)\.(weight|bias)")
 _Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -81,7 +82,7 @@ class Aesthetic(Objective):
 
 
 def _read(weights: dict[str, torch.Tensor], name: str) -> _Layers:
-    """Weight and bias of each linear layer. UsageError if the layout is none that is known."""
+    """Return weight and bias of each linear layer. Raise UsageError for an unknown layout."""
     if set(weights) == {"weight", "bias"}:
         layers = [(weights["weight"], weights["bias"])]
     else:

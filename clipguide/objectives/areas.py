@@ -23,8 +23,8 @@ from .similarity import OnePrompt, Similarity
 Area = Sequence[float] | torch.Tensor | Image.Image
 Mask = Callable[[int, int], torch.Tensor]  # H, W -> mask_HW in [0, 1], float32 on the CPU
 
-FILL = 0.5  # what is shown where a mask is 0
-SEEN = 0.01  # a mask's least value that counts as inside
+FILL = 0.5  # grey level shown outside the mask
+SEEN = 0.01  # smallest value of a mask that counts as inside
 
 
 class Region(Objective):
@@ -120,7 +120,7 @@ def _to_mask(area: Area | Mask) -> Mask:
 
 
 def _box(box: Sequence[float]) -> Mask:
-    """The mask of a box: at least one pixel."""
+    """Return the mask of a box: at least one pixel."""
     try:
         x0, y0, x1, y1 = map(float, box)
     except (TypeError, ValueError):
@@ -173,7 +173,7 @@ def _resize(mask_1HW: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _rest_of(masks: Sequence[Mask]) -> Mask:
-    """What none of the masks covers."""
+    """Return the area that none of the masks covers."""
 
     def mask_of(height: int, width: int) -> torch.Tensor:
         rest_HW = torch.ones(height, width)
@@ -187,6 +187,6 @@ def _rest_of(masks: Sequence[Mask]) -> Mask:
 
 
 def _span(inside: torch.Tensor) -> slice:
-    """From the first to the last True."""
+    """Return the range from the first to the last True."""
     places = inside.nonzero().flatten()
     return slice(int(places[0]), int(places[-1]) + 1)

@@ -20,8 +20,9 @@ _COSINES: ContextVar[list[float] | None] = ContextVar("cosines of pulls", defaul
 
 @contextmanager
 def cosines_of_pulls() -> Iterator[list[float]]:
-    """Within it, of each gradient that this thread takes of a `Balanced`, the least cosine of two
-    objectives' pulls is put on the list, the mean over the images: −1 where they are opposed."""
+    """Return a context that collects a number for each gradient of a `Balanced` in this thread: the
+    smallest cosine between the gradients of two objectives, as the mean over the images. −1 means
+    opposed."""
     heard: list[float] = []
     token = _COSINES.set(heard)
     try:
@@ -66,7 +67,7 @@ class Balanced(Objective):
 
 
 class _Balance(torch.autograd.Function):
-    """Differentiates each objective at once, so that one graph at a time is held."""
+    """Differentiate each objective at once, so that one graph at a time is in memory."""
 
     @staticmethod
     def forward(
@@ -100,7 +101,7 @@ class _Balance(torch.autograd.Function):
 
 
 def _least(pulls: list[torch.Tensor]) -> float:
-    """The least cosine of two of several gradients, the mean over the images."""
+    """Return the smallest cosine between two of several gradients, as the mean over the images."""
     unit_KBN = F.normalize(torch.stack(pulls).flatten(2), dim=2)
     cosine_BKK = torch.einsum("kbn,lbn->bkl", unit_KBN, unit_KBN)
     return cosine_BKK.flatten(1).amin(1).mean().item()
@@ -109,7 +110,7 @@ def _least(pulls: list[torch.Tensor]) -> float:
 def _differentiate(
     objective: Objective, image_B3HW: torch.Tensor, generators: Generators | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """loss_B and gradient_B3HW of an objective."""
+    """Return loss_B and gradient_B3HW of an objective."""
     with torch.enable_grad():
         image_B3HW = image_B3HW.detach().requires_grad_()
         loss_B = objective(image_B3HW, generators)

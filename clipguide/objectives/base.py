@@ -108,7 +108,8 @@ def _in_range(call: Callable) -> Callable:
 
 
 class Nothing(Objective):
-    """0 for every image, with a gradient of 0: what an objective is where its weight is 0."""
+    """An objective that is 0 for every image, with a gradient of 0: the value of an objective with
+    weight 0."""
 
     def __call__(self, image_B3HW, generators=None):
         return (0 * image_B3HW).flatten(1).sum(1)
@@ -199,18 +200,20 @@ class Rolled(Objective):
 
 
 def without_gradient(objective: Objective) -> str:
-    """The terms of an objective by which images have no gradient, joined by commas."""
+    """Return the terms of an objective that have no gradient with respect to the images, joined by
+    commas."""
     return ", ".join(str(term) for _, term in objective.terms() if not term.differentiable)
 
 
 def fresh_generators(number: int) -> list[torch.Generator]:
-    """Generators that all begin alike, so that an image's views do not depend on its place."""
+    """Return generators with equal seeds, so that the views of an image do not depend on its place.
+    """
     return [torch.Generator().manual_seed(0) for _ in range(number)]
 
 
 def times_each(batch: int, number: int, name: str) -> int:
-    """How many images each of `number` things is for, the first images for the first, as in
-    diffusers. ClipguideError if they do not divide the batch."""
+    """Return the number of images for each of `number` things; the first images belong to the
+    first, as in diffusers. Raise ClipguideError if they do not divide the batch."""
     times, rest = divmod(batch, number)
     if rest or not times:
         raise ClipguideError(

@@ -1,7 +1,7 @@
-"""Images as unit vectors of a CLIP, view by view, and the images that they are compared with.
+"""Embed images as unit vectors of a CLIP, view by view, and the images that they are compared with.
 
-Shapes: B images, N views an image, S source images, 3 channels, H rows, W columns, D of the
-embedding.
+Shapes: B images, N views per image, S source images, 3 channels, H rows, W columns, D the width of
+the embedding.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ Pictures = Image.Image | torch.Tensor | Sequence[Image.Image | torch.Tensor]
 
 @contextmanager
 def views_at_a_time(number: int | None) -> Iterator[None]:
-    """Within it no encoder of this thread encodes more views at once; None is as they like."""
+    """Return a context in which no encoder of this thread encodes more views at once. None is no
+    limit."""
     token = _LIMIT.set(number)
     try:
         yield
@@ -37,10 +38,10 @@ def views_at_a_time(number: int | None) -> Iterator[None]:
 
 
 class Encoder:
-    """Unit vectors of `views` of images, of the whole image if None.
+    """Compute unit vectors of `views` of images, or of whole images if None.
 
-    With `chunk`, at most so many views are encoded at a time, and again when the gradient is taken
-    (checkpoints: Chen et al. 2016): the memory of one chunk for a third more time.
+    With `chunk`, at most this number of views is encoded at a time, and again for the gradient
+    (checkpoints: Chen et al. 2016). This needs the memory of one chunk, and a third more time.
     """
 
     def __init__(self, clip: Clip, views: Views | None, chunk: int | None) -> None:
@@ -51,7 +52,7 @@ class Encoder:
     def __call__(
         self, image_B3HW: torch.Tensor, generators: Generators | None = None
     ) -> torch.Tensor:
-        """unit_BND of images in [0, 1], differentiable."""
+        """Return unit_BND of images in [0, 1]. It is differentiable."""
         batch = len(image_B3HW)
         if self.views is None:
             return self._encode(image_B3HW)[:, None]
@@ -62,7 +63,7 @@ class Encoder:
     def beside(
         self, image_B3HW: torch.Tensor, sources: Sources, generators: Generators | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """unit_BND of images, and of their sources in the same views, without a gradient."""
+        """Return unit_BND of images, and of their sources in the same views, without a gradient."""
         batch = len(image_B3HW)
         generators = generators or fresh_generators(batch)
         same = [torch.Generator().set_state(generator.get_state()) for generator in generators]
@@ -91,7 +92,7 @@ class Encoder:
 
 
 class Sources:
-    """Pictures that images are compared with: one for all, or a list as of prompts."""
+    """Images that others are compared with: one for all, or a list as of prompts."""
 
     def __init__(self, pictures: Pictures) -> None:
         if isinstance(pictures, torch.Tensor) and pictures.ndim == 4:
@@ -104,18 +105,18 @@ class Sources:
         self._unit_SD: torch.Tensor | None = None
 
     def times(self, batch: int) -> int:
-        """How many of `batch` images each image is for."""
+        """Return the number of images, of `batch`, for each source."""
         return times_each(batch, len(self.images), "source images")
 
     def like(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """The images at the size of a batch of images, one for each."""
+        """Return the sources at the size of a batch of images, one for each."""
         resized = [
             _resize(image_3HW.to(image_B3HW), image_B3HW.shape[-2:]) for image_3HW in self.images
         ]
         return torch.stack(resized).repeat_interleave(self.times(len(image_B3HW)), 0)
 
     def unit_SD(self, clip: Clip) -> torch.Tensor:
-        """Unit vectors of the whole images, made once."""
+        """Return the unit vectors of the whole sources. They are computed once."""
         if self._unit_SD is None:
             with torch.no_grad():
                 units = [clip.encode_image(image_3HW[None])[0] for image_3HW in self.images]
@@ -124,7 +125,7 @@ class Sources:
 
 
 def to_image(picture: Image.Image | torch.Tensor) -> torch.Tensor:
-    """An image as image_3HW in [0, 1]. UsageError if it is none."""
+    """Return an image as image_3HW in [0, 1]. Raise UsageError if it is not one."""
     if isinstance(picture, Image.Image):
         return images.to_tensor([images.load(picture)])[0]
     if not isinstance(picture, torch.Tensor):

@@ -1,7 +1,8 @@
-"""ImageReward (Xu et al. 2023): BLIP's text encoder over an image, and a head on its first token.
+"""ImageReward (Xu et al. 2023): BLIP's text encoder reads an image, and a head reads its first
+token.
 
-Its checkpoint has the names of BLIP's own code; the modules here are those of transformers, so that
-its package, which needs transformers 4, is not.
+Its checkpoint has the names of BLIP's own code. The modules here are those of transformers, because
+its package needs transformers 4.
 
 Shapes: B images, 3 channels, H rows, W columns, L tokens.
 """
@@ -26,12 +27,13 @@ from .aesthetic import MLP_PLACES
 from .base import Objective, times_each
 from .weights import check_trust, load_weights
 
-_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of its transform
+_MEAN = (0.48145466, 0.4578275, 0.40821073)  # mean and deviation of its transform
 _STD = (0.26862954, 0.26130258, 0.27577711)
 _SIZE, _TOKENS = 224, 35
-_CENTRE, _SPREAD = 0.16717362830052426, 1.0333394966054072  # of rewards over its training images
+# mean and deviation of the rewards of its training images
+_CENTRE, _SPREAD = 0.16717362830052426, 1.0333394966054072
 TOKENIZER = "google-bert/bert-base-uncased"
-_NAMES = (  # of BLIP's vision transformer, and of transformers'
+_NAMES = (  # names in BLIP's vision transformer and in transformers
     (r"^cls_token$", "embeddings.class_embedding"),
     (r"^pos_embed$", "embeddings.position_embedding"),
     (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
@@ -84,7 +86,7 @@ class ImageReward(Objective):
         self._read(prompts)
 
     def towards(self, prompts: str | Sequence[str]) -> ImageReward:
-        """The same model, of other texts."""
+        """Return the same model with other texts."""
         check_texts(prompts)
         other = ImageReward.__new__(ImageReward)
         other.device, other._parts, other._tokenizer = self.device, self._parts, self._tokenizer
@@ -95,12 +97,12 @@ class ImageReward(Objective):
         return -self._reward(self._prepare(image_B3HW))
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Reward_B of images: higher is better."""
+        """Return reward_B of images; higher is better."""
         with torch.no_grad():
             return self._reward(self._prepare(image_B3HW))
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """The same of RGB images."""
+        """Return reward_B of RGB images."""
         prepared = [self._prepare(to_tensor([load(picture)])) for picture in pictures]
         with torch.no_grad():
             return self._reward(torch.cat(prepared))
@@ -116,14 +118,14 @@ class ImageReward(Objective):
         ).to(self.device)
 
     def _prepare(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Images at the size that it sees, normalised, as its own transform does."""
+        """Return images at the size of the model, normalised like its own transform."""
         config = {"resize_mode": "shortest", "interpolation": "bicubic"}
         image_B3HW = resize(image_B3HW.to(self.device).float(), config, _SIZE)
         mean_3, std_3 = (image_B3HW.new_tensor(values) for values in (_MEAN, _STD))
         return (image_B3HW - mean_3[:, None, None]) / std_3[:, None, None]
 
     def _reward(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """score_gard of its own code."""
+        """Return the reward, as score_gard of its own code."""
         times = times_each(len(image_B3HW), len(self.prompts), "prompts")
         ids_BL, mask_BL = (
             tokens_BL.repeat_interleave(times, 0)
@@ -141,7 +143,7 @@ class ImageReward(Objective):
 
 
 def check_texts(prompts: str | Sequence[str]) -> None:
-    """UsageError for what ImageReward does not read."""
+    """Raise UsageError for prompts that ImageReward does not read."""
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UsageError("ImageReward reads one text, or a list of them.")
@@ -150,8 +152,8 @@ def check_texts(prompts: str | Sequence[str]) -> None:
 
 
 def _build(weights: dict[str, torch.Tensor], config: dict, device: torch.device) -> nn.ModuleDict:
-    """The three parts with the weights of a checkpoint, frozen. RuntimeError or KeyError where they
-    do not fit."""
+    """Return the three parts with the weights of a checkpoint, frozen. Raise RuntimeError or
+    KeyError if they do not fit."""
     from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
     seen, read, head = (_under(weights, p) for p in ("blip.visual_encoder.", "blip.text_encoder.",
@@ -209,7 +211,7 @@ def _tokenizer(name: str | os.PathLike) -> object:
 
     try:
         return BertTokenizer.from_pretrained(name)
-    except Exception as error:  # the hub's and transformers' own
+    except Exception as error:  # errors of the hub and of transformers
         raise ClipguideError(
             f"ImageReward's tokenizer {name} cannot be loaded: {reason(error)}."
         ) from error

@@ -103,7 +103,7 @@ class Palette(Objective):
 
 
 def _colour(colour: str | Sequence[float]) -> tuple[float, ...]:
-    """Red, green and blue in [0, 1]. UsageError if it is no colour."""
+    """Return red, green and blue in [0, 1]. Raise UsageError if it is not a colour."""
     try:
         if isinstance(colour, str):
             hexadecimal = colour[1:] if colour.startswith("#") else ""

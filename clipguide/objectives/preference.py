@@ -1,4 +1,4 @@
-"""What people prefer: CLIPs trained on their choices, each minus its own score.
+"""Human preference: CLIPs that were trained on people's choices. The loss is minus their score.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """
@@ -21,9 +21,9 @@ HPS_MODEL = "ViT-H-14"
 
 
 class Preference(Similarity):
-    """Minus `scale` times the cosine of an image and its prompt, by a CLIP that was trained on
-    choices of people; over `views` (the whole image if None, as it was trained) and parts as of
-    `Similarity`."""
+    """Minus `scale` times the cosine similarity of an image and its prompt, by a CLIP that was
+    trained on choices of people. It is averaged over `views` (by default the whole image, as in
+    training) and parts, as in `Similarity`."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Preference(Similarity):
         return -self.cosine(self.encoder(image_B3HW, generators).mean(1))
 
     def towards(self, prompts: Prompts) -> Preference:
-        """The same model's preference by other prompts."""
+        """Return the preference of the same model for other prompts."""
         return Preference(
             self.clip, prompts, scale=self.scale, views=self.views, chunk=self.chunk
         )

@@ -130,8 +130,8 @@ class Similarity(Objective):
         batch: int,
         measure: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
-        """Weighted sum_B over parts, one after the other: the padding of a prompt with fewer parts
-        than its neighbours changes no bit."""
+        """Return the weighted sum_B over parts, one after the other, so that the padding of a
+        prompt with fewer parts changes no bit."""
         times = times_each(batch, len(self.prompts), "prompts")
         vector_BPD = vector_BPD.repeat_interleave(times, 0)
         weight_BP = self._weight_BP.repeat_interleave(times, 0)
@@ -175,7 +175,8 @@ class InitSimilarity(Objective):
 
 
 def as_prompts(prompts: Prompts) -> tuple[Prompt, ...]:
-    """One prompt or several, parsed. UsageError for what is none, ClipguideError for no prompts."""
+    """Return one or several parsed prompts. Raise UsageError for another type, ClipguideError for
+    no prompts."""
     if isinstance(prompts, torch.Tensor) and prompts.ndim == 4:
         prompts = prompts.unbind()
     elif isinstance(prompts, (str, Prompt, Image.Image, torch.Tensor)):
@@ -193,9 +194,9 @@ def as_prompts(prompts: Prompts) -> tuple[Prompt, ...]:
 
 
 def _encode(clip: Clip, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
-    """text_BPD and weight_BP with Σ_P |weight| = 1, padded with weights of 0.
+    """Return text_BPD and weight_BP with Σ_P |weight| = 1, padded with weights of 0.
 
-    Parts are encoded one at a time: the bits of one do not depend on its neighbours.
+    Parts are encoded one at a time, so that the bits of one do not depend on its neighbours.
     """
     parts = dict.fromkeys(
         part.text if isinstance(part, Part) else part for prompt in prompts for part in prompt.parts
@@ -213,7 +214,7 @@ def _encode(clip: Clip, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.
 
 
 def _encode_part(clip: Clip, part: str | ImagePart) -> torch.Tensor:
-    """unit_D of a text, of an image through the checkpoint's own transform, or of a tensor."""
+    """Return unit_D of a text, of an image through the checkpoint's transform, or of a tensor."""
     if isinstance(part, str):
         return clip.encode_text([part])[0]
     if isinstance(part.image, Image.Image):
@@ -223,28 +224,29 @@ def _encode_part(clip: Clip, part: str | ImagePart) -> torch.Tensor:
 
 
 def _direction_from(clip: Clip, source: OnePrompt) -> torch.Tensor:
-    """unit_D of a prompt: its parts' weighted mean."""
+    """Return unit_D of a prompt: the weighted mean of its parts."""
     text_BPD, weight_BP = _encode(clip, as_prompts([source]))
     return F.normalize((text_BPD * weight_BP[..., None]).sum(1), dim=-1)[0]
 
 
 def spherical(unit: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """2·asin²(‖u − t‖/2), half the squared angle (spherical_dist_loss of Crowson, k-diffusion)."""
+    """Return 2·asin²(‖u − t‖/2), half the squared angle (spherical_dist_loss of Crowson,
+    k-diffusion)."""
     chord = (unit - text).square().sum(-1).clamp(1e-12, 4 - 1e-6).sqrt()
     return 2 * (chord / 2).asin().square()
 
 
 def dot(unit: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """1 − cos."""
+    """Return 1 − cos."""
     return 1 - (unit * text).sum(-1)
 
 
 def _directional(change: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """1 − cos of the changes of image and text (the directional loss of StyleGAN-NADA, Gal et al.
-    2022, eq. 3; the direction t − s of StyleCLIP, Patashnik et al. 2021, §5).
+    """Return 1 − cos of the changes of image and text (the directional loss of StyleGAN-NADA, Gal
+    et al. 2022, eq. 3; the direction t − s of StyleCLIP, Patashnik et al. 2021, §5).
 
-    The image's change is divided by √(‖·‖² + 10⁻⁶), so that an image that is still its source has
-    a finite gradient, along the wanted direction.
+    The change of the image is divided by √(‖·‖² + 10⁻⁶), so that an image that equals its source
+    has a finite gradient, along the wanted direction.
     """
     length = (change.square().sum(-1) + 1e-6).sqrt()
     return 1 - (change * F.normalize(wanted, dim=-1)).sum(-1) / length

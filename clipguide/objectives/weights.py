@@ -1,4 +1,4 @@
-"""Weights from a file: safetensors as they are, a pickle only where the user trusts it."""
+"""Load weights from a file: safetensors, or a pickle if the user trusts it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from ..errors import ClipguideError, UsageError
 from ..prompts import shorten
 
-PICKLES = (".pt", ".pth", ".ckpt", ".bin")  # what torch.save's files are called
+PICKLES = (".pt", ".pth", ".ckpt", ".bin")  # suffixes of files of torch.save
 
 
 def check_trust(path: str | os.PathLike, *, trust_pickle: bool) -> None:
-    """UsageError for a file that is neither safetensors, by its name, nor a pickle, by what is in
-    it; and for a pickle that is not trusted."""
+    """Raise UsageError for a file that is neither safetensors, by its name, nor a pickle, by its
+    content, and for a pickle that is not trusted."""
     path = Path(path)
     if path.suffix == ".safetensors":
         return
@@ -29,17 +29,20 @@ def check_trust(path: str | os.PathLike, *, trust_pickle: bool) -> None:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether a file is a zip, as torch.save writes it, or a bare pickle: by its first bytes."""
+    """Return whether a file is a zip, as torch.save writes it, or a bare pickle. The first bytes
+    decide."""
     with path.open("rb") as stream:
         head = stream.read(4)
     return head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
 
 
 def load_weights(path: str | os.PathLike, *, trust_pickle: bool) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, or of a pickled state dict (or a dict with one under
-    "state_dict"), which is read with `weights_only` and only if `trust_pickle` is on.
+    """Return the tensors of a .safetensors file, or of a pickled state dict (or a dict with one
+    under "state_dict"). A pickle is read with `weights_only`, and only if `trust_pickle` is on.
 
-    UsageError if there is no such file or it needs trust, ClipguideError if it cannot be read.
+    Raises:
+        UsageError: there is no such file, or it needs trust.
+        ClipguideError: it cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,7 +55,7 @@ def load_weights(path: str | os.PathLike, *, trust_pickle: bool) -> dict[str, to
             weights = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, pickle and zipfile each raise their own
+    except Exception as error:  # safetensors, pickle and zipfile raise different errors
         reason = shorten(" ".join(str(error).split()), 200).rstrip(".")
         raise ClipguideError(f"The weights {path} cannot be read: {reason}.") from error
     if isinstance(weights, dict):

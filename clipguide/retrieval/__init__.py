@@ -1,6 +1,6 @@
-"""A folder of images as something that one can ask: kept in LanceDB, on the same engine.
+"""Index folders of images in LanceDB, and search them.
 
-Importing this loads nothing heavy: each name below is imported when it is first used.
+Importing this loads nothing slow: each name below is imported when it is first used.
 """
 
 from __future__ import annotations

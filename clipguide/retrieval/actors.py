@@ -1,4 +1,4 @@
-"""What Ray's actors do: each holds the model, and makes of a block of files one fragment."""
+"""The actors of Ray. Each holds the model, and turns a block of files into one fragment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .store import text_of
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What an actor is to do, of things that travel."""
+    """The task of an actor, as values that can be sent."""
 
     clip: str
     key: str
@@ -34,8 +34,8 @@ class Job:
 
 @dataclass
 class Report:
-    """What became of a block: the files that are in `fragments`, those whose content seems to be in
-    the index already, the paths of those that cannot be read, with a sentence each."""
+    """The result of a block: the files in `fragments`, the files whose content seems to be in the
+    index already, and one sentence for each file that cannot be read."""
 
     written: list[Work] = field(default_factory=list)
     fragments: list = field(default_factory=list)
@@ -48,13 +48,13 @@ class Report:
 
 
 class Worker:
-    """An actor: it holds the model, and makes of a block of files one fragment of the table."""
+    """An actor. It holds the model, and turns a block of files into one fragment of the table."""
 
     def __init__(self, job: Job, known: Container[bytes]) -> None:
         self.job, self.known = job, known
 
     def ready(self) -> None:
-        """Load the model. ClipguideError if it is not the driver's."""
+        """Load the model. Raise ClipguideError if it is not the model of the driver."""
         job = self.job
         clip = load_clip(job.clip, device=job.device, trust_pickle=job.trust_pickle)
         if clip.image_fingerprint != job.key.split()[0]:
@@ -65,7 +65,7 @@ class Worker:
         self.reader = RemoteReader(clip, known=self.known, **job.settings)
 
     def embed(self, block: Sequence[Work]) -> Report:
-        """Read and embed files, and write the fragment of them."""
+        """Read and embed files, and write their fragment."""
         import pyarrow as pa
         from lance.fragment import write_fragments
 
@@ -96,7 +96,7 @@ class Worker:
 
 
 class RemoteReader(Reader):
-    """A reader of files, and of fsspec's URLs, of which the listing has told size and time."""
+    """A reader of files and of fsspec URLs. The listing has given the size and time of the URLs."""
 
     works: dict[str, Work]
 
@@ -114,7 +114,7 @@ class RemoteReader(Reader):
 
 
 def _record(work: Work, facts: Facts, unit_D: Any) -> dict[str, Any]:
-    """A row of the table."""
+    """Return a row of the table."""
     record = {name: getattr(facts, name) for name in COPIED}
     record |= row_of(text_of(work.path), facts.about, work.stamp, facts.at)
     return record | {

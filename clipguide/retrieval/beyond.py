@@ -1,11 +1,13 @@
-"""The same update by many machines: Ray's actors hold the model, and write fragments of the table.
+"""Update an index with many machines. Actors of Ray hold the model, and write fragments of the
+table.
 
-The driver lists the files and knows what is new. An actor makes of a block of names one fragment of
-the table, a file that nobody sees until the driver commits it; so an actor that is killed loses
-nothing, for its block is given to another, and what it left is never part of the table.
+The driver lists the files and compares them with the index. An actor turns a block of names into
+one fragment of the table. The fragment is a file that nobody sees until the driver commits it. If
+an actor is killed, nothing is lost: another actor gets its block, and its own file never becomes a
+part of the table.
 
-Compaction and indexes are LanceDB's own, on the driver, as of a local table. lance-ray would share
-them out, but it commits past `Store`, which tells conflicts from faults, and needs Ray Data.
+LanceDB compacts and indexes on the driver, as for a local table. lance-ray would distribute this,
+but it commits without `Store`, which tells conflicts from faults, and it needs Ray Data.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from .lookup import Spool, chunks, inside
 from .places import check_sources, default_path, is_url
 from .store import Store, quote, text_of
 
-BLOCK = 1000  # images of a fragment, at most: what is done again if an actor dies
-COMMIT, SECONDS = 20_000, 60.0  # images and seconds of a commit, at most
-SETTINGS = ("batch", "fast", "alpha", "frames", "icc", "megapixels")  # of the driver's engine
-SHARES = 4  # blocks an actor, at least, so that none waits long for the last
+BLOCK = 1000  # largest number of images in a fragment, which is repeated if an actor dies
+COMMIT, SECONDS = 20_000, 60.0  # largest number of images and seconds per commit
+# settings of the driver's engine
+SETTINGS = ("batch", "fast", "alpha", "frames", "icc", "megapixels")
+SHARES = 4  # smallest number of blocks per actor, so that none waits long for the last one
 
 
 def update(
@@ -79,7 +82,7 @@ def update(
 
 
 class RayUpdate(Update):
-    """One update, of which actors do the reading."""
+    """An update in which actors read the files."""
 
     ray: Any
     listing: remote.Listing
@@ -97,7 +100,7 @@ class RayUpdate(Update):
         self.missing.close()
 
     def walked(self, folder: str, names: set[str], is_empty: bool) -> None:
-        """Note the rows of a folder of URLs that was listed without them."""
+        """Note the rows of a folder of URLs. Its listing came without them."""
         if self.store.table is None:
             return
         home = text_of(folder)
@@ -108,7 +111,7 @@ class RayUpdate(Update):
                 self.missing.add((path, home, is_empty))
 
     def embed(self) -> Iterator[Progress]:
-        """Have embedded what is new, by a cluster if there is anything."""
+        """Embed what is new on a cluster, if there is anything new."""
         if not len(self.to_read):
             yield from super().embed()
             return
@@ -120,7 +123,7 @@ class RayUpdate(Update):
             yield from super().embed()
 
     def read(self, works: Spool, known: Container[bytes]) -> Iterator[Progress]:
-        """Have files read and embedded by actors, and commit what they write."""
+        """Let actors read and embed files, and commit what they write."""
         self.make_ready()
         share = cluster.share(self.ray, **self.wishes)
         size = -(-len(works) // (share.workers * SHARES))
@@ -147,7 +150,7 @@ class RayUpdate(Update):
         yield self.progress(kept=self.commit(items))
 
     def remove(self, *, recursive: bool, prune: bool) -> list[str]:
-        """As of folders, so of URLs: a listing tells what is gone."""
+        """Remove deleted URLs, as for folders. The listing shows which are gone."""
         errors = super().remove(recursive=recursive, prune=prune)
         gone, stay = [], {}
         for path, home, is_empty in self.missing:
@@ -175,7 +178,7 @@ class RayUpdate(Update):
         return remote.caption(work)
 
     def commit(self, items: Sequence[Item]) -> list[str]:
-        """Make visible what the actors wrote, by one commit, and write copies of known rows."""
+        """Publish the fragments of the actors in one commit, and write copies of known rows."""
         written, fragments = self.written, self.new
         self.written, self.new = [], []
         if fragments:
@@ -184,7 +187,7 @@ class RayUpdate(Update):
         return [work.path for work in written] + super().commit(items)
 
     def publish(self, fragments: list, again: list[str]) -> None:
-        """One commit: rows of the paths `again` go, the fragments come."""
+        """Commit once: delete the rows of the paths `again`, and add the fragments."""
         import lance
 
         uri, options = _where(self.store.table)
@@ -207,8 +210,8 @@ class RayUpdate(Update):
         self.store.refresh()
 
     def _without(self, dataset: Any, paths: list[str]) -> tuple[list, list[int]]:
-        """The fragments of a dataset that have rows of `paths`, without these, and the numbers of
-        those of which nothing is left. Which they are, the rows' addresses say."""
+        """Return the fragments of a dataset that have rows of `paths`, without these rows, and the
+        numbers of the fragments that become empty. The addresses of the rows give the fragments."""
         self.store.refresh()
         found = self.store.find("path", paths, ["path"])
         places: dict[int, list[str]] = {}
@@ -225,7 +228,7 @@ class RayUpdate(Update):
         return left, removed
 
     def _count(self, report: actors.Report, items: list[Item]) -> list[str]:
-        """Note what a report says; its errors."""
+        """Count the results of a report. Return its errors."""
         for work in report.written:
             self.counts["changed" if work.had else "new"] += 1
         items += [Item(work, facts) for work, facts in report.known]
@@ -268,7 +271,7 @@ def _where(table: Any) -> tuple[str, dict | None]:
 
 
 def _check_seen(uri: str, fragments: list) -> None:
-    """ClipguideError if actors wrote to disks of their own."""
+    """Raise ClipguideError if the actors wrote to disks of their own machines."""
     for file in (file for fragment in fragments for file in fragment.files):
         if not os.path.exists(os.path.join(uri, "data", file.path)):
             raise ClipguideError(

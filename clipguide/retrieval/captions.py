@@ -1,4 +1,4 @@
-"""What is said of images: in a table of captions, or in a .txt beside an image, of its name."""
+"""Read the captions of images from a table, or from a .txt file next to each image."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import os
 from .. import tables
 from ..errors import UsageError
 
-GIVEN = -1  # the stamp of a caption from a table
+GIVEN = -1  # stamp of a caption from a table
 ENDING = ".txt"
 
 
 class Captions:
-    """The captions of a table (see `tables.captions`); none without one. `used` are those of images
-    that were asked for.
+    """The captions of a table (see `tables.captions`). `used` are those of images that were looked
+    up.
 
-    UsageError if the table cannot be read, has no captions, or anything but one text for an image.
+    Raises:
+        UsageError: the table cannot be read, has no captions, or has several texts for one image.
     """
 
     def __init__(self, table: str | os.PathLike | None = None) -> None:
@@ -27,7 +28,7 @@ class Captions:
             raise UsageError(f"{table} has no captions: each row needs a path and a caption.")
 
     def __getitem__(self, path: str) -> str | None:
-        """What the table says of a file or URL."""
+        """Return the caption of a file or URL."""
         if not self.texts:
             return None
         key = os.path.normpath(os.path.join(self._home, path))
@@ -37,12 +38,12 @@ class Captions:
 
     @property
     def share(self) -> str:
-        """'2 of 3 captions of captions.csv'."""
+        """Return a summary such as '2 of 3 captions of captions.csv'."""
         return f"{len(self.used)} of {len(self.texts)} captions of {self.table}"
 
 
 def stamp(path: str) -> int | None:
-    """The time in ns of the .txt beside a file; None without one."""
+    """Return the time in ns of the .txt next to a file, or None."""
     try:
         return os.stat(beside(path)).st_mtime_ns
     except (OSError, ValueError):
@@ -50,5 +51,5 @@ def stamp(path: str) -> int | None:
 
 
 def beside(path: str) -> str:
-    """The name of the .txt beside a file or URL."""
+    """Return the name of the .txt next to a file or URL."""
     return os.path.splitext(path)[0] + ENDING

@@ -1,5 +1,5 @@
-"""One update of a table: what is listed is compared with it, what is new embedded and committed,
-what is gone removed."""
+"""Update a table once: compare it with the listed files, embed and commit new images, remove
+deleted ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from .items import COPIED, Item, Listed, Progress, Work, row_of
 from .lookup import Digests, Row, Spool, chunks
 from .store import CHUNK, Store, text_of
 
-ROWS, SECONDS = 1000, 10.0  # of a commit, at most
-FRAGMENTS = 1000  # files of the table between two compactions: Lance's are of a million rows
+ROWS, SECONDS = 1000, 10.0  # largest number per commit
+# files of the table between two compactions; a file of Lance has up to a million rows
+FRAGMENTS = 1000
 
 
 class Update:
-    """One update of `store` by `engine`: `compare`, `embed`, `remove`, in this order. A context,
-    which ends what it keeps on disk. `folders` are those below which rows may be removed; but for
-    those below `unread`, which whoever lists notes there."""
+    """One update of `store` by `engine`. Call `compare`, `embed` and `remove`, in this order.
+
+    Use it as a context, which deletes its temporary files. Rows are removed only below `folders`,
+    and not below `unread`, the folders that could not be listed.
+    """
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class Update:
         self.begin = time.monotonic()
         self._waiting = 0
         self._key = lambda: engine.key
-        self._spelt: set[str] = set()  # of names that are no UTF-8
+        self._spelt: set[str] = set()  # for names that are not UTF-8
 
     def __enter__(self) -> Update:
         return self
@@ -60,7 +63,7 @@ class Update:
 
     @property
     def key(self) -> str:
-        """What vectors are kept by."""
+        """Return the key of the vectors."""
         return self._key()
 
     @property
@@ -68,8 +71,11 @@ class Update:
         return any(self.counts[name] for name in ("new", "changed", "moved", "gone"))
 
     def compare(self, listed: Iterable[Listed]) -> None:
-        """Look at every file, and note on disk what is to be done. UsageError if captions are
-        given, and none belongs to an image here."""
+        """Look at every file, and write the list of tasks to disk.
+
+        Raises:
+            UsageError: there are captions, but none belongs to an image.
+        """
         for part in chunks(listed, CHUNK):
             rows = lookup.rows(self.store, [one.path for one in part])
             for one in part:
@@ -86,7 +92,7 @@ class Update:
             )
 
     def embed(self) -> Iterator[Progress]:
-        """Embed what is new and copy what is known, with a commit now and then."""
+        """Embed new images and copy known ones. Commit from time to time."""
         self.begin = time.monotonic()
         self._waiting = len(self.to_read) + len(self.to_copy)
         for part in chunks(self.to_copy, ROWS):
@@ -100,9 +106,9 @@ class Update:
             yield from self.read(self.to_read_again, ())
 
     def read(self, works: Iterable[Work], known: Container[bytes]) -> Iterator[Progress]:
-        """Read, embed and commit; the content of `known` is not embedded."""
+        """Read, embed and commit. Content in `known` is not embedded."""
         reader = Reader.like(self.engine, known)
-        self._key = lambda: reader.key  # bfloat16 that does not hold changes it
+        self._key = lambda: reader.key  # it changes if bfloat16 is not exact enough
         waiting: deque[Work] = deque()
 
         def names() -> Iterator[str]:
@@ -131,7 +137,7 @@ class Update:
         yield self.progress(kept=self.commit(items), errors=errors)
 
     def progress(self, *, kept: Sequence[str] = (), errors: Sequence[str] = ()) -> Progress:
-        """How far it is."""
+        """Return the progress."""
         seconds = time.monotonic() - self.begin
         rate = self.done / seconds if seconds else 0.0
         waiting = self._waiting - self.done
@@ -146,9 +152,8 @@ class Update:
         )
 
     def remove(self, *, recursive: bool, prune: bool) -> list[str]:
-        """Delete the rows of files that are gone; sentences about those of folders that are not
-        there or are empty now, which stay unless `prune`, and of folders that cannot be read, which
-        stay."""
+        """Delete the rows of deleted files. Return a sentence for each folder whose rows stay: a
+        missing or empty folder, unless `prune`, and a folder that cannot be read."""
         unread = [os.path.abspath(folder) for folder in self.unread]
         closed = tuple(os.path.join(text_of(folder), "") for folder in unread)
         gone: dict[str, None] = {}
@@ -174,13 +179,13 @@ class Update:
         ]
 
     def forget(self, paths: Sequence[str]) -> None:
-        """Delete the rows of files that are gone."""
+        """Delete the rows of deleted files."""
         self.store.delete(paths)
         self.counts["gone"] += len(paths)
 
     def commit(self, items: Sequence[Item]) -> list[str]:
-        """Write items, all or none; their paths. Content that seemed to be known, and is not, is to
-        be read again."""
+        """Write all items or none. Return their paths. Content that seemed known, but is not, is
+        read again."""
         if not items:
             return []
         if any(item.unit_D is not None for item in items):
@@ -197,7 +202,7 @@ class Update:
         return [item.work.path for item in items if text_of(item.work.path) in wrote]
 
     def write(self, rows: Any, *, merge: bool) -> None:
-        """Write rows by one commit; with `merge` they replace those of the same paths."""
+        """Write rows in one commit. With `merge`, they replace the rows of the same paths."""
 
         def change(table: Any) -> None:
             if merge:
@@ -210,9 +215,9 @@ class Update:
         self.committed(rows["path"].to_pylist())
 
     def committed(self, paths: Sequence[str], fragments: int = 1) -> None:
-        """What follows a commit: rows that another program wrote meanwhile are merged, and files
-        compacted when there are many."""
-        if self.store.remote:  # where no lock keeps others out
+        """Finish a commit: merge rows that another program wrote at the same time, and compact if
+        there are many files."""
+        if self.store.remote:  # if no lock excludes other programs
             self.store.refresh()
             lookup.rows(self.store, paths)
         self.fragments += fragments
@@ -221,7 +226,8 @@ class Update:
             maintenance.compact(self.store)
 
     def make_ready(self) -> None:
-        """Make the table if there is none. UsageError if what was embedded is unlike the rest."""
+        """Make the table if there is none. Raise UsageError if the embeddings differ from those in
+        the table."""
         store, clip, key = self.store, self.engine.clip, self.key
         if store.table is None:
             store.create(clip.embed_dim, key=key, model=self.engine.clip_name)
@@ -242,11 +248,11 @@ class Update:
         if caption is not None:
             stamp = GIVEN
         elif stamp is None and row is not None and row.caption_mtime == GIVEN:
-            stamp, caption = GIVEN, row.caption  # of a table that is not given again
+            stamp, caption = GIVEN, row.caption  # from a table that is not given this time
         work = Work(path, at, about, stamp, caption, row is not None)
         try:
             about = about or os.stat(path)
-        except (OSError, ValueError):  # whoever reads it says why it cannot
+        except (OSError, ValueError):  # the reader reports why it cannot
             self.to_read.add(work)
             return
         if row is None or self.verify or not row.unchanged(about):
@@ -258,7 +264,7 @@ class Update:
             self.counts["same"] += 1
 
     def _records(self, items: Sequence[Item]) -> list[dict[str, Any]]:
-        """Items as rows; those of which the content is not known after all are noted."""
+        """Return items as rows. Note those whose content is not known after all."""
         known = {item.facts.digest for item in items if item.facts.known}
         mine = {text_of(item.work.path) for item in items}
         of = lookup.contents(self.store, sorted(known), mine)
@@ -281,13 +287,13 @@ class Update:
         return records
 
     def caption(self, work: Work) -> str | None:
-        """What is said of an image."""
+        """Return the caption of an image."""
         if work.stamp is None or work.stamp == GIVEN:
             return work.caption
         return tables.sidecar(work.path)
 
     def _count_known(self, work: Work, record: dict[str, Any]) -> None:
-        if work.facts is not None:  # only its caption, which is counted
+        if work.facts is not None:  # only the caption has changed; it is counted
             return
         if record["path"] == text_of(work.path):
             self.counts["same"] += 1
@@ -297,7 +303,8 @@ class Update:
             self.counts["new" if os.path.lexists(record["path"]) else "moved"] += 1
 
     def check_folder(self, path: str, items: list[Item]) -> None:
-        """ClipguideError if not only a file but its folder is gone; what was done is kept."""
+        """Raise ClipguideError if not only a file is gone, but its folder too. Committed rows stay.
+        """
         for folder in self.folders:
             if path.startswith(folder) and not os.path.isdir(folder):
                 self.commit(items)
@@ -308,13 +315,13 @@ class Update:
 
 
 def staying(folder: str, why: str, count: int) -> str:
-    """The sentence about rows that stay."""
+    """Return the sentence about rows that stay."""
     many = "1 image of it stays" if count == 1 else f"{count} images of it stay"
     return f"{folder} {why}, and {many} in the index: --prune removes what is not there."
 
 
 def _state(folder: str) -> str | None:
-    """Why rows of a folder stay; None if it is there, and holds anything."""
+    """Return why the rows of a folder stay, or None if the folder exists and is not empty."""
     try:
         return None if os.listdir(folder) else "is empty now"
     except OSError:

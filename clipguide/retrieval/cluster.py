@@ -1,4 +1,4 @@
-"""Ray: found, started, shared out, and what it raises in one sentence."""
+"""Find or start Ray, divide the cluster among actors, and turn its errors into one sentence."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..errors import ClipguideError, UsageError, reason
 from ..prompts import shorten
 from .store import Store
 
-AT_ONCE = 2  # blocks of an actor
-DEATHS = 2  # of actors over a block, then it is halved
-OBJECTS = 200_000_000  # bytes of Ray's store where it runs on one machine: only names pass it
+AT_ONCE = 2  # blocks per actor
+DEATHS = 2  # deaths of actors during a block before it is halved
+OBJECTS = 200_000_000  # bytes of Ray's store on one machine; only names pass through it
 
 
 def share(
     ray: Any, *, workers: int | None, threads: int | None, device: str | None
 ) -> SimpleNamespace:
-    """How many actors, and the processors, GPUs and device of each: where it is not said, as many
-    as fit now. UsageError if none does."""
+    """Return the number of actors, and the processors, GPUs and device of each. By default, as many
+    actors as fit now. Raise UsageError if none fits."""
     there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     machines = [(int(r.get("CPU", 0)), int(r.get("GPU", 0))) for r in there]
     device = device or ("cuda" if any(gpus for _, gpus in machines) else "cpu")
@@ -49,11 +49,11 @@ def share(
 
 @contextlib.contextmanager
 def cluster(ray: Any, workers: int | None, threads: int | None) -> Iterator[None]:
-    """Ray as it runs already, or that of $RAY_ADDRESS, or one on this machine alone."""
+    """Connect to a running Ray, or to $RAY_ADDRESS, or start Ray on this machine."""
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if os.environ.get("RAY_ADDRESS"):
@@ -71,14 +71,14 @@ def cluster(ray: Any, workers: int | None, threads: int | None) -> Iterator[None
 
 
 class Block:
-    """Work of one actor at a time, and over how many deaths of one it was."""
+    """The work of one actor, and the number of actors that died during it."""
 
     def __init__(self, works: list, deaths: int = 0) -> None:
         self.works, self.deaths = works, deaths
 
     def after_a_death(self) -> list[Block]:
-        """What is tried next: the same once more, for a machine may be lost; then its halves, until
-        the one file is found that kills. None if it is: it is not tried again."""
+        """Return the next attempt: first the same block again, because a machine may be lost; then
+        its halves, until one file is left. Return None for that file: it is not tried again."""
         deaths = self.deaths + 1
         if deaths < DEATHS:
             return [Block(self.works, deaths)]
@@ -88,23 +88,26 @@ class Block:
 
 
 class Crew:
-    """Actors that work off blocks as they come: two each at a time, so that none waits for the
-    driver. `make` starts an actor with the methods `ready` and `embed`; one that dies is replaced.
-    What is under way is all that is in memory.
+    """Actors that work through blocks as they come.
 
-    ClipguideError if actors die before they are ready, over and over.
+    Each actor has two blocks, so that it does not wait for the driver. `make` starts an actor with
+    the methods `ready` and `embed`. An actor that dies is replaced. Only the blocks in progress are
+    in memory.
+
+    Raises:
+        ClipguideError: actors die repeatedly before they are ready.
     """
 
     def __init__(self, ray: Any, make: Callable[[], Any], count: int) -> None:
         self.ray, self.make = ray, make
-        self.work: dict[Any, deque[tuple[Any, Block]]] = {}  # of each actor: tasks and blocks
+        self.work: dict[Any, deque[tuple[Any, Block]]] = {}  # for each actor: tasks and blocks
         self.starting = {actor.ready.remote(): actor for actor in (make() for _ in range(count))}
         self.most_stillborn = 3 * count
         self.stillborn = 0
 
     def run(self, blocks: Iterable[list]) -> Iterator[tuple[list, Any]]:
-        """The works of each block and what `embed` made of them, as they are done; None for a file
-        over which actors died."""
+        """Yield the items of each block and the result of `embed`. The result is None for a file
+        that kills actors."""
         new, again = (Block(works) for works in blocks), deque()
         while True:
             for actor, tasks in self.work.items():
@@ -120,7 +123,7 @@ class Crew:
             yield from self._finished(done[0], again)
 
     def close(self) -> None:
-        """End the actors."""
+        """Stop the actors."""
         for actor in [*self.work, *self.starting.values()]:
             self.ray.kill(actor)
 
@@ -151,7 +154,7 @@ class Crew:
         except (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError):
             del self.work[actor]
             self._start()
-            _, first = tasks.popleft()  # tasks are run in their order: it is this that it died of
+            _, first = tasks.popleft()  # tasks run in order, so this one killed it
             again.extend(block for _, block in tasks)
             if rest := first.after_a_death():
                 again.extend(rest)
@@ -165,7 +168,7 @@ class Crew:
 
 @contextlib.contextmanager
 def explained(store: Store) -> Iterator[None]:
-    """Turn what Ray raises into one sentence; a worker's own words are passed on."""
+    """Turn an error of Ray into one sentence. An error of a worker keeps its own words."""
     import ray
 
     try:
@@ -183,7 +186,7 @@ def explained(store: Store) -> Iterator[None]:
 
 
 def modules() -> Any:
-    """Ray. UsageError where it or a companion is not installed."""
+    """Return Ray. Raise UsageError if it or a required package is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import fsspec  # noqa: F401

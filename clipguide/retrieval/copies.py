@@ -1,4 +1,5 @@
-"""Images that are there more than once: of the same content, or nearly of the same vector.
+"""Find images that an index has more than once: with the same content, or with nearly the same
+vector.
 
 Shapes: B images, D the width of the embedding.
 """
@@ -24,8 +25,8 @@ NAMES = ("path", "digest", "size", "width", "height", "mtime", "vector")
 
 @dataclass(frozen=True)
 class Group:
-    """Images that are alike: `exact` if all have the same content. The first is the largest, and
-    of these the oldest; `scores` are the cosines with it, by which the others belong to it."""
+    """Images that are alike. `exact` is True if all have the same content. The first is the
+    largest, and the oldest of these. `scores` are the cosine similarities of the others with it."""
 
     paths: list[str]
     sizes: list[int]
@@ -40,11 +41,14 @@ def duplicates(
     near: bool = True,
     threshold: float = DUPLICATE,
 ) -> list[Group]:
-    """The groups of an index, the largest first. A group is an image with those of its content, and
-    if `near` those of which the cosine with it is at least `threshold`. The largest images come
-    first, and each image belongs to the first that it is like: no group is a chain.
+    """Return the groups of duplicates of an index, the largest group first.
 
-    Nothing is deleted. UsageError for a threshold that is no cosine above 0.
+    A group is an image and those with the same content. With `near`, it also has the images whose
+    cosine similarity with it is at least `threshold`. Images are taken by size, the largest first,
+    and each joins the first group that it fits, so no group is a chain. Nothing is deleted.
+
+    Raises:
+        UsageError: the threshold is not a cosine similarity above 0.
     """
     if not 0 < threshold <= 1:
         raise UsageError(f"The cosine of duplicates is above 0 and at most 1, not {threshold}.")
@@ -85,7 +89,7 @@ def duplicates(
 
 
 def _rank(row: dict[str, Any]) -> tuple:
-    """The largest first, then the oldest."""
+    """Return the sort key: the largest first, then the oldest."""
     return -(row["width"] or 0) * (row["height"] or 0), row["mtime"], row["path"]
 
 

@@ -1,4 +1,5 @@
-"""What an index knows of an image beside its vector, read while it is embedded."""
+"""The facts that an index keeps about an image besides its vector. They are read while it is
+embedded."""
 
 from __future__ import annotations
 
@@ -21,15 +22,15 @@ from ..engine.engine import Read
 from ..reading import open_image, too_wordy, without_texts
 from .places import is_url
 
-SIDE = 192  # pixels of a thumbnail, at most
+SIDE = 192  # largest side of a thumbnail in pixels
 QUALITY = 80
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap the sides
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A file's own facts, of the moment `at` (ns) before it was looked at. `known`: its content
-    seems to be that of an image in the index, from where all else is to be taken."""
+    """The facts of a file at the moment `at` (ns), before it was read. With `known`, its content
+    seems to be in the index, and the other facts come from there."""
 
     about: os.stat_result
     digest: bytes
@@ -45,15 +46,15 @@ class Facts:
 
 
 class _File(io.BytesIO):
-    """A file's bytes, by whose name errors are reported."""
+    """The bytes of a file, with its name for errors."""
 
     name: str | Path
 
 
 class Reader(Engine):
-    """An engine that reads each file once, and leaves its facts in `facts` by path.
+    """An engine that reads each file once, and stores its facts in `facts` by path.
 
-    An image whose digest is in `known` is not decoded: its vector is one of zeros, to be replaced.
+    An image whose digest is in `known` is not decoded. Its vector is zero, and is replaced later.
     """
 
     def __init__(self, *args, known: Container[bytes] = (), **settings) -> None:
@@ -63,13 +64,14 @@ class Reader(Engine):
 
     @classmethod
     def like(cls, engine: Engine, known: Container[bytes]) -> Reader:
-        """A reader with all settings of an engine, its cache, and what it knows of bfloat16."""
+        """Return a reader with the settings and the cache of an engine, and with its test of
+        bfloat16."""
         reader = cls.__new__(cls)
         vars(reader).update(vars(engine), verify=True, known=known, facts={})
         return reader
 
     def look(self, path: str) -> tuple[int, os.stat_result, bytes]:
-        """A moment (ns), what is known of a file after it, and then its content."""
+        """Return the time (ns), the facts, and then the content of a file."""
         return time.time_ns(), os.stat(path), Path(path).read_bytes()
 
     def read(self, path: str, about: os.stat_result) -> Read:
@@ -100,25 +102,25 @@ class Reader(Engine):
 
 
 def _head(content: bytes) -> dict:
-    """What the head says of an image that was decoded already: nothing is decoded again, and
-    nothing that is odd is an error."""
+    """Return the facts in the header of an image that was decoded already. Nothing is decoded
+    again, and unusual values are not errors."""
     with _opened(content) as image:
         width, height = image.size
         found = {"format": image.format or "", "prompt": metadata.prompt(content)}
         try:
-            # a PNG would be decoded to see whether EXIF follows the pixels
+            # otherwise Pillow decodes a PNG to look for EXIF after the pixels
             exif = Image.Exif() if image.format == "PNG" and "exif" not in image.info else None
             exif = image.getexif() if exif is None else exif
             if exif.get(ExifTags.Base.Orientation) in TURNED:
                 width, height = height, width
             found |= {"date": _date(exif), "camera": _camera(exif)}
-        except Exception:  # Pillow raises what it likes at damaged EXIF
+        except Exception:  # Pillow raises various errors for damaged EXIF
             pass
     return {**found, "width": width, "height": height}
 
 
 def _opened(content: bytes) -> Image.Image:
-    """An image of which the size was allowed; without the texts that Pillow refuses."""
+    """Open an image of an accepted size, without the texts that Pillow refuses."""
     try:
         return open_image(io.BytesIO(content), megapixels=math.inf)
     except ValueError as error:
@@ -128,7 +130,7 @@ def _opened(content: bytes) -> Image.Image:
 
 
 def _date(exif: Image.Exif) -> datetime | None:
-    """DateTimeOriginal, else DateTime; None if it is no date, as 0000:00:00 is none."""
+    """Return DateTimeOriginal, else DateTime, or None if it is not a date, such as 0000:00:00."""
     inner = exif.get_ifd(ExifTags.IFD.Exif)
     text = inner.get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
     try:
@@ -138,7 +140,8 @@ def _date(exif: Image.Exif) -> datetime | None:
 
 
 def _camera(exif: Image.Exif) -> str | None:
-    """Make and model, the make once; none where ComfyUI keeps its graph in their place."""
+    """Return make and model, without a repeated make. ComfyUI stores its graph in these fields:
+    then None."""
     make, model = (
         " ".join(str(exif.get(tag, "")).replace("\0", " ").split())
         for tag in (ExifTags.Base.Make, ExifTags.Base.Model)
@@ -149,9 +152,9 @@ def _camera(exif: Image.Exif) -> str | None:
 
 
 def _small(picture: Image.Image) -> bytes:
-    """A JPEG of at most SIDE pixels a side."""
+    """Return a JPEG of at most SIDE pixels per side."""
     factor = -(-max(picture.size) // SIDE)
-    if factor > 2:  # means of whole pixels: three times as quick as to resize
+    if factor > 2:  # means over whole pixels: three times as fast as resizing
         picture = picture.reduce(factor)
     elif factor > 1:
         picture = picture.copy()

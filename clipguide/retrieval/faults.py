@@ -1,7 +1,7 @@
-"""What LanceDB raises, by kind: a store that cannot be reached, a commit that another was
-quicker with, files of a version that is gone, a disk that is full, files that are not whole.
+"""The errors of LanceDB, by kind: an unreachable store, a commit conflict, files of an old version,
+a full disk, incomplete files.
 
-Only the last of these, and files that the newest version lacks, are damage.
+Only incomplete files, and missing files of the newest version, are damage.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..errors import ClipguideError
 from ..prompts import shorten
 from .places import is_url
 
-RAISED = (OSError, RuntimeError, ValueError)  # what LanceDB's calls raise
+RAISED = (OSError, RuntimeError, ValueError)  # errors that LanceDB raises
 PATTERNS = {
     "conflict": r"commit conflict|conflicting|concurrent|already exists|retryable|too many retries",
     "full": r"read-only|no space|quota|disk full",
@@ -28,13 +28,13 @@ PATTERNS = {
 
 
 def kind(error: BaseException) -> str | None:
-    """The first of PATTERNS that an error's words have; None for one of no known kind."""
+    """Return the first entry of PATTERNS that matches an error, or None."""
     words = str(error)
     return next((kind for kind, rule in PATTERNS.items() if re.search(rule, words, re.I)), None)
 
 
 def reason(error: BaseException) -> str:
-    """What LanceDB said, without its source files, types and full stop."""
+    """Return the message of LanceDB without source files, types and full stop."""
     words = str(error)
     if deeper := re.search(r'message: "([^"]+)"', words):
         words = deeper[1]
@@ -46,8 +46,8 @@ def reason(error: BaseException) -> str:
 def explained(
     path: str, error: BaseException, *, writing: bool = False, newest: bool = False
 ) -> ClipguideError:
-    """What LanceDB raised of the index at `path`, in a sentence with what to do; `newest`: by the
-    newest version of its table, which no compaction has removed."""
+    """Return an error of LanceDB about the index at `path` as a sentence that says what to do.
+    `newest` says that the error is about the newest version, which no compaction has removed."""
     why, words, is_gone = kind(error), reason(error), is_away(path)
     if writing and why in ("full", "denied"):
         return ClipguideError(
@@ -69,7 +69,7 @@ def explained(
 
 
 def damaged(path: str, words: str) -> ClipguideError:
-    """That an index is damaged, where that is proved."""
+    """Return the error for an index that is proved to be damaged."""
     place = "that place" if is_url(path) else "that folder"
     return ClipguideError(
         f"The index {path} is damaged ({words}): move {place} away, and index the images again."
@@ -77,5 +77,5 @@ def damaged(path: str, words: str) -> ClipguideError:
 
 
 def is_away(path: str) -> bool:
-    """Whether the folder of an index is not there (any more)."""
+    """Return whether the folder of an index is missing."""
     return not is_url(path) and not os.path.isdir(path)

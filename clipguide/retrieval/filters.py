@@ -1,4 +1,4 @@
-"""The condition of --where: one SQL expression over an index's columns, and nothing more."""
+"""The condition of --where: one SQL expression over the columns of an index, and nothing else."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from ..errors import UsageError, close_matches
 from ..prompts import check_text, shorten
 from .store import COLUMNS
 
-LONGEST = 10_000  # characters
+LONGEST = 10_000  # largest length in characters
 DATES = ("date", "indexed_at", "mtime")
 DATE = re.compile(r"(\d{4})(-\d{2})?(-\d{2})?([ T]\d{2}:\d{2}(:\d{2})?)?")
 
 
 def checked(condition: str) -> str:
-    """The condition as LanceDB takes it: texts that are compared with a column of dates are made
-    timestamps ('2020' is its first moment). UsageError if it is empty, or more than a condition."""
+    """Return the condition as LanceDB takes it. A text next to a column of dates becomes a
+    timestamp ('2020' is its first moment). Raise UsageError if it is empty, or more than a
+    condition."""
     try:
         import sqlglot
         from sqlglot import exp
@@ -56,7 +57,7 @@ def checked(condition: str) -> str:
 
 @cache
 def _dialect() -> type:
-    """SQL as LanceDB reads it: names in backticks, or in double quotes."""
+    """Return the SQL dialect of LanceDB, with names in backticks or double quotes."""
     import sqlglot
 
     class Lance(sqlglot.Dialect):
@@ -67,13 +68,14 @@ def _dialect() -> type:
 
 
 def misunderstood(words: str) -> UsageError:
-    """The error of a condition that LanceDB does not take, with its words."""
+    """Return the error for a condition that LanceDB refuses, with its words."""
     words = re.sub(r"^Error resolving filter expression.*Invalid user input: ", "", words)
     return UsageError(f"--where is not understood: {words}.")
 
 
 def _check_column(column: Any, exp: Any) -> None:
-    """Spell a column as the table does, and make timestamps of the texts beside one of dates."""
+    """Write a column as the table spells it, and turn texts next to a column of dates into
+    timestamps."""
     name = column.name.lower()
     if name not in COLUMNS:
         close = close_matches(name, COLUMNS)

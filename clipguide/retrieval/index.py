@@ -1,9 +1,9 @@
-"""Images into a table, and the table kept as the folders are.
+"""Write images into a table, and keep the table equal to the folders.
 
-A file is unchanged if its size, time of change and inode are; else its digest is compared, and only
-content that is new is embedded. Files are listed and compared in chunks, and what is to be done is
-kept on disk, so that memory does not grow with their number. What is committed is never lost, and a
-run that was stopped goes on where it was.
+A file is unchanged if its size, time and inode are unchanged. Otherwise its digest is compared, and
+only new content is embedded. Files are listed and compared in chunks, and the tasks are stored on
+disk, so memory does not grow with the number of files. Committed rows are never lost. A run that
+was stopped continues.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def update(
 
 
 def run(job: Update, listed: Iterable[Listed], recursive: bool, prune: bool) -> Iterator[Progress]:
-    """An update from its listing to the care of the table."""
+    """Run an update, from the listing to the maintenance of the table."""
     store, clip = job.store, job.engine.clip
     with store.writer(), job:
         if store.table is not None:

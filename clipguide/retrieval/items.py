@@ -1,5 +1,4 @@
-"""What passes through an update: what is listed, what is to be done, what is to be written, and
-how far it is."""
+"""The records of an update: listed files, tasks, rows to write, and progress."""
 
 from __future__ import annotations
 
@@ -22,10 +21,10 @@ MICROSECOND = 1000  # ns
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far an update is: images of each kind so far, `done` of `total` looked at.
+    """The progress of an update: the number of images of each kind, and `done` of `total` files.
 
-    `kept` are the paths that the last commit acknowledged, `errors` what could not be read since
-    the last Progress, each one sentence. `rate` is in images a second, `left` in seconds.
+    `kept` are the paths of the last commit. `errors` has one sentence for each file since the last
+    Progress that cannot be read. `rate` is in images per second, `left` in seconds.
     """
 
     total: int
@@ -44,8 +43,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Listed:
-    """A file that was listed; of an object what the listing said: size and times, the time of the
-    .txt beside it, and the moment before it was listed, in ns."""
+    """A listed file. For an object, it has the size and times of the listing, the time of the .txt
+    next to it, and the time (ns) before the listing."""
 
     path: str
     about: Any = None
@@ -55,8 +54,9 @@ class Listed:
 
 @dataclass(frozen=True)
 class Work:
-    """A file to be read, or of which only the caption changed (`facts` are then known), looked at
-    after the moment `at`; `caption` is what a table says, `had` whether the index has its row."""
+    """A file to read, or one whose caption has changed (then `facts` are known). `at` is the time
+    before it was read, `caption` the caption of a table. `had` says whether the index has its row.
+    """
 
     path: str
     at: int
@@ -69,7 +69,7 @@ class Work:
 
 @dataclass
 class Item:
-    """An image to be written: with a vector, or else as a copy of a row of the same content."""
+    """An image to write: with a vector, or as a copy of a row with the same content."""
 
     work: Work
     facts: Facts
@@ -77,7 +77,7 @@ class Item:
 
 
 def row_of(place: str, about: Any, stamp: int | None, at: int) -> dict[str, Any]:
-    """The columns of a file itself."""
+    """Return the columns of the file itself."""
     return {
         "path": place,
         "folder": os.path.dirname(place),

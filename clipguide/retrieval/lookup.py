@@ -1,5 +1,4 @@
-"""What the table says of files, asked as they are listed; nothing here grows with the table but
-two bytes a row."""
+"""Look up files in the table as they are listed. Memory grows by two bytes per row of the table."""
 
 from __future__ import annotations
 
@@ -18,13 +17,13 @@ from .store import CHUNK, Store, quote, text_of
 
 T = TypeVar("T")
 INTEGERS = ("size", "mtime", "inode", "caption_mtime", "indexed_at")
-BITS, HASHES = 16, 8  # of a digest in Digests: one of 1,700 others is taken for one of them
-LEAST = 1 << 16  # bits of Digests
+BITS, HASHES = 16, 8  # bits per digest: 1 in 1,700 new digests is taken for a known one
+LEAST = 1 << 16  # bits in all
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the table says of a file: times in µs, of a caption's sidecar in ns."""
+    """The row of a file: times in µs, and in ns for the .txt of a caption."""
 
     digest: bytes
     caption: str | None
@@ -35,8 +34,8 @@ class Row:
     indexed_at: int
 
     def unchanged(self, about: Any) -> bool:
-        """Whether size, time and inode are as they were, and the file had not been changed just
-        before it was looked at (such a file is racy, as git says)."""
+        """Return whether size, time and inode are unchanged, and the file had not been changed just
+        before it was read. git calls such a file racy."""
         return (
             self.size == about.st_size
             and self.mtime == about.st_mtime_ns // MICROSECOND
@@ -46,8 +45,8 @@ class Row:
 
 
 def rows(store: Store, paths: Sequence[str]) -> dict[str, Row]:
-    """The rows of files, by their text as the table has it. Of a file's rows that two programs
-    wrote at once the newest is kept, and the others are deleted."""
+    """Return the rows of files by their text in the table. If two programs wrote rows of one file,
+    keep the newest and delete the others."""
     if store.table is None:
         return {}
     names = ["path", "digest", "caption", *INTEGERS]
@@ -68,7 +67,7 @@ def rows(store: Store, paths: Sequence[str]) -> dict[str, Row]:
 
 
 def contents(store: Store, digests: list[bytes], paths: set[str]) -> dict[bytes, dict[str, dict]]:
-    """A whole row of each content that the table has, and those of `paths`, by digest and path."""
+    """Return one row for each content in the table, and those of `paths`, by digest and path."""
     if not digests or store.table is None:
         return {}
     found = store.find("digest", digests, ["path", "digest"])
@@ -85,27 +84,27 @@ def contents(store: Store, digests: list[bytes], paths: set[str]) -> dict[bytes,
     )
     known: dict[bytes, dict[str, dict]] = {}
     for record in whole.to_pylist():
-        if record["digest"] in chosen:  # a compaction meanwhile may have renumbered rows
+        if record["digest"] in chosen:  # a compaction may have renumbered the rows
             known.setdefault(record["digest"], {})[record["path"]] = record
     return known
 
 
 def inside(folder: str) -> str:
-    """The condition of a path in a folder, whose name ends with a slash, or below it."""
+    """Return the SQL condition for a path in a folder or below it. The folder ends with a slash."""
     last = folder[:-1] + chr(ord(folder[-1]) + 1)
     return f"path >= {quote(folder)} AND path < {quote(last)}"
 
 
 class Digests:
-    """A Bloom filter of the contents in a table (Bloom 1970): two bytes a row. What it does not
-    have is new; what it has is looked up when it is committed."""
+    """A Bloom filter of the contents of a table (Bloom 1970), with two bytes per row. A content
+    that it does not have is new. One that it has is looked up at the commit."""
 
     def __init__(self, count: int) -> None:
         self.bits = np.zeros(max(LEAST, count * BITS + 7) // 8, np.uint8)
 
     @classmethod
     def of(cls, store: Store) -> Digests:
-        """Those of a table as it is now."""
+        """Return the filter of a table as it is now."""
         known = cls(store.count())
         if store.table is not None:
             for batch in store.batches(["digest"]):
@@ -122,7 +121,8 @@ class Digests:
         return bool((self.bits[place_H >> 3] >> (place_H & 7).astype("u1") & 1).all())
 
     def _places(self, digests: Sequence[bytes]) -> np.ndarray:
-        """place_NH of bits, by double hashing (Kirsch & Mitzenmacher 2006): a digest is a hash."""
+        """Return place_NH of bits, by double hashing (Kirsch & Mitzenmacher 2006). A digest is the
+        hash."""
         half_N4 = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 4)
         step_H = np.arange(HASHES, dtype="u8")
         with np.errstate(over="ignore"):
@@ -131,7 +131,7 @@ class Digests:
 
 
 class Spool:
-    """A list on disk, which is written first and then read."""
+    """A list on disk. It is first written and then read."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="clipguide-")
@@ -168,7 +168,7 @@ class Spool:
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of at most `size` items."""
+    """Yield lists of at most `size` items."""
     part: list[T] = []
     for item in items:
         part.append(item)

@@ -1,5 +1,5 @@
-"""After images have been written: compaction, indexes of paths, vectors and words, what unrelated
-texts find."""
+"""Maintain a table after writing: compact it, index paths, vectors and words, and score unrelated
+texts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from .store import WORDS, Store, tables
 if TYPE_CHECKING:
     from ..clip import Clip
 
-EXACT = 50_000  # rows below which every vector is compared
-LOOKED_UP = 20_000  # rows from which paths and digests have an index
-GROWN = 2.0  # times as many rows as the index of vectors was trained on: it is trained again
-DRIFT = 1.1  # times as many or few rows as the distribution of unrelated texts is of
-ONE_GRAPH = 250_000  # rows below which all vectors are in one graph, from there on in cells
+EXACT = 50_000  # below this number of rows, every vector is compared
+LOOKED_UP = 20_000  # from this number of rows, paths and digests have an index
+GROWN = 2.0  # the index is trained again at this many times the rows that it was trained on
+# the scores of unrelated texts are renewed if the number of rows changes by this factor
+DRIFT = 1.1
+ONE_GRAPH = 250_000  # below this number of rows all vectors are in one graph, above it in cells
 GRAPH, CELLS = "graph", "cells"
 LINKS, CANDIDATES = 16, 100  # of a vector in the graph, and among how many they are chosen
 KEPT = 200  # candidates of a walk through the graph (its ef)
@@ -32,11 +33,11 @@ SAMPLED = 64  # vectors a cell by which cells are found
 REFINE, REFINE_GRAPH = 6, 2  # times as many are compared by their full vectors
 TEXTS = ("caption", "prompt")
 KEYS = ("path", "digest")
-OLD = timedelta(hours=1)  # versions of the table older than this are deleted
+OLD = timedelta(hours=1)  # older versions of the table are deleted
 
 
 def maintain(store: Store, clip: Clip, *, changed: bool) -> None:
-    """Do what is due. Killed in it, the next run does it."""
+    """Do the maintenance that is due. If it is killed, the next run does it."""
     count = store.count()
     notes = store.notes()
     if not changed and notes.get("maintained") == str(count):
@@ -53,12 +54,12 @@ def maintain(store: Store, clip: Clip, *, changed: bool) -> None:
 
 
 def compact(store: Store) -> None:
-    """Make few files of many, bring indexes up to date, and forget old versions."""
+    """Merge many files into few, update the indexes, and delete old versions."""
     store.write(lambda table: table.optimize(cleanup_older_than=OLD))
 
 
 def index_vectors(store: Store) -> None:
-    """The index for many vectors: benchmarks/README.md says why.
+    """Make an index of many vectors. benchmarks/README.md has the measurements.
 
     Below ONE_GRAPH it is a graph of near neighbours (HNSW, Malkov & Yashunin 2020) on 8-bit
     numbers. A program reads it whole before its first answer, 0.7 kB a vector. So there are cells
@@ -90,14 +91,14 @@ def sought(store: Store, search: Any, count: int, *, filtered: bool) -> Any:
     search = search.refine_factor(refine).limit(count)
     if graph:
         search = search.ef(max(KEPT, refine * count))
-    if filtered:  # what is asked for may be in any of them: 0 is as many as there are
+    if filtered:  # the results may be in any cell: 0 means all
         return search.minimum_nprobes(least).maximum_nprobes(0)
     return search.nprobes(least)
 
 
 def cells(count: int) -> int:
-    """How many cells so many vectors are divided into: four times the square root, which needs half
-    of the vectors that the square root needs for the same recall."""
+    """Return the number of cells: four times the square root of the number of vectors. For the same
+    recall, a query then reads half as many vectors as with the square root."""
     return max(1, round(4 * count**0.5))
 
 
@@ -110,13 +111,13 @@ def probes(count: int) -> int:
 
 
 def compare(store: Store, clip: Clip, count: int) -> None:
-    """Keep what the collection has for unrelated texts: see `unrelated`."""
+    """Store the scores of unrelated texts in the table: see `unrelated`."""
     if not count:
         return
     known = background(store)
     if known is None:
         names = unrelated.words()
-        with warnings.catch_warnings():  # a name that is cut will do
+        with warnings.catch_warnings():  # a shortened name is enough
             warnings.simplefilter("ignore", ClipguideWarning)
             word_WD = clip.encode_text(names).float().cpu()
         store.note(kin=f"{unrelated.kin(word_WD):.6f}")
@@ -127,12 +128,12 @@ def compare(store: Store, clip: Clip, count: int) -> None:
 
 
 def background(store: Store) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The unit vectors_WD of unrelated nouns, and the best_W of each in the collection, if they
-    are kept, and whole."""
+    """Return the unit vectors_WD of unrelated nouns, and the best_W score of each in the table, if
+    they are stored and complete."""
     try:
         known = store.db.open_table(WORDS).to_arrow()
         best_W = torch.tensor(known["best"].to_pylist())
-    except (*faults.RAISED, KeyError):  # not there, half of it, or an older one: it is made again
+    except (*faults.RAISED, KeyError):  # missing, incomplete or old: make it again
         return None
     if known["word"].to_pylist() != unrelated.words():
         return None
@@ -152,19 +153,19 @@ def _keep(store: Store, word_WD: torch.Tensor, best_W: torch.Tensor) -> None:
         there = WORDS in tables(store.db)
         store.db.create_table(WORDS, pa.table(columns), mode="overwrite" if there else "create")
     except faults.RAISED as error:
-        if faults.kind(error) != "conflict":  # another program writes the same
+        if faults.kind(error) != "conflict":  # another program writes the same index
             raise store.fault(error, writing=True) from error
 
 
 def vectors(store: Store) -> Iterator[torch.Tensor]:
-    """All vectors, in chunks unit_BD."""
+    """Yield all vectors, in chunks unit_BD."""
     for batch in store.batches(["vector"]):
         if len(batch):
             yield stacked(batch["vector"])
 
 
 def stacked(column: Any) -> torch.Tensor:
-    """A column of vectors as unit_BD."""
+    """Return a column of vectors as unit_BD."""
     import pyarrow as pa
 
     if isinstance(column, pa.ChunkedArray):
@@ -174,8 +175,8 @@ def stacked(column: Any) -> torch.Tensor:
 
 
 def _index_scalars(table: Any, count: int) -> None:
-    """Full-text indexes of the columns that say something, and of many rows those by which files
-    and contents are looked up; optimize keeps them up to date."""
+    """Make full-text indexes of the text columns. If there are many rows, also index paths and
+    digests. optimize keeps them up to date."""
     from lancedb.index import FTS, BTree
 
     there = {column for index in table.list_indices() for column in index.columns}

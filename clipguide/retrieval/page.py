@@ -1,4 +1,4 @@
-"""Thumbnails of an index on a page: a PNG of one sheet, or an HTML file that holds all it shows."""
+"""Write thumbnails of an index to a page: a PNG sheet, or an HTML file without other files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ENDINGS = (".png", ".html")
-COLUMNS = 5  # of a sheet
-SQUARE = 96  # pixels of the sign for a thumbnail that is broken
+COLUMNS = 5  # of the PNG sheet
+SQUARE = 96  # side in pixels of the sign for a broken thumbnail
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }
 body { margin: 1rem auto; max-width: 75rem; padding: 0 1rem; }
@@ -28,11 +28,11 @@ img, .none { max-width: 100%; height: 10rem; object-fit: contain; }
 .none { display: grid; place-items: center; background: #8882; }
 figcaption { overflow-wrap: anywhere; font-size: .85em; }
 """
-Cell = tuple[str, str, bytes | None]  # a path, a line about it, its thumbnail
+Cell = tuple[str, str, bytes | None]  # path, description, thumbnail
 
 
 def check(path: str | os.PathLike) -> None:
-    """UsageError if `write` could not write this page."""
+    """Raise UsageError if `write` cannot write this page."""
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
         raise UsageError(f"{path} must end in .png or .html.")
@@ -43,7 +43,7 @@ def check(path: str | os.PathLike) -> None:
 def write(
     path: str | os.PathLike, title: str, groups: Sequence[tuple[str, Sequence[Cell]]]
 ) -> None:
-    """Write groups of images, each under its heading. UsageError as for `check`."""
+    """Write groups of images, each under its heading. Raise UsageError as `check`."""
     from ..images import contact_sheet
     from ..recipe import write_file, write_png
 
@@ -62,12 +62,12 @@ def write(
 
 
 def opened(thumbnail: bytes | None) -> Image.Image:
-    """A thumbnail as RGB; a grey square with a cross in the place of one that is broken."""
+    """Return a thumbnail as RGB. A broken one becomes a grey square with a cross."""
     return _decoded(thumbnail) or _cross()
 
 
 def is_whole(thumbnail: bytes | None) -> bool:
-    """Whether there is a thumbnail, and it is not broken."""
+    """Return whether there is a thumbnail that is not broken."""
     return _decoded(thumbnail) is not None
 
 
@@ -77,7 +77,7 @@ def _decoded(thumbnail: bytes | None) -> Image.Image | None:
     try:
         with Image.open(io.BytesIO(thumbnail or b""), formats=["JPEG"]) as image:
             return image.convert("RGB")
-    except Exception:  # Pillow raises what it likes at damaged data
+    except Exception:  # Pillow raises various errors for damaged data
         return None
 
 

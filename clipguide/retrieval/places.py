@@ -1,4 +1,4 @@
-"""Where an index and what is indexed lie: checked before anything heavy is imported."""
+"""The places of an index and its sources, checked before anything slow is imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TABLE = "pictures"
 
 
 def default_path() -> Path | str:
-    """$CLIPGUIDE_DB, which may be a URI, or clipguide/pictures in the user's data folder; it need
+    """Return $CLIPGUIDE_DB, which may be a URI, or clipguide/pictures in your data folder. It need
     not exist."""
     if place := os.environ.get("CLIPGUIDE_DB"):
         return place if is_url(place) else Path(place)
@@ -21,13 +21,13 @@ def default_path() -> Path | str:
 
 
 def is_url(place: str | os.PathLike) -> bool:
-    """Whether a place is a URL or URI, and not of this machine's disks."""
+    """Return whether a place is a URL or URI, and not on a disk of this machine."""
     text = os.fspath(place)
     return isinstance(text, str) and "://" in text
 
 
 def check_index(place: str | os.PathLike) -> None:
-    """UsageError if a folder holds no index; of a URI it is seen when it is opened."""
+    """Raise UsageError if a folder holds no index. A URI is checked when it is opened."""
     place = os.fspath(place)
     if is_url(place):
         return
@@ -41,13 +41,13 @@ def check_index(place: str | os.PathLike) -> None:
 
 
 def check_folder(place: str | os.PathLike) -> None:
-    """UsageError if what is there is no folder."""
+    """Raise UsageError if the place is not a folder."""
     if not is_url(place) and os.path.lexists(place) and not os.path.isdir(place):
         raise UsageError(f"{place} is no folder, so it is no index: choose another --db.")
 
 
 def check_sources(sources: Iterable[str | os.PathLike], place: str | os.PathLike) -> None:
-    """UsageError if a folder or file to be indexed is not there."""
+    """Raise UsageError if a folder or file to index does not exist."""
     for source in map(os.fspath, sources):
         if is_url(source) or os.path.lexists(source) or set("*?[") & set(source):
             continue
@@ -57,12 +57,12 @@ def check_sources(sources: Iterable[str | os.PathLike], place: str | os.PathLike
 
 
 def no_index(place: str | os.PathLike) -> UsageError:
-    """That a place holds no index, and how to make one."""
+    """Return the error that a place has no index, with the command that makes one."""
     return UsageError(
         f"{place} holds no index of images: make it with clipguide index FOLDER{option(place)}."
     )
 
 
 def option(place: str | os.PathLike) -> str:
-    """What names an index on the command line."""
+    """Return the option that names an index on the command line."""
     return "" if os.fspath(place) == os.fspath(default_path()) else f" --db {os.fspath(place)}"

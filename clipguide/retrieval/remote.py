@@ -1,4 +1,4 @@
-"""Images in object storage, by fsspec: listed as a stream, folder by folder; what has changed."""
+"""List images in object storage with fsspec, folder by folder, and find what has changed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 @dataclass(frozen=True)
 class About:
-    """What os.stat says of a file, and a listing of an object: bytes, ns, and a number that is
-    another for another content (the inode, or the first 8 bytes of a digest of the ETag)."""
+    """The facts of a file from os.stat, or of an object from a listing: bytes, ns, and a number
+    that changes with the content (the inode, or the first 8 bytes of a digest of the ETag)."""
 
     st_size: int
     st_mtime_ns: int
@@ -35,7 +35,7 @@ class About:
 
     @classmethod
     def listed(cls, info: dict[str, Any]) -> About:
-        """Of an entry of fsspec's listing; a time that it does not tell is 0."""
+        """Return the facts of an entry of fsspec's listing. A missing time is 0."""
         tag = next((str(info[name]) for name in TAGS if info.get(name)), None)
         number = int(info.get("ino") or 0)
         if tag is not None:
@@ -45,12 +45,14 @@ class About:
 
 
 class Listing:
-    """The images under URLs, as a stream of `Listed`: one folder at a time is in memory. `roots`
-    are the folders among the URLs, `folders` those that were walked, and `unread` those that a
-    store did not list (known when all else was walked), each with a slash at its end;
-    `walked(folder, names, is_empty)` is called with each that was.
+    """The images under URLs, as a stream of `Listed`. One folder at a time is in memory.
 
-    UsageError for what is not there or cannot be listed.
+    `roots` are the folders among the URLs, `folders` those that were walked. `unread` are the
+    folders that a store did not list; it is complete after the walk. All end with a slash.
+    `walked(folder, names, is_empty)` is called for each folder.
+
+    Raises:
+        UsageError: a URL does not exist or cannot be listed.
     """
 
     def __init__(
@@ -75,7 +77,8 @@ class Listing:
                 yield from self._named(fs, named)
 
     def _source(self, url: str) -> tuple[Any, str, dict | None]:
-        """The file system and place of a URL, and the files that it names, None for a folder."""
+        """Return the file system and path of a URL, and the files that it names, or None for a
+        folder."""
         fs, place = filesystem(url)
         try:
             if has_magic(place) and not fs.exists(place):
@@ -91,13 +94,13 @@ class Listing:
             raise UsageError(f"There is no folder or file {url}.") from None
         except UsageError:
             raise
-        except Exception as error:  # every store raises its own
+        except Exception as error:  # each store raises its own errors
             raise UsageError(f"{url} cannot be listed: {reason(error)}.") from error
 
     def _walk(self, fs: Any, place: str) -> Iterator[Listed]:
         depth, at = None if self.recursive else 1, time.time_ns()
-        waiting = {fs.unstrip_protocol(place).rstrip("/") + "/"}  # announced, and not walked yet
-        walk = fs.walk(place, maxdepth=depth, detail=True)  # it omits what it cannot list
+        waiting = {fs.unstrip_protocol(place).rstrip("/") + "/"}  # found, but not walked yet
+        walk = fs.walk(place, maxdepth=depth, detail=True)  # walk omits folders that it cannot list
         while step := self._step(walk, place):
             folder, inner, files = step
             name = fs.unstrip_protocol(folder).rstrip("/") + "/"
@@ -119,17 +122,17 @@ class Listing:
 
     @staticmethod
     def _step(walk: Iterator, place: str) -> tuple[str, dict, dict] | None:
-        """The next folder; None after the last."""
+        """Walk the next folder. Return None after the last one."""
         try:
             return next(walk, None)
-        except Exception as error:  # every store raises its own
+        except Exception as error:  # each store raises its own errors
             raise ClipguideError(
                 f"{place} cannot be listed to its end ({reason(error)}): repeat the command; what "
                 "the index holds stays."
             ) from error
 
     def _named(self, fs: Any, found: dict[str, dict]) -> Iterator[Listed]:
-        """Files that were named, whatever their endings, with what is beside them."""
+        """Yield the named files, whatever their endings, with the captions next to them."""
         at, beside = time.time_ns(), {}
         for home in {place.rpartition("/")[0] for place in found}:
             for info in fs.ls(home, detail=True):
@@ -142,7 +145,7 @@ class Listing:
                 yield Listed(name, About.listed(info), beside.get(captions.beside(name)), at)
 
     def _listed(self, files: dict[str, dict], at: int) -> Iterator[Listed]:
-        """The images among a folder's files; the others are passed over."""
+        """Yield the images among the files of a folder. Skip other files."""
         beside = {
             name: About.listed(info).st_mtime_ns
             for name, info in files.items()
@@ -156,7 +159,7 @@ class Listing:
 
 
 def caption(work: Work) -> str | None:
-    """What is said of a file or an object."""
+    """Return the caption of a file or an object."""
     if work.stamp is None or work.stamp == GIVEN:
         return work.caption
     if not is_url(work.path):
@@ -168,32 +171,32 @@ def caption(work: Work) -> str | None:
 
 
 def content(url: str, *, most: int | None = None) -> bytes:
-    """The bytes of an object, or the first of them."""
+    """Return the bytes of an object, or the first of them."""
     fs, place = filesystem(url)
     return fs.cat_file(place, end=most) if most else fs.cat_file(place)
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, which keeps no listing, and the place in it. UsageError if
-    there is none."""
+    """Return fsspec's file system of a URL, without a cache of listings, and the path in it. Raise
+    UsageError if there is none."""
     from fsspec.core import url_to_fs
 
     try:
         return url_to_fs(url, use_listings_cache=False)
-    except ImportError as error:  # of the package for one kind of store
+    except ImportError as error:  # from the package of one kind of store
         raise UsageError(f"{url} cannot be read: {reason(error)}.") from None
     except ValueError as error:
         raise UsageError(f"{url} is no place that fsspec knows: {reason(error)}.") from None
 
 
 def split(sources: Iterable[str | os.PathLike]) -> tuple[list, list[str]]:
-    """Sources on this machine's disks, and URLs."""
+    """Return the sources on this machine's disks, and the URLs."""
     sources = list(sources)
     return [s for s in sources if not is_url(s)], [str(s) for s in sources if is_url(s)]
 
 
 def _nanoseconds(when: Any) -> int:
-    """Of a datetime, its ISO form, or seconds."""
+    """Return the time in ns of a datetime, of its ISO form, or of seconds."""
     if isinstance(when, str):
         when = datetime.fromisoformat(when.replace("Z", "+00:00"))
     if isinstance(when, datetime):

@@ -1,4 +1,4 @@
-"""Questions to an index: texts, images and their sums; filtered, mixed with full text, diverse.
+"""Search an index by texts, images and their sums, with filters, full text and diversity.
 
 Shapes: B images, D the width of the embedding.
 """
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
     from ..clip import Clip
 
-RRF = 60  # of Cormack et al. 2009
-POOL = 5  # times as many as are asked for, to choose from when they are mixed or made diverse
-FEWEST = 100  # of these
-RECORD = ("path", "score", "better_than", *COLUMNS[1:])  # of a hit, as it is printed
+RRF = 60  # constant of Cormack et al. 2009
+POOL = 5  # this many times the results are candidates for a mixed or diverse answer
+FEWEST = 100  # of these columns
+RECORD = ("path", "score", "better_than", *COLUMNS[1:])  # keys of a hit, in the order of printing
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An image of an answer: its cosine with the query, and its columns; of a text alone also the
-    share of unrelated texts, in [0, 1], for which the collection has nothing as good (`unrelated`).
-    """
+    """An image of an answer: its cosine similarity with the query, and its columns. For a single
+    text it also has the share of unrelated texts, in [0, 1], whose best score in the index is lower
+    (`unrelated`)."""
 
     path: str
     score: float
@@ -49,7 +49,7 @@ class Hit:
     better_than: float | None = None
 
     def record(self) -> dict[str, Any]:
-        """What is printed, in the order of RECORD."""
+        """Return the values to print, in the order of RECORD."""
         known = {"path": self.path, "score": self.score, "better_than": self.better_than}
         return {**known, **{
             name: value.isoformat(" ") if isinstance(value, datetime) else value
@@ -58,7 +58,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """The hits, the best first, of an index of `total` images."""
+    """The hits, the best first, from an index of `total` images."""
 
     hits: list[Hit]
     total: int
@@ -66,7 +66,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Query:
-    """A unit embedding_D, and its text if the query is one text alone."""
+    """A unit embedding_D, and the text if the query is a single text."""
 
     unit_D: torch.Tensor
     text: str | None = None
@@ -229,7 +229,7 @@ class Index:
     def _nearest(
         self, query: Query, count: int, condition: str | None, *, vectors: bool = False
     ) -> list[dict]:
-        """Rows by their vectors, the nearest first."""
+        """Return rows by their vectors, the nearest first."""
         columns = [*COLUMNS, "thumbnail", *(["vector"] if vectors else []), "_distance"]
 
         def ask(table: Any) -> list[dict]:
@@ -243,13 +243,13 @@ class Index:
 
         rows = self._rows(ask, condition)
         for row in rows:
-            row["score"] = 1 - row.pop("_distance") / 2  # of unit vectors
+            row["score"] = 1 - row.pop("_distance") / 2  # distance of unit vectors
         return rows
 
     def _mixed(
         self, rows: list[dict], query: Query, count: int, condition: str | None, *, vectors: bool
     ) -> list[dict]:
-        """Rows by the sum of 1 / (60 + rank) over both orders (Cormack et al. 2009)."""
+        """Return rows by the sum of 1 / (60 + rank) over both orders (Cormack et al. 2009)."""
         from lancedb.query import MultiMatchQuery
 
         there = self.store.ask(lambda table: table.list_indices())
@@ -284,7 +284,7 @@ class Index:
         return [rows[i] for i in rank(score_B, unit_BD, keep=last, diversity=diversity).best]
 
     def _rows(self, ask: Callable[[Any], list[dict]], condition: str | None) -> list[dict]:
-        """The answer; UsageError if LanceDB does not take the condition."""
+        """Return the rows of a query. Raise UsageError if LanceDB refuses the condition."""
 
         def asked(table: Any) -> list[dict]:
             try:
@@ -297,7 +297,7 @@ class Index:
         return self.store.ask(asked)
 
     def _compared(self, query: Query, hits: list[Hit]) -> list[Hit]:
-        """Hits with what their scores are better than, where the collection was compared."""
+        """Add the share of unrelated texts to hits, if the index has their scores."""
         if self._background is None:
             self._background = maintenance.background(self.store)
         kin = self.store.about().notes.get("kin")
@@ -315,8 +315,8 @@ class Index:
 
 
 def fuse(orders: Sequence[Sequence[dict]]) -> list[dict]:
-    """Rows of several orders by the sum of 1 / (60 + rank), which is kept as `rrf`; of equals, the
-    first of the first order first."""
+    """Return the rows of several orders by the sum of 1 / (60 + rank), stored as `rrf`. Equal sums
+    keep the order of the first list."""
     sums: dict[str, float] = {}
     first: dict[str, dict] = {}
     for order in orders:

@@ -1,7 +1,7 @@
-"""The table of a collection: its columns, its version, who may write it, and how it is asked.
+"""The table of an index: its columns, its version, its lock, and its queries.
 
-LanceDB keeps it in a folder. Every change is one commit that is there or is not, so a program that
-is killed loses only what it had not committed.
+LanceDB keeps it in a folder. Every change is one atomic commit, so a program that is killed loses
+only what it had not committed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ FORMAT = 1
 WORDS = "background"
 LOCK = ".writer"
 HEADS = ("clipguide.format", "clipguide.key", "clipguide.model")
-TRIES = 10  # of a commit that others are quicker with
-CHUNK = 4096  # values of one IN
-COLUMNS = (  # those that a --where may name, and that an answer has
+TRIES = 10  # attempts of a commit if other programs are faster
+CHUNK = 4096  # values in one IN
+COLUMNS = (  # columns that --where may name, and that an answer has
     "path",
     "folder",
     "size",
@@ -41,8 +41,8 @@ COLUMNS = (  # those that a --where may name, and that an answer has
 
 
 def lancedb() -> Any:
-    """The module. UsageError where it is not installed."""
-    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are no news to a user
+    """Return the module. Raise UsageError if it is not installed."""
+    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings do not help a user
     try:
         return imports.lancedb()
     except ModuleNotFoundError:
@@ -52,7 +52,7 @@ def lancedb() -> Any:
 
 
 def schema(width: int, *, key: str, model: str) -> Any:
-    """The Arrow schema of a collection of vectors of `width` numbers."""
+    """Return the Arrow schema of an index with vectors of `width` numbers."""
     import pyarrow as pa
 
     kinds = {
@@ -68,11 +68,12 @@ def schema(width: int, *, key: str, model: str) -> Any:
         "format": pa.string(),
         "date": pa.timestamp("s"),  # EXIF DateTimeOriginal, of the camera's clock
         "camera": pa.string(),
-        "prompt": pa.string(),  # of a PNG that clipguide made
+        "prompt": pa.string(),  # from a PNG that clipguide made
         "caption": pa.string(),
-        "caption_mtime": pa.int64(),  # ns, of the sidecar; -1 from a table, null without
+        # ns, of the .txt file; -1 from a table, null without a caption
+        "caption_mtime": pa.int64(),
         "thumbnail": pa.binary(),  # JPEG
-        "indexed_at": pa.timestamp("us"),  # when the file was looked at, before it was read
+        "indexed_at": pa.timestamp("us"),  # time before the file was read
     }
     metadata = dict(zip(HEADS, (str(FORMAT), key, model), strict=True))
     return pa.schema(list(kinds.items()), metadata=metadata)
@@ -91,8 +92,11 @@ class About:
 class Store:
     """An index at `path`: the folder of a database, or a URI of one in object storage.
 
-    `table` is None until it is made. UsageError if there is none and it is not to be made;
-    ClipguideError if what is there cannot be used.
+    `table` is None until it is made.
+
+    Raises:
+        UsageError: there is no index, and none is to be made.
+        ClipguideError: the index cannot be used.
     """
 
     def __init__(self, path: str | os.PathLike, *, make: bool = False) -> None:
@@ -125,12 +129,12 @@ class Store:
 
     @property
     def key(self) -> str:
-        """The engine's key by which its vectors were made."""
+        """Return the key of the engine that made the vectors."""
         return self._head(HEADS[1])
 
     @property
     def model(self) -> str:
-        """The name of its CLIP."""
+        """Return the name of the CLIP."""
         return self.notes().get("model") or self._head(HEADS[2])
 
     def create(self, width: int, *, key: str, model: str) -> None:
@@ -147,8 +151,8 @@ class Store:
             self.same_model(key.split()[0], model)
 
     def ask(self, question: Callable[[Any], T]) -> T:
-        """What `question(table)` answers. If it asks for files that a compaction has removed, it is
-        asked again of the newest version."""
+        """Return `question(table)`. If a compaction removed files that it needs, ask the newest
+        version."""
         try:
             return question(self.table)
         except faults.RAISED as error:
@@ -182,7 +186,8 @@ class Store:
             raise self.fault(error, newest=True) from error
 
     def find(self, column: str, values: Sequence[str | bytes], columns: Sequence[str]) -> Any:
-        """Rows of which a column has one of some values, as an Arrow table with `_rowid`."""
+        """Return the rows in which a column has one of some values, as an Arrow table with
+        `_rowid`."""
         import pyarrow as pa
 
         def rows(some: Sequence[str | bytes]) -> Callable[[Any], Any]:
@@ -195,7 +200,7 @@ class Store:
         return pa.concat_tables(found)
 
     def batches(self, columns: Sequence[str], where: str | None = None) -> Iterator[Any]:
-        """All rows, or those of a condition, in record batches with `_rowid`."""
+        """Yield all rows, or those of a condition, in record batches with `_rowid`."""
 
         def begin(table: Any) -> Any:
             query = table.search().select(list(columns)).with_row_id(True).limit(None)
@@ -239,21 +244,21 @@ class Store:
         return self._about
 
     def notes(self) -> dict[str, str]:
-        """What `note` wrote."""
+        """Return what `note` wrote."""
         found = self.table.schema.field("vector").metadata or {}
         return {name.decode(): value.decode() for name, value in found.items()}
 
     def note(self, **facts: str) -> None:
-        """Write facts about the collection beside its vectors."""
+        """Write facts about the index next to its vectors."""
         about = {"path": "vector", "metadata": facts}
         self.write(lambda table: table.update_field_metadata(about))
 
     def count(self) -> int:
-        """How many images it holds."""
+        """Return the number of images."""
         return 0 if self.table is None else self.ask(lambda table: table.count_rows())
 
     def same_model(self, fingerprint: str, name: str) -> None:
-        """UsageError if the vectors are of another CLIP than that one."""
+        """Raise UsageError if another CLIP made the vectors."""
         if self.key.split()[0] != fingerprint:
             raise UsageError(
                 f"The index {self.path} was made by the CLIP {self.model}, and vectors of {name} "
@@ -263,8 +268,8 @@ class Store:
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:
-        """Be the only one that writes, where the index is on a disk. ClipguideError if another
-        does, or nobody can."""
+        """Hold the lock for writing, if the index is on a disk. Raise ClipguideError if another
+        program holds it, or nobody can."""
         if self.remote:
             yield
             return
@@ -284,7 +289,7 @@ class Store:
     def fault(
         self, error: Exception, *, writing: bool = False, newest: bool = False
     ) -> ClipguideError:
-        """What LanceDB raised, in a sentence: see `faults.explained`."""
+        """Return an error of LanceDB as a sentence: see `faults.explained`."""
         return faults.explained(self.path, error, writing=writing, newest=newest)
 
     def _make_folder(self) -> None:
@@ -312,13 +317,13 @@ class Store:
             )
 
     def _lost(self) -> bool:
-        """Whether there are a table's data, and no version of it."""
+        """Return whether the data of a table exist without any version of it."""
         data = os.path.join(self.path, f"{TABLE}.lance", "data")
         return not self.remote and os.path.isdir(data) and bool(os.listdir(data))
 
 
 def model_of(path: str | os.PathLike) -> str | None:
-    """The name of the CLIP of an index; None where there is none yet."""
+    """Return the name of the CLIP of an index, or None if there is no index."""
     if places.is_url(path) or os.path.isdir(os.path.join(path, f"{TABLE}.lance")):
         store = Store(path, make=True)
         return store.model if store.table is not None else None
@@ -326,24 +331,24 @@ def model_of(path: str | os.PathLike) -> str | None:
 
 
 def text_of(path: str) -> str:
-    """A path as UTF-8: bytes that are none are spelt out."""
+    """Return a path as UTF-8. Other bytes are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def quote(value: str | bytes) -> str:
-    """A text or bytes as an SQL literal."""
+    """Return a text or bytes as an SQL literal."""
     if isinstance(value, bytes):
         return f"X'{value.hex()}'"
     return "'" + value.replace("'", "''") + "'"
 
 
 def tables(db: Any) -> list[str]:
-    """The names of a database's tables."""
+    """Return the names of the tables of a database."""
     return list(db.list_tables().tables)
 
 
 def _lock(stream: Any) -> None:
-    """An exclusive lock that ends with the program, however it ends. OSError if it is taken."""
+    """Take an exclusive lock that ends with the program. Raise OSError if it is taken."""
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows

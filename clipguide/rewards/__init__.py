@@ -1,4 +1,4 @@
-"""Rewards by name: `Reward("pickscore", "a red fox")`, `--reward pickscore:0.5`."""
+"""Load rewards by name: `Reward("pickscore", "a red fox")`, `--reward pickscore:0.5`."""
 
 from .registry import FREE, REWARDS, Kind, Settings, Wanted, register_reward, wanted
 from .reward import Reward

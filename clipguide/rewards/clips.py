@@ -1,4 +1,4 @@
-"""Rewards that are CLIPs, or heads on them: clip, siglip2, pickscore, hpsv2, aesthetic."""
+"""Rewards that are CLIPs, or heads on CLIPs: clip, siglip2, pickscore, hpsv2, aesthetic."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ HPS_FILE = "HPS_v2.1_compressed.pt"
 
 
 def clip(settings: Settings) -> Scorer:
-    """The cosine of the whole image with the prompt, by any CLIP that `load_clip` names."""
+    """Return the cosine similarity of the whole image and the prompt, by any CLIP of `load_clip`.
+    """
     loaded = load_clip(settings.where, **_how(settings))
     return lambda prompts: Preference(loaded, prompts, scale=1.0)
 
 
 def pickscore(settings: Settings) -> Scorer:
-    """PickScore (Kirstain et al. 2023, eq. 1)."""
+    """Return PickScore (Kirstain et al. 2023, eq. 1)."""
     first = PickScore(settings.where, "an image", **_how(settings))
     return first.towards
 
 
 def hpsv2(settings: Settings) -> Scorer:
-    """HPSv2 (Wu et al. 2023), of an open_clip state dict; `model` is its architecture."""
+    """Return HPSv2 (Wu et al. 2023), from an open_clip state dict. `model` is its architecture."""
     path = settings.where
     if not os.path.exists(path):
         path = _file(path, HPS_FILE)
@@ -34,7 +35,7 @@ def hpsv2(settings: Settings) -> Scorer:
 
 
 def aesthetic(settings: Settings) -> Scorer:
-    """An aesthetic head on a CLIP's embedding; `model` is that CLIP."""
+    """Return an aesthetic head on the embedding of a CLIP. `model` is that CLIP."""
     loaded = load_clip(settings.model or "ViT-L-14/openai", **_how(settings))
     head = Aesthetic(loaded, settings.where, trust_pickle=settings.trust_pickle)
     return lambda prompts: head
@@ -49,8 +50,8 @@ def _how(settings: Settings) -> dict[str, object]:
 
 
 def _file(repository: str, name: str) -> str:
-    """A file of the hub's, downloaded where it is not cached. UsageError for a name that is
-    neither a file here nor one of the hub's."""
+    """Return a file of the hub. It is downloaded if it is not in the cache. Raise UsageError for a
+    name that is neither a local file nor one of the hub."""
     if repository.count("/") != 1 or os.path.splitext(repository)[1]:
         raise UsageError(
             f"There are no weights {repository}: name a file, or a model of the hub as OWNER/NAME."

@@ -1,6 +1,6 @@
-"""An image prompt by DINO's features: how much an image is like another.
+"""An image prompt by the features of DINO: how similar an image is to another.
 
-Shapes: B images, 3 channels, H rows, W columns, D of the features.
+Shapes: B images, 3 channels, H rows, W columns, D the width of the features.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..objectives import Objective
 from .registry import Scorer, Settings
 
 MODEL = "facebook/dinov2-base"
-RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the processor's are
+RESAMPLING = {2: "bilinear", 3: "bicubic"}  # the numbers of PIL, which the processor uses
 
 
 class DINO(Objective):
@@ -44,11 +44,11 @@ class DINO(Objective):
         return -(self._embed(self._prepare(image_B3HW)) @ self.reference_D)
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Cosine_B of RGB images, through the processor itself."""
+        """Return cosine_B of RGB images, through the processor itself."""
         return self._embed(self._prepared(pictures)) @ self.reference_D
 
     def _embed(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
-        """unit_BD of normalised images."""
+        """Return unit_BD of normalised images."""
         return F.normalize(self.model(pixel_values=pixels_B3HW).pooler_output.float(), dim=-1)
 
     def _prepared(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -56,7 +56,7 @@ class DINO(Objective):
         return torch.cat(parts).to(next(self.model.parameters()))
 
     def _prepare(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Tensors as the processor's, differentiable."""
+        """Return tensors prepared like the processor does, differentiably."""
         like = next(self.model.parameters())
         config, side = self._resize
         image_B3HW = resize(image_B3HW.to(like), config, side)
@@ -71,8 +71,8 @@ class DINO(Objective):
 
 
 def _sizes(processor: object) -> tuple[tuple[dict, int], int]:
-    """How images are resized, and to what side cropped after it, 0 for not at all. ClipguideError
-    for a processor that does something else."""
+    """Return how images are resized, and the side of the crop after it, 0 for none. Raise
+    ClipguideError for a processor that does something else."""
     size, crop = dict(processor.size), dict(processor.crop_size or {})
     mode = RESAMPLING.get(int(processor.resample))
     if "shortest_edge" in size:
@@ -92,7 +92,7 @@ def _sizes(processor: object) -> tuple[tuple[dict, int], int]:
 
 
 def dino(settings: Settings) -> Scorer:
-    """`dino=IMAGE[#MODEL]`: the prompts are not read."""
+    """Load `dino=IMAGE[#MODEL]`. The prompts are ignored."""
     import transformers
 
     reference = load(settings.where)

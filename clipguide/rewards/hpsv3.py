@@ -53,7 +53,7 @@ class HPSv3(OfPictures):
         self.token = processor.tokenizer.convert_tokens_to_ids(TOKEN)
 
     def score_one(self, picture: Image.Image, text: str) -> float:
-        """The mean reward of an RGB image."""
+        """Return the mean reward of an RGB image."""
         asked = self.question.replace("{text_prompt}", text)
         content = [{"type": "image"}, {"type": "text", "text": asked}]
         said = self.processor.apply_chat_template(
@@ -72,8 +72,8 @@ class HPSv3(OfPictures):
 
 
 def hpsv3(settings: Settings) -> Scorer:
-    """`hpsv3[=WEIGHTS[#BASE]]`: HPSv3.safetensors, or the hub's name of its repository, and the
-    Qwen2-VL that has its processor and configuration."""
+    """Load `hpsv3[=WEIGHTS[#BASE]]`: HPSv3.safetensors or the hub's name of its repository, and the
+    Qwen2-VL with its processor and configuration."""
     import transformers
     from safetensors.torch import load_file
 

@@ -1,6 +1,6 @@
-"""The page: generate, search and rerank in the browser. Needs Gradio (clipguide[ui]).
+"""The page in the browser: generate, search and rerank. It needs Gradio (clipguide[ui]).
 
-Importing this loads nothing heavy: each name below is imported when it is first used.
+Importing this loads nothing slow: each name below is imported when it is first used.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Which files the page reads: what was uploaded to it, and the images of the index, as they were
-when they were indexed."""
+"""The files that the page reads: uploads, and the images of the index if they have not changed
+since."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from ..retrieval import Hit
 
-LARGEST = 20 << 20  # bytes of an image that is uploaded
-PIXELS = 50_000_000  # of an image that is uploaded, or shown
-OLDEST = 86400  # seconds that a file of the page is kept
-SHOWN = 1600  # pixels of an image's longer side where it is shown in full
+LARGEST = 20 << 20  # largest upload in bytes
+PIXELS = 50_000_000  # of an uploaded or shown image
+OLDEST = 86400  # seconds after which a file of the page is deleted
+SHOWN = 1600  # longer side in pixels of an image in the full view
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 EPOCH = datetime(1970, 1, 1)
 
 
 def inside(path: str, folder: str | os.PathLike) -> bool:
-    """Whether a file lies in a folder, once all links and dots are followed."""
+    """Return whether a file lies in a folder after all links and dots are followed."""
     try:
         real, home = os.path.realpath(path), os.path.realpath(folder)
         return os.path.isabs(path) and os.path.commonpath([real, home]) == home != real
@@ -36,7 +36,7 @@ def inside(path: str, folder: str | os.PathLike) -> bool:
 
 
 def held(folder: str | os.PathLike) -> int:
-    """The bytes of all files in a folder. Those older than a day, which nobody waits for, go."""
+    """Return the bytes of all files in a folder. Delete files older than a day."""
     total, now = 0, time.time()
     for home, _, names in os.walk(folder):
         for name in names:
@@ -47,14 +47,14 @@ def held(folder: str | os.PathLike) -> int:
                     os.unlink(path)
                 else:
                     total += about.st_size
-            except OSError:  # Gradio was quicker
+            except OSError:  # Gradio deleted it first
                 pass
     return total
 
 
 def uploaded(path: str, *, alpha: str = "white") -> Image.Image:
-    """An uploaded image as `images.load` has it. UsageError if it is too large, or no image of
-    FORMATS; the message has the name alone, for the folder is nobody's business."""
+    """Return an uploaded image, as `images.load`. Raise UsageError if it is too large, or not an
+    image of FORMATS. The message names the file without its folder."""
     name = os.path.basename(path)
     if os.path.getsize(path) > LARGEST:
         raise UsageError(f"{name} is larger than {LARGEST >> 20} MiB: make it smaller first.")
@@ -62,8 +62,8 @@ def uploaded(path: str, *, alpha: str = "white") -> Image.Image:
 
 
 def indexed(hit: Hit) -> Image.Image | None:
-    """The image of a hit, at most SHOWN pixels a side; None unless the file is the one that was
-    indexed: itself no link, and of the same size and time of change."""
+    """Return the image of a hit, at most SHOWN pixels per side. Return None unless it is the
+    indexed file: not a link, with the same size and time."""
     try:
         if os.path.islink(hit.path):
             return None
@@ -102,7 +102,7 @@ def _loaded(source: object, name: str, alpha: str) -> Image.Image:
         raise UsageError(
             f"{name} is not an image that the page reads: JPEG, PNG, WebP, GIF, AVIF, TIFF or BMP."
         ) from None
-    except Exception as error:  # Pillow's plugins raise each their own on a damaged file
+    except Exception as error:  # Pillow's plugins raise various errors for a damaged file
         words = str(error) if isinstance(error, OSError) else ""
         words = words or "it is damaged"
         raise UsageError(f"{name} cannot be read: {words.rstrip('.')}.") from None

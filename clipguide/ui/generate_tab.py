@@ -1,4 +1,4 @@
-"""The tab that draws: previews and scores while it samples; stopping stops the work."""
+"""The tab that draws, with previews and scores while it samples. Stop ends the work."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from ..guidance import Step
     from .models import Models
 
-MOST, STEPS = 8, 100  # images a run and candidates of each, steps an image
+MOST, STEPS = 8, 100  # largest numbers of images per run, candidates per image, and steps
 EXAMPLES = ["a red fox", "a lighthouse | oil painting:0.5", "a bowl of fruit | blurry:-0.3"]
 EVERY = 0.3  # seconds between previews
 DONE = object()
 
 
 class _Stopped(Exception):
-    """Ends a run between two steps."""
+    """The exception that ends a run between two steps."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A step of a run: its number from 0, of how many, mean scores, and now and then what its
-    images would be."""
+    """A step of a run: its number from 0, the number of steps, mean scores, and at times previews.
+    """
 
     index: int
     total: int
@@ -52,7 +52,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Note:
-    """What was done otherwise than asked: a warning of clipguide's."""
+    """A warning of clipguide: something was not done as asked."""
 
     text: str
 
@@ -60,9 +60,8 @@ class Note:
 def stream(
     run: Callable[[Callable[[Step], None]], Iterator[Picture]], stop: threading.Event
 ) -> Iterator[Moment | Note | Picture]:
-    """Every step, warning and image of `run(on_step)`, which works in a thread, as they come. When
-    `stop` is set, or this generator closed, the run ends with the step that it is at; then this
-    ends."""
+    """Yield every step, warning and image of `run(on_step)`, which works in a thread. If `stop` is
+    set or this generator is closed, the run ends after its current step, and then this ends."""
     box: SimpleQueue = SimpleQueue()
 
     def note(message: Warning | str, *_: object, **__: object) -> None:
@@ -126,10 +125,10 @@ def draw(
     best_of: int = 1,
     rewards: Sequence[str] = (),
 ) -> Iterator[tuple[list[tuple[Any, str]], str, str]]:
-    """Pictures and their labels so far, what is said, and the plot, again and again; nothing unless
-    the session asked for a run.
+    """Yield the images so far with their labels, the messages and the plot. Yield nothing if the
+    session asked for no run.
 
-    The finished images are PNGs in `folder` that carry their recipes.
+    The finished images are PNGs in `folder` with their recipes.
     """
     stop = models.stops.begin(session)
     if stop is None:
@@ -184,7 +183,7 @@ def draw(
 
 
 def build(models: Models, folder: str) -> None:
-    """The tab's components and what they do."""
+    """Build the components of the tab, and connect them."""
     import gradio as gr
 
     with gr.Row(equal_height=False, elem_classes="work"):
@@ -215,7 +214,7 @@ def build(models: Models, folder: str) -> None:
                     1, MOST, value=candidates, step=1, label="Candidates of each, the best is kept",
                     elem_id="best-of",
                 )  # fmt: skip
-                rewards = []  # a component, where the server offers any
+                rewards = []  # a component, if the server offers rewards
                 if models.rewards:
                     offered = list(models.rewards)
                     rewards = [gr.CheckboxGroup(offered, label="Rewards", elem_id="rewards")]
@@ -233,7 +232,7 @@ def _wire(
     asked: Sequence[gr.Component],
     shown: Sequence[gr.Component],
 ) -> None:
-    """A run is asked for at once, waits its turn, and can be stopped while it waits or draws."""
+    """Connect the buttons. A run waits for its turn, and can be stopped while it waits or draws."""
     import gradio as gr
 
     def ask(request: gr.Request) -> Any:
@@ -300,8 +299,8 @@ def _settings(
 
 
 def _rewards(models: Models, chosen: Sequence[str]) -> dict[str, Any]:
-    """Settings of the chosen rewards: those with a gradient pull, the others choose among
-    candidates. UsageError for one that the page does not offer."""
+    """Return the settings of the chosen rewards: those with a gradient steer, the others select
+    among candidates. Raise UsageError for one that the page does not offer."""
     if not chosen:
         return {}
     from ..rewards import wanted
@@ -314,7 +313,7 @@ def _rewards(models: Models, chosen: Sequence[str]) -> dict[str, Any]:
 
 
 def _label(picture: Picture, models: Models) -> str:
-    """The seed and the score: by the judge, which did not steer, or by the guide without one."""
+    """Return the seed and the score: of the judge, or of the guide if there is no judge."""
     generator = models.generator()
     judge, score = generator.judge or generator.clip, picture.judge_score
     score = picture.guide_score if score is None else score
@@ -327,7 +326,7 @@ def _label(picture: Picture, models: Models) -> str:
 
 
 def _saved(picture: Picture, folder: str) -> str:
-    """A new PNG that carries the image's recipe."""
+    """Return a new PNG with the recipe of the image."""
     path = Path(tempfile.mkdtemp(dir=folder)) / f"clipguide-{picture.seed}.png"
     save_png(picture.image, picture.recipe, path, trace=picture.trace)
     return str(path)

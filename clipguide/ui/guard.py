@@ -1,6 +1,6 @@
-"""What may be asked of the page, by whom, and how much may be sent to it.
+"""Limit what a browser may request from the page, and how much it may send.
 
-Gradio's own server answers to much more than this page needs. A Guard stands before it.
+Gradio's server answers more requests than this page needs. A Guard stands before it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from . import files
 from .network import Access
 
 API = "/gradio_api/"
-READ = ("/assets/", "/static/", "/svelte/", f"{API}heartbeat/")  # and what is below
+READ = ("/assets/", "/static/", "/svelte/", f"{API}heartbeat/")  # and everything below
 PAGES = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt"}
 PAGES |= {f"{API}{name}" for name in ("queue/data", "upload_progress", "startup-events", "info")}
 UPLOAD = f"{API}upload"
 WRITE = {f"{API}{name}" for name in ("queue/join", "run/predict", "cancel", "reset", "upload")}
 FILE = f"{API}file="
-TOGETHER = 256 << 20  # bytes of one request's uploads
-ASKED = 1 << 20  # bytes of any other request
-QUOTA = 2 << 30  # bytes of all files of the page
+TOGETHER = 256 << 20  # largest upload of one request, in bytes
+ASKED = 1 << 20  # largest other request, in bytes
+QUOTA = 2 << 30  # largest total of the page's files, in bytes
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' "
     "'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; font-src 'self' "
@@ -39,12 +39,13 @@ Refusal = tuple[int, str]
 
 
 class Guard:
-    """An ASGI application that passes on what the page needs and refuses all else in a sentence.
+    """An ASGI application that passes on the requests of the page and refuses all others with a
+    sentence.
 
-    Files are those in `folder` alone, links and dots followed, in what is asked for and in what is
-    sent. What is sent is counted as it comes, whatever is said of its length, and is refused when
-    it is too much, alone or with what is in `folder` already. Answers tell the browser to ask no
-    other host. `access` is who may ask, and by which names.
+    Only files in `folder` can be requested or named in a request, after links and dots are
+    followed. Uploads are counted as they arrive, whatever their headers say, and are refused if
+    they are too large, alone or with the files in `folder`. The answers tell the browser to contact
+    no other host. `access` says who may use the page, and under which names.
     """
 
     def __init__(self, app: Callable, folder: str | os.PathLike, *, access: Access) -> None:
@@ -74,7 +75,7 @@ class Guard:
             await self.app(scope, receive, _guarded(send))
 
     def _refused(self, scope: dict, headers: dict[str, str]) -> Refusal | None:
-        """Status and reason, if a request is not one of the page's."""
+        """Return status and reason if a request is not one of the page's."""
         path, verb = scope["path"], scope["method"]
         if not self.access.knows(headers.get("host", "")):
             return 403, "This page does not go by that name."
@@ -95,7 +96,7 @@ class Guard:
         return 404, "There is nothing here."
 
     async def _upload(self, scope: dict, receive: Callable, send: Callable) -> None:
-        """Pass files on as they come, until they are too much."""
+        """Pass uploads on as they arrive, until they are too large."""
         left = QUOTA - files.held(self.folder)
         body = Counted(receive, min(TOGETHER, left))
         guarded = _guarded(send)
@@ -113,7 +114,7 @@ class Guard:
             await _answer(send, *(FULL if left < TOGETHER else TOO_MUCH))
 
     async def _read(self, receive: Callable) -> tuple[Refusal | None, Callable]:
-        """What is wrong with a body of JSON, and how to receive it again."""
+        """Return the fault of a JSON body, and a function that receives the body again."""
         counted, parts, more = Counted(receive, ASKED), [], True
         while more:
             message = await counted()
@@ -139,7 +140,7 @@ class Guard:
 
 
 class Counted:
-    """Receives a body, and breaks off where it has more than `most` bytes: it `is_over` then."""
+    """Receive a body, and stop after `most` bytes. Then it `is_over`."""
 
     def __init__(self, receive: Callable, most: int) -> None:
         self.receive, self.left, self.is_over = receive, most, False
@@ -160,7 +161,7 @@ def _most(path: str) -> int:
 
 
 def _guarded(send: Callable) -> Callable:
-    """Send with the page's headers."""
+    """Return a send function that adds the headers of the page."""
 
     async def guarded(message: dict) -> None:
         if message["type"] == "http.response.start":
@@ -171,7 +172,7 @@ def _guarded(send: Callable) -> Callable:
 
 
 def _paths(value: Any) -> list[str]:
-    """Every path of a file in a body that was sent."""
+    """Return every path of a file in a body."""
     found, left = [], [value]
     while left:
         one = left.pop()

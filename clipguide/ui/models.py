@@ -1,5 +1,4 @@
-"""What the page works with, each loaded when it is first needed, and its runs, which can be
-stopped."""
+"""Load the models of the page when they are first needed, and stop its runs."""
 
 from __future__ import annotations
 
@@ -19,9 +18,8 @@ MINI = "mini"
 
 @dataclass(kw_only=True, eq=False)
 class Models:
-    """The generator `model` with its guide `clip` (by default the model's), the index at `db` (by
-    default the user's) with the CLIP that it was made by, and the CLIP that ranks: `clip`, or
-    mini's."""
+    """The generator `model` with its guide `clip`, the index at `db` with its CLIP, and the CLIP
+    that ranks: `clip`, or mini. The defaults are those of the commands."""
 
     db: str | os.PathLike | None = None
     model: str = MINI
@@ -37,7 +35,7 @@ class Models:
     _draw: TextToImage | None = field(default=None, repr=False)
 
     def generator(self) -> TextToImage:
-        """What draws."""
+        """Return the generator."""
         from ..pipelines.text_to_image import TextToImage
 
         with self._lock:
@@ -48,11 +46,11 @@ class Models:
             return self._draw
 
     def ranker(self) -> Clip:
-        """The CLIP that ranks uploads."""
+        """Return the CLIP that ranks uploads."""
         return self._load(self.clip or MINI)
 
     def index(self) -> tuple[Index, Clip]:
-        """The index, as it is now, and its CLIP. UsageError if there is none."""
+        """Return the current index, and its CLIP. Raise UsageError if there is none."""
         from ..retrieval import Index
 
         index = Index(self.db)
@@ -64,7 +62,7 @@ class Models:
         return index, clip
 
     def unrelated(self, clip: Clip) -> Unrelated:
-        """The scores of unrelated texts by a CLIP."""
+        """Return the scores of unrelated texts by a CLIP."""
         from ..unrelated import Unrelated
 
         with self._lock:
@@ -82,8 +80,8 @@ class Models:
 
 
 class Stops:
-    """The events by which the runs of sessions are stopped: each session has one that is asked for
-    and waits its turn, and those that are on their way."""
+    """The events that stop the runs of sessions. A session has one run that waits, and runs in
+    progress."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -91,7 +89,7 @@ class Stops:
         self._running: dict[str, set[threading.Event]] = {}
 
     def ask(self, session: str) -> bool:
-        """Ask for a run; False if the session has one that is on its way and not stopped."""
+        """Ask for a run. Return False if the session has a run in progress that is not stopped."""
         with self._lock:
             if any(not stop.is_set() for stop in self._running.get(session, ())):
                 return False
@@ -100,7 +98,7 @@ class Stops:
             return True
 
     def begin(self, session: str) -> threading.Event | None:
-        """The event of the run that was asked for; None if there is none."""
+        """Return the event of the run that was asked for, or None."""
         with self._lock:
             stop = self._waiting.pop(session, None)
             if stop is not None:
@@ -108,7 +106,7 @@ class Stops:
             return stop
 
     def ended(self, session: str, stop: threading.Event) -> None:
-        """A run is over."""
+        """Remove a finished run."""
         with self._lock:
             events = self._running.get(session, set())
             events.discard(stop)
@@ -116,7 +114,7 @@ class Stops:
                 self._running.pop(session, None)
 
     def stop(self, session: str | None = None) -> int:
-        """Stop what waits or runs in a session, or everything; how many runs that were."""
+        """Stop the runs of a session, or all runs. Return their number."""
         with self._lock:
             names = [*self._waiting, *self._running] if session is None else [session]
             events = {self._waiting[name] for name in names if name in self._waiting}

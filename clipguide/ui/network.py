@@ -1,4 +1,4 @@
-"""Who may ask the page: addresses, names, passwords. Imports nothing heavy."""
+"""Access to the page: addresses, names, passwords. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ HERE = ("127.0.0.1", "localhost", "[::1]")
 
 @dataclass(frozen=True)
 class Access:
-    """The names under which the page may be asked for, None for any, so that no other page can have
-    a name of its own lead here; and a user and password, None for whoever asks."""
+    """The host names of the page (None allows any), and the user and password (None allows
+    everybody). The names prevent that another page reaches this one under its own name."""
 
     names: frozenset[str] | None
     auth: tuple[str, str] | None = None
 
     def knows(self, host: str) -> bool:
-        """Whether a Host header has one of the names."""
+        """Return whether a Host header has one of the names."""
         return self.names is None or _without_port(host) in self.names
 
     def admits(self, header: str) -> bool:
-        """Whether an Authorization header has user and password (RFC 7617)."""
+        """Return whether an Authorization header has user and password (RFC 7617)."""
         if self.auth is None:
             return True
         kind, _, coded = header.partition(" ")
@@ -40,10 +40,11 @@ class Access:
 
 
 def access(host: str, *, auth: str | None = None, allow: Iterable[str] = ()) -> Access:
-    """Who may ask a page that listens at `host`: with `auth`, "user:password", who knows it; by the
-    names `allow` and the host's own.
+    """Return the access to a page that listens on `host`: with `auth`, "user:password", and under
+    the names `allow` and the host's own.
 
-    UsageError if others reach the host, and neither is given.
+    Raises:
+        UsageError: other machines reach the host, and neither is given.
     """
     allow = [_checked(name) for name in allow]
     pair = None if auth is None else _pair(auth)
@@ -58,7 +59,7 @@ def access(host: str, *, auth: str | None = None, allow: Iterable[str] = ()) -> 
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine reaches what listens at a host."""
+    """Return whether only this machine reaches what listens on a host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -66,7 +67,8 @@ def is_local(host: str) -> bool:
 
 
 def url_name(host: str) -> str:
-    """A host as a URL has it; one that stands for all addresses is this machine's own."""
+    """Return a host as it stands in a URL. An address for all networks becomes this machine's own.
+    """
     if host in ("0.0.0.0", "::"):
         return "127.0.0.1" if host == "0.0.0.0" else "[::1]"
     return f"[{host}]" if ":" in host else host.lower()
@@ -87,6 +89,6 @@ def _checked(name: str) -> str:
 
 
 def _without_port(host: str) -> str:
-    """The name of a Host header."""
+    """Return the name in a Host header."""
     host = host.lower()
     return host if host.endswith("]") else host.rsplit(":", 1)[0] if ":" in host else host

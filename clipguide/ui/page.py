@@ -1,4 +1,4 @@
-"""The page as a whole: its three tabs, how it looks, its queue."""
+"""The whole page: its three tabs, its style, its queue."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .models import Models
 if TYPE_CHECKING:
     import gradio as gr
 
-WAITING = 16  # events, then the page says that the queue is full
-SESSIONS = 100  # whose answers are remembered
-LOOKED_AT = 3600  # seconds between looks at how old files are
+WAITING = 16  # waiting events before the page says that the queue is full
+SESSIONS = 100  # sessions whose answers are remembered
+LOOKED_AT = 3600  # seconds between checks for old files
 CSS = """
 .gradio-container, .gradio-container .main.app { padding: 8px !important; }
 #head h1 { margin: 0; font-size: 1.25rem; }
@@ -70,12 +70,12 @@ PASTE = """() => document.addEventListener('paste', event => {
   data.items.add(file);
   input.files = data.files;
   input.dispatchEvent(new Event('change', {bubbles: true}));
-})"""  # an image that is pasted anywhere on the search tab is searched for
+})"""  # paste an image anywhere on the search tab to search for it
 
 
 def build(models: Models, folder: str | os.PathLike) -> gr.Blocks:
-    """The page, whose uploads and images lie in `folder`, and nowhere else: Gradio learns that by
-    an environment variable, so there is one page a process."""
+    """Return the page. Its uploads and images lie only in `folder`. Gradio reads the folder from an
+    environment variable, so there is one page per process."""
     os.environ["GRADIO_TEMP_DIR"] = os.fspath(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
@@ -102,7 +102,7 @@ def build(models: Models, folder: str | os.PathLike) -> gr.Blocks:
 
 
 def theme() -> gr.Theme:
-    """Fonts that the system has: none is fetched."""
+    """Return a theme with fonts of the system: no font is downloaded."""
     import gradio as gr
 
     return gr.themes.Default(

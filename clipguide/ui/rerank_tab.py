@@ -1,4 +1,4 @@
-"""The tab that puts uploaded images in order, the best first."""
+"""The tab that sorts uploaded images, the best first."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ if TYPE_CHECKING:
     from .models import Models
 
 MOST = 64  # images
-SIDE = 512  # pixels of each, where it is shown
-BATCH = 16  # that are embedded together
+SIDE = 512  # pixels of a shown image
+BATCH = 16  # images that are embedded together
 
 
 def rerank(
     models: Models, uploads: Sequence[str] | None, text: str, negative: str, drop: bool
 ) -> tuple[list[tuple[Image.Image, str]], str]:
-    """Pictures with rank, score and name, the best first, and a line about them: by the cosine with
-    a text less that with a negative. Those that cannot be read are named in it.
+    """Return the images with rank, score and name, the best first, and a line about them. The score
+    is the cosine similarity with a text, minus that with a negative text. The line names images
+    that cannot be read.
 
-    UsageError if none can, there are more than MOST, or there is no text.
+    Raises:
+        UsageError: no image can be read, there are more than MOST, or there is no text.
     """
     import torch
 
@@ -65,8 +67,8 @@ def rerank(
 def _read(
     uploads: Sequence[str], prepare: Callable[[Image.Image], Any]
 ) -> tuple[list, list[Image.Image], list[str], list[str]]:
-    """Images as the tower sees them and small ones to be shown, their names, and what is wrong with
-    the others: one at a time is in memory at its full size. UsageError if none is left."""
+    """Return the images as the tower sees them, small ones to show, their names, and the faults of
+    the others. One full-size image at a time is in memory. Raise UsageError if none is left."""
     prepared, small, names, wrong = [], [], [], []
     for path in uploads:
         try:
@@ -84,7 +86,7 @@ def _read(
 
 
 def build(models: Models) -> None:
-    """The tab's components and what they do."""
+    """Build the components of the tab, and connect them."""
     import gradio as gr
 
     with gr.Row(equal_height=False):

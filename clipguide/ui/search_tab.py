@@ -1,4 +1,4 @@
-"""The tab that searches the index: by text, by image, by both; what is like an image of it."""
+"""The tab that searches the index: by text, by image, by both, or by an image of the index."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from ..retrieval import Hit, Index, Query
     from .models import Models
 
-COUNTS = (12, 24, 48, 96)  # images at a time
-MOST = 960  # images in all
+COUNTS = (12, 24, 48, 96)  # images per page
+MOST = 960  # largest number of images
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was asked for, and the hits so far, of `seen` that the index gave; `but` is a path that
-    is left out. `over`: there are no more."""
+    """The query, and the hits so far, from `seen` results of the index. The path `but` is left out.
+    `over` says that there are no more."""
 
     query: Query | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -45,8 +45,8 @@ def search(
     plus: str | None = None,
     minus: str | None = None,
 ) -> Found:
-    """The first images of a question; `plus` and `minus` are prompts that are added to it and
-    taken from it. UsageError for what makes no sense."""
+    """Return the first images of a query. It adds the prompts of `plus`, and subtracts those of
+    `minus`. Raise UsageError for an impossible query."""
     from ..prompts import parse
     from ..retrieval import compose, encode_texts
 
@@ -70,14 +70,14 @@ def search(
 
 
 def more(models: Models, found: Found) -> Found:
-    """The same question, with the next images added."""
+    """Return the same query with the next images added."""
     if found.query is None or found.over:
         return found
     return _next(models.index()[0], found)
 
 
 def similar(models: Models, found: Found, place: int, count: int) -> Found:
-    """Pictures of the index that are like one of those found."""
+    """Return images of the index that resemble a hit."""
     from ..retrieval import Query
 
     if place >= len(found.hits):
@@ -89,7 +89,7 @@ def similar(models: Models, found: Found, place: int, count: int) -> Found:
 
 
 def picked(found: Found, place: int) -> tuple[Image.Image, str]:
-    """An image that was found, in full if it is still the one that was indexed, and the facts."""
+    """Return a hit in full, if the file has not changed since it was indexed, and its facts."""
     from ..retrieval import page
 
     hit = found.hits[place]
@@ -102,7 +102,7 @@ def picked(found: Found, place: int) -> tuple[Image.Image, str]:
 
 
 def cells(found: Found) -> list[tuple[Image.Image, str]]:
-    """Thumbnails and labels for a grid."""
+    """Return thumbnails and labels for a grid."""
     from ..retrieval import page
 
     return [
@@ -112,7 +112,7 @@ def cells(found: Found) -> list[tuple[Image.Image, str]]:
 
 
 def build(models: Models) -> None:
-    """The tab's components and what they do."""
+    """Build the components of the tab, and connect them."""
     import gradio as gr
 
     with gr.Row(equal_height=False, elem_classes="work"):
@@ -165,7 +165,7 @@ def _wire(
     like: gr.Button,
     liked: Sequence[gr.Component],
 ) -> None:
-    """Questions, more of the same, and what is like an image: each fills the grid anew."""
+    """Connect queries, more results and similar images. Each fills the grid again."""
     import gradio as gr
 
     def attempt(function: Callable[..., Found], old: Found, *given: Any) -> tuple:
@@ -185,7 +185,7 @@ def _wire(
         "api_visibility": "private",
         "concurrency_id": "look",
         "concurrency_limit": 1,
-        "trigger_mode": "always_last",  # what was typed meanwhile is asked next
+        "trigger_mode": "always_last",  # text that was typed in the meantime is searched next
     }
     gr.on(
         triggers, lambda old, *given: attempt(search, old, *given), inputs=[found, *asked], **look
@@ -199,7 +199,7 @@ def _wire(
 
 
 def _wire_panel(found: gr.State, grid: gr.Gallery, panel: Sequence[gr.Component]) -> gr.State:
-    """What is picked is shown in full; the place of it."""
+    """Connect the panel that shows the selected image. Return its index."""
     import gradio as gr
 
     def pick(found: Found, event: gr.SelectData) -> tuple:
@@ -215,7 +215,7 @@ def _wire_panel(found: gr.State, grid: gr.Gallery, panel: Sequence[gr.Component]
 
 
 def _next(index: Index, found: Found) -> Found:
-    """The hits so far, and the next of them."""
+    """Return the hits so far, and the next ones."""
     settings = dict(found.settings)
     k = settings.pop("k") + bool(found.but and not found.hits)
     answer = index.search(found.query, k=k, offset=found.seen, **settings)

@@ -1,4 +1,4 @@
-"""The server of the page: where it listens, and the page as an application."""
+"""Serve the page: its socket, and its ASGI application."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from .network import Access
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at a host's port, 0 for any that is free.
+    """Return a socket that listens on a port of a host. 0 is any free port.
 
-    UsageError for a host that is none; ClipguideError if the port is in use or not allowed.
+    Raises:
+        UsageError: there is no such host.
+        ClipguideError: the port is in use or not allowed.
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"A port is a number from 0 to 65535, not {port}.")
@@ -29,7 +31,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"There is no host {host}: give an address of this machine.") from None
     sock = socket.socket(family)
     try:
-        if os.name == "posix":  # elsewhere it would let two programs listen
+        if os.name == "posix":  # on other systems it would let two programs listen
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen(128)
@@ -54,8 +56,8 @@ def listen(host: str, port: int) -> socket.socket:
 def application(
     models: Models, folder: str | os.PathLike, *, access: Access | None = None
 ) -> Guard:
-    """The page as an ASGI application; its files lie in `folder`. `access` is by default that of
-    this machine alone."""
+    """Return the page as an ASGI application. Its files lie in `folder`. By default, `access`
+    allows this machine only."""
     import gradio as gr
     from fastapi import FastAPI
 
@@ -80,7 +82,7 @@ def application(
         css=page.CSS,
         js=page.PASTE,
     )
-    blocks.has_launched = True  # or Gradio would not look where the files lie that it is given
+    blocks.has_launched = True  # otherwise Gradio would not find the given files
     return Guard(app, folder, access=access or network.access("127.0.0.1"))
 
 
@@ -92,7 +94,8 @@ def serve(
     access: Access,
     ready: Callable[[str], None],
 ) -> None:
-    """Serve the page at a socket until Ctrl+C; `ready` is told its address once it answers."""
+    """Serve the page on a socket until Ctrl+C. `ready` is called with the address once the page
+    answers."""
     import uvicorn
 
     address = f"http://{network.url_name(host)}:{sock.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""What the page says: sentences of the library in the words of a page, facts, plots."""
+"""The texts of the page: messages of the library in the words of the page, facts, plots."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from ..errors import UsageError
 from ..prompts import check_text
 
-LONGEST = 2000  # characters of a text
+LONGEST = 2000  # largest number of characters of a text
 OPTIONS = {
     "give a text or --image": "give a text or an image",
     "--where": "The filter",
     "--hybrid searches in words": "Captions and prompts are searched in words",
 }
-WIDTH, HEIGHT, LEFT, BOTTOM = 360, 140, 36, 20  # of a plot, in pixels
+WIDTH, HEIGHT, LEFT, BOTTOM = 360, 140, 36, 20  # size of a plot in pixels
 LINES = {"guide": "solid", "judge": "dashed"}
 FACTS = ("date", "camera", "caption", "prompt")
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong, where an option of the command line is something on the page."""
+    """Return a message in which options of the command line become controls of the page."""
     words = str(error)
     for option, there in OPTIONS.items():
         words = words.replace(option, there)
@@ -30,13 +30,14 @@ def sentence(error: Exception) -> str:
 
 
 def said(words: str, *, wrong: bool = False) -> str:
-    """A line that screen readers read out when it changes."""
+    """Return a line that screen readers announce when it changes."""
     kind = "wrong" if wrong else "well"
     return f'<p role="status" aria-live="polite" class="{kind}">{_shown(words)}</p>'
 
 
 def checked(text: str | None) -> str:
-    """A text without blanks around it. UsageError if it is longer than LONGEST characters."""
+    """Return a text without blanks around it. Raise UsageError if it has more than LONGEST
+    characters."""
     text = (text or "").strip()
     check_text(text)
     if len(text) > LONGEST:
@@ -45,12 +46,12 @@ def checked(text: str | None) -> str:
 
 
 def score(value: float) -> str:
-    """A score, in the same digits wherever it stands."""
+    """Return a score, with the same number of digits everywhere."""
     return f"{value:.3f}"
 
 
 def scored(value: float, better_than: float | None) -> str:
-    """A score, and the word for how sure it is if that is known: "0.274 (very sure)"."""
+    """Return a score with its word if that is known: "0.274 (very sure)"."""
     from ..unrelated import sure
 
     return score(value) if better_than is None else f"{score(value)} ({sure(better_than)})"
@@ -64,7 +65,7 @@ def facts(
     better_than: float | None = None,
     note: str = "",
 ) -> str:
-    """What is known about an image, as a list."""
+    """Return the facts about an image, as a list."""
     rows = {"score": score(cosine), "path": path}
     if better_than is not None:
         rows["score"] = scored(cosine, better_than)
@@ -79,8 +80,8 @@ def facts(
 
 
 def plot(rows: Sequence[dict[str, float]]) -> str:
-    """The cosines of guide and judge over the steps, as a small SVG; rows as `Report.rows` has
-    them. Nothing while there are none."""
+    """Return the cosine similarities of guide and judge over the steps, as a small SVG. The rows
+    are those of `Report.rows`. Return nothing if there are none."""
     lines = {name: [(row["step"], row[name]) for row in rows if name in row] for name in LINES}
     lines = {name: line for name, line in lines.items() if line}
     if not lines:
@@ -113,5 +114,5 @@ def plot(rows: Sequence[dict[str, float]]) -> str:
 
 
 def _shown(text: str) -> str:
-    """Any text as HTML, bytes that are no UTF-8 as question marks."""
+    """Return any text as HTML. Bytes that are not UTF-8 become question marks."""
     return html.escape(text.encode(errors="replace").decode())

@@ -1,4 +1,5 @@
-"""Naming images: zero-shot by templates, calibrated "none of these", few-shot, confusions."""
+"""Label images: zero-shot with templates, calibrated "none of these", few-shot, confusion matrices.
+"""
 
 from .classifier import NONE, Classifier, Named, class_vectors
 from .confusion import confusion, draw, figures

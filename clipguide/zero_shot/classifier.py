@@ -1,6 +1,6 @@
-"""Zero-shot classification: the label whose text is nearest to an image.
+"""Zero-shot classification: find the label whose text is nearest to an image.
 
-Shapes: B images, N labels, T texts, D the width of the embedding. Vectors are of length 1.
+Shapes: B images, N labels, T texts, D the width of the embedding. Vectors have length 1.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ NONE = "none of these"
 
 @dataclass(frozen=True)
 class Named:
-    """A label of an image, its probability in [0, 1] and its cosine in [-1, 1].
+    """A label of an image, its probability in [0, 1] and its cosine similarity in [-1, 1].
 
-    Of "none of these" the probability is what the best label would have had, and the cosine is not
-    a number.
+    For "none of these", the probability is that of the best label, and the cosine similarity is
+    NaN.
     """
 
     label: str

@@ -1,6 +1,6 @@
-"""How often images of one class are named as another, in figures and as an image.
+"""Count how often images of one class get the label of another, as figures and as an image.
 
-Shapes: B images, N classes, M columns: the classes, and perhaps "none of these" behind them.
+Shapes: B images, N classes, M columns: the classes, and perhaps "none of these" after them.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import UsageError
 from ..prompts import shorten
 
-MOST = 200  # classes in an image
-TEXT = 40  # up to so many classes cells have numbers
+MOST = 200  # largest number of classes in an image
+TEXT = 40  # up to this number of classes, cells have numbers
 PALE, DARK, WRONG = (255, 255, 255), (18, 76, 142), (176, 42, 32)
 
 
 def confusion(
     target_B: torch.Tensor, found_B: torch.Tensor, *, rows: int, columns: int
 ) -> torch.Tensor:
-    """count_NM: how many images of each class (row) were named as each (column)."""
+    """Return count_NM: how many images of each class (row) got each label (column)."""
     target_B, found_B = torch.as_tensor(target_B), torch.as_tensor(found_B)
     flat = (target_B * columns + found_B).bincount(minlength=rows * columns)
     return flat.reshape(rows, columns)
@@ -30,11 +30,11 @@ def confusion(
 def figures(
     score_BN: torch.Tensor, target_B: torch.Tensor, *, none_B: torch.Tensor | None = None
 ) -> dict[str, float]:
-    """top-1, top-5 (where there are more than five classes) and the mean of the classes' recalls,
+    """Return top-1, top-5 (if there are more than five classes) and the mean recall of the classes,
     in [0, 1].
 
-    Ties count against, a score that is not a number too. Images in `none_B` were turned away:
-    they are wrong. Classes without an image have no recall.
+    Ties and scores that are not numbers count as wrong. So do images in `none_B`, which were
+    rejected. Classes without an image have no recall.
     """
     target_B = torch.as_tensor(target_B)
     if not len(target_B):
@@ -51,11 +51,9 @@ def figures(
 
 
 def draw(count_NM: torch.Tensor, rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
-    """The table as an image: a row for each class, shaded by its share of the row; blue where the
-    name is right, red where it is wrong, with the counts where they fit.
-
-    UsageError for more than 200 classes.
-    """
+    """Return the matrix as an image: a row for each class, shaded by its share of the row; blue
+    where the label is right, red where it is wrong; with the counts if they fit. Raise UsageError
+    for more than 200 classes."""
     if max(len(rows), len(columns)) > MOST:
         raise UsageError(f"An image of confusions holds {MOST} classes, not {len(columns)}.")
     cell = max(6, min(36, 1200 // len(columns)))
@@ -88,7 +86,7 @@ def draw(count_NM: torch.Tensor, rows: Sequence[str], columns: Sequence[str]) ->
 
 
 def _turned(text: str, font: ImageFont.ImageFont) -> Image.Image:
-    """The text in black on white, read from below."""
+    """Return the text in black on white, turned to read upwards."""
     left, top, right, bottom = font.getbbox(text)
     picture = Image.new("RGB", (max(1, int(right)) + 2, max(1, int(bottom)) + 2), "white")
     ImageDraw.Draw(picture).text((0, 0), text, fill="black", font=font)

@@ -1,7 +1,7 @@
 """Few-shot classification on frozen vectors: a linear probe, and Tip-Adapter.
 
 Shapes: B images, S shots (images with a known class), N classes, D the width of the embedding.
-Vectors are of length 1. Both are computed in float64, on the CPU.
+Vectors have length 1. Both methods compute in float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ BETAS = (1.0, 3.0, 5.5, 10.0, 20.0, 50.0)
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """logit_BN = SCALE · image_BD · weight_DN + bias_N: `fit_probe` makes one."""
+    """The classifier logit_BN = SCALE · image_BD · weight_DN + bias_N, made by `fit_probe`."""
 
     weight_DN: torch.Tensor
     bias_N: torch.Tensor
     penalty: float
 
     def logits(self, image_BD: torch.Tensor) -> torch.Tensor:
-        """logit_BN of images' vectors."""
+        """Return logit_BN of the vectors of images."""
         return SCALE * _wide(image_BD) @ self.weight_DN + self.bias_N
 
     def probabilities(self, image_BD: torch.Tensor) -> torch.Tensor:
-        """probability_BN; rows add up to 1."""
+        """Return probability_BN. Rows sum to 1."""
         return self.logits(image_BD).softmax(1)
 
 
 @dataclass(frozen=True)
 class TipAdapter:
-    """Tip-Adapter (Zhang et al. 2022), which needs no training: `fit_tip` makes one.
+    """Tip-Adapter (Zhang et al. 2022), which needs no training, made by `fit_tip`.
 
-    logit_BN = scale · f W^T + alpha · A(f F^T) L, A(x) = exp(-beta (1 - x)), with the labels' text
-    vectors W, the shots' vectors F and their one-hot classes L (eqs. 3 to 5).
+    logit_BN = scale · f W^T + alpha · A(f F^T) L, A(x) = exp(-beta (1 - x)), with the text vectors
+    W of the labels, the vectors F of the shots and their one-hot classes L (eqs. 3 to 5).
     """
 
     text_ND: torch.Tensor
@@ -56,13 +56,13 @@ class TipAdapter:
     beta: float
 
     def logits(self, image_BD: torch.Tensor) -> torch.Tensor:
-        """logit_BN of images' vectors."""
+        """Return logit_BN of the vectors of images."""
         image_BD = _wide(image_BD)
         cache_BN = _cache(image_BD @ self.shot_SD.T, self.target_S, len(self.text_ND), self.beta)
         return self.logit_scale * image_BD @ self.text_ND.T + self.alpha * cache_BN
 
     def probabilities(self, image_BD: torch.Tensor) -> torch.Tensor:
-        """probability_BN; rows add up to 1."""
+        """Return probability_BN. Rows sum to 1."""
         return self.logits(image_BD).softmax(1)
 
 

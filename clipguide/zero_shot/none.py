@@ -17,9 +17,10 @@ from ..errors import ClipguideWarning, UsageError
 from ..prompts import read_lines
 from .templates import HERE
 
-SHARPNESS = 1.0  # times the model's scale; others are no better (benchmarks/none_of_these.py)
-KIN = 0.9  # words mean the same that are nearer than so many words are to their nearest one
-FALSE = 0.05  # of the images that do show a label, how many may be turned away
+# factor of the model's scale; other values are no better (benchmarks/none_of_these.py)
+SHARPNESS = 1.0
+KIN = 0.9  # words mean the same if they are nearer than this share of words to their nearest word
+FALSE = 0.05  # share of images with a label that may be rejected
 
 
 class NoneOfThese:
@@ -57,7 +58,7 @@ class NoneOfThese:
         own = [text for of in texts for text in of]
         self.clip, self.sharpness = clip, sharpness
         self.label_ND = clip.encode_text([template.replace("{}", text) for text in own])
-        with warnings.catch_warnings():  # a CLIP of few tokens cuts words that nobody asked for
+        with warnings.catch_warnings():  # a CLIP with few tokens cuts words of the background
             warnings.simplefilter("ignore", ClipguideWarning)
             word_WD = clip.encode_text([template.replace("{}", word) for word in words])
         kept_W = unlike_each(word_WD, self.label_ND, words, own).all(0)
@@ -124,8 +125,8 @@ class NoneOfThese:
 def evidence(
     label_BN: torch.Tensor, background_BW: torch.Tensor, *, sharpness: float = SHARPNESS
 ) -> torch.Tensor:
-    """score_B of logits: (logsumexp(k·labels) - logsumexp(k·background)) / k; for a high k the
-    margin between the best of each."""
+    """Return score_B of logits: (logsumexp(k·labels) - logsumexp(k·background)) / k. For a large k
+    it is the margin between the best label and the best word."""
     mine_B = (sharpness * label_BN).logsumexp(1)
     return (mine_B - (sharpness * background_BW).logsumexp(1)) / sharpness
 
@@ -133,8 +134,9 @@ def evidence(
 def unlike_each(
     word_WD: torch.Tensor, label_ND: torch.Tensor, words: Sequence[str], labels: Sequence[str]
 ) -> torch.Tensor:
-    """other_NW: whether a word means something else than a label: neither is a part of the other,
-    and they are no nearer than the share KIN of all words are to their nearest word."""
+    """Return other_NW: whether a word has another meaning than a label. Neither is a part of the
+    other, and their similarity is below that of the share KIN of all words to their nearest word.
+    """
     nearest_W = (word_WD @ word_WD.T).fill_diagonal_(-1).max(1).values
     other_NW = label_ND @ word_WD.T <= nearest_W.quantile(KIN)
     bags = [bag_of(word) for word in words]
@@ -146,8 +148,8 @@ def unlike_each(
 
 
 def shipped(fingerprint: str, template: str, count: int) -> float | None:
-    """The threshold that clipguide ships for a CLIP, a template and so many labels: between those
-    measured by the logarithm of the count. None if it has none."""
+    """Return the threshold that clipguide ships for a CLIP, a template and a number of labels, or
+    None. It is interpolated in the logarithm of the number."""
     tables = json.loads((HERE / "none.json").read_text(encoding="utf-8"))
     table = tables.get(fingerprint, {}).get("thresholds")
     if not table or tables[fingerprint]["template"] != template:
@@ -156,7 +158,8 @@ def shipped(fingerprint: str, template: str, count: int) -> float | None:
 
 
 def interpolate(table: dict[int, float], count: int) -> float:
-    """A value of the table at `count`, linear in its logarithm, and that of the nearest end."""
+    """Return the value of the table at `count`, linear in its logarithm. Outside the table, return
+    that of the nearest end."""
     sizes = sorted(table)
     count = min(max(count, sizes[0]), sizes[-1])
     above = next(size for size in sizes if size >= count)
@@ -168,6 +171,6 @@ def interpolate(table: dict[int, float], count: int) -> float:
 
 
 def bag_of(text: str) -> frozenset[str]:
-    """The words of a text, without articles and the plural's s."""
+    """Return the words of a text, without articles and the plural's s."""
     words = text.lower().replace("-", " ").split()
     return frozenset(word.removesuffix("s") or word for word in words) - {"a", "an", "the"}

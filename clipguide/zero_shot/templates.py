@@ -1,4 +1,4 @@
-"""Prompt templates and lists of labels, by name or from a file of one a line."""
+"""Prompt templates and lists of labels, by name or from a file with one per line."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from ..prompts import check_text, read_lines, shorten
 
 HERE = Path(__file__).parent
 TEMPLATES = ("default", "plain", "seven")
-MINI = ("mini", "mini-judge")  # their text towers learned short names: `plain` names most
+MINI = ("mini", "mini-judge")  # their text towers learned short names, so `plain` is best
 
 
 def templates(source: str | os.PathLike | Sequence[str]) -> tuple[str, ...]:
-    """Templates by name, from a file, or as they are: each has one {} where the label goes.
+    """Return templates by name, from a file, or as given. Each has one {} for the label.
 
-    "plain" is the label alone, "default" a list of ours for any kind of image, and "seven" the
+    "plain" is the label alone. "default" is clipguide's list for any kind of image. "seven" are the
     seven that the authors of CLIP found best on ImageNet (Radford et al. 2021; their notebook
-    Prompt_Engineering_for_ImageNet). UsageError for an unknown name or a line without its one {}.
+    Prompt_Engineering_for_ImageNet).
+
+    Raises:
+        UsageError: the name is unknown, or a line does not have exactly one {}.
     """
     if isinstance(source, (str, os.PathLike)):
         lines = _named(source)
@@ -39,9 +42,9 @@ def templates(source: str | os.PathLike | Sequence[str]) -> tuple[str, ...]:
 
 
 def default_templates(name: str) -> str | tuple[str, ...]:
-    """The templates that suit the CLIP `name`: those that a folder of clipguide's was fine-tuned
-    with, "plain" for mini and ensembles of it, as measured by `python -m benchmarks.none_of_these
-    names`, "default" for any other."""
+    """Return the templates for the CLIP `name`: those of the fine-tuning for a folder of clipguide,
+    "plain" for mini and its ensembles (measured by `python -m benchmarks.none_of_these names`), and
+    "default" for others."""
     try:
         facts = json.loads((Path(name) / "finetune.json").read_text())
         return templates([str(line) for line in facts["templates"]])
@@ -52,9 +55,10 @@ def default_templates(name: str) -> str | tuple[str, ...]:
 
 
 def as_labels(labels: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Each label with the texts that mean it: itself, and its synonyms where there are any.
+    """Return each label with its texts: itself and its synonyms.
 
-    UsageError where there are none, one is empty, or some are the same.
+    Raises:
+        UsageError: there are no labels, one is empty, or some are equal.
     """
     if isinstance(labels, str):
         raise UsageError("labels is a list of strings, not one string.")
@@ -66,10 +70,11 @@ def as_labels(labels: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, 
 
 
 def read_labels(source: str | os.PathLike) -> dict[str, tuple[str, ...]]:
-    """Labels of "a, b, c", or of a UTF-8 file with one a line, each perhaps with its synonyms:
-    `cat: kitten, tabby`. Blank lines, and those that begin with #, are skipped.
+    """Return the labels of "a, b, c", or of a UTF-8 file with one label per line, each perhaps with
+    synonyms: `cat: kitten, tabby`. Blank lines, and lines that begin with #, are skipped.
 
-    A text without a comma that is the path of a file is that file. UsageError as for `as_labels`.
+    A text without a comma that is the path of a file is that file. Raises the errors of
+    `as_labels`.
     """
     text = os.fspath(source)
     if isinstance(source, str) and ("," in text or not _is_file(text)):
@@ -99,7 +104,7 @@ def _named(source: str | os.PathLike) -> list[str]:
 def _is_file(path: str) -> bool:
     try:
         return Path(path).is_file()
-    except (OSError, ValueError):  # a name that is too long, or with a zero byte
+    except (OSError, ValueError):  # the name is too long, or has a zero byte
         return False
 
 

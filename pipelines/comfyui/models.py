@@ -1,4 +1,4 @@
-"""What the nodes load, and where it runs."""
+"""Load the models of the nodes, on ComfyUI's device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipguide.guidance.guides import VIT_B_32
 from clipguide.objectives import Objective, Similarity
 from clipguide.rewards import Reward
 
-REWARD = "CLIPGUIDE_REWARD"  # the type of a socket
+REWARD = "CLIPGUIDE_REWARD"  # type of a socket
 CLIP = ("STRING", {"default": VIT_B_32.name, "tooltip": "of open_clip, a folder, or mini"})
 
 
@@ -28,7 +28,8 @@ def by_clip(name: str, prompt: str, device: str) -> Similarity:
     Raises:
         UsageError: the prompt cannot be parsed, or there is no such CLIP.
     """
-    with torch.inference_mode(False):  # ComfyUI's own tensors take no part in gradients
+    # ComfyUI's tensors are inference tensors, which have no gradients
+    with torch.inference_mode(False):
         return Similarity(_clip(name, device), prompt)
 
 
@@ -45,5 +46,6 @@ def by_reward(reward: Reward, prompt: str) -> Objective:
 
 @functools.lru_cache(maxsize=2)
 def _clip(name: str, device: str) -> Clip:
-    """Two are kept, one to steer and one to score: another prompt costs no loading."""
+    """Load a CLIP. Two are cached, one to steer and one to score, so that another prompt loads
+    nothing."""
     return load_clip(name, device=device)

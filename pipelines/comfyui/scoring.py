@@ -18,7 +18,7 @@ from clipguide.rewards import REWARDS, Reward
 
 from .models import CLIP, REWARD, by_clip, by_reward, device
 
-LAST_SEED = 2**64 - 1  # of ComfyUI's samplers
+LAST_SEED = 2**64 - 1  # largest seed of ComfyUI's samplers
 JUDGED = {
     "images": ("IMAGE",),
     "text": ("STRING", {"multiline": True, "tooltip": "what the images should show"}),
@@ -28,7 +28,7 @@ OPTIONAL = {"reward": (REWARD, {"tooltip": "scores in place of the CLIP"})}
 
 
 class LoadReward:
-    """Loads a reward by its name."""
+    """The node that loads a reward by its name."""
 
     CATEGORY = "clipguide"
     DESCRIPTION = "Loads a reward, to steer by it or to score images."
@@ -52,8 +52,8 @@ class LoadReward:
     def load(self, name: str, weights: str, question: str) -> tuple[Reward]:
         """Return the reward, on ComfyUI's device.
 
-        Weights in a pickle are read only where $CLIPGUIDE_TRUST_PICKLE is 1, because a workflow may
-        be somebody else's.
+        Weights in a pickle are read only if $CLIPGUIDE_TRUST_PICKLE is 1, because somebody else may
+        have made the workflow.
 
         Raises:
             UsageError: there is no such reward, its package is missing, or it needs weights.
@@ -66,7 +66,7 @@ class LoadReward:
 
 
 class ScoreImages:
-    """One score an image, and a report."""
+    """The node that returns one score per image, and a report."""
 
     CATEGORY = "clipguide"
     DESCRIPTION = "Scores each image against the text; higher is better."
@@ -82,13 +82,13 @@ class ScoreImages:
     def score(
         self, images: torch.Tensor, text: str, clip: str, reward: Reward | None = None
     ) -> tuple[list[float], str]:
-        """Return a score for each image, and the report. Errors as of `RankImages.rank`."""
+        """Return a score for each image, and the report. Raise the errors of `RankImages.rank`."""
         score_B = _scores(images, text, clip, reward)
         return score_B.tolist(), _report(score_B)
 
 
 class RankImages:
-    """The batch in order, the best image first."""
+    """The node that sorts a batch, the best image first."""
 
     CATEGORY = "clipguide"
     DESCRIPTION = "Puts the images in order by their scores, the best first."
@@ -118,7 +118,7 @@ class RankImages:
 
 
 class BestSeed:
-    """The seed of the best image."""
+    """The node that returns the seed of the best image."""
 
     CATEGORY = "clipguide"
     DESCRIPTION = "Returns the seed of the best image, and its place in the batch."
@@ -149,8 +149,8 @@ class BestSeed:
 def _scores(
     image_BHW3: torch.Tensor, text: str, clip: str, reward: Reward | None
 ) -> torch.Tensor:
-    """Return score_B in float64. Each image is scored alone: a batch needs no more memory, and
-    changes no score."""
+    """Return score_B in float64. Each image is scored alone, so a large batch needs no more memory
+    and changes no score."""
     shape = tuple(image_BHW3.shape)
     if len(shape) != 4 or shape[-1] != 3:
         raise UsageError(f"Images are of shape B x H x W x 3, not {shape}: convert them to RGB.")
@@ -169,13 +169,13 @@ def _scores(
 
 
 def _report(score_B: torch.Tensor) -> str:
-    """Return a line an image, the best first."""
+    """Return one line per image, the best first."""
     lines = [f"image {place}: {float(score_B[place]):.4f}" for place in plain_order(score_B)]
     return "\n".join(lines)
 
 
 def _seeds(text: str, count: int) -> list[int]:
-    """Return a seed for each image. UsageError where that is not what the text has."""
+    """Return a seed for each image. Raise UsageError if the text has other seeds."""
     words = re.split(r"[\s,]+", text.strip(" \t\r\n,"))
     for word in words:
         if not re.fullmatch(r"[0-9]+", word) or int(word) > LAST_SEED:

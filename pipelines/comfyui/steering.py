@@ -1,6 +1,6 @@
-"""Nodes that steer every sampler: MODEL to MODEL, by a CLIP or by a reward.
+"""Nodes that steer every sampler by a CLIP or by a reward. They take and return a MODEL.
 
-A node stands between the model and the sampler. The MODEL that it returns moves each x0 estimate,
+A node stands between the model and the sampler. The returned MODEL changes each estimate of x0
 after classifier-free guidance, as `clipguide.steer` does.
 
 Shapes: B images, C channels and h x w of latents, 3 channels of H x W pixels.
@@ -39,7 +39,7 @@ VAE = ("VAE", {"tooltip": "decodes what the CLIP or the reward looks at"})
 
 
 class SteerByClip:
-    """MODEL to MODEL: what samples from it is steered towards a prompt."""
+    """The node that steers the samples of a MODEL towards a prompt."""
 
     CATEGORY = "clipguide"
     DESCRIPTION = "Whatever samples from this model is steered towards the prompt."
@@ -60,10 +60,10 @@ class SteerByClip:
         window_high: float,
         clip: str,
     ) -> tuple:
-        """Return a clone of the model that is steered; the model itself stays as it is.
+        """Return a steered clone of the model. The model itself does not change.
 
         Raises:
-            UsageError: a setting is out of range, the prompt cannot be parsed, or the VAE is one of
+            UsageError: a value is out of range, the prompt cannot be parsed, or the VAE is one of
                 videos.
         """
         config = _config(vae, strength, window_low, window_high)
@@ -72,7 +72,7 @@ class SteerByClip:
 
 
 class SteerByReward:
-    """MODEL to MODEL: what samples from it is steered towards a higher reward."""
+    """The node that steers the samples of a MODEL towards a higher reward."""
 
     CATEGORY = "clipguide"
     DESCRIPTION = "Whatever samples from this model is steered towards a higher reward."
@@ -93,10 +93,10 @@ class SteerByReward:
         window_low: float,
         window_high: float,
     ) -> tuple:
-        """Return a clone of the model that is steered; the model itself stays as it is.
+        """Return a steered clone of the model. The model itself does not change.
 
         Raises:
-            UsageError: the reward has no gradient; or as of `SteerByClip.patch`.
+            UsageError: the reward has no gradient; or as `SteerByClip.patch`.
         """
         if not reward.differentiable:
             known = ", ".join(sorted(name for name, kind in REWARDS.items() if kind.gradient))
@@ -109,7 +109,7 @@ class SteerByReward:
 
 
 def _config(vae, strength: float, low: float, high: float) -> Shortcut:
-    """Return the settings. UsageError for one out of range, or a VAE of videos."""
+    """Return the settings. Raise UsageError for a value out of range, or a VAE of videos."""
     config = Shortcut(strength=strength, window=(low, high))
     if getattr(vae, "latent_dim", 2) != 2:
         raise UsageError("This VAE is not one of images: steer an image model with its own VAE.")
@@ -118,7 +118,8 @@ def _config(vae, strength: float, low: float, high: float) -> Shortcut:
 
 def _patched(model, vae, config: Shortcut, objective: Objective):
     """Return a clone of the model with the hook."""
-    with torch.inference_mode(False):  # ComfyUI's own tensors take no part in gradients
+    # ComfyUI's tensors are inference tensors, which have no gradients
+    with torch.inference_mode(False):
         decode = _decoding(vae.first_stage_model, str(model.load_device))
     patched = model.clone()
     patched.set_model_sampler_post_cfg_function(_hook(config, objective, decode))
@@ -126,8 +127,8 @@ def _patched(model, vae, config: Shortcut, objective: Objective):
 
 
 def _decoding(vae: nn.Module, device: str) -> Decoding:
-    """Latents as the VAE takes them to image_B3HW, by a clean copy of its decoding half, an image
-    at a time, its layers recomputed; the VAE itself is not touched."""
+    """Return a function from latents, as the VAE takes them, to image_B3HW. It uses a clean copy of
+    the decoding half, one image at a time, and recomputes its layers. The VAE does not change."""
     return Decoding(clean(vae, device), _decoded, Plan(single=True, layers=True))
 
 
@@ -138,10 +139,10 @@ def _decoded(vae: nn.Module, latents_BChw: torch.Tensor) -> torch.Tensor:
 def _hook(
     config: Shortcut, objective: Objective, decode: Callable[[torch.Tensor], torch.Tensor]
 ) -> Callable[[dict], torch.Tensor]:
-    """What ComfyUI calls after classifier-free guidance: x0 in, x0 out.
+    """Return the function that ComfyUI calls after classifier-free guidance: x0 in, x0 out.
 
-    The views of an evaluation are drawn from its noise level: a hook that remembers nothing gives
-    the same image whatever was sampled before.
+    The noise level seeds the views of an evaluation. The hook has no state, so an image does not
+    depend on what was sampled before.
     """
 
     def hook(args: dict) -> torch.Tensor:
@@ -168,7 +169,7 @@ def _hook(
 
 
 def _noise(sampling, sigma_B: torch.Tensor) -> float:
-    """The noise level in [0, 1], from the shares that the model gives to image and noise."""
+    """Return the noise level in [0, 1], from the factors of image and noise of the model."""
     sigma_1 = sigma_B.flatten()[:1].float()
     zero_1, one_1 = torch.zeros_like(sigma_1), torch.ones_like(sigma_1)
     alpha = float(sampling.noise_scaling(sigma_1, zero_1.clone(), one_1))

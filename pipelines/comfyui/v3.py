@@ -1,4 +1,4 @@
-"""The nodes by ComfyUI's V3 interface. This module needs `comfy_api`, which ComfyUI has."""
+"""The nodes for ComfyUI's V3 interface. This module needs `comfy_api`, a part of ComfyUI."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Extension(ComfyExtension):
 
     Args:
         nodes: the V1 class of each node, by its id.
-        names: what each node is called, by its id.
+        names: the display name of each node, by its id.
     """
 
     def __init__(self, nodes: dict[str, type], names: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The methods of steering, one file each, and the table of them."""
+"""The steering methods, one file for each, and their table."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ METHODS: Registry[type[Method]] = Registry(
 
 
 def register(method: type[Method], *, replace: bool = False) -> type[Method]:
-    """Make a method known by its `name`; a decorator of its class, too.
+    """Register a method under its `name`. It also works as a decorator of the class.
 
     Args:
         method: a frozen dataclass, a subclass of `Method` with a `name`.
-        replace: whether a method of that name may be replaced.
+        replace: whether it may replace a method of the same name.
 
     Raises:
-        UsageError: it is no such class, or the name is taken.
+        UsageError: it is not such a class, or the name is taken.
     """
     good = inspect.isclass(method) and issubclass(method, Method)
     if not (good and dataclasses.is_dataclass(method) and isinstance(method.name, str)):
@@ -50,7 +50,8 @@ def configure(method: str | type[Method] | Method, options: dict[str, object]) -
     """Make a method by its name or class and its options; None among these is what the method has
     by default.
 
-    UsageError for a name or an option that is not there, with close matches.
+    Raises:
+        UsageError: a name or an option is unknown; the message has close matches.
     """
     given = {key: value for key, value in options.items() if value is not None}
     if isinstance(method, Method):

@@ -170,7 +170,7 @@ class Lookahead(Method):
     def _sketches(
         self, sampler, settings: dict[str, object], quick: dict[str, object]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x0_KP of the sketches of each prompt, and their scores."""
+        """Return x0_KP of the sketches of each prompt, and their scores."""
         given = settings.get("generator")
         known, prompts = EACH in call_signature(sampler.pipe).parameters, _prompts(settings)
         if not known:  # what it calls a batch is not known
@@ -200,7 +200,7 @@ class Lookahead(Method):
 
 
 def _prompts(settings: dict[str, object]) -> int:
-    """How many prompts a call has."""
+    """Return the number of prompts of a call."""
     prompt = settings.get("prompt")
     if isinstance(prompt, (list, tuple)):
         return len(prompt)
@@ -209,13 +209,14 @@ def _prompts(settings: dict[str, object]) -> int:
 
 
 def _generator(given: object, seed: int) -> torch.Generator:
-    """A generator of that seed, where the given one is."""
+    """Return a generator with that seed, on the device of the given one."""
     first = given[0] if isinstance(given, (list, tuple)) else given
     return torch.Generator(first.device if first is not None else "cpu").manual_seed(seed)
 
 
 def _finite(score_KP: torch.Tensor) -> torch.Tensor:
-    """Scores, those that are not finite as the least of the others of that prompt, or 0."""
+    """Return the scores. Those that are not finite become the lowest of the others of the prompt,
+    or 0."""
     least_P = torch.where(score_KP.isfinite(), score_KP, torch.inf).amin(0)
     least_P = torch.where(least_P.isfinite(), least_P, 0.0)
     return torch.where(score_KP.isfinite(), score_KP, least_P)

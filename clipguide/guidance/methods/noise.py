@@ -112,7 +112,7 @@ class Noise(Method):
         )
 
     def _check_strength(self, pipe: object, settings: dict[str, object]) -> None:
-        """UsageError where the pipeline begins with an image, not with noise."""
+        """Raise UsageError if the pipeline starts with an image, not with noise."""
         parameters = call_signature(pipe).parameters
         named = parameters.get("strength")
         strength = settings.get("strength", named.default if named else 1.0)

@@ -145,14 +145,14 @@ class Particles(Method):
         return part
 
     def _is_last(self, run: Run, at: At) -> bool:
-        """Whether no evaluation after this one is due."""
+        """Return whether no later evaluation is due."""
         left = sum(self.covers(noise) for noise in _noises_after(run, at))
         return left < self.every
 
     def _resample(
         self, weights: Weights, streams: Sequence, threshold: float | None = None
     ) -> torch.Tensor | None:
-        """Where each particle comes from now; None if no group needs it."""
+        """Return the origin of each particle, or None if no group needs resampling."""
         threshold = self.threshold if threshold is None else threshold
         index_B = torch.arange(len(weights.log_B))
         for start in range(0, len(index_B), self.number):
@@ -172,8 +172,8 @@ class Particles(Method):
 
 
 class Weights:
-    """What each particle weighs, and of its way so far: its last reward with the λ of then, its
-    best, their sum, and all that its potentials came to."""
+    """The weight of each particle, and its history: its last reward with its λ, its best reward,
+    their sum, and the total of its potentials."""
 
     def __init__(self, batch: int) -> None:
         zeros = torch.zeros(batch, dtype=torch.float64)
@@ -206,7 +206,7 @@ class Weights:
 
 
 def _noises_after(run: Run, at: At) -> list[float]:
-    """The noise levels of the evaluations after this one."""
+    """Return the noise levels of the evaluations after this one."""
     scheduler, times = run.scheduler, run.scheduler.timesteps
     here = getattr(scheduler, "_step_index", None)
     if here is None:

@@ -93,7 +93,7 @@ class Rollover(Method):
 
     @property
     def _pull(self) -> Shortcut:
-        """What moves the mean of proposals."""
+        """Return what moves the mean of the proposals."""
         return Shortcut(strength=self.strength)
 
     def covers(self, noise: float) -> bool:
@@ -130,7 +130,7 @@ class Rollover(Method):
         return act
 
     def _moved(self, run: Run, at: At, state: _State) -> Outcome:
-        """The proposal that the step was decided for, its x0 moved along the gradient."""
+        """Return the accepted proposal of the step, with its x0 moved along the gradient."""
         pull, kept = self._pull, Outcome(state.model_output, state.sample)
         if not pull.covers(at.level.noise):
             return kept
@@ -164,7 +164,8 @@ class Rollover(Method):
 
 
 class Rolling(travel.Travel):
-    """Room for `times` proposals a step; which step an entry is of is said by `go`."""
+    """A schedule with room for `times` proposals per step. `go` says to which step an entry
+    belongs."""
 
     def __init__(self, times: int, interpolant: str) -> None:
         super().__init__(times)
@@ -191,7 +192,7 @@ class Rolling(travel.Travel):
 
 @dataclass
 class _State:
-    """One run: the step that is tried, its proposals so far, and the best of each image."""
+    """The state of a run: the present step, its proposals so far, and the best of each image."""
 
     quota: int
     enough: float | None = None
@@ -206,7 +207,7 @@ class _State:
     taken_B: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.bool))
 
     def see(self, at: At, reward_B: torch.Tensor) -> None:
-        """Keep, of each image, the proposal that counts."""
+        """Keep the best proposal of each image."""
         self.tries += 1
         if self.tries == 1:
             self.sample, self.model_output, self.reward_B = at.sample, at.model_output, reward_B
