@@ -156,7 +156,7 @@ def test_a_map_can_be_given(pipe):
     assert not torch.equal(given, draw(pipe, "anything", seeds(8), maps=maps + 1, latents=noise))
 
 
-def test_styles():
+def test_styles(pipe):
     assert style_in("a fox, flat icon") == "flat" and style_in("a flatfish") is None
     assert labels_of(["a fox, flat icon", "a cat"], "3d") == [STYLES.index("3d")] * 2
     assert labels_of(["a fox, flat icon"], None) == [STYLES.index("flat")]

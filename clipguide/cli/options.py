@@ -103,7 +103,7 @@ Question = Annotated[
     str,
     typer.Option(
         metavar="TEXT",
-        help="A yes-or-no question for the reward vlm. {} stands for the prompt.",
+        help="A yes-or-no question for the rewards vlm and vqascore. {} stands for the prompt.",
         show_default=False,
     ),
 ]
