@@ -37,7 +37,8 @@ def measure(settings: Settings) -> Iterator[Figure]:
     for name in ("guide", "guide-plain"):
         clip = settings.clip(name)
         print(f"{name}: searching on {len(searched)} concepts", flush=True)
-        hand = choose(clip, judge, searched, Hand(steps=max(1, settings.steps // 2)), told=_told)
+        hand = choose(clip, judge, searched, Hand(steps=max(1, settings.steps // 2)),
+                      on_score=_told)
         hand = Hand(lr=hand.lr, crops=hand.crops, smooth=hand.smooth, steps=settings.steps)
         drawn = guide_figure(clip, referee, concepts, among=drawings.concepts, hand=hand)
         drawn.sheet().save(settings.out / f"gradients-{name}.png")
