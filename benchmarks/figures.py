@@ -22,7 +22,7 @@ HEAD = """# Figures
 
 `python -m benchmarks.figures` makes this page from the JSON files in `benchmarks/` and `training/`.
 Each section names the script that measures it. Figures that were measured with earlier weights are
-not shown.
+not shown, except in the last section.
 
 Three pages have figures of their own: [Comparison with other programs](peers.md),
 [Time and memory](memory.md), [Supported pipelines and samplers](support.md).
@@ -30,17 +30,18 @@ Three pages have figures of their own: [Comparison with other programs](peers.md
 NONE_YET = "There are no figures yet for the present models."
 NAMES = {  # of figures, as the page writes them
     "autoencoder's feature distance, times the one before": "autoencoder's feature distance, "
-    "relative to the previous version",
-    "referee's top-5, times that of real drawings": "referee's top-5, relative to real drawings",
+    "divided by that of the previous version",
+    "referee's top-5, times that of real drawings": "referee's top-5, divided by that of real "
+    "drawings",
     "referee's top-5, one plain sample": "referee's top-5, one sample instead of the best of four",
     "colour and thing right": "colour and thing both right",
     "colour and thing right, pairs never trained on": "colour and thing both right, pairs that are "
     "not in the training data",
     "two things, both right, sides right": "two things, both right and on the right sides",
     "nearly a training picture": "near-copies of a training image",
-    "variety, times that of real drawings": "variety, relative to real drawings",
-    "photographs of packages, top-1": "photographs from software packages, top-1",
-    "photographs of packages, top-5": "photographs from software packages, top-5",
+    "variety, times that of real drawings": "variety, divided by that of real drawings",
+    "photographs of packages, top-1": "30 sample photographs of Python packages, top-1",
+    "photographs of packages, top-5": "30 sample photographs of Python packages, top-5",
 }
 
 
@@ -79,9 +80,18 @@ def embedded() -> str:
         what = NAMES.get(what, what)
         rows.append((model, what, value, target, met, one["n"], one["date"]))
     met = [row[4] for row in rows if row[4]]
+    cards = ", ".join(
+        f"[{name}](../clipguide/mini/{name}/README.md)"
+        for name in ("guide", "judge", "generator", "vqgan")
+    )
     said = (
-        "`python -m training.evaluate all` measures them. The cards of the models explain each. "
+        f"`python -m training.evaluate all` measures them. The model cards have notes on each "
+        f"figure: {cards}. "
         "The *referee* is a CLIP that is not in the package: it neither steers nor selects. "
+        "\"Top-5\" is the share of images whose right name is among the first five. The feature "
+        "distance is that between an image and its reconstruction by the autoencoder, in the "
+        "features of EfficientNet-Lite0. Variety is the mean distance between eight images of one "
+        "prompt, by the referee. "
         "A target is what the authors aim at: "
         f"{met.count('yes')} of the {len(met)} targets are met."
     )
@@ -119,10 +129,11 @@ def canvases() -> str:
     shown = table(head, rows) if rows else NONE_YET
     return (
         f"{said}{shown}\n{_left_out(old)}\n"
-        f"512 cutouts need {memory['512 ÷ 32']:.2f} times the peak memory of 32. Where two copies "
-        "of an image meet, neighbouring pixels differ by "
-        f"{tile['tile']:.2f} times what they differ by inside it with `--tile`, and by "
-        f"{tile['none']:.2f} times without (mean of {tile['pictures']} images).\n"
+        "Two other figures do not depend on the models. 512 cutouts need "
+        f"{memory['512 ÷ 32']:.2f} times the peak memory of 32. With `--tile`, neighbouring pixels "
+        f"across the seam between two copies of an image differ {tile['tile']:.2f} times as much "
+        "as neighbouring pixels inside the image. Without it, they differ "
+        f"{tile['none']:.2f} times as much (mean of {tile['pictures']} images).\n"
     )
 
 
@@ -186,8 +197,8 @@ def none_of_these() -> str:
     return (
         "`python -m benchmarks.none_of_these` measures `classify --none`. \"Rejected rightly\" is "
         "the share of the images without any of the labels that get the answer \"none of these\". "
-        "\"Rejected wrongly\" is that share of the images that show one of the labels. The "
-        "threshold of each row is set for about 5 % of wrong rejections.\n\n"
+        "\"Rejected wrongly\" is the share of the images with one of the labels that get this "
+        "answer too. The threshold of each row is set for about 5 % of wrong rejections.\n\n"
         + table(head, rows)
         + f"\n{_left_out(old)}"
     )
@@ -220,15 +231,18 @@ def search() -> str:
         data[key] for key in ("photographs", "listing", "search from a warm disk")
     )
     return (
-        "`python -m benchmarks.search` measures all but the table. With "
-        f"{photographs['clip']}, {photographs['among five']} of 10 queries have the right one of "
+        "Two scripts measure this section: `python -m benchmarks.vectors` the table, and `python "
+        f"-m benchmarks.search` the rest. With {photographs['clip']}, "
+        f"{photographs['among five']} of 10 queries have the right one of "
         f"{photographs['photographs']} photographs among the first five results, and "
         f"{photographs['first']} of them in first place.\n\n"
-        "The table is for synthetic embeddings of 512 numbers (`python -m benchmarks.vectors`). "
-        "The ten nearest are searched, one query at a time, on one processor. The time includes "
-        "reading columns and thumbnails from disk. \"Cold\" are the first 100 searches, when "
+        "The table is for synthetic embeddings of 512 numbers. The ten nearest are searched, one "
+        "query at a time, on one processor. The time includes "
+        "reading columns and thumbnails from disk. \"Cold\" means the first 100 searches, when "
         "nothing of the index is in the disk cache. "
-        f"Below {ONE_GRAPH:,} images, `clipguide index` builds a graph (HNSW) instead of cells: "
+        f"From {ONE_GRAPH:,} images, `clipguide index` builds an IVF index, which divides the "
+        "embeddings into *cells*. A search reads only the cells that are nearest to the query. "
+        f"Below {ONE_GRAPH:,} images, it builds a graph (HNSW) instead: "
         "`benchmarks/README.md` has its recall and time.\n\n"
         + vectors(data)
         + "\n\nIndexing takes "
@@ -323,11 +337,11 @@ def guiding() -> str:
     concepts = data["mini"]["concepts"]
     return (
         "This section shows what `finetune --for-guiding` reaches in 40 minutes of one core "
-        "(`python -m training.guiding`). It began with an earlier guide of mini, before its "
-        "training for robustness. The second column is the guide that the package contained at "
-        "that time, not the present one. For the first row, the gradient of the guide alone drew "
-        f"{concepts} concepts. The row is how often the referee names them among its first five "
-        "of 1,740 names. Its standard error is about 5 percentage points.\n\n"
+        "(`python -m training.guiding`). The run started from an earlier version of mini's guide "
+        "that had not yet been trained to be robust. The last column is the guide that the package "
+        "contained at that time, not the present one. For the first row, the gradient of the guide "
+        f"alone drew {concepts} concepts. The row says how often the referee names them among its "
+        "first five of 1,740 names. Its standard error is about 5 percentage points.\n\n"
         + table(("what", *names.values()), rows)
         + "\n"
     )

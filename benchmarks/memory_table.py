@@ -79,7 +79,7 @@ def counted(geometry: str) -> tuple[list[Counted], float, float]:
 def table() -> str:
     """The table of docs/memory.md."""
     lines = [
-        "| model | decoder | time ÷ plain | GiB beside weights | GiB with weights | card |",
+        "| model | decoder | time ÷ plain | GiB for decoding | peak GiB with weights | card |",
         "|---|---|---|---|---|---|",
     ]
     for geometry in LATENTS:
@@ -183,7 +183,10 @@ def checked() -> str:
         found.append(
             f"{name}: time {count.time / time:.2f}, peak {count.peak / row['peak']:.2f}"
         )
-    return f"\nCounted ÷ measured, where both are known: {'; '.join(found)}."
+    return (
+        "\nThe estimates divided by the [measurements](#measured-cost), where both are known: "
+        f"{'; '.join(found)}."
+    )
 
 
 def measured() -> str:
@@ -221,15 +224,15 @@ def said(row: dict) -> str:
         met = verdict(row["above"] <= LADDER_BAR, row["geometry"] == "SDXL")
         return (
             f"\nWith `decoder=\"vae\", memory={row['memory']:g}`, steering {row['geometry']} at "
-            f"its own size needs {row['above']:+.2f} GiB above decoding the image{met}. The "
-            "denoiser was left out of this run, because it needs the same memory with and without "
-            f"steering. The report said \"{row['chose']}\"."
+            f"its own size needs {row['above']:.2f} GiB more than decoding the finished image "
+            f"alone{met}. The denoiser was left out of this run, because it needs the same memory "
+            f"with and without steering. The report said \"{row['chose']}\"."
         )
     size, count = 8 * row["side"], len(row["held"])
     return (
-        f"\nThe memory of a process that drew {count} images in one `with` block changed by "
-        f"{row['growth']:+.1f} MiB from the second image to the last ({row['geometry']}, "
-        f"{size} x {size}, `decoder=\"{row['decoder']}\"`)."
+        f"\nA run of {count} images in one `with` block shows whether memory grows from image to "
+        f"image: it changed by {row['growth']:+.1f} MiB from the second image to the last "
+        f"({row['geometry']}, {size} x {size}, `decoder=\"{row['decoder']}\"`)."
     )
 
 

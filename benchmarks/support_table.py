@@ -113,6 +113,7 @@ CLASSES = {  # the class of each pipeline's tiny model
     "Hunyuan-DiT PAG": "HunyuanDiTPAGPipeline",
     "Hunyuan-DiT ControlNet": "HunyuanDiTControlNetPipeline",
 }
+HEADS = {"SDXL denoising_end": "SDXL with `denoising_end`"}  # of the tasks' columns
 LABELS = {  # of the methods' rows; the others are names of methods
     "shortcut, noise fixed": '`shortcut`, `fixed="noise"`',
     "travel": "`shortcut`, `travel=2`",
@@ -188,22 +189,23 @@ INTRO = """# Supported pipelines and samplers
 This page says which pipelines, samplers and methods `steer` works with. `python
 benchmarks/support_table.py` makes the page. It runs the pipelines of diffusers on tiny models with
 random weights. The [last table](#classes) has the class of each pipeline. For other pipelines, see
-[Pipelines that are not in the table](real-models.md#pipelines-that-are-not-in-the-table).
+[Pipelines that are not listed](real-models.md#pipelines-that-are-not-listed).
 
 - **yes**: strength 0 changes no bit of the image, and strength 1e-9 changes no pixel by more than
-  0.0001. A second run gives the same image. The objective is lower with steering for both images of
-  both seeds.
+  0.0001. A second run gives the same image. The test draws a batch of two images for each of two
+  seeds. With steering, the loss of each of these four images is lower.
 - **n/a**: diffusers itself cannot run this pipeline with this scheduler, with or without steering.
   The numbers refer to the reasons below the tables.
 - **refused**: clipguide stops with an error before the run.
 """
 METHODS_INTRO = """## Methods
 
-The table is for text to image and related tasks with the scheduler DDIM. "Yes" means the same as
-above, and that the run leaves the pipeline as it was. For `rollover`, it was not tested that the
-objective is lower, because the random noise of the method has a larger effect on these models than
-the steering. `tests/test_matrix.py` repeats the table in bfloat16 and float16, with offloading,
-under `inference_mode` and autocast, and with a compiled VAE.
+The first three columns are tasks of SD 1.5. The last is SDXL as a base model that stops early,
+before a refiner (`denoising_end`). The scheduler is DDIM. "Yes" means the same as above, and that
+the run leaves the pipeline as it was. For `rollover`, it was not tested that the loss is lower,
+because the random noise of the method has a larger effect on these models than the steering.
+`tests/test_matrix.py` repeats the table in bfloat16 and float16, with offloading, under
+`inference_mode` and autocast, and with a compiled VAE.
 """
 CLASSES_INTRO = """## Classes
 
@@ -271,7 +273,7 @@ def methods() -> list[str]:
 
     lines = [
         METHODS_INTRO,
-        "| method | " + " | ".join(TASKS) + " |",
+        "| method | " + " | ".join(HEADS.get(task, task) for task in TASKS) + " |",
         "|---" * (len(TASKS) + 1) + "|",
     ]
     for method in METHODS:

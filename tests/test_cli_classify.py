@@ -67,6 +67,10 @@ def test_names_are_the_classifiers(run, clip, shown):
             assert one["cosine"] == pytest.approx(name.cosine, abs=1e-5)
     table = run(shown, "--labels", "fox,owl,gnu", "--top", 2)
     assert len(table.stdout.splitlines()) == 6 and "6 images whose folders name" in table.stderr
+    for line, names in zip(table.stdout.splitlines(), found):  # the word is for the label found
+        first, second = names
+        assert line.startswith(f"{first.label} {first.probability:.1%} (")
+        assert f")  {second.label} {second.probability:.1%}  {shown}" in line
     text = run(shown, "--labels", "fox,owl,gnu", "--top", 2, "--format", "csv").stdout
     cells = list(csv.DictReader(io.StringIO(text)))
     assert [cell["label"] for cell in cells] == [n.label for names in found for n in names]

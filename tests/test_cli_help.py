@@ -39,6 +39,41 @@ def test_help(verb):
     for title in names:
         assert f"\n{title}:\n" in shown.stdout
     assert not re.search(r"<\w", shown.stdout)
+    assert "{" not in shown.stdout.partition("\n\n")[0]
+
+
+@pytest.mark.parametrize(
+    "verb, usage", [("rerank", "IMAGES..."), ("replay", "IMAGE"), ("models", "[WORD]")]
+)
+def test_a_required_argument_stands_without_brackets(verb, usage):
+    """Braces mean a choice in other programs."""
+    shown = run.invoke(app, [verb, "--help"]).stdout
+    assert shown.splitlines()[0].endswith(f" {verb} [OPTIONS] {usage}")
+    (section,) = re.findall(r"\nArguments:\n(.+?)\n\n", shown, re.S)
+    assert section.split()[0] == usage.strip("[].")
+
+
+def test_steering_options_are_named():
+    """`generate --help` says which options make the embedded generator steer, and that is so."""
+    from clipguide.pipelines.generation import STEERED, Generation
+
+    from clipguide import load_pipeline
+
+    pipe = load_pipeline("mini")
+    told = " ".join(run.invoke(app, ["generate", "--help"]).stdout.split())
+    without = re.search(r"but not (.+?)\. A real model", told)[1].replace(" and", ",").split(", ")
+    known = options_of("generate")
+    assert all(heading("generate", known[name]) == "Steering" for name in without)
+    fields = {"--negative": "x", "--refine": 1, "--select": ("clip",), "--question": "x?"}
+    for name in set(without) - {"--judge"}:  # which is no setting of a run
+        asked = Generation(**{name[2:]: fields[name]}).usual(pipe, ["a fox"])
+        assert asked.strength == 0 and asked.best_of == 4, name
+    settings = {"guide": "x", "cutouts": 2, "decoder": "vae", "tiny": "hub", "budget": 2}
+    settings |= {"memory": 2.0, "rewards": ("clip",), "strength": 0.1}
+    assert set(settings) == set(STEERED)
+    for name, value in settings.items():
+        asked = Generation(**{name: value}).usual(pipe, ["a fox"])
+        assert asked.best_of == 1 and asked.strength != 0, name
 
 
 def test_a_heading_holds_only_what_there_is():

@@ -105,6 +105,11 @@ def classify(
 ) -> None:
     """Label images: the most probable label, with its probability.
 
+    The probabilities compare the labels with each other, and sum to 100 % except for a SigLIP.
+    The word compares the first label with unrelated texts: "very sure" means that at least 99 %
+    of them score lower. A high probability with "unsure" or "no match" means that probably none
+    of the labels fits.
+
     If the images are in folders named like the labels, the command prints the accuracy to stderr.
     --none is calibrated for the embedded models on drawings. For other models or images, give
     --calibrate.
@@ -162,11 +167,10 @@ def _add(
          "better_than": shares.get(one.label)}
         for one in found
     ]  # fmt: skip
-    shown = "  ".join(
-        f"{one.label} {one.probability:.1%}"
-        + (f" ({word(shares[one.label])})" if one.label in shares else "")
-        for one in found
-    )
+    each = [f"{one.label} {one.probability:.1%}" for one in found]
+    if found[0].label in shares:  # a word beside 0.0 % would contradict it
+        each[0] += f" ({word(shares[found[0].label])})"
+    shown = "  ".join(each)
     for rank, one in enumerate(named if format in SEPARATORS else named[:1], start=1):
         rows.add(
             cells=[path, rank, *("" if value is None else value for value in one.values())],

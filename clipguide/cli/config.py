@@ -196,7 +196,7 @@ def config(
 
     To set a default, edit the TOML file $CLIPGUIDE_CONFIG or ~/.config/clipguide/config.toml. The
     table [generate] applies to generate, and [defaults] to all commands: steps = 50 in [generate]
-    is --steps 50. Environment variables come before the file: CLIPGUIDE_GENERATE_STEPS applies to
+    is --steps 50. Environment variables override the file: CLIPGUIDE_GENERATE_STEPS applies to
     generate, and CLIPGUIDE_STEPS to all commands.
     """
     found = settings(ctx.parent.command.commands)  # type: ignore[union-attr]

@@ -26,8 +26,8 @@ def embed(
     """Write the embeddings of images to one file.
 
     The embeddings have length 1. An .npz holds paths, vectors, key (the fingerprint of the
-    model, and the settings) and model. A .parquet has the columns path and vector. Other
-    commands take the file in place of the images.
+    model, and the settings) and model. A .parquet has the columns path and vector. score,
+    rerank and classify take the file in place of the images.
     """
     from ..engine import table
 

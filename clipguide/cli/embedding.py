@@ -48,8 +48,8 @@ class Options:
         str,
         _option(
             text="The CLIP: mini, mini-judge, a folder or file, or an open_clip MODEL/TAG. a+b "
-            "adds the embeddings of several CLIPs. name@cuda:bfloat16 sets a device and a dtype. "
-            "name~FILE adds a word that invert learned.",
+            "averages the cosine similarities of several CLIPs. name@cuda:bfloat16 sets a device "
+            "and a dtype. name~FILE adds a word that invert learned.",
             metavar="NAME",
         ),
     ] = "mini"

@@ -21,7 +21,8 @@ def export(
         typer.Option(
             metavar="RUNTIME",
             autocompletion=among("onnx", "hf", "torch-export"),
-            help="The runtime: onnx, hf (transformers) or torch-export.",
+            help="The runtime: onnx, torch-export, or hf (transformers), which takes a CLIP of "
+            "OpenAI's architecture such as ViT-B-32, and not mini.",
         ),
     ],
     out: Annotated[
@@ -59,8 +60,8 @@ def export(
     """Export a CLIP to another runtime.
 
     The command exports both encoders, with the preprocessing inside. It runs each exported file,
-    compares its embeddings with those of PyTorch, and prints the cosine similarities. It deletes a
-    file that does not agree.
+    compares its embeddings with those of PyTorch, and prints the cosine similarities. If a file
+    does not agree, the command stops with an error and writes nothing.
     """
     from ..clip import load_parts
     from ..export import export as write

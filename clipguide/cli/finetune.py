@@ -54,9 +54,9 @@ def finetune(
         str,
         typer.Argument(
             metavar="DATA",
-            help="A folder whose subfolders name classes; a .csv, .tsv, .jsonl or .parquet of "
-            "images and captions or labels; a webdataset .tar, or a pattern of them; or an "
-            "index.",
+            help="A folder whose subfolders name classes; a folder of images, each with its "
+            "caption in a .txt of the same name; a .csv, .tsv, .jsonl or .parquet of images and "
+            "captions or labels; a webdataset .tar, or a pattern of them; or an index.",
             show_default=False,
         ),
     ],
@@ -82,7 +82,11 @@ def finetune(
         ),
     ] = "full",
     loss: Annotated[
-        str, _option(text="The loss. softmax: that of CLIP. sigmoid: that of SigLIP.")
+        str,
+        _option(
+            text="The loss. softmax: that of CLIP. sigmoid: that of SigLIP.",
+            metavar="softmax|sigmoid",
+        ),
     ] = "softmax",
     epochs: Annotated[float, _option(text="The number of epochs.")] = 10.0,
     steps: Annotated[int | None, _option(text="The number of steps, in place of --epochs.")] = None,
@@ -145,13 +149,17 @@ def finetune(
         str | None,
         _option(
             text="The retention set, which tests what the CLIP must still know: held-out (534 "
-            "drawings that mini was not trained on, with 1,740 names), other images, or none. "
-            "[default: held-out for mini]",
+            "drawings that mini was not trained on, with 1,740 names), other images with captions "
+            "or labels, or none. [default: held-out for mini; required for other CLIPs]",
             metavar="held-out|DATA|none",
         ),
     ] = None,
     allow: Annotated[
-        float, _option(text="The allowed loss of accuracy on --retain, in percentage points.")
+        float,
+        _option(
+            text="The allowed loss of accuracy on --retain, in percentage points. For captions, "
+            "accuracy means recall@1."
+        ),
     ] = 1.0,
     wise_ft: Annotated[
         bool,
@@ -200,7 +208,8 @@ def finetune(
         str,
         _option(
             text="With --for-guiding: the CLIP that measures whether the guide's "
-            "gradient gives recognisable images."
+            "gradient gives recognisable images.",
+            metavar="NAME",
         ),
     ] = "mini-judge",
     device: Annotated[
@@ -228,7 +237,7 @@ def finetune(
 
     The result is a folder that --clip of every command accepts, and open_clip too. The folder also
     has a model card, the confusion matrices, the images whose predicted label changed, and a curve
-    of the accuracy on your data against the accuracy on the retained data. If you stop a run,
+    of the accuracy on your data against the accuracy on the retention set. If you stop a run,
     --resume continues it.
     """
     _check_given(ctx, for_guiding)

@@ -21,7 +21,9 @@ def generate(
         list[str] | None,
         typer.Argument(
             metavar="PROMPT",
-            help="What to draw, one image for each PROMPT, in the syntax of generate.",
+            help="What to draw, one image for each PROMPT. | separates the parts of a PROMPT, and "
+            ":0.5 after a part is its weight, from -10 to 10, as in 'a fox | snow:0.5'. A "
+            "backslash before | or : makes it ordinary text.",
             show_default=False,
         ),
     ] = None,
@@ -30,7 +32,9 @@ def generate(
     guide: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT", help="The text that CLIP steers towards. [default: the prompt]"
+            metavar="TEXT",
+            help="The text that CLIP steers towards, in the syntax of PROMPT. [default: the "
+            "prompt]",
         ),
     ] = None,
     negative: Annotated[
@@ -40,9 +44,9 @@ def generate(
     best_of: Annotated[
         int | None,
         typer.Option(
-            help="Draw this many samples for each image, and keep the best. --method best-of has "
-            "more options. [default: 1; 4 unsteered ones with the embedded generator if there is "
-            "no steering option]"
+            help="Draw this many samples for each image, and keep the best. What steers the image "
+            "steers each sample. --method best-of has more options. [default: 1; with the embedded "
+            "generator and no steering option, 4]"
         ),
     ] = None,
     method: steering.Name = None,
@@ -95,7 +99,7 @@ def generate(
         int | None,
         typer.Option(
             help="The number of sampling steps. A distilled model needs few, such as 4. [default: "
-            "15 with the embedded generator if nothing steers, else 30]"
+            "30; with the embedded generator and no steering option, 15]"
         ),
     ] = None,
     seed: options.Seed = None,
@@ -138,11 +142,11 @@ def generate(
         typer.Option(
             metavar="NAME",
             help="A second CLIP that only scores. If its score falls, clipguide reduces the "
-            "steering. By default it also selects among unsteered samples. [default: mini-judge "
-            "for the embedded generator]",
+            "steering. Among unsteered samples, the sum of its score and the guide's selects. "
+            "[default: mini-judge for the embedded generator, else none]",
         ),
     ] = None,
-    reward: options.Reward = None,
+    reward: options.SteerBy = None,
     select: Annotated[
         list[str] | None,
         typer.Option(
@@ -216,7 +220,8 @@ def generate(
         bool,
         typer.Option(
             "--exact",
-            help="Draw one image at a time, so that an image has the same bits in any run.",
+            help="Draw one image at a time, so that an image has the same bits alone and beside "
+            "others.",
         ),
     ] = False,
     quiet: options.Quiet = False,
@@ -224,7 +229,10 @@ def generate(
     """Draw an image of each PROMPT. CLIP selects or steers it.
 
     By default, the embedded generator is not steered: the command draws four samples and keeps the
-    best. A steering option, a reward or a weight in a PROMPT makes it steer. Each PNG contains the
+    one whose scores by guide and judge have the highest sum. A steering option makes it steer.
+    These are --guide, --method, --strength and the other options under "Steering" and "Options of
+    one method", and a weight in a PROMPT, but not --negative, --judge, --select, --question and
+    --refine. A real model is always steered, unless you give --strength 0. Each PNG contains the
     recipe that made it. Nothing is overwritten without --force.
     """
     if not prompts:

@@ -81,9 +81,9 @@ def index(
 ) -> None:
     """Index images, so that clipguide search finds them.
 
-    A second run reads only the images that have changed. It also removes deleted images from the
-    index if their folder still has other images. You can stop the command at any time: the next run
-    continues.
+    A second run takes the CLIP of the index; give the other options again. It reads only the images
+    that have changed. It also removes deleted images from the index if their folder still has other
+    images. You can stop the command at any time: the next run continues.
     """
     if options.urls:
         raise UsageError("index reads files, not URLs: download the images first.")

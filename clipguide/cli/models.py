@@ -17,14 +17,19 @@ CONFIGS = ("open_clip_config.json", "config.json")
 
 def models(
     word: Annotated[
-        str, typer.Argument(help="With --things: list only names that contain this word.")
+        str,
+        typer.Argument(
+            metavar="WORD",
+            help="With --things: list only names that contain this word.",
+            show_default=False,
+        ),
     ] = "",
     things: Annotated[
-        bool, typer.Option("--things", help="List what the embedded generator draws.")
+        bool, typer.Option("--things", help="List the objects that the embedded generator draws.")
     ] = False,
     as_json: ReportAsJson = False,
 ) -> None:
-    """List the embedded models, and the CLIPs in the cache of the hub.
+    """List the embedded models, and the CLIPs in the hub's cache.
 
     The list has sizes, licences, inputs, fingerprints and figures.
     """

@@ -20,7 +20,8 @@ def optimize(
         list[str] | None,
         typer.Argument(
             metavar="PROMPT",
-            help="What to draw, one image for each PROMPT, in the syntax of generate.",
+            help="What to draw, one image for each PROMPT. Parts and weights are written as for "
+            "generate.",
             show_default=False,
         ),
     ] = None,
@@ -62,8 +63,9 @@ def optimize(
         typer.Option(
             autocompletion=options.among("plain", "warped", "vqgan-clip", "disco"),
             metavar="NAME",
-            help="How the crops are transformed. plain: crops only. warped: also rotated and "
-            "recoloured. vqgan-clip, disco: as in these notebooks. [default: warped]",
+            help="How the crops are transformed. plain: crops only. warped: also mirrored, "
+            "rotated, seen in perspective and recoloured at random. vqgan-clip, disco: as in these "
+            "notebooks. [default: warped]",
         ),
     ] = None,
     ema: Annotated[
@@ -186,10 +188,10 @@ def optimize(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The CLIP that selects the best step. [default: mini-judge for mini]",
+            help="The CLIP that selects the best step. [default: mini-judge for mini, else none]",
         ),
     ] = None,
-    reward: options.Reward = None,
+    reward: options.SteerBy = None,
     question: options.Question = "",
     trust_pickle: options.TrustPickle = False,
     out: options.Out = None,

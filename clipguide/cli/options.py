@@ -88,17 +88,27 @@ Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Show no progress bar, and print only the paths.")
 ]
 KEY = "CLIPGUIDE_REWARD_KEY"  # environment variable with the key for a reward's server
-Reward = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME[:WEIGHT]",
-        autocompletion=registered("reward", *REWARDS),
-        help="Also steer or rank by a reward: clip, siglip2, pickscore, hpsv2, hpsv3, "
-        "imagereward, aesthetic, vqascore, vlm, dino, or one of a plug-in. NAME=WHERE#MODEL says "
-        "what to load, such as vlm=http://localhost:8000/v1#qwen. Repeatable.",
-        show_default=False,
-    ),
-]
+
+
+def reward_option(does: str) -> object:
+    """Return the type of --reward. `does` is what the command does by the reward, as its help says.
+    """
+    return Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:WEIGHT]",
+            autocompletion=registered("reward", *REWARDS),
+            help=f"{does} by a reward: clip, siglip2, pickscore, hpsv2, hpsv3, imagereward, "
+            "aesthetic, vqascore, vlm, dino, or one of a plug-in. NAME=WHERE#MODEL says what to "
+            "load, such as vlm=http://localhost:8000/v1#qwen. Repeatable.",
+            show_default=False,
+        ),
+    ]
+
+
+SteerBy = reward_option("Also steer")
+RankBy = reward_option("Also rank")
+OfferBy = reward_option("Offer to steer and rank")
 Question = Annotated[
     str,
     typer.Option(

@@ -54,7 +54,7 @@ def rerank(
             metavar="HEAD", help="The file of an aesthetic head for this CLIP, in safetensors."
         ),
     ] = None,
-    reward: shared.Reward = None,
+    reward: shared.RankBy = None,
     question: shared.Question = "",
     weight: Annotated[
         list[str] | None,
@@ -105,16 +105,20 @@ def rerank(
     link_to: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Make links to the kept images in this folder, with the same "
-            "names."
+            metavar="DIR", help="Make symbolic links to the kept images in this folder, with the "
+            "same names."
         ),
     ] = None,
     format: Printed = Format.text,
 ) -> None:
     """Sort images by score, the best first.
 
-    The score is the mean cosine similarity with --text, minus that with --negative. With
-    --aesthetic or --reward, the score is a sum: each criterion is first rescaled over these images.
+    The score is the cosine similarity with --text, minus that with --negative. If you give an
+    option several times, its mean counts. With --aesthetic or --reward, each criterion is first
+    rescaled over these images, and the score is their sum.
+
+    In the output, score is what the images are sorted by. A column for each criterion follows. The
+    word is for --text: "very sure" means that at least 99 % of unrelated texts score lower.
     """
     texts, negatives = ([checked(one) for one in given or []] for given in (text, negative))
     if not (texts or negatives or aesthetic or reward):

@@ -25,14 +25,15 @@ Name = Annotated[
     typer.Option(
         metavar="NAME",
         autocompletion=registered("method", *NAMES),
-        help="The method. shortcut: change the image of each step along CLIP's gradient. "
-        "best-of: draw several samples and keep the best. particles: draw several samples at "
-        "once; during sampling, replace bad ones by copies of good ones. rollover: repeat a step "
-        "with new noise until the score rises. lookahead: draw samples of a few steps first, and "
-        "move towards the good ones. backprop: take the gradient through the model; this is "
-        "slow. embedding: change the embedding of the prompt. noise: optimise the initial noise, "
-        "for models of 1 to 4 steps. auto: the method that gained most for --budget in "
-        "clipguide's measurements. [default: shortcut, but see --best-of]",
+        help="The method. shortcut: change the estimate of the clean latent (x0) in each step "
+        "along CLIP's gradient. best-of: draw several samples and keep the best. particles: draw "
+        "several samples at once; during sampling, replace bad ones by copies of good ones. "
+        "rollover: repeat a step with new noise until the score rises. lookahead: first draw "
+        "sketches, which are samples of a few steps, and move towards the good ones. backprop: "
+        "take the gradient through the model; this is slow. embedding: change the embedding of "
+        "the prompt. noise: optimise the initial noise, for models of 1 to 4 steps. auto: the "
+        "method that gained most for --budget in measurements of an earlier embedded generator. "
+        "[default: shortcut; with the embedded generator and no steering option, --best-of 4]",
     ),
 ]
 Budget = Annotated[
@@ -55,16 +56,16 @@ Memory = Annotated[
 Cutouts = Annotated[
     int | None,
     _option(
-        "The number of crops of each step's image that CLIP sees, in addition to the whole "
-        "image. [default: 4]"
+        "The number of crops (cutouts) of each step's image that CLIP sees, in addition to the "
+        "whole image. [default: 4]"
     ),
 ]
 Strength = Annotated[
     str | None,
     _option(
-        "How strongly CLIP steers: a number, where 0 is plain sampling. A schedule such as "
-        "0.1@0..0.5 limits it to a part of the run; there 0 is the first step, and 1 the last. "
-        "[default: 0.1; rollover: 0]",
+        "How far the gradient moves each step: a number, where 0 adds no gradient. A schedule such "
+        "as 0.1@0..0.5 limits it to a part of the run; there 0 is the first step, and 1 the last. "
+        "[default: 0.1; 0 for rollover, which needs no gradient]",
         "NUMBER|SCHEDULE",
     ),
 ]
@@ -94,23 +95,26 @@ Travel = Annotated[
 Fixed = Annotated[
     str | None,
     _option(
-        "Keep the noisy sample or the noise fixed while the image of a step changes. [default: "
-        "sample]",
+        "Keep the noisy sample or the noise fixed while x0, the estimate of the clean latent, "
+        "changes. [default: sample]",
         "sample|noise",
     ),
 ]
 Number = Annotated[
     int | None,
-    _option("best-of, particles, lookahead: the number of samples for each image. [default: 4]"),
+    _option(
+        "best-of, particles: the number of samples for each image. lookahead: the number of "
+        "sketches for each PROMPT. [default: 4]"
+    ),
 ]
 Quota = Annotated[
-    int | None, _option("rollover: the largest mean number of tries per step. [default: 4]")
+    int | None, _option("rollover: the largest mean number of proposals per step. [default: 4]")
 ]
 Potential = Annotated[
     str | None,
     _option(
-        "particles: weight a sample by its last gain, by its best score, or by the sum of its "
-        "scores. [default: difference]",
+        "particles: weight a sample by the change of its score, by its highest score so far, or by "
+        "the sum of its scores. [default: difference]",
         "difference|max|sum",
     ),
 ]
@@ -137,18 +141,23 @@ Resampling = Annotated[
 Enough = Annotated[
     float | None,
     _option(
-        "rollover: stop trying when the score reaches X. The score is minus the objective. "
+        "rollover: from the score X on, accept the first proposal. The score is that of --select, "
+        "or else the loss with its sign changed, which is at most 0 for the guide alone. "
         "[default: never]"
     ),
 ]
 Finish = Annotated[
     int | None,
-    _option("best-of: finish only this many samples, selected by their previews. [default: all]"),
+    _option(
+        "best-of: finish only this many samples, selected by their unfinished images at --look. "
+        "[default: all]"
+    ),
 ]
 Look = Annotated[
     float | None,
     _option(
-        "best-of with --finish: score the previews after this share of the steps. [default: 0.4]"
+        "best-of with --finish: score the unfinished images after this share of the steps. "
+        "[default: 0.4]"
     ),
 ]
 Of = Annotated[
@@ -189,7 +198,7 @@ Iterations = Annotated[
     int | None, _option("noise, embedding: the number of optimisation steps. [default: 20]")
 ]
 Together = Annotated[
-    int | None, _option("lookahead: the number of sketches in a batch. [default: 8]")
+    int | None, _option("lookahead: the largest number of sketches in a batch. [default: 8]")
 ]
 SketchScheduler = Annotated[
     str | None,
@@ -256,10 +265,10 @@ Decoder = Annotated[
         show_default=False,
         help="The decoder that turns the latents of each step into an image for CLIP. vae: the "
         "model's own decoder, the best and slowest. linear: an approximate map to colours, the "
-        "fastest. tiny: a small decoder, which --tiny names. auto: the vae if it is fast "
-        "compared with the model, else tiny or linear. vae:whole, vae:layers, vae:half and "
-        "vae:tiles2 need less and less memory; vae takes the first that fits. The vae always "
-        "decodes the finished image. [default: auto]",
+        "fastest; it weakens steering. tiny: a small decoder, which --tiny names. auto: the vae "
+        "if it is fast compared with the model, else a tiny decoder that is on this machine, else "
+        "linear. vae:whole, vae:layers, vae:half and vae:tiles2 need less and less memory; vae "
+        "takes the first that fits. The vae always decodes the finished image. [default: auto]",
     ),
 ]
 Tiny = Annotated[

@@ -11,7 +11,7 @@ import typer
 from ..errors import UsageError
 from . import console
 from .index import Db
-from .options import KEY, Device, Question, Reward
+from .options import KEY, Device, OfferBy, Question
 
 
 def ui(
@@ -31,10 +31,10 @@ def ui(
     ] = "mini",
     clip: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The CLIP that steers and ranks. [default: mini for "
-        "the embedded generator; ViT-B-32/laion2b_s34b_b79k for others]"),
+        typer.Option(metavar="NAME", help="The CLIP that steers and ranks. [default: to steer, "
+        "mini for the embedded generator, else that of the model's family; to rank, mini]"),
     ] = None,
-    reward: Reward = None,
+    reward: OfferBy = None,
     question: Question = "",
     device: Device = None,
     auth: Annotated[

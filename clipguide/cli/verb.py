@@ -29,9 +29,9 @@ SECTIONS = {  # heading -> options, for all commands
     "With --for-guiding": "for-guiding against norm epsilon attack-steps",
     "Reading images": "recursive alpha frames icc megapixels fast urls batch workers strict cache "
     "no-cache verify",
-    "Models": "model clip device dtype bf16 fp16 int8 compile trust-pickle",
+    "Models": "model clip device dtype bf16 compile trust-pickle",
     "Output": "out force resume grid preview video compare trace json quiet format contact-sheet "
-    "copy-to link-to open confusion explain to",
+    "copy-to link-to open confusion explain to int8 fp16",
     "Index": "db engine actors",
     "List": "things",
     "The page": "host port auth allow-host no-browser",
@@ -113,7 +113,7 @@ EXAMPLES = {
     "export": """
         clipguide export --to onnx --out exported/
         clipguide export --to onnx --int8 --clip mini-judge --out exported/
-        clipguide export --to hf --out exported/
+        clipguide export --to hf --clip ViT-B-32/laion2b_s34b_b79k --out exported/
     """,
     "finetune": """
         clipguide finetune photos/ --dry-run
@@ -195,6 +195,11 @@ class Verb(TyperCommand):
         checks.check(self.name or "", ctx.params, spelt)
         return super().invoke(ctx)
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the parts of the line of usage. A required argument stands there as it is."""
+        pieces = super().collect_usage_pieces(ctx)
+        return [re.sub(r"^\{([^{}]+)\}", r"\1", piece) for piece in pieces]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         rows: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
@@ -202,7 +207,8 @@ class Verb(TyperCommand):
             if record is not None:
                 named, told = record
                 title = heading(self.name or "", parameter)
-                rows.setdefault(title, []).append((plain(named), told))
+                named = named.split()[0] if title == "Arguments" else plain(named)
+                rows.setdefault(title, []).append((named, told))
         last = rows.pop("Help")
         for title in (title for title in ("Arguments", *SECTIONS) if title in rows):
             with formatter.section(title):

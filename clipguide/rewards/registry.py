@@ -61,7 +61,7 @@ class Kind:
     Args:
         load: loads it; what it gives makes an objective of prompts, minus the score. A property
             `score(image_B3HW)` or `score_pictures(images)` of that is used where it is there.
-        gradient: whether images have a gradient by it.
+        gradient: whether the score has a gradient with respect to the image.
         reads: whether it reads the prompt.
         scores: what is scored, in a few words, with the range.
         default: what is loaded where nothing is named; "" where something must be.
@@ -103,7 +103,7 @@ def register_reward(
     Args:
         name: what `--reward` and `Reward` call it: letters, digits, - and _.
         load: takes Settings and loads; what it returns takes prompts and makes an Objective.
-        gradient: whether images have a gradient by it.
+        gradient: whether the score has a gradient with respect to the image.
         reads: whether it reads the prompt.
         replace: whether a reward of that name may be replaced.
         **facts: the other fields of `Kind`, for the table of rewards.
