@@ -129,13 +129,17 @@ class Ledger:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        rows = json.loads(path.read_text())["figures"] if path and path.exists() else []
-        self.figures = {row["key"]: Figure(**row) for row in rows}
         self.new: list[str] = []
+        self.figures = self._read()
+
+    def _read(self) -> dict[str, Figure]:
+        there = self.path is not None and self.path.exists()
+        rows = json.loads(self.path.read_text())["figures"] if there else []
+        return {row["key"]: Figure(**row) for row in rows}
 
     def record(self, found: Figure) -> None:
         """Keep a figure, and write the file, so that a run that is stopped loses nothing."""
-        self.figures[found.key] = found
+        self.figures |= self._read() | {found.key: found}  # another group may run beside this one
         self.new.append(found.key)
         if self.path:
             order = {key: i for i, key in enumerate(BARS)}
