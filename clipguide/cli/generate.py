@@ -38,7 +38,12 @@ def generate(
         ),
     ] = None,
     negative: Annotated[
-        str, typer.Option(metavar="TEXT", help="A text to steer away from.", show_default=False)
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="The negative prompt of classifier-free guidance: what the image should not show.",
+            show_default=False,
+        ),
     ] = "",
     count: options.Count = 1,
     best_of: Annotated[
