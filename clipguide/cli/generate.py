@@ -33,8 +33,8 @@ def generate(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="The text that CLIP steers towards, in the syntax of PROMPT. It is no CLIP: --clip "
-            "names the guide. [default: the prompt]",
+            help="The text that CLIP steers towards, in the syntax of PROMPT. It is no CLIP: "
+            "--clip names the guide. [default: the prompt]",
         ),
     ] = None,
     negative: Annotated[
