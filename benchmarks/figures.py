@@ -34,10 +34,10 @@ NAMES = {  # of figures, as the page writes them
     "referee's top-5, times that of real drawings": "referee's top-5, divided by that of real "
     "drawings",
     "referee's top-5, one plain sample": "referee's top-5, one sample instead of the best of four",
-    "colour and thing right": "colour and thing both right",
-    "colour and thing right, pairs never trained on": "colour and thing both right, pairs that are "
-    "not in the training data",
-    "two things, both right, sides right": "two things, both right and on the right sides",
+    "colour and thing right": "colour and object both right",
+    "colour and thing right, pairs never trained on": "colour and object both right, pairs that "
+    "are not in the training data",
+    "two things, both right, sides right": "two objects, both right and on the right sides",
     "nearly a training picture": "near-copies of a training image",
     "variety, times that of real drawings": "variety, divided by that of real drawings",
     "photographs of packages, top-1": "30 sample photographs of Python packages, top-1",

@@ -33,12 +33,17 @@ def generate(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="The text that CLIP steers towards, in the syntax of PROMPT. [default: the "
-            "prompt]",
+            help="The text that CLIP steers towards, in the syntax of PROMPT. It is no CLIP: "
+            "--clip names the guide. [default: the prompt]",
         ),
     ] = None,
     negative: Annotated[
-        str, typer.Option(metavar="TEXT", help="A text to steer away from.", show_default=False)
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="The negative prompt of classifier-free guidance: what the image should not show.",
+            show_default=False,
+        ),
     ] = "",
     count: options.Count = 1,
     best_of: Annotated[
