@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_cli
+from clipguide.pipelines.batch import Batch
 from clipguide.pipelines.text_to_image import TextToImage
 from PIL import Image
 from typer.testing import CliRunner
@@ -103,7 +104,7 @@ def test_a_batch_of_which_one_is_gone(tiny_mini):
 
 def test_all_is_there_already(tiny_mini, monkeypatch):
     first = invoke(*RUN, "--out", "out")
-    monkeypatch.setattr(TextToImage, "_sample", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(Batch, "draw", lambda *_: pytest.fail("drawn again"))
     assert invoke(*RUN, "--out", "out", "--resume") == first
 
 
