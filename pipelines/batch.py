@@ -30,7 +30,7 @@ from ..views import Cutouts
 from .film import Film
 from .generation import recipe_options
 from .jobs import Job, Settings, to_draw
-from .loading import versions
+from .loading import made_by
 from .picture import Picture
 from .refine import refine
 
@@ -193,16 +193,7 @@ class Batch:
             height=settings.height,
             scheduler=type(owner.pipe.scheduler).__name__,
             best_of=settings.best_of,
-            model=owner.model,
-            model_fingerprint=owner.fingerprint,
-            clip=owner.clip.name,
-            clip_fingerprint=owner.clip.fingerprint,
-            judge=owner.judge.name if owner.judge else "",
-            judge_fingerprint=owner.judge.fingerprint if owner.judge else "",
-            device=owner.device,
-            dtype=owner.dtype,
-            threads=torch.get_num_threads(),
-            libraries=versions(),
+            **made_by(owner),
             batch_position=i,
             batch_seeds=tuple(one.seed for one in self.jobs),
             guide_score=0.0,

@@ -27,7 +27,7 @@ from .canvas_kinds import CANVASES
 from .drawing import Drawing
 from .frames import fitted, move, pale
 from .jobs import to_draw
-from .loading import versions
+from .loading import made_by
 from .picture import Picture
 
 if TYPE_CHECKING:
@@ -149,16 +149,7 @@ class Run:
             height=drawing.size[1],
             scheduler="Adam",
             best_of=1,
-            model=owner.model,
-            model_fingerprint=owner.fingerprint,
-            clip=owner.clip.name,
-            clip_fingerprint=owner.clip.fingerprint,
-            judge=owner.judge.name if owner.judge else "",
-            judge_fingerprint=owner.judge.fingerprint if owner.judge else "",
-            device=owner.device,
-            dtype=owner.dtype,
-            threads=torch.get_num_threads(),
-            libraries=versions(),
+            **made_by(owner),
             batch_position=0,
             batch_seeds=(self.seed,),
             guide_score=0.0,

@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,6 +24,9 @@ from ..prompts import shorten
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from .text_to_canvas import TextToCanvas
+    from .text_to_image import TextToImage
+
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "timm")
 
 
@@ -32,7 +35,7 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """Load a pipeline that can be steered. It reads safetensors only.
 
-    `name` is "mini", a folder or the name of a model. The safety checker is left out, with a
+    `model` is "mini", a folder or the name of a model. The safety checker is left out, with a
     warning, unless you ask for it.
 
     Raises:
@@ -180,6 +183,23 @@ def versions() -> dict[str, str]:
     """Return the versions of the packages that affect the pixels of an image."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"clipguide": __version__, **found}
+
+
+def made_by(owner: TextToImage | TextToCanvas) -> dict[str, Any]:
+    """Return the fields of a recipe that name the models, and what they run on."""
+    judge = owner.judge
+    return {
+        "model": owner.model,
+        "model_fingerprint": owner.fingerprint,
+        "clip": owner.clip.name,
+        "clip_fingerprint": owner.clip.fingerprint,
+        "judge": judge.name if judge else "",
+        "judge_fingerprint": judge.fingerprint if judge else "",
+        "device": owner.device,
+        "dtype": owner.dtype,
+        "threads": torch.get_num_threads(),
+        "libraries": versions(),
+    }
 
 
 def plain_seconds(

@@ -67,6 +67,16 @@ def test_the_ledger_keeps_what_was_not_measured_again(tmp_path):
     assert " NO " in Ledger(path).table([first])
 
 
+def test_two_groups_side_by_side_keep_each_others_figures(tmp_path):
+    path, names = tmp_path / "figures.json", list(BARS)[:3]
+    one, other = Ledger(path), Ledger(path)
+    for ledger, name, value in ((one, 0, 0.1), (other, 1, 0.2), (one, 2, 0.3), (other, 0, 0.4)):
+        ledger.record(figure(names[name], value, n=1, weights={"guide": "a"}))
+    assert [Ledger(path).figures[name].value for name in names] == [0.4, 0.2, 0.3]
+    one.record(figure(names[1], 0.5, n=1, weights={"guide": "a"}))
+    assert Ledger(path).figures[names[0]].value == 0.4  # not what `one` had measured before
+
+
 def test_a_fingerprint_is_of_names_and_bytes(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"1")
     one = fingerprint(tmp_path)
