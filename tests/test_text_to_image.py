@@ -479,3 +479,13 @@ def test_it_says_what_it_was_not_taught(draw, tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error", ClipguideWarning)
         draw("a fox", steps=2, strength=0.0)
+
+
+def test_a_recipe_names_all_models(draw):
+    recipe = draw("a red fox", steps=1, seed=1)[0].recipe
+    for said, clip in (("clip", draw.clip), ("judge", draw.judge)):
+        assert getattr(recipe, said) == clip.name
+        assert getattr(recipe, f"{said}_fingerprint") == clip.fingerprint
+    assert (recipe.model, recipe.model_fingerprint) == (draw.model, draw.fingerprint)
+    assert len({draw.fingerprint, draw.clip.fingerprint, draw.judge.fingerprint}) == 3
+    assert recipe.libraries["clipguide"] and recipe.libraries["torch"] == torch.__version__
