@@ -488,4 +488,4 @@ def test_a_recipe_names_all_models(draw):
         assert getattr(recipe, f"{said}_fingerprint") == clip.fingerprint
     assert (recipe.model, recipe.model_fingerprint) == (draw.model, draw.fingerprint)
     assert len({draw.fingerprint, draw.clip.fingerprint, draw.judge.fingerprint}) == 3
-    assert recipe.libraries["clipguide"] and recipe.libraries["torch"] == torch.__version__
+    assert set(recipe.libraries) > {"clipguide", "torch", "diffusers"}
