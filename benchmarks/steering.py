@@ -7,9 +7,9 @@ Each prompt is drawn in all ways (`benchmarks/ways.py`), one image at a time, on
 in one process with one thread, in float32, from the same seeds. Cost is the median over prompts of
 the mean seconds of an image ÷ those of plain sampling of the same prompt: seconds of the processor,
 which on a core with nothing beside are those of the clock, and beside other jobs stay so. "best of"
-keeps, of so many images, the one that the guide likes best. Score, top-5, gain and diversity are
-those of the referee, which guides, stops and picks nothing (`python -m training.clip export
-referee`). Each prompt is written as it is done, with the digest of all models: what other models
+keeps, of so many images, the one that the guide likes best; "default" is `clipguide generate`.
+Score, top-5, gain and diversity are those of the referee, which guides, stops and picks nothing
+(`python -m training.clip export referee`). Each prompt is written as it is done, with the digest of all models: what other models
 drew is not counted, and is drawn again.
 """
 
@@ -29,7 +29,7 @@ from clipguide.pipelines.text_to_image import TextToImage
 from benchmarks import ways
 from benchmarks.gains import Drawn, Row, at_budgets, frontier, markdown, rows
 from benchmarks.records import digest_of, models_of
-from benchmarks.ways import PLAIN, Way, draw
+from benchmarks.ways import DEFAULT, PLAIN, Way, draw
 from clipguide import Similarity, load_clip
 from clipguide.guidance.auto import TABLE
 from training.common import CACHE
@@ -54,7 +54,7 @@ def read(records: Path) -> list[Drawn]:
 def command_draw(
     referee: Referee = REFEREE,
     prompts: Annotated[int, typer.Option(help="How many of the 200 prompts, in an order.")] = 200,
-    only: Annotated[str, typer.Option("--ways", help="Those that begin so, by commas.")] = "",
+    only: Annotated[str, typer.Option("--ways", help="Those that begin so, by semicolons.")] = "",
     seeds: Annotated[int, typer.Option(help="At most so many images of a way.")] = 16,
     minutes: Annotated[float, typer.Option(help="Begin no prompt after that.")] = 1e9,
     records: Records = RECORDS,
@@ -70,9 +70,9 @@ def command_draw(
     order = random.Random(0).sample(range(len(every)), len(every))[:prompts]
     done = {(d.prompt, d.way) for d in read(records) if d.models == mark}
     text_KD = judge.encode_text(drawings.concepts)
-    begins = tuple(only.split(",")) if only else ("",)
+    begins = tuple(only.split(";")) if only else ("",)
     wanted = [way for way in ways.WAYS if way is PLAIN or way.name.startswith(begins)]
-    draw(model, PLAIN, every[0], 0)  # warm
+    draw(model, DEFAULT, every[0], 0)  # warm
     records.parent.mkdir(parents=True, exist_ok=True)
     for i in order:
         missing = [way for way in wanted if (i, way.name) not in done]

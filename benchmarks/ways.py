@@ -15,7 +15,7 @@ from clipguide.pipelines.generation import CFG, STEPS
 from clipguide.pipelines.text_to_image import TextToImage
 
 from benchmarks import community
-from clipguide import Cutouts, Similarity, steer
+from clipguide import Cutouts, Similarity, images, steer
 from clipguide.guidance import (
     Backprop,
     BestOf,
@@ -36,7 +36,7 @@ EARLY, LATE = (0.5, 1.0), (0.0, 0.5)  # halves of the noise levels
 @dataclass(frozen=True)
 class Way:
     """A method, the community's at a scale, or none; drawn with seeds 0 … seeds − 1. Groups of
-    `best_of` of these are ranked by the guide."""
+    `best_of` of these are ranked by the guide. DEFAULT is what `clipguide generate` does."""
 
     name: str
     method: Method | float | None
@@ -45,9 +45,11 @@ class Way:
     views: Cutouts = VIEWS
     decoder: str = "vae"
     judged: bool = False  # mini's judge may weaken the steering, and stop it
+    steps: int = STEPS
 
 
 PLAIN = Way("plain", None, 16, (1, 2, 4, 8))
+DEFAULT = Way("default", None)
 
 
 def sparing(name: str, **options: object) -> Way:
@@ -57,6 +59,19 @@ def sparing(name: str, **options: object) -> Way:
 
 WAYS = (
     PLAIN,
+    DEFAULT,
+    Way("15 steps", None, 16, (1, 2, 4, 8, 16), steps=15),
+    Way("15 steps, shortcut 0.2", Shortcut(strength=0.2), 4, (1, 2), steps=15),
+    Way("15 steps, shortcut 0.2, every 3", Shortcut(strength=0.2, every=3), 4, (1, 2), steps=15),
+    Way(
+        "15 steps, sparing 0.6, every 3",
+        Shortcut(strength=0.6, every=3),
+        4,
+        (1, 2, 4),
+        WHOLE,
+        "linear",
+        steps=15,
+    ),
     Way("pruned 4", BestOf(number=4, finish=1, look=0.25)),
     Way("pruned 8", BestOf(number=8, finish=1, look=0.3)),
     sparing("0.6, every 6", strength=0.6, every=6),
@@ -93,10 +108,12 @@ WAYS = (
 
 def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
     """image_13HW in [0, 1]."""
+    if way is DEFAULT:
+        return images.to_tensor([model(prompt, seed=seed)[0].image])
     generator = [torch.Generator().manual_seed(seed)]
     settings = {
         "prompt": [prompt],
-        "num_inference_steps": STEPS,
+        "num_inference_steps": way.steps,
         "guidance_scale": CFG,
         "generator": generator,
         "output_type": "pt",
@@ -107,7 +124,7 @@ def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
             model.pipe,
             model.clip,
             [prompt],
-            steps=STEPS,
+            steps=way.steps,
             cfg=CFG,
             scale=way.method,
             number=len(VIEWS),
@@ -126,13 +143,18 @@ def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
             settings["generator"] = [
                 torch.Generator().manual_seed(seed + k * 1_000_000) for k in range(number)
             ]
-        images = s(**settings).images.clamp(0, 1)
-        return images[objective.score(images).argmax()][None]
+        image_B3HW = s(**settings).images.clamp(0, 1)
+        return image_B3HW[objective.score(image_B3HW).argmax()][None]
 
 
 def settings(way: Way) -> dict:
-    """What of a row says how it was drawn, for those that are not plain."""
+    """What of a row says how it was drawn, for those that are not plain. `auto` chooses no number
+    of steps: a method at another number is one of its own here."""
+    fewer = "" if way.steps == STEPS else f"{way.steps} steps"
+    if way is DEFAULT or (way.method is None and fewer):
+        return {"method": fewer or way.name, "options": {}}
     if not isinstance(way.method, Method):
         return {} if way.method is None else {"method": "community", "options": {}}
     seen = {"decoder": way.decoder, "cutouts": way.views.number}
-    return {"method": way.method.name, "options": way.method.options(), **seen}
+    name = f"{way.method.name}, {fewer}" if fewer else way.method.name
+    return {"method": name, "options": way.method.options(), **seen}
