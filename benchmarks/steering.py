@@ -9,8 +9,8 @@ the mean seconds of an image ÷ those of plain sampling of the same prompt: seco
 which on a core with nothing beside are those of the clock, and beside other jobs stay so. "best of"
 keeps, of so many images, the one that the guide likes best; "default" is `clipguide generate`.
 Score, top-5, gain and diversity are those of the referee, which guides, stops and picks nothing
-(`python -m training.clip export referee`). Each prompt is written as it is done, with the digest of all models: what other models
-drew is not counted, and is drawn again.
+(`python -m training.clip export referee`). Each prompt is written as it is done, with the digest of
+all models: what other models drew is not counted, and is drawn again.
 """
 
 from __future__ import annotations

@@ -1,18 +1,17 @@
-"""The mini VQGAN: 128 px -> 16x16 codes of 1,024, a diffusers ``VQModel`` (Esser et al. 2021).
+"""The mini VQGAN: 256 px -> 32x32 codes of 4,096, a diffusers ``VQModel`` (Esser et al. 2021).
 
-    python -m training.vqgan train --minutes 25   # processor minutes; goes on from the last weights
+    python -m training.vqgan train --minutes 45   # processor minutes in all; resumes
     python -m training.vqgan export               # clipguide/mini/vqgan, fp16
 
-The weights begin as the checkpoint's, else the shipped ones, else (`--fresh`) the VAE's.
-
-Loss: absolute error, Lite0 features, the commitment of VQ-VAE, and after a third of the run a
-hinge adversarial loss of a small patch discriminator, its weight set by the ratio of gradients at
-the decoder's last layer. Codes that no one uses start again at an encoder's output.
+It begins as the shipped weights, whose codebook may be smaller. Loss: absolute and squared error,
+distances of Lite0's features, the commitment of VQ-VAE (van den Oord et al. 2017), and after a
+third of the run a hinge adversarial loss of a small patch discriminator, its weight set by the
+ratio of gradients at the decoder's last layer. Codes that nothing used begin again at latents far
+from all codes.
 """
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +20,17 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from clipguide.finetune import Ema
 from training import common, vae
+from training.loop import Loop, averaged
 from training.pictures import Pictures
 
 CACHE = common.CACHE / "vqgan"
-CODES = 1024
+CODES, SIDE = 4096, 256
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
-def build():
-    """The VAE's encoder and decoder around a codebook of 1,024 vectors of 8."""
+def build(codes: int = CODES):
+    """The architecture: 2.5 M parameters without attention, around `codes` vectors of 8."""
     from diffusers import VQModel
 
     return VQModel(
@@ -42,40 +41,42 @@ def build():
         latent_channels=8,
         norm_num_groups=8,
         mid_block_add_attention=False,
-        num_vq_embeddings=CODES,
-        sample_size=128,
+        num_vq_embeddings=codes,
+        sample_size=SIDE,
     )
 
 
-def shipped() -> dict[str, Tensor]:
-    """The weights of the package."""
+def shipped() -> tuple[nn.Module, int]:
+    """The model of the package, and how many codes it has; those beyond are copies of these."""
     from safetensors.torch import load_file
 
     state = load_file(common.MINI / "vqgan" / "diffusion_pytorch_model.safetensors")
-    return {name: value.float() for name, value in state.items()}
+    state = {name: value.float() for name, value in state.items()}
+    own, model = state["quantize.embedding.weight"], build()
+    state["quantize.embedding.weight"] = own[torch.arange(CODES) % len(own)]
+    model.load_state_dict(state)
+    return model, len(own)
 
 
-def start_from_vae(model) -> None:
-    """Copy what has the same name and shape; the codebook starts when the first batch is seen."""
-    theirs, mine = vae.load().state_dict(), model.state_dict()
-    model.load_state_dict(
-        {**mine, **{k: v for k, v in theirs.items() if k in mine and mine[k].shape == v.shape}}
-    )
+class Rivals(nn.Module):
+    """The VQGAN and its discriminator: patches of 34 pixels -> one logit each (Isola et al. 2017),
+    without batch norm."""
 
-
-def discriminator() -> nn.Module:
-    """Patches of 34 pixels -> one logit each (Isola et al. 2017), without batch norm."""
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 4, 2, 1),
-        nn.LeakyReLU(0.2),
-        nn.Conv2d(32, 64, 4, 2, 1),
-        nn.GroupNorm(8, 64),
-        nn.LeakyReLU(0.2),
-        nn.Conv2d(64, 128, 4, 2, 1),
-        nn.GroupNorm(8, 128),
-        nn.LeakyReLU(0.2),
-        nn.Conv2d(128, 1, 3, 1, 1),
-    )
+    def __init__(self) -> None:
+        super().__init__()
+        model, self.own = shipped()
+        self.vqgan = model.to(memory_format=torch.channels_last)
+        self.critic = nn.Sequential(
+            nn.Conv2d(3, 32, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(32, 64, 4, 2, 1),
+            nn.GroupNorm(8, 64),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(64, 128, 4, 2, 1),
+            nn.GroupNorm(8, 128),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(128, 1, 3, 1, 1),
+        )
 
 
 def quantize(model, z_BChw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,18 +86,21 @@ def quantize(model, z_BChw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def revive(model, z_BChw: Tensor, used_N: Tensor) -> None:
-    """Move codes unused since the last call to random encoder outputs of this batch."""
-    dead = (used_N == 0).nonzero().flatten()
-    pool = z_BChw.permute(0, 2, 3, 1).flatten(0, 2)
-    model.quantize.embedding.weight[dead] = pool[torch.randint(len(pool), (len(dead),))]
+def revive(model, image_B3HW: Tensor, used_K: Tensor) -> None:
+    """Move unused codes to latents of images in [-1, 1], drawn by their squared distance to the
+    nearest code, as k-means++ draws (Arthur & Vassilvitskii 2007)."""
+    z_ND = model.quant_conv(model.encoder(image_B3HW)).permute(0, 2, 3, 1).flatten(0, 2)
+    code_KD, dead = model.quantize.embedding.weight, (used_K == 0).nonzero().flatten()
+    living_KD = code_KD[used_K > 0]
+    far_N = torch.cat([torch.cdist(z, living_KD).amin(1).square() for z in z_ND.split(2048)])
+    code_KD[dead] = z_ND[torch.multinomial(far_N + 1e-9, len(dead))]
 
 
 @torch.no_grad()
 def measure(model, image_N3HW: Tensor) -> tuple[float, float]:
     """(mean PSNR in dB, share of the codes used) over pictures in [0, 1]."""
-    psnr, used = [], torch.zeros(CODES, dtype=torch.bool)
-    for x in (image_N3HW * 2 - 1).split(16):
+    psnr, used = [], torch.zeros(len(model.quantize.embedding.weight), dtype=torch.bool)
+    for x in (image_N3HW * 2 - 1).split(8):
         z, _, codes = quantize(model, model.quant_conv(model.encoder(x)))
         y = model.decoder(model.post_quant_conv(z)).clamp(-1, 1)
         psnr.append(-10 * torch.log10(((x - y) / 2).square().flatten(1).mean(1).clamp_min(1e-8)))
@@ -105,90 +109,71 @@ def measure(model, image_N3HW: Tensor) -> tuple[float, float]:
 
 
 @app.command()
-def train(minutes: float = 25, lr: float = 8e-4, batch: int = 8, fresh: bool = False) -> None:
-    """Train for so many minutes of processor time more; the rate falls within this call."""
-    pictures, rng = Pictures(), np.random.default_rng()
-    model, critic = build().to(memory_format=torch.channels_last), discriminator()
-    path, log = CACHE / "checkpoint.pt", common.Log(CACHE / "log.csv")
-    if fresh:
-        start_from_vae(model)
-    elif path.exists():
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
-        critic.load_state_dict(state["critic"])
-    else:
-        model.load_state_dict(shipped())
-    perceptual, average = vae.Perceptual(), Ema(model, 0.998)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=lr / 2, betas=(0.5, 0.9))
-    held, used, start, step = (
-        pictures.held_out(128, limit=96),
-        torch.zeros(CODES),
-        time.process_time(),
-        0,
+def train(minutes: float = 45, lr: float = 8e-4, batch: int = 8) -> None:
+    """Train on `batch` crops of 128 px of images of 256, every fourth step on whole images."""
+    pictures, rng, rivals = Pictures(), np.random.default_rng(), Rivals()
+    model, critic, perceptual = rivals.vqgan, rivals.critic, vae.Perceptual()
+    loop = Loop(
+        CACHE,
+        rivals,
+        minutes=minutes,
+        lr=lr,
+        weight_decay=1e-4,
+        fall=0.5,
+        scale=lambda name: 0.5 if name.startswith("critic") else 1.0,
     )
-    last = model.decoder.conv_out.weight
-    while (done := (time.process_time() - start) / 60 / minutes) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * done))
-        whole = rng.random() < 0.5
-        crop, count = (None, batch // 2) if whole else (64, 2 * batch)
-        x = pictures.batch(rng, count, 128, crop) * 2 - 1
-        x = x.to(memory_format=torch.channels_last)
+    held, last = pictures.held_out(SIDE, limit=48), model.decoder.conv_out.weight
+    used_K, since = torch.zeros(CODES), 0
+    if loop.index == 0:  # the new codes are copies of those that it begins with
+        first_K = torch.arange(CODES) < rivals.own
+        revive(model, pictures.batch(rng, 12, SIDE) * 2 - 1, first_K)
+    for done in loop:
+        if since == 100 and done < 0.8:
+            revive(model, pictures.batch(rng, 12, SIDE) * 2 - 1, used_K)
+            used_K, since = torch.zeros(CODES), 0
+        since += 1
+        whole = loop.index % 4 == 3
+        x = pictures.batch(rng, batch // 4 if whole else batch, SIDE, None if whole else SIDE // 2)
+        x = (x * 2 - 1).contiguous(memory_format=torch.channels_last)
         with common.autocast():
             z = model.quant_conv(model.encoder(x))
-        z = z.float()
-        if (fresh and step == 0) or (step % 100 == 99 and done < 0.8):
-            revive(model, z, used)
-            used.zero_()
-        code_z, commit, codes = quantize(model, z)
-        used += torch.bincount(codes, minlength=CODES)
+        code_z, commit, codes = quantize(model, z.float())
+        used_K += torch.bincount(codes, minlength=CODES)
         with common.autocast():
             y = model.decoder(model.post_quant_conv(code_z)).float()
         plain = (y - x).abs().mean() + (y - x).square().mean() + 0.15 * perceptual(y, x)
-        loss = plain + commit
+        loss, parts = plain + commit, {"plain": plain, "commit": commit}
+        if done > 0.3:
+            parts["critic"] = F.relu(1 - critic(x)).mean() + F.relu(1 + critic(y.detach())).mean()
+            loss = loss + parts["critic"]
         if done > 1 / 3:
+            critic.requires_grad_(False)
             fool = -critic(y).mean()
+            critic.requires_grad_(True)
             (g_plain,) = torch.autograd.grad(plain, last, retain_graph=True)
             (g_fool,) = torch.autograd.grad(fool, last, retain_graph=True)
-            loss = (
-                loss + 0.1 * fool * (g_plain.norm() / (g_fool.norm() + 1e-6)).clamp(max=10).detach()
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(model)
-        if done > 0.3:
-            hinge = F.relu(1 - critic(x)).mean() + F.relu(1 + critic(y.detach())).mean()
-            critic_optimizer.zero_grad(set_to_none=True)
-            hinge.backward()
-            critic_optimizer.step()
-        step += 1
-        if step % 200 == 0:
-            db, share = measure(average.model, held)
-            log(
-                step=step,
-                minutes=(time.process_time() - start) / 60,
-                loss=plain.item(),
-                psnr=db,
-                codes=share,
-            )
-            torch.save({"model": average.model.state_dict(), "critic": critic.state_dict()}, path)
-    torch.save({"model": average.model.state_dict(), "critic": critic.state_dict()}, path)
-    log.plot()
-    with torch.no_grad():
-        z, _, _ = quantize(
-            average.model, average.model.quant_conv(average.model.encoder(held[:32] * 2 - 1))
-        )
-        after = average.model.decoder(average.model.post_quant_conv(z)) / 2 + 0.5
-        common.before_and_after(CACHE / "sheet.png", held[:32], after)
+            loss = loss + 0.1 * fool * (g_plain.norm() / (g_fool.norm() + 1e-6)).clamp(max=10)
+        loop.step(loss, **parts)
+        if loop.index % 500 == 0:
+            print(loop.index, *measure(loop.average.model.vqgan, held), flush=True)
+            _sheet(loop.average.model.vqgan, held[:32])
+    print("held out", *measure(load(), pictures.held_out(SIDE)))
+    _sheet(load(), held[:32])
+
+
+@torch.no_grad()
+def _sheet(model, held_N3HW: Tensor) -> None:
+    z, _, _ = quantize(model, model.quant_conv(model.encoder(held_N3HW * 2 - 1)))
+    after = model.decoder(model.post_quant_conv(z)) / 2 + 0.5
+    common.before_and_after(CACHE / "sheet.png", held_N3HW, after)
 
 
 def load():
     """The trained VQGAN, float32."""
-    model = build()
-    model.load_state_dict(torch.load(CACHE / "checkpoint.pt", weights_only=True)["model"])
+    state, model = averaged(CACHE), build()
+    model.load_state_dict(
+        {k.removeprefix("vqgan."): v for k, v in state.items() if k.startswith("vqgan.")}
+    )
     return model.eval().requires_grad_(False)
 
 
