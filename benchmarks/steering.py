@@ -19,6 +19,7 @@ import json
 import random
 import time
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +55,7 @@ def read(records: Path) -> list[Drawn]:
 def command_draw(
     referee: Referee = REFEREE,
     prompts: Annotated[int, typer.Option(help="How many of the 200 prompts, in an order.")] = 200,
-    only: Annotated[str, typer.Option("--ways", help="Those that begin so, by semicolons.")] = "",
+    only: Annotated[str, typer.Option("--ways", help="Names or patterns, by semicolons.")] = "*",
     seeds: Annotated[int, typer.Option(help="At most so many images of a way.")] = 16,
     minutes: Annotated[float, typer.Option(help="Begin no prompt after that.")] = 1e9,
     records: Records = RECORDS,
@@ -70,8 +71,11 @@ def command_draw(
     order = random.Random(0).sample(range(len(every)), len(every))[:prompts]
     done = {(d.prompt, d.way) for d in read(records) if d.models == mark}
     text_KD = judge.encode_text(drawings.concepts)
-    begins = tuple(only.split(";")) if only else ("",)
-    wanted = [way for way in ways.WAYS if way is PLAIN or way.name.startswith(begins)]
+    wanted = [
+        way
+        for way in ways.WAYS
+        if way is PLAIN or any(fnmatchcase(way.name, pattern) for pattern in only.split(";"))
+    ]
     draw(model, DEFAULT, every[0], 0)  # warm
     records.parent.mkdir(parents=True, exist_ok=True)
     for i in order:
