@@ -44,43 +44,64 @@ def sample(
     clip: Clip,
     prompts: list[str],
     *,
-    steps: int,
-    cfg: float,
     scale: float,
     number: int,
-    generator: list[torch.Generator],
+    told_first: bool = False,
+    **settings: object,
 ) -> torch.Tensor:
-    """Final latents_BChw of a StableDiffusionPipeline. `scale` is its clip_guidance_scale."""
-    scheduler, vae = pipe.scheduler, pipe.vae
-    embeds, negative = pipe.encode_prompt(prompts, pipe.device, 1, True)
-    scheduler.set_timesteps(steps)
-    side = pipe.unet.config.sample_size
-    shape = (pipe.unet.config.in_channels, side, side)
-    x = torch.stack([torch.randn(shape, generator=g) for g in generator])
-    x = x * scheduler.init_noise_sigma
-    text_BD = clip.encode_text(prompts)
-    for t in scheduler.timesteps:
-        both = scheduler.scale_model_input(torch.cat([x, x]), t)
-        without, given = pipe.unet(both, t, torch.cat([negative, embeds])).sample.chunk(2)
-        output = without + cfg * (given - without)
+    """Final latents_BChw of a call of the pipeline. `scale` is its clip_guidance_scale;
+    `told_first` says that the batch of the U-Net has the conditioned half first."""
+    scheduler, text_BD = pipe.scheduler, clip.encode_text(prompts)
+    step, asked = scheduler.step, {}
+
+    def seen(unet, args: tuple, kwargs: dict) -> None:
+        asked["args"], asked["kwargs"] = args, kwargs
+
+    def guided(output: torch.Tensor, t: torch.Tensor, x: torch.Tensor, **more: object):
         here = level(scheduler, t)
         if here.alpha > 1e-3:
-            gradient = _gradient(pipe, vae, clip, here, x, t, embeds, text_BD, scale, number)
+            half = slice(None, len(x)) if told_first else slice(-len(x), None)
+            (inputs, *rest), kwargs = _of(asked["args"], half), _of(asked["kwargs"], half)
+
+            def again(x: torch.Tensor) -> torch.Tensor:
+                scaled = scheduler.scale_model_input(x, t)
+                whole = torch.cat([scaled, inputs[:, x.shape[1] :]], 1)
+                return pipe.unet(whole, *rest, **{**kwargs, "return_dict": False})[0]
+
+            gradient = _gradient(pipe, again, clip, here, x, text_BD, scale, number)
             move = -here.sigma * gradient  # of ε
             if here.prediction == "v":
                 move = here.alpha * move + here.sigma * (here.sigma / here.alpha) * move
             output = output + move
-        x = scheduler.step(output, t, x).prev_sample
-    return x
+        return step(output, t, x, **more)
+
+    hook = pipe.unet.register_forward_pre_hook(seen, with_kwargs=True)
+    scheduler.step = guided
+    try:
+        return pipe(prompts, output_type="latent", **settings).images
+    finally:
+        hook.remove()
+        del scheduler.step
 
 
-def _gradient(pipe, vae, clip, here, x, t, embeds, text_BD, scale, number) -> torch.Tensor:
+def _of(value: object, half: slice) -> object:
+    """The tensors of a batch in a value, cut to that half."""
+    if isinstance(value, torch.Tensor):
+        return value[half] if value.ndim else value
+    if isinstance(value, dict):
+        return {key: _of(part, half) for key, part in value.items()}
+    return [_of(part, half) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _gradient(pipe, again, clip, here, x, text_BD, scale, number) -> torch.Tensor:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        output = pipe.unet(pipe.scheduler.scale_model_input(x, t), t, embeds).sample
-        x0 = here.x0(output, x)
+        x0 = here.x0(again(x), x)
         mixed = here.sigma * x0 + (1 - here.sigma) * x  # as the original weighs them
-        image = vae.decode(mixed / vae.config.scaling_factor).sample
+        if hasattr(pipe, "decode"):
+            image = pipe.decode(mixed)
+        else:
+            image = pipe.vae.decode(mixed / pipe.vae.config.scaling_factor).sample
         image = (image / 2 + 0.5).clamp(0, 1)
         views = cutouts(image, clip.image_size, number)
         distance = spherical(clip.encode_image(views), text_BD.repeat(number, 1))

@@ -27,6 +27,7 @@ from clipguide.guidance import (
 )
 from clipguide.guidance.contract import Method
 from clipguide.guidance.decoders import Decoder
+from clipguide.mini.pipeline import MiniPipeline
 
 VIEWS = Cutouts()
 WHOLE = Cutouts(number=0)  # the image alone
@@ -116,24 +117,22 @@ def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
         "num_inference_steps": way.steps,
         "guidance_scale": CFG,
         "generator": generator,
-        "output_type": "pt",
     }
     if isinstance(way.method, float):
         torch.manual_seed(seed)
         latents = community.sample(
             model.pipe,
             model.clip,
-            [prompt],
-            steps=way.steps,
-            cfg=CFG,
+            settings.pop("prompt"),
             scale=way.method,
             number=len(VIEWS),
-            generator=generator,
+            told_first=isinstance(model.pipe, MiniPipeline),
+            **settings,
         )
         with torch.no_grad():
             return Decoder(model.pipe)(latents).clamp(0, 1)
     if way.method is None:
-        return model.pipe(**settings).images.clamp(0, 1)
+        return model.pipe(**settings, output_type="pt").images.clamp(0, 1)
     objective = Similarity(model.clip, prompt, views=way.views)
     judge = model.judge if way.judged else None
     with steer(model.pipe, objective, method=way.method, decoder=way.decoder, judge=judge) as s:
@@ -143,7 +142,7 @@ def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
             settings["generator"] = [
                 torch.Generator().manual_seed(seed + k * 1_000_000) for k in range(number)
             ]
-        image_B3HW = s(**settings).images.clamp(0, 1)
+        image_B3HW = s(**settings, output_type="pt").images.clamp(0, 1)
         return image_B3HW[objective.score(image_B3HW).argmax()][None]
 
 

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import tiny_pipelines
 import torch
 from clipguide.pipelines.text_to_image import TextToImage
 from test_guidance import use
@@ -164,22 +165,36 @@ def test_images_of_a_way_are_graded(tiny_mini):
         assert one.top5 == bool(((unit_BD[k] @ text_KD.T) > unit_BD[k] @ text_KD[6]).sum() < 5)
 
 
-def test_the_baseline_is_guided(pipe, clip):
+@pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "MiniPipeline"])
+def test_the_baseline_is_guided(kind, pipe, clip):
     """At a scale of 0 it is plain sampling; its loss falls with the scale."""
-    use(pipe, "DDIM", "epsilon")
+    settings = {"num_inference_steps": 10, "guidance_scale": 3.0}
+    if kind == "MiniPipeline":
+        pipe, given = tiny_pipelines.tiny("mini")
+        settings |= {"maps": given["maps"][:1]}
+        decode = pipe.decode
+    else:
+        use(pipe, "DDIM", "epsilon")
+        settings |= {"height": 32, "width": 32}
+
+        def decode(latents):
+            return pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+
+    def image(latents):
+        with torch.no_grad():
+            return (decode(latents) / 2 + 0.5).clamp(0, 1)
 
     def sample(scale):
         torch.manual_seed(0)
-        generator = [torch.Generator().manual_seed(1)]
-        settings = {"steps": 10, "cfg": 3.0, "number": 2, "generator": generator}
-        latents = community.sample(pipe, clip, ["a fox"], scale=scale, **settings)
-        with torch.no_grad():
-            image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
-        return (image / 2 + 0.5).clamp(0, 1)
+        given = {**settings, "generator": [torch.Generator().manual_seed(1)], "number": 2}
+        told_first = kind == "MiniPipeline"
+        return image(
+            community.sample(pipe, clip, ["a fox"], scale=scale, told_first=told_first, **given)
+        )
 
     generator = [torch.Generator().manual_seed(1)]
-    plain = pipe(["a fox"], 32, 32, 10, guidance_scale=3.0, generator=generator, output_type="pt")
-    torch.testing.assert_close(sample(0.0), plain.images, atol=1e-5, rtol=0)
+    plain = pipe(["a fox"], generator=generator, output_type="latent", **settings).images
+    torch.testing.assert_close(sample(0.0), image(plain), atol=1e-5, rtol=0)
     text = clip.encode_text(["a fox"])
     cosine = [(clip.encode_image(sample(scale)) @ text.T).item() for scale in (0.0, 50.0)]
     assert cosine[1] > cosine[0]
