@@ -89,8 +89,10 @@ def quantize(model, z_BChw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def revive(model, image_B3HW: Tensor, used_K: Tensor) -> None:
     """Move unused codes to latents of images in [-1, 1], drawn by their squared distance to the
     nearest code, as k-means++ draws (Arthur & Vassilvitskii 2007)."""
-    z_ND = model.quant_conv(model.encoder(image_B3HW)).permute(0, 2, 3, 1).flatten(0, 2)
     code_KD, dead = model.quantize.embedding.weight, (used_K == 0).nonzero().flatten()
+    if not len(dead):
+        return
+    z_ND = model.quant_conv(model.encoder(image_B3HW)).permute(0, 2, 3, 1).flatten(0, 2)
     living_KD = code_KD[used_K > 0]
     far_N = torch.cat([torch.cdist(z, living_KD).amin(1).square() for z in z_ND.split(2048)])
     code_KD[dead] = z_ND[torch.multinomial(far_N + 1e-9, len(dead))]
