@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 BATCH_SIZE = 8  # on a CPU 1: a batch gains little there, and alone an image is always the same
+OWN = ("mini", "mini", "mini-judge")  # generator, guide and judge
 
 Finished = Callable[[int, Sequence[Recipe]], Picture | None]
 
@@ -265,6 +266,15 @@ class TextToImage:
         jobs = [Job(recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
         return Batch(self, jobs, settings).draw()[recipe.batch_position]
 
+    def _tell_of(self, picture: Picture, settings: Settings) -> None:
+        """Warn if the embedded models made an unsteered image that they do not recognise."""
+        own = (self.model, self.clip.name, self.judge and self.judge.name)
+        prompt = picture.recipe.prompt
+        if own == OWN and settings.method.idle and picture.recipe.guide == prompt:
+            said = known.unlike(to_draw(prompt), picture.guide_score, picture.judge_score)
+            if said:
+                warnings.warn(said, ClipguideWarning, stacklevel=2)
+
     def _iterate(
         self,
         batches: Sequence[Batch],
@@ -293,7 +303,10 @@ class TextToImage:
                 place += 1
                 if len(candidates) == number:
                     best = done.get((place - 1) // number)
-                    yield best or max(candidates, key=lambda candidate: candidate.rank)
+                    if best is None:
+                        best = max(candidates, key=lambda candidate: candidate.rank)
+                        self._tell_of(best, batch.settings)
+                    yield best
                     candidates = []
             if not candidates:
                 for tape in used:

@@ -19,6 +19,7 @@ from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
 from clipguide.guidance import METHODS, memory
 from clipguide.guidance.generators import STRIDE
 from clipguide.images import to_pil, to_tensor
+from clipguide.mini import known
 from clipguide.objectives import Objective, Similarity
 from clipguide.views import Cutouts
 
@@ -474,11 +475,27 @@ def test_it_says_what_it_was_not_taught(draw, tmp_path, monkeypatch):
     words = '{"things": ["fox"], "words": ["fox"]}'
     (tmp_path / "generator/known.json").write_text(words, "utf-8")
     monkeypatch.setattr(mini, "FOLDER", tmp_path)
+    monkeypatch.setattr(known, "LEAST", -3.0)
     with pytest.warns(ClipguideWarning, match="does not seem to know 'justice'.*use --model"):
         assert len(draw(["a fox", "justice"], steps=2, strength=0.0)) == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error", ClipguideWarning)
         draw("a fox", steps=2, strength=0.0)
+
+
+def test_it_says_what_it_did_not_draw(draw, monkeypatch):
+    """By the scores of its own guide and judge, of the image that is kept; neither of a steered
+    one, nor for other models, nor of the scores of another text."""
+    monkeypatch.setattr(known, "LEAST", 3.0)
+    with pytest.warns(ClipguideWarning, match="does not seem to show 'a fox'") as said:
+        assert len(draw(["a fox"], steps=2, strength=0.0, count=2, best_of=2)) == 2
+    assert len([w for w in said if "seem to show" in str(w.message)]) == 2
+    other = TextToImage(judge=draw.clip)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ClipguideWarning)
+        draw("a fox", steps=2, strength=0.1)
+        draw("a fox", steps=2, strength=0.0, guide="a cat")
+        other("a fox", steps=2, strength=0.0)
 
 
 def test_a_recipe_names_all_models(draw):

@@ -16,6 +16,8 @@ from . import path
 
 UNSPACED = re.compile(r"[぀-ヿ㐀-鿿]")  # kana and ideographs are not divided by spaces
 MOST = 3  # words for things, in a prompt that it can draw
+# Of images that the referee names, 95 % have this sum of scores: `training.evaluate generator`.
+LEAST = 0.34
 # Words that name nothing to draw, or that the generator takes as colour, size, place or style.
 SMALL = frozenset(
     """a an the of in on at to and or with for from by near under over into onto off up down
@@ -95,6 +97,25 @@ def doubt(prompt: str) -> str | None:
             f"of a kind. {ADVICE}"
         )
     return None
+
+
+def unlike(prompt: str, guide_score: float, judge_score: float) -> str | None:
+    """Says that an image by the embedded generator does not seem to show its prompt.
+
+    It goes by the sum of the scores of the embedded guide and judge, which is for images that
+    nothing steered: steering raises a score of an image that shows nothing. An emoji alone is no
+    text to a CLIP.
+
+    Returns:
+        One sentence and the next step, or None where the sum is at least LEAST, or `doubt` has
+        said it before.
+    """
+    if guide_score + judge_score >= LEAST or doubt(prompt) or not re.search(r"[^\W\d_]", prompt):
+        return None
+    return (
+        f"The image does not seem to show {shorten(prompt)!r}, by the scores of guide and judge. "
+        "Try other words or another --seed; for photographs and scenes use --model."
+    )
 
 
 def _joined(prompt: str) -> bool:

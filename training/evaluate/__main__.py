@@ -20,6 +20,7 @@ GROUPS = {  # name -> (module, function, what), cheapest first
     "bits": ("runtime", "bits", "same seed, batch against single, exact"),
     "vae": ("autoencoders", "vae", "the generator's autoencoder"),
     "vqgan": ("autoencoders", "vqgan", "the VQGAN"),
+    "eyes": ("generator", "eyes", "what people said of images; kept by training.eyes"),
     "clips": ("clips", "measure", "held-out drawings and the two styles never seen"),
     "colours": ("clips", "colours", "colour words"),
     "synonyms": ("clips", "synonyms", "words never met with a picture"),

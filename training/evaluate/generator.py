@@ -6,12 +6,15 @@ Legend: B pictures, P prompts, S seeds, K concepts, D width of an embedding.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from PIL import Image
 
 from clipguide.images import contact_sheet
+from clipguide.mini import known
 from training import common
 from training.data.build import NEAR, nearest, thumbnails
 from training.data.colours import TERMS
@@ -19,6 +22,7 @@ from training.evaluate import samples
 from training.evaluate.clips import all_drawings, colour_hits
 from training.evaluate.drawings import Drawings, ranks, share_of_pairs
 from training.evaluate.ledger import Figure, Settings, figure
+from training.eyes import EYES, VERDICTS
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
@@ -40,7 +44,8 @@ def measure(settings: Settings) -> Iterator[Figure]:
     yield figure("generator: referee's top-5, one plain sample", (rank_B < 5).float().mean(),
                  n=len(rank_B), weights=plain_weights, note="no candidates, no steering")
     rank_B = ranks(referee.encode_pictures(samples.pictures(drawn)), text_KD, target_B)
-    share = (rank_B < 5).float().mean().item()
+    named_B = rank_B < 5
+    share = named_B.float().mean().item()
     yield figure("generator: referee's top-5", share, n=len(rank_B), weights=weights,
                  note=f"{len(prompts)} things by chance, seed 0")
     real = [d for d in drawings.held_out if d.concept in set(things)]
@@ -52,6 +57,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
                  share / ceiling if ceiling else 0.0, n=len(prompts), weights=weights,
                  note=f"{share:.3f} / {ceiling:.3f}")
 
+    yield from doubt_figures(settings, prompts, samples.pictures(drawn), named_B, weights)
     coloured = yield from colour_figures(settings, draw, things, text_KD)
     yield from pair_figures(settings, draw, things, text_KD)
     varied, of = samples.concept_prompts(things, samples.VARIED, seed=1)
@@ -59,6 +65,46 @@ def measure(settings: Settings) -> Iterator[Figure]:
     many = draw(varied, seeds=samples.OF_EACH, way="plain")
     yield variety(settings, drawings, many, of)
     yield from memory_figures(drawings, [plain, drawn, coloured, many], weights)
+
+
+def doubt_figures(
+    settings: Settings,
+    prompts: list[str],
+    drawn: list[Image.Image],
+    named_B: torch.Tensor,
+    weights: dict[str, str],
+) -> Iterator[Figure]:
+    """How often the line "does not seem to show" stands below an image, by whether the referee
+    names it."""
+    sum_B = torch.zeros(len(drawn))
+    for clip in (settings.clip("guide"), settings.clip("judge")):
+        sum_B += (clip.encode_pictures(drawn) * clip.encode_text(prompts)).sum(1)
+    for what, of_B in (("named", named_B), ("not named", ~named_B)):
+        if of_B.any():
+            low = sum_B[of_B].quantile(0.05)
+            yield figure(f"generator: doubted, of images {what} by the referee",
+                         (sum_B[of_B] < known.LEAST).float().mean(), n=int(of_B.sum()),
+                         weights=weights,
+                         note=f"below {known.LEAST}; 95 % have more than {low:.3f}")
+
+
+def eyes(settings: Settings) -> Iterator[Figure]:
+    """What people said of images that they looked at one by one (`python -m training.eyes`)."""
+    found = json.loads(EYES.read_text())
+    said = [verdict for row in found["prompts"].values() for verdict in row["said"]]
+    note = f"{len(found['prompts'])} prompts, {found['readers']} readers"
+    for what in VERDICTS:
+        yield figure(f"generator: looked at, {what}", said.count(what) / len(said),
+                     n=len(said), weights=found["weights"], note=note)
+    doubted = {what: [] for what in VERDICTS}
+    for prompt, row in found["prompts"].items():
+        if len(set(row["said"])) == 1:
+            alike = known.unlike(prompt, row["guide"], row["judge"]) or known.doubt(prompt)
+            doubted[row["said"][0]].append(alike is not None)
+    for what, alike in doubted.items():
+        if alike:
+            yield figure(f"generator: doubted, of {what} images", sum(alike) / len(alike),
+                         n=len(alike), weights=found["weights"], note="all readers agree")
 
 
 def pair_figures(
