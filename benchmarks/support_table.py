@@ -215,8 +215,8 @@ SENTENCES = {  # what exceptions mean
     "'<=' not supported between instances of 'int' and 'NoneType'": "the pipeline sets "
     "`original_inference_steps` to None, and the scheduler needs a number",
     "takes no `latents`": "refused: there is no initial noise to optimise",
-    "begins with the image": "refused unless the `strength` of the pipeline is 1: it begins with "
-    "the image, not with noise",
+    "begins with the image": "refused, unless the pipeline's own `strength` is 1: below 1, the "
+    "pipeline begins with the image, not with noise",
     "skips steps": "refused: the pipeline skips steps, so no step can be repeated",
     "unsupported operand type(s) for /: 'int' and 'list'": "the pipeline passes the sigmas as a "
     "list, and the scheduler needs an array",

@@ -32,7 +32,7 @@ Name = Annotated[
         "sketches, which are samples of a few steps, and move towards the good ones. backprop: "
         "take the gradient through the model; this is slow. embedding: change the embedding of "
         "the prompt. noise: optimise the initial noise, for models of 1 to 4 steps. auto: the "
-        "method with the highest gain for --budget in measurements of an earlier embedded generator. "
+        "method with the highest gain for --budget, as measured on an earlier embedded generator. "
         "[default: shortcut; with the embedded generator and no steering option, --best-of 4]",
     ),
 ]
@@ -63,9 +63,9 @@ Cutouts = Annotated[
 Strength = Annotated[
     str | None,
     _option(
-        "shortcut, backprop, rollover: how far the gradient moves each step, from 0. A schedule such "
-        "as 0.1@0..0.5 limits it to a part of the run; there 0 is the first step, and 1 the last. "
-        "0 adds no gradient. [default: 0.1, but 0 for rollover]",
+        "shortcut, backprop, rollover: how far the gradient moves each step, from 0 (not at all). "
+        "A schedule such as 0.1@0..0.5 limits it to a part of the run; there 0 is the first step, "
+        "and 1 the last. [default: 0.1, but 0 for rollover]",
         "NUMBER|SCHEDULE",
     ),
 ]

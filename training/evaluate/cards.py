@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from clipguide import mini
-from training.evaluate.ledger import FIGURES, HERE, Figure, Ledger, fingerprint
+from training.evaluate.ledger import FIGURES, HERE, NAMES, Figure, Ledger, fingerprint
 
 TEXTS = HERE / "cards"
 MARK = "<!-- figures -->"
@@ -22,18 +22,24 @@ def render(text: str, figures: list[Figure], weights: str, name: str) -> str:
     """A card: `text` with the figures of the model `name`, whose fingerprint is `weights`."""
     _, head, body = text.split("---\n", 2)
     own = [f for f in figures if f.key.startswith(f"{name}: ")]
-    shown = {f.key.removeprefix(f"{name}: "): f.shown() for f in own}
+    shown = {_named(f, name): f.shown() for f in own}
     known = yaml.safe_dump({**yaml.safe_load(head), "figures": shown}, allow_unicode=True,
                            sort_keys=False, width=100)
-    rows = ["| figure | measured | bar | n | date | note |", "|---|---|---|---|---|---|"]
+    rows = ["| figure | measured | target | n | date | note |", "|---|---|---|---|---|---|"]
     for found in own:
         bar = {True: f"{found.bar}, met", False: f"{found.bar}, **missed**", None: ""}[found.met()]
         stale = found.weights.get(name, weights) != weights
         note = "; ".join(part for part in (found.note, STALE if stale else "") if part)
-        what = found.key.removeprefix(f"{name}: ")
+        what = _named(found, name)
         rows.append(f"| {what} | {found.shown()} | {bar} | {found.n} | {found.date} | {note} |")
     table = "\n".join(rows) if own else "Not measured yet."
     return f"---\n{known}---\n{body.replace(MARK, table)}"
+
+
+def _named(found: Figure, model: str) -> str:
+    """The name of a figure, as the cards and the site write it."""
+    what = found.key.removeprefix(f"{model}: ")
+    return NAMES.get(what, what)
 
 
 def card(name: str, folder: Path) -> str:

@@ -84,6 +84,21 @@ BARS: dict[str, Bar] = {
     "clipguide: batch against single, largest difference": Bar(2, "", "<="),
     "clipguide: exact, same bits": Bar(1),
 }
+NAMES = {  # of figures, as the page writes them
+    "autoencoder's feature distance, times the one before": "autoencoder's feature distance, "
+    "divided by that of the previous version",
+    "referee's top-5, times that of real drawings": "referee's top-5, divided by that of real "
+    "drawings",
+    "referee's top-5, one plain sample": "referee's top-5, one sample instead of the best of four",
+    "colour and thing right": "colour and object both right",
+    "colour and thing right, pairs never trained on": "colour and object both right, pairs that "
+    "are not in the training data",
+    "two things, both right, sides right": "two objects, both right and on the right sides",
+    "nearly a training picture": "near-copies of a training image",
+    "variety, times that of real drawings": "variety, divided by that of real drawings",
+    "photographs of packages, top-1": "30 sample photographs that Python packages contain, top-1",
+    "photographs of packages, top-5": "30 sample photographs that Python packages contain, top-5",
+}
 
 
 @dataclass(frozen=True)
@@ -118,10 +133,14 @@ def show(value: float, unit: str) -> str:
 def figure(key: str, value: float, *, n: int, weights: dict[str, str], unit: str = "%",
            note: str = "") -> Figure:
     """A figure with its bar, whose unit it takes."""
+    unit = BARS[key].unit if key in BARS else unit
+    return Figure(key, round(float(value), 5), n, weights, unit, note, bar_of(key))
+
+
+def bar_of(key: str) -> str:
+    """The target of a figure as text, such as ">= 58.0 %", or "" without one."""
     bar = BARS.get(key)
-    unit = bar.unit if bar else unit
-    text = f"{bar.sign} {show(bar.value, bar.unit)}" if bar else ""
-    return Figure(key, round(float(value), 5), n, weights, unit, note, text)
+    return f"{bar.sign} {show(bar.value, bar.unit)}" if bar else ""
 
 
 class Ledger:
@@ -135,7 +154,7 @@ class Ledger:
     def _read(self) -> dict[str, Figure]:
         there = self.path is not None and self.path.exists()
         rows = json.loads(self.path.read_text())["figures"] if there else []
-        return {row["key"]: Figure(**row) for row in rows}
+        return {row["key"]: Figure(**{**row, "bar": bar_of(row["key"])}) for row in rows}
 
     def record(self, found: Figure) -> None:
         """Keep a figure, and write the file, so that a run that is stopped loses nothing."""
@@ -154,8 +173,7 @@ class Ledger:
         width = max(map(len, keys), default=0)
         lines = [f"{'':{width}}  {'measured':>10}  {'bar':>11}  met       n", "-" * (width + 44)]
         for key in keys:
-            found, bar = self.figures.get(key), BARS.get(key)
-            want = f"{bar.sign} {show(bar.value, bar.unit)}" if bar else ""
+            found, want = self.figures.get(key), bar_of(key)
             value, n = (found.shown(), found.n) if found else ("-", "-")
             met = {True: "yes", False: "NO", None: ""}[found.met() if found else None]
             note = f"  {found.note}" if found and found.note else ""
