@@ -74,8 +74,8 @@ def embedded() -> str:
         "\"Top-5\" is the share of images whose right name is among the first five. The feature "
         "distance is that between an image and its reconstruction by the autoencoder, in the "
         "features of EfficientNet-Lite0. Variety is the mean distance between eight images of one "
-        "prompt, by the referee. \"Other languages\" compares texts only: it is the share of names in "
-        "15 other languages whose English name is among the five nearest of all English names. "
+        "prompt, by the referee. \"Other languages\" compares texts only: it is the share of names "
+        "in 15 other languages whose English name is among the five nearest of all English names. "
         "A target is what the authors aim at: "
         f"{met.count('yes')} of the {len(met)} targets are met."
     )
@@ -250,8 +250,8 @@ def embedding() -> str:
         "The baseline is a loop over a PyTorch "
         "DataLoader. \"One at a time\" is a loop that reads and embeds one image after the other. "
         "`fast` decodes JPEGs at a smaller size. `bf16` computes in bfloat16. The modes ran in "
-        "turn, in several rounds. \"Images per second\" is the median of the rounds. \"÷ DataLoader\" is "
-        "the median of the ratios within each round, so it is not the ratio of the two medians.\n\n"
+        "turn, in several rounds. \"Images per second\" is the median of the rounds. \"÷ "
+        "DataLoader\" is the median of the ratios within each round, so it is not the ratio of the two medians.\n\n"
         + table(("CLIP", "mode", "images per second", "÷ DataLoader"), rows)
         + f"\n\nOver {memory['pictures']:,} images the process takes "
         f"{memory['settled MB']} MB after the start, and {memory['highest MB']} MB at most. Of "

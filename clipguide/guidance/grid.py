@@ -13,11 +13,11 @@ from ..errors import ClipguideError
 
 
 class Grid:
-    """The rows and columns of patches of what a pipeline draws.
+    """The rows and columns of patches of the latents of a pipeline.
 
     Args:
         pipe: the pipeline.
-        told: whether its latents are packed, so that their size comes from the pipeline when it
+        told: whether its latents are packed. Their size then comes from the pipeline when it
             prepares them, or from `set_size`.
     """
 

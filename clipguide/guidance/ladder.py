@@ -1,16 +1,17 @@
-"""How a decoder's gradient is taken in the memory that there is: plans, from the quickest down.
+"""Compute the gradient of a decoder within a limit of memory: plans, the fastest first.
 
-Each rung needs less memory than the one above it and costs more, or is a little less exact:
+Each level needs less memory than the one before. It takes more time, or is less exact:
 
 1. the whole batch at once;
-2. one image (or frame) at a time, each decoded again for its own gradient;
-3. layers of the decoder recomputed instead of kept (Chen et al. 2016), a resnet at a time;
+2. one image (or frame) at a time, which is decoded again for its own gradient;
+3. layers of the decoder are recomputed instead of kept (Chen et al. 2016), one ResNet block at a
+   time;
 4. in bfloat16;
-5. in 2 x 2, 4 x 4, 8 x 8 tiles, which overlap and are blended.
+5. in 2 x 2, 4 x 4 or 8 x 8 tiles, which overlap and are blended.
 
-1 to 3 give the same gradient but for rounding. What a plan needs is known before it is tried: the
-decoder runs forward and back once on "meta", where tensors have sizes but no values, while the
-storage that is alive is counted, and what a convolution copies while it runs.
+The first three return the same gradient, except for rounding. The memory of a plan is known before
+it runs: the decoder runs forward and backward once on "meta", where tensors have sizes but no
+values. The storage that exists at one time is counted, with the temporary buffers of convolutions.
 
 Shapes: N images, C channels and h x w of latents, 3 channels of H x W pixels.
 """
@@ -36,15 +37,15 @@ from .precision import without_autocast
 Decode = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # (VAE, latents) -> image_N3HW
 
 OVERLAP = 4  # a tile reaches a quarter of its side into its neighbours
-RIM = 4  # and a quarter of that, at its edge, counts for nothing
+RIM = 4  # a quarter of that, at its edge, has the weight 0
 SMALLEST = 8  # latents to a side of a tile, before it overlaps
 recomputed = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One rung. `single`: one image at a time. `layers`: layers are recomputed. `half`: in
-    bfloat16. `tiles`: the number of tiles along a side."""
+    """One level of memory. `single`: one image at a time. `layers`: layers are recomputed. `half`:
+    in bfloat16. `tiles`: the number of tiles per side."""
 
     single: bool = False
     layers: bool = False
@@ -100,12 +101,13 @@ def planned(
 
 
 class Decoding:
-    """A VAE and its `decode`, by a plan.
+    """A VAE and its `decode`, run by a plan.
 
     Args:
-        vae: a module of its own (see clean.py): its type and the way its parts run are set here.
-        decode: image_N3HW of (vae, latents); images are independent of each other.
-        plan: the rung.
+        vae: a new module (see clean.py). Its dtype and the way its parts run are set here.
+        decode: takes the VAE and latents, and returns image_N3HW. Images do not depend on each
+            other.
+        plan: the level of memory.
     """
 
     def __init__(self, vae: nn.Module, decode: Decode, plan: Plan) -> None:
@@ -194,8 +196,8 @@ def _step(side: int, tiles: int) -> tuple[int, int]:
 
 
 def _ramp(start: int, stop: int, side: int, tiles: int, scale: int) -> torch.Tensor:
-    """Weights of a tile's pixels along a side: 1 inside, and at an edge that is not the image's, 0
-    in the rim, then rising over the rest of the overlap."""
+    """Return the weights of a tile's pixels along a side. They are 1 inside. At an edge that is not
+    one of the image, they are 0 in the rim, and rise over the rest of the overlap."""
     _, reach = _step(side, tiles)
     rim = reach // RIM
     place = (torch.arange((stop - start) * scale) + 0.5) / scale

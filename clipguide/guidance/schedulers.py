@@ -1,9 +1,9 @@
-"""What differs between schedulers: the one table.
+"""The table of schedulers: how they keep their noise level and their history.
 
-Where a scheduler keeps the noise level of the evaluation at hand, what it carries from step to
-step, whether it draws noise, which evaluations belong to one step, and how it clips x0. Read from
-diffusers 0.42's sources; tests/test_schedulers.py proves each row on whole runs. `register` adds a
-row for a class of one's own.
+A row says where a scheduler keeps the noise level of the present evaluation, which tensors it
+carries from step to step, whether it draws noise, which evaluations belong to one step, and how it
+clips x0. The source is the code of diffusers 0.42. tests/test_schedulers.py tests each row on whole
+runs. `register` adds a row for your own class.
 
 Tensors: B images, ... the rest of a latent's shape.
 """
@@ -108,10 +108,10 @@ def _pndm(scheduler: object) -> bool:
 
 @dataclass(frozen=True)
 class Row:
-    """One scheduler. `sigma` reads the level of this evaluation, `history` names the tensors of B
-    images, or lists of these, that it carries to the next one; `begins` says whether this
-    evaluation is the first of its step; `last` is the timestep that its last step leads to,
-    negative if clean."""
+    """One scheduler. `sigma` reads the noise level of this evaluation. `history` names the
+    attributes that it carries to the next evaluation: tensors of B images, or lists of them.
+    `begins` says whether this evaluation is the first of its step. `last` is the timestep after its
+    last step, negative if the sample is then clean."""
 
     where: str
     history: tuple[str, ...] = ()

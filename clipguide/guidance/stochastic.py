@@ -1,6 +1,6 @@
-"""A deterministic step of first order, made stochastic with the same marginals.
+"""Make a deterministic step of first order stochastic, with the same marginals.
 
-DDIM's η (Song et al. 2021, eq. 16), which holds for any α and σ, flows too:
+It is the η of DDIM (Song et al. 2021, eq. 16), which holds for any α and σ, also for flow models:
 
     x_s <- x_s + (√(σ_s² − s²) − σ_s)·ε̂ + s·z,    s² = η² (σ_t² − (α_t/α_s)² σ_s²) σ_s²/σ_t².
 

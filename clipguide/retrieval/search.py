@@ -80,7 +80,8 @@ def compose(terms: Sequence[tuple[torch.Tensor, float]], *, text: str | None = N
 
     Args:
         terms: pairs of a unit embedding_D and its weight.
-        text: the text of the query, if it is one text alone, for the search by words.
+        text: the text of the query, if the query is this text alone. The share of unrelated texts
+            and `hybrid` need it.
 
     Raises:
         UsageError: there are no terms, or they cancel each other out.

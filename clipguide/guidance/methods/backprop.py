@@ -1,10 +1,10 @@
 """Backprop: move x0 along the gradient of the objective through the denoiser.
 
-Sources: Chung et al. 2023 (DPS, eq. 16) and Bansal et al. 2023 (Universal Guidance). The gradient is
-that of loss(decode(x0(x_t))) with respect to x_t. TFG (Ye et al. 2024) uses two gradients, and the
-names of the arguments are those of TFG: `rho` is the weight of the gradient through the denoiser,
-`mu` that of the gradient at x0, `inner` is N_iter, and `travel` is N_recur. Here each weight is a
-multiple of the strength, and the gradients have an rms of 1:
+Sources: Chung et al. 2023 (DPS, eq. 16) and Bansal et al. 2023 (Universal Guidance). The gradient
+is that of loss(decode(x0(x_t))) with respect to x_t. TFG (Ye et al. 2024) uses two gradients, and
+the names of the arguments are those of TFG: `rho` is the weight of the gradient through the
+denoiser, `mu` that of the gradient at x0, `inner` is N_iter, and `travel` is N_recur. Here each
+weight is a multiple of the strength, and the gradients have an rms of 1:
 
     x0 <- x0 − strength · sin(πn/2) · rms(x0) · (ρ·ĝ(x_t) + μ·ĝ(x0)),    rms(ĝ) = 1.
 

@@ -6,8 +6,8 @@ window,
 
     c <- c − rate · rms(c) · g / rms(g),    g = ∇ over c of loss(decode(x0(x_t, c))).
 
-Each rms is over one sample. The new c applies from the next evaluation on. Unlike the learning rates
-of the papers, this step has no unit. The regularisers of the papers are not implemented.
+Each rms is over one sample. The new c applies from the next evaluation on. Unlike the learning
+rates of the papers, this step has no unit. The regularisers of the papers are not implemented.
 """
 
 from __future__ import annotations

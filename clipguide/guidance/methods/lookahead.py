@@ -1,19 +1,19 @@
 """Lookahead: draw short samples (sketches), score them, and steer towards the good ones.
 
 It takes no gradient. Source: Kim et al. 2026 (LiDAR sampling, arXiv 2602.03211). For samples x0ᵏ of
-the model and their scores r_k, the expected future reward of x_t is log Σ w_k exp(λ r_k), with
-w_k ∝ p(x_t | x0ᵏ) and the forward kernel N(α x0ᵏ, σ²). Its gradient has a closed form. By Tweedie's
+the model and their scores r_k, the expected future reward of x_t is log Σ w_k exp(λ r_k), with w_k
+∝ p(x_t | x0ᵏ) and the forward kernel N(α x0ᵏ, σ²). Its gradient has a closed form. By Tweedie's
 formula, it is a move of x0:
 
     x0 <- x0 + scale · (Σ w̃_k x0ᵏ − Σ w_k x0ᵏ),    w̃_k ∝ w_k exp(λ r_k).
 
-In d dimensions, the exact kernel gives almost all the weight to one sample. The exponent is therefore
-divided by `temperature` · d. The scores are standardised over the samples, so λ (`sharpness`) has no
-unit.
+In d dimensions, the exact kernel gives almost all the weight to one sample. The exponent is
+therefore divided by `temperature` · d. The scores are standardised over the samples, so λ
+(`sharpness`) has no unit.
 
-Sketch k of a prompt has the same seed for every image, and all images of a prompt share the sketches.
-A Lookahead keeps those of its latest prompts, so that further images of a prompt need no new ones.
-Sketches that are drawn again have the same bits.
+Sketch k of a prompt has the same seed for every image, and all images of a prompt share the
+sketches. A Lookahead keeps those of its latest prompts, so that further images of a prompt need no
+new ones. Sketches that are drawn again have the same bits.
 
 Shapes: B samples of P prompts, K sketches of a prompt.
 """

@@ -12,13 +12,13 @@ sample:
 
 The right norm does not keep noise white: a gradient is smooth, so the low frequencies grow. With
 `white`, the default, a step uses only the part of g that keeps the norm of every block of the
-spectrum. z is then projected to the norms of white noise (`guidance/whiteness.py`, after GPER,
-ICML 2026, arXiv 2602.08646):
+spectrum. z is then projected to the norms of white noise (`guidance/whiteness.py`, after GPER, ICML
+2026, arXiv 2602.08646):
 
     z <- P(z − rate · t / rms(t)),    t = the tangent part of g at z.
 
-∇K is radial, so `prior` has no effect with `white`. The noise with the best objective so far is kept,
-beginning with the initial noise. The last run draws the image from it.
+∇K is radial, so `prior` has no effect with `white`. The noise with the best objective so far is
+kept, beginning with the initial noise. The last run draws the image from it.
 """
 
 from __future__ import annotations

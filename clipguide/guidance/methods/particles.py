@@ -1,8 +1,8 @@
 """Particles: Feynman-Kac steering, sequential Monte Carlo over the samples of one prompt.
 
 Source: Singhal et al. 2025 (FK steering). The batch has `number` particles of each prompt
-(`num_images_per_prompt`). At each evaluation in the window, the reward of a particle is
-r = −loss(decode(x0)), and its log weight grows by its potential (their section 3.2):
+(`num_images_per_prompt`). At each evaluation in the window, the reward of a particle is r =
+−loss(decode(x0)), and its log weight grows by its potential (their section 3.2):
 
     difference  λ r − λ' r'        max  λ max(r so far)        sum  λ Σ (r so far)
 
@@ -11,17 +11,17 @@ the last evaluation in the window, the potentials max and sum correct the sum of
 potentials to λ r, and the particles are always resampled. Every potential therefore samples from
 p(x0) e^{λ r}.
 
-The factor is 1 by default. With `rising` ρ it is min(1, 2^(k/(ρT)) − 1) at evaluation k of T. This is
-the tempering (1 + γ)^k − 1 of DAS (Kim et al. 2025), with the γ for which the factor reaches 1 after
-the share ρ of the run. Early estimates are blurred, and count less with a rising factor.
+The factor is 1 by default. With `rising` ρ it is min(1, 2^(k/(ρT)) − 1) at evaluation k of T. This
+is the tempering (1 + γ)^k − 1 of DAS (Kim et al. 2025), with the γ for which the factor reaches 1
+after the share ρ of the run. Early estimates are blurred, and count less with a rising factor.
 
 If the effective sample size (Σw)²/Σw² is below `threshold` · number, the particles are resampled
-(`guidance/resampling.py`), and their weights are equal again. The history of the scheduler is copied
-with each particle. A particle whose reward is NaN has the weight 0.
+(`guidance/resampling.py`), and their weights are equal again. The history of the scheduler is
+copied with each particle. A particle whose reward is NaN has the weight 0.
 
-Copies of a particle become different only if the sampler adds noise. If a sampler of first order adds
-none, its step is replaced by the stochastic step with the same marginals (`guidance/stochastic.py`),
-with η = `eta`.
+Copies of a particle become different only if the sampler adds noise. If a sampler of first order
+adds none, its step is replaced by the stochastic step with the same marginals
+(`guidance/stochastic.py`), with η = `eta`.
 
 Shapes: B particles, K of one prompt.
 """

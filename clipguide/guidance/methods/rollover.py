@@ -8,9 +8,9 @@ proposals in addition to its own. If no proposal is better, the best of them is 
 therefore takes quota · steps evaluations of the denoiser. During the run, the method writes the
 entries of `scheduler.timesteps` that the pipeline reads next.
 
-A flow model is sampled through a variance-preserving interpolant (their interpolant conversion). Its
-noise levels replace those of the scheduler (`guidance/interpolants.py`). interpolant="own" keeps the
-levels of the scheduler.
+A flow model is sampled through a variance-preserving interpolant (their interpolant conversion).
+Its noise levels replace those of the scheduler (`guidance/interpolants.py`). interpolant="own"
+keeps the levels of the scheduler.
 
 With a `strength`, the accepted x0 is moved along the gradient of the objective, as `shortcut` does,
 before the proposals of the next step are drawn. This takes one gradient for each step. The paper
