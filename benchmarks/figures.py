@@ -250,8 +250,9 @@ def embedding() -> str:
         "The baseline is a loop over a PyTorch "
         "DataLoader. \"One at a time\" is a loop that reads and embeds one image after the other. "
         "`fast` decodes JPEGs at a smaller size. `bf16` computes in bfloat16. The modes ran in "
-        "turn, in several rounds. \"Images per second\" is the median of the rounds. \"÷ "
-        "DataLoader\" is the median of the ratios within each round, so it is not the ratio of the two medians.\n\n"
+        "turn, in several rounds. \"Images per second\" is the median of the rounds. The last "
+        "column is the median of the ratios within each round, so it is not the ratio of the two "
+        "medians.\n\n"
         + table(("CLIP", "mode", "images per second", "÷ DataLoader"), rows)
         + f"\n\nOver {memory['pictures']:,} images the process takes "
         f"{memory['settled MB']} MB after the start, and {memory['highest MB']} MB at most. Of "

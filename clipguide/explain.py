@@ -27,8 +27,8 @@ from .images import load, to_tensor
 
 _ATTENTION = "scaled_dot_product_attention"
 _LOCK = threading.RLock()
-STAGES = 3  # of convolutions, from the last on: three point best (tests/test_explain.py)
-COLD, HOT = (217, 30, 24), (255, 235, 59)  # red of half a heat, yellow of a whole one
+STAGES = 3  # stages, from the last on: three locate best (tests/test_explain.py)
+COLD, HOT = (217, 30, 24), (255, 235, 59)  # red at half the heat, yellow at the full heat
 
 
 def heat_maps(
@@ -285,10 +285,12 @@ def _relevance(seen: _Seen, cosine: torch.Tensor) -> torch.Tensor:
 
 
 def _features(seen: _Seen, cosine: torch.Tensor) -> torch.Tensor:
-    """Heat_HW of the last features by Grad-CAM, which know what is where but are few (4 x 4 in
-    mini), times that of what their stage, and the one before it, began with by LayerCAM, which
-    knows ever better where its edges are. LayerCAM's gradient+ · feature is taken as (gradient ·
-    feature)+: the same after a ReLU, which not every tower has.
+    """Return heat_HW: Grad-CAM of the last features, times LayerCAM of two earlier stages.
+
+    The last features know what is where, but there are few (4 x 4 in mini). LayerCAM of the input
+    of their stage, and of the stage before, gives finer and finer edges. The product gradient+ ·
+    feature of LayerCAM is computed as (gradient · feature)+. This is the same after a ReLU, and not
+    every encoder has one.
     """
     maps = seen.stages()
     gradients = torch.autograd.grad(cosine, maps, retain_graph=True)

@@ -32,13 +32,13 @@ MAX_TEXT = 200_000  # characters of one text
 MAX_ITEMS = 1_000  # entries of one list or table
 MAX_NUMBER = 2**63
 PNG = b"\x89PNG\r\n\x1a\n"
-KINDS = {  # of a field: what it must be
+KINDS = {  # type of a field, for messages
     str: f"a text of at most {MAX_TEXT} characters",
     int: "a whole number from 0",
     tuple[int, ...]: "a list of whole numbers from 0",
     dict[str, str]: "a table of texts",
 }
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a run on a canvas is asked for: its settings, what is wrong with them, and its recipe."""
+"""The settings of a drawing on a canvas: their checks, and their recipe."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ from .rewarded import Rewards
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-BATCH_SIZE = 8  # on a CPU 1: a batch gains little there, and alone an image is always the same
+BATCH_SIZE = 8  # 1 on a CPU: a batch saves little time there, and changes the bits of an image
 
 Finished = Callable[[int, Sequence[Recipe]], Picture | None]
 
@@ -98,7 +98,7 @@ class TextToImage:
         self.clip = self._loaded(clip)
         self.rewards = Rewards(self.device, key)
         self.choice: Choice | None = None  # of the latest run, by the method "auto"
-        self.chosen = Generation()  # the latest run's settings, with what was left to be chosen
+        self.chosen = Generation()  # the settings of the latest run, with all choices made
         self.judge = self._loaded(judge) if judge else None
 
     def _loaded(self, clip: Clip | str) -> Clip:
@@ -280,7 +280,7 @@ class TextToImage:
             for k in range(len(recipes) // number):
                 done[k] = finished(k, recipes[k * number : (k + 1) * number])
         candidates: list[Picture | None] = []
-        place, used = 0, []  # of the next sample; tapes of which an image is not finished
+        place, used = 0, []  # number of the next sample; tapes of unfinished images
         for batch in batches:
             after = place + len(batch.jobs)
             if all(done.get(j // number) for j in range(place, after)):

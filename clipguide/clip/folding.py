@@ -87,7 +87,7 @@ def skip(tower: nn.Module, see: Callable[[], torch.Tensor] | None = None) -> boo
 
 
 def unskip(tower: nn.Module) -> None:
-    """Undo `skip`. A tower that skips nothing does not change."""
+    """Undo `skip`. An encoder that skips nothing does not change."""
     for conv, norm in pairs(tower):
         if hasattr(conv, "norm_of"):
             del conv.norm_of, conv.forward, norm.forward

@@ -1,11 +1,11 @@
-"""A fine-tuning from the data to the folder: what the command does, for programs.
+"""Fine-tune a CLIP, from the data to the folder: the work of the command, for programs.
 
-job = prepare("my-pictures", clip="mini")
-print(job.report)
-for step in job.run():
-    print(step.step, step.loss, step.measured)
-outcome = job.select()
-job.save(outcome, "my-clip")
+    job = prepare("my-images", clip="mini")
+    print(job.report)
+    for step in job.run():
+        print(step.step, step.loss, step.measured)
+    outcome = job.select()
+    job.save(outcome, "my-clip")
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""Which of a CLIP's parameters are trained: four methods, from the cheapest to all of them.
+"""Which parameters of a CLIP are trained: four methods, from the cheapest to all parameters.
 
-- `head`: a linear map of the image embedding, which begins as the identity and ends in the last
-  layer of the image tower. On classes it is the linear probe that begins at the zero-shot
-  classifier (Wortsman et al. 2022, §3): logits f W^T of any probe W with W = T M for the text
-  vectors T are those of the map M against T itself.
-- `lora`: low-rank changes of both towers' layers, by peft (Hu et al. 2022), merged in the end.
-- `lit`: the text tower alone, against a locked image tower (Zhai et al. 2022).
-- `full`: both towers.
+- `head`: a linear map of the image embedding. It starts as the identity, and is merged into the
+  last layer of the image encoder. With classes, it is a linear probe that starts at the zero-shot
+  classifier (Wortsman et al. 2022, §3): the logits f W^T of a probe W = T M, with the text
+  embeddings T, are those of T for the map M.
+- `lora`: low-rank updates of the layers of both encoders, by peft (Hu et al. 2022), which are
+  merged at the end.
+- `lit`: the text encoder alone. The image encoder is frozen (Zhai et al. 2022).
+- `full`: both encoders.
 
-The logits' scale is trained with all but the head, and the bias where there is one; batch norms
-keep their statistics.
+All methods except `head` also train the scale of the logits, and their bias if there is one. Batch
+norms keep their statistics.
 
 Legend: D embedding, F features before the last layer.
 """
