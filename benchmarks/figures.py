@@ -147,7 +147,8 @@ def steering() -> str:
 
 
 def current(models: dict[str, str]) -> bool:
-    """Whether a figure is of the models of this tree; the referee is not in it."""
+    """Return whether a figure belongs to the models of this tree. The referee is not one of them.
+    """
     shipped = {name: digest for name, digest in models.items() if name != "referee"}
     known = all(name in mini.MODELS for name in shipped)
     return bool(shipped) and known and all(
