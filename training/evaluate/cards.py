@@ -1,7 +1,7 @@
-"""Model cards: a text of `training/cards/` with the figures of `training/figures.json` in it.
+"""Render the model cards: a text of `training/cards/` with the figures of `training/figures.json`.
 
 The YAML head (name, licence, task, data) gets `figures`, and the text a table of them. A figure
-that was measured on other weights than those in the folder says so.
+that was measured with other weights than those in the folder is marked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ STALE = "measured on earlier weights"
 
 
 def render(text: str, figures: list[Figure], weights: str, name: str) -> str:
-    """A card: `text` with the figures of the model `name`, whose fingerprint is `weights`."""
+    """Return a card: `text` with the figures of the model `name`, whose fingerprint is `weights`.
+    """
     _, head, body = text.split("---\n", 2)
     own = [f for f in figures if f.key.startswith(f"{name}: ")]
     shown = {_named(f, name): f.shown() for f in own}
@@ -37,13 +38,13 @@ def render(text: str, figures: list[Figure], weights: str, name: str) -> str:
 
 
 def _named(found: Figure, model: str) -> str:
-    """The name of a figure, as the cards and the site write it."""
+    """Return the name of a figure for the cards and the site."""
     what = found.key.removeprefix(f"{model}: ")
     return NAMES.get(what, what)
 
 
 def card(name: str, folder: Path) -> str:
-    """The card that belongs into the folder of the embedded model `name`."""
+    """Return the card for the folder of the embedded model `name`."""
     text = (TEXTS / f"{name}.md").read_text(encoding="utf-8")
     return render(text, list(Ledger(FIGURES).figures.values()), fingerprint(folder), name)
 

@@ -1,6 +1,6 @@
-"""Figures, their bars and the file that keeps them: `training/figures.json`.
+"""Figures, their targets and the file that keeps them: `training/figures.json`.
 
-A figure's key is "model: what". Shares lie in [0, 1]. A figure stays in the file until it is
+The key of a figure is "model: what". Shares are in [0, 1]. A figure stays in the file until it is
 measured again, so a group of figures can be measured alone.
 """
 
@@ -33,7 +33,7 @@ EXPORTS = {  # model -> the command that makes its folder
 
 @dataclass(frozen=True)
 class Bar:
-    """What a figure must reach: `sign` is >=, <= or >; `unit` is %, dB, s, GB, or none."""
+    """The target of a figure. `sign` is >=, <= or >; `unit` is %, dB, s, GB, or none."""
 
     value: float
     unit: str = "%"
@@ -46,7 +46,7 @@ class Bar:
 
 
 def _clip_bars(what: str, bars: dict[str, tuple[float, float]]) -> dict[str, Bar]:
-    """A CLIP's top-1 and top-5 of a test set."""
+    """Return the targets for top-1 and top-5 of a test set."""
     return {
         f"{clip}: {what}, {top}": Bar(bar)
         for clip, pair in bars.items()
@@ -118,12 +118,12 @@ class Figure:
         return show(self.value, self.unit)
 
     def met(self) -> bool | None:
-        """Whether the bar is reached; None without one."""
+        """Return whether the target is met, or None without a target."""
         return BARS[self.key].met(self.value) if self.key in BARS else None
 
 
 def show(value: float, unit: str) -> str:
-    """A value as text: a share as percent, else with its unit."""
+    """Return a value as text: a share in percent, any other with its unit."""
     if unit == "%":
         digits = 1 if abs(value) < 0.9985 or value == 1 else 3
         return f"{100 * value:.{digits}f} %"
@@ -132,19 +132,19 @@ def show(value: float, unit: str) -> str:
 
 def figure(key: str, value: float, *, n: int, weights: dict[str, str], unit: str = "%",
            note: str = "") -> Figure:
-    """A figure with its bar, whose unit it takes."""
+    """Return a figure with its target. The unit is that of the target."""
     unit = BARS[key].unit if key in BARS else unit
     return Figure(key, round(float(value), 5), n, weights, unit, note, bar_of(key))
 
 
 def bar_of(key: str) -> str:
-    """The target of a figure as text, such as ">= 58.0 %", or "" without one."""
+    """Return the target of a figure as text, such as ">= 58.0 %", or "" without one."""
     bar = BARS.get(key)
     return f"{bar.sign} {show(bar.value, bar.unit)}" if bar else ""
 
 
 class Ledger:
-    """The figures of a file, or, without one, of this run alone."""
+    """The figures of a file, or without a file those of this run."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
