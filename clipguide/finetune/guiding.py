@@ -112,7 +112,7 @@ class GuidingConfig:
 
 class GuidingLoss:
     """The loss of a batch under attack, for `Fit`. A batch is a dict with image_B3HW in [0, 1] at
-    the size of the tower and, for "tecoa", label_B, or target_BK of probabilities.
+    the size of the encoder and, for "tecoa", label_B, or target_BK of probabilities.
 
     `state_dict` holds the state of the random numbers, so that a loss that loads it continues
     identically.
@@ -214,7 +214,7 @@ def guiding_fit(
     parts: Parts, *, classes: Sequence[str] = (), config: GuidingConfig = GuidingConfig()
 ) -> Fit:
     """Return the `Fit` of `for_guiding`, for your own loop: `fit.average.model` is the guide. It
-    trains `parts.model` in place: the image tower, and with labels the scale of the logits."""
+    trains `parts.model` in place: the image encoder, and with labels the scale of the logits."""
     model = parts.model.eval()  # batch norms keep their statistics
     loss = GuidingLoss(parts, list(classes), config)
     for name, parameter in model.named_parameters():

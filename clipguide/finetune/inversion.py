@@ -176,7 +176,7 @@ class Inversion:
 
     @torch.no_grad()
     def _shorten(self) -> None:
-        """Shorten each vector to the length of the longest that the tower was trained with."""
+        """Shorten each vector to the length of the longest that the encoder was trained with."""
         length_T1 = self.vector_TW.norm(dim=1, keepdim=True)
         self.vector_TW.mul_((self.longest / length_T1).clamp_max(1))
 

@@ -39,7 +39,7 @@ def check_method(method: str) -> None:
 
 
 def is_text(name: str) -> bool:
-    """Return whether a parameter with this name belongs to the text tower."""
+    """Return whether a parameter with this name belongs to the text encoder."""
     return any(name == part or name.startswith(f"{part}.") for part in TEXT)
 
 
@@ -137,8 +137,8 @@ def _low_rank(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def merge_head(parts: Parts, map_DD: Tensor) -> None:
-    """Merge the map, image embedding · map_DD, into the last layer of the image tower. Raise
-    UsageError if the tower does not end in a linear layer."""
+    """Merge the map, image embedding · map_DD, into the last layer of the image encoder. Raise
+    UsageError if the encoder does not end in a linear layer."""
     layer = last_layer(parts)
     map_DD = map_DD.to(layer.weight if isinstance(layer, nn.Linear) else layer)
     if isinstance(layer, nn.Parameter):  # features_BF @ proj_FD
@@ -150,7 +150,7 @@ def merge_head(parts: Parts, map_DD: Tensor) -> None:
 
 
 def last_layer(parts: Parts) -> nn.Linear | nn.Parameter:
-    """Return the layer that makes the embedding of the image tower."""
+    """Return the layer that makes the embedding of the image encoder."""
     found: object = None
     if parts.is_hf:
         found = getattr(parts.model.model, "visual_projection", None)
