@@ -103,7 +103,7 @@ def classify(
     ] = None,
     format: Printed = Format.text,
 ) -> None:
-    """Label images: print the most probable label, its probability, and a word.
+    """Label images with the most probable label and its probability.
 
     The probabilities compare the labels with each other, and sum to 100 % except for a SigLIP. The
     word, such as "very sure", compares the most probable label with unrelated texts: "very sure"
