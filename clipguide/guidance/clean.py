@@ -33,7 +33,8 @@ class Made:
 
     @classmethod
     def of(cls, vae: nn.Module) -> Made:
-        """Return what a live VAE is made from. ClipguideError if it cannot be made anew."""
+        """Return the recipe of a live VAE. Raise ClipguideError if the module cannot be made again.
+        """
         vae = uncompiled(vae)
         if not hasattr(vae, "config"):
             raise ClipguideError(

@@ -107,11 +107,11 @@ class Decoder:
 
     @property
     def asked(self) -> tuple[object, ...]:
-        """Return all that the choice goes by, but for what memory is free."""
+        """Return everything that the choice depends on, except the free memory."""
         return self._asked, self._rung, self._budget, self._memory
 
     def take(self, name: str) -> None:
-        """Decode until `close` by what was chosen before, as `name` says it."""
+        """Use an earlier choice until `close`, by its `name`."""
         if self._function is None:
             self._take(*parsed(name))
 
@@ -122,17 +122,17 @@ class Decoder:
         self._decodings: dict[str, Decoding] = {}
 
     def set_size(self, height: int, width: int) -> None:
-        """Set the size in pixels of what packed latents decode to, until `close`."""
+        """Set the size in pixels of the images of packed latents, until `close`."""
         self._grid.set_size(height, width)
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
-        """Return image_N3HW of latents as the scheduler sees them, by the chosen decoder."""
+        """Return the image_N3HW of latents as the scheduler sees them, by the chosen decoder."""
         self.choose(x0)
         return self._decode(x0, self.kind)
 
     def exact(self, x0: torch.Tensor) -> torch.Tensor:
-        """Decode by the VAE, whatever the kind: to look at, one image at a time, in bfloat16 where
-        the VAE itself is in 16 bits."""
+        """Decode by the VAE, whatever the kind, without a gradient: one image at a time, and in
+        bfloat16 if the VAE has 16 bits."""
         self.choose(x0)
         if self.kind == "vae" or self.family.decoder is None:
             return self(x0)
@@ -225,12 +225,12 @@ class Decoder:
         return self._plans[kind, shape]
 
     def sizes(self, x0: torch.Tensor) -> tuple[int, ...]:
-        """Return the shape of what the VAE takes for these latents of the scheduler."""
+        """Return the shape of the VAE's input for these latents of the scheduler."""
         return self._shape(x0, "vae")
 
     def spare(self, *, exact: bool) -> bool:
-        """Decode by the next plan from here on, as memory ran out, and return whether there is one;
-        with `exact`, one that is exact."""
+        """Use the next plan from here on, because memory ran out. Return whether there is one. With
+        `exact`, take only plans with the same gradient."""
         keys = [key for key in self._plans if key[0] == self.kind]
         if not keys:
             return False

@@ -89,7 +89,7 @@ def _detaching(processor: object, method: str) -> Iterator[None]:
 
 
 def run(pipe: object, settings: dict[str, object]) -> object:
-    """Run the pipeline once with gradients, and return what it returns, without them."""
+    """Run the pipeline once with gradients. Return its result, without gradients."""
     call = type(pipe).__call__
     with through_denoiser(pipe):
         output = getattr(call, "__wrapped__", call)(pipe, **settings)  # without its no_grad

@@ -42,8 +42,9 @@ class Grid:
         self._undo, self._size = None, None
 
     def of(self, x0_BLC: torch.Tensor) -> tuple[int, int] | None:
-        """Return rows and columns of L patches, a square if nobody said; None for latents that have
-        them. ClipguideError if these are others than were told."""
+        """Return the rows and columns of L patches: those that the pipeline told, otherwise a
+        square; None for latents that are not packed. Raise ClipguideError if L does not fit what
+        was told."""
         if not self._told:
             return None
         length = x0_BLC.shape[1]

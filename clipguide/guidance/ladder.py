@@ -141,12 +141,9 @@ class Decoding:
 
 
 def layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield what is recomputed as one: the largest parts of a decoder that are no lists of such
-    parts.
-
-    A module is opened where it holds a list of modules that have parts themselves, such as resnets;
-    nothing needs to be known of the class.
-    """
+    """Yield the parts that are recomputed as one: the largest parts of a decoder that are not lists
+    of such parts. A module is divided if it has a list of modules that have parts themselves, such
+    as ResNet blocks. The class of the decoder does not matter."""
     for child in module.children():
         lists = (nn.ModuleList, nn.Sequential)
         listing = [child] if isinstance(child, lists) else child.children()
@@ -164,8 +161,9 @@ def _has_parts(module: nn.Module | None) -> bool:
 
 
 def tiled(decode: Callable, latents: torch.Tensor, tiles: int) -> torch.Tensor:
-    """Decode in overlapping tiles, blended. In the interior of a decoder that only convolves it is
-    `decode` of the whole, as far as the convolutions reach less than a tile's rim."""
+    """Decode in overlapping tiles, which are blended. Inside a decoder of convolutions only, the
+    result equals `decode` of the whole, if the convolutions reach less far than the rim of a tile.
+    """
     height, width = latents.shape[-2:]
     total = weight = 0.0
     for top, bottom in _spans(height, tiles):
@@ -241,7 +239,8 @@ def operations(made: Made, decode: Decode, shape: tuple[int, ...]) -> int:
 
 
 def forward(made: Made, decode: Decode, shape: tuple[int, ...]) -> int:
-    """Return the most bytes that decoding without a gradient takes at once, beside weights."""
+    """Return the largest number of bytes that decoding without a gradient needs at one time,
+    besides the weights."""
     with torch.inference_mode(False), torch.no_grad(), Alive() as alive:
         decode(skeleton(made), torch.empty(shape, device="meta"))
     return alive.most
@@ -298,9 +297,9 @@ class Alive(TorchDispatchMode):
 
 
 def _scratch(x: torch.Tensor, weight: torch.Tensor, transposed: bool, out: torch.Tensor) -> int:
-    """Bytes that a convolution takes beside its tensors: oneDNN's, as measured, which orders what
-    it reads, and if it is transposed what it writes, by blocks of channels. In 16 bits it adds up
-    in float32 where the kernel is a single place."""
+    """Return the bytes that a convolution needs in addition to its tensors. These are the buffers
+    of oneDNN, as measured: it reorders its input by blocks of channels, and for a transposed
+    convolution its output. In 16 bits it adds up in float32 if the kernel has a single place."""
     half, single = x.element_size() == 2, math.prod(weight.shape[2:]) == 1
     if not transposed:
         return x.nbytes * (2 if half and single else 1)

@@ -242,7 +242,7 @@ def register(name: str, *, like: str | Family, replace: bool = False) -> Family:
 
 
 def family(pipe: object, like: str | None = None) -> Family:
-    """Return the family of a pipeline, or of a class by name, `like`, whose latents it shares.
+    """Return the family of a pipeline, or that of the class `like`, whose latents it shares.
 
     Raises:
         UsageError: there is no class `like` in the table.
@@ -275,8 +275,8 @@ def family(pipe: object, like: str | None = None) -> Family:
 
 
 def check(pipe: object, like: str | None = None) -> Family:
-    """Return the family of a pipeline that can be steered, as `family` has it. ClipguideError if it
-    cannot be, as it is."""
+    """Return the family of a pipeline, as `family` does. Raise ClipguideError if the pipeline
+    cannot be steered in its present state."""
     found = decodable(pipe, like)
     if getattr(pipe, "scheduler", None) is None:
         raise ClipguideError(
@@ -286,8 +286,8 @@ def check(pipe: object, like: str | None = None) -> Family:
 
 
 def decodable(pipe: object, like: str | None = None) -> Family:
-    """Return the family of a pipeline whose latents can be decoded. ClipguideError if its VAE is
-    not there."""
+    """Return the family of a pipeline whose latents can be decoded. Raise ClipguideError if its VAE
+    is missing."""
     found, name = family(pipe, like), type(pipe).__name__
     if found.decoder is not None and getattr(pipe, found.decoder, None) is None:
         raise ClipguideError(

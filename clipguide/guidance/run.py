@@ -127,8 +127,8 @@ class Run:
     stop: Callable[[], None] | None = None
 
     def loss(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image_N3HW and loss_B, without gradients. A loss that is not a number is infinite,
-        which is the worst, and said once."""
+        """Return image_N3HW and loss_B, without gradients. A loss that is NaN becomes infinite,
+        which is the worst, with one warning."""
         with torch.no_grad(), without_autocast(x0.device):
             image_N3HW = self.decode(x0)
             loss_B = per_sample(self.objective, image_N3HW, self.generators)
@@ -196,7 +196,7 @@ class Run:
 
 
 def worst_of_none(loss_B: torch.Tensor) -> torch.Tensor:
-    """Return the losses, infinite where they are not numbers: the worst there is."""
+    """Return the losses. A loss that is NaN becomes infinite, which is the worst."""
     return torch.where(loss_B.isnan(), torch.inf, loss_B)
 
 

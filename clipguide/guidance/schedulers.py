@@ -184,7 +184,7 @@ def register(name: str, *, like: str | Row, replace: bool = False) -> Row:
 
 
 def row(scheduler: object) -> Row:
-    """Return a scheduler's row. ClipguideError if it is not in the table."""
+    """Return the row of a scheduler. Raise ClipguideError if it is not in the table."""
     found = of_class(SCHEDULERS, scheduler)
     if found is None:
         raise ClipguideError(
@@ -195,7 +195,7 @@ def row(scheduler: object) -> Row:
 
 
 def check(scheduler: object) -> None:
-    """Raise ClipguideError if a scheduler cannot be steered, as it is set."""
+    """Raise ClipguideError if a scheduler cannot be steered with its present settings."""
     row(scheduler)
     if scheduler.config.get("invert_sigmas"):
         raise ClipguideError(
@@ -206,8 +206,8 @@ def check(scheduler: object) -> None:
 
 
 def prediction(scheduler: object) -> str:
-    """Return what the denoiser predicts, as `Level` names it. ClipguideError if that cannot be
-    steered."""
+    """Return the prediction type of the denoiser, as `Level` names it. Raise ClipguideError if it
+    cannot be steered."""
     where = row(scheduler).where
     if where is FLOW:
         return "flow"
@@ -224,14 +224,14 @@ def prediction(scheduler: object) -> str:
 
 
 def first_order(scheduler: object) -> bool:
-    """Return whether one evaluation is one step that looks at nothing before it: such a step can be
-    repeated, as time travel does."""
+    """Return whether a step is one evaluation that does not depend on earlier ones. Such a step can
+    be repeated, as time travel does."""
     return row(scheduler).first_order(scheduler)
 
 
 def stochastic(scheduler: object, eta: float | None = None) -> bool:
-    """Return whether steps draw noise. `eta` as the pipeline passes it to `step`, None if it does
-    not."""
+    """Return whether steps draw noise. `eta` is the argument that the pipeline passes to `step`, or
+    None."""
     return row(scheduler).stochastic(scheduler, eta)
 
 
@@ -241,7 +241,7 @@ def begins_step(scheduler: object) -> bool:
 
 
 def clipped(scheduler: object, x0: torch.Tensor) -> torch.Tensor:
-    """Return x0 as the scheduler takes it: cut to a range, where it is set so."""
+    """Return x0 as the scheduler uses it: clipped to a range if its configuration says so."""
     if scheduler.config.get("thresholding"):
         return scheduler._threshold_sample(x0)
     if scheduler.config.get("clip_sample"):

@@ -65,8 +65,8 @@ class Travel:
         return index % self.times < self.times - 1
 
     def back(self, at: At, previous: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Return the sample, noised from where the step of `at` led back to where it began, in
-        float32 or better."""
+        """Return the sample with new noise, from the level after the step of `at` back to the level
+        before it, in float32 or a more exact dtype."""
         here, there = at.level, next_level(self.scheduler, at.timestep)
         ratio = here.alpha / there.alpha
         spread = math.sqrt(max(0.0, here.sigma**2 - ratio**2 * there.sigma**2))
