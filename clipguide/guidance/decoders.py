@@ -131,8 +131,8 @@ class Decoder:
         return self._decode(x0, self.kind)
 
     def exact(self, x0: torch.Tensor) -> torch.Tensor:
-        """Decode by the VAE, whatever the kind, without a gradient: one image at a time, and in
-        bfloat16 if the VAE has 16 bits."""
+        """Decode by the VAE, whatever the kind. If the kind is not "vae", decode one image at a
+        time, without a gradient, and in bfloat16 if the VAE has 16 bits."""
         self.choose(x0)
         if self.kind == "vae" or self.family.decoder is None:
             return self(x0)
