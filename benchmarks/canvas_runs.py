@@ -1,4 +1,4 @@
-"""What `benchmarks/canvases.py` does with one image: draw it in a time, race it, and grade it.
+"""The runs of `benchmarks/canvases.py` for one image: draw it in a given time, race it, score it.
 
 Shapes: B images, K concepts, D of an embedding.
 """
@@ -23,7 +23,7 @@ SHIPPED = ("guide", "judge", "vqgan", "generator")  # the latent canvas is the g
 
 
 class Measure:
-    """The referee, with the prompts of the mini generator's things in a fixed order."""
+    """The referee, and the prompts of the mini generator's objects in a fixed order."""
 
     def __init__(self, folder: Path) -> None:
         self.models = models_of(*SHIPPED, referee=folder)
@@ -39,13 +39,13 @@ class Measure:
         self.place = {every[i]: drawings.place[of[i]] for i in order}
 
     def score(self, prompt: str, image_13HW: torch.Tensor) -> float:
-        """Cosine of a picture with its prompt."""
+        """Return the cosine similarity of an image with its prompt."""
         with torch.no_grad():
             unit_1D = self.clip.encode_image(image_13HW)
         return (unit_1D @ self.clip.encode_text([prompt]).T).item()
 
     def top5(self, prompt: str, picture: Image.Image) -> bool:
-        """Whether its thing is among the five concepts that fit the picture best."""
+        """Return whether the object is among the five concepts that fit the image best."""
         from training.evaluate.drawings import ranks
 
         target_B = torch.tensor([self.place[prompt]])
@@ -55,8 +55,8 @@ class Measure:
 def timed(
     owner: TextToCanvas, prompt: str, drawing: Drawing, seconds: float
 ) -> tuple[Image.Image, int, float]:
-    """The image of a run of so many seconds of the processor, planned by a few steps that do not
-    count; how many steps it had, and what it took."""
+    """Return the image of a run of about this many seconds of processor time, its number of steps,
+    and its time. A few steps, which do not count, give the time of a step."""
     few = owner.start(prompt, replace(drawing, steps=8))
     few.step()  # warm
     begin = time.process_time()
@@ -79,7 +79,8 @@ def raced(
     steps: int,
     cutouts: int,
 ) -> tuple[float, bool]:
-    """Our seconds ÷ the classic loop's, and whether its score was reached."""
+    """Return our seconds divided by those of the classic loop, and whether our image reached its
+    score."""
     torch.manual_seed(0)
     side = classic.start(prompt, Drawing()).loop.canvas.height
     sides = {"height": side, "width": side}

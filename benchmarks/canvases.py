@@ -1,4 +1,4 @@
-"""What the loop draws on each canvas, by the referee, which guides, keeps and stops nothing.
+"""Measure what the loop draws on each canvas, by the referee, which neither steers nor selects.
 
     taskset -c 0 python -m benchmarks.canvases minute  # each canvas, 60 s an image: top-5, a sheet
     taskset -c 0 python -m benchmarks.canvases choose  # canvas, views and rate in equal time
@@ -7,11 +7,11 @@
     python -m benchmarks.canvases tile                 # across a tile's seam ÷ inside
     python -m benchmarks.canvases memory               # peaks: 512 cutouts ÷ 32, 1024² pixels
 
-The referee is `python -m training.clip export referee`. Each command takes --minutes, keeps what it
-has measured in the cache with the digest of all models, and goes on there; at its end it writes
-canvases.json. Time is the processor's, so that it may run beside other jobs. `choose` takes 50
-prompts behind the first 200, which no bar uses; the others take the first. Iterations at the size
-of taming-transformers are `python -m benchmarks.loops speed`.
+The referee is `python -m training.clip export referee`. Each command takes --minutes. It stores its
+measurements in the cache, with the digest of all models, and continues there. At its end it writes
+canvases.json. Time is processor time, so the commands can run next to other jobs. `choose` uses 50
+prompts after the first 200, which no target uses. The others use the first prompts. `python -m
+benchmarks.loops speed` measures the iterations at the size of taming-transformers.
 
 Shapes: B images, K concepts, D of an embedding.
 """
@@ -63,7 +63,7 @@ def keep(name: str, facts: dict, models: dict[str, str] | None = None) -> None:
 def left(
     records: Records, task: str, keys: Iterable[dict], minutes: float
 ) -> Iterator[dict]:
-    """The keys of a task that are not in the records, until the time is over."""
+    """Yield the keys of a task without a record, until the time is over."""
     end = time.monotonic() + 60 * minutes
     for key in keys:
         if records.has(task, **key):
@@ -74,7 +74,8 @@ def left(
 
 
 def opened(folder: Path) -> tuple[Measure, Records]:
-    """The referee, and the records of the models as they are; from here on in one thread."""
+    """Return the referee, and the records of the present models. From here on, torch uses one
+    thread."""
     torch.set_num_threads(1)
     measure = Measure(folder)
     return measure, Records(CACHE / "records.jsonl", digest_of(measure.models))
@@ -89,7 +90,8 @@ def command_minute(
     sheet: Annotated[Path, typer.Option(help="A contact sheet.")] = SHEET,
     minutes: Minutes = 1e9,
 ) -> None:
-    """Each prompt on each canvas at the default settings and seed 0, none picked."""
+    """Draw each prompt on each canvas, with the default settings and seed 0. No image is selected
+    by hand."""
     measure, records = opened(referee)
     names, owners = canvases.split(","), {}
     wanted = [
@@ -126,14 +128,14 @@ def command_minute(
 
 
 def drawn_at(records: Records, seconds: float, name: str, prompt: str) -> Path:
-    """Where an image of `minute` is kept."""
+    """Return the path of an image of `minute`."""
     return CACHE / records.mark / f"{seconds:g}" / name / f"{prompt}.png"
 
 
 def write_sheet(
     records: Records, seconds: float, names: list[str], prompts: list[str], sheet: Path
 ) -> None:
-    """The canvases side by side, two prompts a row."""
+    """Write a sheet with the canvases side by side, two prompts per row."""
     cells, labels = [], []
     for prompt in prompts:
         for c, name in enumerate(names):
@@ -152,8 +154,9 @@ def command_choose(
     views: Annotated[str, typer.Option(help="By commas.")] = ",".join(VIEWS),
     minutes: Minutes = 1e9,
 ) -> None:
-    """Each canvas with each kind of views at its own rate, and with the default views at half and
-    twice that rate: the referee's scores in equal time, so that who needs more steps has fewer."""
+    """Compare each canvas with each kind of views at its own rate, and with the default views at
+    half and twice that rate: the referee's scores in equal time, so that a setting with slower
+    steps has fewer steps."""
     measure, records = opened(referee)
     names, owners = canvases.split(","), {}
     ways = [(name, kind, 1.0) for name in names for kind in views.split(",")]
@@ -195,9 +198,10 @@ def command_race(
     canvas: Annotated[str, typer.Option(help="Ours.")] = "vqgan",
     minutes: Minutes = 1e9,
 ) -> None:
-    """Seconds until our image has the referee's score of the classic loop's last one, ÷ the seconds
-    of that loop. Both on mini, with the same cutouts, dtype and threads; ours with the rate's fall
-    planned for as many steps. Where it never has that score, it counts as all its time."""
+    """Measure the seconds until our image has the referee's score of the classic loop's last image,
+    divided by the seconds of that loop. Both use mini, with the same cutouts, dtype and threads.
+    The learning rate of ours falls over the same number of steps. If our image never reaches the
+    score, its whole time counts."""
     measure, records = opened(referee)
     classic, owner = TextToCanvas("vqgan", judge=""), TextToCanvas(canvas, judge="")
     same = {"canvas": canvas, "steps": steps, "cutouts": cutouts}
@@ -221,8 +225,8 @@ def command_longer(
     canvas: Annotated[str, typer.Option(help="On which.")] = "vqgan",
     minutes: Minutes = 1e9,
 ) -> None:
-    """The image that the judge keeps of a run at three times the rate, against that of step 200 as
-    it was, by the referee: how often it is at least as good."""
+    """Compare the image that the judge keeps of a run at three times the rate with that of step
+    200, by the referee: how often it is at least as good."""
     measure, records = opened(referee)
     owner, same = TextToCanvas(canvas), {"canvas": canvas, "steps": steps}
     drawing = Drawing(steps=steps, lr=3 * CANVASES[canvas].lr, patience=30)
@@ -247,8 +251,8 @@ def command_tile(
     prompts: Annotated[int, typer.Option(min=1, help="How many.")] = 6,
     steps: Annotated[int, typer.Option(min=1, help="Of each.")] = 30,
 ) -> None:
-    """The mean difference of pixels across the wrapped seams ÷ that across the same places of the
-    codes inside, of a VQGAN's tiles, and of pictures that are none."""
+    """Measure the mean difference of pixels across the seams, divided by that at the same places of
+    the codes inside, for the tiles of a VQGAN and for images that are not tiles."""
     owner, facts = TextToCanvas("vqgan", judge=""), {}
     for tile in (True, False):
         drawing, seams, inside = Drawing(steps=steps, tile=tile), [], []
@@ -266,7 +270,7 @@ def command_tile(
 
 @app.command("memory")
 def command_memory() -> None:
-    """Peaks of processes of their own, in GB; one of them only loads the models."""
+    """Measure the peak memory in GB of separate processes. One of them only loads the models."""
     runs = {
         "loaded": None,
         "32 cutouts": Drawing(steps=2, cutouts=32),
@@ -279,7 +283,7 @@ def command_memory() -> None:
 
 
 def _peak(drawing: Drawing | None) -> float:
-    """Gigabytes that a process had at most."""
+    """Return the peak memory of a process in gigabytes."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 

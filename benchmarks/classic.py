@@ -1,26 +1,27 @@
-"""The baseline: the VQGAN+CLIP loop as it was published, spelled out.
+"""The baseline: the VQGAN+CLIP loop as it was published, written out.
 
-Crowson et al. 2022, "VQGAN-CLIP", and the notebook "VQGAN+CLIP (z+quantize method)" before it: the
-latents z of a VQGAN are rounded to the nearest codes of its codebook and decoded; cutouts of the
-picture are encoded by a CLIP; and Adam, at a constant rate, goes down the spherical distance to the
-prompts. The gradient passes the rounding as if it were not there, and z is kept within the range of
-the codebook, channel by channel.
+Sources: Crowson et al. 2022, "VQGAN-CLIP", and the earlier notebook "VQGAN+CLIP (z+quantize
+method)". The latents z of a VQGAN are rounded to the nearest codes of its codebook, and decoded. A
+CLIP encodes cutouts of the image. Adam, with a constant learning rate, minimises the spherical
+distance to the prompts. The gradient passes the rounding unchanged. z is clamped to the range of
+the codebook in each channel.
 
 Versions differ in the cutouts and in the rate. This is the one with pooling: `updatedpooling` of
-generate.py in nerdyrodent/VQGAN-CLIP, its rate of 0.1, its 32 cutouts. There a cutout is the whole
-picture, pooled, and then warped; the version of the paper crops instead (a side of rand^cut_pow
-between the CLIP's and the picture's), with a Lanczos filter, 64 times, at a rate of 0.05, and warps
-nothing. Augmentations are those of kornia 0.5, which that repository ran with:
+generate.py in nerdyrodent/VQGAN-CLIP, with its rate of 0.1 and its 32 cutouts. There a cutout is
+the whole image, pooled and then warped. The version of the paper crops instead (a side of
+rand^cut_pow between that of the CLIP and that of the image), with a Lanczos filter, 64 times, with
+a rate of 0.05 and without warps. The augmentations are those of kornia 0.5, which that repository
+used:
 
-- a turn of ±15° about the middle and a shift of ±0.1 of the side, up or down alone (kornia reads
-  `translate=0.1` as none along x), with what lies beyond the edge repeated; with probability 0.7;
+- a rotation of ±15° about the centre and a shift of ±0.1 of the side, only up or down (kornia reads
+  `translate=0.1` as no shift along x), with the edge repeated outside; with probability 0.7;
 - the corners moved inwards by up to 0.35 of the side, on black; with probability 0.7;
-- a hue turned by ±0.1 of a turn and an HSV saturation scaled by 1 ± 0.1; with probability 0.7;
+- a hue turned by ±0.1 of a turn, and an HSV saturation scaled by 1 ± 0.1; with probability 0.7;
 - a black rectangle of 0.1 to 0.4 of the area, the same in all cutouts; with probability 0.7;
 - normal noise, whose deviation is uniform in [0, 0.1) for each cutout.
 
-All is drawn from torch's global generator, but for the first codes if there is a generator for
-them. What the CLIP sees is normalised and not clamped.
+All random numbers come from torch's global generator, except the first codes if they have a
+generator. The input of the CLIP is normalised and not clamped.
 
 Shapes: N cutouts, 3 channels, H rows, W columns, s the side of a cutout, D channels of h x w
 latents or of an embedding, K codes.
@@ -44,17 +45,17 @@ CORNERS_42 = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
 
 
 class Classic:
-    """The loop: `step()`, as often as you like, then `image()`.
+    """The loop: call `step()` as often as you like, then `image()`.
 
     Args:
-        model: a VQModel of diffusers, frozen.
-        clip: what the cutouts are encoded with; of float32, as the model.
-        prompts: texts, each of weight 1, or (text, weight, stop) as of `prompt_loss`.
-        height, width: of the picture in pixels, multiples of the model's factor.
-        cutouts: how many a step.
-        lr: Adam's rate.
+        model: a frozen VQModel of diffusers.
+        clip: the CLIP that encodes the cutouts, in float32 like the model.
+        prompts: texts with weight 1, or (text, weight, stop) as for `prompt_loss`.
+        height, width: the size of the image in pixels, multiples of the model's factor.
+        cutouts: the number of cutouts in a step.
+        lr: the learning rate of Adam.
         generator: for the first codes, on the CPU; the global one if None.
-        z: latents_1Dhw to begin with, instead of random codes.
+        z: the initial latents_1Dhw, instead of random codes.
     """
 
     def __init__(
@@ -84,18 +85,19 @@ class Classic:
         self.adam = torch.optim.Adam([self.z_1Dhw], lr=lr)
 
     def decode(self) -> torch.Tensor:
-        """image_13HW in [0, 1], with a gradient that leads back inside from beyond."""
+        """Return image_13HW in [0, 1]. The gradient of a value outside leads back into the range.
+        """
         code_1Dhw = vector_quantize(self.z_1Dhw.movedim(1, 3), self.codes_KD).movedim(3, 1)
         decoded = self.model.decode(code_1Dhw, force_not_quantize=True).sample
         return clamp_with_gradient((decoded + 1) / 2)
 
     def loss(self, view_N3ss: torch.Tensor) -> torch.Tensor:
-        """The sum over prompts, of cutouts."""
+        """Return the loss of cutouts, summed over the prompts."""
         features_ND = encode(self.clip, view_N3ss)
         return sum(prompt_loss(features_ND, *prompt) for prompt in self.prompts)
 
     def step(self) -> torch.Tensor:
-        """One step; the loss before it."""
+        """Take one step. Return the loss before it."""
         self.adam.zero_grad()
         loss = self.loss(cutouts(self.decode(), self.clip.image_size, self.number))
         loss.backward()
@@ -106,13 +108,13 @@ class Classic:
 
     @torch.no_grad()
     def image(self) -> torch.Tensor:
-        """image_13HW in [0, 1] of the latents as they are."""
+        """Return the image_13HW of the present latents, in [0, 1]."""
         return self.decode()
 
 
 def vector_quantize(latents_1hwD: torch.Tensor, codes_KD: torch.Tensor) -> torch.Tensor:
-    """The nearest codes, as (1, h, w, D); the gradient passes to the latents unchanged (van den
-    Oord et al. 2017, straight through)."""
+    """Return the nearest codes, as (1, h, w, D). The gradient passes to the latents unchanged (van
+    den Oord et al. 2017, straight through)."""
     square_1hwK = latents_1hwD.square().sum(-1, keepdim=True) + codes_KD.square().sum(1)
     index_1hw = (square_1hwK - 2 * latents_1hwD @ codes_KD.T).argmin(-1)
     return _replaced(codes_KD[index_1hw], latents_1hwD)
@@ -121,9 +123,9 @@ def vector_quantize(latents_1hwD: torch.Tensor, codes_KD: torch.Tensor) -> torch
 def prompt_loss(
     features_ND: torch.Tensor, text_D: torch.Tensor, weight: float = 1.0, stop: float = -math.inf
 ) -> torch.Tensor:
-    """|w| · mean over cutouts of sign(w) · 2·asin²(‖u − t‖/2), u and t the unit vectors.
+    """Return |w| · mean over cutouts of sign(w) · 2·asin²(‖u − t‖/2), with unit vectors u and t.
 
-    Where that is below `stop`, it is counted but has no gradient.
+    A value below `stop` counts, but has no gradient.
     """
     chord_N = (F.normalize(features_ND, dim=1) - F.normalize(text_D, dim=0)).norm(dim=1)
     distance_N = math.copysign(1, weight) * 2 * (chord_N / 2).asin().square()
@@ -131,13 +133,14 @@ def prompt_loss(
 
 
 def encode(clip: Clip, view_N3ss: torch.Tensor) -> torch.Tensor:
-    """features_ND of squares of the CLIP's size, which `Clip.encode_image` would clamp first."""
+    """Return the features_ND of squares of the CLIP's size. `Clip.encode_image` would clamp them
+    first."""
     mean_311, std_311 = (x[:, None, None] for x in (clip._mean_3, clip._std_3))
     return clip._model.encode_image((view_N3ss - mean_311) / std_311)
 
 
 def cutouts(image_13HW: torch.Tensor, size: int, number: int) -> torch.Tensor:
-    """view_N3ss: the picture pooled to a square, the mean of the average and of the largest, and
+    """Return view_N3ss: the image pooled to a square, the mean of average and maximum pooling, and
     then augmented, each in its own way."""
     average_13ss = F.adaptive_avg_pool2d(image_13HW, size)
     pooled_13ss = (average_13ss + F.adaptive_max_pool2d(image_13HW, size)) / 2
@@ -162,8 +165,9 @@ def _jitter(view_N3ss: torch.Tensor) -> torch.Tensor:
 def recolour(
     view_N3ss: torch.Tensor, hue_N: torch.Tensor, saturation_N: torch.Tensor
 ) -> torch.Tensor:
-    """Views in [0, 1], their hues turned by shares of a turn, their saturations scaled and at most
-    1, both of the HSV hexcone (Smith 1978); in one go, since neither changes the other."""
+    """Return views in [0, 1] with their hues turned by shares of a turn, and their saturations
+    scaled and at most 1, both of the HSV hexcone (Smith 1978). It does both at once, because
+    neither changes the other."""
     most_Nss, brightest_Nss = view_N3ss.max(1)
     chroma_Nss = most_Nss - view_N3ss.amin(1)
     red, green, blue = view_N3ss.unbind(1)
@@ -180,7 +184,8 @@ def recolour(
 
 
 def _erase(view_N3ss: torch.Tensor) -> torch.Tensor:
-    """One black rectangle, of height / width 0.3 to 1 or, as often, 1 to 1/0.3; or none."""
+    """Return one black rectangle with a height / width of 0.3 to 1, or as often of 1 to 1/0.3, or
+    none."""
     if torch.rand([]) >= P:
         return view_N3ss
     size, (least, most) = view_N3ss.shape[-1], ERASED
@@ -195,7 +200,8 @@ def _erase(view_N3ss: torch.Tensor) -> torch.Tensor:
 
 
 def _turned(number: int) -> torch.Tensor:
-    """matrix_N33 from where a pixel is shown to where it is read, from −1 to 1 along the sides."""
+    """Return matrix_N33 from the place where a pixel is shown to the place where it is read, from
+    −1 to 1 along the sides."""
     some_N = torch.rand(number) < P
     angle_N = some_N * torch.deg2rad(_about(number) * DEGREES)
     down_N = some_N * _about(number) * 2 * SHIFT
@@ -206,15 +212,15 @@ def _turned(number: int) -> torch.Tensor:
 
 
 def _seen_from_aside(number: int) -> torch.Tensor:
-    """The same, for corners that are shown further inside."""
+    """Return the same, for corners that are moved inwards."""
     inward_N42 = DISTORTION * torch.rand(number, 4, 2)
     inward_N42 = inward_N42 * (torch.rand(number) < P)[:, None, None]
     return homography(CORNERS_42 * (1 - inward_N42), CORNERS_42.expand(number, 4, 2))
 
 
 def homography(from_N42: torch.Tensor, to_N42: torch.Tensor) -> torch.Tensor:
-    """matrix_N33 that takes four places (x, y) to four others, its last entry 1: two linear
-    equations a place (Hartley & Zisserman 2004, section 4.1)."""
+    """Return matrix_N33 that maps four places (x, y) to four others, with a last entry of 1: two
+    linear equations for each place (Hartley & Zisserman 2004, section 4.1)."""
     place_N43 = F.pad(from_N42, (0, 1), value=1)
     zero_N43 = torch.zeros_like(place_N43)
     rows = []
@@ -226,7 +232,7 @@ def homography(from_N42: torch.Tensor, to_N42: torch.Tensor) -> torch.Tensor:
 
 
 def _warp(view_N3ss: torch.Tensor, matrix_N33: torch.Tensor, padding: str) -> torch.Tensor:
-    """Each pixel read bilinearly from where its matrix says."""
+    """Return each pixel, read bilinearly from where its matrix says."""
     size = view_N3ss.shape[-1]
     place_s = (2 * torch.arange(size, device=view_N3ss.device) + 1) / size - 1
     y_ss, x_ss = torch.meshgrid(place_s, place_s, indexing="ij")
@@ -237,10 +243,10 @@ def _warp(view_N3ss: torch.Tensor, matrix_N33: torch.Tensor, padding: str) -> to
 
 
 def _about(number: int) -> torch.Tensor:
-    """Uniform in [−1, 1)."""
+    """Return uniform numbers in [−1, 1)."""
     return 2 * torch.rand(number) - 1
 
 
 def _replaced(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The value, bit for bit, with the gradient of x."""
+    """Return the value, bit for bit, with the gradient of x."""
     return value.detach() + (x - x.detach())

@@ -1,13 +1,14 @@
-"""The baseline: what diffusers' community pipeline clip_guided_stable_diffusion does, spelled out.
+"""The baseline: the community pipeline clip_guided_stable_diffusion of diffusers, written out.
 
-At each step: the model_output with classifier-free guidance, then a second pass of the U-Net on the
-conditioned half with gradients, x0 from it, decoded, cut out, and the gradient of the spherical
-distance by x_t added to ε (Dhariwal & Nichol 2021, algorithm 2):
+Each step computes the model_output with classifier-free guidance. Then the U-Net runs again on the
+conditioned half, with gradients. x0 is computed from its output, decoded and cropped. The gradient
+of the spherical distance with respect to x_t is added to ε (Dhariwal & Nichol 2021, algorithm 2):
 
     ε <- ε − √(1 − ᾱ) · ∇ over x_t of −scale · distance
 
-so about three passes a step where plain sampling has two. Cutouts are drawn from torch's global
-generator; the loss is summed over the batch. The original knows ε alone; v is taken there and back.
+A step takes about three passes, and two in plain sampling. The cutouts come from torch's global
+generator. The loss is summed over the batch. The original supports ε only; here v is converted to ε
+and back.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from clipguide.guidance.noise_levels import level
 
 
 def cutouts(image_B3HW: torch.Tensor, size: int, number: int) -> torch.Tensor:
-    """Squares of random side and place, averaged down to `size`: (N·B, 3, size, size)."""
+    """Return squares of random side and place, averaged down to `size`: (N·B, 3, size, size)."""
     height, width = image_B3HW.shape[2:]
     most, least = min(height, width), min(height, width, size)
     found = []
@@ -34,7 +35,7 @@ def cutouts(image_B3HW: torch.Tensor, size: int, number: int) -> torch.Tensor:
 
 
 def spherical(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """2·asin²(‖u − t‖/2)."""
+    """Return 2·asin²(‖u − t‖/2)."""
     return (F.normalize(u, dim=-1) - F.normalize(t, dim=-1)).norm(dim=-1).div(2).asin().pow(2) * 2
 
 

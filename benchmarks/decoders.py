@@ -1,14 +1,14 @@
-"""How much of the exact decoder's gain each cheaper one keeps, on the embedded generator.
+"""Measure how much of the VAE's gain each cheaper decoder keeps, on the embedded generator.
 
     python -m benchmarks.decoders draw --prompts 100 --minutes 60   # goes on where it was stopped
     python -m benchmarks.decoders table        # prints the table, and writes it into docs/memory.md
 
-Each thing of a list drawn by chance is drawn plain, and steered by default but for the decoder,
-from the same seed. Gain is that of the image's cosine with the prompt over the plain image's: the
-guide's own, which is what the gradient goes up, and that of a CLIP that had no part in it. What is
-kept is the mean gain ÷ the exact decoder's, with its standard error by 1,000 resamplings of the
-prompts. Seconds are the processor's. The rungs "single" and "layers" take the exact gradient
-(tests/test_ladder.py), and are left out.
+The objects are a random list. Each is drawn without steering, and with the default steering and
+each decoder, from the same seed. The gain is the difference of the image's cosine similarity with
+the prompt to that of the image without steering: by the guide, whose gradient steered, and by a
+CLIP that took no part. The share that is kept is the mean gain divided by that of the VAE, with its
+standard error by 1,000 resamplings of the prompts. Seconds are processor time. The levels "single"
+and "layers" take the exact gradient (tests/test_ladder.py), and are left out.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ RESAMPLINGS = 1000
 
 @dataclass(frozen=True)
 class Drawn:
-    """One image: by which decoder, "plain" if it was not steered; the cosines of the guide and of
-    the other CLIP; seconds."""
+    """One image: its decoder, or "plain" if it was not steered; the cosine similarities by the
+    guide and by the other CLIP; seconds."""
 
     prompt: str
     decoder: str
@@ -54,8 +54,9 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Kept:
-    """A decoder's row: mean gains, in thousandths of a cosine, and the shares of the exact one's,
-    each with its standard error; and the median of seconds ÷ plain sampling's."""
+    """The row of a decoder: the mean gains in thousandths of a cosine, the shares of the exact
+    decoder's gains, each with its standard error, and the median of the time divided by that of
+    plain sampling."""
 
     decoder: str
     guide: float
@@ -66,7 +67,7 @@ class Kept:
 
 
 def things(number: int) -> list[str]:
-    """Prompts of so many things that the generator was taught."""
+    """Return prompts of this number of objects that the generator was trained on."""
     from training.evaluate.samples import phrase
 
     names = known.things()
@@ -74,12 +75,12 @@ def things(number: int) -> list[str]:
 
 
 def default(model: TextToImage, settings: Generation) -> str:
-    """What "auto" chooses for this generator."""
+    """Return the decoder that "auto" chooses for this generator."""
     return model("a fox", settings.changed({"steps": 1}))[0].recipe.decoder
 
 
 def rows(drawn: list[Drawn]) -> list[Kept]:
-    """One for each decoder, of the prompts that all of them drew."""
+    """Return one row for each decoder, over the prompts that all decoders drew."""
     table: dict[str, dict[str, Drawn]] = {}
     for one in drawn:
         table.setdefault(one.decoder, {})[one.prompt] = one
@@ -104,7 +105,7 @@ def rows(drawn: list[Drawn]) -> list[Kept]:
 
 
 def share(gain_P: torch.Tensor, exact_P: torch.Tensor) -> tuple[float, float]:
-    """Ratio of means, and its deviation over resamplings of the prompts."""
+    """Return the ratio of the means, and its deviation over resamplings of the prompts."""
     generator = torch.Generator().manual_seed(0)
     pick_RP = torch.randint(len(gain_P), (RESAMPLINGS, len(gain_P)), generator=generator)
     ratio_R = gain_P[pick_RP].mean(1) / exact_P[pick_RP].mean(1)
@@ -130,7 +131,7 @@ def markdown(found: list[Kept], chosen: str) -> str:
 
 
 def read(records: Path) -> list[Drawn]:
-    """What was drawn so far."""
+    """Return the images that were drawn so far."""
     return [Drawn(**json.loads(line)) for line in records.read_text().splitlines()]
 
 
@@ -149,7 +150,7 @@ def command_draw(
     """Draw and score prompts that are not in the records yet."""
     end = time.monotonic() + 60 * minutes
     model, looks = TextToImage(), load_clip(other)
-    model.judge = None  # what would weaken the steering
+    model.judge = None  # it would reduce the steering
     settings = Generation(steps=steps, method="shortcut")
     done = {(d.prompt, d.decoder) for d in read(records)} if records.exists() else set()
     records.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ def command_draw(
         found = []
         for name in missing:
             changes = {"strength": 0.0} if name == PLAIN else {"decoder": name}
-            start = time.process_time()  # others may use the cores
+            start = time.process_time()  # other jobs may use the cores
             (picture,) = model(prompt, settings.changed(changes))
             seconds = time.process_time() - start
             image_13HW = to_tensor([picture.image])
@@ -171,7 +172,7 @@ def command_draw(
                 for clip in (model.clip, looks)
             ]
             found.append(Drawn(prompt, name, *scores, round(seconds, 3)))
-        with records.open("a") as file:  # all of a prompt or nothing
+        with records.open("a") as file:  # all images of a prompt, or none
             file.writelines(json.dumps(asdict(one)) + "\n" for one in found)
         typer.echo(f"{prompt}: {len(found)} images")
 

@@ -1,15 +1,16 @@
-"""How fast, how frugal and how robust the embedding of files is.
+"""Measure the speed, memory and robustness of embedding files.
 
     python -m benchmarks.embedding speed              # ViT-B/32's size, ÷ open_clip's DataLoader
     python -m benchmarks.embedding speed --clip mini
     python -m benchmarks.embedding memory             # 100,000 small pictures, about 20 minutes
     python -m benchmarks.embedding odd                # 300 files that break readers
 
-Each adds its figures to benchmarks/embedding.json. The pictures are made: JPEGs of 512 pixels with
-as much detail as photographs have (about 80 KB each). The peer is what open_clip's users write: a
-DataLoader over its transform with two workers, batches of 32, float32, inference mode; and, beside
-it, a loop of one picture at a time. Ways run in turn, several rounds, and a ratio is the median of
-the rounds' ratios: pictures a second of ours ÷ of the peer in the same round.
+Each adds its figures to benchmarks/embedding.json. The images are synthetic: JPEGs of 512 pixels,
+with as much detail as photographs have (about 80 KB each). The baseline is what users of open_clip
+write: a DataLoader over its transform with two workers, batches of 32, float32, inference mode. A
+loop of one image at a time is measured too. The modes run in turn, in several rounds. A ratio is
+the median over the rounds of our images per second divided by those of the baseline in the same
+round.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 @contextmanager
 def photographs(count: int, side: int = 512) -> Iterator[list[Path]]:
-    """JPEGs with edges, gradients and grain, in a folder that is removed again."""
+    """Yield JPEGs with edges, gradients and grain, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i:06}.jpg" for i in range(count)]
         random = np.random.default_rng(0)
@@ -67,7 +68,7 @@ def photographs(count: int, side: int = 512) -> Iterator[list[Path]]:
 
 
 def vit_b_32() -> Clip:
-    """The geometry of ViT-B/32 with random weights."""
+    """Return a CLIP with the sizes of ViT-B/32 and random weights."""
     import open_clip
 
     model, _, transform = open_clip.create_model_and_transforms("ViT-B-32")
@@ -76,7 +77,7 @@ def vit_b_32() -> Clip:
 
 
 class Files(torch.utils.data.Dataset):
-    """What open_clip's users write."""
+    """The data set that users of open_clip write."""
 
     def __init__(self, paths: Sequence[Path], transform: Callable) -> None:
         self.paths, self.transform = paths, transform
@@ -90,7 +91,7 @@ class Files(torch.utils.data.Dataset):
 
 @torch.inference_mode()
 def peer(model: torch.nn.Module, transform: Callable, paths: Sequence[Path], batch: int) -> None:
-    """A DataLoader of two workers; a batch of 1 is read in the loop itself."""
+    """Return a DataLoader with two workers. With a batch of 1, it reads in the loop itself."""
     loader = torch.utils.data.DataLoader(
         Files(paths, transform), batch_size=batch, num_workers=WORKERS if batch > 1 else 0
     )
@@ -99,7 +100,8 @@ def peer(model: torch.nn.Module, transform: Callable, paths: Sequence[Path], bat
 
 
 def rates(ways: dict[str, Callable[[Sequence[Path]], None]], paths, rounds: int) -> dict:
-    """Pictures a second of each way in each round, the ways in turn; a first round is not kept."""
+    """Return the images per second of each mode in each round. The modes run in turn. A first round
+    does not count."""
     found = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -132,7 +134,8 @@ def speed(
     ] = 1e-3,
     keep: bool = True,
 ) -> dict:
-    """Pictures a second, file to vector, ÷ the peer's; and of a second pass, from the cache."""
+    """Measure images per second, from file to embedding, divided by those of the baseline; and of a
+    second pass, from the cache."""
     import open_clip
 
     encoder.HOLDS = holds
@@ -202,7 +205,8 @@ def _second_pass(clip: Clip, paths: Sequence[Path], cache: Path) -> float:
 
 
 def _change(engines: dict[str, Engine], paths: Sequence[Path]) -> dict[str, float]:
-    """The largest change of a cosine with eight texts, of each way against float32."""
+    """Return the largest change of a cosine similarity with eight texts, of each mode against
+    float32."""
     some, first = paths[:32], next(iter(engines.values()))
     text_ND = first.clip.encode_text(["a cat", "a car", "a tree", "a face", "food", "a house"])
     cosines = {
@@ -218,7 +222,8 @@ def memory(
     pictures: Annotated[int, typer.Option(min=100)] = 100_000,
     keep: bool = True,
 ) -> dict:
-    """Resident memory over many small pictures: the highest after the first 5,000 ÷ at 5,000."""
+    """Measure resident memory over many small images: the peak after the first 5,000, divided by
+    that at 5,000."""
     settled = min(SETTLED, pictures // 4)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.embedding", "embed-many", folder]
@@ -234,7 +239,8 @@ def memory(
 
 @app.command(hidden=True)
 def embed_many(folder: Path, pictures: int, settled: int) -> None:
-    """In a process of its own: make pictures, embed them with a cache, print the memory used."""
+    """Make images, embed them with a cache, and print the memory that was used. It runs in a
+    separate process."""
     random = np.random.default_rng(0)
     for i in range(pictures):
         place = folder / f"{i // 1000:03}"
@@ -255,14 +261,15 @@ def embed_many(folder: Path, pictures: int, settled: int) -> None:
 
 
 def _resident() -> int:
-    """Bytes of this process in memory now."""
+    """Return the resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @app.command()
 def odd(files: int = 300, keep: bool = True) -> dict:
-    """Odd files through the program: all survive, each is named once, the exit is as it should."""
+    """Run the program on damaged and unusual files: it must survive all, name each once, and exit
+    as it should."""
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "odd"
         readable = make(folder, count=files)

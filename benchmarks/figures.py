@@ -14,7 +14,7 @@ from pathlib import Path
 
 from clipguide import load_clip, mini
 from clipguide.retrieval.maintenance import ONE_GRAPH
-from training.evaluate.ledger import fingerprint
+from training.evaluate.ledger import FIGURES, NAMES, Ledger, fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "figures.md"
@@ -28,21 +28,6 @@ Three pages have figures of their own: [Comparison with other programs](peers.md
 [Time and memory](memory.md), [Supported pipelines and samplers](support.md).
 """
 NONE_YET = "There are no figures yet for the present models."
-NAMES = {  # of figures, as the page writes them
-    "autoencoder's feature distance, times the one before": "autoencoder's feature distance, "
-    "divided by that of the previous version",
-    "referee's top-5, times that of real drawings": "referee's top-5, divided by that of real "
-    "drawings",
-    "referee's top-5, one plain sample": "referee's top-5, one sample instead of the best of four",
-    "colour and thing right": "colour and object both right",
-    "colour and thing right, pairs never trained on": "colour and object both right, pairs that "
-    "are not in the training data",
-    "two things, both right, sides right": "two objects, both right and on the right sides",
-    "nearly a training picture": "near-copies of a training image",
-    "variety, times that of real drawings": "variety, divided by that of real drawings",
-    "photographs of packages, top-1": "30 sample photographs of Python packages, top-1",
-    "photographs of packages, top-5": "30 sample photographs of Python packages, top-5",
-}
 
 
 def read(place: str) -> dict:
@@ -66,19 +51,17 @@ def embedded() -> str:
     """Return the section of the embedded models."""
     weights = {name: fingerprint(mini.path(name)) for name in mini.MODELS}
     rows, old = [], set()
-    for one in read("training/figures.json")["figures"]:
-        model, _, what = one["key"].partition(": ")
+    for one in Ledger(FIGURES).figures.values():
+        model, _, what = one.key.partition(": ")
         if model not in weights:  # the referee is not shipped
             continue
-        shipped = {name: one["weights"][name] for name in one["weights"] if name in weights}
+        shipped = {name: one.weights[name] for name in one.weights if name in weights}
         if any(weights[name] != digest for name, digest in shipped.items()):
             old.add(model)
             continue
-        is_share = one["unit"] == "%"
-        value = share(one["value"], 1) if is_share else f"{one['value']:.2f} {one['unit']}".strip()
-        target, met = one["bar"] or "–", _met(one)
-        what = NAMES.get(what, what)
-        rows.append((model, what, value, target, met, one["n"], one["date"]))
+        value = share(one.value, 1) if one.unit == "%" else f"{one.value:.2f} {one.unit}".strip()
+        target, met = one.bar or "–", {True: "yes", False: "no", None: ""}[one.met()]
+        rows.append((model, NAMES.get(what, what), value, target, met, one.n, one.date))
     met = [row[4] for row in rows if row[4]]
     cards = ", ".join(
         f"[{name}](../clipguide/mini/{name}/README.md)"
@@ -91,23 +74,14 @@ def embedded() -> str:
         "\"Top-5\" is the share of images whose right name is among the first five. The feature "
         "distance is that between an image and its reconstruction by the autoencoder, in the "
         "features of EfficientNet-Lite0. Variety is the mean distance between eight images of one "
-        "prompt, by the referee. "
+        "prompt, by the referee. \"Other languages\" compares texts only: it is the share of names "
+        "in 15 other languages whose English name is among the five nearest of all English names. "
         "A target is what the authors aim at: "
         f"{met.count('yes')} of the {len(met)} targets are met."
     )
     head = ("model", "figure", "measured", "target", "met", "n", "date")
     shown = table(head, rows) if rows else ""
     return f"{said}\n\n{shown}\n{_left_out(sorted(old))}"
-
-
-def _met(one: dict) -> str:
-    """Whether a figure meets its target, such as ">= 58.0 %": "yes", "no", or "" without one."""
-    if not one["bar"]:
-        return ""
-    sign, target, *_ = one["bar"].split()
-    value = one["value"] * (100 if one["unit"] == "%" else 1)
-    met = value >= float(target) if sign == ">=" else value <= float(target)
-    return "yes" if met else "no"
 
 
 def canvases() -> str:
@@ -173,7 +147,8 @@ def steering() -> str:
 
 
 def current(models: dict[str, str]) -> bool:
-    """Whether a figure is of the models of this tree; the referee is not in it."""
+    """Return whether a figure belongs to the models of this tree. The referee is not one of them.
+    """
     shipped = {name: digest for name, digest in models.items() if name != "referee"}
     known = all(name in mini.MODELS for name in shipped)
     return bool(shipped) and known and all(
@@ -275,7 +250,10 @@ def embedding() -> str:
         f"{odd['processors']} processors without a GPU. The files are JPEGs of 512 x 512 pixels. "
         "The baseline is a loop over a PyTorch "
         "DataLoader. \"One at a time\" is a loop that reads and embeds one image after the other. "
-        "`fast` decodes JPEGs at a smaller size. `bf16` computes in bfloat16.\n\n"
+        "`fast` decodes JPEGs at a smaller size. `bf16` computes in bfloat16. The modes ran in "
+        "turn, in several rounds. \"Images per second\" is the median of the rounds. The last "
+        "column is the median of the ratios within each round, so it is not the ratio of the two "
+        "medians.\n\n"
         + table(("CLIP", "mode", "images per second", "÷ DataLoader"), rows)
         + f"\n\nOver {memory['pictures']:,} images the process takes "
         f"{memory['settled MB']} MB after the start, and {memory['highest MB']} MB at most. Of "

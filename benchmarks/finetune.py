@@ -1,4 +1,4 @@
-"""Fine-tuning, measured against the bars of its issue; figures are kept in finetune.json.
+"""Measure fine-tuning against its targets. The figures are in finetune.json.
 
     python -m benchmarks.finetune style      # mini on half of a style that it never saw
     python -m benchmarks.finetune few        # 8 shots of 50 concepts, icons of one colour
@@ -6,7 +6,8 @@
     python -m benchmarks.finetune data       # the share of the time that is the model's
     python -m benchmarks.finetune peer       # beside open_clip's own training
 
-`style` and `few` need what `python -m training.data build` fetches. Legend: B pictures, D width.
+`style` and `few` need the data that `python -m training.data build` downloads. Legend: B images, D
+width.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def keep(key: str, facts: dict) -> None:
 
 
 def part(data: Dataset, wanted: list, classes: list[str] | None = None) -> Dataset:
-    """Some of the examples, of other classes if some are given."""
+    """Return some of the examples, with other classes if they are given."""
     return Dataset(wanted, data.classes if classes is None else classes, data.report)
 
 
@@ -61,7 +62,7 @@ def part(data: Dataset, wanted: list, classes: list[str] | None = None) -> Datas
 
 
 def drawings_of(style: str, folder: Path) -> Dataset:
-    """The drawings of a held-out style, each with its concept as caption."""
+    """Return the drawings of a held-out style, each with its concept as caption."""
     from training.evaluate.drawings import Drawings
 
     drawings = Drawings()
@@ -84,7 +85,8 @@ def style(
     seed: int = 0,
     save: bool = True,
 ) -> None:
-    """Half of the concepts of a style to train on, the others to test on, among all 1,740 names."""
+    """Train on half of the concepts of a style, and test on the other half, among all 1,740 names.
+    """
     with tempfile.TemporaryDirectory() as folder:
         data = drawings_of(name, Path(folder))
         concepts = sorted({e.caption for e in data.examples})
@@ -124,7 +126,7 @@ def style(
 
 
 def _among(parts: Parts, data: Dataset, labels: list[str]) -> Exam:
-    """An exam of captions that are told among all labels."""
+    """Return an exam of captions, with all labels as choices."""
     number = {label: n for n, label in enumerate(labels)}
     examples = [replace(e, label=number[e.caption]) for e in data.examples]
     return Exam(parts, part(data, examples, labels))
@@ -137,7 +139,8 @@ CONCEPTS_FEW, SHOTS, TESTED = 50, 8, 8
 
 
 def icons(folder: Path, count: int, seed: int = 0) -> Dataset:
-    """Black icons on white, none of which mini saw: of each concept one of each of many sets."""
+    """Return black icons on white that mini was not trained on: for each concept, one from each of
+    many sets."""
     from training import common
     from training.data.render import LeftOut, fit, load
 
@@ -170,7 +173,7 @@ def icons(folder: Path, count: int, seed: int = 0) -> Dataset:
 
 
 def svg(data: dict, icon: str) -> str:
-    """The SVG of an icon of iconify's, in black."""
+    """Return the SVG of an icon of iconify, in black."""
     about = data["icons"][icon]
     width, height = (about.get(k, data.get(k, 16)) for k in ("width", "height"))
     left, top = about.get("left", 0), about.get("top", 0)
@@ -182,7 +185,8 @@ def svg(data: dict, icon: str) -> str:
 
 
 def shots(data: Dataset, seed: int) -> tuple[Dataset, Dataset, Dataset]:
-    """(6 to train on, 2 to choose by, 8 to test on) of each class, no two nearly the same."""
+    """Return (6 images to train on, 2 to select by, 8 to test on) of each class. No two are
+    near-copies."""
     rng = random.Random(seed)
     sides: tuple[list, list, list] = [], [], []
     for label in range(len(data.classes)):
@@ -199,7 +203,8 @@ def shots(data: Dataset, seed: int) -> tuple[Dataset, Dataset, Dataset]:
 
 @app.command()
 def few(clip: str = "mini", seeds: int = 3, epochs: float = 30, save: bool = True) -> None:
-    """Best of head, LoRA and full, chosen on 2 of 8 shots, against Tip-Adapter and a probe on 8."""
+    """Compare the best of head, LoRA and full, selected on 2 of 8 shots, with Tip-Adapter and a
+    probe on 8."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         data = icons(Path(folder), CONCEPTS_FEW)
@@ -230,7 +235,8 @@ def few(clip: str = "mini", seeds: int = 3, epochs: float = 30, save: bool = Tru
 
 
 def others(parts: Parts, train: Dataset, aside: Dataset, test: Dataset) -> dict[str, float]:
-    """Zero-shot, Tip-Adapter and linear probes on the same features, with all 8 shots."""
+    """Return the results of zero-shot, Tip-Adapter and linear probes on the same features, with all
+    8 shots."""
     clip = parts.clip()
     both = part(train, [*train.examples, *aside.examples])
     seen, exam = Exam(parts, both), Exam(parts, test)
@@ -255,7 +261,7 @@ PLAIN = dict(templates="plain", ema=0.0, patience=99)
 
 
 def of_drawings(config: FinetuneConfig, clip: str = "mini") -> Finetune:
-    """A fine-tuning on the held-out drawings of the package."""
+    """Return a fine-tuning on the held-out drawings of the package."""
     parts, data = load_parts(clip), read(HELD_OUT)
     aside = part(data, data.examples[:8])
     return Finetune(parts, data, aside, config)
@@ -263,7 +269,8 @@ def of_drawings(config: FinetuneConfig, clip: str = "mini") -> Finetune:
 
 @app.command()
 def one(batch: int, chunk: int, steps: int = 2) -> None:
-    """Steps of one size in a process of their own: the seconds of each, and the peak of memory."""
+    """Take steps of one size in a separate process. Return the seconds of each, and the peak
+    memory."""
     fit = of_drawings(FinetuneConfig(batch=batch, chunk=chunk, steps=steps, **PLAIN))
     fit.epoch = steps + 1  # no exam between them
     marks = [time.monotonic()]
@@ -275,7 +282,7 @@ def one(batch: int, chunk: int, steps: int = 2) -> None:
 
 
 def alone(*arguments: object) -> dict:
-    """What `one` tells, of a fresh process."""
+    """Return what `one` measures in a new process."""
     command = [sys.executable, "-m", "benchmarks.finetune", "one", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -283,7 +290,8 @@ def alone(*arguments: object) -> dict:
 
 @app.command()
 def cache(large: int = 4096, save: bool = True) -> None:
-    """GradCache: batch 256 at once and in chunks of 16, in turn; then the large batch."""
+    """Measure GradCache: a batch of 256 at once and in chunks of 16, in turn; then the large batch.
+    """
     pairs = [(alone(256, 256), alone(256, 16)) for _ in range(2)]
     whole, chunked = (min(p[k]["seconds"][-1] for p in pairs) for k in (0, 1))
     big = alone(large, 16, "--steps", 1)
@@ -299,7 +307,7 @@ def cache(large: int = 4096, save: bool = True) -> None:
 
 @app.command()
 def data(steps: int = 25, save: bool = True) -> None:
-    """The share of the time that is not spent waiting for pictures: mini, batches of 64."""
+    """Measure the share of the time that is not spent waiting for images: mini, batches of 64."""
     fit = of_drawings(FinetuneConfig(steps=steps, **PLAIN))
     fit.epoch = steps + 1
     *_, step = fit.run()  # the first epoch, which decodes, is a part of it
@@ -312,7 +320,8 @@ def data(steps: int = 25, save: bool = True) -> None:
 
 @app.command()
 def peer(model: str = "ViT-S-32-alt", steps: int = 100, batch: int = 16, save: bool = True) -> None:
-    """The same batches through open_clip_train's train_one_epoch and through ours, float32."""
+    """Train on the same batches with train_one_epoch of open_clip_train and with ours, in float32.
+    """
     source = read(HELD_OUT)
     examples = [replace(e, caption=f"{e.caption} {k}") for k, e in enumerate(source.examples)]
     losses, seconds = {}, {}
@@ -342,7 +351,7 @@ RATE, WARMUP, DECAY, EPS = 5e-5, 10, 0.2, 1e-6
 
 
 def fresh(model: str) -> Parts:
-    """An open_clip model of random weights."""
+    """Return an open_clip model with random weights."""
     import open_clip
 
     made, _, transform = open_clip.create_model_and_transforms(model, pretrained=None)
@@ -350,7 +359,7 @@ def fresh(model: str) -> Parts:
 
 
 def ours(parts: Parts, dumped: list) -> list[float]:
-    """Through Fit and Contrastive."""
+    """Train with Fit and Contrastive."""
     config = FinetuneConfig(batch=len(dumped[0][1]))
     parts.model.eval().requires_grad_(True)
     loss = Contrastive(parts, config, chunk=config.batch, state=None)
@@ -369,7 +378,7 @@ def ours(parts: Parts, dumped: list) -> list[float]:
 
 
 def theirs(parts: Parts, dumped: list) -> list[float]:
-    """Through train_one_epoch, with its optimiser and schedule as its main makes them."""
+    """Train with train_one_epoch, with the optimiser and schedule of its main."""
     from open_clip.loss import ClipLoss
     from open_clip_train.scheduler import cosine_lr
     from open_clip_train.train import train_one_epoch
@@ -418,7 +427,7 @@ def theirs(parts: Parts, dumped: list) -> list[float]:
 
 
 class _Loader(list):
-    """Batches with the counts that train_one_epoch asks for."""
+    """Batches with the counts that train_one_epoch reads."""
 
     @property
     def num_batches(self) -> int:

@@ -1,7 +1,9 @@
-"""The sums of `benchmarks/steering.py`: rows, the best way of a budget, what auto chooses from.
+"""The statistics of `benchmarks/steering.py`: rows, the best settings for a budget, the table of
+"auto".
 
-Nothing is chosen on the prompts that it is shown on: of a budget, each method's way is the one
-that gains most on the even half of the prompts, and its figures are those of the odd half.
+Settings are never selected and measured on the same prompts. For each budget, the settings of a
+method with the highest gain on the even half of the prompts are selected, and their figures are
+those of the odd half.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ TOLERANCE = 1.02  # what a cost may be over a budget: the noise of its timing
 
 @dataclass
 class Drawn:
-    """One image: its place among the prompts, seconds, the referee's cosine and whether its thing
-    is in the referee's top five, the guide's cosine, and how far the referee has it from the images
-    of the other seeds of this way (1 − mean cosine), 0 of a single one. `models` is the digest of
-    the models that drew and graded it."""
+    """One image: the number of its prompt, seconds, the referee's cosine similarity, whether its
+    object is in the referee's top five, the guide's cosine similarity, and the spread: the
+    referee's distance from the images of the other seeds of these settings (1 − mean cosine), 0 for
+    a single one. `models` is the digest of the models that drew and scored it."""
 
     prompt: int
     way: str
@@ -37,10 +39,10 @@ class Drawn:
 
 @dataclass
 class Row:
-    """One way, `best_of` so many: what it costs (plain is 1), the referee's mean score, its gain
-    over plain of the same seeds with its standard error over prompts, its top-5, the shares of
-    prompts that gain and that lose more than two standard errors of their seeds, how different the
-    seeds of a prompt are, and the guide's mean score."""
+    """One setting, with `best_of` samples: its cost (plain sampling is 1), the referee's mean
+    score, its gain over plain sampling of the same seeds with its standard error over prompts, its
+    top-5, the shares of prompts that gain, and that lose more than two standard errors of their
+    seeds, the spread of the seeds of a prompt, and the guide's mean score."""
 
     way: str
     best_of: int
@@ -65,20 +67,20 @@ def mean(values: Iterable[float]) -> float:
 
 
 def error(values: Sequence[float]) -> float:
-    """The standard error of the mean; infinite of a single value."""
+    """Return the standard error of the mean. It is infinite for a single value."""
     if len(values) < 2:
         return float("inf")
     return statistics.stdev(values) / len(values) ** 0.5
 
 
 def best(images: list[Drawn], number: int) -> list[Drawn]:
-    """The guide's favourite of each whole group of so many."""
+    """Return the image with the highest score of the guide, of each complete group of `number`."""
     groups = [images[k : k + number] for k in range(0, len(images), number)]
     return [max(g, key=lambda d: d.guide) for g in groups if len(g) == number]
 
 
 def rows(drawn: list[Drawn]) -> list[Row]:
-    """One row for each way and number of candidates."""
+    """Return one row for each setting and number of candidates."""
     table: dict[str, dict[int, list[Drawn]]] = {}
     for one in drawn:
         table.setdefault(one.way, {}).setdefault(one.prompt, []).append(one)
@@ -103,7 +105,7 @@ def _row(
     plain: dict[tuple[int, int], float],
     second: dict[int, float],
 ) -> Row:
-    """The row of what was kept of each prompt."""
+    """Return the row of the images that were kept for each prompt."""
     gains, clear = [], []
     for p, images in kept.items():
         # A kept image is compared with the mean of plain sampling of its group's seeds.
@@ -134,8 +136,9 @@ def _row(
 
 
 def at_budgets(drawn: list[Drawn]) -> dict[float, list[Row]]:
-    """Of each budget, each method's best way for it, chosen on the even prompts (in the order in
-    which they were drawn) and shown on the odd ones; the best by the first half comes first."""
+    """For each budget, return each method's best settings: selected on the even prompts, in the
+    order in which they were drawn, and measured on the odd ones. The best by the first half comes
+    first."""
     order = list(dict.fromkeys(d.prompt for d in drawn))
     even = set(order[::2])
     chosen = rows([d for d in drawn if d.prompt in even])
@@ -154,7 +157,8 @@ def at_budgets(drawn: list[Drawn]) -> dict[float, list[Row]]:
 
 
 def frontier(found: list[Row]) -> list[Row]:
-    """The rows of the shortcut, and plain, that none of these beats at their cost or below."""
+    """Return the rows of `shortcut` and of plain sampling that no other of these beats at the same
+    or a lower cost."""
     kept: list[Row] = []
     for row in sorted(found, key=lambda row: row.cost):
         if row.method == "shortcut" and not (row.best_of > 1 and "travel" in row.options):
@@ -164,7 +168,7 @@ def frontier(found: list[Row]) -> list[Row]:
 
 
 def markdown(found: list[Row]) -> str:
-    """The rows, dearest last."""
+    """Return the rows as a table, the most expensive last."""
     heads = ["way", "cost", "gain, 10⁻³", "top-5", "better", "worse by 2 s.e.", "diversity"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in sorted(found, key=lambda row: row.cost):

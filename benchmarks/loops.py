@@ -1,14 +1,14 @@
-"""Our loop over a VQGAN canvas beside the one that was published, `benchmarks/classic.py`.
+"""Compare our loop over a VQGAN canvas with the published one, `benchmarks/classic.py`.
 
     python -m benchmarks.loops speed                       # iterations a second, and where they go
     python -m benchmarks.loops speed --steps 3 --threads 1
     python -m benchmarks.loops folded                      # the embedded guide's gradient
 
-`speed` has models of real classes and sizes with random weights, which cost the same: the VQGAN of
-taming-transformers with a factor of 16, and open_clip's ViT-B-32. The classic loop and ours, in
-several ways, take steps in turn, in one process, and the median of each counts: what slows the
-machine meanwhile slows all. All encode as many views a step. The pieces of a step are timed apart,
-with the gradient handed on from one to the other.
+`speed` uses models of the real classes and sizes with random weights, which take the same time: the
+VQGAN of taming-transformers with a factor of 16, and ViT-B-32 of open_clip. The classic loop and
+ours, in several modes, take steps in turn in one process, and the median of each counts. Other load
+on the machine then slows all of them equally. All encode the same number of views per step. The
+parts of a step are timed separately, with the gradient passed from one to the next.
 
 Shapes: S steps, 2 readings of a moment: seconds by the clock, and of the processor; P pieces.
 """
@@ -55,8 +55,8 @@ PIECES = tuple(
 
 @dataclass(frozen=True)
 class Way:
-    """How a loop runs, ours but for the classic one: the types of the CLIP and of the decoder, and
-    whether the decoder's activations are stored with the channels last."""
+    """A mode of the loop: the dtypes of the CLIP and of the decoder, and whether the decoder's
+    activations are stored with the channels last."""
 
     name: str
     clip: str = "float32"
@@ -76,7 +76,7 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Running:
-    """A loop that is ready: its step, and what a step is made of."""
+    """A loop that is ready: its step, and the parts of a step."""
 
     step: Callable[[], object]
     decode: Callable[[], torch.Tensor]
@@ -85,7 +85,8 @@ class Running:
 
 
 def vqgan(config: dict, device: str) -> torch.nn.Module:
-    """A VQModel of random weights, frozen; its codes are as large as what an encoder makes."""
+    """Return a frozen VQModel with random weights. Its codes are as large as the output of an
+    encoder."""
     import diffusers
 
     torch.manual_seed(0)
@@ -95,7 +96,7 @@ def vqgan(config: dict, device: str) -> torch.nn.Module:
 
 
 def vit_b_32(dtype: str, device: str):
-    """A Clip of random weights."""
+    """Return a Clip with random weights."""
     import open_clip
 
     from clipguide.clip import Clip
@@ -110,7 +111,7 @@ def vit_b_32(dtype: str, device: str):
 
 
 def running(way: Way, model: torch.nn.Module, clip, *, side: int, views: int) -> Running:
-    """A loop of that way: a picture of `side` pixels a side, `views` views a step."""
+    """Return a loop in this mode: an image of `side` pixels a side, `views` views per step."""
     if way is CLASSIC:
         loop = classic.Classic(model, clip, [PROMPT], height=side, width=side, cutouts=views)
         size = clip.image_size
@@ -137,7 +138,8 @@ def running(way: Way, model: torch.nn.Module, clip, *, side: int, views: int) ->
 
 
 def pieces(loop: Running, device: str) -> torch.Tensor:
-    """seconds_P2 of PIECES: there and back again through the decoder, the views and the CLIP."""
+    """Return seconds_P2 of PIECES: forward and backward through the decoder, the views and the
+    CLIP."""
     there, back = [], []
     for part in (loop.decode, loop.views, loop.loss):
         given = [there[-1][1].detach().requires_grad_()] if there else []
@@ -154,8 +156,8 @@ def pieces(loop: Running, device: str) -> torch.Tensor:
 
 
 def timed(loops: dict[str, Running], steps: int, device: str) -> dict[str, dict[str, list]]:
-    """Of each loop the medians: `step`, seconds_2, and `pieces`, seconds_P2. One step each comes
-    before, and does not count."""
+    """Return the medians for each loop: `step`, seconds_2, and `pieces`, seconds_P2. One step of
+    each runs before, and does not count."""
     took = {name: ([], []) for name in loops}
     for turn in range(steps + 1):
         for name, loop in loops.items():
@@ -177,8 +179,9 @@ def timed(loops: dict[str, Running], steps: int, device: str) -> dict[str, dict[
 
 
 def markdown(found: dict[str, dict[str, list]]) -> str:
-    """A row a loop: iterations a second ÷ the classic loop's, by the clock and by the processor's
-    seconds, which are better where others use the cores; and those that each piece takes."""
+    """Return a row for each loop: iterations per second divided by those of the classic loop, by
+    the clock and by processor time, which is better if others use the cores; and the seconds of
+    each part."""
     heads = ["loop", "s / step", "× classic", "× by processor", *PIECES]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     clock, processor = found[CLASSIC.name]["step"]
@@ -196,7 +199,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 @app.callback()
 def commands() -> None:
-    """Loops side by side."""
+    """Compare the loops."""
 
 
 @app.command("speed")
@@ -210,7 +213,8 @@ def command_speed(
     quick: Annotated[bool, typer.Option(help="Toys: shows that it runs.")] = False,
     out: Annotated[Path | None, typer.Option(help="A JSON file.")] = None,
 ) -> None:
-    """Iterations a second, ours ÷ the classic loop's, and where the time goes."""
+    """Measure iterations per second, ours divided by those of the classic loop, and the time of the
+    parts."""
     import diffusers
 
     from clipguide import load_clip
@@ -245,8 +249,9 @@ def command_folded(
     views: Annotated[int, typer.Option(min=1, help="Encoded at a time.")] = 16,
     threads: Annotated[int, typer.Option(min=1, help="Of the processor.")] = 1,
 ) -> None:
-    """Processor time of the gradient of views through the embedded guide, whose batch norms are
-    folded into its convolutions, ÷ as it was trained: the median of pairs."""
+    """Measure the processor time of the gradient of views through the embedded guide, with its
+    batch norms folded into its convolutions, divided by that without folding: the median of pairs.
+    """
     from unittest.mock import patch
 
     from clipguide import load_clip

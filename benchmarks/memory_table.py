@@ -1,11 +1,13 @@
-"""The tables of docs/memory.md: what steering costs, as measured and as counted. Nothing is run.
+"""Write the tables of docs/memory.md: the cost of steering, measured and estimated. It runs no
+model.
 
     python -m benchmarks.memory_table
 
-Measured is what `python -m benchmarks.overhead --out benchmarks/overhead.json` found. Counted, on
-"meta", where tensors have sizes and no values, are operations of the decoder's gradient, by
-PyTorch's counter, ÷ those of a step as the package estimates them (tests/test_ladder.py checks
-that), and the bytes alive at most, forward and back.
+The measurements are those of `python -m benchmarks.overhead --out benchmarks/overhead.json`. The
+estimates are made on "meta", where tensors have sizes and no values. Time is the number of
+operations of the decoder's gradient, by PyTorch's counter, divided by those of a step as the
+package estimates them (tests/test_ladder.py checks that). Memory is the largest number of bytes
+that exist at one time, forward and backward.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ DOCUMENT = ROOT / "docs" / "memory.md"
 GIB = 2**30
 BARRED = ("SD 1.5", 4), ("SDXL", 1)  # with so many images there are bars for the default
 CARDS = 8, 12, 16, 24, 48, 80  # GiB
+GROWTH = 10  # MiB: less is noise of the allocator
 COUNTED = "<!-- table -->\n", "<!-- end of table -->"
 DEFAULTS = "<!-- defaults -->\n", "<!-- end of defaults -->"
 MEASURED = "<!-- measured -->\n", "<!-- end of measured -->"
@@ -29,8 +32,8 @@ MEASURED = "<!-- measured -->\n", "<!-- end of measured -->"
 
 @dataclass(frozen=True)
 class Counted:
-    """Of a decoder's gradient for an image: × plain sampling if every step is steered, and GiB
-    beside weights."""
+    """The estimate for the gradient of one image through a decoder: the time divided by plain
+    sampling if every step is steered, and GiB besides the weights."""
 
     decoder: str
     times: float
@@ -38,8 +41,8 @@ class Counted:
 
 
 def counted(geometry: str) -> tuple[list[Counted], float, float]:
-    """Every decoder and rung; GiB of plain decoding, and of the denoiser's and VAE's weights in 16
-    bits."""
+    """Return the estimates of every decoder and level, the GiB of plain decoding, and the GiB of
+    the denoiser's and the VAE's weights in 16 bits."""
     import diffusers
 
     from clipguide.guidance import cost, ladder, tinies
@@ -77,7 +80,7 @@ def counted(geometry: str) -> tuple[list[Counted], float, float]:
 
 
 def table() -> str:
-    """The table of docs/memory.md."""
+    """Return the table of all decoders."""
     lines = [
         "| model | decoder | time ÷ plain | GiB for decoding | peak GiB with weights | card |",
         "|---|---|---|---|---|---|",
@@ -95,10 +98,10 @@ def table() -> str:
 
 @dataclass(frozen=True)
 class Default:
-    """By default beside models in 16 bits, the linear map and the guide: time ÷ plain sampling
-    where every step is steered, peak ÷ plain, and GiB above plain by decoder="vae",
-    with the name of its plan. The peaks are those of decoding: of all images at the end, and of the
-    last score, one by one."""
+    """The estimate for the defaults, with models in 16 bits: for the linear map and the guide the
+    time and the peak divided by those of plain sampling, if every step is steered; and the GiB
+    above plain sampling of decoder="vae", with its level. The peaks are those of decoding: of all
+    images at the end, and of the last score, one image at a time."""
 
     time: float
     peak: float
@@ -107,8 +110,8 @@ class Default:
 
 
 def default(geometry: str, images: int, side: int | None = None) -> Default:
-    """What the default comes to, for the guide's gradient for its views, image by image; at `side`
-    latents a side, the model's own if None."""
+    """Return the estimate for the defaults. The gradient of the guide for its views is counted
+    image by image. `side` is the side of the latents, by default that of the model."""
     import open_clip
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -154,7 +157,7 @@ def default(geometry: str, images: int, side: int | None = None) -> Default:
 
 
 def defaults() -> str:
-    """The table of what the default comes to."""
+    """Return the table of the defaults."""
     lines = [
         "| model | images | time ÷ plain | peak ÷ plain | `decoder=\"vae\"`: GiB above plain |",
         "|---|---|---|---|---|",
@@ -172,7 +175,8 @@ def defaults() -> str:
 
 
 def checked() -> str:
-    """A sentence of how the count compares with what was measured, by the default decoder."""
+    """Return a sentence that compares the estimates with the measurements, for the default decoder.
+    """
     found = []
     for row in json.loads(RESULTS.read_text())["rows"]:
         if row["what"] != "cost" or row["decoder"] != "auto" or row["geometry"] not in LATENTS:
@@ -190,7 +194,7 @@ def checked() -> str:
 
 
 def measured() -> str:
-    """The table of what was measured."""
+    """Return the table and the sentences of the measurements."""
     lines = [
         "| model | on | images | decoder | time ÷ plain | peak ÷ plain | peak above plain |",
         "|---|---|---|---|---|---|---|",
@@ -214,25 +218,35 @@ def measured() -> str:
         barred = not default and row["geometry"] == "SDXL"
         cells.append(f"{row['above']:.1f} GiB" + verdict(row["above"] <= LADDER_BAR, barred))
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [said(row) for row in kept["rows"] if row["what"] in ("exact", "growth")]
+    lines.append(grown([row for row in kept["rows"] if row["what"] == "growth"]))
+    lines += [exact(row) for row in kept["rows"] if row["what"] == "exact"]
     return "\n".join(lines)
 
 
-def said(row: dict) -> str:
-    """A sentence of what is in no table."""
-    if row["what"] == "exact":
-        met = verdict(row["above"] <= LADDER_BAR, row["geometry"] == "SDXL")
-        return (
-            f"\nWith `decoder=\"vae\", memory={row['memory']:g}`, steering {row['geometry']} at "
-            f"its own size needs {row['above']:.2f} GiB more than decoding the finished image "
-            f"alone{met}. The denoiser was left out of this run, because it needs the same memory "
-            f"with and without steering. The report said \"{row['chose']}\"."
-        )
-    size, count = 8 * row["side"], len(row["held"])
+def exact(row: dict) -> str:
+    """Return the paragraph on the memory of the gradient through the VAE."""
+    met = verdict(row["above"] <= LADDER_BAR, row["geometry"] == "SDXL")
     return (
-        f"\nA run of {count} images in one `with` block shows whether memory grows from image to "
-        f"image: it changed by {row['growth']:+.1f} MiB from the second image to the last "
-        f"({row['geometry']}, {size} x {size}, `decoder=\"{row['decoder']}\"`)."
+        f"\nWith `decoder=\"vae\", memory={row['memory']:g}`, steering {row['geometry']} at "
+        f"its own size needs {row['above']:.2f} GiB more than decoding the finished image "
+        f"alone{met}. The denoiser was left out of this run, because it needs the same memory "
+        f"with and without steering. The report said \"{row['chose']}\"."
+    )
+
+
+def grown(rows: list[dict]) -> str:
+    """Return the paragraph on the growth of memory from image to image."""
+    if not rows:
+        return ""
+    grows = "grows" if any(row["growth"] > GROWTH for row in rows) else "does not grow"
+    each = [
+        f"{row['growth']:+.1f} MiB ({row['geometry']}, {8 * row['side']} x {8 * row['side']}, "
+        f"`decoder=\"{row['decoder']}\"`)"
+        for row in rows
+    ]
+    return (
+        f"\nMemory {grows} from image to image. In a run of {len(rows[0]['held'])} images in one "
+        f"`with` block, it changed from the second image to the last by {' and by '.join(each)}."
     )
 
 

@@ -11,14 +11,14 @@ import torch
 
 
 def now(device: str) -> torch.Tensor:
-    """A moment_2."""
+    """Return the present moment_2."""
     if device == "cuda":
         torch.cuda.synchronize()
     return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)
 
 
 def forget_peak(device: str) -> None:
-    """The peak begins anew, where that can be said."""
+    """Reset the peak, where that is possible."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif (found := Path("/proc/self/clear_refs")).exists():
@@ -26,7 +26,7 @@ def forget_peak(device: str) -> None:
 
 
 def peak(device: str) -> float:
-    """MiB at most, since it was forgotten."""
+    """Return the peak memory in MiB since `forget_peak`."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     if Path("/proc/self/status").exists():
@@ -36,6 +36,6 @@ def peak(device: str) -> float:
 
 
 def resident(line: str = "VmRSS") -> int:
-    """Bytes of this process."""
+    """Return the resident memory of this process in bytes."""
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[line].split()[0]) * 1024

@@ -1,11 +1,11 @@
-"""What common mistakes in front of a CLIP change: cosines, and the names that come first.
+"""Measure what common mistakes in preprocessing change: cosine similarities, and the best names.
 
     python -m benchmarks.mistakes                       # on samples/pictures
     python -m benchmarks.mistakes --photos FOLDER       # "tench.jpg" shows a tench
 
 The table goes to the terminal, to benchmarks/peers.json and to docs/peers.md.
 
-Shapes: B pictures, K names, D of an embedding; 3 channels, H rows, W columns.
+Shapes: B images, K names, D of an embedding; 3 channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 
 @dataclass(frozen=True)
 class Mistake:
-    """Two ways of encoding pictures or names, the right one and the one that is measured."""
+    """Two ways to encode images or names: the correct one and the mistake."""
 
     name: str
     right: Callable[[Sequence], torch.Tensor]
@@ -51,7 +51,7 @@ class Mistake:
 
 
 def mistakes_of(clip, others: dict[str, object]) -> list[Mistake]:
-    """All of them. `others` are the same CLIP in other types, by their names."""
+    """Return all mistakes. `others` are the same CLIP in other dtypes, by their names."""
     from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
     side = clip.image_size
@@ -108,9 +108,9 @@ def mistakes_of(clip, others: dict[str, object]) -> list[Mistake]:
 def measure(
     mistake: Mistake, clip, data: Data, seen: dict[Callable, torch.Tensor]
 ) -> dict[str, float]:
-    """|change of the cosine| of each picture with its own name, in the mean and at most; how often
-    another name comes first; and how often the right one does, before and after. `seen` keeps what
-    the right ways gave."""
+    """Return |change of the cosine| of each image with its own name, the mean and the largest; how
+    often another name becomes the best; and how often the correct one is the best, before and
+    after. `seen` keeps the embeddings of the correct ways."""
     items = data.names if mistake.of_text else data.pictures
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the long texts
@@ -138,7 +138,7 @@ def measure(
 def mistakes(
     photos: Annotated[Path | None, typer.Option(help="A folder of photographs.")] = None,
 ) -> None:
-    """What common mistakes change, by mini: cosines, and the names that come first."""
+    """Measure what common mistakes change, by mini: cosine similarities, and the best names."""
     from clipguide import load_clip
 
     clip = load_clip("mini")
@@ -161,7 +161,8 @@ def mistakes(
 
 
 def table_of_mistakes(found: dict) -> list[str]:
-    """Lines of markdown, a mistake a line, with the columns of each set of pictures."""
+    """Return the lines of a table in Markdown, one per mistake, with the columns of each set of
+    images."""
     sets = [scale["data"] for scale in found["scale"]]
     columns = ("mean", "max", "other name", "top-1")
     heads = [f"{name}: {what}" for name in sets for what in columns]
@@ -197,12 +198,13 @@ def _loaded(picture: Image.Image) -> Image.Image:
 
 
 def _oblong(picture: Image.Image) -> Image.Image:
-    """A picture that is not square: a square one lies on a sheet."""
+    """Return an image that is not square. A square one is placed on a sheet."""
     return on_sheet(picture) if picture.width == picture.height else picture
 
 
 def _cut_out(picture: Image.Image) -> Image.Image:
-    """RGBA: the white around a drawing transparent, and black below, as many programs write it."""
+    """Return RGBA: the white around a drawing is transparent, and black below, as many programs
+    write it."""
     filled = picture.copy()
     corners = [(x, y) for x in (0, picture.width - 1) for y in (0, picture.height - 1)]
     for corner in corners:
@@ -214,8 +216,8 @@ def _cut_out(picture: Image.Image) -> Image.Image:
 
 
 def _turned(picture: Image.Image) -> Image.Image:
-    """The picture as a camera held sideways writes it: a PNG of rows and columns exchanged, with
-    the EXIF orientation that turns it upright."""
+    """Return the file of a camera that was held sideways: a PNG with rows and columns exchanged,
+    and the EXIF orientation that rotates it upright."""
     exif, stream = Image.Exif(), io.BytesIO()
     exif[0x0112] = TURNED
     picture.transpose(Image.Transpose.ROTATE_90).save(stream, "png", exif=exif)

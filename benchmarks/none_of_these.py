@@ -1,18 +1,18 @@
-"""Naming with clipguide.zero_shot, measured: "none of these", the cards' figures, templates.
+"""Measure classification with clipguide.zero_shot: "none of these", the cards' figures, templates.
 
     python -m benchmarks.none_of_these none --photos FOLDER     # writes none_of_these.json
     python -m benchmarks.none_of_these none --ship              # and clipguide/zero_shot/none.json
     python -m benchmarks.none_of_these card                     # the cards' figures, by Classifier
     python -m benchmarks.none_of_these names                    # which templates suit mini
 
-None: concepts are halved at random. On one half a threshold is calibrated so that 5 % of pictures
-of the labels are turned away, over many random sets of 5, 20 and 50 labels; on the other half it is
-counted what it turns away of pictures of the labels ("false", bar: at most 5 %) and of all other
-pictures ("caught", bar: at least 80 %); then the halves swap, and figures are the means.
-"unlisted" is what would be caught of pictures whose own name and its kin were not in the
-background. Drawings are held-out ones, OpenMoji and EmojiOne v1; photographs are one for each class
-of ImageNet, among whose names labels are drawn. All need the data that `python -m training.data
-build` makes. Legend: B pictures, K labels, W words.
+For "none", the concepts are divided into two random halves. On one half, a threshold is calibrated
+so that 5 % of the images with a label are rejected, over many random sets of 5, 20 and 50 labels.
+On the other half, the script counts how many images with a label it rejects ("false", target: at
+most 5 %), and how many of all others ("caught", target: at least 80 %). Then the halves change
+roles, and the figures are the means. "unlisted" is the share that would be caught of images whose
+own name and similar names are not in the background. Drawings are held-out ones, OpenMoji and
+EmojiOne v1. Photographs are one for each class of ImageNet, with its names as labels. All need the
+data of `python -m training.data build`. Legend: B images, K labels, W words.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ CHOSEN = f"log odds, sharpness {none.SHARPNESS:g}"
 
 @dataclass
 class Set:
-    """Pictures' vectors_BD, the place of each's name, and the names."""
+    """The embeddings_BD of images, the place of the name of each, and the names."""
 
     kind: str
     image_BD: torch.Tensor
@@ -64,7 +64,7 @@ class Set:
 
 
 class Kin:
-    """Logits of pictures, and which words of the background mean the same as which names."""
+    """The logits of images, and which words of the background mean the same as which names."""
 
     def __init__(self, clip: Clip, data: Set, words: list[str]) -> None:
         self.data, self.words = data, words
@@ -76,7 +76,7 @@ class Kin:
     def scores(
         self, row_B: torch.Tensor, label_K: torch.Tensor, *, unlisted: bool = False
     ) -> dict[str, torch.Tensor]:
-        """Each score of some pictures. `unlisted`: without words for what they show."""
+        """Return each score of some images. `unlisted`: without words for what they show."""
         word_W = self.rest_NW[label_K].all(0)
         label_BK, word_BW = self.label_BN[row_B][:, label_K], self.word_BW[row_B][:, word_W]
         if unlisted:
@@ -87,7 +87,8 @@ class Kin:
 
 
 def sets_of(clip: Clip, photos: Path | None) -> Iterator[Set]:
-    """The drawings, and the photographs where there are any; vectors are kept by fingerprint."""
+    """Return the drawings, and the photographs if there are any. Embeddings are cached by
+    fingerprint."""
     drawings = Drawings()
     found = [drawing for part in drawings.tests().values() for drawing in part]
     image_BD = kept(clip, "drawings", lambda: drawings.encode(clip, found))
@@ -112,15 +113,15 @@ def kept(clip: Clip, kind: str, encode: Callable[[], torch.Tensor]) -> torch.Ten
 
 
 def halves(target_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The names that pictures have, in two halves at random."""
+    """Return the names of the images in two random halves."""
     names = target_B.unique()
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))
     return names[order[: len(names) // 2]], names[order[len(names) // 2 :]]
 
 
 def run(kin: Kin, half: torch.Tensor, size: int) -> tuple[dict, dict, dict]:
-    """Scores of all pictures inside of the sets of labels, of some outside, and of these unlisted;
-    labels and pictures are all of one half of the names."""
+    """Return the scores of all images inside the sets of labels, of some outside, and of these
+    unlisted. Labels and images belong to one half of the names."""
     generator = torch.Generator().manual_seed(size)
     target_B = kin.data.target_B
     mine_B = torch.isin(target_B, half)
@@ -137,10 +138,11 @@ def run(kin: Kin, half: torch.Tensor, size: int) -> tuple[dict, dict, dict]:
 
 
 def measure(kin: Kin, given: dict[int, float] | None = None) -> list[dict]:
-    """A row for each score and size: thresholds of one half, and what they do on the other, in
-    both directions; the means of the two.
+    """Return a row for each score and size: thresholds of one half, and their effect on the other,
+    in both directions, as the mean of the two.
 
-    `given` are thresholds of the chosen score, those for drawings, to try here as well."""
+    `given` are thresholds of the chosen score, those for drawings, which are tested too.
+    """
     rows = []
     for size in SIZES:
         both = [run(kin, half, size) for half in halves(kin.data.target_B)]
@@ -166,7 +168,7 @@ def share(score_B: torch.Tensor, threshold: float) -> float:
 
 
 def measure_none(photos: Path | None, ship: bool) -> None:
-    """Prints and writes the table; with `ship`, the thresholds that the package comes with."""
+    """Print and write the table. With `ship`, write the thresholds of the package too."""
     found, thresholds = {}, {}
     words = none.read_lines(none.HERE / "background.txt", what="words")
     for name in CLIPS:
@@ -195,8 +197,8 @@ def measure_none(photos: Path | None, ship: bool) -> None:
 
 
 def card() -> None:
-    """Top-1 and top-5 of the three sets of drawings, as in the models' cards, by Classifier; and
-    of both models together, which has no card."""
+    """Print top-1 and top-5 of the three sets of drawings by Classifier, as in the model cards, and
+    those of both models together."""
     from clipguide import mini
 
     drawings = Drawings()
@@ -216,7 +218,7 @@ def card() -> None:
 
 
 def names() -> None:
-    """The share of right names by each list of templates, each drawing with one vote."""
+    """Print the share of right names for each list of templates. Each drawing has one vote."""
     paths = sorted((ROOT / "samples" / "pictures").glob("*.png"))
     sample = [path.stem.replace("-", " ") for path in paths]
     for name in CLIPS[:2]:

@@ -1,5 +1,5 @@
-"""Files that no reader of pictures should fall over: made by a script, each with what is to come
-of it."""
+"""Make damaged and unusual image files, each with the expected result, to test readers of images.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ NAMES = ("new\nline", "emoji 🦊", "quo'te\"s", "-dash", "tab\there", "a" * 200
 
 
 def make(folder: Path, *, count: int = 300) -> dict[str, bool]:
-    """About `count` odd files in an empty folder, and whether each can be read, by its path."""
+    """Make about `count` odd files in an empty folder. Return whether each can be read, by its
+    path."""
     folder.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
     readable: dict[str, bool] = {}
@@ -57,7 +58,7 @@ def make(folder: Path, *, count: int = 300) -> dict[str, bool]:
 
 
 def _strange(folder: Path, note) -> None:
-    """Sizes and modes that are legal."""
+    """Make files with unusual sizes and modes that are valid."""
     random = np.random.default_rng(1)
     for width, height in ((1, 1), (1, 10_000), (10_000, 1), (2, 3), (3000, 2)):
         values = random.integers(0, 255, (height, width, 3), np.uint8)
@@ -83,7 +84,7 @@ def _strange(folder: Path, note) -> None:
 
 
 def _bombs(folder: Path, note) -> None:
-    """Small files that claim, or hold, gigabytes."""
+    """Make small files that claim, or contain, gigabytes."""
     for side in (20_000, 100_000, 2**31 - 1):
         note(folder / f"bomb-{side}.png", False).write_bytes(_png(side, side, zlib.compress(b"")))
         bmp = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, side, side, 1, 24, *[0] * 6)
@@ -97,7 +98,8 @@ def _bombs(folder: Path, note) -> None:
 
 
 def _cut(folder: Path, picture: Image.Image, note, count: int) -> None:
-    """Pictures cut short or with bytes changed in their heads, until there are enough."""
+    """Make images that are cut off, or have changed bytes in their headers, until there are enough.
+    """
     ends = ("png", "jpg", "webp", "tif", "gif")
     large = picture.resize((300, 200))
     for i in range(max(0, count)):

@@ -1,4 +1,4 @@
-"""What steering costs at a real size: time and peak memory of guided ÷ plain.
+"""Measure the cost of steering at a real size: time and peak memory divided by plain sampling.
 
     python -m benchmarks.overhead            # SD 1.5 on the CPU; on CUDA SDXL and SD3.5 too
     python -m benchmarks.overhead --models SDXL --half --decoders auto,vae --memory 3
@@ -8,21 +8,22 @@
     python -m benchmarks.overhead --exact --models SDXL --half --memory 3   # by the exact decoder
     python -m benchmarks.memory_table        # both tables of docs/memory.md: nothing is run
 
-The models are of real classes and sizes with random weights, which cost the same; one image,
-classifier-free guidance, the steering as it is by default. Pipelines are in float32 on the CPU, or
-in bfloat16 (`--half`), in float16 on CUDA, SD3.5's in bfloat16.
+The models have the classes and sizes of real ones, and random weights, which take the same time.
+Each run draws one image with classifier-free guidance and the default steering. On the CPU,
+pipelines are in float32, or in bfloat16 with `--half`. On CUDA they are in float16, and that of
+SD3.5 in bfloat16.
 
-Each row has a process of its own, which draws plain images first, and then, with a CLIP, guided
-ones. A peak is that of one whole run of a few steps, decoding included, with all that the process
-holds: resident memory, or what PyTorch allocated on CUDA.
+Each row has its own process. It draws plain images first, then loads a CLIP and draws steered ones.
+A peak is that of one whole run of a few steps, with decoding, and with everything that the process
+holds: resident memory, or the memory that PyTorch allocated on CUDA.
 
-Time is that of a run of 50 steps, of which only a few are drawn, as a run of its own: the first
-(the decoder is chosen, and the linear one is fitted in it), some in the middle, the last (its score
-is by the VAE). `whole` adds up the run of 50 by their medians. A toy's run of 50 steps under the
-same scheduler tells which of them are steered. The denoiser's work is the same in both, so that one
-median serves both, and noise that is larger than the steering does not drown it. Loading is no part
-of the time. On the CPU the ratio of processor seconds stands beside that of the clock: it is the
-better one where others use the cores.
+Time is that of a run of 50 steps. Only a few of them are drawn: the first (which chooses the
+decoder, and fits the linear map), some in the middle, and the last (the VAE decodes for its score).
+`whole` adds up the run of 50 steps from their medians. A tiny model with the same scheduler shows
+which of the 50 steps are steered. The denoiser does the same work in both runs, so one median
+serves both, and noise in it does not hide the cost of steering. Loading is not counted. On the CPU,
+the ratio of processor time is given next to that of the clock. It is better if other jobs use the
+cores.
 
 Shapes: S steps drawn, 2 readings of a moment: seconds by the clock, and of the processor.
 """
@@ -59,11 +60,14 @@ RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc gives back what is freed
 
 @dataclass(frozen=True)
 class Job:
-    """What one process measures: the "cost" of plain and guided runs, the "growth" of memory from
-    image to image, the memory of the "exact" decoder beside that of decoding, or of a "gradient"
-    by the rungs that `decoder` names; in `rounds` runs of `steps` steps; `batch` images; at `side`
-    latents a side, the pipeline's own if None; `half`: in bfloat16 on the CPU; `memory` as of
-    `steer`."""
+    """What one process measures.
+
+    Its kind is the "cost" of plain and steered runs, the "growth" of memory from image to image,
+    the memory of the "exact" decoder in comparison with plain decoding, or of a "gradient" at the
+    levels that `decoder` names. It takes `rounds` runs of `steps` steps with `batch` images of
+    `side` latents a side; None is the pipeline's own side. `half`: in bfloat16 on the CPU. `memory`
+    is that of `steer`.
+    """
 
     geometry: str
     device: str
@@ -79,8 +83,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Seconds of a step's denoiser; of the rest of a step that is plain, steered, the first one, or
-    the last one; of a score; of what comes before the first step and after the last."""
+    """The seconds of a step's denoiser; of the rest of a plain step, a steered step, the first step
+    and the last step; of a score; and of the work before the first step and after the last."""
 
     denoiser: float
     plain: float
@@ -93,8 +97,8 @@ class Pieces:
 
 
 def whole(pieces: Pieces, run: list[tuple[bool, bool]]) -> tuple[float, float]:
-    """Seconds of a plain run and of a guided one, whose steps are (steered, scored); of the steps
-    between the first and the last those that are scored are steered."""
+    """Return the seconds of a plain run and of a steered one. Its steps are pairs (steered,
+    scored). Every scored step between the first and the last is also steered."""
     plain = len(run) * (pieces.denoiser + pieces.plain) + pieces.decoding
     guided = pieces.start + len(run) * pieces.denoiser + pieces.first + pieces.last
     for steered, scored in run[1:-1]:
@@ -103,7 +107,8 @@ def whole(pieces: Pieces, run: list[tuple[bool, bool]]) -> tuple[float, float]:
 
 
 def default_run(geometry: str) -> list[tuple[bool, bool]]:
-    """Of each step of a whole run by default: whether it is steered, and whether it is scored."""
+    """Return for each step of a whole run with the defaults whether it is steered, and whether it
+    is scored."""
     from clipguide import TotalVariation, steer
     from clipguide.guidance.steer import SCORE_EVERY
 
@@ -116,7 +121,8 @@ def default_run(geometry: str) -> list[tuple[bool, bool]]:
 
 
 def draw(pipe, settings: dict, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Seconds_S2 of the denoiser, seconds_S2 of the rest of a step, seconds_2 of the decoding."""
+    """Return seconds_S2 of the denoiser, seconds_S2 of the rest of a step, and seconds_2 of the
+    decoding."""
     from clipguide.guidance.pipe_parts import denoiser
 
     moments = []
@@ -139,8 +145,8 @@ def draw(pipe, settings: dict, steps: int) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def cost(job: Job) -> dict:
-    """Pieces by the clock and of the processor, MiB of plain and guided runs, and the decoder. On
-    CUDA a first round warms up, and does not count."""
+    """Return the pieces by the clock and by the processor, the MiB of plain and steered runs, and
+    the decoder. On CUDA, a first round warms up and does not count."""
     from clipguide import Similarity, steer
     from clipguide.guidance.steer import guide_dtype
 
@@ -184,8 +190,8 @@ def cost(job: Job) -> dict:
 
 
 def growth(job: Job) -> list[float]:
-    """MiB that the process holds after each of ten images of one context; on the CPU of small ones,
-    as what grows would grow by whole images and graphs."""
+    """Return the MiB of the process after each of ten images of one context. On the CPU the images
+    are small, because a leak would grow by whole images and graphs."""
     from clipguide import Similarity, steer
 
     pipe, settings = made(job)
@@ -199,14 +205,14 @@ def growth(job: Job) -> list[float]:
 
 
 def made(job: Job) -> tuple[object, dict]:
-    """The pipeline and its settings."""
+    """Return the pipeline and its settings."""
     dtype = torch.bfloat16 if job.half else None
     return pipeline(job.geometry, device=job.device, side=job.side, batch=job.batch, dtype=dtype)
 
 
 def gradient(job: Job) -> dict[str, tuple[float, float]]:
-    """MiB above the start that a gradient by each rung takes through Stable Diffusion's VAE, as
-    counted and as measured in this process."""
+    """Return the MiB above the start that a gradient through Stable Diffusion's VAE takes at each
+    level, as estimated and as measured in this process."""
     import diffusers
 
     from benchmarks.random_models import VAES, filled
@@ -232,8 +238,9 @@ def gradient(job: Job) -> dict[str, tuple[float, float]]:
 
 
 def exact(job: Job) -> dict:
-    """MiB at most of decoding an image, and of a guide's gradient by the exact decoder before it,
-    in a process without the denoiser, which holds and takes the same in both; and the decoder."""
+    """Return the peak MiB of decoding an image, and of the guide's gradient through the VAE before
+    it, and the decoder. The process has no denoiser, because it needs the same memory in both
+    cases."""
     from benchmarks.random_models import LATENTS, filled, hollow
     from clipguide import Similarity
     from clipguide.guidance.decoders import Decoder
@@ -266,12 +273,12 @@ def exact(job: Job) -> dict:
 
 
 def held(device: str) -> float:
-    """MiB that are held now."""
+    """Return the MiB that are held now."""
     return (torch.cuda.memory_allocated() if device == "cuda" else resident()) / 2**20
 
 
 def measured(job: Job) -> object:
-    """What a process of its own finds."""
+    """Return what a separate process measures."""
     command = [sys.executable, "-m", "benchmarks.overhead", "--job", json.dumps(asdict(job))]
     env = {**os.environ, **({} if job.what == "cost" else RETURNED)}
     kind = {"env": env, "stdout": subprocess.PIPE, "text": True}
@@ -280,7 +287,7 @@ def measured(job: Job) -> object:
 
 
 def rows(job: Job, decoders: list[str]) -> Iterator[dict]:
-    """Rows of the table, each with what it was made from."""
+    """Yield the rows of the table, each with the settings that made it."""
     run = default_run(job.geometry)
     assert all(steered for steered, scored in run[1:-1] if scored)
     for decoder in decoders:
@@ -294,7 +301,7 @@ def rows(job: Job, decoders: list[str]) -> Iterator[dict]:
 
 
 def line(row: dict) -> str:
-    """A row as it is printed: the bars are the default's, and not a toy's."""
+    """Return a row as it is printed. Targets apply to the default, and not to a tiny model."""
     cells = [row["geometry"], row["device"], row["decoder"]]
     barred = row["decoder"] == "auto" and row["geometry"] != "toy"
     for key, bar in (("clock", TIME_BAR), ("processor", TIME_BAR), ("peak", MEMORY_BAR)):

@@ -1,12 +1,12 @@
-"""Things of one's own: does a guide that learned five invented creatures draw the right one?
+"""Measure whether a guide that learned five invented creatures draws the right one.
 
     python -m benchmarks.own_things learn --out own                 # the guide and the words
     python -m benchmarks.own_things draw --out own --count 4        # and who is recognised
 
-All draw by the same prompt, "a drawing", and are led by the name alone: by mini as it is, by mini
-with learned words (textual inversion, five pictures each), and by mini fine-tuned under attack
-(twenty pictures each). A linear probe on the features of a CLIP that has no part in it, trained on
-the creatures' own pictures, tells which of the five each is.
+All images have the same prompt, "a drawing". Only the name steers: by mini, by mini with learned
+words (textual inversion, five images each), and by mini fine-tuned with attacks (twenty images
+each). A linear probe on the features of a CLIP that took no part, trained on the creatures' own
+images, names the creature.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 @app.command()
 def learn(out: Path = Path("own"), steps: int = 120) -> None:
-    """The fine-tuned guide to OUT/guide, the words to OUT/NAME.safetensors."""
+    """Write the fine-tuned guide to OUT/guide, and the words to OUT/NAME.safetensors."""
     out.mkdir(parents=True, exist_ok=True)
     parts = load_parts("mini")
     for name in NAMES:
@@ -57,7 +57,7 @@ def learn(out: Path = Path("own"), steps: int = 120) -> None:
 
 
 def probe_of(clip: Clip) -> LinearProbe:
-    """Of the creatures' own pictures, those that the fine-tuned guide has seen."""
+    """Return the probe of the creatures' own images, those that the fine-tuned guide has seen."""
     pictures = [picture(name, k) for name in NAMES for k in range(SHOTS)]
     label = torch.arange(len(NAMES)).repeat_interleave(SHOTS)
     return fit_probe(clip.encode_pictures(pictures), label)
@@ -72,7 +72,8 @@ def draw(
     how: str = "generate",
     measure: str = str(ROOT / "training" / "cache" / "clip" / "referee"),
 ) -> None:
-    """COUNT pictures of each by each way, a sheet of each way in OUT, and the shares."""
+    """Draw COUNT images of each creature in each way. Write a sheet of each way to OUT, and print
+    the shares."""
     stock = load_clip("mini")
     ways = {
         "stock": stock,

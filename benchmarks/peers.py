@@ -1,4 +1,4 @@
-"""Our figures beside those of the programs that people publish with.
+"""Compare our figures with those of the programs that people publish with.
 
     python -m venv peers
     peers/bin/pip install clip_benchmark "numpy<2.4" typer pyyaml
@@ -8,14 +8,14 @@
     peers-old/bin/pip install torchmetrics "transformers<5" typer
     python -m benchmarks.peers torchmetrics --python peers-old/bin/python
 
-Peers have environments of their own. `clip-benchmark` runs in the peer's, which holds what ours
-needs as well; torchmetrics needs an older transformers than ours, so that `torchmetrics` runs in
-ours and starts the peer's half, `torchmetrics-half`, by the other environment's Python: both read
-the same PNG files, texts and weights. Each command prints a table and writes it to
-benchmarks/peers.json and docs/peers.md. The held-out drawings join in where they have been built
-(`python -m training.data build`).
+The other programs have their own environments. `clip-benchmark` runs in that of clip_benchmark,
+which also has our dependencies. torchmetrics needs an older transformers than ours. `torchmetrics`
+therefore runs in our environment, and starts the other half, `torchmetrics-half`, with the Python
+of the other environment. Both read the same PNG files, texts and weights. Each command prints a
+table, and writes it to benchmarks/peers.json and docs/peers.md. The held-out drawings are used too
+if they have been built (`python -m training.data build`).
 
-Shapes: B pictures, K names, N texts, D of an embedding; 3 channels, H rows, W columns.
+Shapes: B images, K names, N texts, D of an embedding; 3 channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 
 @dataclass(frozen=True)
 class Data:
-    """Pictures, RGB; all names that they may have; and which of them each has. `own` are the
-    texts by which retrieval asks for each, if not CAPTIONS of the names."""
+    """RGB images, all names that they may have, and the name of each. `own` are the texts with
+    which retrieval searches for each image, if they are not CAPTIONS of the names."""
 
     name: str
     pictures: list[Image.Image]
@@ -82,14 +82,15 @@ class Data:
 
     @property
     def texts(self) -> list[list[str]]:
-        """Those of each picture."""
+        """Return the texts of each image."""
         if self.own is not None:
             return [[text] for text in self.own]
         return [[c.format(self.names[k]) for c in CAPTIONS] for k in self.target]
 
 
 def folder_data(folder: Path, name: str) -> Data:
-    """Every picture of a folder; each is named as its file is, without an ImageNet id."""
+    """Return every image of a folder. The name of each is that of its file, without an ImageNet id.
+    """
     from clipguide.images import load
 
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
@@ -101,7 +102,7 @@ def folder_data(folder: Path, name: str) -> Data:
 
 
 def held_out_data() -> Data:
-    """The drawings that no embedded model was trained on, among all concepts."""
+    """Return the drawings that no embedded model was trained on, among all concepts."""
     from training.evaluate.drawings import Drawings
 
     drawings = Drawings()
@@ -111,8 +112,8 @@ def held_out_data() -> Data:
 
 
 def style_data(title: str, *, coloured: bool) -> Data:
-    """The drawings of a held-out style, the first of each concept: asked for by name; or, those of
-    which one colour covers half, by "a {colour} {thing}"."""
+    """Return the drawings of a held-out style, the first of each concept, with its name as the
+    text; or those with one colour on half of the area, with the text "a {colour} {thing}"."""
     from training.data.colours import dominant_colour
     from training.evaluate.clips import CLEAR
     from training.evaluate.drawings import Drawings
@@ -135,7 +136,8 @@ def style_data(title: str, *, coloured: bool) -> Data:
 
 
 def without_twins(data: Data) -> Data:
-    """The first picture of each name: captions that repeat would tie, and ties fall as they may."""
+    """Return the first image of each name. Captions that repeat would tie, and the order of ties is
+    arbitrary."""
     first = {k: i for i, k in reversed(list(enumerate(data.target)))}
     places = sorted(first.values())
     names = [data.names[data.target[i]] for i in places]
@@ -148,10 +150,10 @@ def without_twins(data: Data) -> Data:
 
 
 def accuracies(score_BK: torch.Tensor, target_B: torch.Tensor) -> dict[str, float]:
-    """Top-1, top-5 and the mean of the classes' recalls, those of classes that have a picture.
+    """Return top-1, top-5 and the mean recall of the classes that have an image.
 
     A name is among the first k if fewer than k others score as high: ties count against it. With
-    fewer than 5 names top-5 is not a number.
+    fewer than 5 names, top-5 is NaN.
     """
     higher_B = (score_BK >= score_BK.gather(1, target_B[:, None])).sum(1) - 1
     recalls = [(higher_B[target_B == k] < 1).double().mean() for k in target_B.unique()]
@@ -164,8 +166,8 @@ def accuracies(score_BK: torch.Tensor, target_B: torch.Tensor) -> dict[str, floa
 
 
 def recalls(score_NB: torch.Tensor, image_N: torch.Tensor) -> dict[str, float]:
-    """Recall@k of images by texts and of texts by images, where text n is of image_N[n]: the share
-    of the queries that find at least one of theirs among the first k."""
+    """Return recall@k of images by texts and of texts by images, if text n belongs to image_N[n]:
+    the share of the queries that find at least one match among the first k."""
     right_NB = image_N[:, None] == torch.arange(score_NB.shape[1])
     found = {}
     for query, score, right in (
@@ -183,7 +185,8 @@ def recalls(score_NB: torch.Tensor, image_N: torch.Tensor) -> dict[str, float]:
 
 
 class _Loaded(torch.utils.data.Dataset):
-    """What clip_benchmark reads: transformed pictures, each with its class or its captions."""
+    """The data that clip_benchmark reads: transformed images, each with its class or its captions.
+    """
 
     def __init__(self, data: Data, transform: Callable, answers: list) -> None:
         self.classes, self._pictures, self._transform = data.names, data.pictures, transform
@@ -202,7 +205,8 @@ def _collate(batch: list) -> tuple[torch.Tensor, list]:
 
 
 def write_vit(folder: Path, *, seed: int = 0) -> Path:
-    """An open_clip folder of a tiny ViT with random weights, crop and open_clip's own tokenizer."""
+    """Write an open_clip folder of a tiny ViT with random weights, a crop, and open_clip's own
+    tokenizer."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -242,8 +246,8 @@ def write_vit(folder: Path, *, seed: int = 0) -> Path:
 def theirs(
     folder: Path, data: Data, templates: Sequence[str] | None, *, amp: bool
 ) -> dict[str, float]:
-    """clip_benchmark's figures of an open_clip folder: of naming, or without templates those of
-    retrieval."""
+    """Return clip_benchmark's figures of an open_clip folder: of classification, or without
+    templates those of retrieval."""
     from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
     from clip_benchmark.models import load_clip
 
@@ -264,7 +268,7 @@ def theirs(
 
 
 def ours(folder: Path, data: Data, templates: Sequence[str] | None) -> dict[str, float]:
-    """The same figures by clipguide."""
+    """Return the same figures by clipguide."""
     from clipguide import load_clip
     from clipguide.zero_shot import Classifier
 
@@ -280,7 +284,8 @@ def ours(folder: Path, data: Data, templates: Sequence[str] | None) -> dict[str,
 
 @app.command("clip-benchmark")
 def clip_benchmark() -> None:
-    """Zero-shot and retrieval figures of clip_benchmark and ours, by the same weights."""
+    """Compare the zero-shot and retrieval figures of clip_benchmark with ours, for the same
+    weights."""
     from clipguide import mini
 
     sets = [folder_data(PICTURES, "samples/pictures")]
@@ -310,8 +315,8 @@ def clip_benchmark() -> None:
 
 
 def table_of_clip_benchmark(found: dict) -> list[str]:
-    """Lines of markdown: the figures of both programs where they are equal, or of each; and those
-    of clip_benchmark in mixed precision."""
+    """Return the lines of a table in Markdown: one figure if both programs agree, otherwise both;
+    and those of clip_benchmark in mixed precision."""
     lines = []
     for naming in (True, False):
         rows = [row for row in found["rows"] if ("acc1" in row["clipguide"]) == naming]
@@ -343,8 +348,8 @@ def _brief(key: str) -> str:
 
 
 def write_pairs(folder: Path, side: int) -> dict[str, list[tuple[str, str]]]:
-    """PNG files and texts, as groups of (file, text): pictures at the model's own size, larger,
-    oblong, and one of them with texts that differ and are all too long."""
+    """Write PNG files and texts, as groups of (file, text): images at the size of the model,
+    larger, oblong, and one of them with different texts that are all too long."""
     data = folder_data(PICTURES, "samples/pictures")
     names = [data.names[k] for k in data.target]
     shapes: dict[str, Callable[[Image.Image], Image.Image]] = {
@@ -367,7 +372,8 @@ def write_pairs(folder: Path, side: int) -> dict[str, list[tuple[str, str]]]:
 
 @app.command("torchmetrics-half", hidden=True)
 def torchmetrics_half(folder: Path) -> None:
-    """In the peer's environment: CLIPScore of each pair and of each group, to scores.json."""
+    """Write the CLIPScore of each pair and of each group to scores.json. It runs in the environment
+    of torchmetrics."""
     from torchmetrics.functional.multimodal import clip_score
     from torchmetrics.multimodal.clip_score import CLIPScore
 
@@ -389,7 +395,7 @@ def torchmetrics_half(folder: Path) -> None:
 def torchmetrics(
     python: Annotated[Path, typer.Option(help="The Python of torchmetrics' environment.")],
 ) -> None:
-    """CLIPScore of torchmetrics ÷ 100 beside max(cosine, 0) of ours, pair by pair."""
+    """Compare CLIPScore of torchmetrics ÷ 100 with our max(cosine, 0), pair by pair."""
     sys.path.append(str(ROOT / "tests"))
     from conftest import IMAGE_SIZE
     from hf_folder import write_hf_clip
@@ -426,8 +432,9 @@ def compare(
     theirs_B: torch.Tensor,
     whole: float,
 ) -> dict[str, float]:
-    """How far max(cosine, 0) of ours is from the peer's, through the checkpoint's transform and
-    through Pillow's processor; and the group's figure in both orders of clamping and averaging."""
+    """Return the difference between our max(cosine, 0) and the figure of torchmetrics, with the
+    checkpoint's transform and with Pillow's processor; and the figure of the group in both orders
+    of clamping and averaging."""
     pictures = [Image.open(folder / file).convert("RGB") for file, _ in pairs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of texts that are too long
@@ -460,7 +467,7 @@ GROUPS = {  # as the page names them
 
 
 def table_of_torchmetrics(found: dict) -> list[str]:
-    """Lines of markdown, one a group."""
+    """Return the lines of a table in Markdown, one for each group."""
     heads = ("pairs", "cosine above 0", "distinct scores: torchmetrics / clipguide")
     heads += ("largest difference", "largest difference of a pixel (of 255)")
     heads += ("largest difference with Pillow's processor", "torchmetrics: all pairs")
@@ -479,14 +486,14 @@ def table_of_torchmetrics(found: dict) -> list[str]:
 
 
 def on_sheet(picture: Image.Image) -> Image.Image:
-    """The picture in the middle of a white sheet of 4 to 3."""
+    """Return the image in the middle of a white sheet of 4 to 3."""
     sheet = Image.new("RGB", (picture.height * 4 // 3, picture.height), "white")
     sheet.paste(picture, ((sheet.width - picture.width) // 2, 0))
     return sheet
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The versions of installed packages."""
+    """Return the versions of installed packages."""
     return {package: importlib.metadata.version(package) for package in packages}
 
 
@@ -501,7 +508,8 @@ def publish(command: str, found: dict, table_of: Callable[[dict], list[str]]) ->
 
 
 def insert(document: str, command: str, table: str) -> str:
-    """The document with this table between the marks of the command; as it is without marks."""
+    """Return the document with this table between the marks of the command, or unchanged if it has
+    no marks."""
     start, end = f"<!-- {command} -->\n", f"<!-- end of {command} -->"
     head, begun, rest = document.partition(start)
     _, ended, tail = rest.partition(end)

@@ -1,8 +1,9 @@
-"""Pipelines of the classes and sizes of Stable Diffusion's, CLIPs of open_clip's, weights random.
+"""Make pipelines with the classes and sizes of real ones, and CLIPs of open_clip, with random
+weights.
 
-"SD 1.5", "SDXL", "SD3.5-medium", SMALL, which is SD 1.5 but for its U-Net, and "toy", a tiny one;
-`hollow` ones, which have sizes and no values, of FLUX and Qwen-Image too. Prompts are embeddings of
-noise.
+There are "SD 1.5", "SDXL", "SD3.5-medium", SMALL (SD 1.5 with a small U-Net), and "toy", a tiny
+one. `hollow` makes models with sizes and no values, also of FLUX and Qwen-Image. Prompts are random
+embeddings.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ GUIDES = {
 
 
 def scheduler(geometry: str):
-    """The one that a pipeline's checkpoint comes with; DDIM for PNDM, which adds an evaluation."""
+    """Return the scheduler of a pipeline's checkpoint. DDIM replaces PNDM, which adds an
+    evaluation."""
     import diffusers
 
     if geometry == "SDXL":
@@ -99,8 +101,8 @@ def scheduler(geometry: str):
 
 
 def hollow(geometry: str):
-    """A pipeline of the models' true sizes without values, on "meta": to count on. With
-    classifier-free guidance where the pipeline has it, and no text encoders."""
+    """Return a pipeline with the true sizes of the models, and without values, on "meta", for
+    estimates. It has classifier-free guidance if the pipeline has it, and no text encoders."""
     import diffusers
 
     name, config = VAES[geometry]
@@ -117,7 +119,7 @@ def hollow(geometry: str):
 
 
 def _assembled(geometry: str, **parts):
-    """The pipeline of these parts; what it lacks is None."""
+    """Return the pipeline with these parts. A missing part is None."""
     import diffusers
 
     extra = {}
@@ -143,9 +145,9 @@ def pipeline(
     batch: int = 1,
     dtype: torch.dtype | None = None,
 ):
-    """A pipeline, by default in half precision on CUDA, and the settings that it is called with:
-    for `batch` images of `side` latents a side, its own if None. The toy has its own size, and
-    draws two."""
+    """Return a pipeline, on CUDA in half precision by default, and the arguments of its call: for
+    `batch` images of `side` latents a side, by default its own. The toy has its own size, and draws
+    two images."""
     if geometry.startswith("toy"):
         return _toy("SD3" if geometry == "toy flow" else "SD 1.5")
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -185,7 +187,7 @@ def pipeline(
 
 
 def guide(geometry: str, *, device: str = "cpu", dtype: str = "float32"):
-    """The CLIP that guides a geometry by default, of random weights; the toy's is mini."""
+    """Return the default CLIP for a geometry, with random weights. That of the toy is mini."""
     from clipguide.clip import Clip, load_clip
 
     if geometry == "toy":
@@ -211,7 +213,8 @@ def _toy(name: str):
 
 
 def filled(model: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.Module:
-    """A model made on "meta", in place, with small normal weights and norms that pass on."""
+    """Fill a model on "meta" in place, with small normal weights, and norms that keep their input.
+    """
     model = torch.nn.Module.to(model, dtype)  # diffusers' own would warn
     model = model.to_empty(device=device).eval()
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Records of a benchmark that runs for hours: one line of JSON each, of one version of all models.
+"""Records of a benchmark that runs for hours: one line of JSON each, for one version of all models.
 
-A run that was stopped goes on: what the records have by the models as they are is not measured
-again, and what other models made is not counted.
+A run that was stopped continues: what the records contain for the present models is not measured
+again. Records of other models do not count.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from training.evaluate.ledger import fingerprint
 
 
 def models_of(*shipped: str, referee: Path | None = None) -> dict[str, str]:
-    """The fingerprints of embedded models by their names in `mini.MODELS`, and of the referee."""
+    """Return the fingerprints of embedded models by their names in `mini.MODELS`, and that of the
+    referee."""
     found = {name: fingerprint(mini.path(name)) for name in shipped}
     return found | ({"referee": fingerprint(referee)} if referee else {})
 
 
 def digest_of(models: dict[str, str]) -> str:
-    """One short name for all of them."""
+    """Return one short digest of all fingerprints."""
     return hashlib.sha256(json.dumps(models, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -29,7 +30,7 @@ class Records:
     """The lines of a file that these models made.
 
     Args:
-        path: of the file, which need not be there yet.
+        path: the file, which need not exist.
         mark: the digest of the models.
     """
 
@@ -39,11 +40,11 @@ class Records:
         self.rows = [row for row in map(json.loads, lines) if row.get("models") == mark]
 
     def of(self, task: str) -> list[dict]:
-        """The rows of a task."""
+        """Return the rows of a task."""
         return [row for row in self.rows if row["task"] == task]
 
     def has(self, task: str, **key: object) -> bool:
-        """Whether a task was done for that key."""
+        """Return whether there is a record of the task with that key."""
         return any(all(row.get(k) == v for k, v in key.items()) for row in self.of(task))
 
     def add(self, task: str, **facts: object) -> None:

@@ -1,4 +1,4 @@
-"""What indexing costs beside embedding, what listing takes, and how absent things score.
+"""Measure the cost of indexing and listing, and how absent objects score.
 
     python -m benchmarks.search overhead --clip mini       # indexing ÷ embedding alone
     python -m benchmarks.search warm                       # `clipguide search`, and its imports
@@ -7,8 +7,8 @@
     python -m benchmarks.search absent                     # needs python -m training.data build
     python -m benchmarks.search photographs                # 50 that packages hold, ten queries
 
-Each adds its figures to benchmarks/search.json. Search itself, beside faiss and usearch:
-benchmarks/vectors.py.
+Each adds its figures to benchmarks/search.json. benchmarks/vectors.py compares search itself with
+faiss and usearch.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ def overhead(
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     keep: bool = True,
 ) -> dict:
-    """Seconds of indexing ÷ embedding alone, in turn; JPEGs of 512 pixels, no cache. By the clock
-    it is the least of each, for other programs may be running; by the processor the medians.
+    """Measure the seconds of indexing divided by those of embedding alone, in turn, for JPEGs of
+    512 pixels without a cache. Clock times are the least of each, because other programs may run.
+    Processor times are medians.
 
-    The index has one picture already, so that the background's nouns, which are encoded once, are
-    not counted.
+    The index already has one image, so that the unrelated texts, which are encoded once, do not
+    count.
     """
     model = vit_b_32() if clip == "vit-b-32" else load_clip(clip)
     engine = Engine(model)
@@ -86,9 +87,9 @@ def overhead(
 
 @app.command()
 def warm(rounds: int = 3, keep: bool = True) -> dict:
-    """Seconds of `clipguide search` with mini, from its start to its end, the files in memory, by
-    the clock and by the processor (another program may be running): the least of some rounds; and
-    what share of it imports take, by package, as -X importtime counts."""
+    """Measure the seconds of `clipguide search` with mini, from start to end, with the files in
+    memory, by the clock and by the processor: the least of some rounds; and the share of the
+    imports, by package, as -X importtime counts."""
     with photographs(1) as paths, tempfile.TemporaryDirectory() as folder:
         list(update(Path(folder) / "db", paths, engine=Engine(load_clip("mini"))))
         line = ["-m", "clipguide", "search", "fox", "--db", f"{folder}/db"]
@@ -120,14 +121,14 @@ def warm(rounds: int = 3, keep: bool = True) -> dict:
 
 
 def of_children() -> float:
-    """Seconds of the processor that programs started here have taken."""
+    """Return the processor seconds of the programs that were started here."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 @app.command()
 def unchanged(files: int = 100_000, keep: bool = True) -> dict:
-    """Seconds of a second run over files that have not changed."""
+    """Measure the seconds of a second run over files that have not changed."""
     from PIL import Image
 
     engine = Engine(load_clip("mini"))
@@ -180,8 +181,8 @@ def stub() -> None:
 
 
 def compared(count: int, db: str | os.PathLike) -> int:
-    """How many of so many names the driver has to have read, against an empty index: it lists them,
-    compares them, and notes on disk what is to be done."""
+    """Return how many of this number of names the driver would have read, for an empty index. It
+    lists them, compares them, and writes the tasks to disk."""
     from clipguide.retrieval import beyond, remote
     from clipguide.retrieval.captions import Captions
 
@@ -210,8 +211,8 @@ def listing(
     largest: Annotated[int, typer.Option(help="Powers of ten from 10,000 to this.")] = 10**7,
     keep: bool = True,
 ) -> list[dict]:
-    """The driver's peak of memory, with Python and its libraries, over the names that are listed:
-    a process for each number."""
+    """Measure the driver's peak memory, with Python and its libraries, for each number of names, in
+    a separate process."""
     rows, count = [], 10**4
     while count <= largest:
         command = [sys.executable, "-c", MEASURED, str(count)]
@@ -230,8 +231,8 @@ def of_photographs(
     clip: str = BOTH,
     keep: bool = True,
 ) -> dict:
-    """Ten searches in the fifty photographs that packages hold, by every fifth one's name: the
-    first five answers of each, on a sheet, two queries a row."""
+    """Search ten times in the fifty photographs that Python packages contain, for every fifth name.
+    Write the first five results of each to a sheet, two queries per row."""
     from clipguide.images import contact_sheet
     from training import common
     from training.evaluate.photographs import NAMED, fetch, open_photo
@@ -282,9 +283,9 @@ def of_absent_names(
     queries: Annotated[int, typer.Option(min=1)] = 100,
     keep: bool = True,
 ) -> list[dict]:
-    """How the best score is compared with unrelated texts, of names that are in a collection of
-    held-out drawings, and of names that are absent; by half of all names at random, several times.
-    """
+    """Measure how the best score compares with unrelated texts: for names that are in a collection
+    of held-out drawings, and for names that are not. Half of all names is drawn at random, several
+    times."""
     from training.evaluate.drawings import Drawings
 
     model, drawings = load_clip(clip), Drawings()
@@ -316,8 +317,8 @@ def compared_with(
     seed: int,
     queries: int,
 ) -> dict[str, float]:
-    """What a collection of half of the pictures' names says of these and of the others, less those
-    that mean what one of it means."""
+    """Return what a collection of half of the names says about these names and the others, without
+    names that mean the same as one of its own."""
     names = target_B.unique()
     names = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))]
     half, text_ND = len(names) // 2, text_ND[names]
@@ -329,7 +330,8 @@ def compared_with(
     absent = [n for n in range(half, len(names)) if other_NN[n, :half].all()][:queries]
 
     def ask(n: int) -> tuple[float, bool]:
-        """What the best score is better than, and whether its picture is right."""
+        """Return the share of unrelated texts below the best score, and whether its image is right.
+        """
         score, place = (here_BD @ text_ND[n]).max(0)
         apart_W = unrelated.apart(label[n], text_ND[n], word_WD, kin)
         share = unrelated.share_below(float(score), best_W, apart_W)

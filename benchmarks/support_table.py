@@ -1,11 +1,12 @@
-"""What can be steered: every family with every scheduler that it runs, tried, as docs/support.md.
+"""Write docs/support.md: test every family of pipelines with every scheduler that it runs with.
 
     python benchmarks/support_table.py            # write docs/support.md
     python benchmarks/support_table.py --print    # only print it
 
-A cell works where, on a tiny model of random weights: strength 0 changes no bit, strength 1e-9 next
-to nothing, a run repeats to the bit, and the objective is lower for every sample and seed. Where
-the plain pipeline cannot run, the cell says n/a; where a cell fails, the table says why below it.
+A cell is "yes" if on a tiny model with random weights strength 0 changes no bit, strength 1e-9
+changes almost nothing, a second run has the same bits, and the objective is lower for every sample
+and seed. If the plain pipeline cannot run, the cell is "n/a". If a test fails, the text below the
+table says why.
 """
 
 from __future__ import annotations
@@ -123,12 +124,13 @@ LABELS = {  # of the methods' rows; the others are names of methods
 
 
 def schedulers(family: str) -> dict[str, tuple[str, dict]]:
-    """Those that are tried with a family."""
+    """Return the schedulers that are tested with a family."""
     return OWN.get(family) or (FLOWS if family in STRAIGHT else DIFFUSION)
 
 
 def prepared(family: str, scheduler: str):
-    """A tiny pipeline under a scheduler of its own betas and prediction, and its settings."""
+    """Return a tiny pipeline with a scheduler that has the pipeline's betas and prediction, and its
+    settings."""
     import diffusers
     from tiny_pipelines import tiny
 
@@ -145,7 +147,7 @@ def prepared(family: str, scheduler: str):
 
 
 def cell(family: str, scheduler: str) -> str:
-    """'yes', or why not."""
+    """Return "yes", or the reason why not."""
     from test_families import Red
     from tiny_pipelines import BATCH, draw
 
@@ -215,8 +217,8 @@ SENTENCES = {  # what exceptions mean
     "'<=' not supported between instances of 'int' and 'NoneType'": "the pipeline sets "
     "`original_inference_steps` to None, and the scheduler needs a number",
     "takes no `latents`": "refused: there is no initial noise to optimise",
-    "begins with the image": "refused unless the `strength` of the pipeline is 1: it begins with "
-    "the image, not with noise",
+    "begins with the image": "refused, unless the pipeline's own `strength` is 1: below 1, the "
+    "pipeline begins with the image, not with noise",
     "skips steps": "refused: the pipeline skips steps, so no step can be repeated",
     "unsupported operand type(s) for /: 'int' and 'list'": "the pipeline passes the sigmas as a "
     "list, and the scheduler needs an array",
@@ -224,7 +226,7 @@ SENTENCES = {  # what exceptions mean
 
 
 def reason(error: str) -> str:
-    """Why diffusers itself does not run the two together."""
+    """Return why diffusers itself cannot run the two together."""
     if said := SENTENCES.get(" ".join(error.split())):
         return said
     if "does not support custom sigmas" in " ".join(error.split()):
@@ -235,7 +237,7 @@ def reason(error: str) -> str:
 
 
 def table(families: list[str]) -> str:
-    """The page."""
+    """Return the page."""
     lines = [INTRO]
     groups: dict[tuple[str, ...], list[str]] = {}
     for family in families:
@@ -268,7 +270,7 @@ def table(families: list[str]) -> str:
 
 
 def methods() -> list[str]:
-    """The methods and what they are tried on, by tests/test_matrix.py's own cells."""
+    """Return the results of the methods, by the cells of tests/test_matrix.py."""
     from test_matrix import METHODS, REFUSED, TASKS, check
 
     lines = [
@@ -286,7 +288,7 @@ def methods() -> list[str]:
 
 
 def parsed(text: str) -> dict[tuple[str, str], str]:
-    """(family, scheduler) -> cell of a page."""
+    """Return (family, scheduler) -> cell of a page."""
     found: dict[tuple[str, str], str] = {}
     members: list[str] = []
     for line in text.splitlines():

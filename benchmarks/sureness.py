@@ -1,10 +1,10 @@
-"""How often the word beside a score is right: "very sure", "sure", "unsure", "no match".
+"""Measure how often the word next to a score is right: "very sure", "sure", "unsure", "no match".
 
     python -m benchmarks.sureness              # on samples/pictures, by the embedded CLIPs
     python -m benchmarks.sureness FOLDER CLIP  # on images that are named after what they show
 
-Each image is scored with its own name and with the names of all others. The table says which share
-of the right and of the wrong pairs gets at least each word.
+Each image is scored with its own name and with the names of all others. The table shows the share
+of the right and of the wrong pairs that get at least each word.
 """
 
 from __future__ import annotations

@@ -1,25 +1,25 @@
-"""How fast the ten nearest of many vectors are found: ours beside faiss and usearch.
+"""Measure how fast the ten nearest of many vectors are found, in comparison with faiss and usearch.
 
     python -m benchmarks.vectors --count 100000            # minutes
     python -m benchmarks.vectors --count 1000000 --keep-index DIR   # built once; then it only asks
     python -m benchmarks.vectors --count 10000000 --no-peers --thumbnail 100   # 25 GB of disk
 
-Each adds its figures to benchmarks/search.json. The vectors are made, a chunk at a time, so that no
-more than a chunk of them is in memory. They lie on a surface of 16 dimensions in the space of 512:
-cosines of random waves over 16 normal numbers (Rahimi & Recht 2007), and a mean that all share. It
-is fitted to the embedded CLIP's vectors of images. Among 700 a vector has as many neighbours as the
-dimension of 15.3 says (Levina & Bickel 2004), where 700 of its photographs say 15.7, and 1,000 of
-its training drawings 11; its tenth neighbour is 0.76 times as far as the median vector, where that
-of photographs is 0.69 and that of drawings 0.74; 13 directions hold half of the variance and 127
-nine tenths, where those of photographs are 19 and 90. The dimension stays as it is among more of
-them; that of 15,000 drawings falls to 6. "images" are new draws of the same. "texts" are draws
-with as much noise again and without most of the mean, as a text's vector lies apart from those of
-images.
+Each adds its figures to benchmarks/search.json. The vectors are synthetic, and made one chunk at a
+time, so that only one chunk is in memory. They lie on a surface of 16 dimensions in a space of 512:
+cosines of random waves over 16 normal numbers (Rahimi & Recht 2007), and a common mean. The surface
+is fitted to the embedded CLIP's embeddings of images. Among 700 vectors, the number of neighbours
+gives a dimension of 15.3 (Levina & Bickel 2004). For 700 photographs it is 15.7, and for 1,000
+training drawings 11. The tenth neighbour of a vector is 0.76 times as far away as the median
+vector; for photographs this is 0.69, and for drawings 0.74. 13 directions have half of the
+variance, and 127 have nine tenths; for photographs these are 19 and 90. The dimension does not
+change with the number of vectors; that of 15,000 drawings falls to 6. "images" are new samples from
+the same distribution. "texts" are samples with twice the noise and without most of the mean,
+because the embedding of a text lies apart from those of images.
 
-The peers search the same vectors in the same run, with these in memory, each by the least effort of
-those tried that reaches the recall; ours is the whole way: a question to an answer with its columns
-and thumbnails from disk. Milliseconds are of the clock, and of the processor beside them, for
-another program may be running. They ask one query at a time.
+The other programs search the same vectors in the same run, with the vectors in memory, each with
+the least effort of those tried that reaches the recall. Ours is the whole path: from a query to an
+answer with its columns and thumbnails from disk. Milliseconds are given by the clock and by the
+processor, because another program may run. Queries are searched one at a time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 
 class Made:
-    """So many unit vectors, in chunks that are the same whenever they are asked for."""
+    """This number of unit vectors, in chunks that are the same at each call."""
 
     def __init__(self, count: int, *, seed: int = 0) -> None:
         self.count, self.seed = count, seed
@@ -68,14 +68,14 @@ class Made:
         self.spread = np.float32(np.sqrt((second_D - self.mean_D**2).sum()))
 
     def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """The place of the first of each chunk, and unit vectors_BD."""
+        """Yield the place of the first vector of each chunk, and its unit vectors_BD."""
         for start in range(0, self.count, CHUNK):
             random = np.random.default_rng([self.seed, 1, start])
             count = min(CHUNK, self.count - start)
             yield start, unit(self._drawn(random, count) + self.shared_D)
 
     def queries(self, count: int) -> dict[str, np.ndarray]:
-        """query_QD of images and of texts."""
+        """Return query_QD of images and of texts."""
         images_QD = self._drawn(np.random.default_rng([self.seed, 2]), count) + self.shared_D
         random = np.random.default_rng([self.seed, 3])
         texts_QD = self._drawn(random, count) + np.float32(0.3) * self.shared_D
@@ -83,7 +83,7 @@ class Made:
         return {"images": unit(images_QD), "texts": unit(texts_QD + np.float32(0.7) * noise_QD)}
 
     def _drawn(self, random: np.random.Generator, count: int) -> np.ndarray:
-        """Points of the surface, of mean 0 and mean square length 1."""
+        """Return points of the surface, with mean 0 and mean square length 1."""
         place_BM = random.standard_normal((count, DIMENSIONS), np.float32)
         return (np.cos(place_BM @ self.wave_MD + self.phase_D) - self.mean_D) / self.spread
 
@@ -93,7 +93,7 @@ def unit(vector_BD: np.ndarray) -> np.ndarray:
 
 
 class Truth:
-    """The places_QK of the nearest of all chunks that were added, by comparing every one."""
+    """The places_QK of the nearest of all chunks that were added, by comparing every vector."""
 
     def __init__(self, query_QD: np.ndarray) -> None:
         self.query_QD = query_QD
@@ -111,7 +111,7 @@ class Truth:
 
 
 def timed(ask: Callable[[np.ndarray], list[int]], query_QD: np.ndarray, truth_QK: np.ndarray):
-    """Milliseconds of each query, of the clock and of the processor, and recall@10."""
+    """Return the milliseconds of each query, by the clock and by the processor, and recall@10."""
     clock, processor, hits = [], [], 0
     for query_D, truth_K in zip(query_QD, truth_QK, strict=True):
         begin, begun = time.perf_counter(), time.process_time()
@@ -132,7 +132,7 @@ def row(name: str, effort: object, clock: list, processor: list, recall: float) 
 
 
 def least(name: str, ask_at: Callable, query_QD: np.ndarray, truth_QK: np.ndarray) -> dict:
-    """The first effort that reaches the recall, else the last."""
+    """Return the first effort that reaches the recall, or the last one."""
     for effort in EFFORTS:
         clock, processor, recall = timed(ask_at(effort), query_QD, truth_QK)
         if recall >= RECALL:
@@ -141,8 +141,8 @@ def least(name: str, ask_at: Callable, query_QD: np.ndarray, truth_QK: np.ndarra
 
 
 def fill(path: Path, made: Made, truths: list[Truth], thumbnail: int) -> None:
-    """A table of the vectors, each with a path and a thumbnail of random bytes; the truths see
-    them as they pass."""
+    """Fill a table with the vectors, each with a path and a thumbnail of random bytes. The truths
+    see them on the way."""
     import pyarrow as pa
 
     store = Store(path, make=True)
@@ -178,7 +178,7 @@ def forget(folder: Path) -> None:
 
 
 def size(path: Path) -> int:
-    """MiB on disk."""
+    """Return the MiB on disk."""
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
     return round(sum(p.stat().st_size for p in files if p.is_file()) / 2**20)
 
@@ -196,7 +196,7 @@ def vectors(
     ] = None,
     build_only: Annotated[bool, typer.Option("--build-only", help="Ask nothing.")] = False,
 ) -> dict:
-    """Time and recall of the ten nearest; faiss and usearch beside."""
+    """Measure time and recall of the ten nearest, also for faiss and usearch."""
     with contextlib.ExitStack() as stack:
         home = keep_index or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder = home / f"{count}-{queries}-{seed}-{thumbnail}"
@@ -229,7 +229,7 @@ def vectors(
 
 
 def kind_of(count: int) -> str:
-    """What our index of so many is, and how much of it a query looks at."""
+    """Return the kind of our index for this number, and how much of it a query reads."""
     if count < maintenance.EXACT:
         return "none: all are compared"
     if count < maintenance.ONE_GRAPH:
@@ -240,7 +240,7 @@ def kind_of(count: int) -> str:
 def build(
     folder: Path, count: int, queries: int, seed: int, thumbnail: int, peers: bool
 ) -> dict[str, object]:
-    """Everything that is asked, in a folder, less what is there already; facts about it."""
+    """Build what is missing in a folder: the table and the queries. Return facts about it."""
     folder.mkdir(parents=True, exist_ok=True)
     noted, made = folder / "facts.json", Made(count, seed=seed)
     facts: dict = json.loads(noted.read_text()) if noted.exists() else {}
@@ -283,7 +283,7 @@ def build(
 
 
 class Hnsw:
-    """faiss's HNSW of 32 links, built as it comes, kept in a file."""
+    """The HNSW of faiss with 32 links and default settings, kept in a file."""
 
     file = "faiss-hnsw.index"
 
@@ -310,7 +310,8 @@ class Hnsw:
 
 
 class IvfPq:
-    """faiss's IVF-PQ of 64 bytes, with ten times as many compared in full."""
+    """The IVF-PQ of faiss with 64 bytes, with ten times as many candidates compared by their full
+    vectors."""
 
     file = "faiss-ivfpq.index"
 
@@ -343,7 +344,7 @@ class IvfPq:
 
 
 class Usearch:
-    """usearch's HNSW as it comes, kept in a file."""
+    """The HNSW of usearch with default settings, kept in a file."""
 
     file = "usearch.index"
 

@@ -62,10 +62,11 @@ def reason(error: BaseException) -> str:
 
 
 def close_matches(name: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean a or b?' with the known names nearest to name, or all names if none is
-    near.
+    """Return ' Did you mean a or b?' with the known names that are most similar to `name`, or all
+    known names if none is similar.
 
-    It starts with a blank, because it follows the sentence that says that the name is unknown.
+    The text starts with a blank, because it follows the sentence that says that the name is
+    unknown.
     """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

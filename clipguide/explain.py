@@ -1,6 +1,6 @@
 """Heat maps of the places in an image where a CLIP sees a text.
 
-They use attention for transformers, and features for convolutional towers.
+They use attention for transformers, and features for convolutional encoders.
 
 Shapes: B images, N texts, D of the embedding, 3 channels, C features, H rows, W columns, A heads, L
 tokens, Q queries. Heat is in [0, 1].
@@ -27,8 +27,8 @@ from .images import load, to_tensor
 
 _ATTENTION = "scaled_dot_product_attention"
 _LOCK = threading.RLock()
-STAGES = 3  # of convolutions, from the last on: three point best (tests/test_explain.py)
-COLD, HOT = (217, 30, 24), (255, 235, 59)  # red of half a heat, yellow of a whole one
+STAGES = 3  # stages, from the last on: three locate best (tests/test_explain.py)
+COLD, HOT = (217, 30, 24), (255, 235, 59)  # red at half the heat, yellow at the full heat
 
 
 def heat_maps(
@@ -40,11 +40,11 @@ def heat_maps(
 ) -> torch.Tensor:
     """Return map_BNHW in [0, 1]: how much each place of each image supports each text.
 
-    H = W = `clip.image_size`. The map covers what the tower sees after resize and crop. Each map is
-    scaled to its own range. It is 0 everywhere if no place supports its text.
+    H = W = `clip.image_size`. The map covers what the encoder sees after resize and crop. Each map
+    is scaled to its own range. It is 0 everywhere if no place supports its text.
 
     Transformers use the gradient-weighted attention of Chefer et al. 2021 (eqs. 5 and 6).
-    Convolutional towers use Grad-CAM (Selvaraju et al. 2017, eqs. 1 and 2) of the last features,
+    Convolutional encoders use Grad-CAM (Selvaraju et al. 2017, eqs. 1 and 2) of the last features,
     multiplied by LayerCAM (Jiang et al. 2021, eqs. 5 to 7) of the two finer stages before them. The
     map of an Ensemble is the weighted mean of the maps of its members.
 
@@ -57,7 +57,7 @@ def heat_maps(
 
     Raises:
         UsageError: there is no image or no text, or the width of text_ND is not that of the CLIP.
-        ClipguideError: the tower has neither attention nor features that can be read.
+        ClipguideError: the encoder has neither attention nor features that can be read.
     """
     if not len(pictures):
         raise UsageError("There is no image to explain.")
@@ -127,7 +127,8 @@ def _probabilities(
     enable_gqa: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the probabilities_BAQL with which scaled_dot_product_attention weights its values. The
-    arguments are the same, without the dropout, which a tower in evaluation mode does not have."""
+    arguments are the same, without the dropout, which an encoder in evaluation mode does not have.
+    """
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
@@ -145,7 +146,7 @@ def _probabilities(
 
 @dataclass
 class _Seen:
-    """The activations of a tower for one image: the last features_1CHW of each side with their
+    """The activations of an encoder for one image: the last features_1CHW of each side with their
     inputs, in order, and the probabilities_1AQL of the attentions."""
 
     features: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -236,7 +237,7 @@ def _mean_maps(clips: Ensemble, picture: Image.Image, text_ND: torch.Tensor) -> 
 
 
 def _look(clip: Clip, image_13HW: torch.Tensor) -> tuple[_Seen, torch.Tensor]:
-    """Return the activations of the tower for an image, and its unit vector_D with its graph."""
+    """Return the activations of the encoder for an image, and its unit vector_D with its graph."""
     seen = _Seen()
     with ExitStack() as stack:
         for module in clip._model.modules():
@@ -285,10 +286,12 @@ def _relevance(seen: _Seen, cosine: torch.Tensor) -> torch.Tensor:
 
 
 def _features(seen: _Seen, cosine: torch.Tensor) -> torch.Tensor:
-    """Heat_HW of the last features by Grad-CAM, which know what is where but are few (4 x 4 in
-    mini), times that of what their stage, and the one before it, began with by LayerCAM, which
-    knows ever better where its edges are. LayerCAM's gradient+ · feature is taken as (gradient ·
-    feature)+: the same after a ReLU, which not every tower has.
+    """Return heat_HW: Grad-CAM of the last features, times LayerCAM of two earlier stages.
+
+    The last features know what is where, but there are few (4 x 4 in mini). LayerCAM of the input
+    of their stage, and of the stage before, gives finer and finer edges. The product gradient+ ·
+    feature of LayerCAM is computed as (gradient · feature)+. This is the same after a ReLU, and not
+    every encoder has one.
     """
     maps = seen.stages()
     gradients = torch.autograd.grad(cosine, maps, retain_graph=True)
@@ -316,7 +319,7 @@ def _to_range(map_HW: torch.Tensor) -> torch.Tensor:
 
 
 def _lay(map_HW: torch.Tensor, size: tuple[int, int], resize_mode: str) -> np.ndarray:
-    """Return the map_HW of the square that the tower saw, placed on the original image."""
+    """Return the map_HW of the square that the encoder saw, placed on the original image."""
     width, height = size
     if resize_mode == "squash":
         return _at_size(map_HW, (height, width)).numpy()

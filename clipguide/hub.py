@@ -17,7 +17,8 @@ CACHE_ALONE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}  # a file is n
 
 @contextlib.contextmanager
 def without_bars() -> Iterator[None]:
-    """Meanwhile transformers draws no bar for each model that it loads, and warns of nothing."""
+    """Open a context in which transformers draws no progress bars and gives no warnings while it
+    loads models."""
     from transformers.utils import logging
 
     enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -1,11 +1,12 @@
 """Import packages without parts that a run rarely needs.
 
 torchvision and timm import torch's compiler (torch._dynamo, with sympy and triton) to mark two
-functions as not to be compiled and to ask it one question, open_clip imports transformers for the
-text towers that are transformers', and LanceDB the client of catalogues on a network: half of what
-`clipguide search` would import. Here these parts are stood in for while their users are imported;
-they are loaded as soon as anything of them is asked for. What draws imports diffusers, whose
-schedulers import scipy; transformers' towers need the compiler's modules.
+functions that must not be compiled, and to ask it one question. open_clip imports transformers for
+text encoders of transformers. LanceDB imports the client of catalogues on a network. Together these
+are half of the imports of `clipguide search`. This module puts stand-ins in their place while their
+users are imported. A stand-in loads the real module when an attribute is used. Drawing imports
+diffusers, whose schedulers import scipy. The models of transformers need the modules of the
+compiler.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ COMPILER = "torch._dynamo"
 CLIENT = "lance_namespace_urllib3_client"
 TRANSFORMERS = "transformers"
 OUTPUTS = f"{TRANSFORMERS}.modeling_outputs"
-TOWERS = {  # what open_clip's towers of transformers take; what its CoCa takes is gone since 5.0
+TOWERS = {  # used by open_clip's encoders of transformers; what its CoCa uses is gone since 5.0
     TRANSFORMERS: ("AutoModel", "AutoTokenizer", "AutoConfig", "PretrainedConfig"),
     OUTPUTS: (
         "BaseModelOutput",
@@ -31,11 +32,11 @@ TOWERS = {  # what open_clip's towers of transformers take; what its CoCa takes 
         "BaseModelOutputWithPoolingAndCrossAttentions",
     ),
 }
-GONE = "LogitsProcessorList"  # the first of what CoCa takes, of which others are gone
+GONE = "LogitsProcessorList"  # the first name that CoCa uses; others are gone
 
 
 def vision() -> None:
-    """Import torchvision and timm without torch's compiler and open_clip without transformers,
+    """Import torchvision and timm without torch's compiler, and open_clip without transformers,
     before anything else imports them."""
     if "timm" not in sys.modules:
         import torch  # noqa: F401  # before a part of it is stood in for
@@ -52,8 +53,8 @@ def vision() -> None:
 
 
 def diffusion() -> None:
-    """Import diffusers and the base of transformers' models without scipy, which some schedulers
-    and losses take a function of, before anything else imports them."""
+    """Import diffusers and the base of transformers' models without scipy, of which some schedulers
+    and losses use a function, before anything else imports them."""
     found = importlib.util.find_spec("scipy")
     if found is None or "diffusers" in sys.modules:
         return
@@ -65,7 +66,7 @@ def diffusion() -> None:
         import transformers.modeling_utils  # noqa: F401
         from diffusers.schedulers import KarrasDiffusionSchedulers
 
-        for one in KarrasDiffusionSchedulers:  # a scheduler is asked for all that it could be
+        for one in KarrasDiffusionSchedulers:  # a lookup may ask for any attribute
             getattr(diffusers, one.name)
 
 
@@ -97,16 +98,17 @@ def disable(
 
 @contextlib.contextmanager
 def stood_in(modules: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """Within the context these modules have run nothing of themselves and have these attributes
-    alone; one that is None they do not have. Those that lie in them can be imported, and with any
-    other attribute they are loaded. Modules that are loaded already are left as they are."""
+    """Open a context in which stand-ins replace these modules. A stand-in runs no code of its
+    module, and has only the given attributes; None means that it lacks the attribute. Its
+    submodules can be imported. Any other attribute loads the module. Modules that are loaded
+    already do not change."""
     if any(name in sys.modules for name in modules):
         yield
         return
     places = {name: importlib.util.find_spec(name) for name in modules if "." not in name}
     for name, attributes in modules.items():
         sys.modules[name] = module = StandIn(name)
-        module.__spec__ = places.get(name)  # by which it is known to be installed
+        module.__spec__ = places.get(name)  # shows that the module is installed
         module.__path__ = module.__spec__.submodule_search_locations if module.__spec__ else []
         vars(module).update(attributes)
         parent, _, last = name.rpartition(".")
@@ -119,7 +121,7 @@ def stood_in(modules: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
 
 
 class StandIn(ModuleType):
-    """A module that is loaded when an attribute is used that it does not have."""
+    """A module that is loaded when an attribute is used that the stand-in does not have."""
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -134,7 +136,7 @@ class StandIn(ModuleType):
 
 
 class Later(type):
-    """A class of a module that is loaded when an instance, an attribute or a check is asked for."""
+    """A class of a module that is loaded when an instance, an attribute or a check is needed."""
 
     def __new__(cls, module: str, name: str) -> Later:
         return super().__new__(cls, name, (), {"__module__": module})
@@ -158,7 +160,7 @@ def _whole(cls: Later) -> type:
     return getattr(_loaded(cls.__module__), cls.__name__)
 
 
-_SUPPORTED = "is_compile_supported"  # of a kind of device; torchvision's `roi_align` asks
+_SUPPORTED = "is_compile_supported"  # for a kind of device; torchvision's `roi_align` asks
 
 
 def _later(module: str, function: str) -> Callable:
@@ -177,6 +179,6 @@ def _loaded(name: str) -> ModuleType:
 
 
 def _forget() -> None:
-    """Replace the stand-ins by the modules themselves."""
+    """Replace the stand-ins by the modules."""
     for name in [name for name, module in sys.modules.items() if isinstance(module, StandIn)]:
         del sys.modules[name]

@@ -17,11 +17,11 @@ from .reading import PNG, chunks, open_image
 
 MOST = 64 << 20  # bytes of a text in a PNG, unpacked
 LONGEST = 20_000  # characters of a prompt
-GRAPHS = ("prompt:", "workflow:")  # how ComfyUI's texts in EXIF begin, in the camera's place
+GRAPHS = ("prompt:", "workflow:")  # begin ComfyUI's texts in EXIF, in camera fields
 MAKE, MODEL, DESCRIPTION, COMMENT, INNER = 0x010F, 0x0110, 0x010E, 0x9286, 0x8769
 SETTINGS = re.compile(r"^\s*Steps: *\d+, ")  # the line after the prompts of AUTOMATIC1111
 NEGATIVE = "Negative prompt:"
-# ComfyUI: inputs that hold a text, and those that lead to something else than the prompt
+# ComfyUI: inputs with a text, and inputs that do not lead to the prompt
 WORDS = ("text", "text_g", "text_l", "clip_l", "t5xxl", "prompt", "string", "value", "positive")
 ASIDE = ("negative", "model", "clip", "vae", "image", "samples", "latent_image", "noise", "sigmas")
 ASIDE += ("sampler", "control_net", "mask", "pixels")
@@ -183,7 +183,7 @@ def _exif(content: bytes) -> dict[str, str]:
             exif = image.getexif()
             comment = exif.get_ifd(INNER).get(COMMENT)
             places = [exif.get(tag) for tag in (MODEL, MAKE, DESCRIPTION)]
-    except Exception:  # Pillow raises what it likes at damaged EXIF
+    except Exception:  # Pillow raises various errors for damaged EXIF
         return {}
     found = {}
     for text in places:

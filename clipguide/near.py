@@ -16,9 +16,9 @@ import torch
 
 ROWS = 512  # rows of a block of distances
 COLUMNS = 1 << 16  # its columns
-AXES = 48  # of the space in which vectors are looked for
-SAMPLE = 4096  # vectors by which its directions are found
-SLACK = 1e-4  # of a squared distance, by rounding
+AXES = 48  # dimensions of the space of the search
+SAMPLE = 4096  # vectors that determine its directions
+SLACK = 1e-4  # largest rounding error of a squared distance
 
 
 class Neighbours:

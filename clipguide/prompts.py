@@ -28,7 +28,7 @@ _PIECE = re.compile(r"\\[\\|:]|[^\\]|\\", re.DOTALL)
 _WEIGHT = re.compile(
     r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf(?:inity)?))\s*", re.IGNORECASE
 )
-MOST = 10.0  # a larger number behind a colon is a slip, or a text
+MOST = 10.0  # a larger number after a colon is probably text
 _CLOSING = ")]}»\"'”’`>"
 _PICTOGRAPHS = ((0x2300, 0x27BF), (0x2B00, 0x2BFF), (0x1F000, 0x1FAFF))
 _JOINERS = "\u200d\ufe0e\ufe0f"

@@ -13,9 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import UsageError
 
-MEGAPIXELS = 179.0  # of an image, at most, if nobody allows more
+MEGAPIXELS = 179.0  # largest number of pixels of an image, by default
 PNG = b"\x89PNG\r\n\x1a\n"
-WORDY = (b"zTXt", b"iTXt", b"tEXt", b"iCCP")  # chunks of which Pillow takes 1 MiB, unpacked
+WORDY = (b"zTXt", b"iTXt", b"tEXt", b"iCCP")  # Pillow reads at most 1 MiB of each, unpacked
 TURNS = {  # EXIF's orientations (2.32, table 4): how the pixels are to be turned
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,7 +26,7 @@ TURNS = {  # EXIF's orientations (2.32, table 4): how the pixels are to be turne
     8: Image.Transpose.ROTATE_90,
 }
 HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-UNREAD = {  # kinds that Pillow does not read alone, and what does
+UNREAD = {  # formats that Pillow cannot read alone, and the package that can
     "HEIC": "pip install pillow-heif reads it",
     "JPEG XL": "convert it first, as by djxl a.jxl a.png",
     "SVG": "draw it first, as by rsvg-convert a.svg -o a.png",
@@ -80,7 +80,7 @@ def turned(image: Image.Image) -> Image.Image:
     image.load()  # a PNG's EXIF may follow its pixels
     try:
         turn = TURNS.get(image.getexif().get(0x0112))
-    except Exception:  # Pillow raises what it likes at damaged EXIF
+    except Exception:  # Pillow raises various errors for damaged EXIF
         turn = None
     return image if turn is None else image.transpose(turn)
 

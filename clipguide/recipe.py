@@ -32,13 +32,13 @@ MAX_TEXT = 200_000  # characters of one text
 MAX_ITEMS = 1_000  # entries of one list or table
 MAX_NUMBER = 2**63
 PNG = b"\x89PNG\r\n\x1a\n"
-KINDS = {  # of a field: what it must be
+KINDS = {  # type of a field, for messages
     str: f"a text of at most {MAX_TEXT} characters",
     int: "a whole number from 0",
     tuple[int, ...]: "a list of whole numbers from 0",
     dict[str, str]: "a table of texts",
 }
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +52,18 @@ class Recipe:
         batch_seeds: the seeds of the batch in which the image was sampled.
         batch_position: the place of the image in that batch.
         options: the options of the steering method that differ from their defaults, each as JSON.
-        model_fingerprint, clip_fingerprint, judge_fingerprint, tiny_fingerprint: sha256 digests of
-            the weights, and for a CLIP of its preprocessing too. Without a judge, its name and
-            fingerprint are empty.
-        guide_score, judge_score: cosine similarities.
+        guide: the prompt that the guide read.
+        model_fingerprint: the sha256 digest of the weights of the pipeline.
+        clip_fingerprint: the sha256 digest of the weights and the preprocessing of the guide.
+        judge_fingerprint: the same for the judge. Without a judge, it and `judge` are "".
+        tiny_fingerprint: the sha256 digest of the weights of the tiny decoder, or "".
+        guide_score: the cosine similarity of the image with `guide`, by the guide.
+        judge_score: the same by the judge.
         libraries: the version of each package.
-        decoder: the decoder that steering used, with its rung of the ladder, such as "vae:whole";
+        decoder: the decoder that steering used, with its level of memory, such as "vae:whole";
             "auto" if nothing was decoded for steering.
         tiny: the folder of a tiny decoder.
-        cutouts: the number of crops that the guide saw besides the whole image.
+        cutouts: the number of crops that the guide saw in addition to the whole image.
         refine: the number of steps of the optimisation loop after sampling.
         rewards: the rewards that steered together with the guide, as `--reward` takes them, each
             with its fingerprint.

@@ -136,11 +136,12 @@ def mmr(
     diversity: float,
     keep: int | None = None,
 ) -> list[int]:
-    """Places by maximal marginal relevance: next is always the one of the greatest λ · relevance -
-    (1 - λ) · its greatest similarity with one chosen (Carbonell & Goldstein 1998, §2), where λ is 1
-    - `diversity`. The first is the most relevant; of equals, the first in the input.
+    """Return places by maximal marginal relevance (Carbonell & Goldstein 1998, §2).
 
-    `similarity(place)` is similarity_B of the image at that place with all.
+    The first is the most relevant. The next is always that with the highest λ · relevance − (1 − λ)
+    · s, where s is its highest similarity with a selected one, and λ is 1 − `diversity`. Among
+    equals, the first in the input is taken. `similarity(place)` returns similarity_B of the image
+    at that place with all.
     """
     nearest_B = torch.full_like(relevance_B, -math.inf)
     left_B = torch.ones_like(relevance_B, dtype=torch.bool)
@@ -159,13 +160,13 @@ def mmr(
 def duplicates(
     unit_BD: torch.Tensor, best: Sequence[int], threshold: float = DUPLICATE
 ) -> dict[int, int]:
-    """Each image that has a cosine of at least `threshold` with one that comes before it in
-    `best` and is kept, and the first of those.
+    """Return each image whose cosine similarity with an earlier kept image of `best` is at least
+    `threshold`, with the first such image.
 
-    0.98 suits mini: of the samples' 40 drawings, any two are at 0.909 and less, and copies (JPEG of
-    quality 50, half or twice the size, 2 % cut off each side) at 0.989 and more; at JPEG 20 or 5 %
-    cut off some are at 0.957. Photographs lie closer together: of 148 of them 4 pairs in 10,878 are
-    above 0.98, and 594 above 0.95. Other CLIPs differ.
+    0.98 suits mini. Of the 40 drawings in samples, any two have at most 0.909. Copies (JPEG of
+    quality 50, half or twice the size, 2 % cut off each side) have at least 0.989. With JPEG of
+    quality 20, or 5 % cut off, some have 0.957. Photographs are more similar: of 148 of them, 4 of
+    10,878 pairs are above 0.98, and 594 above 0.95. Other CLIPs differ.
     """
     near = Neighbours(unit_BD, threshold, best)
     copies: dict[int, int] = {}

@@ -1,5 +1,4 @@
-"""Views: crops of an image, resized, mirrored and jittered, with random numbers of each image's
-own.
+"""Views: random crops of an image, resized, mirrored and jittered.
 
 The gradient is averaged over views, so that no single pixel grid can exploit it (cutouts: Crowson
 et al. 2022, VQGAN-CLIP). All random numbers of an image's views come from the generator of that
@@ -25,7 +24,7 @@ from .errors import ClipguideError, UsageError, close_matches
 
 
 class Views(Protocol):
-    """The interface that objectives use: the number of views an image, and the views."""
+    """The interface of views that objectives use."""
 
     def __len__(self) -> int: ...
 
@@ -157,9 +156,9 @@ class Warped:
 
     The first `overview` views show the whole image, squashed to a square. The next `inner` views
     are crops with a side of low + (high − low)·t times the shorter side of the image, where (low,
-    high) is `size_range`. With `law="power"` (cut_pow of Crowson, cut_ic_pow of Disco Diffusion), t
-    = u**power with u uniform in [0, 1). A power above 1 favours small crops. With `law="cosine"`, t
-    = (1 − cos(π·u**power)) / 2, which favours both ends of the range.
+    high) is `size_range`. u is uniform in [0, 1). With `law="power"` (cut_pow of Crowson,
+    cut_ic_pow of Disco Diffusion), t is `u**power`. A power above 1 favours small crops. With
+    `law="cosine"`, t is `(1 − cos(π · u**power)) / 2`, which favours both ends of the range.
 
     Each view is mirrored with probability `flip`. Then these three happen, each with probability
     `p` and independently of each other:

@@ -1,14 +1,14 @@
-"""Warps of many views at once: cut out and resized, moved by a homography, recoloured.
+"""Warps of many views at once: crop and resize, apply a homography, recolour.
 
-Every function is differentiable with respect to the image and draws nothing: the numbers are
-arguments, float64 tensors on the CPU with an entry a view.
+Every function is differentiable with respect to the image, and draws no random numbers: they are
+arguments, float64 tensors on the CPU with one entry for each view.
 
-Two steps keep a view free of aliasing. `cut` resizes a box with `F.interpolate(antialias=True)`, to
-fewer pixels where the warp will show it smaller; `warp` then reads it once through one homography,
-in steps of about a pixel, so none is stepped over. A box that is small enough is not resized.
+Two steps avoid aliasing. `cut` resizes a box with `F.interpolate(antialias=True)`, to fewer pixels
+if the warp will reduce it. `warp` then samples it once through one homography, in steps of about a
+pixel, so that no pixel is skipped. A box that is small enough is not resized.
 
-Shapes: N views, 3 channels, H rows, W columns, s the side of a view, y and x places in it.
-Places of a view run from −1 to 1, x to the right and y down, as in `F.grid_sample`.
+Shapes: N views, 3 channels, H rows, W columns, s the side of a view, y and x places in it. Places
+of a view run from −1 to 1, x to the right and y down, as in `F.grid_sample`.
 """
 
 from __future__ import annotations

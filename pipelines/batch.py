@@ -1,4 +1,4 @@
-"""Samples of text to image that are drawn together: steered, scored and written down.
+"""Samples of text to image that are drawn together: steer, score and record them.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """
@@ -42,9 +42,9 @@ class Batch:
     """One batch.
 
     Args:
-        owner: has the pipeline, the CLIPs and the rewards.
+        owner: the object with the pipeline, the CLIPs and the rewards.
         jobs: the samples.
-        settings: what all samples of the run share.
+        settings: the settings that all samples of the run share.
     """
 
     def __init__(self, owner: TextToImage, jobs: Sequence[Job], settings: Settings) -> None:
@@ -82,7 +82,7 @@ class Batch:
             judge_scores = steering.judge.score_pictures(pictures).tolist()
             pulled = not settings.method.idle or settings.rewards or owner.composed
             if select is None and not pulled:
-                # Nothing pulled towards the guide, so that the judge has a vote as well.
+                # Nothing steered towards the guide, so the score of the judge counts too.
                 rank_B = [a + b for a, b in zip(rank_B, judge_scores, strict=True)]
         written = Batch(owner, self.jobs, self._drawn_by(decoder))
         return [
@@ -111,7 +111,7 @@ class Batch:
         on_step: Callable[[Step], None] | None,
         tape: Path | None,
     ) -> tuple[torch.Tensor, Steering, str]:
-        """The images, what steered them, and the decoder that it chose."""
+        """Return the images, the objective that steered them, and the decoder that was chosen."""
         owner, settings, jobs = self.owner, self.settings, self.jobs
         with cosines_of_pulls() as cosines, steer(
             owner.pipe,
@@ -143,22 +143,22 @@ class Batch:
         return image_B3HW, steering, decoder
 
     def _drawn_by(self, decoder: str) -> Settings:
-        """The settings that draw the same again: with what "auto" chose for the decoder, and the
-        tiny one of the hub's cache by name where it chose that."""
+        """Return the settings that draw the same images again: with the decoder that "auto" chose,
+        and the name of a tiny decoder from the cache of the hub, if it was chosen."""
         settings, found = self.settings, {"decoder": decoder}
         if parsed(decoder)[0] == "tiny" and settings.tiny_decoder is None:
             found = decoding(self.owner.pipe, decoder, tinies.HUB, memory=settings.memory)
         return replace(settings, **found)
 
     def _negative(self) -> dict[str, object]:
-        """The negative prompts, where this pipeline takes them."""
+        """Return the negative prompts, if this pipeline takes them."""
         takes = "negative_prompt" in call_signature(self.owner.pipe).parameters
         if not takes or self.settings.cfg <= 1:
             return {}
         return {"negative_prompt": [self.settings.negative] * len(self.jobs)}
 
     def _refined(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Each image by itself, so that its bits depend on no other."""
+        """Refine each image alone, so that its bits do not depend on others. Return them."""
         owner, settings, found = self.owner, self.settings, []
         views = Cutouts(number=settings.cutouts)
         for image_3HW, job in zip(image_B3HW, self.jobs, strict=True):

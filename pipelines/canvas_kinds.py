@@ -1,4 +1,4 @@
-"""The table of canvases: their names, rates, and how one of your own is made."""
+"""The table of canvases: their names, learning rates, and functions that make your own canvases."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..registry import Registry
 
 @dataclass(frozen=True)
 class Kind:
-    """A canvas: Adam's rate that suits it, as a fraction of its unit (the rms of a codebook, the
-    deviation of latents, 1), whether it decodes by a model, and what makes one of somebody's own:
-    make(height, width, generators)."""
+    """A canvas: the learning rate of Adam that suits it, as a fraction of its unit (the rms of a
+    codebook, the deviation of latents, or 1), whether a model decodes it, and for a registered
+    canvas the function make(height, width, generators)."""
 
     lr: float
     model: bool = False

@@ -1,4 +1,4 @@
-"""One image on a canvas, on its way.
+"""The run of one image on a canvas.
 
 Shapes: B = 1 image, 3 channels, H rows, W columns.
 """
@@ -33,15 +33,15 @@ from .picture import Picture
 if TYPE_CHECKING:
     from .text_to_canvas import TextToCanvas
 
-NATIVE = 128  # pixels a side of the embedded models
-LARGE = 512 * 512  # pixels from which a decoder's activations are not kept
+NATIVE = 128  # side of the embedded models, in pixels
+LARGE = 512 * 512  # from this number of pixels, the activations of a decoder are recomputed
 MAX_SEED = 2**63 - 1
 
 
 class Run:
-    """One image on its way: iterate it for its steps, then ask for `picture()`.
+    """The run of one image. Iterate it to take its steps, then call `picture`.
 
-    Its canvas grows, if it is to, from a fraction of its size to all of it.
+    With `grow` above 1, the canvas grows from a fraction of its size to its full size.
     """
 
     def __init__(self, owner: TextToCanvas, prompt: str, drawing: Drawing, seed: int) -> None:
@@ -71,7 +71,7 @@ class Run:
             check_mask(self._mask, height, width)
         self._options = drawing.options()
         self._objective = self._composed(prompts)
-        self._cosines: list[float] = []  # of the pulls of guide and rewards
+        self._cosines: list[float] = []  # cosines between the gradients of guide and rewards
         self.stages = drawing.stages(factor_of(self._net) if self._net else 2)
         self._generator = torch.Generator().manual_seed(seed)
         self.index, self._stage = 0, 0
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether there is no step left, or patience has run out."""
+        """Return whether no step is left, or `patience` has run out."""
         return self.loop.done and self._stage == len(self.stages) - 1
 
     def __iter__(self) -> Iterator[Step]:
@@ -87,7 +87,7 @@ class Run:
             yield self.step()
 
     def step(self) -> Step:
-        """One step. ClipguideError if there is none left."""
+        """Take one step. Raise ClipguideError if none is left."""
         if self.done:
             raise ClipguideError("The run is done: start another.")
         if self.loop.done:
@@ -104,14 +104,15 @@ class Run:
         return step
 
     def finish(self, on_step: Callable[[Step], None] | None = None) -> Picture:
-        """All steps that are left, and the image."""
+        """Take all remaining steps, and return the image."""
         for step in self:
             if on_step:
                 on_step(step)
         return self.picture()
 
     def picture(self) -> Picture:
-        """What the judge liked best so far, with its scores and its recipe."""
+        """Return the image with the best score of the judge so far, with its scores and its recipe.
+        """
         self.owner.rewards.tell(self._cosines)
         (image,) = to_pil(self.loop.best())
         guide = self.guide.score_pictures([image]).item()
@@ -120,11 +121,11 @@ class Run:
         return Picture(image, recipe, guide, judge, self.seed, [])
 
     def state_dict(self) -> dict:
-        """All that the steps to come depend on."""
+        """Return everything that the remaining steps depend on."""
         return {"index": self.index, "stage": self._stage, "loop": self.loop.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from there; the run must have been made alike."""
+        """Continue from this state. The run must have the same settings."""
         if state["stage"] != self._stage:
             self._stage = state["stage"]
             self.loop = self._enter(self._stage, None)
@@ -132,7 +133,7 @@ class Run:
         self.loop.load_state_dict(state["loop"])
 
     def recipe(self) -> Recipe:
-        """How the image is made, without its scores."""
+        """Return the recipe of the image, without its scores."""
         owner, drawing = self.owner, self.drawing
         return Recipe(
             command="optimize",
@@ -160,9 +161,10 @@ class Run:
             question=drawing.question,
         )
 
-    # ------------------------------------------------------------ what is made of the settings
+    # ------------------------------------------------------------ from settings to objects
     def _unit(self) -> float:
-        """The rms of a codebook, the deviation of latents: what a rate is a fraction of."""
+        """Return the unit of the learning rate: the rms of a codebook, or the deviation of latents.
+        """
         if self.owner.canvas == "vqgan":
             return self._net.quantize.embedding.weight.float().square().mean().sqrt().item()
         if self.owner.canvas == "latent":
@@ -171,11 +173,11 @@ class Run:
 
     @property
     def _encodes(self) -> bool:
-        """Whether the canvas can begin as an image."""
+        """Return whether the canvas can begin with an image."""
         return self._net is None or self._net.config.get("_quantizer") != "gumbel"
 
     def _check_model(self, height: int, width: int) -> None:
-        """UsageError for what the canvas's model cannot do."""
+        """Raise UsageError for a setting that the model of the canvas does not support."""
         drawing = self.drawing
         check_sides(height, width, factor_of(self._net))
         encodes = drawing.init or drawing.grow > 1 or drawing.moving
@@ -189,7 +191,7 @@ class Run:
         return compose(text, *self.drawing.image_parts())
 
     def _composed(self, prompts: Sequence[Prompt]) -> Objective:
-        """What the loop goes down."""
+        """Return the objective that the loop minimises."""
         drawing, last = self.drawing, max(1, self.drawing.steps - 1)
         turns = [
             (start / last, self._pull(prompt))
@@ -207,12 +209,12 @@ class Run:
         return objective
 
     def _pull(self, prompt: Prompt) -> Objective:
-        """The guide's objective of a prompt, and the rewards."""
+        """Return the objective of the guide for a prompt, and the rewards."""
         guide = Similarity(self.owner.clip, prompt, views=self.drawing.seen())
         return self.owner.rewards.pulling(guide, [prompt], self.drawing)
 
     def _enter(self, stage: int, image_13HW: torch.Tensor | None) -> Loop:
-        """The loop of a stage; its canvas begins as that image, or as the settings say."""
+        """Return the loop of a stage. Its canvas begins with this image, or as the settings say."""
         drawing, (height, width, first, last) = self.drawing, self.stages[stage]
         canvas = self._canvas(height, width).to(self.owner.device)
         init_13HW = None

@@ -1,4 +1,4 @@
-"""The community pipeline `clip_guided_stable_diffusion`, as people call it, on today's libraries.
+"""The community pipeline `clip_guided_stable_diffusion`, with the same arguments, on clipguide.
 
     pipe = DiffusionPipeline.from_pretrained(
         "a Stable Diffusion 1 or 2", custom_pipeline="…/clip_guided.py", trust_remote_code=True,
@@ -7,8 +7,9 @@
     )
     pipe("a red fox", clip_guidance_scale=100, num_cutouts=4).images[0]
 
-Every scheduler, any batch, ε and v; no backward pass through the U-Net. `clip_guidance_scale` is
-clipguide's strength times 1,000, so that the 100 people give is the default strength of 0.1.
+It supports every scheduler, batches, ε and v prediction, and takes no backward pass through the
+U-Net. `clip_guidance_scale` is 1,000 times the strength of clipguide, so the usual value of 100 is
+the default strength of 0.1.
 """
 
 from __future__ import annotations

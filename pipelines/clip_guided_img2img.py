@@ -1,4 +1,5 @@
-"""The community pipeline `clip_guided_stable_diffusion_img2img`, as people call it.
+"""The community pipeline `clip_guided_stable_diffusion_img2img`, with the same arguments, on
+clipguide.
 
     pipe = DiffusionPipeline.from_pretrained(
         "a Stable Diffusion 1 or 2", custom_pipeline="…/clip_guided_img2img.py",
@@ -7,7 +8,8 @@
     )
     pipe("a red fox", image=picture, strength=0.75, clip_guidance_scale=100).images[0]
 
-`strength` is how much of the image is drawn anew; `clip_guidance_scale` is as in clip_guided.py.
+`strength` is the share of the steps that are drawn again. `clip_guidance_scale` is as in
+clip_guided.py.
 """
 
 from __future__ import annotations

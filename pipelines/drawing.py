@@ -1,4 +1,4 @@
-"""What a run on a canvas is asked for: its settings, what is wrong with them, and its recipe."""
+"""The settings of a drawing on a canvas: their checks, and their recipe."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ LIMITS = {  # the least and the most of each number
     "zoom": (0.1, 10),
     "rotate": (-360, 360),
 }
-VIEWS = {  # of so many views a call
+VIEWS = {  # name -> a function from the number of views to the views
     "plain": lambda n: Cutouts(number=n, whole=False, size_range=(0.4, 1.0)),
-    "warped": lambda n: Warped(  # large: a small crop would have the thing again in every corner
+    "warped": lambda n: Warped(  # small crops would draw the object again in every corner
         overview=n // 2,
         inner=n - n // 2,
         size_range=(0.75, 1.0),
-        perspective=0.15,  # and reflected: a last pixel that goes on would have all the gradient
+        perspective=0.15,  # reflected: with "border", the last pixels would get all the gradient
     ),
     "vqgan-clip": lambda n: Warped.vqgan_clip(number=n),
     "disco": lambda n: Warped.disco(overview=-(-3 * n // 4), inner=n - -(-3 * n // 4)),
@@ -60,38 +60,39 @@ class Drawing:
     Args:
         steps: the number of steps of the loop.
         size: width and height in pixels; 128 each by default.
-        lr: the learning rate of Adam at the first step, as a fraction of the rms of the codes of
-            the VQGAN or of the deviation of the latents; by default that of the canvas.
+        lr: the learning rate of Adam at the first step. Its unit is the rms of the codes of a
+            VQGAN, or the standard deviation of latents. The default is that of the canvas.
         decay: the factor of `lr` at the last step.
         cutouts: the number of views in a step. At most 32 are encoded at a time, and their
             gradients are added. Each group has the same size, so there may be a few views more.
         views: "plain" crops; "warped", which are also rotated and recoloured; or those of the
             notebooks, "vqgan-clip" and "disco".
-        ema: the decay of the average of the parameters, whose images are shown, scored and kept.
-        grow: the number of sizes, each twice the one before. The last one is `size`.
+        ema: the decay of the moving average of the parameters, from 0. The images that are shown,
+            scored and kept are those of the average.
+        grow: the number of sizes. Each is twice the one before, and the last one is `size`.
         smooth: the weight of the total variation.
-        temperature: the softness of the codes of a VQGAN; 0 rounds them.
-        start: "light" begins with a pale blur that depends on the seed, "own" as the canvas itself
-            does.
-        init: an image file to begin with instead.
+        temperature: the softness of the codes of a VQGAN (`--softness`); 0 rounds them.
+        start: "light" begins with a pale blur that depends on the seed, "own" with the canvas's own
+            initial image.
+        init: an image file to begin with, in place of `start`.
         init_weight: the weight of the mean squared error to `init`.
         mask: an image file that is white where to draw. Elsewhere the image of `init` stays.
-        pictures: image files that the image must resemble, besides the prompt. Each has a weight of
-            1.
+        pictures: image files that the image must resemble, in addition to the prompt
+            (`--image-prompt`). Each has a weight of 1.
         tile: whether opposite edges fit.
         symmetry: "horizontal" or "vertical".
         palette: the colours to use, as "#rrggbb".
         palette_weight: the weight of the palette.
-        prompts_at: pairs of a step and the prompt from that step on.
-        every: the number of steps between two moves of the image.
+        prompts_at: pairs of a step and the prompt from that step on (`--prompt-at`).
+        every: the number of steps between two moves of the image (`--frame-every`).
         zoom: the factor of each move, which enlarges the image.
         rotate: the angle of each move, in degrees anticlockwise.
         shift: the shift of each move, in pixels to the right and down.
         score_every: the number of steps between two scores of guide and judge.
-        patience: stop after this number of scores in which the judge's did not improve.
-        rewards: rewards that pull together with the guide, such as "pickscore:0.5"
-            (`rewards.wanted`), balanced so that a weight is a share of the gradient. Each needs a
-            gradient.
+        patience: stop after this number of scores without a higher score by the judge.
+        rewards: rewards that are optimised together with the guide, as `--reward` takes them, such
+            as "pickscore:0.5". Their gradients are scaled to equal size, so that a weight is the
+            size of a gradient. Each reward needs a gradient.
         question: the question to the vision-language models among the rewards, with {} for the
             prompt.
         trust_pickle: whether weights of rewards may be read from pickles.

@@ -1,4 +1,4 @@
-"""Images that a drawing begins with, and moves of an image from one frame to the next.
+"""Initial images of a drawing, and moves of an image from one frame to the next.
 
 Shapes: 3 channels, H rows, W columns.
 """
@@ -17,12 +17,12 @@ from .. import images
 from ..errors import ClipguideWarning
 from .drawing import Drawing
 
-LIGHT, BLUR, BLOBS = 0.85, 0.08, 8  # mean and deviation of the pale blur, and how many along a side
+LIGHT, BLUR, BLOBS = 0.85, 0.08, 8  # mean and deviation of the blur, and its cells per side
 
 
 def fitted(file: str, width: int, height: int) -> torch.Tensor:
-    """An image file as image_3HW in [0, 1], cut to the shape at its middle and resized; said once
-    if anything is lost by that. UsageError if it cannot be read."""
+    """Return an image file as image_3HW in [0, 1], cropped to the aspect ratio at its centre, and
+    resized. Warn once if the crop removes something. Raise UsageError if it cannot be read."""
     picture = images.load(Path(file))
     if abs(picture.width * height - picture.height * width) > max(picture.size):
         warnings.warn(
@@ -35,8 +35,8 @@ def fitted(file: str, width: int, height: int) -> torch.Tensor:
 
 
 def pale(height: int, width: int, generator: torch.Generator) -> torch.Tensor:
-    """A pale blur that tiles, image_13HW in [0, 1]: what drawings stand on, with something to begin
-    from."""
+    """Return a pale blur that tiles, image_13HW in [0, 1]. It is a background for drawings, with a
+    little structure to begin with."""
     small_13hw = LIGHT + BLUR * torch.randn(1, 3, BLOBS, BLOBS, generator=generator)
     around_13hw = small_13hw.repeat(1, 1, 3, 3)
     size = (3 * height, 3 * width)
@@ -45,8 +45,9 @@ def pale(height: int, width: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def move(image_13HW: torch.Tensor, drawing: Drawing) -> torch.Tensor:
-    """The image enlarged about its middle, turned against the clock, then shifted right and down;
-    what comes in at an edge mirrors what is there, or of tiles is the next one's."""
+    """Return the image, enlarged about its centre, rotated anticlockwise, then shifted right and
+    down. A part that comes in at an edge mirrors the image, or with tiles is the neighbouring tile.
+    """
     height, width = image_13HW.shape[-2:]
     angle = math.radians(drawing.rotate)
     cos, sin = math.cos(angle) / drawing.zoom, math.sin(angle) / drawing.zoom
@@ -63,7 +64,7 @@ def move(image_13HW: torch.Tensor, drawing: Drawing) -> torch.Tensor:
 
 
 def _around(image_13HW: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A tile with a pixel of its neighbours on each side, and the places of `grid` in that."""
+    """Return a tile with a pixel of its neighbours on each side, and the places of `grid` in it."""
     height, width = image_13HW.shape[-2:]
     wrapped = (grid + 1).remainder(2) - 1
     sides = torch.tensor([width / (width + 2), height / (height + 2)]).to(grid)

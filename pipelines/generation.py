@@ -1,5 +1,5 @@
-"""The settings of text to image without the prompts: one frozen class for the call, the command and
-the recipe."""
+"""The settings of text to image, without the prompts. The call, the command and the recipe use the
+same class."""
 
 from __future__ import annotations
 
@@ -33,54 +33,54 @@ class Generation:
     """The settings of a run from text to image.
 
     Args:
-        guide: the text that the CLIP steers towards: one for all prompts, or one for each. None is
-            the prompt itself.
+        guide: the prompt for the guide, which the generator does not get (`--clip-prompt`): one for
+            all prompts, or one for each. None is the prompt itself.
         negative: the negative prompt of classifier-free guidance.
         count: the number of images of each prompt. The i-th has the seed `seed` + i.
         best_of: the number of candidates of each image. The seed of the k-th is that of the image
-            plus k·1,000,000. The candidate with the lowest objective is kept; of candidates that
-            nothing steered, the one that guide and judge together score highest. None is 1, or what
-            the pipeline's own way draws.
-        method: a name in `guidance.METHODS`, or an instance. The particles of an image are its
-            candidates. "auto" chooses the method that gains most for `budget`. None is the
-            pipeline's own way where no setting of steering is given, else "shortcut". The embedded
-            generator's own way is to keep the best of 4 unsteered candidates (`usual`).
-        strength: the strength of the steering as a fraction of rms(x0), a number or a schedule, as
-            in `steer`. 0 is plain sampling. The default is that of the method.
-        steps: the number of steps of the sampler. None is 30, or the pipeline's own number where
-            nothing steers: 15 for the embedded generator.
+            plus k·1,000,000. The candidate with the lowest objective is kept. If nothing steers, it
+            is the one whose scores by the guide and the judge have the highest sum. None is 1, or 4
+            with the embedded generator and no steering option.
+        method: the name of a method, or an instance. The particles of an image are its candidates.
+            "auto" chooses the method with the highest gain for `budget`. None is "shortcut". With
+            the embedded generator and no steering option, None does not steer: see `usual`.
+        strength: the length of a move as a fraction of the rms of x0: a number or a schedule, as in
+            `steer`. 0 is plain sampling. The default is that of the method.
+        steps: the number of steps of the sampler. None is 30, or 15 with the embedded generator and
+            no steering.
         seed: from 0 to 2⁶³ − 1.
         cfg: the scale of classifier-free guidance; 1 is none.
         cfg_window: the noise levels at which classifier-free guidance applies, as in `steer`.
         size: the side in pixels, or width and height.
-        budget: a multiple of the cost of plain sampling, from 1; or seconds an image, such as
-            "30s", for which plain sampling is timed first. With method "auto" it limits the whole
-            cost, 4 by default. Otherwise it limits the decoder "auto", 1.2 by default.
+        budget: the highest cost: a multiple of that of plain sampling, from 1; or seconds for each
+            image, such as "30s", for which plain sampling is timed first. With method "auto", it
+            limits the whole cost, and is 4 by default. Otherwise it limits the choice of decoder
+            "auto", and is 1.2 by default.
         memory: the memory in GiB that the decoder and its gradient may use besides the weights, as
             in `steer`.
-        cutouts: the number of crops that the guide sees besides the whole image, from 0 to 256; 4
-            by default.
-        decoder: what decodes x0 for steering: "auto", the default, "vae", "linear" or "tiny", or a
-            rung of the ladder such as "vae:half", as in `steer`. The recipe keeps the choice. The
-            VAE always decodes the finished image.
+        cutouts: the number of crops that the guide sees in addition to the whole image, from 0 to
+            256; 4 by default.
+        decoder: what decodes x0 for steering, as in `steer`: "auto" (the default), "vae", "linear",
+            "tiny", or one of these at a level of memory, such as "vae:half". The recipe has the
+            choice. The VAE always decodes the finished image.
         tiny: a folder of an AutoencoderTiny, or "hub", for "tiny" and "auto".
-        rewards: rewards that steer together with the guide, such as "pickscore:0.5"
-            (`rewards.wanted`). If all have gradients, these are balanced, so that a weight is a
-            share of the gradient. Otherwise their values are added.
-        select: rewards that select among candidates in place of the objective, in the same form,
-            and by which particles, rollover and lookahead work.
+        rewards: rewards that steer together with the guide, as `--reward` takes them, such as
+            "pickscore:0.5". If all have gradients, the gradients are scaled to equal size, so that
+            a weight is the size of a gradient. Otherwise the values are added.
+        select: rewards in the same form, which select among candidates in place of the objective.
+            "particles", "rollover" and "lookahead" use them too.
         question: the question to the vision-language models among the rewards, with {} for the
             prompt.
         trust_pickle: whether weights of rewards may be read from pickles.
         refine: the number of steps of the optimisation loop on the latents of each finished image.
-            The judge decides whether the result is kept.
-        exact: whether to sample one image at a time. The bits of an image then do not depend on its
-            neighbours.
-        batch_size: the largest number of samples at a time. The default is 8, and 1 on a CPU, where
-            a batch saves about a tenth of the time and changes the bits of an image; 4 for the
-            embedded generator, where it saves a third.
+            The result is kept if the judge prefers it.
+        exact: whether to sample one image at a time. The bits of an image then do not depend on the
+            other images.
+        batch_size: the largest number of samples in a batch. The default is 8. On a CPU it is 1, or
+            4 for the embedded generator. There, a batch changes the bits of an image, and saves
+            about a tenth of the time, or a third for the embedded generator.
         trace: whether to score at every step, for `Picture.trace`, instead of at every fifth.
-        frames: whether to keep an image of each step in `Picture.frames`, which takes the time of
+        frames: whether to keep an image of each step in `Picture.frames`. Each takes the time of
             one decoding.
 
     Raises:
@@ -154,12 +154,15 @@ class Generation:
         return configure(self.method or "shortcut", {"strength": self.strength})
 
     def usual(self, pipe: object, prompts: Sequence[str]) -> Generation:
-        """Return the settings with the pipeline's own way of steering where none was asked for.
+        """Return the settings with the pipeline's defaults for `method`, `best_of` and `steps`.
 
-        A pipeline class whose `default_candidates` is above 1 says that candidates are cheaper than
-        gradients: its denoiser costs less than a look by CLIP. Then an image is the best of so many
-        unsteered ones. A setting that is about steering, or a weight in a prompt, which only the
-        guide reads, asks for "shortcut" instead.
+        If the pipeline class has `default_candidates` above 1, as that of the embedded generator
+        has, each image is by default the best of this number of unsteered samples. A method, a
+        steering option or a weight in a prompt makes it steer instead.
+
+        Args:
+            pipe: the pipeline.
+            prompts: the prompts.
         """
         own, number = getattr(type(pipe), "default_candidates", 1), self.best_of
         given = [getattr(self, name) for name in STEERED]
@@ -174,7 +177,8 @@ class Generation:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Generation:
-        """Return the settings of a recipe, without its batch, which `replay` has.
+        """Return the settings of a recipe. They do not include the batch of the image: `replay`
+        reads it from the recipe.
 
         Raises:
             UsageError: the recipe names a setting that does not exist.

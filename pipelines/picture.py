@@ -19,11 +19,12 @@ class Picture:
         recipe: the recipe, which draws it again.
         guide_score: the cosine similarity with the guide's prompt, by the guide.
         judge_score: the same by the judge.
-        rank: −objective, by which best-of selects; higher is better.
-        trace: what steering saw at each step, as `Report.rows`.
-        frames: if asked for, the decoded x0 of each step. The last one is the finished image.
-        eased: the step, from 0, from which the image was steered less because the judge disagreed;
-            None if it never was.
+        rank: minus the objective, by which best-of selects. Higher is better.
+        trace: the scores of each step, as `Report.rows` returns them.
+        frames: the decoded x0 of each step, if `Generation.frames` was set. The last one is the
+            finished image.
+        eased: the first step, from 0, at which the image was steered less because the judge's score
+            fell; None if this never happened.
     """
 
     image: Image.Image

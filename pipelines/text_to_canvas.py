@@ -28,7 +28,7 @@ from .rewarded import Rewards
 
 
 class TextToCanvas:
-    """A canvas with its guide and its judge. The models are loaded once.
+    """Draw on a canvas by the gradient of a CLIP. The models are loaded once.
 
     Args:
         canvas: "vqgan", "latent", "fourier" or "pixels".
@@ -39,7 +39,7 @@ class TextToCanvas:
             otherwise none.
         device: the device of all models.
         dtype: the dtype of the canvas's model. The CLIPs have float32.
-        key: the key for the address of a reward. No recipe contains it.
+        key: the API key for the server of a reward. No recipe contains it.
 
     Raises:
         UsageError: there is no such canvas, or it takes no model.

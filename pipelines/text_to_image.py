@@ -1,4 +1,4 @@
-"""Text to image: a diffusers pipeline, steered by a CLIP, judged by another.
+"""Text to image: a diffusers pipeline that one CLIP steers and another one judges.
 
 `TextToImage()("a red fox", seed=1)[0].image.save("fox.png")`
 
@@ -49,7 +49,7 @@ from .rewarded import Rewards
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-BATCH_SIZE = 8  # on a CPU 1: a batch gains little there, and alone an image is always the same
+BATCH_SIZE = 8  # 1 on a CPU: a batch saves little time there, and changes the bits of an image
 OWN = ("mini", "mini", "mini-judge")  # generator, guide and judge
 
 Finished = Callable[[int, Sequence[Recipe]], Picture | None]
@@ -68,7 +68,7 @@ class TextToImage:
         dtype: the dtype of the pipeline's weights: float32, float16 or bfloat16. The CLIPs have
             float32.
         safety_checker: whether the model's safety checker is kept.
-        key: the key for the address of a reward. No recipe contains it.
+        key: the API key for the server of a reward. No recipe contains it.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class TextToImage:
         self.clip = self._loaded(clip)
         self.rewards = Rewards(self.device, key)
         self.choice: Choice | None = None  # of the latest run, by the method "auto"
-        self.chosen = Generation()  # the latest run's settings, with what was left to be chosen
+        self.chosen = Generation()  # the settings of the latest run, with all choices made
         self.judge = self._loaded(judge) if judge else None
 
     def _loaded(self, clip: Clip | str) -> Clip:
@@ -120,7 +120,7 @@ class TextToImage:
         finished: Finished | None = None,
         **changes: object,
     ) -> list[Picture]:
-        """Return all images of `iterate`."""
+        """Draw the images and return them in a list. The arguments are those of `iterate`."""
         told = {"on_step": on_step, "tapes": tapes, "finished": finished}
         return list(self.iterate(prompts, settings, **told, **changes))
 
@@ -140,12 +140,13 @@ class TextToImage:
             prompts: what to draw, in the syntax of `clipguide.prompts`.
             settings: a Generation; its defaults if None.
             on_step: a function that is called after each step of each batch.
-            tapes: a folder that keeps each step. If it has steps of the same run, which was
-                interrupted, these steps are not taken again.
-            finished: a function that is called for each image before any is drawn, with its number
-                and the recipes that it may have, one for each candidate, without scores. If it
-                returns an image, that image is not drawn.
-            **changes: settings of Generation by name, such as `seed=7`.
+            tapes: a folder to which each step is saved. If it has steps of the same run, which was
+                interrupted, the run continues after them.
+            finished: a function that can supply images that exist already. Before the first image
+                is drawn, it is called for each image, with the number of the image and its possible
+                recipes: one for each candidate, without scores. If it returns an image, that image
+                is not drawn.
+            **changes: fields of Generation that replace those of `settings`, such as `seed=7`.
 
         Raises:
             UsageError: a value is out of range. Nothing was sampled.
@@ -156,7 +157,7 @@ class TextToImage:
         width, height = picture_size(self.pipe, asked.size, name=self.model)
         asked = self.chosen = self._chosen(asked.usual(self.pipe, prompts), width, height)
         method, best_of, group = candidates_of(asked.configured, asked.best_of)
-        recipe_options(method)  # said now, not when the first image is drawn
+        recipe_options(method)  # an error comes now, not after the first image is drawn
         method.check(self.pipe)
         if tapes is not None and asked.frames:
             raise UsageError("Frames are not kept on tapes: leave tapes or frames out.")
@@ -190,7 +191,7 @@ class TextToImage:
         return self._iterate(batches, on_step, tapes, finished)
 
     def _chosen(self, asked: Generation, width: int, height: int) -> Generation:
-        """Return the settings of "auto", or the given ones."""
+        """Return the settings that "auto" chooses, or the given ones."""
         self.choice = None
         budget = times_plain(
             asked.budget, lambda: plain_seconds(self.pipe, asked.steps, asked.cfg, width, height)
@@ -289,7 +290,7 @@ class TextToImage:
             for k in range(len(recipes) // number):
                 done[k] = finished(k, recipes[k * number : (k + 1) * number])
         candidates: list[Picture | None] = []
-        place, used = 0, []  # of the next sample; tapes of which an image is not finished
+        place, used = 0, []  # number of the next sample; tapes of unfinished images
         for batch in batches:
             after = place + len(batch.jobs)
             if all(done.get(j // number) for j in range(place, after)):

@@ -1,4 +1,4 @@
-"""Settings of a drawing as they come from JSON, each made the kind that it is to be."""
+"""Settings of a drawing from JSON: convert each to the type of its field."""
 
 from __future__ import annotations
 

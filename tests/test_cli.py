@@ -107,7 +107,7 @@ def test_generate(tiny_mini):
 
 def test_every_option_reaches_the_recipe(tiny_mini):
     options = {
-        "--guide": "a fox",
+        "--clip-prompt": "a fox",
         "--negative": "blur",
         "--best-of": 2,
         "--strength": 0.2,

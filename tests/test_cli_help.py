@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import re
 import shlex
 
@@ -64,6 +65,8 @@ def test_steering_options_are_named():
     without = re.search(r"but not (.+?)\. A real model", told)[1].replace(" and", ",").split(", ")
     known = options_of("generate")
     assert all(heading("generate", known[name]) == "Steering" for name in without)
+    named = {"--clip-prompt": "guide"}
+    assert all(heading("generate", known[name]) == "Steering" for name in named)
     fields = {"--negative": "x", "--refine": 1, "--select": ("clip",), "--question": "x?"}
     for name in set(without) - {"--judge"}:  # which is no setting of a run
         asked = Generation(**{name[2:]: fields[name]}).usual(pipe, ["a fox"])
@@ -74,6 +77,98 @@ def test_steering_options_are_named():
     for name, value in settings.items():
         asked = Generation(**{name: value}).usual(pipe, ["a fox"])
         assert asked.best_of == 1 and asked.strength != 0, name
+
+
+# ------------------------------------------------------------ the options of methods
+GIVEN = {  # a value of each field of a method that is not its default
+    "window": (0.2, 0.9), "every": 2, "number": 5, "finish": 2, "look": 0.5, "strength": 0.3,
+    "inner": 2, "momentum": 0.5, "travel": 2, "fixed": "noise", "potential": "max",
+    "sharpness": 2.0, "rising": 0.5, "threshold": 0.4, "resampling": "ssp", "eta": 0.5,
+    "quota": 5, "interpolant": "own", "enough": 0.5, "steps": 5, "scale": 2.0,
+    "temperature": 0.2, "together": 4, "sketch_scheduler": "LCMScheduler", "sketch_cfg": 1.0,
+    "iterations": 5, "rate": 0.2, "white": False, "prior": 2.0, "patience": 3, "rho": 2.0,
+    "mu": 0.5, "of": "null",
+}  # fmt: skip
+IN_PYTHON = {"each", "sketch_adapter"}  # fields of methods that the command does not offer
+
+
+def built_in() -> dict[str, type]:
+    from clipguide.cli.steering import NAMES
+    from clipguide.guidance.methods import METHODS
+
+    return {name: METHODS[name] for name in NAMES if name != "auto"}
+
+
+def takers(field: str) -> dict[str, object]:
+    """The methods that accept a value of the field and use it, with their defaults."""
+    from clipguide.errors import UsageError
+    from clipguide.guidance.contract import Method
+    from clipguide.guidance.methods import configure
+
+    found = {}
+    for name, kind in built_in().items():
+        if field in ("window", "every") and kind.start is Method.start:
+            continue  # it acts at no step
+        try:
+            configure(name, {field: GIVEN[field]})
+        except UsageError:
+            continue
+        found[name] = next(f.default for f in dataclasses.fields(kind) if f.name == field)
+    return found
+
+
+def of_methods() -> dict[str, object]:
+    """The options of `generate` that are fields of methods, by the name of the field."""
+    fields = {f.name for kind in built_in().values() for f in dataclasses.fields(kind)}
+    assert fields == set(GIVEN) | IN_PYTHON
+    titles = ("Steering", "Options of one method")
+    named = {p.name: p for p in VERBS["generate"].params if heading("generate", p) in titles}
+    named["steps"] = named.pop("lookahead_steps")
+    assert not IN_PYTHON & set(named)
+    return {field: named[field] for field in GIVEN}
+
+
+def named_in(told: str) -> set[str]:
+    """The methods that stand before the colon of a help text: "noise with --no-white: …"."""
+    return set(re.sub(r" (with|on) .*", "", told.partition(":")[0]).split(", "))
+
+
+@pytest.mark.parametrize("field", GIVEN)
+def test_help_names_the_methods_that_take_an_option(field):
+    """The methods themselves say which take it; so do the rules of the command."""
+    from clipguide.cli import checks
+
+    assert named_in(of_methods()[field].help) == set(takers(field))
+    refused = {"rollover"} if field in ("window", "every") else set()  # rules for its own value
+    ruled = {name for name, rules in checks.METHODS.items() if field in rules} - refused
+    assert set(takers(field)) <= ruled
+    assert ruled - set(takers(field)) <= {"best-of", "noise"}
+
+
+@pytest.mark.parametrize("field", GIVEN)
+def test_help_names_the_default_of_each_method(field):
+    """The first default is that of all methods which are not named behind it."""
+    told = re.search(r"\[default: (.+)\]$", of_methods()[field].help)[1]
+    first, *others = told.split(", but ")
+    others = dict(reversed(one.split(" for ")) for one in others)
+    assert set(others) <= set(takers(field))
+    for method, default in takers(field).items():
+        shown = others.get(method, first)
+        if isinstance(default, bool):
+            shown, default = shown == "white", default
+            assert shown is default
+        elif default is None:
+            assert not re.match(r"\d", shown)
+        elif isinstance(default, tuple):
+            assert tuple(map(float, shown.split(","))) == default
+        else:
+            assert shown == (default if isinstance(default, str) else f"{default:g}")
+
+
+def test_a_wrong_name_of_a_method_would_be_found():
+    assert named_in("noise, embedding: the number of steps.") != set(takers("iterations"))
+    assert "rollover" not in takers("window") and "best-of" not in takers("every")
+    assert takers("momentum") == {"shortcut": 0.0, "backprop": 0.0, "noise": 0.9}
 
 
 def test_a_heading_holds_only_what_there_is():
@@ -134,7 +229,7 @@ def test_an_old_name_is_taken_with_a_warning(verb, old, capsys):
     if parameter.is_flag:
         spellings = [[old]]
     else:
-        value = "2" if new in ("--top", "--frame-every") else "a.gif"
+        value = "2" if new in ("--top", "--frame-every", "--clip-prompt") else "a.gif"
         value = "0.5" if new in ("--softness", "--duplicate") else value
         spellings = [[old, value], [f"{old}={value}"]]
     for words in spellings:

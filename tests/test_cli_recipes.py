@@ -41,7 +41,7 @@ def written(name: str, **fields) -> str:
 
 
 MANY = (
-    *("--guide", "a fox", "--negative", "blur", "--cfg", 2.5, "--cfg-window", "0.2,0.9"),
+    *("--clip-prompt", "a fox", "--negative", "blur", "--cfg", 2.5, "--cfg-window", "0.2,0.9"),
     *("--size", "32x48", "--clip", "mini-judge", "--judge", "mini", "--decoder", "linear"),
     *("--window", "0.2,0.9", "--every", 2, "--strength", "0.1@0..0.5", "--cutouts", 2),
 )

@@ -105,6 +105,36 @@ def test_the_api_page_has_each_public_name(site):
         assert f"{home}.{thing.__qualname__}" in ids, public
 
 
+def shown_code(page: Path) -> list[str]:
+    """The text of the code on a page of the site."""
+    text = re.sub(r"<script.*?</script>", "", page.read_text(encoding="utf-8"), flags=re.S)
+    found = re.findall(r"<code[^>]*>(.*?)</code>", text, re.S)
+    return [html.unescape(re.sub(r"<[^>]+>", "", code)) for code in found]
+
+
+def test_no_backslash_is_shown_before_a_bar(site):
+    """Python-Markdown keeps it in the code of a table, and a prompt that is copied has it then."""
+    pages = list(site.rglob("*.html"))
+    assert sum(len(shown_code(page)) for page in pages) > 1000
+    for page in pages:
+        assert not [code for code in shown_code(page) if "\\|" in code], page
+
+
+def test_a_backslash_before_a_bar_would_be_found(tmp_path):
+    import markdown
+
+    text = "| a |\n|---|\n| `x \\| y` |\n"
+    (tmp_path / "a.html").write_text(markdown.markdown(text, extensions=["tables"]))
+    assert shown_code(tmp_path / "a.html") == ["x \\| y"]
+
+
+def test_docstrings_show_their_asterisks(site):
+    """In `0.7*mini+0.3*mini-judge` outside of code, Markdown takes the asterisks for emphasis."""
+    text = (site / "api" / "index.html").read_text(encoding="utf-8")
+    assert not re.findall(r"\w<(?:em|strong)>[^<]*</(?:em|strong)>", text)
+    assert any("0.7*mini+0.3*mini-judge" in code for code in shown_code(site / "api/index.html"))
+
+
 # ------------------------------------------------------------ links
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links(page):
@@ -196,6 +226,46 @@ def test_options_in_the_text_exist(page):
             assert re.match(r"--[\w-]+", code)[0] in known, f"{name(page)}: {code}"
 
 
+def exceptions(page: str) -> dict[str, str]:
+    """The options whose argument has another name, as a page lists them."""
+    text = re.sub(r"\s+", " ", (DOCS / page).read_text(encoding="utf-8"))
+    return {one[2:].replace("-", "_"): other
+            for one, other in re.findall(r"`(--[\w-]+)` is `(\w+)`", text)}
+
+
+def arguments(*things) -> set[str]:
+    return {one for thing in things for one in inspect.signature(thing).parameters}
+
+
+@pytest.mark.parametrize(("verb", "page"), [("generate", "which-method.md"),
+                                            ("optimize", "optimise.md")])
+def test_an_option_is_an_argument_in_python(verb, page):
+    """By the same name, or by the one that the page gives it."""
+    import clipguide
+    from clipguide.cli.steering import NAMES
+    from clipguide.cli.verb import heading
+    from clipguide.guidance.methods import METHODS
+
+    if verb == "generate":
+        from clipguide.pipelines.generation import Generation
+
+        known = arguments(clipguide.TextToImage, Generation)
+        known |= arguments(*(METHODS[name] for name in NAMES if name != "auto"))
+    else:
+        draw = clipguide.TextToCanvas
+        known = arguments(draw, draw.__call__, clipguide.Drawing)
+    titles = ("Steering", "Options of one method", "Sampling", "Canvas")
+    command = program().commands[verb]
+    named = {p.name: max(p.opts, key=len)[2:].replace("-", "_") for p in command.params
+             if heading(verb, p) in titles}
+    others, left = exceptions(page), set()
+    for option in named.values():
+        if others.get(option, option) not in known:
+            left.add(option)
+    assert left == {"generate": set(), "optimize": {"seconds"}}[verb]
+    assert set(others) <= set(named.values()) and not set(others) & known
+
+
 # ------------------------------------------------------------ code
 BLOCKS = [
     pytest.param(page, code, id=f"{name(page)}-{i}")
@@ -252,6 +322,8 @@ QUICK = ("how-it-works.md", "score-and-classify.md")
 def clone(tmp_path, monkeypatch):
     """A folder with the samples in it, as a clone's."""
     (tmp_path / "samples").symlink_to(ROOT / "samples")
+    for one in ("old", "new"):  # two images of one's own
+        (tmp_path / f"{one}.png").symlink_to(ROOT / "samples" / "red-fox.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPGUIDE_DB", str(tmp_path / "db"))
     return tmp_path
@@ -355,6 +427,62 @@ def test_the_table_of_cards_is_that_of_memory():
     assert len(quoted) > 5
     for card, model, decoder, time, weights in quoted:
         assert counted[model, decoder] == (time, weights, card), (model, decoder)
+
+
+def said(page: str, pattern: str) -> list[str]:
+    """The figures of a sentence, which stands once on a page."""
+    text = re.sub(r"\s+", " ", (ROOT / page).read_text(encoding="utf-8"))
+    (found,) = re.findall(pattern, text)
+    return list(found) if isinstance(found, tuple) else [found]
+
+
+def test_a_figure_on_two_pages_is_one_figure():
+    """Sentences that quote a figure of another page, or of a file of the repository."""
+    from clipguide.mini.pipeline import MiniPipeline
+
+    def read(place: str) -> dict:
+        return json.loads((ROOT / place).read_text(encoding="utf-8"))
+
+    figures = {one["key"]: one["value"] for one in read("training/figures.json")["figures"]}
+    top5 = figures["generator: referee's top-5"]
+    things = len(read("clipguide/mini/generator/known.json")["things"])
+    for page in ("README.md", "docs/index.md"):
+        assert said(page, r"first five guesses in \W?about (\d+) of 10") == [f"{10 * top5:.0f}"]
+        (objects,) = said(page, r"draws?\W* about ([\d,]+) objects")
+        assert abs(int(objects.replace(",", "")) - things) <= 25
+    photographs = read("benchmarks/search.json")["photographs"]
+    quoted = said("docs/search.md", r"test with (\d+) photographs.+?only (\d+) of 10 queries")
+    assert quoted == [f"{photographs['photographs']}", f"{photographs['among five']}"]
+    rows = read("benchmarks/embedding.json")["speed vit-b-32"]["rows"]
+    quoted = said("docs/search.md", r"ViT-B-32 embeds (\d+) JPEGs .+? or (\d+) with `--bf16`")
+    assert quoted == [f"{rows[way]['pictures a second']:.0f}" for way in ("float32", "bf16")]
+    row = r"^\| ([\w. -]+) \| `([\w:]+)` \| ([\d.]+) \| [\d.]+ \| ([\d.]+) \| "
+    counted = re.findall(row, (DOCS / "memory.md").read_text("utf-8"), re.M)
+    peaks = {(model, decoder): peak for model, decoder, _, peak in counted}
+    tiny = [float(time) for _, decoder, time, _ in counted if decoder.startswith("tiny")]
+    assert said("docs/real-models.md", r"at most ([\d.]+) times as long") == [f"{max(tiny):.2f}"]
+    page = "docs/real-models.md"
+    assert said(page, r"By the table, this needs ([\d.]+) GiB") == [peaks["SDXL", "vae:half"]]
+    assert said(page, r"This needs ([\d.]+) GiB, and the") == [peaks["SDXL", "vae:tiles2"]]
+    assert said(page, r"alone then need ([\d.]+) GiB") == [peaks["FLUX", "vae:tiles2"]]
+    cards = re.findall(r"^\| (\d+) GiB \| ([^|]+) \|", (ROOT / page).read_text("utf-8"), re.M)
+    least = {model: card for card, model in reversed(cards)}
+    quoted = said(
+        "README.md",
+        r"SD 1.5 fits a card of (\d+) GiB, SDXL and SD 3.5 medium (\d+) GiB, and FLUX (\d+) GiB",
+    )
+    assert quoted == [least[model] for model in ("SD 1.5", "SDXL", "FLUX")]
+    assert least["SDXL"] == least["SD3.5-medium"]
+    sizes = re.findall(r"\| (\d+) MB \| MIT \|", (DOCS / "guides.md").read_text("utf-8"))
+    assert said("README.md", r"of (\d+) or (\d+) MB") == sizes
+    assert said("pipelines/comfyui/README.md", r"default has (\d+) MB")[0] in sizes
+    kept = re.findall(r"^\| linear \|.+?\| (\d+ ± \d+ %) \|",
+                      (DOCS / "memory.md").read_text(encoding="utf-8"), re.M)[0]
+    assert said("docs/memory.md", r"it kept only (\d+ ± \d+ %) of what") == [kept]
+    assert said(page, r"kept about a (\w+) of the gain") == ["fifth"] and kept.startswith("2")
+    steps, four = MiniPipeline.default_steps, MiniPipeline.default_candidates
+    quoted = said("docs/get-started.md", r"draws (\w+) samples of (\d+) steps and keeps")
+    assert quoted == [{4: "four"}[four], str(steps)]
 
 
 def test_pipelines_of_the_page_are_supported():

@@ -1,4 +1,5 @@
-"""The three CLIPs on drawings: the guide, the judge and the referee (which is not shipped).
+"""Train the three CLIPs on drawings: the guide, the judge and the referee, which is not in the
+package.
 
     python -m training.clip train guide --minutes 40            # processor minutes; resumes
     python -m training.clip train guide --robust --minutes 40   # then: trained for its gradients
@@ -6,24 +7,26 @@
     python -m training.clip recover guide                       # an empty cache, from what ships
     python -m training.clip train judge --again --minutes 90    # on from those, plain
 
-The image tower is an EfficientNet-Lite that ImageNet taught to see. Its head begins as what it
-already knows, in one of two shapes. `mlp`: one hidden unit for each row of the classifier, which
-opens where the logit is clear, and hands on the text vector of that row's name: what is left of the
-classifier's softmax in a head that open_clip has. `linear`, which is smaller: the whitened rows
-times the names. The head is then fitted alone on features that are computed once, and only then
-does the tower move (first the probe, then all: Kumar et al. 2022); its early stages never do. The
-text tower (`training/text.py`; the referee's is MiniLM itself) stays locked (as in LiT, Zhai et al.
-2022, with the roles exchanged). The loss has four parts: cross-entropy against the texts of all
-concepts, CLIP's contrastive loss against the captions of the batch, the true colour among eleven,
-and, so that photographs are not forgotten, the backbone's own softmax over the 1,000 names on crops
-of ten photographs and on mixed drawings (learning without forgetting, Li & Hoiem 2016; distilling
-from very few pictures, Asano & Saeed 2021). Half of the plain phase sees images of three quarters
-of the side (progressive resizing, Tan & Le 2021). A tenth of each concept's target goes to concepts
-of like names. A quarter of the things is redrawn in another hand (`training/data/restyle.py`).
+The image encoder is an EfficientNet-Lite with ImageNet weights. Its head starts with what the
+classifier of ImageNet knows, in one of two forms. `mlp` has one hidden unit for each row of the
+classifier. The unit opens if its logit is clear, and adds the text embedding of that row's name.
+This keeps what open_clip's head can keep of the classifier's softmax. `linear`, which is smaller,
+is the product of the whitened rows and the names. The head is fitted first, on features that are
+computed once. Then the encoder is trained too (first the probe, then all: Kumar et al. 2022),
+except its early stages. The text encoder (`training/text.py`; that of the referee is MiniLM itself)
+is frozen (as in LiT, Zhai et al. 2022, with the roles exchanged).
 
-`--robust` goes on from the plain model on pictures moved by a one-step L2 attack on the concepts'
-(TeCoA, Mao et al. 2023; CLIPAG, Ganz & Elad 2024), half of them under Gaussian noise or blur as
-well, as an x0 estimate in mid-sampling is.
+The loss has four parts: the cross-entropy against the texts of all concepts; CLIP's contrastive
+loss against the captions of the batch; the true colour among eleven; and, to keep the knowledge of
+photographs, the backbone's own softmax over the 1,000 names on crops of ten photographs and on
+mixed drawings (learning without forgetting, Li & Hoiem 2016; distilling from very few images, Asano
+& Saeed 2021). Half of the plain phase uses images of three quarters of the side (progressive
+resizing, Tan & Le 2021). A tenth of the target of each concept is given to concepts with similar
+names. A quarter of the objects is redrawn in another drawing style (`training/data/restyle.py`).
+
+`--robust` continues from the plain model, on images that a one-step L2 attack against the concepts
+has changed (TeCoA, Mao et al. 2023; CLIPAG, Ganz & Elad 2024). Half of them also have Gaussian
+noise or blur, as the estimate of x0 has in the middle of sampling.
 
 Legend: B batch, D 384 (512 with `mlp`), F features of the trunk, K concepts, N 1,000 names.
 """
@@ -90,7 +93,8 @@ def config(name: str) -> dict:
 
 
 def encode_texts(model: nn.Module, texts: list[str]) -> Tensor:
-    """list[str] -> unit vectors_BD, without gradients. Short texts cost what they are long."""
+    """Return the unit vectors_BD of a list of texts, without gradients. The time of a text depends
+    on its length."""
     if not isinstance(model.text, TextTransformer):
         vectors_BD = torch.cat([minilm()(texts[k : k + 256]) for k in range(0, len(texts), 256)])
         return F.pad(vectors_BD, (0, model.visual.head.mlp.fc2.out_features - text.DIM)).clone()
@@ -113,12 +117,13 @@ def encode_texts(model: nn.Module, texts: list[str]) -> Tensor:
 
 @cache
 def minilm() -> text.MiniLM:
-    """MiniLM, loaded once."""
+    """Return MiniLM. It is loaded once."""
     return text.MiniLM()
 
 
 def load_text(tower: nn.Module, name: str, width: int) -> None:
-    """The distilled tower, or MiniLM; text vectors stay what they are, zeros behind them."""
+    """Return the distilled text encoder, or MiniLM. Its embeddings do not change; zeros follow
+    them."""
     if isinstance(tower, TextTransformer):
         known = torch.load(text.CACHE / f"{name}.pt", weights_only=True)
         known["text_projection"] = F.pad(known["text_projection"], (0, width - text.DIM))
@@ -130,7 +135,8 @@ def load_text(tower: nn.Module, name: str, width: int) -> None:
 
 
 def build(name: str) -> nn.Module:
-    """The open_clip model as training begins: backbone, text tower, a head of names."""
+    """Return the open_clip model at the start of the training: backbone, text encoder, and a head
+    of names."""
     from open_clip.model import CustomTextCLIP
 
     cfg = config(name)["model_cfg"]
@@ -149,8 +155,8 @@ def build(name: str) -> nn.Module:
 
 
 def mlp_start(head: nn.Module, classifier: nn.Linear, name_ND: Tensor) -> None:
-    """A unit for each name, open where its logit is above CLEAR, hands on the name's text vector;
-    the units that are left start at random, for drawings."""
+    """Set one unit for each name. It opens if its logit is above CLEAR, and adds the text embedding
+    of the name. The remaining units start at random, for drawings."""
     fc1, fc2, n = head.mlp.fc1, head.mlp.fc2, len(name_ND)
     fc1.weight[:n], fc1.bias[:n] = classifier.weight, classifier.bias - CLEAR
     fc2.weight *= 0.3
@@ -160,7 +166,8 @@ def mlp_start(head: nn.Module, classifier: nn.Linear, name_ND: Tensor) -> None:
 
 
 def linear_start(head: nn.Module, classifier: nn.Linear, name_ND: Tensor) -> None:
-    """The whitened rows of the classifier times the names (ridge regression, rows as features)."""
+    """Set the head to the whitened rows of the classifier times the names (ridge regression, with
+    the rows as features)."""
     rows_NF = classifier.weight - classifier.weight.mean(0)
     second_FF = rows_NF.T @ rows_NF
     ridge_FF = second_FF + second_FF.diagonal().mean() * torch.eye(len(second_FF))
@@ -170,13 +177,14 @@ def linear_start(head: nn.Module, classifier: nn.Linear, name_ND: Tensor) -> Non
 
 
 def features(model: nn.Module, image_B3HW: Tensor) -> Tensor:
-    """Images in [0, 1] -> what the projection sees_BF. Batch norm keeps its statistics."""
+    """Return the input_BF of the projection for images in [0, 1]. Batch norms keep their
+    statistics."""
     x = (image_B3HW * 2 - 1).contiguous(memory_format=torch.channels_last)
     return model.visual.trunk(x)
 
 
 def encode(model: nn.Module, image_B3HW: Tensor) -> Tensor:
-    """Images in [0, 1] -> unit vectors_BD."""
+    """Return the unit vectors_BD of images in [0, 1]."""
     return F.normalize(model.visual.head(features(model, image_B3HW)), dim=-1)
 
 
@@ -209,8 +217,9 @@ class Recipe:
         self.crops = np.load(common.DATA / "crops.npy", mmap_mode="r")
 
     def views(self, image_B3HW: Tensor, count: int) -> Tensor:
-        """Pictures to remember ImageNet on: photographs' crops, two thirds of them laid over each
-        other; and of every three one laid over a drawing; zoomed, mirrored, tinted, noised."""
+        """Return images that keep the knowledge of ImageNet: crops of photographs, two thirds of
+        them mixed with each other, and one of three mixed with a drawing; zoomed, mirrored, tinted,
+        with noise."""
         g, (h, w) = self.generator, image_B3HW.shape[-2:]
         rows = torch.randint(len(self.crops), (2, count), generator=g).numpy()
         a, b = (
@@ -238,7 +247,8 @@ class Recipe:
         return (mixed + torch.randn(mixed.shape, generator=g) * sigma).clamp(0, 1)
 
     def soften(self, image_B3HW: Tensor) -> Tensor:
-        """Half of the pictures noised (sigma up to 0.35) or blurred, as mid-sampling x0 is."""
+        """Add noise (sigma up to 0.35) or blur to half of the images, as x0 has in the middle of
+        sampling."""
         g, n = self.generator, len(image_B3HW)
         sigma = (
             0.35 * torch.rand(n, 1, 1, 1, generator=g) * (torch.rand(n, 1, 1, 1, generator=g) < 0.4)
@@ -256,7 +266,7 @@ class Recipe:
     def parts(
         self, image_BD: Tensor, seen_BD: Tensor, teacher_BN: Tensor, batch: dict, scale: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """The loss of encoded pictures and views, and its parts."""
+        """Return the loss of encoded images and views, and its parts."""
         target = batch["target"]
         soft = (1 - SOFT) * target + SOFT * target @ self.like_KK
         concept = bank_loss(image_BD, self.concept_KD, soft, scale).mean()
@@ -313,8 +323,8 @@ def batches(
     rng: np.random.Generator,
     share: Callable[[], float] = lambda: 1.0,
 ) -> Iterator[dict]:
-    """Endless batches: image_B3HW in [0, 1] of a `share` of the data's side, target_BK, caption
-    vectors, colour_B (index of the true term, or -1)."""
+    """Yield endless batches: image_B3HW in [0, 1] with a `share` of the side of the data,
+    target_BK, caption embeddings, and colour_B (the index of the true term, or -1)."""
     while True:
         samples = [data.sample(rng) for _ in range(count)]
         image = torch.from_numpy(np.stack([s.rgb for s in samples])).permute(0, 3, 1, 2) / 255
@@ -337,7 +347,7 @@ def batches(
 def accuracy(
     model: nn.Module, recipe: Recipe, rows: list[dict], data: TrainingSet
 ) -> dict[str, float]:
-    """Top-1 and top-5 among the concepts without symbols, for drawings on white."""
+    """Return top-1 and top-5 among the concepts without symbols, for drawings on white."""
     bank = torch.tensor([recipe.index[c] for c in data.plain_concepts()])
     place = {int(k): i for i, k in enumerate(bank)}
     vectors = torch.cat(
@@ -353,7 +363,8 @@ def accuracy(
 
 @torch.no_grad()
 def sheet(path: Path, model: nn.Module, recipe: Recipe, data: TrainingSet) -> None:
-    """A contact sheet of 32 held-out drawings, each with the three concepts that fit it best."""
+    """Return a contact sheet of 32 held-out drawings, each with the three concepts that fit it
+    best."""
     from clipguide.images import contact_sheet, to_pil
 
     names = data.plain_concepts()
@@ -365,7 +376,7 @@ def sheet(path: Path, model: nn.Module, recipe: Recipe, data: TrainingSet) -> No
 
 
 def freeze_start(model: nn.Module) -> None:
-    """The stem and the first three stages stay as ImageNet left them (the plain phase only)."""
+    """Freeze the stem and the first three stages (in the plain phase only)."""
     trunk = model.visual.trunk
     for part in (trunk.conv_stem, trunk.bn1, *trunk.blocks[:3]):
         part.requires_grad_(False)

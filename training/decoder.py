@@ -1,15 +1,16 @@
-"""The generator's second half: a map becomes an image's latents.
+"""The second half of the generator: from a map to the latents of an image.
 
     python -m training.decoder latents            # of the composed images, by the small autoencoder
     python -m training.decoder train --minutes 90 # resumes
 
-A U-Net of 10 M parameters, diffusers' own, in the 16x16x8 latents. The map is laid under the
-latents (28 channels more of input, each cell over 4x4). The middle's cross-attention reads the map
-and the text's tokens, by the prior's text encoder, which is not trained any more by then; the time
-embedding gets the style and the text's last token. In training the map is noised by up to 0.3, so
-that the prior's errors do not matter. For classifier-free guidance one sample in ten has neither
-map nor text, one in ten no text, one in twenty no map. v-prediction (Salimans & Ho 2022) on a
-schedule that ends in pure noise (Lin et al. 2024), t = sigmoid(1.1·n + 0.4), n normal.
+It is a U-Net of diffusers with 10 M parameters, on latents of 16x16x8. The map is concatenated with
+the latents (28 more input channels, each cell over 4x4). The cross-attention in the middle reads
+the map and the tokens of the prompt, from the text encoder of the prior, which is no longer trained
+then. The time embedding gets the style and the last token of the text. In training, noise of up to
+0.3 is added to the map, so that errors of the prior do not matter. For classifier-free guidance,
+one sample in ten has neither map nor text, one in ten has no text, and one in twenty has no map. It
+uses v-prediction (Salimans & Ho 2022) on a schedule that ends in pure noise (Lin et al. 2024), with
+t = sigmoid(1.1·n + 0.4) and n normal.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 
 def unet():
-    """The network."""
+    """Return the network."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -54,7 +55,7 @@ def unet():
 
 
 def scheduler():
-    """DDIM on a schedule that ends in pure noise."""
+    """Return DDIM on a schedule that ends in pure noise."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -101,7 +102,7 @@ def latents(device: str = "cpu") -> None:
 
 
 def moments() -> tuple[Tensor, Tensor]:
-    """(mean_1C11, deviation_1C11) of the latents."""
+    """Return (mean_1C11, deviation_1C11) of the latents."""
     found = torch.load(CACHE / "moments.pt", weights_only=True)
     return found["mean"].view(1, -1, 1, 1), found["deviation"].view(1, -1, 1, 1)
 
@@ -109,7 +110,8 @@ def moments() -> tuple[Tensor, Tensor]:
 def predict(
     model, x: Tensor, t_B: Tensor, map_BC44: Tensor, said: tuple[Tensor, Tensor], label_B: Tensor
 ) -> Tensor:
-    """v_B8hw from noisy latents, whole timesteps, maps, texts (hidden_BLD, mask_BL) and styles."""
+    """Return v_B8hw for noisy latents, whole timesteps, maps, texts (hidden_BLD, mask_BL) and
+    styles."""
     under = torch.nn.functional.interpolate(map_BC44, x.shape[-2:], mode="nearest")
     return model(
         torch.cat([x, under], 1).contiguous(memory_format=torch.channels_last),
@@ -177,7 +179,7 @@ def train(
 
 
 def load():
-    """The trained U-Net, averaged weights."""
+    """Return the trained U-Net with the averaged weights."""
     model = unet()
     model.load_state_dict(averaged(CACHE))
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -53,7 +53,7 @@ class Pixels(Canvas):
         return clamp_with_gradient(self._sum())
 
     def project_(self) -> None:
-        """Subtract from the finest level what lies outside [0, 1]."""
+        """Subtract from the finest level what is outside [0, 1]."""
         with torch.no_grad():
             image_B3HW = self._sum()
             self.levels[0] += (image_B3HW.clamp(0, 1) - image_B3HW) / self.scales[0]

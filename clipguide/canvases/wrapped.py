@@ -29,8 +29,8 @@ class Wrapped(Canvas):
 
 
 class Masked(Wrapped):
-    """The canvas where mask_HW is 1, image_B3HW (in [0, 1]) where it is 0, a mixture between. Raise
-    UsageError if the mask has another size, or is 0 or 1 everywhere."""
+    """The canvas where mask_HW is 1, image_B3HW (in [0, 1]) where it is 0, and a mixture in
+    between. Raise UsageError if the mask has another size, or is 0 or 1 everywhere."""
 
     def __init__(self, canvas: Canvas, image_B3HW: torch.Tensor, mask_HW: torch.Tensor) -> None:
         super().__init__(canvas)

@@ -103,12 +103,12 @@ def classify(
     ] = None,
     format: Printed = Format.text,
 ) -> None:
-    """Label images: the most probable label, with its probability.
+    """Label images with the most probable label and its probability.
 
-    The probabilities compare the labels with each other, and sum to 100 % except for a SigLIP.
-    The word compares the first label with unrelated texts: "very sure" means that at least 99 %
-    of them score lower. A high probability with "unsure" or "no match" means that probably none
-    of the labels fits.
+    The probabilities compare the labels with each other, and sum to 100 % except for a SigLIP. The
+    word, such as "very sure", compares the most probable label with unrelated texts: "very sure"
+    means that at least 99 % of them score lower. A high probability with "unsure" or "no match"
+    means that probably none of the labels fits.
 
     If the images are in folders named like the labels, the command prints the accuracy to stderr.
     --none is calibrated for the embedded models on drawings. For other models or images, give

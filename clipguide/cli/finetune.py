@@ -191,8 +191,8 @@ def finetune(
     epsilon: Annotated[
         str | None,
         _option(
-            text="The smallest and the largest radius of the attack, in pixel values from 0 to "
-            "1. [default: depends on --norm]",
+            text="The smallest and the largest radius of the attack, for pixel values in [0, 1]: "
+            "with l2 over the whole image, with linf for each value. [default: depends on --norm]",
             metavar="LOW,HIGH",
         ),
     ] = None,
@@ -230,7 +230,11 @@ def finetune(
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", "-f", help="Overwrite the folder, or start a stopped run again."),
+        typer.Option(
+            "--force",
+            "-f",
+            help="Overwrite the folder, or start a stopped run from the beginning.",
+        ),
     ] = False,
 ) -> None:
     """Fine-tune a CLIP on your own images.

@@ -29,12 +29,12 @@ def generate(
     ] = None,
     config: recipes.Config = None,
     trust: recipes.Trust = False,
-    guide: Annotated[
+    clip_prompt: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="The text that CLIP steers towards, in the syntax of PROMPT. It is no CLIP: "
-            "--clip names the guide. [default: the prompt]",
+            help="The prompt for CLIP: steer towards this text, in the syntax of PROMPT, and give "
+            "PROMPT to the generator alone. [default: PROMPT]",
         ),
     ] = None,
     negative: Annotated[
@@ -49,9 +49,9 @@ def generate(
     best_of: Annotated[
         int | None,
         typer.Option(
-            help="Draw this many samples for each image, and keep the best. What steers the image "
-            "steers each sample. --method best-of has more options. [default: 1; with the embedded "
-            "generator and no steering option, 4]"
+            help="Draw this many samples for each image, and keep the best. Each sample is steered "
+            "as a single image is. --method best-of has more options. [default: 1; with the "
+            "embedded generator and no steering option, 4]"
         ),
     ] = None,
     method: steering.Name = None,
@@ -147,8 +147,9 @@ def generate(
         typer.Option(
             metavar="NAME",
             help="A second CLIP that only scores. If its score falls, clipguide reduces the "
-            "steering. Among unsteered samples, the sum of its score and the guide's selects. "
-            "[default: mini-judge for the embedded generator, else none]",
+            "steering. If nothing steers, clipguide keeps the sample with the highest sum of the "
+            "scores of the guide and the judge. [default: mini-judge for the embedded generator, "
+            "else none]",
         ),
     ] = None,
     reward: options.SteerBy = None,
@@ -156,8 +157,8 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="NAME[:WEIGHT]",
-            help="A reward that selects among samples. The guide still steers. The reward needs "
-            "no gradient. Repeatable.",
+            help="A reward that selects among samples. It does not steer, and needs no gradient. "
+            "Repeatable.",
         ),
     ] = None,
     question: options.Question = "",
@@ -225,7 +226,7 @@ def generate(
         bool,
         typer.Option(
             "--exact",
-            help="Draw one image at a time, so that an image has the same bits alone and beside "
+            help="Draw each image as a batch of one, so that it has the same bits alone and among "
             "others.",
         ),
     ] = False,
@@ -235,10 +236,11 @@ def generate(
 
     By default, the embedded generator is not steered: the command draws four samples and keeps the
     one whose scores by guide and judge have the highest sum. A steering option makes it steer.
-    These are --guide, --method, --strength and the other options under "Steering" and "Options of
-    one method", and a weight in a PROMPT, but not --negative, --judge, --select, --question and
-    --refine. A real model is always steered, unless you give --strength 0. Each PNG contains the
-    recipe that made it. Nothing is overwritten without --force.
+    These are --clip-prompt, --method, --strength and the other options under "Steering" and
+    "Options of one method", and a weight in a PROMPT, but not --negative, --judge, --select,
+    --question and --refine. A real model is always steered, unless you give --strength 0 or
+    --method best-of. Each PNG contains the recipe that made it. Nothing is overwritten without
+    --force.
     """
     if not prompts:
         raise UsageError("There is no prompt: give one, or a recipe as --config FILE.")
@@ -257,7 +259,7 @@ def generate(
     models["safety_checker"] = safety_checker
     models["key"] = os.environ.get(options.KEY, "")
     settings = {
-        "guide": guide,
+        "guide": clip_prompt,
         "negative": negative,
         "count": count,
         "best_of": best_of,
@@ -328,7 +330,7 @@ def generate(
 
 
 def _check_resume(resume: bool, *, force: bool, video: Path | None) -> None:
-    """UsageError for what does not go with --resume."""
+    """Raise UsageError for an option that does not work with --resume."""
     if resume and force:
         raise UsageError("--resume keeps what --force would overwrite: leave one of them out.")
     if resume and video:

@@ -1,4 +1,4 @@
-"""The work of `clipguide generate`, once its options are read: images, previews and sheets."""
+"""The work of `clipguide generate` after its options are read: images, previews and sheets."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def draw(
     preview: int,
     quiet: bool,
 ) -> None:
-    """Draw the images, and write each as soon as it is done, then the sheets and the video.
+    """Draw the images. Write each image when it is finished, then the sheets and the video.
 
     Args:
         prompts: what to draw.
         models: the arguments of TextToImage.
-        settings: those of Generation.
-        files: where the images go, and which sheets are asked for.
-        reel: the video; None is none.
+        settings: the arguments of Generation.
+        files: the files of the images, and the sheets to write.
+        reel: the video, or None.
         preview: the number of steps between two previews; 0 is none.
-        quiet: whether nothing is said on the way.
+        quiet: whether to print nothing but the paths.
     """
     from dataclasses import replace
 
@@ -84,7 +84,7 @@ def draw(
 
 
 def tell_of_easing(files: Files) -> None:
-    """One line where the judge eased the steering."""
+    """Print one line if the judge reduced the steering."""
     from ..pipelines.picture import easing
 
     if said := easing(files.pictures):
@@ -99,8 +99,8 @@ def _write_grid(files: Files) -> None:
 
 
 def _write_comparison(files: Files, plain: list[Picture]) -> None:
-    """Each image as it comes without steering, and beside it as it was drawn; with the judge's
-    scores, or without a judge the guide's."""
+    """Write a sheet that shows each image next to the same image without steering, with the scores
+    of the judge, or of the guide if there is no judge."""
     pairs = [pair for both in zip(plain, files.pictures, strict=True) for pair in both]
     names = ("unguided", "guided")
     scores = [p.guide_score if p.judge_score is None else p.judge_score for p in pairs]

@@ -70,7 +70,7 @@ def optimize(
     ] = None,
     ema: Annotated[
         float | None,
-        typer.Option(help="The decay of the moving average of the canvas, which is the image. "
+        typer.Option(help="The image is a moving average of the canvas. This is its decay. "
         "[default: 0.9]"),
     ] = None,
     grow: Annotated[
@@ -323,7 +323,7 @@ def optimize(
 
 
 def _check_seconds(seconds: float | None, *, steps: int | None, resume: bool) -> None:
-    """UsageError for what does not go with --seconds."""
+    """Raise UsageError for an option that does not work with --seconds."""
     if seconds is None:
         return
     if steps is not None:

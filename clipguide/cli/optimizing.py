@@ -1,4 +1,4 @@
-"""The work of `clipguide optimize`, once its options are read: runs that are kept, and resumed."""
+"""The work of `clipguide optimize` after its options are read: saved and resumed runs."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def draw(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Go through the runs, and write each image as soon as it is done.
+    """Take the steps of all runs. Write each image when it is finished.
 
     Args:
-        runs: one for each image.
-        number: how many there are.
-        files: where the images go.
-        reel: the video; None is none.
+        runs: one run for each image.
+        number: the number of runs.
+        files: the files of the images.
+        reel: the video, or None.
         preview: the number of steps between two previews; 0 is none.
-        force: whether a run goes on though its settings have changed.
-        quiet: whether nothing is said on the way.
+        force: whether to continue a run whose settings have changed.
+        quiet: whether to print nothing but the paths.
     """
     from ..images import to_pil
 
@@ -74,7 +74,7 @@ def draw(
 
 
 def timed(owner: Any, prompt: str, drawing: Drawing, seconds: float, *, quiet: bool) -> Drawing:
-    """The drawing with as many steps as take so many seconds."""
+    """Return the drawing with the number of steps that takes about this many seconds."""
     from dataclasses import replace
 
     from ..pipelines.drawing import LIMITS

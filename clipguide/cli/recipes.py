@@ -21,7 +21,7 @@ from .verb import HEADING, OF_DRAWING
 EMBEDDED = {"mini", "mini-judge", ""}
 OF_AN_IMAGE = (*OF_DRAWING, "Models")  # headings of the options that change pixels
 SAME = (  # fields of a recipe with the same name as a parameter of `generate`
-    "guide negative seed steps cfg cfg_window model clip judge device dtype cutouts decoder tiny "
+    "negative seed steps cfg cfg_window model clip judge device dtype cutouts decoder tiny "
     "refine question method"
 ).split()
 # fields that name something to load
@@ -85,8 +85,10 @@ def _settings(fields: dict[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
     if "prompt" in fields:
         yield "prompts", [fields["prompt"]]
     for name in SAME:
-        if fields.get(name, "") != "" and not (name == "guide" and _guided_by_prompt(fields)):
+        if fields.get(name, "") != "":
             yield name, fields[name]
+    if fields.get("guide", "") not in ("", fields.get("prompt")):
+        yield "clip_prompt", fields["guide"]
     if sides := [name for name in ("width", "height") if name in fields]:
         if len(sides) == 1:
             raise UsageError(f"The recipe of {path} has a {sides[0]} alone: give both sides.")
@@ -96,10 +98,6 @@ def _settings(fields: dict[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
     if fields.get("rewards"):
         yield "reward", list(fields["rewards"])
     yield from _candidates(fields, options)
-
-
-def _guided_by_prompt(fields: dict[str, Any]) -> bool:
-    return fields["guide"] == fields.get("prompt")
 
 
 def _options(fields: dict[str, Any], path: Path) -> dict[str, str]:

@@ -117,8 +117,9 @@ def rerank(
     option several times, its mean counts. With --aesthetic or --reward, each criterion is first
     rescaled over these images, and the score is their sum.
 
-    In the output, score is what the images are sorted by. A column for each criterion follows. The
-    word is for --text: "very sure" means that at least 99 % of unrelated texts score lower.
+    In the output, score is what the images are sorted by. A column for each criterion follows, and
+    then a word such as "very sure". The word rates the match with --text alone: "very sure" means
+    that at least 99 % of unrelated texts score lower.
     """
     texts, negatives = ([checked(one) for one in given or []] for given in (text, negative))
     if not (texts or negatives or aesthetic or reward):

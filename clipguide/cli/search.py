@@ -155,7 +155,8 @@ def search(
 
 
 def _load(index: Index, name: str | None, device: str | None, trust_pickle: bool) -> Clip:
-    """The CLIP of an index, or that which is named in its place. UsageError if it is another."""
+    """Load the CLIP of an index, by the name that was given or that of the index. Raise UsageError
+    if it is another CLIP."""
     from .values import best_device
 
     return index.load(name, device=device or best_device(), trust_pickle=trust_pickle)

@@ -32,7 +32,7 @@ Name = Annotated[
         "sketches, which are samples of a few steps, and move towards the good ones. backprop: "
         "take the gradient through the model; this is slow. embedding: change the embedding of "
         "the prompt. noise: optimise the initial noise, for models of 1 to 4 steps. auto: the "
-        "method that gained most for --budget in measurements of an earlier embedded generator. "
+        "method with the highest gain for --budget, as measured on an earlier embedded generator. "
         "[default: shortcut; with the embedded generator and no steering option, --best-of 4]",
     ),
 ]
@@ -63,47 +63,60 @@ Cutouts = Annotated[
 Strength = Annotated[
     str | None,
     _option(
-        "How far the gradient moves each step: a number, where 0 adds no gradient. A schedule such "
-        "as 0.1@0..0.5 limits it to a part of the run; there 0 is the first step, and 1 the last. "
-        "[default: 0.1; 0 for rollover, which needs no gradient]",
+        "shortcut, backprop, rollover: how far the gradient moves each step, from 0 (not at all). "
+        "A schedule such as 0.1@0..0.5 limits it to a part of the run; there 0 is the first step, "
+        "and 1 the last. [default: 0.1, but 0 for rollover]",
         "NUMBER|SCHEDULE",
     ),
 ]
 Window = Annotated[
     str | None,
     _option(
-        "Steer only between these noise levels: 1 is pure noise, 0 is the finished image. "
-        "[default: 0.1,1]",
+        "shortcut, particles, lookahead, backprop, embedding: steer only between these noise "
+        "levels: 1 is pure noise, 0 is the finished image. [default: 0.1,1]",
         "LOW,HIGH",
     ),
 ]
-Every = Annotated[int | None, _option("Steer only at every N-th step. [default: 1; particles: 3]")]
+Every = Annotated[
+    int | None,
+    _option(
+        "shortcut, particles, lookahead, backprop, embedding: steer only at every N-th step. "
+        "[default: 1, but 3 for particles]"
+    ),
+]
 Inner = Annotated[
     int | None,
-    _option("The number of gradient updates in each step. They share the strength. [default: 1]"),
+    _option(
+        "shortcut, backprop: the number of gradient updates in each step. They share the "
+        "strength. [default: 1]"
+    ),
 ]
 Momentum = Annotated[
     float | None,
     _option(
-        "The share of the previous step's direction that is kept, from 0 to 1. [default: 0; "
-        "noise: 0.9]"
+        "shortcut, backprop, noise: the share of the previous direction that is kept, from 0 to "
+        "below 1. [default: 0, but 0.9 for noise]"
     ),
 ]
 Travel = Annotated[
-    int | None, _option("Repeat each step this many times, with new noise in between. [default: 1]")
+    int | None,
+    _option(
+        "shortcut, backprop: take each step this many times, with new noise in between. "
+        "[default: 1]"
+    ),
 ]
 Fixed = Annotated[
     str | None,
     _option(
-        "Keep the noisy sample or the noise fixed while x0, the estimate of the clean latent, "
-        "changes. [default: sample]",
+        "shortcut, backprop: keep the noisy sample or the noise fixed while x0, the estimate of "
+        "the clean latent, changes. [default: sample]",
         "sample|noise",
     ),
 ]
 Number = Annotated[
     int | None,
     _option(
-        "best-of, particles: the number of samples for each image. lookahead: the number of "
+        "best-of, particles, lookahead: the number of samples for each image, or with lookahead of "
         "sketches for each PROMPT. [default: 4]"
     ),
 ]
@@ -121,8 +134,8 @@ Potential = Annotated[
 Sharpness = Annotated[
     float | None,
     _option(
-        "particles, lookahead: how strongly better samples are preferred. [default: "
-        "particles 100, lookahead 4]"
+        "particles, lookahead: how strongly better samples or sketches are preferred. "
+        "[default: 100, but 4 for lookahead]"
     ),
 ]
 Rising = Annotated[
@@ -141,9 +154,9 @@ Resampling = Annotated[
 Enough = Annotated[
     float | None,
     _option(
-        "rollover: from the score X on, accept the first proposal. The score is that of --select, "
-        "or else the loss with its sign changed, which is at most 0 for the guide alone. "
-        "[default: never]"
+        "rollover: if every image has a score of X or more, accept the first proposal of each "
+        "later step. The score is that of --select. Without --select it is minus the loss: 0 or "
+        "less, if only the guide steers. [default: never]"
     ),
 ]
 Finish = Annotated[
@@ -156,8 +169,8 @@ Finish = Annotated[
 Look = Annotated[
     float | None,
     _option(
-        "best-of with --finish: score the unfinished images after this share of the steps. "
-        "[default: 0.4]"
+        "best-of with --finish: score the unfinished images after this share of the steps, from 0 "
+        "to 1. [default: 0.4]"
     ),
 ]
 Of = Annotated[
@@ -171,7 +184,8 @@ Of = Annotated[
 Threshold = Annotated[
     float | None,
     _option(
-        "particles: resample if fewer than this share of them carry the weight. [default: 0.5]"
+        "particles: resample if the effective share of samples, (Σw)²/(N·Σw²) of their weights w, "
+        "is below X. [default: 0.5]"
     ),
 ]
 Eta = Annotated[
@@ -190,12 +204,12 @@ Scale = Annotated[
 Temperature = Annotated[
     float | None,
     _option(
-        "lookahead: a larger number spreads the weight more evenly over the "
-        "sketches. [default: 0.1]"
+        "lookahead: how near a sketch must be to the sample to count. With a larger X, more "
+        "sketches count. [default: 0.1]"
     ),
 ]
 Iterations = Annotated[
-    int | None, _option("noise, embedding: the number of optimisation steps. [default: 20]")
+    int | None, _option("noise: the largest number of optimisation steps. [default: 20]")
 ]
 Together = Annotated[
     int | None, _option("lookahead: the largest number of sketches in a batch. [default: 8]")
@@ -234,7 +248,10 @@ White = Annotated[
 ]
 Rate = Annotated[
     float | None,
-    _option("noise, embedding: the learning rate. [default: noise 0.05, embedding 0.1]"),
+    _option(
+        "noise, embedding: the length of an update, as a fraction of the rms of the noise or of "
+        "the embedding. [default: 0.05, but 0.1 for embedding]"
+    ),
 ]
 Prior = Annotated[
     float | None,
@@ -245,7 +262,7 @@ Prior = Annotated[
 ]
 Patience = Annotated[
     int | None,
-    _option("noise, embedding: stop after this many steps without a gain. [default: 10]"),
+    _option("noise: stop after this many optimisation steps without a gain. [default: 10]"),
 ]
 Rho = Annotated[
     float | None, _option("backprop: the weight of the gradient through the model. [default: 1]")

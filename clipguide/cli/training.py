@@ -24,8 +24,8 @@ class Run:
     `look`, neither is written.
 
     Raises:
-        UsageError: `out` is missing, or exists; a stopped run is there, and no option says what to
-            do with it; or there is no run to resume.
+        UsageError: `out` is missing or exists; there is a stopped run, and neither --resume nor
+            --force was given; or there is no run to resume.
     """
 
     def __init__(self, out: Path | None, *, look: bool, resume: bool, force: bool) -> None:

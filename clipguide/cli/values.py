@@ -1,4 +1,4 @@
-"""What the texts of options say, and numbers that are wrong for any run."""
+"""Parse the values of options, and check numbers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ MAX_PICTURES = 1000
 
 
 def check_run(number: int, *, preview: int, resume: bool, seed: int | None) -> None:
-    """UsageError for a number of images or of steps between previews that is out of range, or a
-    run that cannot be found again."""
+    """Raise UsageError if the number of images or of steps between previews is out of range, or if
+    --resume has no --seed."""
     if not 1 <= number <= MAX_PICTURES:
         raise UsageError(f"A run draws 1 to {MAX_PICTURES} images, not {number}.")
     if preview < 0:
@@ -21,7 +21,7 @@ def check_run(number: int, *, preview: int, resume: bool, seed: int | None) -> N
 
 
 def pixels(size: str | None) -> int | tuple[int, int] | None:
-    """'128' or '128x96', or None. UsageError if it is neither."""
+    """Parse '128' or '128x96'. Return None for None. Raise UsageError for any other text."""
     if size is None:
         return None
     sides = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", size)
@@ -33,7 +33,7 @@ def pixels(size: str | None) -> int | tuple[int, int] | None:
 
 
 def turns(texts: list[str]) -> tuple[tuple[int, str], ...]:
-    """The steps and prompts of --prompt-at."""
+    """Return the steps and prompts of --prompt-at."""
     found = []
     for text in texts:
         parts = re.fullmatch(r"\s*(\d{1,9})\s*:(.+)", text, re.DOTALL)
@@ -44,13 +44,15 @@ def turns(texts: list[str]) -> tuple[tuple[int, str], ...]:
 
 
 def sides(size: str | None) -> tuple[int, int] | None:
-    """'128' or '128x96' as width and height, or None. UsageError if it is neither."""
+    """Return '128' or '128x96' as width and height, or None. Raise UsageError for any other text.
+    """
     found = pixels(size)
     return (found, found) if isinstance(found, int) else found
 
 
 def shift(text: str | None) -> tuple[float, float] | None:
-    """'2,-1' as pixels right and down, or None. UsageError if it is neither."""
+    """Return '2,-1' as pixels to the right and down, or None. Raise UsageError for any other text.
+    """
     if text is None:
         return None
     try:
@@ -61,7 +63,7 @@ def shift(text: str | None) -> tuple[float, float] | None:
 
 
 def best_device() -> str:
-    """Where torch is fastest here."""
+    """Return the device on which torch is fastest on this machine."""
     import torch
 
     if torch.cuda.is_available():

@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 from . import checks, console
 
 SECTIONS = {  # heading -> options, for all commands
-    "Steering": "guide negative reward question select method strength window every inner "
+    "Steering": "clip-prompt negative reward question select method strength window every inner "
     "momentum travel fixed budget cutouts views decoder tiny memory refine judge",
     "Options of one method": "number finish look of quota enough potential sharpness rising "
     "threshold resampling eta interpolant lookahead-steps scale temperature together "
@@ -40,7 +40,7 @@ SECTIONS = {  # heading -> options, for all commands
 OF_DRAWING = ("Steering", "Options of one method", "Sampling", "Canvas")
 HEADING = {option: title for title, options in SECTIONS.items() for option in options.split()}
 RENAMED = {  # command -> old name of an option: its name; for one release
-    "generate": {"--animate": "--video"},
+    "generate": {"--animate": "--video", "--guide": "--clip-prompt"},
     "optimize": {"--every": "--frame-every", "--temperature": "--softness"},
     "rerank": {"--keep": "--top"},
     "search": {"--minus": "--negative"},

@@ -124,8 +124,8 @@ class Clip:
     def image_fingerprint(self) -> str:
         """Return the sha256 digest of everything that changes the embedding of an image.
 
-        That is the weights of the image tower, its architecture and the preprocessing. CLIPs that
-        differ only in their text towers have the same one.
+        That is the weights of the image encoder, its architecture and the preprocessing. CLIPs that
+        differ only in their text encoders have the same one.
         """
         return self._fingerprints.image
 
@@ -166,7 +166,7 @@ class Clip:
         return other
 
     def compile(self) -> None:
-        """Compile the image tower with torch.compile, at the first batch of each size."""
+        """Compile the image encoder with torch.compile, at the first batch of each size."""
         self._model.encode_image = torch.compile(self._model.encode_image)
 
     def encode_image(self, image_B3HW: torch.Tensor) -> torch.Tensor:
@@ -317,7 +317,7 @@ def to_device(name: str | torch.device) -> torch.device:
 
 def context_length(model: nn.Module, tokenizer: Callable[..., torch.Tensor]) -> int:
     """Return the largest number of tokens that both the model and its tokenizer take."""
-    # the tower of a Hugging Face model could take more
+    # the encoder of a Hugging Face model could take more
     read = getattr(tokenizer, "context_length", None)
     # a CoCa has the context length of its decoder
     most = getattr(model, "text", model).context_length

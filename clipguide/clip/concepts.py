@@ -5,7 +5,7 @@ text, a hook on the token embedding replaces their vectors by learned ones (text
 et al. 2023, §3). Vocabulary and tokenizer do not change.
 
 Shapes: B texts, M places of the word in them, L tokens, T tokens of the word, V the vocabulary, W
-the width of the text tower.
+the width of the text encoder.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 
 def token_embedding(model: nn.Module) -> nn.Module:
-    """Return the table of token vectors: of open_clip's text towers (its own or of transformers),
-    or of a model of transformers. Raise UsageError for a tower without one."""
+    """Return the table of token vectors: of open_clip's text encoders (its own or of transformers),
+    or of a model of transformers. Raise UsageError for an encoder without one."""
     tower = getattr(model, "text", model)
     for owner in (tower, getattr(tower, "transformer", None), getattr(model, "model", None)):
         owner = getattr(owner, "text_model", owner)

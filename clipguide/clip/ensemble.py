@@ -92,7 +92,7 @@ class Ensemble(Clip):
         return other
 
     def compile(self) -> None:
-        """Compile the image towers with torch.compile, at the first batch of each size."""
+        """Compile the image encoders with torch.compile, at the first batch of each size."""
         for member in self.members:
             member.compile()
 

@@ -62,7 +62,7 @@ class Fingerprints(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """What the configuration of a checkpoint says about its towers, besides the weights."""
+    """What the configuration of a checkpoint says about its encoders, besides the weights."""
 
     image: Mapping[str, object] = {}
     text: Mapping[str, object] = {}
@@ -88,7 +88,7 @@ def fingerprints(
     """Return the digests of a CLIP: of its weights, configuration, preprocessing and tokenizer.
 
     The digest of a tokenizer covers its vocabulary, if it has one, and its tokens of texts on which
-    tokenizers differ. If no tensor is known to belong to the image tower, the digest covers the
+    tokenizers differ. If no tensor is known to belong to the image encoder, the digest covers the
     whole model.
     """
     tensors = model.state_dict()

@@ -32,9 +32,9 @@ def pairs(tower: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
 @torch.no_grad()
 def fold(tower: nn.Module, see: Callable[[], torch.Tensor]) -> bool:
-    """Fold the batch norms of a frozen tower in evaluation mode, in place.
+    """Fold the batch norms of a frozen encoder in evaluation mode, in place.
 
-    `see` runs the tower on an image. If its result changes, the fold is undone, and the function
+    `see` runs the encoder on an image. If its result changes, the fold is undone, and the function
     returns False.
     """
     found = list(pairs(tower))
@@ -87,7 +87,7 @@ def skip(tower: nn.Module, see: Callable[[], torch.Tensor] | None = None) -> boo
 
 
 def unskip(tower: nn.Module) -> None:
-    """Undo `skip`. A tower that skips nothing does not change."""
+    """Undo `skip`. An encoder that skips nothing does not change."""
     for conv, norm in pairs(tower):
         if hasattr(conv, "norm_of"):
             del conv.norm_of, conv.forward, norm.forward

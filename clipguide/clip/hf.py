@@ -164,7 +164,7 @@ class _Towers(nn.Module):
         return self._project("text_projection", pooled_BD)
 
     def _project(self, name: str, pooled_BD: torch.Tensor) -> torch.Tensor:
-        """Apply the projection of that name. The towers of a SigLIP include theirs."""
+        """Apply the projection of that name. The encoders of a SigLIP include theirs."""
         layer = getattr(self.model, name, None)
         return pooled_BD if layer is None else layer(pooled_BD)
 

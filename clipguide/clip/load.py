@@ -1,5 +1,5 @@
-"""`load_clip`: a CLIP by its name, its folder or its file, or several as an ensemble; `load_parts`:
-one of them, to be trained or exported."""
+"""Load CLIPs: `load_clip` loads one or several to use them, `load_parts` one to train or export it.
+"""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def load_clip(
               and the name of an open_clip model on the hub. open_clip downloads what is not in the
               cache;
             - one of these followed by "@device:dtype", which overrides the arguments:
-              "mini@cuda:0:bfloat16", "mini@cpu" or "mini@:float16";
-            - several of these with + between them. A weight and * may stand before each:
-              "0.7*mini+0.3*mini-judge@:bfloat16".
+              `mini@cuda:0:bfloat16`, `mini@cpu` or `mini@:float16`;
+            - several of these with + between them. A weight and an asterisk may stand before each:
+              `0.7*mini+0.3*mini-judge@:bfloat16`.
 
-            After each CLIP, ~ and a file add a word that the CLIP has learned, as in
-            "mini~blorvek.safetensors@cpu" (`finetune.inversion`). More than one may follow. A path
-            that exists is taken literally, whatever characters it contains.
+            After each CLIP, `~` and a file add a word that the CLIP has learned, as in
+            `mini~blorvek.safetensors@cpu` (see `Inversion`). Several words may follow. A path that
+            exists is taken literally, whatever characters it contains.
         device: a device as torch names it.
         dtype: float32, float16, bfloat16 or float64.
         trust_pickle: whether weights in a pickle may be read.

@@ -19,7 +19,7 @@ BASE = 128
 
 
 class Patches(NamedTuple):
-    """The input of the tower: values_BNX, mask_BN, and the rows and columns of patches, shape_B2.
+    """The input of the encoder: values_BNX, mask_BN, and the rows and columns of patches, shape_B2.
     """
 
     values: torch.Tensor
@@ -59,7 +59,7 @@ def cut(image_B3HW: torch.Tensor, patch: int) -> Patches:
     """Return the patches of normalised images whose sides are multiples of P. It is differentiable.
     """
     rows = image_B3HW.shape[-2] // patch
-    # unfold puts channels first in a patch, the tower puts them last
+    # unfold puts channels first in a patch, the encoder puts them last
     value_BXN = F.unfold(image_B3HW, patch, stride=patch)
     value_BN3PP = value_BXN.transpose(1, 2).unflatten(2, (3, patch, patch))
     mask_BN = torch.ones(value_BXN.shape[::2], dtype=torch.long, device=image_B3HW.device)

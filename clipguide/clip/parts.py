@@ -51,7 +51,7 @@ class Parts:
 
     @property
     def image_size(self) -> int:
-        """Return the side in pixels of the input of the image tower."""
+        """Return the side in pixels of the input of the image encoder."""
         size = self.preprocess["size"]
         return int(size if isinstance(size, int) else size[0])
 
@@ -61,7 +61,7 @@ class Parts:
         return getattr(self.model, "of_transformers", False)
 
     def normalise(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Return normalised images from images in [0, 1] of the size of the tower."""
+        """Return normalised images from images in [0, 1] of the size of the encoder."""
         mean_3, std_3 = (torch.tensor(self.preprocess[k]).to(image_B3HW) for k in ("mean", "std"))
         return (image_B3HW - mean_3[:, None, None]) / std_3[:, None, None]
 

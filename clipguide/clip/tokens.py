@@ -1,7 +1,7 @@
-"""The tokenizer of a folder that has CLIP's own kind of byte pairs, vocab.json and merges.txt, read
-by the package tokenizers alone: transformers takes a second to import.
+"""The tokenizer of a folder with the byte pairs of CLIP, vocab.json and merges.txt.
 
-It is `CLIPTokenizer` of transformers as open_clip calls it (the tests compare them), of the
+It needs only the package tokenizers, because importing transformers takes a second. Its tokens are
+those of `CLIPTokenizer` of transformers as open_clip calls it (the tests compare them): the
 byte-pair encoding of Sennrich et al. 2016 on bytes (Radford et al. 2021, section 2.4).
 """
 
@@ -15,14 +15,14 @@ import torch
 from .parts import CONFIG
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
-OTHER = ("tokenizer.json", "added_tokens.json")  # files that would change what it does
+OTHER = ("tokenizer.json", "added_tokens.json")  # files that would change the tokens
 START, END = "<|startoftext|>", "<|endoftext|>"
 MARKS = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
-SETTINGS = {  # of its configuration, and the values that this tokenizer is written for
+SETTINGS = {  # fields of the configuration, and the values that this tokenizer supports
     "tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "errors": "replace",
     "add_prefix_space": False, **MARKS,
 }  # fmt: skip
-NAMED = "hf_tokenizer_name"  # all that may be said of a tokenizer by its tower
+NAMED = "hf_tokenizer_name"  # the fields that the configuration of a text encoder may have
 WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
     r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -30,7 +30,7 @@ WORDS = (
 
 
 class BytePairs:
-    """Makes tokens of texts, as a tokenizer of open_clip does.
+    """Tokenise texts, as a tokenizer of open_clip does.
 
     Args:
         folder: the folder of the files.
@@ -76,8 +76,8 @@ class BytePairs:
 
 
 def byte_pairs(folder: Path) -> BytePairs | None:
-    """The tokenizer of a folder of open_clip, or None if it is of another kind, or set up
-    otherwise, so that it needs open_clip's own reader."""
+    """Return the tokenizer of a folder of open_clip. Return None if it is of another kind or has
+    other settings, so that open_clip must read it."""
     try:
         tower = json.loads((folder / CONFIG).read_text("utf-8"))["model_cfg"]["text_cfg"]
         known = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))

@@ -89,7 +89,7 @@ class Engine:
             time.
         bf16: whether to compute in bfloat16. If the cosine similarities of the first images change
             by more than 1e-3, the engine warns and keeps the dtype of the CLIP.
-        compile: whether to compile the image tower with torch.compile.
+        compile: whether to compile the image encoder with torch.compile.
         urls: whether URLs are downloaded.
         icc: whether colours of other profiles are converted to sRGB.
         megapixels: images with more pixels are not read; 179 by default.
@@ -214,7 +214,7 @@ class Engine:
         return Slot(path, about, seen, pool.submit(self.read, path, about))
 
     def read(self, path: str, about: os.stat_result | None) -> Read:
-        """Return the digest of a file and its frames as the tower sees them. It runs in a thread.
+        """Return the digest of a file and its frames as the encoder sees them. It runs in a thread.
         """
         read = Read()
         source = download(path) if about is None else path

@@ -1,4 +1,4 @@
-"""Find the files of names, patterns and folders."""
+"""Find the image files that names, patterns and folders stand for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ URLS = ("http://", "https://")
 
 
 class Named(str):
-    """A source that is a name and never a pattern, whatever characters it contains."""
+    """A file name that `find` never takes as a pattern, whatever characters it contains."""
 
 
 
@@ -30,18 +30,18 @@ def find(
     """Yield the files that `sources` name, each once. Those of a folder come in the order of names.
 
     Args:
-        sources: files, patterns such as "a/**/*.png", and folders. A file need not exist: the
+        sources: files, patterns such as `a/**/*.png`, and folders. A file need not exist: the
             reader of the file reports that. A folder stands for the files in it that have the
             extension of an image. Hidden files and circular links are left out.
         recursive: whether subfolders are searched too.
         urls: whether a source may be a URL.
-        passed: a list that collects the other files of folders.
+        passed: a list, to which the files of folders that are not images are added.
         unread: a list that collects subfolders that cannot be read. Without it, each gives a
             warning.
 
     Raises:
         UsageError: a pattern matches nothing, a folder in `sources` cannot be read, or a source is
-            a URL and `urls` is False. A `Named` source is never a pattern.
+            a URL and `urls` is False.
     """
     seen: set[str] = set()
     for source in map(os.fspath, sources):

@@ -16,7 +16,7 @@ APART = ("LayerNormalization",)
 
 
 def halve(source: Path, path: Path) -> None:
-    """Write the float16 version of a tower. Inputs and outputs stay float32."""
+    """Write the float16 version of an encoder. Inputs and outputs stay float32."""
     import onnx
     from onnxruntime.transformers import float16
 

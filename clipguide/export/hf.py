@@ -1,7 +1,7 @@
 """Export to Hugging Face transformers: an open_clip model as CLIPModel and CLIPProcessor.
 
 Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, S the side in pixels of the
-tower.
+encoder.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def _pool(text: nn.Module) -> str:
 
 
 def _projection(text: nn.Module) -> torch.Tensor | None:
-    """Return weight_DW of the last layer of a text tower, if it has only this."""
+    """Return weight_DW of the last layer of a text encoder, if it has only this."""
     last = getattr(text, "text_projection", None)
     if isinstance(last, nn.Linear):
         return last.weight if last.bias is None else None

@@ -1,4 +1,4 @@
-"""Export a tower to ONNX, and compare it in onnxruntime.
+"""Export an encoder to ONNX, and compare it in onnxruntime.
 
 Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, D the width of the embedding.
 """
@@ -27,7 +27,7 @@ OUTPUT = "vectors"
 
 
 def tower_of(clip: Clip, kind: str) -> nn.Module:
-    """Return the image or the text tower of a CLIP for export."""
+    """Return the image or the text encoder of a CLIP for export."""
     return (ImageTower(clip) if kind == "image" else TextTower(clip)).eval()
 
 
@@ -47,7 +47,7 @@ def dynamic(kind: str) -> dict[int, object]:
 
 
 def export_tower(tower: nn.Module, given: torch.Tensor, path: Path, *, what: str) -> None:
-    """Write a tower. Its input is named image or tokens, and its output vectors."""
+    """Write an encoder. Its input is named image or tokens, and its output vectors."""
     image = given.ndim == 4
     size = sum(p.numel() * p.element_size() for p in tower.parameters())
     with quiet(), failing(f"{what} cannot be exported to ONNX"):

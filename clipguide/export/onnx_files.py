@@ -1,4 +1,4 @@
-"""Write the ONNX files of a CLIP, and run both towers in onnxruntime."""
+"""Write the ONNX files of a CLIP, and run both encoders in onnxruntime."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(
     Return the description of each file: its cosine similarities to torch, and its quantisation.
 
     Raises:
-        ClipguideError: a tower cannot be exported, or does not agree.
+        ClipguideError: an encoder cannot be exported, or does not agree.
     """
     said: dict[str, dict[str, object]] = {}
     for kind in ("image", "text"):

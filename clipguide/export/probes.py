@@ -73,7 +73,7 @@ class Probes:
 
 
 def compare(ours_ND: torch.Tensor, theirs_ND: torch.Tensor, *, what: str) -> Agreement:
-    """Return how well two towers agree. Raise ClipguideError if a vector is not finite."""
+    """Return how well two encoders agree. Raise ClipguideError if a vector is not finite."""
     if not torch.isfinite(ours_ND).all():
         raise ClipguideError(f"{what} makes vectors of values that are no numbers.")
     cosine_N = (ours_ND.double() * theirs_ND.double()).sum(1)
@@ -99,7 +99,7 @@ def sample_texts() -> list[str]:
 
 def drawings(size: int, *, count: int = COUNT) -> list[Image.Image]:
     """Return synthetic images, always the same: gradients, shapes, strokes and grain, at about the
-    size of the tower. Half are square."""
+    size of the encoder. Half are square."""
     return [_drawing(random.Random(seed), size, square=seed % 4 < 2) for seed in range(count)]
 
 

@@ -1,4 +1,5 @@
-"""Export both towers with torch.export as .pt2, which torch loads without the code of the model."""
+"""Export both encoders with torch.export as .pt2, which torch loads without the code of the model.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from .towers import unused, without
 
 def write(clip: Clip, folder: Path, probes: Probes, *, fp16: bool) -> dict[str, dict[str, object]]:
     """Write image.pt2 and text.pt2, and with `fp16` also image-fp16.pt2 and text-fp16.pt2. Load
-    each and compare it with torch. Raise ClipguideError if a tower cannot be exported or differs.
-    """
+    each and compare it with torch. Raise ClipguideError if an encoder cannot be exported or
+    differs."""
     spare = {kind: unused(tower_of(clip, kind), example(clip, kind)) for kind in ("image", "text")}
     said: dict[str, dict[str, object]] = {}
     variants = {"": (clip, EXACT)} | ({"-fp16": (clip.astype("float16"), HALF)} if fp16 else {})

@@ -32,7 +32,8 @@ WORDS = {
 def quantise(
     source: Path, path: Path, kind: str, probes: Probes, *, bar: float
 ) -> tuple[str, Agreement]:
-    """Write the int8 version of a tower. Return its scheme, and its cosine similarities to torch.
+    """Write the int8 version of an encoder. Return its scheme, and its cosine similarities to
+    torch.
 
     Every second image or text calibrates; the others measure.
 

@@ -1,8 +1,8 @@
-"""The two towers of a CLIP for exporters: with the preprocessing inside, and unit vectors as
+"""The two encoders of a CLIP for exporters: with the preprocessing inside, and unit vectors as
 output.
 
 Shapes: B images or texts, L tokens, 3 channels, H rows, W columns, S the side in pixels of the
-tower, D the width of the embedding.
+encoder, D the width of the embedding.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class TextTower(nn.Module):
 
 
 def unused(tower: nn.Module, given: torch.Tensor) -> list[str]:
-    """Return the names of the parameters that a float32 tower does not use: those of the other
-    tower, and of batch norms that were folded."""
+    """Return the names of the parameters that a float32 encoder does not use: those of the other
+    encoder, and of batch norms that were folded."""
     tower = copy.deepcopy(tower).requires_grad_()
     names, values = zip(*tower.named_parameters())
     with torch.enable_grad():
@@ -103,7 +103,7 @@ def unused(tower: nn.Module, given: torch.Tensor) -> list[str]:
 
 
 def without(tower: nn.Module, names: list[str]) -> nn.Module:
-    """Return a copy of a tower in which these parameters are empty, so that they are not written.
+    """Return a copy of an encoder in which these parameters are empty, and are not written.
     """
     tower = copy.deepcopy(tower)
     for name in names:

@@ -29,7 +29,7 @@ from ..engine import processors
 from ..errors import UsageError
 from .data import Dataset, Example
 
-MARGIN = 1.25  # ratio of the stored side to the side of the tower
+MARGIN = 1.25  # ratio of the stored side to the side of the encoder
 LONGEST = 4  # longest stored side in shorter sides: more of a strip is never seen
 AHEAD = 2  # batches that are prepared ahead
 MEMORY = 2 << 30  # bytes of stored images
@@ -57,7 +57,7 @@ class Augment:
 class Batches:
     """Endless batches of a data set for a CLIP, from number `start`.
 
-    Each batch is a dict of `image` (image_B3HW in [0, 1], at the size of the tower, before it is
+    Each batch is a dict of `image` (image_B3HW in [0, 1], at the size of the encoder, before it is
     normalised), `index` (places in `dataset.examples`, index_B), `label` (label_B, or None for
     captions) and `caption` (a list).
 
@@ -166,7 +166,8 @@ class Batches:
         ]
 
     def _views(self, first: int, index: list[int]) -> np.ndarray:
-        """Return the images of consecutive places in the sequence, as the tower sees them, BHW3."""
+        """Return the images of consecutive places in the sequence, as the encoder sees them, BHW3.
+        """
         made = []
         for number, i in enumerate(index, start=first):
             kept = self._fetch(self.dataset.examples[i])
@@ -200,7 +201,7 @@ class Batches:
 
 
 class _View:
-    """Store an image, and make the tower's view of it."""
+    """Store an image, and make the encoder's view of it."""
 
     def __init__(self, parts: Parts, augment: Augment | None) -> None:
         self.config, self.size, self.augment = parts.preprocess, parts.image_size, augment
@@ -210,7 +211,7 @@ class _View:
         self.side = math.ceil(self.size * MARGIN)
 
     def keep(self, example: Example) -> np.ndarray:
-        """Return bytes_HW3 to store: the tower's view, or a little more if it is to be cropped.
+        """Return bytes_HW3 to store: the encoder's view, or a little more if it is to be cropped.
 
         If the transform does not end in an 8-bit image, they are floats in [0, 1].
         """
@@ -220,7 +221,8 @@ class _View:
         return np.asarray(self._shrunk(picture))
 
     def vary(self, kept_HW3: np.ndarray, generator: torch.Generator) -> np.ndarray:
-        """Return a crop of the stored image at the size of the tower, drawn from the generator."""
+        """Return a crop of the stored image at the size of the encoder, drawn from the generator.
+        """
         height, width = kept_HW3.shape[:2]
         area, aspect, x, y, flip = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
         scale, ratio = self.augment.scale, self.augment.ratio
@@ -248,7 +250,7 @@ class _View:
         return (image_3HW * std_3 + mean_3).clamp(0, 1).permute(1, 2, 0).contiguous().numpy()
 
     def _shrunk(self, picture: Image.Image) -> Image.Image:
-        """Return the image with the shorter side that is stored, if it is larger. If the tower
+        """Return the image with the shorter side that is stored, if it is larger. If the encoder
         squashes, both sides count. If it pads, the longer side counts, and the image is padded to a
         square."""
         width, height = picture.size

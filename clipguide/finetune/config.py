@@ -17,9 +17,10 @@ class FinetuneConfig:
     """The settings of a fine-tuning.
 
     Args:
-        method: "head", "lora", "lit" or "full": see `methods`.
-        loss: "softmax" (as CLIP) or "sigmoid" (as SigLIP), of images and captions. The caption of a
-            class is a template with its name, as in FLYP (Goyal et al. 2023).
+        method: what is trained: "full" for both encoders, "lora" for low-rank updates of both,
+            "lit" for the text encoder, "head" for a linear map of the image embedding.
+        loss: the loss on images and captions: "softmax" (as CLIP) or "sigmoid" (as SigLIP). The
+            caption of a class is a template with its name, as in FLYP (Goyal et al. 2023).
         batch: the number of images in a step.
         chunk: the number of images that are encoded at a time (GradCache).
         epochs: the number of passes over the training images.

@@ -25,7 +25,7 @@ MOST_SCALE = 100.0
 class Contrastive:
     """The loss of a batch of `chunks`, each with an image_b3HW, and their `captions`, for `Fit`.
 
-    It computes the gradients of the parameters itself. A tower without trained parameters is
+    It computes the gradients of the parameters itself. An encoder without trained parameters is
     encoded once. With `state` of accelerate, each process brings its part of the batch, and
     `add_up` makes the gradients those of the whole batch.
     """

@@ -68,7 +68,7 @@ class Exam:
         once: bool = False,
     ) -> None:
         stride = -(-len(data.examples) // most)
-        self._known: dict[str, Tensor] = {}  # last vectors, by the digest of their tower
+        self._known: dict[str, Tensor] = {}  # last vectors, by the digest of their encoder
         self.templates = tuple(templates)
         self.examples = data.examples[::stride]
         self.labels = list(labels or data.classes)
@@ -119,7 +119,7 @@ class Exam:
         return class_vectors(clip, [[label] for label in self.labels], self.templates).cpu()
 
     def _chunks(self, clip: Clip) -> Iterator[list[Tensor]]:
-        """Yield the images as the tower sees them, prepared one chunk ahead."""
+        """Yield the images as the encoder sees them, prepared one chunk ahead."""
         with ThreadPoolExecutor(self.workers) as pool:
             ahead: deque[list[Future]] = deque()
             for k in range(0, len(self), CHUNK):
@@ -131,8 +131,8 @@ class Exam:
                 yield [one.result() for one in ahead.popleft()]
 
     def _vectors(self, parts: Parts) -> tuple[Tensor, Tensor]:
-        """Return the vectors of images and texts. If the weights of a tower have not changed, its
-        vectors are reused."""
+        """Return the vectors of images and texts. If the weights of an encoder have not changed,
+        its vectors are reused."""
         keys = _towers(parts.model)
         if self._known.keys() != set(keys):
             folds = any(folding.pairs(parts.model.visual))  # a third faster, at the cost of a copy
@@ -167,7 +167,7 @@ class Exam:
 
 
 def _towers(model: nn.Module) -> tuple[str, str]:
-    """Return the digests of the weights of the image tower and of the text tower."""
+    """Return the digests of the weights of the image encoder and of the text encoder."""
     digests = hashlib.sha256(b"image"), hashlib.sha256(b"text")
     for name, value in model.state_dict().items():
         if not is_scale(name):

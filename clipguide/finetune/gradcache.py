@@ -2,7 +2,7 @@
 
 A contrastive loss couples all images and texts of a batch, but only through their vectors. First,
 small chunks are encoded without a graph, and the loss is differentiated with respect to the
-vectors. Then each chunk is encoded again, and its part of the gradient goes into the towers
+vectors. Then each chunk is encoded again, and its part of the gradient goes into the encoders
 (GradCache: Gao et al. 2021, §3.2). The gradient is the same. It takes one forward pass more.
 
 Legend: B batch, b a chunk of it, D embedding.
@@ -20,7 +20,7 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Tower:
     """The function that computes vectors_bD of each chunk. It is called again for the second pass,
-    and must return the same values. With `locked`, the tower gets no gradient, and there is no
+    and must return the same values. With `locked`, the encoder gets no gradient, and there is no
     second pass."""
 
     encode: Callable[[object], Tensor]
@@ -34,7 +34,7 @@ def cached_backward(
     *,
     gather: Callable[[Tensor], tuple[Tensor, int]] | None = None,
 ) -> Tensor:
-    """Add the gradient of `loss(vectors_BD of each tower…)` to that of the parameters. Return the
+    """Add the gradient of `loss(vectors_BD of each encoder…)` to that of the parameters. Return the
     loss.
 
     A single chunk is encoded once. `gather` collects the vectors of all processes, and returns

@@ -1,9 +1,9 @@
-"""A better guide, from a folder of images to a folder of weights: what --for-guiding does.
+"""Make a better guide from a folder of images: the work of --for-guiding.
 
-job = prepare_guide("my-pictures", clip="mini", config=GuidingConfig(minutes=60))
-for step in job.run():
-    print(step.index, step.loss)
-job.save(job.report(), "my-guide")
+    job = prepare_guide("my-images", clip="mini", config=GuidingConfig(minutes=60))
+    for step in job.run():
+        print(step.index, step.loss)
+    job.save(job.report(), "my-guide")
 """
 
 from __future__ import annotations

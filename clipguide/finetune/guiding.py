@@ -1,11 +1,12 @@
-"""A CLIP made a better guide: its image tower trained against images that an attack has moved.
+"""Make a CLIP a better guide: train its image encoder on images that an attack has changed.
 
-A plain CLIP's gradient is mostly noise that fools it; one trained so draws shapes (CLIPAG, Ganz &
-Elad 2024). Supervised, the loss is the cross-entropy against the texts of classes (TeCoA, Mao et
-al. 2023, eq. 3); unsupervised, the squared distance to where the original puts the clean image,
-for which no labels are needed (FARE, Schlarmann et al. 2024, eq. 3). The attack raises the very
-loss that the tower then lowers. Some images are noised or blurred first, as the estimate of x0
-in mid-sampling is. The text tower is locked, and batch norms keep their statistics.
+The gradient of an ordinary CLIP is mostly noise that fools it. The gradient of a CLIP that was
+trained against attacks draws shapes (CLIPAG, Ganz & Elad 2024). With labels, the loss is the
+cross-entropy against the texts of the classes (TeCoA, Mao et al. 2023, eq. 3). Without labels, it
+is the squared distance to the original embedding of the clean image (FARE, Schlarmann et al. 2024,
+eq. 3). The attack raises the loss that the training lowers. Noise is added to some images, and
+others are blurred, like the estimate of x0 in the middle of sampling. The text encoder is frozen,
+and batch norms keep their statistics.
 
     for step in for_guiding(parts, batches, classes=names, config=GuidingConfig(minutes=60)):
         print(step.index, step.loss)
@@ -43,18 +44,24 @@ MAX_SCALE = 100.0  # largest scale of the logits, as in CLIP
 class GuidingConfig:
     """How to make a guide.
 
-    minutes, steps: for how long, as `FitConfig` has them: one of the two; by default 240 minutes of
-        the processor, which are two hours of two cores.
-    method: "tecoa", which needs labels and the names of classes, or "fare", which needs neither.
-    norm: "l2" or "linf", the attack's ball; epsilon: the least and the largest radius, of which
-        each image draws its own, in units of pixels in [0, 1]. By default 0.5 … 4.5 for L2 at 128
-        pixels a side, in proportion for others; 0.5/255 … 5/255 for L∞.
-    attack_steps: of the attack; each costs as much as a step of training.
-    keep: of "tecoa", the weight of FARE's loss beside its own: what the classes do not speak of
-        stays where it was.
-    noised, blurred: the shares of images under Gaussian noise and blur; noise: the largest sigma.
-    lr: by default 2e-4 for towers with batch norms, 1e-5 for transformers.
-    templates: of the texts of a class, whose vectors are averaged.
+    Args:
+        minutes: the length of the training in minutes of processor time, if `steps` is None. The
+            default is 240, which are two hours on two cores.
+        steps: the number of steps, instead of `minutes`.
+        method: "tecoa", which needs labels and the names of classes, or "fare", which needs
+            neither.
+        norm: the norm of the attack: "l2" or "linf".
+        epsilon: the smallest and the largest radius of the attack, for pixels in [0, 1]. The radius
+            of each image is random. The default for L2 is 0.5 to 4.5 at 128 pixels a side, in
+            proportion for other sizes; for L∞ it is 0.5/255 to 5/255.
+        attack_steps: the number of steps of the attack. Each takes as long as a step of training.
+        keep: the weight of the FARE loss that "tecoa" adds to its own. It keeps the embeddings of
+            images that the classes do not describe.
+        noised: the share of images with added Gaussian noise.
+        blurred: the share of blurred images.
+        noise: the largest sigma of the noise.
+        lr: the learning rate; by default 2e-4 for encoders with batch norms, 1e-5 for transformers.
+        templates: the templates of the texts of a class, whose embeddings are averaged.
     """
 
     minutes: float | None = None
@@ -95,7 +102,7 @@ class GuidingConfig:
             raise UsageError("A template of a class's texts has {} where its name goes.")
 
     def radii(self, image_size: int) -> tuple[float, float]:
-        """The least and the largest radius for images of that side."""
+        """Return the smallest and the largest radius for images of that side."""
         if self.epsilon:
             return self.epsilon
         factor = image_size / REFERENCE if self.norm == "l2" else 1.0
@@ -105,7 +112,7 @@ class GuidingConfig:
 
 class GuidingLoss:
     """The loss of a batch under attack, for `Fit`. A batch is a dict with image_B3HW in [0, 1] at
-    the size of the tower and, for "tecoa", label_B, or target_BK of probabilities.
+    the size of the encoder and, for "tecoa", label_B, or target_BK of probabilities.
 
     `state_dict` holds the state of the random numbers, so that a loss that loads it continues
     identically.
@@ -207,7 +214,7 @@ def guiding_fit(
     parts: Parts, *, classes: Sequence[str] = (), config: GuidingConfig = GuidingConfig()
 ) -> Fit:
     """Return the `Fit` of `for_guiding`, for your own loop: `fit.average.model` is the guide. It
-    trains `parts.model` in place: the image tower, and with labels the scale of the logits."""
+    trains `parts.model` in place: the image encoder, and with labels the scale of the logits."""
     model = parts.model.eval()  # batch norms keep their statistics
     loss = GuidingLoss(parts, list(classes), config)
     for name, parameter in model.named_parameters():
@@ -227,17 +234,20 @@ def for_guiding(
     classes: Sequence[str] = (),
     config: GuidingConfig = GuidingConfig(),
 ) -> Iterator[FitStep]:
-    """Makes a CLIP a better guide, step by step: `parts.model` is trained in place, and when the
-    generator ends or is closed, it holds the averaged weights.
+    """Make a CLIP a better guide, step by step.
+
+    It trains `parts.model` in place. When the generator ends or is closed, the model has the
+    averaged weights.
 
     Args:
-        parts: of any CLIP, as `load_parts` reads them.
-        batches: dicts as `GuidingLoss` takes them, until the minutes are used up or they end.
-        classes: the names that labels count, for "tecoa".
-        config: the method, the ball, the noise and the minutes.
+        parts: the parts of a CLIP, as `load_parts` returns them.
+        batches: dicts as `GuidingLoss` takes them. The training ends with them, or after the
+            minutes.
+        classes: the names of the labels, for "tecoa".
+        config: the method, the norm, the noise and the minutes.
 
     Raises:
-        UsageError: classes or labels that "tecoa" needs are not there.
+        UsageError: "tecoa" has no classes or labels.
     """
     fit = guiding_fit(parts, classes=classes, config=config)
     try:

@@ -1,11 +1,11 @@
-"""A word for a thing that a CLIP has never met, learned from three to five images of it.
+"""Learn a word for a concept that a CLIP does not know, from three to five images.
 
-Textual inversion (Gal et al. 2023, §3): all of the CLIP is frozen, and the token embeddings of one
-invented word are what is trained. The word keeps the tokens that the tokenizer makes of it: where
-these follow each other in a text, a hook on the token embedding puts the learned vectors in their
-place, so that neither vocabulary nor tokenizer changes. Instead of a denoiser's loss there is
-CLIP's: the images must be nearer to the word's text than to other names, in many templates, and
-their cosine rises.
+Textual inversion (Gal et al. 2023, §3): the whole CLIP is frozen, and only the token embeddings of
+one invented word are trained. The word keeps the tokens that the tokenizer makes of it. Where these
+tokens follow each other in a text, a hook on the token embedding replaces their vectors by the
+learned ones. Vocabulary and tokenizer do not change. The loss is that of CLIP instead of a
+denoiser's: in many templates, the images must be nearer to the text of the word than to other
+names, and their cosine similarity with it must rise.
 
     inversion = Inversion(load_parts("mini"), pictures, "blorvek")
     for step in inversion:
@@ -13,8 +13,8 @@ their cosine rises.
     inversion.concept().save("blorvek.safetensors")
     clip = with_concept(load_clip("mini"), "blorvek.safetensors")  # reads "a blue blorvek"
 
-Legend: B texts, L tokens, T tokens of the word, W width of the text tower, D embedding, P views of
-images, N names that are none of it, 3 channels, H rows, W columns of images.
+Legend: B texts, L tokens, T tokens of the word, W width of the text encoder, D embedding, P views
+of images, N names of other things, 3 channels, H rows, W columns of images.
 """
 
 from __future__ import annotations
@@ -49,10 +49,14 @@ VIEWS = 8  # crops and mirror images of each image
 class InversionConfig:
     """How to learn a word.
 
-    steps, lr: of Adam. like: a known word, such as "creature", whose tokens are the starting point;
-    by default those of the invented word. templates: the texts in which it is learned, with {} for
-    the word. others: names that the images must be further from. cosine: the weight of 1 − cos,
-    added to the cross-entropy.
+    Args:
+        steps: the number of steps of Adam.
+        lr: its learning rate.
+        like: a known word, such as "creature", whose tokens are the starting point; by default
+            those of the invented word.
+        templates: the texts in which the word is learned, with {} for the word.
+        others: names that the images must be further from.
+        cosine: the weight of 1 − cos, which is added to the cross-entropy.
     """
 
     steps: int = 150
@@ -97,12 +101,12 @@ class Inversion:
 
     Args:
         parts: the parts of the CLIP that will read the word. They do not change.
-        pictures: RGB images of one thing, with little else; three to five are enough.
-        word: an invented word. If it had a meaning, the CLIP loses it.
+        pictures: RGB images of one object, with little else; three to five are enough.
+        word: an invented word. If it had a meaning, the CLIP forgets it.
         config: the settings.
 
     Raises:
-        UsageError: there are no images, or the word is empty, or the tokenizer has no token for it.
+        UsageError: there are no images, the word is empty, or the tokenizer has no token for it.
     """
 
     def __init__(
@@ -172,7 +176,7 @@ class Inversion:
 
     @torch.no_grad()
     def _shorten(self) -> None:
-        """Shorten each vector to the length of the longest that the tower was trained with."""
+        """Shorten each vector to the length of the longest that the encoder was trained with."""
         length_T1 = self.vector_TW.norm(dim=1, keepdim=True)
         self.vector_TW.mul_((self.longest / length_T1).clamp_max(1))
 

@@ -1,11 +1,11 @@
-"""A fine-tuning from the data to the folder: what the command does, for programs.
+"""Fine-tune a CLIP, from the data to the folder: the work of the command, for programs.
 
-job = prepare("my-pictures", clip="mini")
-print(job.report)
-for step in job.run():
-    print(step.step, step.loss, step.measured)
-outcome = job.select()
-job.save(outcome, "my-clip")
+    job = prepare("my-images", clip="mini")
+    print(job.report)
+    for step in job.run():
+        print(step.step, step.loss, step.measured)
+    outcome = job.select()
+    job.save(outcome, "my-clip")
 """
 
 from __future__ import annotations
@@ -91,22 +91,26 @@ def prepare(
     """Read the data, set a share of it aside, and prepare the training.
 
     Args:
-        data: a folder of classes, a table, a webdataset or an index: see `read`.
+        data: a folder of classes, a table, a webdataset or an index, in the formats of the page
+            "Fine-tune".
         clip: the CLIP to start from.
         config: how to train; the defaults if None.
         test: other data of the same classes to test on. If None, half of what is set aside is used.
-        retain: images of what the CLIP must not forget. One half selects, the other is reported.
+        retain: images of what the CLIP must not forget. One half is used to select the weights, the
+            other half for the report.
             None skips the check. For mini, the default is drawings that it was not trained on,
             among all names that it was trained on. Other CLIPs have no default.
         share: the share of the data that is set aside.
         folder: the folder of the checkpoint.
         device: the device of the training.
         trust_pickle: whether weights in a pickle may be read.
-        columns: arguments of `read` that name the columns of a table.
+        columns: the columns of a table, by the keys "image_column", "caption_column" and
+            "label_column".
         progress: called with the number of files read and the number of all.
 
     Raises:
-        UsageError: as `read`, `load_parts` and `Finetune`; or the CLIP needs `retain`.
+        UsageError: the data cannot be read, the CLIP does not load, a setting is out of range, or
+            the CLIP needs `retain`.
     """
     parts = (
         clip

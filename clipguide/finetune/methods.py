@@ -1,15 +1,16 @@
-"""Which of a CLIP's parameters are trained: four methods, from the cheapest to all of them.
+"""Which parameters of a CLIP are trained: four methods, from the cheapest to all parameters.
 
-- `head`: a linear map of the image embedding, which begins as the identity and ends in the last
-  layer of the image tower. On classes it is the linear probe that begins at the zero-shot
-  classifier (Wortsman et al. 2022, §3): logits f W^T of any probe W with W = T M for the text
-  vectors T are those of the map M against T itself.
-- `lora`: low-rank changes of both towers' layers, by peft (Hu et al. 2022), merged in the end.
-- `lit`: the text tower alone, against a locked image tower (Zhai et al. 2022).
-- `full`: both towers.
+- `head`: a linear map of the image embedding. It starts as the identity, and is merged into the
+  last layer of the image encoder. With classes, it is a linear probe that starts at the zero-shot
+  classifier (Wortsman et al. 2022, §3): the logits f W^T of a probe W = T M, with the text
+  embeddings T, are those of T for the map M.
+- `lora`: low-rank updates of the layers of both encoders, by peft (Hu et al. 2022), which are
+  merged at the end.
+- `lit`: the text encoder alone. The image encoder is frozen (Zhai et al. 2022).
+- `full`: both encoders.
 
-The logits' scale is trained with all but the head, and the bias where there is one; batch norms
-keep their statistics.
+All methods except `head` also train the scale of the logits, and their bias if there is one. Batch
+norms keep their statistics.
 
 Legend: D embedding, F features before the last layer.
 """
@@ -38,7 +39,7 @@ def check_method(method: str) -> None:
 
 
 def is_text(name: str) -> bool:
-    """Return whether a parameter with this name belongs to the text tower."""
+    """Return whether a parameter with this name belongs to the text encoder."""
     return any(name == part or name.startswith(f"{part}.") for part in TEXT)
 
 
@@ -136,8 +137,8 @@ def _low_rank(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def merge_head(parts: Parts, map_DD: Tensor) -> None:
-    """Merge the map, image embedding · map_DD, into the last layer of the image tower. Raise
-    UsageError if the tower does not end in a linear layer."""
+    """Merge the map, image embedding · map_DD, into the last layer of the image encoder. Raise
+    UsageError if the encoder does not end in a linear layer."""
     layer = last_layer(parts)
     map_DD = map_DD.to(layer.weight if isinstance(layer, nn.Linear) else layer)
     if isinstance(layer, nn.Parameter):  # features_BF @ proj_FD
@@ -149,7 +150,7 @@ def merge_head(parts: Parts, map_DD: Tensor) -> None:
 
 
 def last_layer(parts: Parts) -> nn.Linear | nn.Parameter:
-    """Return the layer that makes the embedding of the image tower."""
+    """Return the layer that makes the embedding of the image encoder."""
     found: object = None
     if parts.is_hf:
         found = getattr(parts.model.model, "visual_projection", None)

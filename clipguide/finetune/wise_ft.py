@@ -1,7 +1,7 @@
-"""WiSE-FT: weights between the model before and the model after (Wortsman et al. 2022).
+"""WiSE-FT: weights between those before and those after the training (Wortsman et al. 2022).
 
-Averaged weights keep most of what the first knew and most of what the second learned. The place
-between them is chosen where the target is best while the retention has fallen by no more than is
+Averaged weights keep most of what the old model knew, and most of what the new one learned. The
+selected average has the best target among those whose retention has fallen by no more than is
 allowed.
 """
 
@@ -22,7 +22,8 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Place:
-    """A place between the models: `alpha` of the new one's weights, and both shares in [0, 1]."""
+    """A weighted average of the two models: `alpha` is the weight of the new one. Both figures are
+    in [0, 1]."""
 
     alpha: float
     target: float
@@ -31,8 +32,8 @@ class Place:
 
 @torch.no_grad()
 def interpolate(model: nn.Module, before: State, after: State, alpha: float) -> None:
-    """Writes (1 - alpha) · before + alpha · after into the model (eq. 1); at 0 and 1 these very
-    weights. What is no floating-point number is that of `after`."""
+    """Write (1 - alpha) · before + alpha · after into the model (eq. 1). At 0 and 1, the weights
+    are exactly those of one model. Tensors of integers are those of `after`."""
     for name, mine in model.state_dict().items():
         if alpha in (0.0, 1.0) or not mine.is_floating_point():
             mine.copy_(before[name] if alpha == 0.0 else after[name])
@@ -47,7 +48,8 @@ def curve(
     measure: Callable[[], tuple[float, float]],
     alphas: Sequence[float] = ALPHAS,
 ) -> list[Place]:
-    """The (target, retention) that `measure` finds at each place; the model is left at the last."""
+    """Return the (target, retention) that `measure` returns for each alpha. The model keeps the
+    weights of the last one."""
     places = []
     for alpha in alphas:
         interpolate(model, before, after, alpha)
@@ -56,10 +58,11 @@ def curve(
 
 
 def choose(places: Sequence[Place], *, allowed: float) -> Place:
-    """The best target of the places whose retention is at most `allowed` under that of alpha 0; of
-    equals the one of the most retention, then the least alpha.
+    """Return the place with the best target, among those whose retention is at most `allowed` below
+    that at alpha 0. Among equal targets, take the highest retention, then the smallest alpha.
 
-    UsageError without the place of alpha 0, or if `allowed` is negative.
+    Raises:
+        UsageError: there is no place with alpha 0, or `allowed` is negative.
     """
     start = next((place for place in places if place.alpha == 0), None)
     if start is None or allowed < 0:

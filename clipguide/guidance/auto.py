@@ -39,12 +39,12 @@ class Choice:
 
     @property
     def method(self) -> Method:
-        """Return what draws it all."""
+        """Return the method, with best-of if several samples are drawn."""
         return self.each if self.best_of == 1 else BestOf(number=self.best_of, each=self.each)
 
     @property
     def views(self) -> Cutouts:
-        """Return what the objective looks at."""
+        """Return the views of the objective."""
         return Cutouts(number=self.cutouts)
 
     def __str__(self) -> str:
@@ -57,7 +57,8 @@ class Choice:
 
 
 def choose(budget: float | None) -> Choice:
-    """Return the best way for `budget` × the cost of plain sampling. UsageError below 1."""
+    """Return the settings with the highest gain for `budget` times the cost of plain sampling.
+    Raise UsageError for a budget below 1."""
     budget = BUDGET if budget is None else budget
     if not (math.isfinite(budget) and budget >= 1):
         raise UsageError(
@@ -74,9 +75,9 @@ def choose(budget: float | None) -> Choice:
 
 
 def times_plain(budget: str | float | None, plain_seconds) -> float | None:
-    """Return a budget as a multiple of plain sampling: a number; or seconds an image, as "30s",
-    divided by what `plain_seconds()` measures. UsageError for anything else, or for less than plain
-    sampling."""
+    """Return a budget as a multiple of plain sampling. It is a number, or seconds for each image
+    such as "30s", which are divided by the result of `plain_seconds()`. Raise UsageError for
+    anything else, and for less than plain sampling."""
     if not isinstance(budget, str):
         return budget
     text = budget.strip()

@@ -16,9 +16,9 @@ from .tap import tap
 def scheduler(
     pipe: object, name: str, *, on_timesteps: Callable, on_step: Callable
 ) -> Iterator[None]:
-    """Open a context in which the pipeline has a scheduler of that class of diffusers'
-    (LCMScheduler), made from the config of its own, and tapped. UsageError for a class that cannot
-    be steered, or is not diffusers'."""
+    """Open a context in which the pipeline has a tapped scheduler of this class of diffusers, such
+    as LCMScheduler, with the configuration of the pipeline's scheduler. Raise UsageError if the
+    class cannot be steered, or is not one of diffusers."""
     import diffusers
 
     schedulers.SCHEDULERS.find(name)
@@ -37,8 +37,8 @@ def scheduler(
 
 @contextlib.contextmanager
 def adapter(pipe: object, name: str | None, *, active: bool = True) -> Iterator[None]:
-    """Open a context in which an adapter of the denoiser's is active beside the others that are, or
-    is not. ClipguideError if it was not loaded."""
+    """Open a context in which an adapter of the denoiser is active in addition to the others, or is
+    not active. Raise ClipguideError if it was not loaded."""
     if name is None:
         yield
         return

@@ -30,7 +30,7 @@ class Calls(Sampler):
 
     @contextlib.contextmanager
     def _running(self, mode: Mode) -> Iterator[None]:
-        """The pipeline runs once, in this mode."""
+        """Open a context in which the pipeline runs once, in this mode."""
         session = self._session
         session.end()
         session.mode = mode

@@ -1,7 +1,7 @@
-"""Classifier-free guidance in a window of noise levels alone.
+"""Apply classifier-free guidance only in a window of noise levels.
 
-Kynkäänniemi et al. 2024, "Applying guidance in a limited interval improves sample and distribution
-quality in diffusion models".
+Source: Kynkäänniemi et al. 2024, "Applying guidance in a limited interval improves sample and
+distribution quality in diffusion models".
 
 Shapes: B samples, ... the rest of a latent's shape.
 """
@@ -16,13 +16,13 @@ from .guidance_direction import GuidanceHook
 
 
 class CfgWindow:
-    """Takes classifier-free guidance out of a denoiser's output at levels outside of the window.
+    """Remove classifier-free guidance from the output of a denoiser at levels outside the window.
 
     Args:
         pipe: the pipeline.
-        window: the lowest and the highest noise level that is guided; None is all.
-        direction: what keeps the denoiser's outputs with and without the prompt.
-        warn: takes a sentence to the user, once.
+        window: the lowest and the highest noise level at which guidance applies; None is all.
+        direction: the hook that has the outputs of the denoiser with and without the prompt.
+        warn: a function that shows a sentence to the user, once.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """Make a clean differentiable decoder: a module with the class, configuration and weights of the
 VAE.
 
-It is built anew, never copied from the live module, so it has none of its changes: hooks of
-offloading and casting, compiled methods, tiling, slicing, wrappers. It has only the decoding half,
-in evaluation mode, with weights without gradients.
+The module is new, not a copy of the live one, so it has none of its changes: hooks of offloading
+and casting, compiled methods, tiling, slicing, wrappers. It has only the half that decodes. It is
+in evaluation mode, and its weights have no gradients.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ ENCODING = ("encoder", "quant_conv")  # parts that only encode
 
 @dataclass(frozen=True)
 class Made:
-    """What a module is made from: its class, and its configuration as JSON."""
+    """The recipe of a module: its class, and its configuration as JSON."""
 
     kind: type
     config: str
 
     @classmethod
     def of(cls, vae: nn.Module) -> Made:
-        """Return what a live VAE is made from. ClipguideError if it cannot be made anew."""
+        """Return the recipe of a live VAE. Raise ClipguideError if the module cannot be made again.
+        """
         vae = uncompiled(vae)
         if not hasattr(vae, "config"):
             raise ClipguideError(
@@ -149,8 +150,8 @@ def _padded_alike(made: nn.Module, live: nn.Module) -> None:
 class _Sparing:
     """The `_conv_forward` of a convolution whose weights need no gradient.
 
-    PyTorch always keeps the input of a convolution for the gradient of its weights: a third of what
-    a decoder keeps.
+    PyTorch always keeps the input of a convolution for the gradient of its weights. This is a third
+    of the memory that a decoder keeps.
     """
 
     def __init__(self, part: nn.Conv2d | nn.Conv3d) -> None:
@@ -161,8 +162,8 @@ class _Sparing:
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution whose gradient is a transposed convolution. `nn.grad.conv2d_input` gives the
-    same bits, but on a CPU fills an input of which it only needs the shape."""
+    """A convolution whose gradient is a transposed convolution. `nn.grad.conv2d_input` returns the
+    same bits, but on a CPU it fills an input of which it needs only the shape."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, *settings):

@@ -19,7 +19,7 @@ class Conditioning:
     """A context that adds `shift_BLD` to the embedding of the prompt, or of the empty prompt.
 
     Args:
-        pipe: the pipeline. It passes the embeddings to its denoiser by name; with classifier-free
+        pipe: the pipeline. It passes the embeddings to its denoiser by name. With classifier-free
             guidance, those of the empty prompt come first.
         of: "prompt" or "null".
     """

@@ -1,8 +1,8 @@
-"""The contract of a method: when it acts, what it does at a step, and how it runs the pipeline.
+"""The interface of a method: when it acts, what it does at a step, and how it runs the pipeline.
 
-A step method acts at each evaluation of the denoiser, so the pipeline itself is steered. A call
-method runs the pipeline its own way, by `s(…)` of `with steer(pipe, …) as s`. What a method is
-given at a step, and what it gives back, is in `run`.
+A step method acts after each evaluation of the denoiser, in an ordinary call of the pipeline. A
+call method runs the pipeline itself, in `s(…)` of `with steer(pipe, …) as s`. `run` has the types
+that a method receives and returns at a step.
 
 Shapes: B samples, 3 channels of H x W pixels.
 """
@@ -26,7 +26,7 @@ MOST = 10_000  # of a method's whole numbers
 
 
 class Sampler(Protocol):
-    """What a call method gets: the pipeline, which it runs."""
+    """The argument of `Method.call`: the pipeline, with functions that run it."""
 
     pipe: object
 
@@ -38,48 +38,69 @@ class Sampler(Protocol):
         memory: object = None,
         **settings: object,
     ) -> object:
-        """Run the pipeline once, steered by a method or none, with gradients or without, and return
-        what it returns. `memory` is handed to the method's `start`."""
+        """Run the pipeline once and return its result.
 
-    def initial_noise(self, **settings: object) -> torch.Tensor:
-        """Return the latents that the pipeline begins with, as its `latents` argument takes them.
+        Args:
+            by: the step method that steers the run; None does not steer.
+            differentiable: whether the denoiser computes gradients.
+            memory: a value for `run.memory`, which `start` of the method can read.
+            **settings: the arguments of the pipeline.
         """
 
+    def initial_noise(self, **settings: object) -> torch.Tensor:
+        """Return the initial latents, in the form of the pipeline's argument `latents`."""
+
     def conditioning(self, of: str) -> contextlib.AbstractContextManager:
-        """Open a context in which what the denoiser is conditioned on is moved: its `shift_BLD`, of
-        the embedding of the "prompt" or of none, "null", whose rms is `size_B`."""
+        """Open a context that adds a shift to an embedding on which the denoiser is conditioned.
+
+        Its value has `shift_BLD`, which the method changes, and `size_B`, the rms of the embedding.
+
+        Args:
+            of: "prompt" for the embedding of the prompt, "null" for that of the empty prompt.
+        """
 
     def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
-        """Draw the share `until` of a run's steps, and return score_B of what x0 decodes to there.
+        """Run the first steps, a share `until` of all, and return the score_B of the decoded x0.
         """
 
     def borrowing(
         self, *, scheduler: str | None, adapter: str | None
     ) -> contextlib.AbstractContextManager:
-        """Open a context in which the pipeline has another scheduler, of a class of diffusers' made
-        from the config of its own, and a LoRA adapter of its denoiser's beside those that are
-        active."""
+        """Open a context in which the pipeline has another scheduler or an additional adapter.
+
+        Args:
+            scheduler: the name of a scheduler class of diffusers. It gets the configuration of the
+                pipeline's scheduler. None keeps that scheduler.
+            adapter: the name of a LoRA adapter of the denoiser, which is active in addition to the
+                others. None adds no adapter.
+        """
 
     def without(self, adapter: str | None) -> contextlib.AbstractContextManager:
-        """Open a context in which that adapter is not active."""
+        """Open a context in which this adapter is not active."""
 
     def identity(self, **settings: object) -> str | None:
-        """Return a digest of what an unsteered run with these settings, and its score, depend on;
-        None where that cannot be said."""
+        """Return a digest of everything that an unsteered run with these settings and its score
+        depend on, or None if that is not known."""
 
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run unsteered, and return the final latents, and score_B = −loss_B of what they decode
-        to."""
+        """Run without steering. Return the final latents and score_B, minus the loss of the decoded
+        images."""
 
     def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
-        """Return the objective at the end of an unsteered run, and its gradient by the latents."""
+        """Run without steering. Return the objective of the finished images, and its gradient with
+        respect to the initial latents."""
 
     def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Return score_B of finished images, −objective: higher is better."""
+        """Return the score_B of finished images: minus the objective, so higher is better."""
 
     def candidate(self, score_B: torch.Tensor, better_B: torch.Tensor | None = None) -> None:
-        """Report a candidate of each image. With `better_B`, the trace of the latest run is kept
-        for these images, and the earlier trace for the others."""
+        """Add the scores of one candidate of each image to the report.
+
+        Args:
+            score_B: the scores.
+            better_B: the images whose latest candidate is the best so far. The report keeps the
+                trace of the latest run for them, and the earlier trace for the others.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +108,8 @@ class Method:
     """The base class of all methods. Its fields say when a method acts.
 
     Args:
-        window: the noise levels to act at: 1 is pure noise, 0 is clean.
+        window: the lowest and the highest noise level at which the method acts: 1 is pure noise, 0
+            is clean.
         every: act at every k-th step of the window.
 
     Raises:
@@ -98,7 +120,7 @@ class Method:
     by_call: ClassVar[bool] = False  # whether only s(…) can run it
     of_images: ClassVar[bool] = False  # whether it looks at finished images, not at videos
     differentiates: ClassVar[bool] = False  # whether it takes gradients through the denoiser
-    fades: ClassVar[bool] = False  # whether its moves have a strength, which may fall to 0
+    fades: ClassVar[bool] = False  # whether the judge can reduce the length of its moves
 
     window: tuple[float, float] = WINDOW
     every: int = 1
@@ -139,21 +161,22 @@ class Method:
 
     @property
     def taped(self) -> bool:
-        """Return whether a run can continue from a tape: the method keeps nothing between steps."""
+        """Return whether a run can continue from a tape, because the method keeps no state between
+        steps."""
         return False
 
     @property
     def runs(self) -> int:
-        """Return about how many runs of the pipeline an image takes."""
+        """Return the approximate number of runs of the pipeline for one image."""
         return 1
 
     @property
     def candidates(self) -> int:
-        """Return how many samples of an image it draws, in one batch or one after the other."""
+        """Return the number of samples that the method draws for each image."""
         return 1
 
     def options(self) -> dict[str, object]:
-        """Return the fields that differ from their defaults, for `configure`."""
+        """Return the fields that differ from their defaults, by name."""
         values = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
         return {name: value for name, (value, default) in values.items() if value != default}
 
@@ -165,18 +188,21 @@ class Method:
         """Raise ClipguideError if the method cannot steer this pipeline."""
 
     def start(self, run: Run) -> Callable[[At], Outcome]:
-        """Begin a run of the pipeline. Return the function that acts at each due evaluation."""
+        """Prepare a run of the pipeline. Return a function that is called after each evaluation of
+        the denoiser in the window. It takes the state `at` of the step and returns an `Outcome`."""
         raise NotImplementedError
 
     def after(self, run: Run, at: At) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """Change the scheduler's new sample before the pipeline gets it, at every evaluation.
-
-        None keeps the sample. `at` is as the scheduler sees it.
-        """
+        """Return a function that changes the scheduler's new sample before the pipeline gets it, or
+        None to keep the sample. It is called at every evaluation, with the inputs `at` of the
+        scheduler."""
         return None
 
     def repeats(self) -> Repeats | None:
-        """Return what repeats steps of the scheduler while the context is open."""
+        """Return an object that makes the scheduler take each step several times, or None.
+
+        "rollover" returns one, and "shortcut" and "backprop" with `travel` above 1 do.
+        """
         return None
 
     def call(self, sampler: Sampler, **settings: object) -> object:

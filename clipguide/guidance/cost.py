@@ -1,10 +1,10 @@
 """Estimate the cost of an evaluation of a denoiser from the sizes of its weights.
 
 A linear layer or a convolution does two operations per weight at each place. A transformer has one
-place per token; level i of a U-Net has a quarter of the places of level i − 1. Attention between
-tokens is left out, and the text is assumed to be as long as the image. So it is an estimate
-(tests/test_ladder.py: within 35 % of the exact count). It is equal on every machine and under every
-offloading, because it needs only shapes.
+place per token. Level i of a U-Net has a quarter of the places of level i − 1. Attention between
+tokens is left out, and the text is assumed to have as many tokens as the image. The estimate is
+within 35 % of the exact count (tests/test_ladder.py). It needs only shapes, so it is equal on every
+machine and with every kind of offloading.
 """
 
 from __future__ import annotations

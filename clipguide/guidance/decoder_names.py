@@ -1,4 +1,4 @@
-"""Names of decoders: a kind, and behind it perhaps a rung of the ladder, as "vae:half"."""
+"""Names of decoders: a kind, and optionally a level of memory, such as "vae:half"."""
 
 from __future__ import annotations
 

@@ -24,36 +24,41 @@ from .ladder import Decoding, Plan
 from .latents import decodable
 
 BUDGET = 1.2  # × the cost of plain sampling
-SMALL = 1e11  # operations of decoding one image that are a matter of a second on any machine
+SMALL = 1e11  # operations of decoding one image that take about a second on any machine
 
 
 class Decoder:
-    """x0 to image_N3HW, about in [0, 1], in float32.
+    """Decode x0 to image_N3HW, about in [0, 1], in float32.
 
-    `open` and `close` bracket its use. In between it holds one clean copy of what decodes, made
-    when it is first asked for (see clean.py), and pipelines of packed latents tell it their height
-    and width, where `set_size` has not.
+    Use it between `open` and `close`. It makes one clean copy of the decoder at the first use (see
+    clean.py). Pipelines with packed latents tell it their height and width, unless `set_size` was
+    called.
 
     Args:
-        pipe: a pipeline of the table of families.
-        kind: "vae", the pipeline's own, by the ladder of plans; "tiny", of `tiny`; "linear", a map
-            fitted to the VAE once; "auto", the VAE where its gradient fits the budget and the
-            memory, else a tiny decoder that is at hand, else the linear map; or a function of
-            latents, as the VAE takes them, to image_N3HW in [0, 1]. "vae" and "tiny" may have a
-            rung of the ladder behind them, as "vae:half", which is taken whatever it needs.
-        tiny: an AutoencoderTiny for this family's latents, a local folder of one, or "hub": the
-            one of that family by name, downloaded if need be. One in the hub's cache is at hand.
-        budget: × the cost of plain sampling that "auto" may come to by the decoder; 1.2 by default.
-        memory: GiB beside weights that decoding and its gradient may take; by default 4, and 80 %
-            of what is free where that is less.
-        like: the class whose latents the pipeline shares, where its own is not in the table.
+        pipe: a pipeline of a known family.
+        kind: "vae" for the VAE of the pipeline, at a level of memory; "tiny" for the decoder of
+            `tiny`; "linear" for a linear map that is fitted to the VAE once; "auto" for the VAE if
+            its gradient fits the budget and the memory, otherwise a tiny decoder that is on this
+            machine, otherwise the linear map; or a function that takes latents as the VAE does and
+            returns image_N3HW in [0, 1]. "vae:half" or "tiny:half" sets the level of memory,
+            whatever it needs.
+        tiny: an AutoencoderTiny for the latents of this family, a folder of one, or "hub", which
+            downloads that of the family. A tiny decoder in the cache of the hub is found without
+            it.
+        budget: the highest cost of sampling with the decoder, as a multiple of plain sampling, for
+            "auto"; 1.2 by default.
+        memory: the memory in GiB that decoding and its gradient may use besides the weights; by
+            default 4, or 80 % of the free memory if that is less.
+        like: a known class with the same latents, if the class of the pipeline is not known.
 
-    `kind` is what decodes: while "auto" has not chosen yet, "auto"; `name` is that with its rung,
-    as `kind` takes it; `tiny` is the model.
+    Attributes:
+        kind: the kind of decoder; "auto" until "auto" has chosen.
+        name: the kind with its level of memory, as the argument `kind` takes it.
+        tiny: the tiny decoder.
 
     Raises:
-        UsageError: a setting is out of range.
-        ClipguideError: the pipeline is of no known family, or has no VAE.
+        UsageError: an argument is out of range.
+        ClipguideError: the family of the pipeline is not known, or it has no VAE.
     """
 
     def __init__(
@@ -102,11 +107,11 @@ class Decoder:
 
     @property
     def asked(self) -> tuple[object, ...]:
-        """Return all that the choice goes by, but for what memory is free."""
+        """Return everything that the choice depends on, except the free memory."""
         return self._asked, self._rung, self._budget, self._memory
 
     def take(self, name: str) -> None:
-        """Decode until `close` by what was chosen before, as `name` says it."""
+        """Use an earlier choice until `close`, by its `name`."""
         if self._function is None:
             self._take(*parsed(name))
 
@@ -117,17 +122,17 @@ class Decoder:
         self._decodings: dict[str, Decoding] = {}
 
     def set_size(self, height: int, width: int) -> None:
-        """Set the size in pixels of what packed latents decode to, until `close`."""
+        """Set the size in pixels of the images of packed latents, until `close`."""
         self._grid.set_size(height, width)
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
-        """Return image_N3HW of latents as the scheduler sees them, by the chosen decoder."""
+        """Return the image_N3HW of latents as the scheduler sees them, by the chosen decoder."""
         self.choose(x0)
         return self._decode(x0, self.kind)
 
     def exact(self, x0: torch.Tensor) -> torch.Tensor:
-        """Decode by the VAE, whatever the kind: to look at, one image at a time, in bfloat16 where
-        the VAE itself is in 16 bits."""
+        """Decode by the VAE, whatever the kind. If the kind is not "vae", decode one image at a
+        time, without a gradient, and in bfloat16 if the VAE has 16 bits."""
         self.choose(x0)
         if self.kind == "vae" or self.family.decoder is None:
             return self(x0)
@@ -137,10 +142,11 @@ class Decoder:
 
     # --------------------------------------------------------------- the choice
     def choose(self, x0: torch.Tensor) -> str:
-        """Settle, once a context, what decodes, and return one line that says what and why.
+        """Choose the decoder, once for each context. Return one line with the choice and its
+        reason.
 
-        The choice depends on sizes alone, so that a run repeats: on the operations of the VAE's
-        gradient compared with those of a step of the denoiser, and on its memory compared with the
+        The choice depends only on sizes, so that it is the same in each run: the operations of the
+        VAE's gradient are compared with those of a step of the denoiser, and its memory with the
         limit.
         """
         if not self._said:
@@ -153,7 +159,7 @@ class Decoder:
         if self.family.decoder is None:
             self.kind = "vae"
             return self.kind, "none, these latents are pixels"
-        if self.kind == "tiny" and self.tiny is None:  # as was chosen before
+        if self.kind == "tiny" and self.tiny is None:  # the earlier choice
             self.tiny = tinies.from_hub(self._pipe, download=True)
         if self.kind == "auto":
             why = self._too_expensive(x0)
@@ -180,7 +186,8 @@ class Decoder:
         return joined(self.kind, self._plan(x0, self.kind).rung if laddered else "")
 
     def _too_expensive(self, x0: torch.Tensor) -> str | None:
-        """Why the VAE's gradient is beyond the budget or the memory; None if it is not."""
+        """Return the reason why the VAE's gradient exceeds the budget or the memory, or None if it
+        does not."""
         made, decode = self._made("vae")
         shape = self._shape(x0, "vae")
         once = ladder.operations(made, decode, (1, *shape[1:]))
@@ -194,7 +201,7 @@ class Decoder:
             how = "" if plan == Plan() else f" ({plan}, for want of memory)"
             return f"takes {worth:.1f} x the time of plain sampling{how}"
 
-        if why := slow(Plan()):  # the quickest plan: what the others need is not counted
+        if why := slow(Plan()):  # the fastest plan: the others need not be counted
             return why
         plan = self._plan(x0, "vae")
         if why := slow(plan):
@@ -218,12 +225,12 @@ class Decoder:
         return self._plans[kind, shape]
 
     def sizes(self, x0: torch.Tensor) -> tuple[int, ...]:
-        """Return the shape of what the VAE takes for these latents of the scheduler."""
+        """Return the shape of the VAE's input for these latents of the scheduler."""
         return self._shape(x0, "vae")
 
     def spare(self, *, exact: bool) -> bool:
-        """Decode by the next plan from here on, as memory ran out, and return whether there is one;
-        with `exact`, one that is exact."""
+        """Use the next plan from here on, because memory ran out. Return whether there is one. With
+        `exact`, take only plans with the same gradient."""
         keys = [key for key in self._plans if key[0] == self.kind]
         if not keys:
             return False

@@ -1,10 +1,10 @@
-"""Steps of x0 down an objective, of a length that has no unit.
+"""Move x0 down an objective, by steps whose length has no unit.
 
-    x0 <- x0 − size · rms(x0) · d,    d = Σ_k w_k g_k / rms(g_k),
+    x0 <- x0 − size · rms(x0) · d,    d = Σ_k w_k g_k / rms(g_k)
 
-each rms over one sample; g_k are gradients of one loss by different ways, w_k their weights. With
-momentum m the direction is m·d + Σ_k w_k g_k / rms(g_k) at the rms of the second term, d that of
-the evaluation before (heavy ball).
+Each rms is over one sample. The g_k are gradients of one loss that were computed in different ways,
+and the w_k are their weights. With momentum m, the direction is m·d' + Σ_k w_k g_k / rms(g_k),
+scaled to the rms of the second term. d' is the direction of the evaluation before (heavy ball).
 
 Shapes: B samples, ... the rest of a latent's shape.
 """
@@ -25,8 +25,8 @@ Way = tuple[float, Callable[[torch.Tensor], Gradient]]
 @dataclass(frozen=True)
 class Descent:
     """The result of the steps of one evaluation. `delta` is added to x0. `first` is the gradient at
-    x0, and `direction` the last direction, for the momentum of the next evaluation. Where
-    `finite_B` is False, a gradient was not a number, and nothing moved."""
+    x0. `direction` is the last direction, for the momentum of the next evaluation. If `finite_B` is
+    False, a gradient was NaN or infinite, and the sample did not move."""
 
     delta: torch.Tensor
     first: Gradient

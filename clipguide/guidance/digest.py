@@ -30,7 +30,8 @@ _PLAIN = (str, bytes, int, float, complex, bool, type(None), PurePath, torch.dty
 
 
 def digest(*things: object) -> str:
-    """Return sha256 of things, in hexadecimal. UsageError if one of them has no digest."""
+    """Return the sha256 digest of things, in hexadecimal. Raise UsageError if one of them has no
+    digest."""
     hashed = hashlib.sha256()
     for thing in things:
         _feed(hashed, thing, {})
@@ -109,7 +110,7 @@ def _mark(value: object) -> tuple:
 
 
 def _parts(thing: object) -> list[object]:
-    """Return the parts of a thing. Raise UsageError if they are unknown."""
+    """Return the parts of a thing. Raise UsageError for an unknown type."""
     if isinstance(thing, Mapping):
         return [part for key in sorted(thing, key=repr) for part in (key, thing[key])]
     if isinstance(thing, (list, tuple)):

@@ -15,8 +15,8 @@ Given = torch.Generator | Sequence[torch.Generator] | None
 
 
 def reseeded(generator: Given, k: int) -> Given:
-    """Return the generators of candidate k: as they are for 0, new ones `k` strides on for others.
-    """
+    """Return the generators of candidate k: the given ones for k = 0, otherwise new ones with their
+    seeds plus k · STRIDE."""
     if generator is None or k == 0:
         return generator
     if not isinstance(generator, torch.Generator):
@@ -37,11 +37,13 @@ def restarted(generator: Given) -> Given:
 
 
 def one_each(generators: Given, batch: int) -> list[torch.Generator]:
-    """Return one generator a sample: those given; of a single one, itself and for the samples
-    behind the first new ones of the seeds that follow; new ones of seed 0 where there are none.
+    """Return one generator for each sample.
+
+    If there are none, return new ones with seed 0. If there is a single one, the first sample gets
+    it, and sample i gets a new one with its seed plus i.
 
     Raises:
-        UsageError: there are several, but not one per sample.
+        UsageError: there are several, but not one for each sample.
     """
     if generators is None:
         return [torch.Generator().manual_seed(0) for _ in range(batch)]
@@ -57,9 +59,8 @@ def one_each(generators: Given, batch: int) -> list[torch.Generator]:
 
 
 def streams(sample: torch.Tensor) -> list[torch.Generator]:
-    """Return one generator a sample, of a seed that is the digest of its first latents: another for
-    every image, the same in a batch and alone, whatever the pipeline does with its own generators.
-    """
+    """Return one generator for each sample. Its seed is the digest of the sample's first latents,
+    so it differs between images and is the same in a batch and alone."""
     rows = sample.detach().float().cpu().numpy()
     digests = [hashlib.sha256(row.tobytes()).digest() for row in rows]
     return [torch.Generator().manual_seed(int.from_bytes(d[:7], "big")) for d in digests]

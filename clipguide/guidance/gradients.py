@@ -33,8 +33,8 @@ def check(pipe: object) -> None:
 
 @contextlib.contextmanager
 def through_denoiser(pipe: object) -> Iterator[None]:
-    """Have gradients through the denoiser, checkpointed where it can be, and none for weights. What
-    the pipeline makes images of is taken out of the graph."""
+    """Open a context in which gradients go through the denoiser, with checkpointing if the denoiser
+    supports it, and not to weights. The outputs of the pipeline's decoder are outside the graph."""
     check(pipe)
     parts = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
     trainable = [
@@ -55,7 +55,7 @@ def through_denoiser(pipe: object) -> Iterator[None]:
             stack.callback(model.disable_gradient_checkpointing)
         modules = model.modules() if isinstance(model, nn.Module) else ()
         if any(hasattr(module, "_hf_hook") for module in modules):
-            # What is computed again runs to its end, where offloading takes weights away again.
+            # A checkpointed part runs to its end again, where offloading moves the weights away.
             stack.enter_context(set_checkpoint_early_stop(False))
         for name, method in PROCESSORS.items():
             if hasattr(pipe, name):
@@ -89,7 +89,7 @@ def _detaching(processor: object, method: str) -> Iterator[None]:
 
 
 def run(pipe: object, settings: dict[str, object]) -> object:
-    """Run the pipeline once with gradients, and return what it returns, without them."""
+    """Run the pipeline once with gradients. Return its result, without gradients."""
     call = type(pipe).__call__
     with through_denoiser(pipe):
         output = getattr(call, "__wrapped__", call)(pipe, **settings)  # without its no_grad

@@ -13,11 +13,11 @@ from ..errors import ClipguideError
 
 
 class Grid:
-    """The rows and columns of patches of what a pipeline draws.
+    """The rows and columns of patches of the latents of a pipeline.
 
     Args:
         pipe: the pipeline.
-        told: whether its latents are packed, so that their size comes from the pipeline when it
+        told: whether its latents are packed. Their size then comes from the pipeline when it
             prepares them, or from `set_size`.
     """
 
@@ -42,8 +42,9 @@ class Grid:
         self._undo, self._size = None, None
 
     def of(self, x0_BLC: torch.Tensor) -> tuple[int, int] | None:
-        """Return rows and columns of L patches, a square if nobody said; None for latents that have
-        them. ClipguideError if these are others than were told."""
+        """Return the rows and columns of L patches: those that the pipeline told, otherwise a
+        square; None for latents that are not packed. Raise ClipguideError if L does not fit what
+        was told."""
         if not self._told:
             return None
         length = x0_BLC.shape[1]

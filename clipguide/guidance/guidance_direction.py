@@ -1,11 +1,11 @@
 """The direction of classifier-free guidance, from a hook on the denoiser.
 
-Ho & Salimans 2022: a pipeline steps from uncond + g·(cond − uncond), and a scheduler sees nothing
-else. But most pipelines evaluate both at once, in one batch of twice the samples, uncond first. A
-forward hook keeps that output until the step. What can be known so is the direction, cond − uncond
-in x0; not where a pipeline runs them one after the other, has no such guidance, or another kind of
-it (three parts, perturbed attention), and not of a module that `compile()` compiled in place, whose
-hooks are compiled too.
+A pipeline continues with uncond + g·(cond − uncond) (Ho & Salimans 2022), and a scheduler sees only
+this sum. But most pipelines evaluate both in one batch of twice the samples, uncond first. A
+forward hook keeps this output until the step, which gives the direction, cond − uncond in x0. The
+direction is not known if a pipeline evaluates them one after the other, has no classifier-free
+guidance or another kind of guidance (three parts, perturbed attention), or if `compile()` compiled
+the module in place, with its hooks.
 
 Shapes: B samples, ... the rest of a latent's shape.
 """
@@ -38,8 +38,8 @@ class GuidanceHook:
         self._hook = self._output = None
 
     def forget(self) -> None:
-        """Forget what was kept: it is of another run, or of another pipeline that shares the
-        denoiser."""
+        """Forget the output that was kept, because it belongs to another run, or to another
+        pipeline that shares the denoiser."""
         self._output = None
 
     def direction(self, level: Level, sample: torch.Tensor) -> torch.Tensor | None:

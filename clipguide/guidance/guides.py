@@ -45,11 +45,10 @@ GUIDES = {
 
 
 def default_clip(pipe: object, like: str | None = None) -> str:
-    """Return the CLIP that guides a pipeline where none is named: mini for the mini generator
-    alone. `like` names the class that the pipeline counts as.
+    """Return the default CLIP of a pipeline. `like` names a class whose default it gets.
 
     Raises:
-        UsageError: the table has no guide for it.
+        UsageError: the table has no CLIP for it.
     """
     if is_mini(pipe.config.get("_name_or_path")):
         return "mini"

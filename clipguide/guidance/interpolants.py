@@ -1,16 +1,16 @@
-"""Flows along another interpolant: the noise levels of a variance-preserving one.
+"""Sample a flow model at the noise levels of a variance-preserving diffusion.
 
-A flow takes x_t = (1 − t)·x0 + t·ε. Kim et al. 2025 (RBF, arXiv 2503.19385, "Inference-time
+A flow model has x_t = (1 − t)·x0 + t·ε. Kim et al. 2025 (RBF, arXiv 2503.19385, "Inference-time
 interpolant conversion") sample it along the path of a variance-preserving diffusion (Song et al.
-2021, with β from 0.1 to 20, as their code has it),
+2021, with β from 0.1 to 20, as in their code):
 
     x̄_r = ᾱ_r x0 + σ̄_r ε,    T = ½(20 − 0.1)·r² + 0.1·r,    ᾱ = e^(−T/2),    σ̄ = √(1 − e^(−T)),
 
-in even steps of r from 1 to 0. The two are one process: at the t of the same ratio of signal to
-noise, t = σ̄/(ᾱ + σ̄), x̄_r is x_t times ᾱ + σ̄, and the stochastic step of `stochastic` depends on
-ratios alone, so that it is the same step in either (tests/test_interpolants.py). What changes is
-which levels are visited: more of those near pure noise, where proposals differ most. Their SDE has
-a diffusion coefficient of its own choice; here it is DDIM's η.
+in even steps of r from 1 to 0. Both are the same process. At the t with the same ratio of signal to
+noise, t = σ̄/(ᾱ + σ̄), x̄_r is x_t times ᾱ + σ̄. The stochastic step of `stochastic` depends only
+on ratios, so it is the same for both (tests/test_interpolants.py). Only the noise levels differ:
+more of them are near pure noise, where proposals differ most. The diffusion coefficient of their
+SDE can be chosen; here it is that of DDIM's η.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
-"""How a decoder's gradient is taken in the memory that there is: plans, from the quickest down.
+"""Compute the gradient of a decoder within a limit of memory: plans, the fastest first.
 
-Each rung needs less memory than the one above it and costs more, or is a little less exact:
+Each level needs less memory than the one before. It takes more time, or is less exact:
 
 1. the whole batch at once;
-2. one image (or frame) at a time, each decoded again for its own gradient;
-3. layers of the decoder recomputed instead of kept (Chen et al. 2016), a resnet at a time;
+2. one image (or frame) at a time, which is decoded again for its own gradient;
+3. layers of the decoder are recomputed instead of kept (Chen et al. 2016), one ResNet block at a
+   time;
 4. in bfloat16;
-5. in 2 x 2, 4 x 4, 8 x 8 tiles, which overlap and are blended.
+5. in 2 x 2, 4 x 4 or 8 x 8 tiles, which overlap and are blended.
 
-1 to 3 give the same gradient but for rounding. What a plan needs is known before it is tried: the
-decoder runs forward and back once on "meta", where tensors have sizes but no values, while the
-storage that is alive is counted, and what a convolution copies while it runs.
+The first three return the same gradient, except for rounding. The memory of a plan is known before
+it runs: the decoder runs forward and backward once on "meta", where tensors have sizes but no
+values. The storage that exists at one time is counted, with the temporary buffers of convolutions.
 
 Shapes: N images, C channels and h x w of latents, 3 channels of H x W pixels.
 """
@@ -36,15 +37,15 @@ from .precision import without_autocast
 Decode = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # (VAE, latents) -> image_N3HW
 
 OVERLAP = 4  # a tile reaches a quarter of its side into its neighbours
-RIM = 4  # and a quarter of that, at its edge, counts for nothing
+RIM = 4  # a quarter of that, at its edge, has the weight 0
 SMALLEST = 8  # latents to a side of a tile, before it overlaps
 recomputed = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One rung. `single`: one image at a time. `layers`: layers are recomputed. `half`: in
-    bfloat16. `tiles`: the number of tiles along a side."""
+    """One level of memory. `single`: one image at a time. `layers`: layers are recomputed. `half`:
+    in bfloat16. `tiles`: the number of tiles per side."""
 
     single: bool = False
     layers: bool = False
@@ -100,12 +101,13 @@ def planned(
 
 
 class Decoding:
-    """A VAE and its `decode`, by a plan.
+    """A VAE and its `decode`, run by a plan.
 
     Args:
-        vae: a module of its own (see clean.py): its type and the way its parts run are set here.
-        decode: image_N3HW of (vae, latents); images are independent of each other.
-        plan: the rung.
+        vae: a new module (see clean.py). Its dtype and the way its parts run are set here.
+        decode: takes the VAE and latents, and returns image_N3HW. Images do not depend on each
+            other.
+        plan: the level of memory.
     """
 
     def __init__(self, vae: nn.Module, decode: Decode, plan: Plan) -> None:
@@ -139,12 +141,9 @@ class Decoding:
 
 
 def layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield what is recomputed as one: the largest parts of a decoder that are no lists of such
-    parts.
-
-    A module is opened where it holds a list of modules that have parts themselves, such as resnets;
-    nothing needs to be known of the class.
-    """
+    """Yield the parts that are recomputed as one: the largest parts of a decoder that are not lists
+    of such parts. A module is divided if it has a list of modules that have parts themselves, such
+    as ResNet blocks. The class of the decoder does not matter."""
     for child in module.children():
         lists = (nn.ModuleList, nn.Sequential)
         listing = [child] if isinstance(child, lists) else child.children()
@@ -162,8 +161,9 @@ def _has_parts(module: nn.Module | None) -> bool:
 
 
 def tiled(decode: Callable, latents: torch.Tensor, tiles: int) -> torch.Tensor:
-    """Decode in overlapping tiles, blended. In the interior of a decoder that only convolves it is
-    `decode` of the whole, as far as the convolutions reach less than a tile's rim."""
+    """Decode in overlapping tiles, which are blended. Inside a decoder of convolutions only, the
+    result equals `decode` of the whole, if the convolutions reach less far than the rim of a tile.
+    """
     height, width = latents.shape[-2:]
     total = weight = 0.0
     for top, bottom in _spans(height, tiles):
@@ -194,8 +194,8 @@ def _step(side: int, tiles: int) -> tuple[int, int]:
 
 
 def _ramp(start: int, stop: int, side: int, tiles: int, scale: int) -> torch.Tensor:
-    """Weights of a tile's pixels along a side: 1 inside, and at an edge that is not the image's, 0
-    in the rim, then rising over the rest of the overlap."""
+    """Return the weights of a tile's pixels along a side. They are 1 inside. At an edge that is not
+    one of the image, they are 0 in the rim, and rise over the rest of the overlap."""
     _, reach = _step(side, tiles)
     rim = reach // RIM
     place = (torch.arange((stop - start) * scale) + 0.5) / scale
@@ -239,7 +239,8 @@ def operations(made: Made, decode: Decode, shape: tuple[int, ...]) -> int:
 
 
 def forward(made: Made, decode: Decode, shape: tuple[int, ...]) -> int:
-    """Return the most bytes that decoding without a gradient takes at once, beside weights."""
+    """Return the largest number of bytes that decoding without a gradient needs at one time,
+    besides the weights."""
     with torch.inference_mode(False), torch.no_grad(), Alive() as alive:
         decode(skeleton(made), torch.empty(shape, device="meta"))
     return alive.most
@@ -296,9 +297,9 @@ class Alive(TorchDispatchMode):
 
 
 def _scratch(x: torch.Tensor, weight: torch.Tensor, transposed: bool, out: torch.Tensor) -> int:
-    """Bytes that a convolution takes beside its tensors: oneDNN's, as measured, which orders what
-    it reads, and if it is transposed what it writes, by blocks of channels. In 16 bits it adds up
-    in float32 where the kernel is a single place."""
+    """Return the bytes that a convolution needs in addition to its tensors. These are the buffers
+    of oneDNN, as measured: it reorders its input by blocks of channels, and for a transposed
+    convolution its output. In 16 bits it adds up in float32 if the kernel has a single place."""
     half, single = x.element_size() == 2, math.prod(weight.shape[2:]) == 1
     if not transposed:
         return x.nbytes * (2 if half and single else 1)

@@ -1,8 +1,8 @@
-"""What differs between families of pipelines: the one table.
+"""The table of families of pipelines: how latents become images.
 
-How the latents that a scheduler sees become what the pipeline's VAE decodes. Each entry is what
-the pipelines' own `__call__` does at its end (diffusers 0.42); tests/test_families.py holds every
-family to its pipeline's own image. `register` adds a pipeline of one's own.
+Each entry converts the latents that a scheduler sees into those that the VAE of the pipeline
+decodes, as the pipeline's own `__call__` does at its end (diffusers 0.42). tests/test_families.py
+compares every family with the images of its pipeline. `register` adds your own pipeline class.
 
 Shapes: B images, F frames, C channels and h x w of latents, packed into L = (h/2)·(w/2) rows of
 4·C; 3 channels of H x W pixels.
@@ -25,8 +25,9 @@ def _of_images(vae: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
 
 
 def _of_single_frames(vae: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
-    """By a VAE of videos, its first frame: without its cache of earlier frames, which a layer that
-    is recomputed must not meet changed, and unclipped, for where it clips there is no gradient."""
+    """Decode the first frame with a VAE of videos. Its cache of earlier frames is not used, because
+    a recomputed layer would find it changed. The result is not clipped, because clipped values have
+    no gradient."""
     return vae.decoder(vae.post_quant_conv(latents_NChw[:, :, None]))[:, :, 0] / 2 + 0.5
 
 
@@ -50,10 +51,10 @@ def _of_paella(vqgan: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
 class Family:
     """A family of pipelines.
 
-    `unpack` takes what the scheduler sees, and (rows, columns) of patches, to a map of latents.
-    `to_vae` takes that to what `pipe.<decoder>` decodes, and `decode` takes that to image_N3HW, in
-    [0, 1] where the pipeline does not clip. Without a decoder, the latents are pixels in [-1, 1].
-    `sized`: only the pipeline knows height and width. `video`: it makes frames.
+    `unpack` takes the latents that the scheduler sees, and (rows, columns) of patches, and returns
+    a map of latents. `to_vae` converts the map to the input of `pipe.<decoder>`. `decode` decodes
+    that to image_N3HW, in [0, 1] unless the pipeline clips. Without a decoder, the latents are
+    pixels in [-1, 1]. `sized`: only the pipeline knows height and width. `video`: it makes frames.
     """
 
     to_vae: Callable[[torch.Tensor, nn.Module, object], torch.Tensor]
@@ -169,7 +170,7 @@ NAMES = {
         *("HunyuanDiT", "HunyuanDiTPAG", "HunyuanDiTControlNet"),
         *("AuraFlow", "Kolors", "KolorsImg2Img", "KolorsPAG", "StableDiffusionUpscale"),
         *("CogView3Plus", "CogView4", "CogView4Control"),
-        # These do not do what their text-to-image pipelines do: no moments, no shift.
+        # Unlike their text-to-image pipelines, these use no moments and no shift.
         *(f"{_XL}{kind}" for kind in ("ControlNetInpaint", "ControlNetUnionInpaint", "Adapter")),
         "StableDiffusion3Inpaint",
     ],
@@ -241,7 +242,7 @@ def register(name: str, *, like: str | Family, replace: bool = False) -> Family:
 
 
 def family(pipe: object, like: str | None = None) -> Family:
-    """Return the family of a pipeline, or of a class by name, `like`, whose latents it shares.
+    """Return the family of a pipeline, or that of the class `like`, whose latents it shares.
 
     Raises:
         UsageError: there is no class `like` in the table.
@@ -274,8 +275,8 @@ def family(pipe: object, like: str | None = None) -> Family:
 
 
 def check(pipe: object, like: str | None = None) -> Family:
-    """Return the family of a pipeline that can be steered, as `family` has it. ClipguideError if it
-    cannot be, as it is."""
+    """Return the family of a pipeline, as `family` does. Raise ClipguideError if the pipeline
+    cannot be steered in its present state."""
     found = decodable(pipe, like)
     if getattr(pipe, "scheduler", None) is None:
         raise ClipguideError(
@@ -285,8 +286,8 @@ def check(pipe: object, like: str | None = None) -> Family:
 
 
 def decodable(pipe: object, like: str | None = None) -> Family:
-    """Return the family of a pipeline whose latents can be decoded. ClipguideError if its VAE is
-    not there."""
+    """Return the family of a pipeline whose latents can be decoded. Raise ClipguideError if its VAE
+    is missing."""
     found, name = family(pipe, like), type(pipe).__name__
     if found.decoder is not None and getattr(pipe, found.decoder, None) is None:
         raise ClipguideError(

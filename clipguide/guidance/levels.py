@@ -1,7 +1,7 @@
-"""From a denoiser's output to the image that it means, and back: pure algebra.
+"""Convert the output of a denoiser to x0, and x0 to that output.
 
-A noisy sample is x = αx0 + σε. What a denoiser predicts of it (Salimans & Ho 2022, appendix D, for
-v; Lipman et al. 2023 for flow), and its inverse:
+A noisy sample is x = αx0 + σε. These are the predictions of denoisers and their inverses (Salimans
+& Ho 2022, appendix D, for v; Lipman et al. 2023 for flow):
 
     ε       x0 = (x − σε)/α       ε = (x − αx0)/σ
     v       x0 = αx − σv          v = (αx − x0)/σ
@@ -9,14 +9,14 @@ v; Lipman et al. 2023 for flow), and its inverse:
     sample  x0 = model_output
     F       x0 = αd²x + σdF       F = (x0 − αd²x)/(σd)
 
-F is EDM's (Karras et al. 2022, table 1, the last column: c_skip and c_out), where x0 has standard
-deviation d and σ² + α²d² = 1; its v is −F, and d is 1 in the rows above.
+F is that of EDM (Karras et al. 2022, table 1, the last column: c_skip and c_out). There x0 has the
+standard deviation d, and σ² + α²d² = 1. The v of EDM is −F. d is 1 in the other rows.
 
-Karras-type schedulers hold x/√(α² + σ²)⁻¹, so that x = x0 + σ'ε (Karras et al. 2022): `scale` takes
-their sample back to the convention above. All inverses are affine in x0, so a move of x0 becomes a
-move of the model_output by a constant factor: a move of nothing changes no bit.
+Karras-type schedulers keep x/√(α² + σ²)⁻¹, so that x = x0 + σ'ε (Karras et al. 2022). `scale`
+converts their sample to the convention above. All inverses are affine in x0, so a move of x0
+changes the model_output by a constant times the move, and a move of 0 changes no bit.
 
-Tensors: B images, ... the rest of a latent's shape. Computed in float32 or better.
+Tensors: B images, ... the rest of a latent's shape. The computation is in float32 or more exact.
 """
 
 from __future__ import annotations

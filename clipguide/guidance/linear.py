@@ -1,11 +1,11 @@
 """A linear map from latents to colours, fitted to a VAE in seconds.
 
-Nothing is encoded, and no image is needed: smooth random latents are decoded, each image is
-averaged over the pixels of a latent, and colour = latents around it · matrix + bias is solved by
-least squares. The latents around it are the 3 x 3 whose centre it is: on the embedded autoencoder a
-step along the gradient keeps half as much again as with its own latent alone. The random latents
-are sums of noise on grids of 1, 2, 4, … cells, each channel of mean 0 and variance 1 as a model's
-latents are; one seeded generator draws them, so the map repeats.
+It needs no image. Smooth random latents are decoded, and each image is averaged over the pixels of
+a latent. Then colour = neighbouring latents · matrix + bias is solved by least squares. The
+neighbouring latents are a square of 3 x 3. On the embedded autoencoder, a step along the gradient
+then keeps half as much again as with the central latent alone. The random latents are sums of noise
+on grids of 1, 2, 4, … cells. Each channel has mean 0 and variance 1, like the latents of a model. A
+generator with a fixed seed draws them, so the map is always the same.
 
 Shapes: N images, C channels and h x w of latents, 3 colours, H x W pixels, P = N·h·w places, k x k
 latents around a place.
@@ -31,10 +31,10 @@ LARGEST = 16  # height and width of the latents that it is fitted on
 
 @dataclass(frozen=True)
 class LinearMap:
-    """image_N3HW = bilinear(conv(latents, matrix_3Ckk) + bias_3), in [0, 1] but for what it
-    overshoots.
+    """Return image_N3HW = bilinear(conv(latents, matrix_3Ckk) + bias_3), mostly in [0, 1].
 
-    `r2` is the share of the variance of colours that it explains on the latents it was fitted to.
+    `r2` is the share of the variance of the colours that the map explains on the latents of the
+    fit.
     """
 
     matrix_3Ckk: torch.Tensor
@@ -126,5 +126,5 @@ def smooth(number: int, shape: tuple[int, int, int], *, seed: int = 0) -> torch.
 
 
 def _padded(latents_NChw: torch.Tensor) -> torch.Tensor:
-    """With the edge's latents once more around it."""
+    """Return the latents with the edge repeated once on each side."""
     return functional.pad(latents_NChw, (AROUND // 2,) * 4, mode="replicate")

@@ -13,7 +13,7 @@ SHARE = 0.8  # share of the free memory
 
 
 def limit(device: torch.device) -> float:
-    """Return GiB: the default, or what is to be had of what is free on the device where that is
+    """Return the limit in GiB: the default, or a share of the free memory of the device if that is
     less."""
     return min(DEFAULT, SHARE * _free(device) / GIB)
 

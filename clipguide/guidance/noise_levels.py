@@ -1,4 +1,4 @@
-"""The noise level that a scheduler is at, and the one that its step led to.
+"""The noise level of a scheduler now, and after its step.
 
 Tensors: B images.
 """
@@ -52,7 +52,8 @@ def next_level(scheduler: object, timestep: int | float | torch.Tensor) -> Level
 
 
 def _following(scheduler: object, timestep: int, last: int) -> int:
-    """The timestep of the sample after a step, as the scheduler finds it; negative is clean."""
+    """Return the timestep of the sample after a step, as the scheduler computes it. It is negative
+    for a clean sample."""
     if hasattr(scheduler, "previous_timestep"):
         following = int(scheduler.previous_timestep(timestep))
         return last if following < 0 else following
@@ -60,7 +61,7 @@ def _following(scheduler: object, timestep: int, last: int) -> int:
 
 
 def _of_share(scheduler: object, timestep: float | torch.Tensor) -> float:
-    """α² at a timestep, of which some pipelines give one a sample."""
+    """Return α² at a timestep. Some pipelines pass one timestep for each sample."""
     share_1 = torch.as_tensor(timestep).reshape(-1)[:1].cpu()
     return float(scheduler._alpha_cumprod(share_1, share_1.device))
 

@@ -25,14 +25,14 @@ from .run import At, Outcome, Run, per_sample, worst_of_none
 from .tape import Tape, TapeStep
 from .trust import Trust
 
-DECIDED = 0.9  # of a run: after that the judge changes nothing any more
+DECIDED = 0.9  # share of a run after which the judge no longer changes the strength
 MAX_SKIPPED = 3  # gradients of one image
 
 
 @dataclass
 class Seen:
-    """One evaluation. `image()` decodes x0, once. `steered` says whether the method acted,
-    `replayed` whether it came from a tape. Scores fills in its trace."""
+    """One evaluation. `image()` decodes x0, once. `steered` says whether the method acted, and
+    `replayed` whether the evaluation came from a tape. `Scores` writes the scores into `trace`."""
 
     run: Run
     at: At
@@ -55,10 +55,10 @@ class Observer(Protocol):
         """Begin: a run of the pipeline begins."""
 
     def step(self, seen: Seen) -> None:
-        """See an evaluation that is over, but for the scheduler's step."""
+        """Observe an evaluation, before the step of the scheduler."""
 
     def end(self) -> None:
-        """End: the run is over, perhaps before its last step."""
+        """End the observation. The run may have ended before its last step."""
 
 
 def measured(at: At, outcome: Outcome, direction: torch.Tensor | None) -> Trace:

@@ -1,4 +1,4 @@
-"""What is asked of any pipeline: where it runs, what denoises, what it is called with."""
+"""Questions to any pipeline: its device, its denoiser, its arguments."""
 
 from __future__ import annotations
 

@@ -40,11 +40,11 @@ class Plan:
 
     @property
     def selecting(self) -> Objective:
-        """Return what ranks finished candidates."""
+        """Return the objective that ranks finished candidates."""
         return self.ranking if self.select is None else finished(self.select)
 
     def followed(self, method: Method | None) -> Objective:
-        """Return what a method goes by: one without a gradient only selects."""
+        """Return the objective that a method uses. One without a gradient only selects."""
         free = method is not None and not method.needs_gradient
         return self.select if free and self.select is not None else self.objective
 

@@ -1,4 +1,5 @@
-"""Precision: what is computed in float32 whatever type the pipeline has, and gradients in float16.
+"""Precision: computations that need float32 for every dtype of a pipeline, and gradients in
+float16.
 
 Shapes: B samples, ... the rest of a latent's shape.
 """

@@ -24,7 +24,7 @@ SEEN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """One step of a sampler. Tensors are on the CPU; None is what was not looked at.
+    """One step of a sampler. Tensors are on the CPU. A value that was not computed is None.
 
     Attributes:
         index: the number of the step, from 0.
@@ -33,13 +33,13 @@ class Trace:
         loss_B: the loss before the move.
         gradient_B: the rms of the gradient over x0, before the move.
         angle_B: the angle between the move and the direction of classifier-free guidance, from 0 to
-            180 degrees. None if the direction is not known (`guidance/guidance_direction.py`); not
-            a number for an image that was not moved.
-        guide_score_B: the guide's cosine of the image that x0 decodes to, before the move; at the
-            last step that of the finished image.
-        judge_score_B: the judge's cosine of the same image.
-        rank_B: −objective of the same image, by which trust goes where there is a judge.
-        trust_B: what the strength of this step was multiplied by because of the judge: 1, ½ or 0.
+            180 degrees. It is None if the direction is not known
+            (`guidance/guidance_direction.py`), and NaN for an image that was not moved.
+        guide_score_B: the cosine similarity by the guide of the image that x0 decodes to, before
+            the move. At the last step, it is that of the finished image.
+        judge_score_B: the cosine similarity by the judge of the same image.
+        rank_B: minus the objective of the same image. With a judge, `trust_B` depends on it.
+        trust_B: the factor of the strength of this step: 1, or ½ or 0 if the judge's score fell.
     """
 
     index: int
@@ -60,14 +60,14 @@ class Report:
 
     Attributes:
         method: the name of the method.
-        trace: what was seen at each step, of the images that were kept.
+        trace: a `Trace` of each step, for the images that were kept.
         warnings: the warnings of the run.
         steered: the number of steered steps.
-        skipped: the number of gradients of an image that were skipped because they were not
-            numbers.
+        skipped: the number of gradients that were skipped because they were NaN or infinite,
+            counted for each image.
         decoder: the decoder that was used, and why.
         choice: the method that "auto" chose.
-        candidates: for a method that draws candidates, the score_B of each; higher is better.
+        candidates: the score_B of each sample, for a method that draws several. Higher is better.
     """
 
     method: str = "shortcut"
@@ -100,8 +100,8 @@ class Report:
         ]
 
     def eased(self, i: int) -> int | None:
-        """Return the step from which on the steering of image i was weaker, or over, because what
-        is minimised got better while the judge's score fell; None if it never was."""
+        """Return the first step at which image i was steered less, or not at all, because of the
+        judge: the objective improved, but the judge's score fell. None if this never happened."""
         doubted = (s.index for s in self.trace if s.trust_B is not None and s.trust_B[i] < 1)
         return next(doubted, None)
 
@@ -151,7 +151,7 @@ class Step:
         samples: the number of images in the batch.
         guide_score_B: the latest scores of the guide.
         judge_score_B: the latest scores of the judge.
-        preview: decodes the current estimate of the images to image_N3HW.
+        preview: a function that decodes the current x0 and returns image_N3HW.
     """
 
     index: int

@@ -1,7 +1,7 @@
-"""One run of the pipeline as a method sees it: evaluations, outcomes, losses and gradients.
+"""One run of the pipeline, as a method sees it: evaluations, outcomes, losses and gradients.
 
-Shapes: B samples, ... the rest of a latent's shape (C, h, w; packed L, C; C, F, h, w of a video),
-N = B·F decoded images (F = 1 but for videos), 3 channels of H x W pixels.
+Shapes: B samples, ... the rest of a latent's shape (C, h, w; packed L, C; C, F, h, w of a video), N
+= B·F decoded images (F = 1 except for videos), 3 channels of H x W pixels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ NO_GRADIENT = (
 
 @dataclass(frozen=True)
 class Gradient:
-    """An objective at x0: what it decodes to, loss_B, and the gradient of their sum (as x0)."""
+    """The objective at x0: the decoded images, loss_B, and the gradient of the sum of the losses,
+    in the shape of x0."""
 
     image_N3HW: torch.Tensor
     loss_B: torch.Tensor
@@ -40,8 +41,8 @@ class Gradient:
 
 @dataclass(frozen=True)
 class At:
-    """One evaluation: what the denoiser got and gave, the noise level, and the x0 it means, as the
-    scheduler takes it. `eta` is what the pipeline passes to `step`, None if it does not."""
+    """One evaluation: the input and the output of the denoiser, the noise level, and x0 as the
+    scheduler computes it. `eta` is the argument of `step` that the pipeline passes, or None."""
 
     index: int
     timestep: int | float | torch.Tensor
@@ -54,10 +55,10 @@ class At:
 
 @dataclass
 class Outcome:
-    """What the scheduler is to step from, and what was seen on the way.
+    """What the scheduler continues with, and what the method has seen.
 
-    image_N3HW is the decoded x0, loss_B and gradient_B (rms over a sample) are those before any
-    move, `finite_B` is False where a gradient was not a number, `delta` is the move of x0.
+    image_N3HW is the decoded x0. loss_B and gradient_B (the rms over a sample) are those before any
+    move. `finite_B` is False for a gradient that was NaN or infinite. `delta` is the move of x0.
     """
 
     model_output: torch.Tensor
@@ -70,7 +71,7 @@ class Outcome:
 
 
 class Repeats(Protocol):
-    """What takes steps of a run again: see `travel`."""
+    """The interface of an object that repeats steps of a run: see `travel`."""
 
     def enlarge(self, scheduler: object) -> None:
         """Make room, after `set_timesteps`."""
@@ -90,21 +91,23 @@ class Run:
     """One run of the pipeline, as a method sees it.
 
     Attributes:
-        scheduler: the one that is stepped.
-        decode: x0 -> image_N3HW in [0, 1], differentiable.
-        objective: image_N3HW -> loss_N, as it is at the progress of the evaluation at hand.
-        generators: one a sample, which feed the objective.
-        streams: one a sample, for all else that a method draws.
-        warn: takes a sentence to the report and to the user.
-        total: how many evaluations the pipeline takes.
-        factor_B: of the strength, where trust fell or a gradient was no number; None is 1.
-        weight: of the strength: the factor of the whole objective at this progress.
-        memory: what a call method has for its own `start`, or what a method keeps.
-        repeats: what takes steps again, if the method asked for it.
-        chunk: views encoded at a time since memory ran out; None is all of them.
-        told: whether it was said that memory ran out.
-        missed: whether it was said that a score is not a number.
-        stop: has the pipeline take no more evaluations; None where it cannot be interrupted.
+        scheduler: the scheduler of the pipeline.
+        decode: a differentiable function from x0 to image_N3HW in [0, 1].
+        objective: a function from image_N3HW to loss_N, at the progress of the present evaluation.
+        generators: one for each sample. The objective draws from them.
+        streams: one for each sample, for all other random numbers of a method.
+        warn: a function that adds a sentence to the report and shows it to the user.
+        total: the number of evaluations of the run.
+        factor_B: the factors of the strength, below 1 if the judge's score fell or a gradient was
+            invalid; None is 1.
+        weight: the factor of the whole objective at this progress, which multiplies the strength.
+        memory: a value of a call method for its `start`, or the state of a method.
+        repeats: the object that repeats steps, if the method has one.
+        chunk: the number of views that are encoded at a time, since memory ran out; None is all.
+        told: whether the user has been told that memory ran out.
+        missed: whether the user has been told that a score is NaN.
+        stop: a function that makes the pipeline stop after this evaluation; None if it cannot be
+            interrupted.
     """
 
     scheduler: object
@@ -124,8 +127,8 @@ class Run:
     stop: Callable[[], None] | None = None
 
     def loss(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image_N3HW and loss_B, without gradients. A loss that is not a number is infinite,
-        which is the worst, and said once."""
+        """Return image_N3HW and loss_B, without gradients. A loss that is NaN becomes infinite,
+        which is the worst, with one warning."""
         with torch.no_grad(), without_autocast(x0.device):
             image_N3HW = self.decode(x0)
             loss_B = per_sample(self.objective, image_N3HW, self.generators)
@@ -193,7 +196,7 @@ class Run:
 
 
 def worst_of_none(loss_B: torch.Tensor) -> torch.Tensor:
-    """Return the losses, infinite where they are not numbers: the worst there is."""
+    """Return the losses. A loss that is NaN becomes infinite, which is the worst."""
     return torch.where(loss_B.isnan(), torch.inf, loss_B)
 
 

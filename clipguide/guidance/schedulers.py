@@ -1,9 +1,9 @@
-"""What differs between schedulers: the one table.
+"""The table of schedulers: how they keep their noise level and their history.
 
-Where a scheduler keeps the noise level of the evaluation at hand, what it carries from step to
-step, whether it draws noise, which evaluations belong to one step, and how it clips x0. Read from
-diffusers 0.42's sources; tests/test_schedulers.py proves each row on whole runs. `register` adds a
-row for a class of one's own.
+A row says where a scheduler keeps the noise level of the present evaluation, which tensors it
+carries from step to step, whether it draws noise, which evaluations belong to one step, and how it
+clips x0. The source is the code of diffusers 0.42. tests/test_schedulers.py tests each row on whole
+runs. `register` adds a row for your own class.
 
 Tensors: B images, ... the rest of a latent's shape.
 """
@@ -108,10 +108,10 @@ def _pndm(scheduler: object) -> bool:
 
 @dataclass(frozen=True)
 class Row:
-    """One scheduler. `sigma` reads the level of this evaluation, `history` names the tensors of B
-    images, or lists of these, that it carries to the next one; `begins` says whether this
-    evaluation is the first of its step; `last` is the timestep that its last step leads to,
-    negative if clean."""
+    """One scheduler. `sigma` reads the noise level of this evaluation. `history` names the
+    attributes that it carries to the next evaluation: tensors of B images, or lists of them.
+    `begins` says whether this evaluation is the first of its step. `last` is the timestep after its
+    last step, negative if the sample is then clean."""
 
     where: str
     history: tuple[str, ...] = ()
@@ -184,7 +184,7 @@ def register(name: str, *, like: str | Row, replace: bool = False) -> Row:
 
 
 def row(scheduler: object) -> Row:
-    """Return a scheduler's row. ClipguideError if it is not in the table."""
+    """Return the row of a scheduler. Raise ClipguideError if it is not in the table."""
     found = of_class(SCHEDULERS, scheduler)
     if found is None:
         raise ClipguideError(
@@ -195,7 +195,7 @@ def row(scheduler: object) -> Row:
 
 
 def check(scheduler: object) -> None:
-    """Raise ClipguideError if a scheduler cannot be steered, as it is set."""
+    """Raise ClipguideError if a scheduler cannot be steered with its present settings."""
     row(scheduler)
     if scheduler.config.get("invert_sigmas"):
         raise ClipguideError(
@@ -206,8 +206,8 @@ def check(scheduler: object) -> None:
 
 
 def prediction(scheduler: object) -> str:
-    """Return what the denoiser predicts, as `Level` names it. ClipguideError if that cannot be
-    steered."""
+    """Return the prediction type of the denoiser, as `Level` names it. Raise ClipguideError if it
+    cannot be steered."""
     where = row(scheduler).where
     if where is FLOW:
         return "flow"
@@ -224,14 +224,14 @@ def prediction(scheduler: object) -> str:
 
 
 def first_order(scheduler: object) -> bool:
-    """Return whether one evaluation is one step that looks at nothing before it: such a step can be
-    repeated, as time travel does."""
+    """Return whether a step is one evaluation that does not depend on earlier ones. Such a step can
+    be repeated, as time travel does."""
     return row(scheduler).first_order(scheduler)
 
 
 def stochastic(scheduler: object, eta: float | None = None) -> bool:
-    """Return whether steps draw noise. `eta` as the pipeline passes it to `step`, None if it does
-    not."""
+    """Return whether steps draw noise. `eta` is the argument that the pipeline passes to `step`, or
+    None."""
     return row(scheduler).stochastic(scheduler, eta)
 
 
@@ -241,7 +241,7 @@ def begins_step(scheduler: object) -> bool:
 
 
 def clipped(scheduler: object, x0: torch.Tensor) -> torch.Tensor:
-    """Return x0 as the scheduler takes it: cut to a range, where it is set so."""
+    """Return x0 as the scheduler uses it: clipped to a range if its configuration says so."""
     if scheduler.config.get("thresholding"):
         return scheduler._threshold_sample(x0)
     if scheduler.config.get("clip_sample"):

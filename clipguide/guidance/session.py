@@ -1,9 +1,9 @@
 """The runs of a pipeline while its context is open, and what happens at each evaluation.
 
-A run begins at the first step after the pipeline set its timesteps, and ends with its last step,
-the call's end, or the next beginning. From (model_output, timestep, sample) a step computes x0,
-lets the method act on it, maps what came of it back to a model_output and calls the original step.
-The model_output is the one after classifier-free guidance.
+A run begins at the first step after the pipeline set its timesteps. It ends with its last step, the
+end of the call, or the beginning of the next run. Each step computes x0 from (model_output,
+timestep, sample), calls the method, converts the result to a model_output, and calls the original
+step. The model_output is that after classifier-free guidance.
 
 Shapes: B samples, N decoded images, 3 channels of H x W pixels.
 """
@@ -35,13 +35,13 @@ from .tape import Tape
 
 
 class Session:
-    """The function through which the steps of a tapped scheduler go.
+    """The function that replaces the step of the scheduler.
 
     Args:
         pipe: the pipeline.
         plan: the checked arguments of `steer`.
-        decoder: x0 to images.
-        direction: the direction of classifier-free guidance, if it can be known.
+        decoder: decodes x0.
+        direction: the hook for the direction of classifier-free guidance.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Session:
         self._steps = steps
 
     def set_timesteps(self, scheduler: object) -> None:
-        """End what ran before: the pipeline set its timesteps."""
+        """End the previous run, because the pipeline has set its timesteps."""
         self.end()
         self._direction.forget()
         if self._repeats is not None and self.mode.method is not None:
@@ -152,7 +152,7 @@ class Session:
         *args: object,
         **kwargs: object,
     ) -> object:
-        """Step the scheduler from what the method makes of this evaluation."""
+        """Call the method for this evaluation, and then the step of the scheduler."""
         method, scheduler = self.mode.method, self.pipe.scheduler
         self._check_mode()
         if self._over:
@@ -194,7 +194,7 @@ class Session:
     def _evaluation(
         self, model_output: torch.Tensor, timestep: object, sample: torch.Tensor, eta: float | None
     ) -> At:
-        """The evaluation at hand; the run's objective becomes that of its progress."""
+        """Return the present evaluation, and set the objective of the run to its progress."""
         scheduler, run = self.pipe.scheduler, self.run
         level = noise_levels.level(scheduler, timestep)
         model_output = self._cfg_window(model_output, sample, level.noise)
@@ -205,7 +205,7 @@ class Session:
         return At(self._index, timestep, level, sample, model_output, x0, eta)
 
     def _end_preview(self, at: At, outcome: Outcome) -> None:
-        """Previewed, where the run was to come this far."""
+        """Raise Previewed if the run was to end at this step."""
         mode = self.mode
         if mode.until is not None and at.index + 1 >= mode.until * self.run.total:
             x0 = self._meant(at, outcome)
@@ -213,7 +213,7 @@ class Session:
             raise Previewed(-self.finishing(x0, selecting=True).loss(x0)[1].cpu())
 
     def _meant(self, at: At, outcome: Outcome) -> torch.Tensor:
-        """The x0 that an outcome means, as the scheduler takes it."""
+        """Return the x0 of an outcome, as the scheduler computes it."""
         x0 = at.level.x0(outcome.model_output, outcome.sample)
         return schedulers.clipped(self.pipe.scheduler, x0)
 
@@ -274,8 +274,8 @@ class Session:
         return Outcome(kept.model_output.to(device), sample, finite_B=kept.finite_B)
 
     def _image(self, at: At, outcome: Outcome, replayed: object) -> Callable[[], torch.Tensor]:
-        """The decoded x0 before the method moved it. That of the last step is the finished image:
-        by the VAE itself, after the move, and clipped as the pipeline clips it."""
+        """Return the decoded x0 before the method moved it. At the last step, return the finished
+        image: decoded by the VAE after the move, and clipped as the pipeline clips it."""
         last = at.index == self.run.total - 1
         still = outcome.model_output is at.model_output and outcome.sample is at.sample
         meant = replayed or (last and not still)  # what the scheduler goes on from

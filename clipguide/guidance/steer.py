@@ -1,6 +1,7 @@
-"""`with steer(pipe, "a red fox"): pipe("a fox")`: an unmodified diffusers pipeline, steered.
+"""Steer an unmodified diffusers pipeline: `with steer(pipe, "a red fox"): pipe("a fox")`.
 
-What is asked for is checked here, and made: the context itself is in `steering`.
+This module checks the arguments, and makes the objective and the decoder. The context that `steer`
+returns is in `steering`.
 """
 
 from __future__ import annotations
@@ -65,63 +66,64 @@ def steer(
     budget: float | None = None,
     **options: object,
 ) -> Steering:
-    """Return a context in which `pipe(…)` is steered, or `s(…)` by any method.
+    """Return a context that steers the pipeline.
 
-    Every argument is checked before anything is loaded or drawn: the family of the pipeline, its
-    scheduler, the method, the decoder, the CLIPs. If `strength`, `window`, `every` or `inner` is
-    None, the method's own value is used.
+    In `with steer(pipe, …) as s`, step methods steer `pipe(…)`, and all methods steer `s(…)`. Every
+    argument is checked before anything is loaded or drawn. If `strength`, `window`, `every` or
+    `inner` is None, the default of the method is used.
 
     Args:
-        pipe: a diffusers pipeline whose class and scheduler are in the tables of this package.
-        objective: what to minimise: an Objective; a function or module from images to one loss
-            each; or prompts, one for all images or a list as the pipeline takes it. A factor or a
-            schedule of the whole objective scales the strength.
-        method: a name in METHODS, its class, or an instance such as `Particles(number=8)`. "auto"
-            chooses the method that gains most for `budget`, its decoder, and for prompts the
-            cutouts.
+        pipe: a diffusers pipeline whose class and scheduler clipguide knows.
+        objective: what to minimise. It is an Objective; a function or module that takes images and
+            returns one loss for each; or prompts, which are one for all images or a list as the
+            pipeline takes it. A factor or a schedule of the whole objective scales the strength.
+        method: the name of a method, its class, or an instance such as `Particles(number=8)`.
+            "auto" chooses the method with the highest gain for `budget`, and its decoder. If the
+            objective is a prompt, "auto" also chooses the number of cutouts.
         clip: the CLIP that reads the prompts; by default that of the pipeline's family. If you give
             a name and the denoiser has 16 bits, the CLIP computes in bfloat16, unless the name says
             otherwise, as in "mini@cuda:float32".
-        judge: a CLIP that scores on the prompts of the objective and does not steer; or a
-            Similarity.
-        select: the objective that selects among candidates, for methods that have candidates, and
-            by which particles, rollover and lookahead work. It needs no gradient.
-        strength: the length of a step as a fraction of rms(x0). A number (0 changes no bit); a
-            schedule such as "0.1@0..0.5" over progress from 0 (pure noise) to 1 (clean); or a
+        judge: a CLIP that scores the images against the prompts of the objective and does not
+            steer; or a Similarity.
+        select: the objective that "best-of", "particles", "rollover" and "lookahead" use in place
+            of `objective`. It needs no gradient.
+        strength: the length of a move, as a fraction of the rms of x0: a number, where 0 changes no
+            bit; a schedule such as "0.1@0..0.5", where 0 is pure noise and 1 the clean image; or a
             function of the noise level.
         window: the noise levels to steer at: 1 is pure noise, 0 is clean.
-        cfg_window: the noise levels at which the pipeline's own classifier-free guidance applies.
-            At other levels, the scheduler gets the output for the prompt without guidance, which
-            saves no time. It works for pipelines that evaluate both prompts in one batch. Source:
-            Kynkäänniemi et al. 2024, a limited interval.
+        cfg_window: the noise levels at which the pipeline's own classifier-free guidance applies
+            (Kynkäänniemi et al. 2024). At other levels, the guidance scale is 1. This saves no
+            time. It works for pipelines that evaluate both prompts in one batch.
         every: steer at every k-th step of the window.
         inner: the number of moves in a step, which share its strength.
-        decoder: what decodes x0. "vae" is the pipeline's own. "tiny" is that of `tiny`. "linear" is
-            a map from latents to RGB, which is fitted to the VAE in seconds. "auto" is the VAE if
-            its gradient fits `budget` and `memory`, counted from sizes; otherwise a tiny decoder on
-            this machine; otherwise the linear map. A function takes latents as the VAE does and
-            returns image_B3HW in [0, 1]. A rung of the ladder may follow "vae" and "tiny", as in
-            "vae:half". The report says which decoder it was. The VAE always decodes for the score
-            of the last step.
-        tiny: an AutoencoderTiny for the pipeline's latents; a local folder of one; or "hub", which
-            downloads TAESD of the pipeline's family. One in the cache of the hub is found without
-            it.
+        decoder: what decodes x0. "vae" is the VAE of the pipeline. "tiny" is the decoder of `tiny`.
+            "linear" is a linear map from latents to RGB, which is fitted to the VAE in seconds.
+            "auto" is the VAE if the estimated cost of its gradient fits `budget` and `memory`;
+            otherwise a tiny decoder that is on this machine; otherwise the linear map. A level of
+            memory may follow "vae" and "tiny", as in "vae:half". A function takes latents as the
+            VAE does and returns image_B3HW in [0, 1]. The report names the decoder. The VAE always
+            decodes the finished image, for the score of the last step.
+        tiny: an AutoencoderTiny for the latents of the pipeline; a folder of one; or "hub", which
+            downloads the TAESD of the pipeline's family. A TAESD in the cache of the hub is found
+            without this argument.
         memory: the memory in GiB that the decoder and its gradient may use besides the weights; by
             default 4, or 80 % of the free memory if that is less.
         like: for a community pipeline, a known class with the same latents, such as
             "StableDiffusionPipeline".
-        score_every: score at every k-th step and at the last. The judge may stop the steering
-            there.
+        score_every: score at every k-th step and at the last step. At these steps, the judge may
+            reduce or stop the steering.
         trace: whether to score at every step, for `report.rows`. It changes no bit of an image.
-        generators: one on the CPU for each image, for its views; or one for the first image, from
-            which those of the others are counted. By default all have the same seed.
+        generators: the random generators of the views, on the CPU: one for each image; or a single
+            one for the first image, and image i then gets a new one with its seed plus i. By
+            default, every image gets a generator with seed 0.
         on_step: a function that is called after each step.
-        tape: a folder that keeps each step of the first call of s(…). If it has steps of the same
-            call, which was interrupted, the call continues from the last one, with the same bits.
-            Methods that remember earlier steps start again.
-        budget: a multiple of the cost of plain sampling, from 1. With method "auto" it limits the
-            whole cost, 4 by default. Otherwise it limits the decoder "auto", 1.2 by default.
-        **options: options of the method, such as `number=8` for particles.
+        tape: a folder to which the first call of s(…) saves each step. If the folder has the steps
+            of the same call, which was interrupted, the call continues after the last of them, with
+            the same bits. A method that keeps a state between steps starts again.
+        budget: the highest cost, as a multiple of that of plain sampling, from 1. With method
+            "auto", it limits the whole cost, and is 4 by default. Otherwise it limits the choice of
+            decoder "auto", and is 1.2 by default.
+        **options: options of the method, such as `number=8` for "particles".
 
     Raises:
         ClipguideError: the pipeline cannot be steered, or is already steered.
@@ -176,8 +178,7 @@ def steer(
 
 
 def check_gradients(objective: object, method: Method, select: Objective | None = None) -> None:
-    """Raise UsageError where a method takes the gradient of an objective that has none; `select` is
-    what one without gradients goes by in its stead."""
+    """Raise UsageError if the method needs a gradient and the objective has none."""
     if not isinstance(objective, Objective) or method.idle or not method.needs_gradient:
         return
     if without := without_gradient(objective):
@@ -268,7 +269,7 @@ def _loaded(clip: Clip | str, pipe: object, dtype: str = "float32") -> Clip:
 
 
 def guide_dtype(pipe: object) -> str:
-    """Return what a guide that is named computes in: in bfloat16 beside a denoiser in 16 bits or
-    less."""
+    """Return the dtype of a guide that is given by name: bfloat16 if the denoiser has 16 bits or
+    fewer, otherwise float32."""
     dtype = getattr(denoiser(pipe), "dtype", None) or torch.float32
     return "bfloat16" if dtype.itemsize < 4 else "float32"

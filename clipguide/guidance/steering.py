@@ -1,7 +1,4 @@
-"""The context of `steer`: what is patched while it is open, and the call s(…).
-
-Methods that run the pipeline themselves do so in `s(…)` of `with steer(pipe, …) as s`.
-"""
+"""The context of `steer`. It patches the scheduler while it is open, and has the call `s(…)`."""
 
 from __future__ import annotations
 
@@ -28,9 +25,9 @@ from .tape import Tape, replaying
 
 
 class Steering:
-    """The context of `steer`. `report` describes the latest run inside it.
+    """The context that `steer` returns. `report` describes the latest run inside it.
 
-    A server may call `attach` and `detach` in place of the `with` block.
+    If a `with` block does not fit your program, for example a server, call `attach` and `detach`.
     """
 
     def __init__(self, pipe: object, plan: Plan, decoder: Decoder) -> None:
@@ -73,14 +70,21 @@ class Steering:
 
     @property
     def decoder(self) -> str:
-        """Return what decodes x0, as the argument of that name takes it: "auto" while that has not
-        chosen, then its choice, with its rung of the ladder, as "vae:half"."""
+        """Return the decoder, as a value of the argument `decoder`, such as "vae:half".
+
+        It is "auto" until "auto" has chosen.
+        """
         return self._decoder.name
 
     @property
     def prompt(self) -> object:
-        """Return what is steered towards: one prompt or a list. Set, it holds from the next run on,
-        read by the same CLIPs. UsageError if the objective is more than a similarity to prompts."""
+        """Return the prompt or the list of prompts that the objective compares with.
+
+        You can set it. The next run then steers towards the new prompts, with the same CLIPs.
+
+        Raises:
+            UsageError: you set it, and the objective is not a single Similarity.
+        """
         return None if self.guide is None else self.guide.prompts
 
     @prompt.setter
@@ -140,8 +144,16 @@ class Steering:
     def expect(
         self, *, height: int | None = None, width: int | None = None, steps: int | None = None
     ) -> None:
-        """Announce what is drawn in the context, for a pipeline without its own `__call__`: the
-        size in pixels, which packed latents do not show, and the number of steps."""
+        """Tell clipguide the size and the number of steps of the next run.
+
+        Call this only if you write the sampling loop yourself, without the pipeline's `__call__`.
+
+        Args:
+            height: the height of the images in pixels. The shape of packed latents does not give
+                it.
+            width: the width of the images in pixels.
+            steps: the number of steps.
+        """
         if height and width:
             self._decoder.set_size(height, width)
         if steps is not None:
@@ -149,8 +161,8 @@ class Steering:
 
     # ------------------------------------------------------------ a call
     def __call__(self, *args: object, **settings: object) -> object:
-        """Run the pipeline with the method. The arguments and the result are those of the pipeline.
-        """
+        """Run the pipeline with the method. Take the arguments of the pipeline, and return its
+        result."""
         if self._stack is None:
             raise ClipguideError("Enter the context first: with steer(…) as s: s(…).")
         arguments = _bound(self.pipe, args, settings)
@@ -169,7 +181,7 @@ class Steering:
 
     @contextlib.contextmanager
     def _taping(self, arguments: dict[str, object]):
-        """Return whether this call is on the tape: the first one of the context."""
+        """Open a context in which the call is saved to the tape, or continues from it."""
         session, plan = self._session, self._session.plan
         tape, self._tape = Tape(self._tape), None
         weights = {k: v for k, v in self.pipe.components.items() if isinstance(v, torch.nn.Module)}
@@ -177,7 +189,7 @@ class Steering:
         said = (plan.objective, plan.select, plan.method, plan.judge, plan.generators)
         said = (*said, self._decoder.asked, plan.score_every, plan.cfg_window)
         tape.begin(digest(said, arguments, weights, scheduler))
-        if tape.decoder:  # whatever memory is free by now
+        if tape.decoder:  # the same decoder, even if less memory is free now
             self._decoder.take(tape.decoder)
         session.tape = tape
         try:

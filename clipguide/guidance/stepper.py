@@ -1,7 +1,7 @@
-"""The scheduler's own step from what a method made of an evaluation.
+"""Call the scheduler's own step with the outcome of a method.
 
-A method computes in float32. Where it moved something the scheduler steps in float32 too, so that
-small moves are not lost to rounding, and the pipeline gets the result in the type of its sample.
+A method computes in float32. If it moved x0, the scheduler also steps in float32, so that small
+moves are not lost to rounding. The pipeline gets the result in the dtype of its sample.
 
 Shapes: B samples, ... the rest of a latent's shape.
 """
@@ -23,11 +23,11 @@ class Stepper:
 
     Args:
         run: the run.
-        differentiable: whether gradients go through the denoiser. No graph then stays in the
-            scheduler's history, and each sample is a leaf that the next evaluation starts from.
+        differentiable: whether gradients go through the denoiser. The history of the scheduler then
+            keeps no graph, and each sample is a leaf from which the next evaluation starts.
 
-    `last_x0` is the clean latent that the latest step led to, or if its sample is noisy still, that
-    of the evaluation before it.
+    `last_x0` is the clean latent after the latest step. If the sample is still noisy, it is the x0
+    of the evaluation before.
     """
 
     def __init__(self, run: Run, *, differentiable: bool) -> None:
@@ -44,13 +44,13 @@ class Stepper:
         args: tuple,
         kwargs: dict,
     ) -> object:
-        """Step, and return what the scheduler returns.
+        """Call the step, and return what the scheduler returns.
 
         Args:
-            original: the scheduler's `step`.
+            original: the `step` of the scheduler.
             at: the evaluation.
-            outcome: what to step from.
-            after: the method's change of the new sample; None is none.
+            outcome: what to continue with.
+            after: a function that changes the new sample, or None.
             args: further arguments of `step`.
             kwargs: further arguments of `step`, by name.
         """
@@ -71,7 +71,7 @@ class Stepper:
         return stepped
 
     def _previous(self, previous: torch.Tensor, after: After | None, at: At) -> torch.Tensor:
-        """The scheduler's new sample, as the pipeline is to get it."""
+        """Return the new sample of the scheduler, as the pipeline gets it."""
         run = self._run
         if after is not None:
             previous, self._wide = after(previous), True

@@ -109,8 +109,8 @@ def _empty(kind: type) -> object:
 
 
 def _replaceable(make: Callable[[], Callable]) -> property:
-    """An attribute that goes before the instance's own; what is set in its place holds until it is
-    deleted."""
+    """Return an attribute of a class that takes precedence over that of the instance. A value that
+    is set in its place holds until it is deleted."""
     replaced: list[Callable] = []
 
     def get(self: object) -> Callable:

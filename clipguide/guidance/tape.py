@@ -1,10 +1,10 @@
-"""A tape of one run: what goes on from its last step after a stop, with the same bits.
+"""A tape: the steps of one run on disk, from which an interrupted run continues with the same bits.
 
-At each step the scheduler's input is kept, as the method made it, with the states of the generators
-that the objective draws from and what was seen. A run that finds a tape gives the scheduler these
-inputs again, which rebuilds its history and draws what it drew, and asks the denoiser, the decoder
-and the CLIP for nothing until the tape ends. A tape is of one run: its digest covers the objective,
-the method, all arguments of the call and all weights (`guidance/digest.py`).
+The tape keeps for each step the input of the scheduler, the states of the generators that the
+objective draws from, and the trace. A run that finds a tape passes these inputs to the scheduler
+again, which restores its history and its random numbers. Until the tape ends, the denoiser, the
+decoder and the CLIP do not run. A tape belongs to one run: its digest covers the objective, the
+method, all arguments of the call and all weights (`guidance/digest.py`).
 
 Shapes: B samples.
 """
@@ -61,7 +61,9 @@ class Tape:
 
     @property
     def replaying(self) -> bool:
-        """Return whether the step that comes next is on the tape."""
+        """Open a context in which a denoiser returns zeros in the shape of its output, and computes
+        nothing, while a tape is replayed. After that it works as before, and its shapes are written
+        to the tape."""
         return self.position < len(self._kept)
 
     def begin(self, digest: str) -> None:

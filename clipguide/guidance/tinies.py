@@ -34,8 +34,8 @@ WIDTHS = [128, 256, 512, 512]  # of the VAEs that they were distilled from
 
 
 def load_tiny(folder: str | Path) -> nn.Module:
-    """Load an AutoencoderTiny. UsageError if `folder` holds none, ClipguideError if it is damaged.
-    """
+    """Load an AutoencoderTiny. Raise UsageError if `folder` has none, ClipguideError if it is
+    damaged."""
     from diffusers import AutoencoderTiny
 
     if not (Path(folder) / "config.json").is_file():
@@ -48,8 +48,8 @@ def load_tiny(folder: str | Path) -> nn.Module:
 
 
 def name_on_hub(pipe: object) -> str | None:
-    """Return the hub's tiny decoder of a pipeline's VAE; None where there is none, or another VAE.
-    """
+    """Return the name on the hub of the tiny decoder for a pipeline's VAE, or None if there is none
+    for this VAE."""
     config = getattr(getattr(pipe, "vae", None), "config", {})
     for begin, name, scales in NAMES:
         if any(base.__name__.startswith(begin) for base in type(pipe).__mro__):
@@ -59,11 +59,12 @@ def name_on_hub(pipe: object) -> str | None:
 
 
 def from_hub(pipe: object, *, download: bool) -> nn.Module | None:
-    """Load a pipeline's tiny decoder by name; without `download` None unless it is in the cache.
+    """Load the tiny decoder of a pipeline by its name on the hub. Without `download`, return None
+    unless it is in the cache.
 
     Raises:
-        UsageError: `download`, and there is none for this pipeline.
-        ClipguideError: `download`, and it cannot be downloaded.
+        UsageError: with `download`, there is none for this pipeline.
+        ClipguideError: with `download`, it cannot be downloaded.
     """
     from diffusers import AutoencoderTiny
 
@@ -86,12 +87,11 @@ def from_hub(pipe: object, *, download: bool) -> nn.Module | None:
 
 
 def found(pipe: object, tiny: nn.Module | str | Path | None, *, needed: bool) -> nn.Module | None:
-    """Return the tiny decoder that `tiny` says: a model, a folder, or HUB.
-
-    If `tiny` is None, it is that of the hub's cache where one is `needed`, else None.
+    """Return the tiny decoder of the argument `tiny`: a model, a folder, or HUB. If `tiny` is None,
+    return the one in the cache of the hub if it is `needed`, otherwise None.
 
     Raises:
-        UsageError: one is needed, and none is at hand.
+        UsageError: one is needed, and none is on this machine.
     """
     if tiny == HUB:
         return from_hub(pipe, download=True)
@@ -108,7 +108,7 @@ def found(pipe: object, tiny: nn.Module | str | Path | None, *, needed: bool) ->
 
 
 def decode(tiny: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
-    """Decode latents as the model has them, unscaled, to image_N3HW about in [0, 1]."""
+    """Decode unscaled latents to image_N3HW, about in [0, 1]."""
     config = tiny.config
     latents_NChw = latents_NChw / config.get("scaling_factor", 1.0)
     latents_NChw = latents_NChw + (config.get("shift_factor") or 0.0)

@@ -1,8 +1,8 @@
-"""Time travel: each step of a first-order sampler taken several times, noised back in between.
+"""Time travel: take each step of a first-order sampler several times, with new noise in between.
 
-Lugmayr et al. 2022 (RePaint), Yu et al. 2023 (FreeDoM, algorithm 2): from the new sample x_s back
-to x_t = (α_t/α_s) x_s + √(σ_t² − (α_t/α_s)² σ_s²) ε, the forward process between the two levels.
-The entries of `scheduler.timesteps` that the pipeline reads are repeated.
+Sources: Lugmayr et al. 2022 (RePaint), Yu et al. 2023 (FreeDoM, algorithm 2). The new sample x_s
+becomes x_t = (α_t/α_s) x_s + √(σ_t² − (α_t/α_s)² σ_s²) ε, by the forward process between the two
+levels. The entries of `scheduler.timesteps` that the pipeline reads are repeated.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Travel:
         return index % self.times < self.times - 1
 
     def back(self, at: At, previous: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Return the sample, noised from where the step of `at` led back to where it began, in
-        float32 or better."""
+        """Return the sample with new noise, from the level after the step of `at` back to the level
+        before it, in float32 or a more exact dtype."""
         here, there = at.level, next_level(self.scheduler, at.timestep)
         ratio = here.alpha / there.alpha
         spread = math.sqrt(max(0.0, here.sigma**2 - ratio**2 * there.sigma**2))

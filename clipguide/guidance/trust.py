@@ -1,7 +1,8 @@
-"""When a guide is being fooled: what is optimised climbs while the judge's score falls.
+"""Notice when steering fools the guide: the objective improves while the judge's score falls.
 
-Gao et al. 2023, "Scaling laws for reward model overoptimization": what is optimised goes on rising
-when what is meant has begun to fall. The judge, which nothing optimises, is the alarm.
+Source: Gao et al. 2023, "Scaling laws for reward model overoptimization": the score that is
+optimised still rises when the quality that is meant has begun to fall. Nothing optimises the judge,
+so its score shows this.
 
 Shapes: B samples.
 """
@@ -23,8 +24,8 @@ class Trust:
         self._bad_B = torch.zeros(batch, dtype=torch.long)
 
     def see(self, rank_B: torch.Tensor, judge_B: torch.Tensor) -> torch.Tensor:
-        """See −objective and the judge's score of one step, and return True_B where the factor
-        fell."""
+        """Take minus the objective and the judge's score of one step. Return a tensor of B that is
+        True where the factor fell."""
         if self._judge_B is None:
             self._rank_B, self._judge_B = rank_B.clone(), judge_B.clone()
             self._gain_B = MARGIN * rank_B.abs()

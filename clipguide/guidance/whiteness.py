@@ -1,22 +1,22 @@
 """White noise, block by block of its spectrum.
 
 The coefficients of white Gaussian noise in any real orthonormal basis are independent N(0, 1). The
-basis here is Hartley's, Re − Im of the Fourier transform, whose coefficients at k and −k are those
-of one frequency. They are sorted by frequency and cut into blocks of about BLOCK. In a block of n
-the magnitudes of white noise have
+basis here is that of Hartley, Re − Im of the Fourier transform. Its coefficients at k and −k belong
+to one frequency. They are sorted by frequency and divided into blocks of about BLOCK. In a block of
+n, the magnitudes of white noise have
 
     Σ|h| ≈ n·√(2/π),    Σh² ≈ n,
 
-the means of a half-normal and of a chi-square distribution. `whitened` is the nearest point where
-both hold exactly. That is the idea of GPER (Hwang & Sung, "Gradient preconditioning for efficient
-and reliable reward-guided generation", ICML 2026, arXiv 2602.08646): noise is kept in a compact set
-of blockwise ℓ1 and ℓ2 norms in the spectrum, by a projection in closed form. Only the paper's
-summary could be read where this was written: basis, blocks and formulas are our own reading. The
-nearest point of given ℓ1 and ℓ2 norms is Hoyer's (2004, "Non-negative matrix factorization with
-sparseness constraints", section 3.3).
+the means of a half-normal and of a chi-square distribution. `whitened` returns the nearest point at
+which both hold exactly. This is the idea of GPER (Hwang & Sung, "Gradient preconditioning for
+efficient and reliable reward-guided generation", ICML 2026, arXiv 2602.08646): a projection in
+closed form keeps the noise in a compact set of blockwise ℓ1 and ℓ2 norms of the spectrum. The
+authors of clipguide could read only the abstract of the paper. The basis, the blocks and the
+formulas are their own. The nearest point with given ℓ1 and ℓ2 norms is that of Hoyer (2004,
+"Non-negative matrix factorization with sparseness constraints", section 3.3).
 
-Shapes: B samples, ... the rest of a latent's shape (C, h, w; packed L, C; C, F, h, w of a video),
-R rows of M coefficients, one row a channel of a sample.
+Shapes: B samples, ... the rest of a latent's shape (C, h, w; packed L, C; C, F, h, w of a video), R
+rows of M coefficients, one row for each channel of a sample.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Spectrum:
     """The blocks of the spectrum of latents of one shape.
 
     Args:
-        shape: of the latents, B, C, ... or, packed, B, L, C.
-        device: of the latents.
+        shape: the shape of the latents: B, C, ... or packed, B, L, C.
+        device: the device of the latents.
     """
 
     def __init__(self, shape: torch.Size, device: torch.device) -> None:

@@ -1,7 +1,8 @@
-"""Objectives: image_B3HW in [0, 1] -> loss_B, one loss an image, lower is better.
+"""Objectives: image_B3HW in [0, 1] -> loss_B, one loss for each image. Lower is better.
 
-They add and scale: `Similarity(clip, "a red fox") + 0.1 * TotalVariation()`. No objective sums or
-averages over the batch; only the driver that takes the gradient does.
+You can add objectives and multiply them by numbers: `Similarity(clip, "a red fox") + 0.1 *
+TotalVariation()`. No objective sums or averages over the batch. Only the code that takes the
+gradient sums the losses.
 """
 
 from collections.abc import Callable

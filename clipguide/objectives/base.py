@@ -1,4 +1,4 @@
-"""What all objectives share: how they add and scale.
+"""The base class of all objectives, and their sums, products and schedules.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """

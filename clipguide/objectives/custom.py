@@ -1,4 +1,4 @@
-"""Objectives of one's own: a function or a module.
+"""Your own objectives: a function or a module.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """
@@ -15,8 +15,9 @@ from .base import Objective, fresh_generators
 
 
 class Custom(Objective):
-    """A function of one's own, or a module: image_B3HW in [0, 1] -> loss_B, or with the generators
-    as a second argument. UsageError where it gives anything else than a loss for each image."""
+    """An objective from your function or module. It takes image_B3HW in [0, 1], and optionally the
+    generators as a second argument, and returns loss_B. Raise UsageError if it returns anything
+    else than one loss for each image."""
 
     def __init__(self, function: Callable[..., torch.Tensor]) -> None:
         self.function, self._takes_generators = function, _takes_two(function)
@@ -42,7 +43,8 @@ class Custom(Objective):
 
 
 def as_objective(given: Objective | Callable[..., torch.Tensor]) -> Objective:
-    """The objective, or one of a function or module. UsageError for anything else."""
+    """Return an objective: the given one, or one made from a function or module. Raise UsageError
+    for anything else."""
     if isinstance(given, Objective):
         return given
     if callable(given) and not inspect.isclass(given):
@@ -53,10 +55,10 @@ def as_objective(given: Objective | Callable[..., torch.Tensor]) -> Objective:
 
 
 def _takes_two(function: Callable) -> bool:
-    """Whether a function, or a module's `forward`, has two arguments that it must be given."""
+    """Return whether a function, or the `forward` of a module, has two required arguments."""
     try:
         parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
-    except (TypeError, ValueError):  # one of C's
+    except (TypeError, ValueError):  # a function in C
         return False
     places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len([p for p in places if p.default is p.empty]) == 2

@@ -92,7 +92,7 @@ class Encoder:
 
 
 class Sources:
-    """Images that others are compared with: one for all, or a list as of prompts."""
+    """Images that other images are compared with: one for all, or a list, as for prompts."""
 
     def __init__(self, pictures: Pictures) -> None:
         if isinstance(pictures, torch.Tensor) and pictures.ndim == 4:

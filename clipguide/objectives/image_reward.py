@@ -1,8 +1,8 @@
-"""ImageReward (Xu et al. 2023): BLIP's text encoder reads an image, and a head reads its first
-token.
+"""ImageReward (Xu et al. 2023): the text encoder of BLIP reads the prompt and attends to the image,
+and a head computes the score from its first token.
 
-Its checkpoint has the names of BLIP's own code. The modules here are those of transformers, because
-its package needs transformers 4.
+The names of the weights in its checkpoint are those of BLIP's own code. The modules here are those
+of transformers, because the package of ImageReward needs transformers 4.
 
 Shapes: B images, 3 channels, H rows, W columns, L tokens.
 """

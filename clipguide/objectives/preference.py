@@ -102,7 +102,7 @@ class HPSv2(Preference):
 def _open_clip(
     path: str | os.PathLike, model: str, *, device: str, dtype: str, trust_pickle: bool
 ) -> Clip:
-    """A Clip of an open_clip architecture with the weights of a file."""
+    """Return the Clip of an open_clip architecture with the weights of a file."""
     to_dtype(dtype)
     to_device(device)
     weights = load_weights(path, trust_pickle=trust_pickle)

@@ -1,4 +1,4 @@
-"""Objectives that follow the progress of sampling, and what is left of them at its end."""
+"""Objectives that change with the progress of sampling."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _ROUNDING = 1e-9
 class Scheduled(Objective):
     """An objective whose weight follows a schedule: `Scheduled(objective, "0.2@0..0.4")`.
 
-    It has a value only at a progress. The driver calls `objective.at(progress)` before each step.
-    Sums, products and the other compositions pass the call on. Where the weight is 0, the result is
-    `Nothing`, which costs no time.
+    Its value depends on the progress of sampling, so it has none by itself. `steer` and `Loop` call
+    `objective.at(progress)` before each step. Sums, products and other compositions call `at` of
+    their parts. If the weight is 0, the result takes no time.
     """
 
     def __init__(self, objective: Objective, spec: Spec) -> None:
@@ -79,8 +79,8 @@ class InTurn(Objective):
 
 
 def finished(objective: Objective) -> Objective:
-    """The objective that ranks finished images: as it is at the end, or where nothing of it is left
-    there by its schedules, as it is last."""
+    """Return the objective that ranks finished images: the objective at the end of the run, or if
+    its schedules are 0 there, at the last progress at which they are not."""
     for hundredth in range(100, -1, -1):
         at = objective.at(hundredth / 100)
         if not isinstance(at, Nothing):

@@ -41,7 +41,7 @@ class Similarity(Objective):
         views: the crops that are embedded; the whole image if None.
         kind: "spherical", "dot" or "directional".
         source: for "directional", the prompt of the source image.
-        source_image: for "directional", one image for all, or a list as of prompts.
+        source_image: for "directional", one image for all, or a list, as for `prompts`.
         chunk: the largest number of views that are encoded at a time. A small chunk needs less
             memory, and about a third more time.
 
@@ -153,7 +153,7 @@ class InitSimilarity(Objective):
 
     Args:
         clip: the CLIP that embeds the images.
-        init: one image for all, or a list as of prompts in `Similarity`.
+        init: one image for all, or a list, as for the prompts of `Similarity`.
         views: the crops that are embedded; the whole image if None.
         chunk: the largest number of views that are encoded at a time.
     """

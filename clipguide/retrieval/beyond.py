@@ -50,14 +50,21 @@ def update(
     prune: bool = False,
     passed: list[str] | None = None,
 ) -> Iterator[Progress]:
-    """As `retrieval.update`, by Ray: `sources` may be URLs of fsspec's too (s3://bucket/folder).
+    """Update an index like `retrieval.update`, with actors of Ray.
 
-    `workers` actors (by default one a GPU of the cluster, or one a processor) load the engine's
-    CLIP by its name on `device`, and decode by `threads` each. The cluster is that of $RAY_ADDRESS,
-    or else this machine. The engine's cache is of one machine, and not used.
+    Args:
+        sources: folders, files and patterns, or URLs of fsspec such as s3://bucket/folder.
+        workers: the number of actors; by default one for each GPU of the cluster, or for each
+            processor. Each loads the CLIP of the engine by its name.
+        device: the device of each actor.
+        threads: the number of decoding threads of each actor.
 
-    UsageError where Ray is not installed, and as `retrieval.update`; ClipguideError if actors die
-    over and over, or write where the driver does not see it.
+    The cluster is that of $RAY_ADDRESS, or this machine. The cache of the engine is not used,
+    because it belongs to one machine.
+
+    Raises:
+        UsageError: Ray is not installed; or as `retrieval.update`.
+        ClipguideError: actors die repeatedly, or write where the driver cannot read.
     """
     for name, value in {"workers": workers, "threads": threads}.items():
         if value is not None and value < 1:

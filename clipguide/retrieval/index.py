@@ -41,12 +41,13 @@ def update(
         sources: folders, files and patterns, as in `clipguide.engine.find`.
         engine: the engine that embeds the images.
         recursive: whether subfolders are indexed too.
-        captions: a table with the captions of images: see `Captions`.
+        captions: the captions of the images, as `Captions(path)` reads them from a table with the
+            columns `path` and `caption`.
         verify: whether every file is read and digested again.
         prune: whether rows of deleted files are removed even if their folder is missing or empty. A
             folder that cannot be read keeps its rows. Without `prune`, rows are removed only if
             their folder is there and is not empty.
-        passed: a list that collects the other files of folders.
+        passed: a list, to which the files of folders that are not images are added.
 
     Raises:
         UsageError: a source is missing, no caption belongs to an image, or the index was made by

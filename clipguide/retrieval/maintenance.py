@@ -26,10 +26,10 @@ GROWN = 2.0  # the index is trained again at this many times the rows that it wa
 DRIFT = 1.1
 ONE_GRAPH = 250_000  # below this number of rows all vectors are in one graph, above it in cells
 GRAPH, CELLS = "graph", "cells"
-LINKS, CANDIDATES = 16, 100  # of a vector in the graph, and among how many they are chosen
-KEPT = 200  # candidates of a walk through the graph (its ef)
-FEWEST = 32  # cells that a query looks into
-SAMPLED = 64  # vectors a cell by which cells are found
+LINKS, CANDIDATES = 16, 100  # neighbours of a vector in the graph, and the candidates for them
+KEPT = 200  # candidates of a search in the graph (its ef)
+FEWEST = 32  # cells that a query reads
+SAMPLED = 64  # vectors per cell for the training of the cells
 REFINE, REFINE_GRAPH = 6, 2  # times as many are compared by their full vectors
 TEXTS = ("caption", "prompt")
 KEYS = ("path", "digest")
@@ -82,8 +82,8 @@ def index_vectors(store: Store) -> None:
 
 
 def sought(store: Store, search: Any, count: int, *, filtered: bool) -> Any:
-    """A search for the `count` nearest with how much of the index it looks at, and how many times
-    as many are compared by their full vectors."""
+    """Return a search for the `count` nearest. It sets how much of the index is read, and how many
+    times as many candidates are compared by their full vectors."""
     about = store.about()
     graph = about.notes.get("kind") == GRAPH
     least = 1 if graph else probes(about.count)
@@ -103,10 +103,10 @@ def cells(count: int) -> int:
 
 
 def probes(count: int) -> int:
-    """How many of them a query looks into: 190 of 4,000 at a million vectors, which has 0.97 and
-    more of the ten nearest (`python -m benchmarks.vectors`), by the fourth root of the count. So
-    the vectors that are looked at, of 64 bytes each, grow like its power of 3/4; a fixed number of
-    cells would lose recall as the collection grows."""
+    """Return the number of cells that a query reads: 190 of 4,000 for a million vectors, with a
+    recall of at least 0.97 for the ten nearest (`python -m benchmarks.vectors`). It grows with the
+    fourth root of the number of vectors, so the number of compared vectors, of 64 bytes each, grows
+    with the power 3/4. With a fixed number of cells, recall would fall as the collection grows."""
     return max(FEWEST, round(6 * count**0.25))
 
 

@@ -75,12 +75,14 @@ class Query:
 def compose(terms: Sequence[tuple[torch.Tensor, float]], *, text: str | None = None) -> Query:
     """Return the query for a weighted sum of unit embeddings (Mikolov et al. 2013).
 
-    The embedding of a text lies nearer to other texts than to images. A text beside an image
-    therefore has less effect than its weight suggests. Raise its weight if it must have more.
+    The embedding of a text is nearer to other texts than to images. If a query has both a text and
+    an image, the text therefore has less effect than its weight suggests: raise its weight if it
+    must have more.
 
     Args:
         terms: pairs of a unit embedding_D and its weight.
-        text: the text of the query, if it is one text alone, for the search by words.
+        text: the text of the query, if the query is this text alone. The share of unrelated texts
+            and `hybrid` need it.
 
     Raises:
         UsageError: there are no terms, or they cancel each other out.

@@ -81,8 +81,8 @@ def schema(width: int, *, key: str, model: str) -> Any:
 
 @dataclass(frozen=True)
 class About:
-    """What a search asks of a version of the table: how many images it has, the width of their
-    vectors, and what `note` wrote."""
+    """What a search needs to know about a version of the table: the number of images, the width of
+    their vectors, and the text that `note` wrote."""
 
     count: int
     width: int
@@ -165,8 +165,8 @@ class Store:
             raise self.fault(error, newest=True) from error
 
     def write(self, change: Callable[[Any], T]) -> T:
-        """What `change(table)` gives, which is one commit: tried again of the newest version where
-        another program has committed meanwhile."""
+        """Return the result of `change(table)`, which makes one commit. If another program has
+        committed in the meantime, try again with the newest version."""
         self._about = None
         for left in reversed(range(TRIES)):
             try:
@@ -178,7 +178,7 @@ class Store:
         raise AssertionError("unreachable")
 
     def refresh(self) -> None:
-        """Go to the newest version."""
+        """Open the newest version."""
         self._about = None
         try:
             self.table = self.db.open_table(TABLE)
@@ -236,8 +236,8 @@ class Store:
             self.refresh()
 
     def about(self) -> About:
-        """What a search asks of the version that is open, asked of it once: each question to
-        LanceDB is a turn of its event loop."""
+        """Return what a search needs to know about the open version. It is read once, because each
+        query to LanceDB takes a turn of its event loop."""
         if self._about is None:
             width = self.table.schema.field("vector").type.list_size
             self._about = About(self.count(), width, self.notes())

@@ -23,13 +23,15 @@ RESAMPLING = {2: "bilinear", 3: "bicubic"}  # the numbers of PIL, which the proc
 
 
 class DINO(Objective):
-    """Minus the cosine of the class tokens of an image and of `reference` (DINOv2, Oquab et al.
-    2024; as a measure of the likeness of subjects, Ruiz et al. 2023, DreamBooth, section 4.1).
+    """Minus the cosine similarity of an image and `reference` by DINO.
+
+    It compares the class tokens (DINOv2, Oquab et al. 2024; as a measure of the similarity of
+    subjects, Ruiz et al. 2023, DreamBooth, section 4.1).
 
     Args:
-        model: a transformers image model whose pooler_output is its normed class token.
-        processor: its image processor, which resizes, crops the middle and normalises.
-        reference: the image to be like.
+        model: an image model of transformers whose pooler_output is its normalised class token.
+        processor: its image processor, which resizes, crops the centre and normalises.
+        reference: the image to compare with.
     """
 
     def __init__(

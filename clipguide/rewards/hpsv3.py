@@ -1,7 +1,7 @@
 """HPSv3 (Ma et al. 2025): Qwen2-VL, and a head on the hidden state of its token <|Reward|>.
 
-The head gives a mean and a spread; the mean is the score, as its own code takes it. The question is
-long, and is read from its own package.
+The head returns a mean and a spread. The mean is the score, as in the authors' code. The question
+is long, so it is read from the authors' package.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .registry import Scorer, Settings
 BASE = "Qwen/Qwen2-VL-7B-Instruct"
 FILE = "HPSv3.safetensors"
 TOKEN = "<|Reward|>"
-PIXELS = 256 * 28 * 28  # that each image is brought to
+PIXELS = 256 * 28 * 28  # pixels of a resized image
 HEAD = (0, 3, 5)  # places of its linear layers: ReLU follows the first two, dropout the first
 QUESTION = ("INSTRUCTION", "prompt_with_special_token")  # constants of its package
 
@@ -33,10 +33,10 @@ class HPSv3(OfPictures):
 
     Args:
         model: a Qwen2VLModel whose embeddings have a row for TOKEN.
-        head: from the hidden size to (mean, spread).
-        processor: Qwen2-VL's, which knows TOKEN.
-        question: with {text_prompt} for the prompt and TOKEN in it.
-        texts: one for all images, or a list as of `Similarity`.
+        head: takes the hidden state and returns (mean, spread).
+        processor: the processor of Qwen2-VL, which knows TOKEN.
+        question: the question, with {text_prompt} for the prompt, and TOKEN.
+        texts: one text for all images, or a list, as for `Similarity`.
     """
 
     def __init__(
@@ -95,15 +95,15 @@ def hpsv3(settings: Settings) -> Scorer:
 def build(
     config: object, weights: dict[str, torch.Tensor], dtype: str
 ) -> tuple[nn.Module, nn.Sequential]:
-    """The model and its head with the weights of a checkpoint, whose embeddings were cut to its
-    tokenizer's words. ClipguideError where they do not fit."""
+    """Return the model and its head with the weights of a checkpoint, whose embeddings have one row
+    for each word of the tokenizer. Raise ClipguideError if they do not fit."""
     from accelerate import init_empty_weights
     from transformers import Qwen2VLModel
 
     found = {_renamed(k): v for k, v in weights.items() if k.split(".")[0] in ("model", "visual")}
     words = found.get("language_model.embed_tokens.weight")
     config.text_config.vocab_size = 1 if words is None else len(words)
-    with init_empty_weights():  # but for buffers, which are in no checkpoint
+    with init_empty_weights():  # except buffers, which are in no checkpoint
         model = Qwen2VLModel(config)
     sizes = [weights.get(f"rm_head.{place}.weight") for place in HEAD]
     if any(size is None for size in sizes):
@@ -125,15 +125,15 @@ def build(
 
 
 def _renamed(key: str) -> str:
-    """A weight's name of transformers 4.45, or a later one, as Qwen2VLModel has it."""
+    """Return the name in Qwen2VLModel of a weight of transformers 4.45, or of a later version."""
     key = re.sub(r"^visual\.", "model.visual.", key)
     key = re.sub(r"^model\.(?!visual\.|language_model\.)", "model.language_model.", key)
     return key.removeprefix("model.")
 
 
 def question_of_package() -> str:
-    """The question of HPSv3's own package, whose code does not run for it. ClipguideError where it
-    has none."""
+    """Return the question of the authors' package, without running its code. Raise ClipguideError
+    if there is none."""
     found: dict[str, str] = {}
     home = importlib.util.find_spec("hpsv3")
     for folder in (home.submodule_search_locations or []) if home else []:

@@ -1,4 +1,5 @@
-"""imagereward: a folder of ImageReward.pt and med_config.json, or the hub's name of one."""
+"""The reward imagereward: a folder with ImageReward.pt and med_config.json, or its name on the hub.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ FILES = ("ImageReward.pt", "med_config.json")
 
 
 def imagereward(settings: Settings) -> Scorer:
-    """`imagereward[=FOLDER]`; `model` is the tokenizer's folder or name."""
+    """Load `imagereward[=FOLDER]`. `model` is the folder or the name of the tokenizer."""
     folder = Path(settings.where)
     if folder.is_dir():
         path, config = (folder / name for name in FILES)

@@ -1,4 +1,5 @@
-"""Rewards that look at images, not tensors: no gradient, and every transform is their own.
+"""Rewards of PIL images instead of tensors. They have no gradient, and transform the images
+themselves.
 
 Shapes: B images, 3 channels, H rows, W columns.
 """
@@ -18,10 +19,10 @@ from ..prompts import Prompt
 
 
 class OfPictures(Objective):
-    """Minus the score of each image with its text; `score_one` is the subclass's.
+    """Minus the score of each image with its text. A subclass has `score_one`.
 
     Args:
-        texts: one for all images, or a list as of `Similarity`.
+        texts: one text for all images, or a list, as for `Similarity`.
     """
 
     differentiable = False
@@ -30,14 +31,14 @@ class OfPictures(Objective):
         self.texts = list(texts)
 
     def score_one(self, picture: Image.Image, text: str) -> float:
-        """The score of an RGB image, higher is better."""
+        """Return the score of an RGB image. Higher is better."""
         raise NotImplementedError
 
     def __call__(self, image_B3HW, generators=None):
         return -self.score_pictures(to_pil(image_B3HW)).to(image_B3HW.device)
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Score_B of RGB images."""
+        """Return the score_B of RGB images."""
         times = times_each(len(pictures), len(self.texts), "prompts")
         texts = [text for text in self.texts for _ in range(times)]
         scores = [self.score_one(*pair) for pair in zip(pictures, texts, strict=True)]
@@ -45,8 +46,8 @@ class OfPictures(Objective):
 
 
 def plain(prompts: Sequence[Prompt], name: str) -> list[str]:
-    """The texts of prompts: their parts of positive weight, joined by commas. UsageError where
-    there is none."""
+    """Return the texts of prompts: their parts with a positive weight, joined by commas. Raise
+    UsageError if a prompt has none."""
     texts = [prompt.text for prompt in prompts]
     if not all(texts):
         raise UsageError(f"{name} reads texts, and a part of positive weight is in none of them.")

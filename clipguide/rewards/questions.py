@@ -1,8 +1,8 @@
-"""A question to a vision-language model: vqascore, and vlm for a question of one's own.
+"""Questions to a vision-language model: the reward vqascore, and vlm for your own question.
 
-VQAScore (Lin et al. 2024, eq. 1) is P("Yes" | image, question), the softmax over all words of the
-first word of the answer. `vlm` compares the two answers only: P(yes) / (P(yes) + P(no)), each over
-its spellings.
+VQAScore (Lin et al. 2024, eq. 1) is P("Yes" | image, question), by the softmax over all words for
+the first word of the answer. `vlm` compares only the two answers: P(yes) / (P(yes) + P(no)), each
+summed over its spellings.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ YES, NO = ("Yes", "yes", "YES"), ("No", "no", "NO")
 
 
 class Question(OfPictures):
-    """Minus the probability of yes.
+    """Minus the probability of the answer yes.
 
     Args:
-        model: a transformers image-text-to-text model.
-        processor: its processor; with a chat template, the question is put as a user's.
-        texts: the questions, one for all images or a list as of `Similarity`.
-        relative: whether yes is compared with no alone, not with every other word.
+        model: an image-text-to-text model of transformers.
+        processor: its processor. If it has a chat template, the question is a message of the user.
+        texts: the questions: one for all images, or a list, as for `Similarity`.
+        relative: whether yes is compared with no only, and not with all other words.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Question(OfPictures):
         self.relative, self._answer = relative, _single(tokenizer, YES[:1])
 
     def score_one(self, picture: Image.Image, text: str) -> float:
-        """The probability of yes."""
+        """Return the probability of yes."""
         given = self.processor(images=[picture], text=[self._asked(text)], return_tensors="pt")
         with torch.no_grad():
             logits_V = self.model(**given.to(self.model.device)).logits[0, -1].float()
@@ -64,7 +64,7 @@ class Question(OfPictures):
         return yes / (yes + no) if yes + no else float("nan")
 
     def _asked(self, text: str) -> str:
-        """The question with the image's place, as the model's chat template has them."""
+        """Return the question with the place of the image, by the chat template of the model."""
         if not getattr(self.processor, "chat_template", None):
             image = getattr(self.processor, "image_token", None) or "<image>"
             return f"{image}\n{text}"
@@ -75,7 +75,7 @@ class Question(OfPictures):
 
 
 def _single(tokenizer: object, words: Sequence[str]) -> set[int]:
-    """Each word that is one token, alone or behind a blank."""
+    """Return the tokens of the words that are one token, alone or after a blank."""
     found, unknown = set(), getattr(tokenizer, "unk_token_id", None)
     for word in [*words, *(f" {word}" for word in words[1:])]:
         ids = tokenizer.encode(word, add_special_tokens=False)
@@ -85,12 +85,12 @@ def _single(tokenizer: object, words: Sequence[str]) -> set[int]:
 
 
 def vqascore(settings: Settings) -> Scorer:
-    """`vqascore[=MODEL]`."""
+    """Load `vqascore[=MODEL]`."""
     return _local(settings, settings.question or VQA, relative=False)
 
 
 def vlm(settings: Settings) -> Scorer:
-    """`vlm[=MODEL]`, or `vlm=http://ADDRESS/v1#MODEL`."""
+    """Load `vlm[=MODEL]`, or `vlm=http://ADDRESS/v1#MODEL`."""
     question = settings.question or VLM
     if not settings.where.startswith(("http://", "https://")):
         return _local(settings, question, relative=True)
@@ -111,7 +111,7 @@ def _local(settings: Settings, question: str, *, relative: bool) -> Scorer:
 
 
 def _asked(question: str, prompts: Sequence) -> list[str]:
-    """The question of each prompt. UsageError for braces other than {}."""
+    """Return the question of each prompt. Raise UsageError for braces other than {}."""
     if "{}" not in question:
         return [question] * len(prompts)
     if question.replace("{}", "").count("{") + question.replace("{}", "").count("}"):

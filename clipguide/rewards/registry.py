@@ -1,4 +1,4 @@
-"""The table of rewards by name, and what is asked of one: `pickscore`, `vlm=FOLDER:0.5`."""
+"""The table of rewards, and the parser of a request such as `pickscore` or `vlm=FOLDER:0.5`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..objectives import Objective
 from ..prompts import Prompt, shorten
 from ..registry import Registry
 
-MOST = 10.0  # a larger number behind the last colon is a port, or part of a path
+MOST = 10.0  # a larger number after the last colon is a port, or part of a path
 FREE = ("best-of", "particles", "rollover", "lookahead")  # the methods that take no gradient
 _WEIGHT = re.compile(r"(.*):([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.DOTALL | re.IGNORECASE)
 
@@ -22,18 +22,21 @@ Scorer = Callable[[Sequence[Prompt]], Objective]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a reward is loaded.
+    """The settings of a reward.
 
     Args:
-        where: weights, an image or an address, as the reward says; "" is its default.
-        model: what goes with these; "" is its default.
-        question: what a vision-language model is asked, with {} for the prompt; "" is its own.
-        device, dtype: where it runs.
+        where: what to load: weights, an image or the URL of a server. "" is the default of the
+            reward.
+        model: the model after `#`. "" is the default of the reward.
+        question: the question to a vision-language model, with {} for the prompt. "" is the default
+            of the reward.
+        device: the device of the model, as torch names it.
+        dtype: the dtype of the model's weights.
         trust_pickle: whether weights in a pickle may be read.
-        timeout: seconds that an address may take for an answer.
-        retries: how often it is asked again.
-        wait: seconds before it is asked again, twice as long each time.
-        key: what an address knows its users by; it is in no recipe.
+        timeout: the number of seconds to wait for an answer of a server.
+        retries: the number of times that a request is repeated.
+        wait: the number of seconds before the first repetition. It doubles each time.
+        key: the API key for a server. No recipe contains it.
     """
 
     where: str = ""
@@ -56,20 +59,23 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a name stands for.
+    """A reward of the table.
 
     Args:
-        load: loads it; what it gives makes an objective of prompts, minus the score. A property
-            `score(image_B3HW)` or `score_pictures(images)` of that is used where it is there.
+        load: takes `Settings`, and returns a function. That function takes prompts and returns an
+            Objective, whose loss is minus the score. If the objective has a method
+            `score(image_B3HW)` or `score_pictures(images)`, it is used.
         gradient: whether the score has a gradient with respect to the image.
         reads: whether it reads the prompt.
         scores: what is scored, in a few words, with the range.
-        default: what is loaded where nothing is named; "" where something must be.
-        where: what may be named behind the =.
-        package: the module that must be importable, beside clipguide's own dependencies.
+        default: the default of `where`; "" if the user must name something.
+        where: what the user may name after the =.
+        package: a module that must be importable, in addition to the dependencies of clipguide.
         install: what pip installs for it.
-        size, licence, source: of the weights that are meant.
-        proof: what it was tested with.
+        size: the size of the default weights.
+        licence: their licence.
+        source: their paper.
+        proof: what the implementation was compared with.
     """
 
     load: Callable[[Settings], Scorer]
@@ -98,18 +104,23 @@ def register_reward(
     replace: bool = False,
     **facts: str,
 ) -> Kind:
-    """Make a reward known by a name.
+    """Register a reward under a name.
 
     Args:
-        name: what `--reward` and `Reward` call it: letters, digits, - and _.
-        load: takes Settings and loads; what it returns takes prompts and makes an Objective.
+        name: the name for `--reward` and `Reward`: letters, digits, - and _.
+        load: a function that takes `Settings`, loads what the reward needs, and returns a function.
+            That function takes the list of prompts and returns an Objective, whose loss is minus
+            the score.
         gradient: whether the score has a gradient with respect to the image.
-        reads: whether it reads the prompt.
-        replace: whether a reward of that name may be replaced.
-        **facts: the other fields of `Kind`, for the table of rewards.
+        reads: whether the reward reads the prompt.
+        replace: whether this entry may replace one of the same name.
+        **facts: texts about the reward. `default` is the default of `where`; without it, the user
+            must type NAME=WHERE. `where` says what the user may type there, for error messages.
+            `package` is a module that must be importable, and `install` what pip installs for it.
+            `scores`, `size`, `licence`, `source` and `proof` are columns of the table of rewards.
 
     Raises:
-        UsageError: the name is taken, or is none.
+        UsageError: the name is taken, or has other characters.
     """
     if not re.fullmatch(r"[\w-]+", name):
         raise UsageError(f"A reward's name has letters, digits, - and _, not {shorten(name)!r}.")
@@ -119,8 +130,8 @@ def register_reward(
 
 @dataclass(frozen=True)
 class Wanted:
-    """A reward as it is asked for: its name, what is named behind the =, a model behind the #, and
-    its weight."""
+    """A request for a reward: its name, the text after the =, the model after the #, and the
+    weight."""
 
     name: str
     where: str = ""
@@ -129,7 +140,7 @@ class Wanted:
 
     @property
     def kind(self) -> Kind:
-        """What the name stands for."""
+        """Return the entry of the table."""
         return REWARDS.find(self.name)
 
     def __str__(self) -> str:
@@ -139,11 +150,11 @@ class Wanted:
 
 
 def wanted(text: str) -> Wanted:
-    """What `NAME[=WHERE[#MODEL]][:WEIGHT]` asks for. Nothing is loaded.
+    """Parse `NAME[=WHERE[#MODEL]][:WEIGHT]`. Nothing is loaded.
 
     Raises:
-        UsageError: there is no such reward, with close matches; its package is missing; it must be
-            told where its weights are; or the weight is 0.
+        UsageError: there is no such reward (the message has close matches), its package is missing,
+            WHERE is missing, or the weight is 0.
     """
     found = _WEIGHT.fullmatch(text)
     weight, named = 1.0, text
@@ -159,7 +170,7 @@ def wanted(text: str) -> Wanted:
 
 
 def check(asked: Wanted) -> None:
-    """UsageError where a reward is not there, not named in full, or lacks its package."""
+    """Raise UsageError for an unknown reward, a missing WHERE or a missing package."""
     kind = asked.kind
     if not (asked.where or kind.default):
         raise UsageError(f"{asked.name} must be told {kind.where}: {asked.name}=…")

@@ -22,20 +22,22 @@ from .registry import Scorer, Settings, Wanted, wanted
 
 
 class Reward(Objective):
-    """Minus a reward of images, in the units of the reward's own paper.
+    """Minus the score of a reward, in the units of the reward's paper.
 
-    Nothing is loaded before it is first needed, or `load` is called.
+    The weights are loaded at the first use, or when you call `load`.
 
     Args:
-        name: one of REWARDS, perhaps with what it loads and its model behind it, as
-            "vlm=Qwen/Qwen2-VL-2B-Instruct" or "dino=photo.png#facebook/dinov2-small".
-        prompts: what the images should show, one for all or a list as of `Similarity`; of their
-            parts those of positive weight are read where the reward reads plain texts.
-        **settings: fields of `Settings`, as `device="cuda"` or `question="Is it at night?"`.
+        name: the name of a reward, as `--reward` takes it without a weight: NAME, NAME=WHERE or
+            NAME=WHERE#MODEL. Examples are "pickscore", "vlm=Qwen/Qwen2-VL-2B-Instruct" and
+            "dino=photo.png#facebook/dinov2-small".
+        prompts: what the images should show: one prompt for all images or a list, as for
+            `Similarity`. A reward that takes plain text reads only the parts with a positive
+            weight.
+        **settings: fields of `Settings`, such as `device="cuda"` or `question="Is it at night?"`.
 
     Raises:
-        UsageError: there is no such reward or setting, or its package is missing. A weight does
-            not belong in the name: multiply the objective.
+        UsageError: there is no such reward or setting, a package is missing, or the name has a
+            weight. Multiply the objective instead.
     """
 
     def __init__(self, name: str, prompts: Prompts = "an image", **settings: object) -> None:
@@ -46,7 +48,7 @@ class Reward(Objective):
 
     def _setup(self, asked: Wanted, prompts: tuple, settings: Settings, loaded: list) -> None:
         self.asked, self.prompts, self.settings = asked, prompts, settings
-        self._loaded: list[Scorer] = loaded  # shared by all that `towards` makes
+        self._loaded: list[Scorer] = loaded  # `towards` shares it
         self._objective: Objective | None = None
 
     def __repr__(self) -> str:
@@ -54,17 +56,21 @@ class Reward(Objective):
 
     @property
     def differentiable(self) -> bool:
-        """Whether images have a gradient by it."""
+        """Return whether the score has a gradient with respect to the images."""
         return self.asked.kind.gradient
 
     def towards(self, prompts: Prompts) -> Reward:
-        """The same reward, loaded once, of other prompts."""
+        """Return the same reward for other prompts. Both share the loaded weights."""
         other = Reward.__new__(Reward)
         other._setup(self.asked, as_prompts(prompts), self.settings, self._loaded)
         return other
 
     def load(self) -> Reward:
-        """Load what is not loaded yet; the reward itself. ClipguideError if that fails."""
+        """Load the weights, if they are not loaded yet. Return this reward.
+
+        Raises:
+            ClipguideError: the weights do not load.
+        """
         if self._objective is None:
             if not self._loaded:
                 self._loaded.append(self._loading())
@@ -73,8 +79,10 @@ class Reward(Objective):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the weights, and of the image that a reward compares with; of what an address
-        answers with nothing can be known, and it is empty."""
+        """Return the sha256 digest of the weights, and of the image that the reward compares with.
+
+        It is "" for a reward on a server, because the weights there are unknown.
+        """
         parts = vars(self.load()._objective)
         modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
         clips = [part.fingerprint for part in parts.values() if isinstance(part, Clip)]
@@ -95,13 +103,16 @@ class Reward(Objective):
         return self._checked(loss_B, len(image_B3HW)).to(image_B3HW.device)
 
     def score(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Reward_B of whole images, higher is better."""
+        """Return the score_B of whole images. Higher is better."""
         with torch.no_grad():
             return -self(image_B3HW)
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """The same of RGB images through the reward's own transform, on the CPU. ClipguideError if
-        an address does not answer."""
+        """Return the score_B of RGB PIL images, with the reward's own transform, on the CPU.
+
+        Raises:
+            ClipguideError: a server does not answer.
+        """
         given = [load(picture) for picture in pictures]
         exact = getattr(self.load()._objective, "score_pictures", None)
         with torch.no_grad():
@@ -110,10 +121,10 @@ class Reward(Objective):
             return torch.cat([self.score(to_tensor([picture])) for picture in given]).cpu()
 
     def _loading(self) -> Scorer:
-        """The reward, loaded. ClipguideError where that fails, in one sentence."""
+        """Load the reward and return it. Raise ClipguideError if that fails."""
         try:
-            away = self.settings.where.startswith(("http://", "https://"))  # an address of its own
-            # Without inference mode, for what is made in it takes no part in gradients.
+            away = self.settings.where.startswith(("http://", "https://"))  # a server
+            # Tensors that are made in inference mode could not take part in gradients.
             with torch.inference_mode(False), within_reach(not away):
                 return self.asked.kind.load(self.settings)
         except ClipguideError:
@@ -126,7 +137,7 @@ class Reward(Objective):
             ) from error
 
     def _checked(self, value_B: object, number: int) -> torch.Tensor:
-        """One value an image. UsageError for anything else."""
+        """Return the values, if there is one for each image. Raise UsageError otherwise."""
         shape = tuple(value_B.shape) if isinstance(value_B, torch.Tensor) else value_B
         if not isinstance(value_B, torch.Tensor) or shape != (number,):
             raise UsageError(
@@ -139,7 +150,7 @@ class Reward(Objective):
 
 
 def _settings(asked: Wanted, given: dict[str, object]) -> Settings:
-    """The settings by name. UsageError, with close matches, for one that there is not."""
+    """Return the settings. Raise UsageError, with close matches, for an unknown name."""
     names = [field.name for field in dataclasses.fields(Settings)]
     for name in given:
         if name not in names:

@@ -127,7 +127,7 @@ _COLUMNS = ("name", "score", "gradient", "WHERE, after `=`", "default", "size", 
 
 
 def table() -> str:
-    """The known rewards as a table of Markdown."""
+    """Return the table of the known rewards, in Markdown."""
     rows = [_COLUMNS, ("---",) * len(_COLUMNS)]
     for name, kind in REWARDS.items():
         rows.append(

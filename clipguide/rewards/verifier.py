@@ -1,9 +1,9 @@
-"""A vision-language model behind an address that speaks OpenAI's chat completions.
+"""A vision-language model on a server that has the chat completions API of OpenAI.
 
-What is sent is the question and the image as a PNG in a data URL, for one word of answer at
-temperature 0, with the log probabilities of the likeliest words where the server gives them. No
-address but the given one is asked: one that sends on to another is not followed, for images and
-key would go with it.
+A request has the question, and the image as a PNG in a data URL. It asks for one word at
+temperature 0, with the log probabilities of the most probable words if the server returns them.
+clipguide sends requests only to the given address. It does not follow redirects, because they would
+pass on the images and the key.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST = 1_000_000  # bytes of an answer
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
-    """Makes an error of a redirect."""
+    """Turn a redirect into an error."""
 
     def redirect_request(self, *_: object, **__: object) -> None:
         return None
@@ -41,11 +41,11 @@ _OPENER = urllib.request.build_opener(_Stay)
 
 
 class Verifier(OfPictures):
-    """Minus the probability of yes, P(yes) / (P(yes) + P(no)) where the server tells it, else 1 or
-    0 by its word.
+    """Minus the probability of yes: P(yes) / (P(yes) + P(no)) if the server returns log
+    probabilities, otherwise 1 or 0 by the word.
 
-    In a run, an address that does not answer costs no image: what it was not asked of counts as a
-    plain no, 0, it is said once, and after that the address is not asked again by this object.
+    During a run, a server that does not answer stops nothing. An image without an answer has the
+    score 0. The user is warned once, and this object sends no further requests.
     """
 
     def __init__(self, texts: Sequence[str], settings: Settings) -> None:
@@ -65,7 +65,7 @@ class Verifier(OfPictures):
         return torch.zeros(len(image_B3HW), device=image_B3HW.device)
 
     def score_one(self, picture: Image.Image, text: str) -> float:
-        """The probability of yes. ClipguideError where no attempt got an answer."""
+        """Return the probability of yes. Raise ClipguideError if no attempt got an answer."""
         asked, wait = _request(picture, text, self.settings), self.settings.wait
         said = ""
         for attempt in range(self.settings.retries + 1):
@@ -76,7 +76,7 @@ class Verifier(OfPictures):
                     return probability(json.loads(answer.read(MOST)))
             except urllib.error.HTTPError as error:
                 said = f"it answers {error.code} {error.reason}"
-                if error.code < 400 or error.code in (400, 401, 403, 404, 422):  # not cured by time
+                if error.code < 400 or error.code in (400, 401, 403, 404, 422):  # not temporary
                     break
             except TimeoutError:
                 said = f"it took longer than {self.settings.timeout:g} seconds"
@@ -97,7 +97,8 @@ class Verifier(OfPictures):
 
 
 def probability(answer: dict) -> float:
-    """The probability of yes in a chat completion. ValueError where it says neither yes nor no."""
+    """Return the probability of yes in a chat completion. Raise ValueError if the answer is neither
+    yes nor no."""
     choice = answer["choices"][0]
     listed = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
     mass = {"yes": 0.0, "no": 0.0}

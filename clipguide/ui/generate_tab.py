@@ -199,7 +199,7 @@ def build(models: Models, folder: str) -> None:
         with gr.Column(scale=2, min_width=300, elem_classes="settings"):
             with gr.Accordion("Settings", open=False, elem_id="settings"):
                 negative = parts.text("Negative", "what to keep away from", "negative")
-                # The embedded generator's own way is the best of unsteered candidates.
+                # By default, the embedded generator draws the best of unsteered candidates.
                 pull, candidates, own = (
                     (0.0, mini.CANDIDATES, mini.STEPS) if models.model == MINI else (0.1, 1, 30)
                 )

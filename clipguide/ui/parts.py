@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def text(label: str, placeholder: str, name: str, **settings: Any) -> gr.Textbox:
-    """A line of text that Enter submits, and that grows to four."""
+    """Return a text field of one line that grows to four. Enter submits it."""
     import gradio as gr
 
     lines = {"lines": 1, "max_lines": 4, "max_length": words.LONGEST}
@@ -20,7 +20,7 @@ def text(label: str, placeholder: str, name: str, **settings: Any) -> gr.Textbox
 
 
 def gallery(name: str, *buttons: str, preview: bool = True) -> gr.Gallery:
-    """Pictures in as many columns as there is room for, as `page.CSS` says."""
+    """Return a gallery of images, in as many columns as fit (`page.CSS`)."""
     import gradio as gr
 
     return gr.Gallery(
@@ -37,8 +37,8 @@ def gallery(name: str, *buttons: str, preview: bool = True) -> gr.Gallery:
 
 
 def upload(name: str) -> gr.Image:
-    """A place to drop, paste or choose an image. It gives the file's path, and leaves reading it,
-    with its dangers, to `files.uploaded`."""
+    """Return a field to drop, paste or choose an image. Its value is the path of the file.
+    `files.uploaded` reads it safely."""
     import gradio as gr
 
     image = gr.Image(
@@ -55,7 +55,7 @@ def upload(name: str) -> gr.Image:
 
 
 def scroll(place: str) -> str:
-    """JavaScript that brings what is new to where it is seen, on a phone to the top."""
+    """Return JavaScript that scrolls to new results, on a phone to the top."""
     return (
         f"() => document.querySelector('{place}')?.scrollIntoView("
         "{block: innerWidth < 700 ? 'start' : 'nearest'})"
@@ -63,7 +63,7 @@ def scroll(place: str) -> str:
 
 
 def follow(triggers: Sequence[Any], place: str) -> None:
-    """Scroll there when any of these happens."""
+    """Scroll there after any of these events."""
     import gradio as gr
 
     gr.on(triggers, None, js=scroll(place), api_visibility="private")

@@ -67,8 +67,8 @@ def rerank(
 def _read(
     uploads: Sequence[str], prepare: Callable[[Image.Image], Any]
 ) -> tuple[list, list[Image.Image], list[str], list[str]]:
-    """Return the images as the tower sees them, small ones to show, their names, and the faults of
-    the others. One full-size image at a time is in memory. Raise UsageError if none is left."""
+    """Return the images as the encoder sees them, small ones to show, their names, and the faults
+    of the others. One full-size image at a time is in memory. Raise UsageError if none is left."""
     prepared, small, names, wrong = [], [], [], []
     for path in uploads:
         try:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from ..errors import ClipguideWarning, UsageError
 
-SCALE = 10.0  # of the probe's features, so that weights are of the order of 1
+SCALE = 10.0  # factor of the probe's features, so that weights are of the order of 1
 PENALTIES = tuple(10.0**e for e in range(-4, 2))
 ALPHAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 BETAS = (1.0, 3.0, 5.5, 10.0, 20.0, 50.0)
@@ -75,13 +75,16 @@ def fit_probe(
     folds: int = 5,
     seed: int = 0,
 ) -> LinearProbe:
-    """Multinomial logistic regression: mean cross-entropy + penalty/2 · |weight - start|².
+    """Fit a multinomial logistic regression: mean cross-entropy + penalty/2 · |weight - start|².
 
-    The start, from which weights are drawn away only by evidence, is 0, or the labels' text vectors
-    `text_ND` times their best factor: the zero-shot classifier, which the probe is for no shots.
-    The bias is not penalised. Of `penalties` the one of the least cross-entropy in `folds`-fold
-    cross-validation is taken, as many of each class in each fold. Where a class has one shot alone
-    nothing can be left out: the middle one, with a warning. UsageError if a class has no shot.
+    The start is 0, or the text embeddings `text_ND` of the labels times their best factor. The
+    latter is the zero-shot classifier, which the probe equals without shots. The bias has no
+    penalty. Of `penalties`, the one with the lowest cross-entropy in `folds`-fold cross-validation
+    is used. Each fold has the same number of shots of each class. If a class has only one shot,
+    nothing can be left out: the middle penalty is used, with a warning.
+
+    Raises:
+        UsageError: a class has no shot.
     """
     shot_SD, target_S, classes = _check(shot_SD, target_S, text_ND)
     start_DN = torch.zeros(shot_SD.shape[1], classes).double()
@@ -110,8 +113,8 @@ def minimise(
     *,
     tolerance: float = 1e-8,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weight_DN and bias_N of the least loss, which is convex, by L-BFGS with line search,
-    until no part of the gradient is larger than `tolerance`."""
+    """Return the weight_DN and bias_N with the lowest loss, which is convex, by L-BFGS with line
+    search. It stops when no part of the gradient is larger than `tolerance`."""
     moved_DN = torch.zeros(start_DN.shape).double().requires_grad_()  # contiguous, for LBFGS
     bias_N = torch.zeros(start_DN.shape[1]).double().requires_grad_()
     x_SD = SCALE * shot_SD
@@ -144,8 +147,8 @@ def fit_tip(
     alphas: Sequence[float] = ALPHAS,
     betas: Sequence[float] = BETAS,
 ) -> TipAdapter:
-    """The alpha and beta that name most shots right, each while it is left out of the cache; of
-    equals the one of the least cross-entropy. UsageError if a class has no shot."""
+    """Return the alpha and beta that name most shots correctly, if each is left out of the cache.
+    Among equals, take the lowest cross-entropy. Raise UsageError if a class has no shot."""
     shot_SD, target_S, classes = _check(shot_SD, target_S, text_ND)
     text_ND = _wide(text_ND)
     zero_SN = logit_scale * shot_SD @ text_ND.T
@@ -174,7 +177,7 @@ def _left_out(
     penalty: float,
     fold_S: torch.Tensor,
 ) -> float:
-    """The mean cross-entropy of shots by probes that were fitted without their fold."""
+    """Return the mean cross-entropy of shots by probes that were fitted without their fold."""
     losses = []
     for fold in fold_S.unique():
         inside_S, outside_S = fold_S != fold, fold_S == fold
@@ -187,7 +190,7 @@ def _left_out(
 
 
 def _folds(target_S: torch.Tensor, folds: int, seed: int) -> torch.Tensor:
-    """fold_S: the shots of each class dealt out in a random order."""
+    """Return fold_S: the shots of each class are distributed in a random order."""
     generator = torch.Generator().manual_seed(seed)
     fold_S = torch.empty_like(target_S)
     for target in target_S.unique():
@@ -198,7 +201,8 @@ def _folds(target_S: torch.Tensor, folds: int, seed: int) -> torch.Tensor:
 
 
 def _factor(cosine_SN: torch.Tensor, target_S: torch.Tensor) -> float:
-    """Which of 1, 2, 5 … 200 makes cosines the best logits of the shots."""
+    """Return the factor, out of 1, 2, 5 … 200, with which cosines are the best logits of the shots.
+    """
     factors = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
     return min(factors, key=lambda f: F.cross_entropy(f * cosine_SN, target_S).item())
 

@@ -13,7 +13,7 @@ from ..prompts import check_text, read_lines, shorten
 
 HERE = Path(__file__).parent
 TEMPLATES = ("default", "plain", "seven")
-MINI = ("mini", "mini-judge")  # their text towers learned short names, so `plain` is best
+MINI = ("mini", "mini-judge")  # their text encoders learned short names, so `plain` is best
 
 
 def templates(source: str | os.PathLike | Sequence[str]) -> tuple[str, ...]:

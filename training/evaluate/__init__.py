@@ -1,1 +1,2 @@
-"""Measures every bar and prints them in one table; see `python -m training.evaluate --help`."""
+"""Measure every figure with a target, and print them in one table: see `python -m training.evaluate
+--help`."""

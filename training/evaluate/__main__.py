@@ -1,7 +1,7 @@
-"""Measure the bars, one group at a time or all; the table at the end has every figure known.
+"""Measure the figures, one group at a time or all. The table at the end has every known figure.
 
-Figures go to training/figures.json as they are found. A run with --limit is a quick look: it
-prints its own table and writes no figures, unless --out names a file for them.
+Each figure is written to training/figures.json as soon as it is measured. A run with --limit is a
+quick look: it prints its own table and writes no figures, unless --out names a file for them.
 """
 
 from __future__ import annotations

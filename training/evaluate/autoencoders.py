@@ -1,4 +1,4 @@
-"""How well the generator's autoencoder and the VQGAN give back held-out drawings."""
+"""Measure how well the generator's autoencoder and the VQGAN reconstruct held-out drawings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from training.evaluate.ledger import Figure, Settings, figure
 
 
 def vae(settings: Settings) -> Iterator[Figure]:
-    """Mean PSNR of the shipped weights, computed in float32; with --before, how far the features
-    of what it gives back lie from the drawing's, divided by the same of an earlier autoencoder."""
+    """Measure the mean PSNR of the shipped weights, in float32. With --before, also measure the
+    feature distance between reconstructions and drawings, divided by that of an earlier
+    autoencoder."""
     from diffusers import AutoencoderKL
 
     from training import vae
@@ -37,7 +38,8 @@ def vae(settings: Settings) -> Iterator[Figure]:
 
 @torch.no_grad()
 def far(model, image_B3HW: torch.Tensor, perceptual) -> float:
-    """Mean feature distance of what comes back, enlarged from the model's own size, to images."""
+    """Return the mean feature distance between reconstructions, enlarged from the size of the
+    model, and the images."""
     own, side, found = model.config.sample_size, image_B3HW.shape[-1], []
     for x_B3HW in (image_B3HW * 2 - 1).split(8):
         small = F.interpolate(x_B3HW, (own, own), mode="bilinear", antialias=True)
@@ -48,7 +50,7 @@ def far(model, image_B3HW: torch.Tensor, perceptual) -> float:
 
 
 def vqgan(settings: Settings) -> Iterator[Figure]:
-    """Mean PSNR, and the share of the codebook that the held-out drawings use."""
+    """Measure the mean PSNR, and the share of the codebook that the held-out drawings use."""
     from diffusers import VQModel
 
     from training import vqgan

@@ -1,6 +1,6 @@
-"""Zero-shot naming by the three CLIPs: drawings, colours, synonyms.
+"""Measure zero-shot classification by the three CLIPs: drawings, colours, synonyms, languages.
 
-Legend: B pictures, K concepts, D the width of an embedding, 11 colours.
+Legend: B images, K concepts, D the width of an embedding, 11 colours.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ CLEAR = 0.5  # a drawing has a colour if so much of it has, as in training
 
 @cache
 def all_drawings() -> Drawings:
-    """The drawings, read once."""
+    """Return the drawings. They are read once."""
     return Drawings()
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """Held-out drawings and the two styles never seen, among the names of all concepts."""
+    """Measure held-out drawings and the two held-out styles, among the names of all concepts."""
     drawings = all_drawings()
     for name in CLIPS:
         clip, weights = settings.clip(name), settings.weights(name)
@@ -45,7 +45,8 @@ def measure(settings: Settings) -> Iterator[Figure]:
 
 
 def colours(settings: Settings) -> Iterator[Figure]:
-    """The right one of "a {colour} {concept}" for the 11 colours, where a drawing's is clear."""
+    """Measure how often the right one of "a {colour} {concept}" is the best of the 11 colours, for
+    drawings with a clear colour."""
     drawings = all_drawings()
     found, colour = [], []
     for drawing in drawings.held_out:
@@ -66,7 +67,7 @@ def colours(settings: Settings) -> Iterator[Figure]:
 
 def colour_hits(clip: Clip, image_BD: torch.Tensor, things: list[str],
                 colour_B: torch.Tensor) -> torch.Tensor:
-    """Whether the first of the 11 texts "a {colour} {thing}" has the colour of TERMS."""
+    """Return whether the best of the 11 texts "a {colour} {thing}" has the colour of TERMS."""
     texts = {thing: clip.encode_text([f"a {term} {thing}" for term in TERMS])
              for thing in dict.fromkeys(things)}
     text_B11D = torch.stack([texts[thing] for thing in things])
@@ -74,7 +75,8 @@ def colour_hits(clip: Clip, image_BD: torch.Tensor, things: list[str],
 
 
 def synonyms(settings: Settings) -> Iterator[Figure]:
-    """Drawings of a concept among all names, its own replaced by a word met with no picture."""
+    """Measure drawings of a concept among all names, with its own name replaced by a word that is
+    in no training caption."""
     drawings = all_drawings()
     words = dict(settings.cut(list(json.loads(SYNONYMS.read_text(encoding="utf-8")).items())))
     met = {name for row in drawings.rows for name in (row["concept"], *row["names"])}
@@ -102,8 +104,9 @@ def synonyms(settings: Settings) -> Iterator[Figure]:
 
 
 def languages(settings: Settings) -> Iterator[Figure]:
-    """Names of things in other languages, by text alone: the English concept among all. The text
-    towers of guide and judge were taught these names, though not beside images."""
+    """Measure names of objects in other languages, by text alone: the English concept among all.
+    The text encoders of guide and judge were trained on these names, but not together with images.
+    """
     drawings, foreign = all_drawings(), foreign_names()
     emoji = {row["emoji"]: row["concept"] for row in drawings.rows
              if row.get("emoji") and row["concept"] in drawings.place}

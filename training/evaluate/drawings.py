@@ -1,6 +1,6 @@
-"""The drawings that no model was trained on, and zero-shot naming among all concepts.
+"""The drawings that no model was trained on, and zero-shot classification among all concepts.
 
-Legend: B pictures, K concepts, D the width of an embedding.
+Legend: B images, K concepts, D the width of an embedding.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Drawing:
 
 
 class Drawings:
-    """The built data, read for testing: `concepts` are those of training, without symbols."""
+    """The built data, for tests. `concepts` are those of the training, without symbols."""
 
     def __init__(self, folder: Path = common.DATA) -> None:
         if not (folder / "manifest.jsonl").exists():
@@ -55,18 +55,20 @@ class Drawings:
         self.trained = [_of(r) for r in train if (r["concept"], r["family"]) not in held]
 
     def style(self, name: str) -> list[Drawing]:
-        """A test set's drawings of known concepts, without those nearly a training picture."""
+        """Return the drawings of known concepts in a test set, without near-copies of training
+        images."""
         return [_of(row) for row in self.rows
                 if row["set"] == name and row["concept"] in self.place and not row["symbol"]
                 and not row.get("near_train")]
 
     def tests(self) -> dict[str, list[Drawing]]:
-        """The three sets that the bars name."""
+        """Return the three sets that have targets."""
         return {"held-out drawings": self.held_out, "OpenMoji": self.style("openmoji"),
                 "EmojiOne v1": self.style("emojione-v1")}
 
     def things(self, least: int = 3) -> list[str]:
-        """Concepts of things, not people or faces, that so many families draw; sorted."""
+        """Return the sorted concepts of objects, not people or faces, that so many families draw.
+        """
         families: dict[str, set[str]] = {}
         for drawing in self.trained + self.held_out:
             if drawing.category not in NOT_THINGS and drawing.concept in self.place:
@@ -74,17 +76,17 @@ class Drawings:
         return sorted(c for c, found in families.items() if len(found) >= least)
 
     def picture(self, index: int) -> Image.Image:
-        """Drawing `index` on white, RGB."""
+        """Return drawing `index` on white, in RGB."""
         return images.load(Image.fromarray(np.asarray(self.rgba[index])))
 
     def encode(self, clip: Clip, drawings: Sequence[Drawing]) -> torch.Tensor:
-        """Unit vectors_BD, a few pictures in memory at a time."""
+        """Return the unit vectors_BD. Only a few images are in memory at a time."""
         parts = [clip.encode_pictures([self.picture(d.index) for d in drawings[k:k + CHUNK]])
                  for k in range(0, len(drawings), CHUNK)]
         return torch.cat(parts)
 
     def targets(self, drawings: Sequence[Drawing]) -> torch.Tensor:
-        """The places_B of the drawings' concepts."""
+        """Return the places_B of the concepts of the drawings."""
         return torch.tensor([self.place[d.concept] for d in drawings])
 
 
@@ -93,7 +95,8 @@ def _of(row: dict) -> Drawing:
 
 
 def share_of_pairs(hit_B: torch.Tensor, drawings: Sequence[Drawing]) -> tuple[float, int]:
-    """(mean, number) of concept x family pairs: the drawings of a pair share its one vote."""
+    """Return (mean, number) of pairs of a concept and a family. The drawings of a pair share one
+    vote."""
     pairs: dict[tuple[str, str], list[float]] = {}
     for hit, drawing in zip(hit_B.tolist(), drawings):
         pairs.setdefault((drawing.concept, drawing.family), []).append(float(hit))

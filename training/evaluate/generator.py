@@ -1,7 +1,7 @@
-"""The mini generator, by the referee: things, colours and pairs as `clipguide generate` draws them,
-variety and memory of plain samples, and steering.
+"""Measure the mini generator, by the referee: objects, colours and pairs as `clipguide generate`
+draws them, variety and near-copies of plain samples, and steering.
 
-Legend: B pictures, P prompts, S seeds, K concepts, D width of an embedding.
+Legend: B images, P prompts, S seeds, K concepts, D width of an embedding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from training.eyes import EYES, VERDICTS
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """Things, things in a colour, two things, variety, and whether it only remembers."""
+    """Measure objects, objects in a colour, two objects, variety, and near-copies of the training
+    data."""
     drawings, draw = all_drawings(), samples.Samples(settings)
     referee, things = settings.clip("referee"), samples.things_drawn(drawings.concepts)
     weights = settings.weights("generator", "guide", "judge", "referee")
@@ -110,8 +111,8 @@ def eyes(settings: Settings) -> Iterator[Figure]:
 def pair_figures(
     settings: Settings, draw: samples.Samples, things: list[str], text_KD: torch.Tensor
 ) -> Iterator[Figure]:
-    """Two things with colours: each among the first ten of its own half, and not the other way
-    round."""
+    """Measure two objects with colours: each is among the first ten of its own half, and not on the
+    wrong sides."""
     drawings, referee = all_drawings(), settings.clip("referee")
     rows = settings.cut(samples.pair_prompts(things, TERMS))
     pictures = samples.pictures(draw([prompt for prompt, _, _ in rows], seeds=1, way="default"))
@@ -138,8 +139,8 @@ def pair_figures(
 def variety(
     settings: Settings, drawings: Drawings, many: np.ndarray, of: list[str]
 ) -> Figure:
-    """Mean distance (1 - cosine) between the seeds of a prompt, by the referee, divided by that
-    between real drawings of the thing."""
+    """Measure the mean distance (1 - cosine) between the seeds of a prompt, by the referee, divided
+    by that between real drawings of the object."""
     referee, ratios = settings.clip("referee"), []
     for eight, thing in zip(many, of):
         real = [d for d in drawings.trained + drawings.held_out if d.concept == thing]
@@ -152,14 +153,14 @@ def variety(
 
 
 def apart(image_BD: torch.Tensor) -> float:
-    """Mean 1 - cosine of all pairs."""
+    """Return the mean 1 - cosine of all pairs."""
     n = len(image_BD)
     return float(1 - ((image_BD @ image_BD.T).sum() - n) / (n * (n - 1)))
 
 
 def colour_figures(settings: Settings, draw: samples.Samples, things: list[str],
                    text_KD: torch.Tensor):
-    """Yields figures of "a {colour} {thing}" by the referee; returns the pictures."""
+    """Yield figures of "a {colour} {thing}" by the referee. Return the images."""
     drawings, referee = all_drawings(), settings.clip("referee")
     never = [(pair["colour"], pair["concept"]) for pair in common.holdout()["colours"]]
     rows = settings.cut(samples.coloured_prompts(things, never, TERMS))
@@ -188,7 +189,8 @@ def colour_figures(settings: Settings, draw: samples.Samples, things: list[str],
 def memory_figures(
     drawings: Drawings, drawn: list[np.ndarray], weights: dict[str, str]
 ) -> Iterator[Figure]:
-    """Nearest training drawings on white, the samples mirrored too."""
+    """Measure the distance to the nearest training drawings on white, also for the mirrored
+    samples."""
     size = drawn[0].shape[-2]
     pixels = np.concatenate([part.reshape(-1, size, size, 3) for part in drawn])
     opaque = np.pad(pixels, [(0, 0)] * 3 + [(0, 1)], constant_values=255)
@@ -201,8 +203,8 @@ def memory_figures(
 
 
 def steering(settings: Settings) -> Iterator[Figure]:
-    """What the default and the method shortcut gain over plain samples: the same prompts and seeds,
-    paired."""
+    """Measure what the default and the method shortcut gain over plain samples, for the same
+    prompts and seeds."""
     drawings, draw = all_drawings(), samples.Samples(settings)
     referee = settings.clip("referee")
     things = samples.things_drawn(drawings.concepts)

@@ -1,8 +1,8 @@
-"""What a CLIP's gradient draws: concepts on a Fourier canvas, under one guide alone.
+"""Measure what the gradient of a CLIP draws: concepts on a Fourier canvas, by one guide alone.
 
 The plain and the robust guide each get their own best learning rate, number of views and total
-variation from the same search; the judge chooses there, on concepts that are not measured, and the
-referee measures. The drawing itself is `clipguide.finetune.figure`.
+variation from the same search. There the judge selects, on concepts that are not measured. The
+referee measures. `clipguide.finetune.figure` draws.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ SEARCHED = 8
 
 
 def chosen_concepts(things: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(those measured, those searched on): a fixed draw from things with names of one word."""
+    """Return (concepts to measure, concepts for the search): a fixed random choice of objects with
+    names of one word."""
     words = [thing for thing in things if thing.isalpha()]
     order = np.random.default_rng(0).permutation(len(words))
     picked = [words[i] for i in order[:CONCEPTS + SEARCHED]]
@@ -28,7 +29,8 @@ def chosen_concepts(things: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """How often the referee has the concept in the top 5 of all: the guide, then the plain one."""
+    """Measure how often the referee has the concept in the top 5 of all: for the guide, then for
+    the plain one."""
     drawings = all_drawings()
     concepts, searched = chosen_concepts(drawings.things())
     concepts, searched = settings.cut(concepts), settings.cut(searched)

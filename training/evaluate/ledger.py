@@ -1,6 +1,6 @@
-"""Figures, their bars and the file that keeps them: `training/figures.json`.
+"""Figures, their targets and the file that keeps them: `training/figures.json`.
 
-A figure's key is "model: what". Shares lie in [0, 1]. A figure stays in the file until it is
+The key of a figure is "model: what". Shares are in [0, 1]. A figure stays in the file until it is
 measured again, so a group of figures can be measured alone.
 """
 
@@ -33,7 +33,7 @@ EXPORTS = {  # model -> the command that makes its folder
 
 @dataclass(frozen=True)
 class Bar:
-    """What a figure must reach: `sign` is >=, <= or >; `unit` is %, dB, s, GB, or none."""
+    """The target of a figure. `sign` is >=, <= or >; `unit` is %, dB, s, GB, or none."""
 
     value: float
     unit: str = "%"
@@ -46,7 +46,7 @@ class Bar:
 
 
 def _clip_bars(what: str, bars: dict[str, tuple[float, float]]) -> dict[str, Bar]:
-    """A CLIP's top-1 and top-5 of a test set."""
+    """Return the targets for top-1 and top-5 of a test set."""
     return {
         f"{clip}: {what}, {top}": Bar(bar)
         for clip, pair in bars.items()
@@ -88,6 +88,21 @@ BARS: dict[str, Bar] = {
     "clipguide: batch against single, largest difference": Bar(2, "", "<="),
     "clipguide: exact, same bits": Bar(1),
 }
+NAMES = {  # of figures, as the page writes them
+    "autoencoder's feature distance, times the one before": "autoencoder's feature distance, "
+    "divided by that of the previous version",
+    "referee's top-5, times that of real drawings": "referee's top-5, divided by that of real "
+    "drawings",
+    "referee's top-5, one plain sample": "referee's top-5, one sample instead of the best of four",
+    "colour and thing right": "colour and object both right",
+    "colour and thing right, pairs never trained on": "colour and object both right, pairs that "
+    "are not in the training data",
+    "two things, both right, sides right": "two objects, both right and on the right sides",
+    "nearly a training picture": "near-copies of a training image",
+    "variety, times that of real drawings": "variety, divided by that of real drawings",
+    "photographs of packages, top-1": "30 sample photographs that Python packages contain, top-1",
+    "photographs of packages, top-5": "30 sample photographs that Python packages contain, top-5",
+}
 
 
 @dataclass(frozen=True)
@@ -107,12 +122,12 @@ class Figure:
         return show(self.value, self.unit)
 
     def met(self) -> bool | None:
-        """Whether the bar is reached; None without one."""
+        """Return whether the target is met, or None without a target."""
         return BARS[self.key].met(self.value) if self.key in BARS else None
 
 
 def show(value: float, unit: str) -> str:
-    """A value as text: a share as percent, else with its unit."""
+    """Return a value as text: a share in percent, any other with its unit."""
     if unit == "%":
         digits = 1 if abs(value) < 0.9985 or value == 1 else 3
         return f"{100 * value:.{digits}f} %"
@@ -121,15 +136,19 @@ def show(value: float, unit: str) -> str:
 
 def figure(key: str, value: float, *, n: int, weights: dict[str, str], unit: str = "%",
            note: str = "") -> Figure:
-    """A figure with its bar, whose unit it takes."""
+    """Return a figure with its target. The unit is that of the target."""
+    unit = BARS[key].unit if key in BARS else unit
+    return Figure(key, round(float(value), 5), n, weights, unit, note, bar_of(key))
+
+
+def bar_of(key: str) -> str:
+    """Return the target of a figure as text, such as ">= 58.0 %", or "" without one."""
     bar = BARS.get(key)
-    unit = bar.unit if bar else unit
-    text = f"{bar.sign} {show(bar.value, bar.unit)}" if bar else ""
-    return Figure(key, round(float(value), 5), n, weights, unit, note, text)
+    return f"{bar.sign} {show(bar.value, bar.unit)}" if bar else ""
 
 
 class Ledger:
-    """The figures of a file, or, without one, of this run alone."""
+    """The figures of a file, or without a file those of this run."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -139,7 +158,7 @@ class Ledger:
     def _read(self) -> dict[str, Figure]:
         there = self.path is not None and self.path.exists()
         rows = json.loads(self.path.read_text())["figures"] if there else []
-        return {row["key"]: Figure(**row) for row in rows}
+        return {row["key"]: Figure(**{**row, "bar": bar_of(row["key"])}) for row in rows}
 
     def record(self, found: Figure) -> None:
         """Keep a figure, and write the file, so that a run that is stopped loses nothing."""
@@ -158,8 +177,7 @@ class Ledger:
         width = max(map(len, keys), default=0)
         lines = [f"{'':{width}}  {'measured':>10}  {'bar':>11}  met       n", "-" * (width + 44)]
         for key in keys:
-            found, bar = self.figures.get(key), BARS.get(key)
-            want = f"{bar.sign} {show(bar.value, bar.unit)}" if bar else ""
+            found, want = self.figures.get(key), bar_of(key)
             value, n = (found.shown(), found.n) if found else ("-", "-")
             met = {True: "yes", False: "NO", None: ""}[found.met() if found else None]
             note = f"  {found.note}" if found and found.note else ""

@@ -47,11 +47,11 @@ def register(method: type[Method], *, replace: bool = False) -> type[Method]:
 
 
 def configure(method: str | type[Method] | Method, options: dict[str, object]) -> Method:
-    """Make a method by its name or class and its options; None among these is what the method has
-    by default.
+    """Return a method, from its name or class and its options. An option that is None has the
+    default of the method.
 
     Raises:
-        UsageError: a name or an option is unknown; the message has close matches.
+        UsageError: the name or an option is unknown. The message has close matches.
     """
     given = {key: value for key, value in options.items() if value is not None}
     if isinstance(method, Method):

@@ -1,18 +1,18 @@
-"""Backprop: the shortcut's move along a gradient that went through the denoiser.
+"""Backprop: move x0 along the gradient of the objective through the denoiser.
 
-Chung et al. 2023 (DPS, eq. 16) and Bansal et al. 2023 (Universal Guidance): g = ∇ over x_t of
-loss(decode(x0(x_t))), so the denoiser says which changes of x0 it would believe. TFG (Ye et al.
-2024) holds both gradients, and its names are kept: `rho` is the step along the one through the
-denoiser, `mu` along the one at x0, `inner` is N_iter, `travel` N_recur. Here each is a multiple of
-the strength, of unit gradients:
+Sources: Chung et al. 2023 (DPS, eq. 16) and Bansal et al. 2023 (Universal Guidance). The gradient
+is that of loss(decode(x0(x_t))) with respect to x_t. TFG (Ye et al. 2024) uses two gradients, and
+the names of the arguments are those of TFG: `rho` is the weight of the gradient through the
+denoiser, `mu` that of the gradient at x0, `inner` is N_iter, and `travel` is N_recur. Here each
+weight is a multiple of the strength, and the gradients have an rms of 1:
 
     x0 <- x0 − strength · sin(πn/2) · rms(x0) · (ρ·ĝ(x_t) + μ·ĝ(x0)),    rms(ĝ) = 1.
 
-TFG adds ρ's step to the sample and μ's to x0, the noise kept (`fixed="noise"`); with
-`fixed="sample"`, the default, both move x0 and the noise gives way.
+TFG adds the ρ step to the sample and the μ step to x0, and keeps the noise (`fixed="noise"`). With
+`fixed="sample"`, the default, both steps move x0, and the noise changes.
 
-The denoiser runs with gradients, checkpointed where it can; the first evaluation, whose sample
-nothing was computed from, takes the gradient at x0 alone.
+The denoiser runs with gradients, and with gradient checkpointing if the model supports it. At the
+first evaluation, the sample does not depend on an earlier one, so only the gradient at x0 is used.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ from .shortcut import Shortcut
 
 @dataclass(frozen=True, kw_only=True)
 class Backprop(Shortcut):
-    """Move x0 along ρ·ĝ(x_t) + μ·ĝ(x0). Run it with `s(…)`.
+    """Move x0 along the gradient through the denoiser. Run it with `s(…)`.
+
+    The direction is ρ·ĝ(x_t) + μ·ĝ(x0), where ĝ(x_t) is the gradient through the denoiser and ĝ(x0)
+    the gradient at x0, each with an rms of 1. The other arguments are those of `Shortcut`.
 
     Args:
-        rho: the weight of the gradient through the denoiser, as a multiple of the strength.
-        mu: the weight of the gradient at x0, as a multiple of the strength.
+        rho: ρ, from 0.
+        mu: μ, from 0. One of both must be above 0.
     """
 
     name: ClassVar[str] = "backprop"

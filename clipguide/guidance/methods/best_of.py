@@ -1,9 +1,9 @@
-"""Best-of: draw n candidates of each image, keep the best. The floor for every other method.
+"""Best-of: draw n candidates of each image, and keep the best. Other methods are compared with it.
 
-With `finish` m, all candidates are drawn to the share `look` of their steps, where x0 is decoded
-and ranked, and only the m best of each image are drawn to the end (pruning by previews at x0, as
-TTSnap, 2025, and EvoSearch, 2025, do; their learned or evolved parts are not here). The survivors
-begin again from their seeds, so that each is the image that best-of would have drawn; it costs
+With `finish` m, all candidates are drawn up to the share `look` of their steps. Their x0 is decoded
+and scored, and only the m best of each image are finished. TTSnap (2025) and EvoSearch (2025) also
+prune by x0; their learned or evolved parts are not implemented. The candidates that are finished
+start again from their seeds, so each is the image that best-of without `finish` draws. This costs
 n·look + m runs instead of n.
 """
 
@@ -23,17 +23,18 @@ from ..generators import reseeded, restarted
 
 @dataclass(frozen=True, kw_only=True)
 class BestOf(Method):
-    """Draw `number` candidates of each image, and keep the best by −objective. Run it with `s(…)`.
+    """Draw `number` candidates of each image, and keep the one with the lowest objective.
 
-    Each candidate is drawn in a batch like that of your call.
+    Run it with `s(…)`. `window` and `every` have no effect. The candidates are drawn one after the
+    other, each in a batch of the size of your call.
 
     Args:
-        number: the number of candidates of an image.
-        each: the step method that steers each candidate; it must not repeat steps. None is no
-            steering.
-        finish: how many candidates are drawn to the end; None is all.
-        look: the share of the steps after which the other candidates are dropped, above 0 and below
-            1.
+        number: the number of candidates of each image.
+        each: the step method that steers each candidate. It must not repeat steps. None does not
+            steer.
+        finish: the number of candidates that are finished; None finishes all.
+        look: with `finish`, the share of the steps after which candidates are scored and dropped,
+            above 0 and below 1.
     """
 
     name: ClassVar[str] = "best-of"
@@ -96,8 +97,8 @@ class BestOf(Method):
         return kept
 
     def _generators(self, sampler, settings: dict[str, object]) -> Iterator[object]:
-        """The generators of each run to the end: of the candidates in turn, or with `finish` of
-        each image's best by their previews."""
+        """Yield the generators of each run that is finished: those of each candidate, or with
+        `finish` those of the best candidates of each image, by the score of their x0."""
         given = settings.get("generator")
         if self.finish is None or self.finish == self.number:
             yield from (reseeded(given, k) for k in range(self.number))
@@ -114,7 +115,7 @@ class BestOf(Method):
                 for k in range(self.number)
             ]
         )
-        if isinstance(given, torch.Generator):  # one for all: they live and die together
+        if isinstance(given, torch.Generator):  # one for all images, so their mean score counts
             score_KB = score_KB.mean(1, keepdim=True)
         order_KB = score_KB.argsort(dim=0, descending=True, stable=True)
         for row in order_KB[: self.finish].tolist():
@@ -125,7 +126,7 @@ class BestOf(Method):
 
 
 def _chosen(better_B: torch.Tensor, new: object, old: object) -> object:
-    """The images of both that are better, in the form that the pipeline returns."""
+    """Return the better image of each pair, in the form that the pipeline returns."""
     better = better_B.tolist()
     chosen = [one if b else other for b, one, other in zip(better, new, old, strict=True)]
     if isinstance(old, torch.Tensor):
@@ -137,7 +138,7 @@ def _chosen(better_B: torch.Tensor, new: object, old: object) -> object:
 
 
 def _tensor(images: object) -> torch.Tensor:
-    """image_B3HW of what a pipeline returns: a tensor, an array (B, H, W, 3) or PIL images."""
+    """Return image_B3HW from a tensor, an array (B, H, W, 3) or PIL images."""
     if isinstance(images, torch.Tensor):
         return images
     if isinstance(images, list):

@@ -1,13 +1,13 @@
-"""Embedding: the prompt's embedding is moved as the image is drawn, not the latents.
+"""Embedding: move the embedding of the prompt during sampling, and not the latents.
 
-After DATE (NeurIPS 2025), which updates the text embedding at sampling steps by a reward of x0, and
-Null-TTA (CVPR 2026), which moves that of the empty prompt: the latents stay on the model's own way,
-and what changes is what it is told. At each evaluation that is due
+Sources: DATE (NeurIPS 2025), which updates the text embedding at sampling steps by a reward of x0,
+and Null-TTA (CVPR 2026), which updates the embedding of the empty prompt. At each evaluation in the
+window,
 
-    c <- c − rate · rms(c) · g / rms(g),    g = ∇ over c of loss(decode(x0(x_t, c))),
+    c <- c − rate · rms(c) · g / rms(g),    g = ∇ over c of loss(decode(x0(x_t, c))).
 
-each rms over one sample, and the new c holds from the next evaluation on. The step is unit-free
-instead of their learning rates; their regularisers are not here.
+Each rms is over one sample. The new c applies from the next evaluation on. Unlike the learning
+rates of the papers, this step has no unit. The regularisers of the papers are not implemented.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ OF = ("prompt", "null")
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding(Method):
-    """Moves of an embedding by `rate` · its rms at each evaluation in the window; run by `s(…)`.
+    """Move the embedding of the prompt along the gradient at each step. Run it with `s(…)`.
 
     Args:
-        rate: the length of a move, as a fraction of the embedding's rms.
-        of: the embedding of the "prompt", or of none, "null", which takes classifier-free guidance.
+        rate: the length of a move, as a fraction of the rms of the embedding; 0 changes no bit.
+        of: the embedding to move: "prompt", or "null" for the empty prompt, which needs
+            classifier-free guidance.
     """
 
     name: ClassVar[str] = "embedding"

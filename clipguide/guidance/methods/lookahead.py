@@ -1,17 +1,19 @@
-"""Lookahead: a few quick samples say where the good images are; no gradient at all.
+"""Lookahead: draw short samples (sketches), score them, and steer towards the good ones.
 
-Kim et al. 2026 (LiDAR sampling, arXiv 2602.03211). With samples x0ᵏ of the model itself and their
-scores r_k, the expected future reward of x_t is log Σ w_k exp(λ r_k), w_k ∝ p(x_t | x0ᵏ), the
-forward kernel N(α x0ᵏ, σ²). Its gradient is closed, and Tweedie's formula makes it a move of x0:
+It takes no gradient. Source: Kim et al. 2026 (LiDAR sampling, arXiv 2602.03211). For samples x0ᵏ of
+the model and their scores r_k, the expected future reward of x_t is log Σ w_k exp(λ r_k), with w_k
+∝ p(x_t | x0ᵏ) and the forward kernel N(α x0ᵏ, σ²). Its gradient has a closed form. By Tweedie's
+formula, it is a move of x0:
 
     x0 <- x0 + scale · (Σ w̃_k x0ᵏ − Σ w_k x0ᵏ),    w̃_k ∝ w_k exp(λ r_k).
 
-In d dimensions the exact kernel falls on one sample alone: `temperature` divides its exponent by
-temperature · d. The scores are standardised over the samples, so that λ (`sharpness`) has no unit.
+In d dimensions, the exact kernel gives almost all the weight to one sample. The exponent is
+therefore divided by `temperature` · d. The scores are standardised over the samples, so λ
+(`sharpness`) has no unit.
 
-The sketches belong to the prompt, not to the image: sketch k has the same seed whatever image it
-serves, all images of a prompt share them, and one Lookahead keeps those of its latest prompts, so
-that further seeds of a prompt cost no sketches. They are the same bits drawn anew.
+Sketch k of a prompt has the same seed for every image, and all images of a prompt share the
+sketches. A Lookahead keeps those of its latest prompts, so that further images of a prompt need no
+new ones. Sketches that are drawn again have the same bits.
 
 Shapes: B samples of P prompts, K sketches of a prompt.
 """
@@ -39,23 +41,26 @@ IMAGES = ("image", "mask_image", "control_image", "image_embeds", "ip_adapter_im
 
 @dataclass(frozen=True, kw_only=True)
 class Lookahead(Method):
-    """Draw and score `number` short samples of `steps` steps, then steer the run towards the best.
+    """Draw and score `number` short samples (sketches), then steer towards the good ones.
 
-    It needs no gradient, so any objective works. Run it with `s(…)`. The sketches of a prompt are
-    kept in this object, and drawn again if the weights, the settings or the objective change.
+    It needs no gradient, so any objective works. Run it with `s(…)`. This object keeps the sketches
+    of a prompt, and draws them again if the weights, the arguments or the objective change.
 
     Args:
-        number: the number of sketches of a prompt.
-        steps: the steps of a sketch.
-        scale: the length of the move towards the good sketches; 0 changes no bit.
-        sharpness: λ, in units of 1 over the spread of the scores.
-        temperature: how many sketches are near enough to count.
-        together: how many sketches are drawn in a batch; fewer if memory runs out.
-        sketch_scheduler: a scheduler of diffusers that draws the sketches, such as "LCMScheduler".
-            None is the pipeline's own.
+        number: the number of sketches of each prompt.
+        steps: the number of steps of a sketch.
+        scale: the factor of the move towards the good sketches; 0 changes no bit.
+        sharpness: λ, how strongly better sketches are preferred. The scores are divided by their
+            standard deviation, so it has no unit.
+        temperature: how near a sketch must be to the sample to count, above 0. With a larger value,
+            more sketches count.
+        together: the largest number of sketches in a batch. It is halved if memory runs out.
+        sketch_scheduler: the name of a scheduler class of diffusers that draws the sketches, such
+            as "LCMScheduler". None uses the scheduler of the pipeline.
         sketch_adapter: the name of a LoRA adapter of the denoiser that only the sketches use, such
             as that of a distilled model.
-        sketch_cfg: the scale of classifier-free guidance of the sketches. None is that of the call.
+        sketch_cfg: the scale of classifier-free guidance for the sketches. None uses that of the
+            call.
     """
 
     name: ClassVar[str] = "lookahead"
@@ -88,16 +93,17 @@ class Lookahead(Method):
 
     @classmethod
     def published(cls, **options: object) -> Lookahead:
-        """Return the method at the size that the paper's own code has for Stable Diffusion 1.5: 50
-        sketches of 5 steps, scale 12.5, ended at t = 200 of 1,000 (noise level 0.33).
+        """Return the method with the settings of the paper's code for Stable Diffusion 1.5.
 
-        Its λ is 5,000 of ImageReward under the exact kernel of 4·64·64 numbers. In the unit of this
-        kernel that is 5,000 / (0.1 · 16,384) = 3.05, and the spread of ImageReward over samples of
-        a prompt is about 1. Its sketches are drawn by DPM++ 2M, its images by DDIM with η = 1 in
-        100 steps.
+        They are 50 sketches of 5 steps, scale 12.5, sharpness 3.05, and no steering below t = 200
+        of 1,000 (noise level 0.33). The paper's code uses λ = 5,000 for ImageReward, and the exact
+        kernel of 4·64·64 numbers. In the units of this class, that is 5,000 / (0.1 · 16,384) =
+        3.05, if the standard deviation of ImageReward over the samples of a prompt is 1. The
+        paper's code draws the sketches with DPM++ 2M, and the images with DDIM, η = 1 and 100
+        steps.
 
         Args:
-            **options: what is to be different.
+            **options: arguments of `Lookahead` that replace these settings.
         """
         size = {"number": 50, "steps": 5, "scale": 12.5, "sharpness": 3.05, "window": (0.33, 1.0)}
         return cls(**{**size, **options})
@@ -173,10 +179,10 @@ class Lookahead(Method):
         """Return x0_KP of the sketches of each prompt, and their scores."""
         given = settings.get("generator")
         known, prompts = EACH in call_signature(sampler.pipe).parameters, _prompts(settings)
-        if not known:  # what it calls a batch is not known
+        if not known:  # the pipeline may use another name for the size of a batch
             prompts = len(given) if isinstance(given, (list, tuple)) else 1
-        # Of embeddings some pipelines make no more, and images of several prompts would be repeated
-        # in another order than these.
+        # Some pipelines do not repeat embeddings for several images of a prompt. With input images
+        # and several prompts, they repeat the images in another order than the prompts.
         images = any(settings.get(name) is not None for name in IMAGES)
         several = known and settings.get("prompt") is not None and (prompts == 1 or not images)
         together = self.together if several else 1

@@ -1,23 +1,24 @@
 """Noise: optimise the initial noise of a model of one to four steps.
 
-Eyring et al. 2024 (ReNO): gradient ascent on the reward through the whole sampling, with the
-negative log-likelihood of the noise's norm as regulariser (their eq. 5),
+Source: Eyring et al. 2024 (ReNO). The gradient of the reward goes through the whole run. The
+regulariser is the negative log-likelihood of the norm of the noise (their eq. 5):
 
-    K(z) = −(d − 1)·log‖z‖ + ‖z‖²/2,    ∇K = (1 − (d − 1)/‖z‖²)·z,
+    K(z) = −(d − 1)·log‖z‖ + ‖z‖²/2,    ∇K = (1 − (d − 1)/‖z‖²)·z.
 
-here with a unit-free step, each rms over one sample, and Nesterov's momentum as theirs:
+As in ReNO, the step has Nesterov's momentum. Unlike there, it has no unit; each rms is over one
+sample:
 
     z <- z − rate · (g / rms(g) + prior · ∇K).
 
-The norm alone does not keep noise white: a gradient is smooth, and its low frequencies grow. With
-`white`, the default, each step is the part of g that leaves the norms of every block of the
-spectrum as they are, and z is then projected to where these are those of white noise
-(`guidance/whiteness.py`, after GPER, ICML 2026, arXiv 2602.08646):
+The right norm does not keep noise white: a gradient is smooth, so the low frequencies grow. With
+`white`, the default, a step uses only the part of g that keeps the norm of every block of the
+spectrum. z is then projected to the norms of white noise (`guidance/whiteness.py`, after GPER, ICML
+2026, arXiv 2602.08646):
 
     z <- P(z − rate · t / rms(t)),    t = the tangent part of g at z.
 
-∇K is radial, so that `prior` has no part in this. The best noise seen is kept, by the objective,
-and drawn from at the end; the first is the one that was drawn.
+∇K is radial, so `prior` has no effect with `white`. The noise with the best objective so far is
+kept, beginning with the initial noise. The last run draws the image from it.
 """
 
 from __future__ import annotations
@@ -39,14 +40,17 @@ from ..whiteness import Spectrum
 class Noise(Method):
     """Optimise the initial noise by gradients through the whole run. Run it with `s(…)`.
 
+    `window` and `every` have no effect.
+
     Args:
-        iterations: the number of runs with gradients.
-        rate: the size of a step, in units of the rms of the gradient.
-        white: whether the noise is kept white in each block of its spectrum; if not, `prior` keeps
-            its norm likely, as ReNO does.
-        prior: the weight of ReNO's regulariser, where `white` is False.
-        momentum: Nesterov's momentum.
-        patience: stop after this number of runs without a better loss.
+        iterations: the largest number of updates of the noise. Each takes a run with gradients.
+        rate: the rms of an update. White noise has an rms of 1.
+        white: whether to keep the norm of each block of the spectrum at that of white noise. If
+            False, only `prior` keeps the norm of the whole noise near its expected value, as in
+            ReNO.
+        prior: the weight of the regulariser of ReNO. It has no effect with `white`.
+        momentum: Nesterov's momentum, from 0 to below 1.
+        patience: stop after this number of runs without a lower loss.
     """
 
     name: ClassVar[str] = "noise"
@@ -117,7 +121,7 @@ class Noise(Method):
         named = parameters.get("strength")
         strength = settings.get("strength", named.default if named else 1.0)
         optional = "image" in parameters and parameters["image"].default is None
-        if optional and settings.get("image") is None:  # as lpw_stable_diffusion draws from text
+        if optional and settings.get("image") is None:  # such as lpw_stable_diffusion from text
             return
         if strength < 0.999:
             raise UsageError(

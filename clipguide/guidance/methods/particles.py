@@ -1,26 +1,27 @@
 """Particles: Feynman-Kac steering, sequential Monte Carlo over the samples of one prompt.
 
-Singhal et al. 2025 (FK steering). The batch holds `number` particles of each prompt
-(`num_images_per_prompt`). At each evaluation that is due, a particle's reward is
-r = −loss(decode(x0)), and its log weight grows by its potential (their section 3.2), λ being
-`sharpness` times a factor that rises to 1:
+Source: Singhal et al. 2025 (FK steering). The batch has `number` particles of each prompt
+(`num_images_per_prompt`). At each evaluation in the window, the reward of a particle is r =
+−loss(decode(x0)), and its log weight grows by its potential (their section 3.2):
 
     difference  λ r − λ' r'        max  λ max(r so far)        sum  λ Σ (r so far)
 
-with λ' and r' of the time before. At the last evaluation that is due, the potentials max and sum
-are what takes all that a particle was given to λ r, and particles are drawn anew in any case, so
-that every potential aims at p(x0) e^{λ r}.
+λ is `sharpness` times a factor that rises to 1. λ' and r' are those of the evaluation before. At
+the last evaluation in the window, the potentials max and sum correct the sum of a particle's
+potentials to λ r, and the particles are always resampled. Every potential therefore samples from
+p(x0) e^{λ r}.
 
-The factor is 1 by default; with `rising` ρ it is min(1, 2^(k/(ρT)) − 1) at evaluation k of T: the
-tempering of DAS (Kim et al. 2025, (1 + γ)^k − 1) with the γ that gets to 1 at the share ρ of the
-run. A rising factor keeps early estimates, which are blurred, from deciding.
+The factor is 1 by default. With `rising` ρ it is min(1, 2^(k/(ρT)) − 1) at evaluation k of T. This
+is the tempering (1 + γ)^k − 1 of DAS (Kim et al. 2025), with the γ for which the factor reaches 1
+after the share ρ of the run. Early estimates are blurred, and count less with a rising factor.
 
-When the effective sample size (Σw)²/Σw² falls below `threshold` · number, particles are drawn anew
-(`guidance/resampling.py`), and their weights are equal again. The scheduler's history goes with
-them. A reward that is no number weighs nothing.
+If the effective sample size (Σw)²/Σw² is below `threshold` · number, the particles are resampled
+(`guidance/resampling.py`), and their weights are equal again. The history of the scheduler is
+copied with each particle. A particle whose reward is NaN has the weight 0.
 
-Copies part only if the sampler is stochastic. Where it is not, but of first order, its step is
-replaced by the stochastic one of the same marginals (`guidance/stochastic.py`) with η = `eta`.
+Copies of a particle become different only if the sampler adds noise. If a sampler of first order
+adds none, its step is replaced by the stochastic step with the same marginals
+(`guidance/stochastic.py`), with η = `eta`.
 
 Shapes: B particles, K of one prompt.
 """
@@ -48,17 +49,20 @@ POTENTIALS = ("difference", "max", "sum")
 class Particles(Method):
     """Sample `number` particles for each prompt, and resample them by their rewards.
 
-    It needs no gradient, only forward passes of the CLIP.
+    It needs no gradient, only forward passes of the CLIP. `every` is 3 by default.
 
     Args:
-        number: the number of particles of a prompt.
-        potential: the value of a particle: "difference", "max" or "sum".
-        sharpness: λ, in units of 1 over that of the reward.
-        rising: the share of the run after which λ has its full value; with 0 it has it from the
-            start.
-        threshold: particles are resampled if the effective share of them is smaller than this.
+        number: the number of particles of each prompt.
+        potential: what the weight of a particle grows with: the change of its reward
+            ("difference"), its highest reward so far ("max"), or the "sum" of its rewards.
+        sharpness: λ, how strongly better particles are preferred. A difference of 1/λ in the reward
+            changes the weight by a factor of e.
+        rising: the share of the run after which λ has its full value, from 0 to 1. With 0, it has
+            the full value from the start.
+        threshold: resample if the effective share of particles, (Σw)² / (number · Σw²), is below
+            this.
         resampling: the resampling scheme: "systematic", "residual" or "ssp".
-        eta: the amount of noise that is added to the steps of a deterministic sampler.
+        eta: the amount of noise to add in each step of a sampler that adds none, from 0 to 1.
     """
 
     name: ClassVar[str] = "particles"

@@ -1,26 +1,27 @@
-"""Rollover budget forcing: at each step try again until it is better, and hand on what is left.
+"""Rollover budget forcing: repeat a step until a proposal is better, and pass on unused proposals.
 
-Kim et al. 2025, "Inference-time scaling for flow models via stochastic generation and rollover
-budget forcing" (RBF, algorithm 1). The sampler's step is made stochastic as that of `particles`
-(for a flow, its SDE form). A step may be proposed `quota` times: the first proposal whose reward
-r = −loss(decode(x0)) beats the best so far is taken, and the proposals that it left unused are the
-next step's; if none does, the best of them is. So every run costs quota · steps evaluations of the
-denoiser, spent where they are needed. The entries of `scheduler.timesteps` that the pipeline reads
-are written as the run goes.
+Source: Kim et al. 2025, "Inference-time scaling for flow models via stochastic generation and
+rollover budget forcing" (RBF, algorithm 1). Each step of the sampler becomes stochastic, as for
+`particles` (for a flow model, its SDE form). A step has `quota` proposals. The first proposal whose
+reward r = −loss(decode(x0)) is above the best so far is accepted, and the next step gets the unused
+proposals in addition to its own. If no proposal is better, the best of them is accepted. A run
+therefore takes quota · steps evaluations of the denoiser. During the run, the method writes the
+entries of `scheduler.timesteps` that the pipeline reads next.
 
-A flow is sampled through a variance-preserving interpolant (their interpolant conversion), whose
-levels it visits instead of its own (`guidance/interpolants.py`); interpolant="own" leaves them.
+A flow model is sampled through a variance-preserving interpolant (their interpolant conversion).
+Its noise levels replace those of the scheduler (`guidance/interpolants.py`). interpolant="own"
+keeps the levels of the scheduler.
 
-With a `strength` the x0 that a step was decided for is moved along the objective's gradient, as
-the shortcut does, before its proposals are drawn: they are drawn around a better mean, at one
-gradient a step. They report that gradients add to the search; this way of adding them is ours.
+With a `strength`, the accepted x0 is moved along the gradient of the objective, as `shortcut` does,
+before the proposals of the next step are drawn. This takes one gradient for each step. The paper
+reports that gradients improve the search. This way to add them is our own.
 
-With `enough` the search ends early, at a threshold of the verifier (arXiv 2512.08985, 2025):
-once the best reward so far of every image is at least that, each step takes its first proposal, and
-what is left of the budget is not spent, where the pipeline can be interrupted (diffusers' own can).
+With `enough`, the search ends at a threshold (arXiv 2512.08985, 2025). If the best reward so far of
+every image is at least `enough`, each later step accepts its first proposal. The rest of the budget
+is not used if the pipeline can be interrupted, as those of diffusers can.
 
-The images of a batch share their timesteps: a step is over when each has found better, or the
-quota is spent, and each takes its own first proposal that was better, or its best.
+The images of a batch share their timesteps. A step ends when every image has a better proposal, or
+when the quota is used up. Each image then takes its own first better proposal, or its best.
 """
 
 from __future__ import annotations
@@ -49,19 +50,19 @@ INTERPOLANTS = ("vp", "own")
 
 @dataclass(frozen=True, kw_only=True)
 class Rollover(Method):
-    """Try several proposals at each step, `quota` on average.
+    """Repeat each step with new noise, and accept the first proposal with a higher reward.
 
-    Without a strength it needs no gradient, only forward passes of the denoiser, the decoder and
-    the CLIP.
+    With strength 0, it needs no gradient, only forward passes of the denoiser, the decoder and the
+    CLIP. It acts at every step: `window` and `every` must keep their defaults.
 
     Args:
-        quota: the mean number of proposals a step.
-        eta: the amount of noise that makes a step stochastic, above 0.
-        strength: the length of the shortcut's move that proposals are drawn around, as a fraction
-            of rms(x0): a number or a schedule. 0 is none.
-        interpolant: the noise levels of a flow: "vp", of a variance-preserving interpolant, or its
-            "own". Of no meaning to other models.
-        enough: the reward, −objective, at which an image is good enough; None is never.
+        quota: the largest mean number of proposals per step, from 2.
+        eta: the amount of noise that makes a step stochastic, above 0 and at most 1.
+        strength: the length of a move along the gradient in each step, as in `Shortcut`. The
+            proposals of the step are drawn around the moved x0.
+        interpolant: the noise levels of a flow model: "vp" for those of a variance-preserving
+            interpolant, "own" for those of the scheduler. Other models ignore it.
+        enough: the reward, minus the objective, at which an image is good enough; None is never.
     """
 
     name: ClassVar[str] = "rollover"
@@ -164,8 +165,7 @@ class Rollover(Method):
 
 
 class Rolling(travel.Travel):
-    """A schedule with room for `times` proposals per step. `go` says to which step an entry
-    belongs."""
+    """A schedule with `times` entries for each step. `go` assigns an entry to a step."""
 
     def __init__(self, times: int, interpolant: str) -> None:
         super().__init__(times)
@@ -180,13 +180,13 @@ class Rolling(travel.Travel):
         return False
 
     def go(self, index: int, step: int) -> None:
-        """Make the evaluation at `index` one of step `step`."""
+        """Assign the evaluation `index` to the step `step`."""
         if index < self.total:
             self.read[index] = self.once[step]
             self.rewind(step)
 
     def ends(self, index: int) -> bool:
-        """Return whether no evaluation is left after the one at `index`."""
+        """Return whether the evaluation `index` is the last one."""
         return index == self.total - 1
 
 
@@ -219,14 +219,14 @@ class _State:
             mask = along(better_B, at.model_output)
             self.model_output = torch.where(mask, at.model_output, self.model_output)
             self.reward_B = torch.where(better_B, reward_B, self.reward_B)
-        if self.best_B is None:  # the first noise is given
+        if self.best_B is None:  # at the first step, the initial noise is accepted
             self.taken_B[:] = True
         else:
             self.taken_B |= self.reward_B > self.best_B
 
     def over(self, rolling: Rolling, index: int) -> bool:
-        """Return whether this evaluation was the last of its step; the last step takes what is
-        left."""
+        """Return whether this evaluation was the last of its step. The last step uses all remaining
+        evaluations."""
         if self.step == rolling.steps - 1:
             return rolling.ends(index) or (self.satisfied and self.can_stop)
         if self.satisfied:
@@ -235,7 +235,7 @@ class _State:
 
     @property
     def satisfied(self) -> bool:
-        """Return whether the best reward of each image so far is enough."""
+        """Return whether the best reward so far of every image is at least `enough`."""
         if self.enough is None:
             return False
         best_B = self.reward_B
@@ -244,7 +244,7 @@ class _State:
         return bool((best_B >= self.enough).all())
 
     def advance(self, quota: int) -> None:
-        """Go on to the next step, with the proposals that this one left."""
+        """Begin the next step. It gets the unused proposals of this one."""
         self.quota = quota + self.quota - self.tries
         self.step, self.tries = self.step + 1, 0
         if self.best_B is not None:

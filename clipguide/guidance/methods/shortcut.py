@@ -1,21 +1,23 @@
-"""The shortcut: move x0 along the objective's gradient there, and nowhere through the denoiser.
+"""Shortcut: move x0 along the gradient of the objective at x0, without the denoiser's gradient.
 
-He et al. 2024, "Manifold preserving guided diffusion" (MPGD, algorithm 1 without its autoencoder
-projection: the gradient is taken in the latent, eq. 8), and for flows Patel et al. 2024
-(FlowChef). The step is unit-free instead of their learning rates (`guidance/descent.py`):
+Sources: He et al. 2024, "Manifold preserving guided diffusion" (MPGD, algorithm 1 without its
+projection by an autoencoder; the gradient is taken in the latent, eq. 8), and for flow models Patel
+et al. 2024 (FlowChef). Their learning rates have units. This step has none (`guidance/descent.py`):
 
     x0 <- x0 − strength · sin(πn/2) · rms(x0) · g / rms(g),    g = ∇ loss(decode(x0)).
 
-n is the noise level in [0, 1] of `Level.noise`; sin(πn/2) is σ where α² + σ² = 1, so that late
-steps, which nothing repairs any more, move less.
+n is the noise level `Level.noise`, in [0, 1]. If α² + σ² = 1, sin(πn/2) equals σ. Late steps move
+less, because no later step can correct them.
 
-A noisy sample is αx0 + σε, so that something has to move with x0. With fixed="sample", the default,
-it is ε: the move is one of the denoiser's output, a sampler passes on the share of it that it
-denoises in that step, and these shares do not depend on the number of steps in sum, so that one
-strength serves 10 steps and 100. With fixed="noise" it is the sample, as in MPGD (eq. 8: ε stays)
-and in TFG (its Δ0): the whole move is passed on at every step.
+A noisy sample is αx0 + σε. If x0 moves, ε or the sample must move too:
 
-With `travel` r each step is taken r times, noised back between them (FreeDoM, Yu et al. 2023,
+- With fixed="sample", the default, ε moves, and so does the output of the denoiser. In each step, a
+  sampler applies the share of the move that it denoises. The sum of these shares does not depend on
+  the number of steps, so the same strength fits 10 steps and 100 steps.
+- With fixed="noise", the sample moves, as in MPGD (eq. 8) and TFG (its Δ0). Every step applies the
+  whole move.
+
+With `travel` r, each step is taken r times, with new noise in between (FreeDoM, Yu et al. 2023,
 section 4.3; RePaint, Lugmayr et al. 2022): `guidance/travel.py`.
 """
 
@@ -40,15 +42,15 @@ FIXED = ("sample", "noise")
 class Shortcut(Method):
     """Move x0 along the gradient of the objective at x0 (the default method).
 
-    The moves of one evaluation have a total length of `strength` · rms(x0). They need the gradient
-    through the decoder and the CLIP, and none through the denoiser.
+    The moves of one step have a total length of `strength` · sin(πn/2) · rms(x0) at noise level n.
+    They need the gradient through the decoder and the CLIP, but not through the denoiser.
 
     Args:
         strength: a number from 0, or a schedule: a text such as "0.1@0..0.5", a pair, or a function
             of the noise level.
-        inner: the number of moves at one evaluation, which share the strength.
-        momentum: the share of the last direction that is kept, from 0 to below 1.
-        travel: how many times each step is taken.
+        inner: the number of moves in one step, which share the strength.
+        momentum: the share of the previous direction that is kept, from 0 to below 1.
+        travel: the number of times that each step is taken, with new noise in between.
         fixed: what stays fixed while x0 moves: the noisy "sample", or its "noise".
     """
 
@@ -130,7 +132,7 @@ class Shortcut(Method):
 
 
 def _strength(value: Spec) -> float | Schedule:
-    """A number from 0, or a schedule of them."""
+    """Return the strength as a number from 0, or as a schedule of such numbers."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not (math.isfinite(value) and value >= 0):
             raise UsageError(
