@@ -444,12 +444,17 @@ def test_a_figure_on_two_pages_is_one_figure():
         return json.loads((ROOT / place).read_text(encoding="utf-8"))
 
     figures = {one["key"]: one["value"] for one in read("training/figures.json")["figures"]}
-    top5 = figures["generator: referee's top-5"]
+    seen = [f"{100 * figures[f'generator: looked at, {what}']:.0f}" for what in ("good", "bad")]
     things = len(read("clipguide/mini/generator/known.json")["things"])
     for page in ("README.md", "docs/index.md"):
-        assert said(page, r"first five guesses in \W?about (\d+) of 10") == [f"{10 * top5:.0f}"]
+        assert said(page, r"called \W?(\d+) % good and (\d+) % bad") == seen
         (objects,) = said(page, r"draws?\W* about ([\d,]+) objects")
         assert abs(int(objects.replace(",", "")) - things) <= 25
+    page = "docs/get-started.md"
+    assert said(page, r"They called (\d+) % of the images good and (\d+) % bad") == seen
+    doubted = figures["generator: doubted, of bad images"]
+    assert said(page, r"images that both called bad, (\d+) % had") == [f"{100 * doubted:.0f}"]
+    assert figures["generator: doubted, of good images"] == 0  # as the page says
     photographs = read("benchmarks/search.json")["photographs"]
     quoted = said("docs/search.md", r"test with (\d+) photographs.+?only (\d+) of 10 queries")
     assert quoted == [f"{photographs['photographs']}", f"{photographs['among five']}"]
