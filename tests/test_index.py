@@ -24,6 +24,7 @@ from test_recipe import RECIPE
 
 pytest.importorskip("lancedb")
 
+from clipguide import images
 from clipguide.engine import Cache, Engine
 from clipguide.engine.resources import Budget
 from clipguide.errors import ClipguideError, UsageError
@@ -180,6 +181,23 @@ def test_metadata(run, home, tmp_path):
     assert photo["date"] == datetime(2024, 5, 6, 7, 8, 9) and photo["camera"] == "ACME X100"
     assert (photo["width"], photo["height"], photo["format"]) == (40, 50, "JPEG")
     assert odd["date"] is None and odd["camera"] == "Acme Z"
+
+
+@pytest.mark.parametrize("fast", (False, True))
+def test_the_size_is_that_of_the_turned_image(run, tmp_path, fast):
+    """Of every format with EXIF, whether Pillow turns it as it decodes (TIFF) or not."""
+    home = tmp_path / "turned"
+    home.mkdir()
+    scene, ways = landscape(400, 300, seed=40), range(1, 9)
+    for way in ways:
+        exif = Image.Exif()
+        exif[0x0112], exif[0x0110] = way, f"camera {way}"
+        for end in ("jpg", "png", "tif", "webp"):
+            scene.save(home / f"{way}.{end}", exif=exif)
+    assert run(home, settings={"fast": fast}) == {"new": 4 * len(ways)}
+    for name, row in rows(tmp_path).items():
+        assert (row["width"], row["height"]) == images.load(home / name).size, name
+        assert row["camera"] == f"camera {name[0]}"
 
 
 def test_the_prompt_of_a_recipe(run, home, tmp_path):
