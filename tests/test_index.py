@@ -257,6 +257,10 @@ def test_settings_of_the_engine_change_what_they_change(run, clip, tmp_path):
         torch.testing.assert_close(torch.tensor(row["vector"]), same.unit_D)
         assert (same.unit_D - other.unit_D).abs().max() > 1e-5, name
         assert (row["width"], row["height"]) == (400, 300)
+    index = Index(tmp_path / "db")
+    for name in rows(tmp_path):  # an image as a query is read as those of the index
+        (again,) = Engine(clip, **index.settings).embed([home / name])
+        torch.testing.assert_close(again.unit_D, index.vector(str(home / name)))
 
 
 def test_decoding_waits_for_memory(clip, home, tmp_path):
@@ -405,6 +409,15 @@ def test_another_clip_or_other_settings_are_refused(run, judge, home, tmp_path):
     with pytest.raises(UsageError, match="by other settings"):
         run(settings={"alpha": "drop"})
     assert len(rows(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("settings", ({"alpha": "drop"}, {"frames": 2}, {"fast": True}))
+def test_other_settings_are_refused_even_if_no_image_is_new(run, settings):
+    """Not passed over without a word."""
+    run()
+    with pytest.raises(UsageError, match="by other settings"):
+        run(settings=settings)
+    assert run() == {"same": 5}
 
 
 def test_two_writers(run, home, tmp_path):

@@ -225,12 +225,16 @@ class Update:
     def make_ready(self) -> None:
         """Make the table if there is none. Raise UsageError if the embeddings differ from those in
         the table."""
-        store, clip, key = self.store, self.engine.clip, self.key
+        store, clip = self.store, self.engine.clip
         if store.table is None:
-            store.create(clip.embed_dim, key=key, model=self.engine.clip_name)
-        elif store.key != key:
+            store.create(clip.embed_dim, key=self.key, model=self.engine.clip_name)
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """Raise UsageError if the images of the table were embedded by other settings."""
+        if self.store.key != self.key:
             raise UsageError(
-                f"The images in the index {store.path} were embedded by other settings "
+                f"The images in the index {self.store.path} were embedded by other settings "
                 "(--alpha, --frames, --fast, --bf16 or a dtype): repeat those, or choose another "
                 "--db."
             )
