@@ -239,7 +239,8 @@ def beside(data: dict) -> str:
     return (
         "\n\nfaiss and usearch keep all embeddings in memory and return numbers of rows; "
         "clipguide reads from disk and returns columns and thumbnails. Each has the least effort "
-        "of those tried that reaches a recall of 0.95. The median time of clipguide is "
+        "of those tried that reaches a recall of 0.95. By the processor, the median time of "
+        "clipguide is "
         + ", ".join(said)
         + "."
     )

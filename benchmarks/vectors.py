@@ -239,8 +239,10 @@ def vectors(
             for kind in ("images", "texts"):
                 which = f"{name}, {kind}"
                 facts[which] = least(which, opened, asked[kind], asked[f"{kind} truth"])
-                ours = facts[f"clipguide, {kind}"]["p50 ms"] / facts[which]["p50 ms"]
-                facts[f"clipguide ÷ {which}"] = round(ours, 1)
+                ours, theirs = (
+                    facts[one]["p50 processor ms"] for one in (f"clipguide, {kind}", which)
+                )
+                facts[f"clipguide ÷ {which}"] = round(ours / theirs, 1)
             del opened  # one of them is in memory at a time
         highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         facts["highest MiB"] = round(highest / 1024)
