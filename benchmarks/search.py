@@ -48,19 +48,19 @@ app = typer.Typer(add_completion=False, help=__doc__)
 def overhead(
     clip: Annotated[str, typer.Option(help="vit-b-32 (random weights), or mini.")] = "vit-b-32",
     pictures: Annotated[int, typer.Option(min=8)] = 256,
-    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    rounds: Annotated[int, typer.Option(min=1)] = 7,
     keep: bool = True,
 ) -> dict:
     """Measure the seconds of indexing divided by those of embedding alone, in turn, for JPEGs of
-    512 pixels without a cache. Clock times are the least of each, because other programs may run.
-    Processor times are medians.
+    512 pixels without a cache: the ratio of each round, by the clock and by the processor, because
+    other programs may run, and the medians.
 
     The index already has one image, so that the unrelated texts, which are encoded once, do not
     count.
     """
     model = vit_b_32() if clip == "vit-b-32" else load_clip(clip)
     engine = Engine(model)
-    alone, both = [], []
+    clock, processor, seconds = [], [], []
     with photographs(pictures + 1) as paths, tempfile.TemporaryDirectory() as folder:
         first = Path(folder) / "first"
         list(update(first, paths[:1], engine=engine))
@@ -70,15 +70,17 @@ def overhead(
             assert all(row.error is None for row in engine.embed(find([paths[0].parent])))
             middle = time.perf_counter(), time.process_time()
             assert list(update(db, [paths[0].parent], engine=engine))[-1].new == pictures
+            end = time.perf_counter(), time.process_time()
             if number:
-                both.append((time.perf_counter() - middle[0], time.process_time() - middle[1]))
-                alone.append((middle[0] - begin[0], middle[1] - begin[1]))
-    (clock, processor), (clock_alone, processor_alone) = (zip(*both), zip(*alone))
-    ratio = statistics.median(processor) / statistics.median(processor_alone)
+                seconds.append(middle[0] - begin[0])
+                clock.append((end[0] - middle[0]) / seconds[-1])
+                processor.append((end[1] - middle[1]) / (middle[1] - begin[1]))
     facts = {"pictures": pictures, "rounds": rounds,
-             "ratio": round(min(clock) / min(clock_alone), 3),
-             "ratio, processor": round(ratio, 3),
-             "embedding alone, s": round(min(clock_alone), 2)}  # fmt: skip
+             "ratio": round(statistics.median(clock), 3),
+             "ratio, rounds": [round(one, 3) for one in sorted(clock)],
+             "ratio, processor": round(statistics.median(processor), 3),
+             "ratio, processor, rounds": [round(one, 3) for one in sorted(processor)],
+             "embedding alone, s": round(min(seconds), 2)}  # fmt: skip
     typer.echo(json.dumps(facts))
     if keep:
         save(f"overhead {clip}", facts)

@@ -59,10 +59,11 @@ def load_frames(
     side: int | None = None,
     icc: bool = False,
     megapixels: float | None = None,
-    opened: Callable[[Image.Image], None] | None = None,
+    opened: Callable[[Image.Image, tuple[int, int]], None] | None = None,
 ) -> list[Image.Image]:
     """Return `count` evenly spaced frames of an animation, as `load`, with the first among them;
-    fewer if it has fewer. `opened` is called with the image before it is decoded."""
+    fewer if it has fewer. Before the image is decoded, `opened` is called with it, at the size to
+    which it is decoded, and with its size in the file."""
     check_alpha(alpha)
     if isinstance(source, Image.Image):
         return _frames(source, count, alpha, icc)
@@ -70,10 +71,11 @@ def load_frames(
 
     def decode(stream: BinaryIO) -> list[Image.Image]:
         with open_image(stream, megapixels=megapixels) as image:
+            size = image.size
             if side:
                 image.draft("RGB", (side, side))
             if opened:
-                opened(image)
+                opened(image, size)
             return _frames(image, count, alpha, icc)
 
     try:

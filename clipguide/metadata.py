@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from PIL import Image
+
 from . import recipe
 from .errors import UsageError
 from .reading import PNG, chunks, open_image
@@ -27,7 +29,9 @@ ASIDE = ("negative", "model", "clip", "vae", "image", "samples", "latent_image",
 ASIDE += ("sampler", "control_net", "mask", "pixels")
 
 
-def prompt(source: str | os.PathLike | bytes | BinaryIO) -> str | None:
+def prompt(
+    source: str | os.PathLike | bytes | BinaryIO, *, image: Image.Image | None = None
+) -> str | None:
     """Return the prompt in an image file, or None.
 
     It reads the formats of clipguide, of AUTOMATIC1111 and compatible programs (Forge, SD.Next,
@@ -36,6 +40,7 @@ def prompt(source: str | os.PathLike | bytes | BinaryIO) -> str | None:
 
     Args:
         source: the path of a file, its bytes, or a stream of them.
+        image: the image of that file, if it is open already and not decoded yet.
 
     Raises:
         OSError: the file cannot be read.
@@ -48,7 +53,7 @@ def prompt(source: str | os.PathLike | bytes | BinaryIO) -> str | None:
     else:
         content = Path(source).read_bytes()
     found = _texts(content) if content.startswith(PNG) else {}
-    found = {**_exif(content), **found}
+    found = {**_exif(content, image), **found}
     for name, read in READERS.items():
         if name in found:
             try:
@@ -174,15 +179,15 @@ def _unpacked(content: bytes) -> bytes:
     return zlib.decompressobj().decompress(content, MOST)
 
 
-def _exif(content: bytes) -> dict[str, str]:
+def _exif(content: bytes, image: Image.Image | None) -> dict[str, str]:
     """Return the texts in EXIF, by the names that they would have in a PNG."""
     try:
-        with open_image(io.BytesIO(content), megapixels=float("inf")) as image:
-            if image.format == "PNG" and "exif" not in image.info:
-                return {}
-            exif = image.getexif()
-            comment = exif.get_ifd(INNER).get(COMMENT)
-            places = [exif.get(tag) for tag in (MODEL, MAKE, DESCRIPTION)]
+        image = image or open_image(io.BytesIO(content), megapixels=float("inf"))
+        if image.format == "PNG" and "exif" not in image.info:
+            return {}
+        exif = image.getexif()
+        comment = exif.get_ifd(INNER).get(COMMENT)
+        places = [exif.get(tag) for tag in (MODEL, MAKE, DESCRIPTION)]
     except Exception:  # Pillow raises various errors for damaged EXIF
         return {}
     found = {}

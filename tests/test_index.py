@@ -24,6 +24,7 @@ from test_recipe import RECIPE
 
 pytest.importorskip("lancedb")
 
+from clipguide import images
 from clipguide.engine import Cache, Engine
 from clipguide.engine.resources import Budget
 from clipguide.errors import ClipguideError, UsageError
@@ -182,6 +183,23 @@ def test_metadata(run, home, tmp_path):
     assert odd["date"] is None and odd["camera"] == "Acme Z"
 
 
+@pytest.mark.parametrize("fast", (False, True))
+def test_the_size_is_that_of_the_turned_image(run, tmp_path, fast):
+    """Of every format with EXIF, whether Pillow turns it as it decodes (TIFF) or not."""
+    home = tmp_path / "turned"
+    home.mkdir()
+    scene, ways = landscape(400, 300, seed=40), range(1, 9)
+    for way in ways:
+        exif = Image.Exif()
+        exif[0x0112], exif[0x0110] = way, f"camera {way}"
+        for end in ("jpg", "png", "tif", "webp"):
+            scene.save(home / f"{way}.{end}", exif=exif)
+    assert run(home, settings={"fast": fast}) == {"new": 4 * len(ways)}
+    for name, row in rows(tmp_path).items():
+        assert (row["width"], row["height"]) == images.load(home / name).size, name
+        assert row["camera"] == f"camera {name[0]}"
+
+
 def test_the_prompt_of_a_recipe(run, home, tmp_path):
     recipe = replace(RECIPE, prompt="a red fox | snow:0.5")
     save_png(landscape(50, 40, seed=30), recipe, home / "made.png")
@@ -239,6 +257,10 @@ def test_settings_of_the_engine_change_what_they_change(run, clip, tmp_path):
         torch.testing.assert_close(torch.tensor(row["vector"]), same.unit_D)
         assert (same.unit_D - other.unit_D).abs().max() > 1e-5, name
         assert (row["width"], row["height"]) == (400, 300)
+    index = Index(tmp_path / "db")
+    for name in rows(tmp_path):  # an image as a query is read as those of the index
+        (again,) = Engine(clip, **index.settings).embed([home / name])
+        torch.testing.assert_close(again.unit_D, index.vector(str(home / name)))
 
 
 def test_decoding_waits_for_memory(clip, home, tmp_path):
@@ -387,6 +409,15 @@ def test_another_clip_or_other_settings_are_refused(run, judge, home, tmp_path):
     with pytest.raises(UsageError, match="by other settings"):
         run(settings={"alpha": "drop"})
     assert len(rows(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("settings", ({"alpha": "drop"}, {"frames": 2}, {"fast": True}))
+def test_other_settings_are_refused_even_if_no_image_is_new(run, settings):
+    """Not passed over without a word."""
+    run()
+    with pytest.raises(UsageError, match="by other settings"):
+        run(settings=settings)
+    assert run() == {"same": 5}
 
 
 def test_two_writers(run, home, tmp_path):

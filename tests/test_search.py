@@ -98,6 +98,9 @@ def test_pages_are_the_whole(index, query):
     assert sum(pages, []) == [name for name, _ in order(query)]
     assert pages[5] == [name for name, _ in order(query)][35:] and pages[6] == []
     assert len(index.search(query, k=1000).hits) == 40
+    for diversity in (0.0, 0.5):  # no number is beyond LanceDB's
+        assert len(index.search(query, k=10**30, diversity=diversity).hits) == 40
+        assert index.search(query, k=7, offset=10**30, diversity=diversity).hits == []
     for k, offset in ((0, 0), (-1, 0), (1, -1)):
         with pytest.raises(UsageError, match="At least one image"):
             index.search(query, k=k, offset=offset)

@@ -229,7 +229,7 @@ class Engine:
                 read.digest = b""
         return read
 
-    def _opened(self, path: str, lease: Lease, image: Image) -> None:
+    def _opened(self, path: str, lease: Lease, image: Image, _: tuple[int, int]) -> None:
         """Prepare to decode an image: wait for its memory, note its profile."""
         lease.take(images.cost(image))
         if self.verify and not self.icc and (profile := foreign_profile(image)):

@@ -12,7 +12,7 @@ from ..engine.engine import Slot
 from ..errors import ClipguideError
 from . import remote
 from .facts import Facts, Reader
-from .items import COPIED, Work, row_of
+from .items import COPIED, Work, arrow, row_of
 from .places import is_url
 from .store import text_of
 
@@ -66,7 +66,6 @@ class Worker:
 
     def embed(self, block: Sequence[Work]) -> Report:
         """Read and embed files, and write their fragment."""
-        import pyarrow as pa
         from lance.fragment import write_fragments
 
         report, records, job = Report(), [], self.job
@@ -83,9 +82,8 @@ class Worker:
         if records:
             if self.reader.key != job.key:
                 raise ClipguideError("bfloat16 does not hold for these images: leave out --bf16.")
-            columns = [pa.array([r[f.name] for r in records], f.type) for f in job.schema]
             report.fragments = write_fragments(
-                pa.table(columns, schema=job.schema),
+                arrow(records, job.schema),
                 job.uri,
                 schema=job.schema,
                 mode="append",

@@ -17,7 +17,7 @@ from ..errors import ClipguideError, ClipguideWarning, UsageError
 from . import captions, lookup, maintenance
 from .captions import GIVEN, Captions
 from .facts import Facts, Reader
-from .items import COPIED, Item, Listed, Progress, Work, row_of
+from .items import COPIED, Item, Listed, Progress, Work, arrow, row_of
 from .lookup import Digests, Row, Spool, chunks
 from .store import CHUNK, Store, text_of
 
@@ -192,12 +192,9 @@ class Update:
             self.make_ready()
         records, paths = self._records(items), []
         if records:
-            import pyarrow as pa
-
-            schema = self.store.table.schema
-            columns = [pa.array([r[f.name] for r in records], f.type) for f in schema]
             paths = [record["path"] for record in records]
-            self.write(pa.table(columns, schema=schema), merge=any(i.work.had for i in items))
+            rows = arrow(records, self.store.table.schema)
+            self.write(rows, merge=any(i.work.had for i in items))
         wrote = set(paths)
         return [item.work.path for item in items if text_of(item.work.path) in wrote]
 
@@ -228,12 +225,16 @@ class Update:
     def make_ready(self) -> None:
         """Make the table if there is none. Raise UsageError if the embeddings differ from those in
         the table."""
-        store, clip, key = self.store, self.engine.clip, self.key
+        store, clip = self.store, self.engine.clip
         if store.table is None:
-            store.create(clip.embed_dim, key=key, model=self.engine.clip_name)
-        elif store.key != key:
+            store.create(clip.embed_dim, key=self.key, model=self.engine.clip_name)
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """Raise UsageError if the images of the table were embedded by other settings."""
+        if self.store.key != self.key:
             raise UsageError(
-                f"The images in the index {store.path} were embedded by other settings "
+                f"The images in the index {self.store.path} were embedded by other settings "
                 "(--alpha, --frames, --fast, --bf16 or a dtype): repeat those, or choose another "
                 "--db."
             )

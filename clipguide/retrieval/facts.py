@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 import time
 from collections.abc import Container
@@ -19,7 +18,6 @@ from PIL import ExifTags, Image
 from .. import images, metadata
 from ..engine import Engine
 from ..engine.engine import Read
-from ..reading import open_image, too_wordy, without_texts
 from .places import is_url
 
 SIDE = 192  # largest side of a thumbnail in pixels
@@ -88,45 +86,41 @@ class Reader(Engine):
         side = SIDE if read.known_D is not None else self.clip.image_size if self.fast else None
         count = self.frames if read.known_D is None else 1
         with self.memory.lease() as lease:
-            settings = {"count": count, "side": side}
-            settings["opened"] = lambda image: lease.take(images.cost(image))
-            frames = self.decode(content, **settings)
+            head: dict = {}
+
+            def opened(image: Image.Image, size: tuple[int, int]) -> None:
+                lease.take(images.cost(image))
+                head.update(_head(image, size, found))
+
+            frames = self.decode(content, count=count, side=side, opened=opened)
+            if not head.pop("reduced"):
+                head["width"], head["height"] = frames[0].size
             small = _small(frames[0])
             if read.known_D is None:
                 read.frames = [self.clip.prepare(frame) for frame in frames]
-        self.facts[path] = Facts(about, read.digest, at, **_head(found), thumbnail=small)
+        self.facts[path] = Facts(about, read.digest, at, **head, thumbnail=small)
         return read
 
     def keep(self, reads: list) -> None:
         super().keep([(slot, read) for slot, read in reads if not self.facts[slot.path].known])
 
 
-def _head(content: bytes) -> dict:
-    """Return the facts in the header of an image that was decoded already. Nothing is decoded
-    again, and unusual values are not errors."""
-    with _opened(content) as image:
-        width, height = image.size
-        found = {"format": image.format or "", "prompt": metadata.prompt(content)}
-        try:
-            # otherwise Pillow decodes a PNG to look for EXIF after the pixels
-            exif = Image.Exif() if image.format == "PNG" and "exif" not in image.info else None
-            exif = image.getexif() if exif is None else exif
-            if exif.get(ExifTags.Base.Orientation) in TURNED:
-                width, height = height, width
-            found |= {"date": _date(exif), "camera": _camera(exif)}
-        except Exception:  # Pillow raises various errors for damaged EXIF
-            pass
-    return {**found, "width": width, "height": height}
-
-
-def _opened(content: bytes) -> Image.Image:
-    """Open an image of an accepted size, without the texts that Pillow refuses."""
+def _head(image: Image.Image, size: tuple[int, int], content: bytes) -> dict:
+    """Return the facts in the header of an image that is not decoded yet, and whether it will be
+    decoded at less than its size. Unusual values are not errors."""
+    width, height = size
+    found = {"format": image.format or "", "prompt": metadata.prompt(content, image=image)}
+    found["reduced"] = image.size != size
     try:
-        return open_image(io.BytesIO(content), megapixels=math.inf)
-    except ValueError as error:
-        if not too_wordy(error):
-            raise
-        return open_image(without_texts(content), megapixels=math.inf)
+        # otherwise Pillow decodes a PNG to look for EXIF after the pixels
+        exif = Image.Exif() if image.format == "PNG" and "exif" not in image.info else None
+        exif = image.getexif() if exif is None else exif
+        if exif.get(ExifTags.Base.Orientation) in TURNED:
+            width, height = height, width
+        found |= {"date": _date(exif), "camera": _camera(exif)}
+    except Exception:  # Pillow raises various errors for damaged EXIF
+        pass
+    return {**found, "width": width, "height": height}
 
 
 def _date(exif: Image.Exif) -> datetime | None:

@@ -71,6 +71,8 @@ def run(job: Update, listed: Iterable[Listed], recursive: bool, prune: bool) -> 
         if store.table is not None:
             store.refresh()
             store.same_model(clip.image_fingerprint, clip.name)
+            if not job.engine.encoder.to_check:  # bfloat16 is known after the first images
+                job.check_settings()
             if not clips.there(store.model) or lasting_name(store.model) != store.model:
                 store.note(model=job.engine.clip_name)
         job.compare(listed)

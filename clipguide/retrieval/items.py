@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..engine.cache import signed
 
@@ -74,6 +77,21 @@ class Item:
     work: Work
     facts: Facts
     unit_D: torch.Tensor | None = None
+
+
+def arrow(records: Sequence[dict[str, Any]], schema: Any) -> Any:
+    """Return records as an Arrow table. Lists, such as vectors, have the length that the schema
+    says; whole arrays of them are made, because Arrow takes a list number by number."""
+    import pyarrow as pa
+
+    def column(name: str, kind: Any) -> Any:
+        values = [record[name] for record in records]
+        if not pa.types.is_fixed_size_list(kind):
+            return pa.array(values, kind)
+        flat = np.asarray(values, kind.value_type.to_pandas_dtype()).reshape(-1)
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
+
+    return pa.table([column(field.name, field.type) for field in schema], schema=schema)
 
 
 def row_of(place: str, about: Any, stamp: int | None, at: int) -> dict[str, Any]:

@@ -144,10 +144,11 @@ def _keep(store: Store, word_WD: torch.Tensor, best_W: torch.Tensor) -> None:
     import pyarrow as pa
 
     kind = pa.list_(pa.float32(), word_WD.shape[1])
+    flat = pa.array(word_WD.numpy().reshape(-1))
     columns = {
         "word": unrelated.words(),
-        "vector": pa.array(list(word_WD.numpy()), kind),
-        "best": pa.array(best_W.tolist(), pa.float32()),
+        "vector": pa.FixedSizeListArray.from_arrays(flat, type=kind),
+        "best": pa.array(best_W.numpy()),
     }
     try:
         there = WORDS in tables(store.db)

@@ -164,8 +164,11 @@ class Index:
     @property
     def settings(self) -> dict[str, Any]:
         """Return the settings of an Engine that reads images as the index did."""
-        found = re.search(r" alpha (\S+) frames (\d+)", self.store.key)
-        return {"alpha": found[1], "frames": int(found[2])} if found else {}
+        found = re.search(r" alpha (\S+) frames (\d+)( fast \d+)?( icc)?$", self.store.key)
+        if found is None:
+            return {}
+        settings = {"alpha": found[1], "frames": int(found[2])}
+        return {**settings, "fast": bool(found[3]), "icc": bool(found[4])}
 
     def vector(self, path: str) -> torch.Tensor:
         """Return the unit embedding_D of an image of the index.
@@ -215,7 +218,8 @@ class Index:
         if hybrid and query.text is None:
             raise UsageError("--hybrid searches in words: give a text, and no image.")
         condition = None if where is None else filters.checked(where)
-        last = offset + k
+        total = self.store.about().count
+        last = min(offset + k, max(1, total))  # LanceDB counts in 64 bits
         mixed = hybrid or diversity > 0
         pool = max(FEWEST, POOL * last) if mixed else last
         rows = self._nearest(query, pool, condition, vectors=diversity > 0)
@@ -226,7 +230,7 @@ class Index:
         hits = [self._hit(row) for row in rows[offset:last]]
         if compare and hits and query.text is not None:
             hits = self._compared(query, hits)
-        return Answer(hits, self.store.about().count)
+        return Answer(hits, total)
 
     def _nearest(
         self, query: Query, count: int, condition: str | None, *, vectors: bool = False

@@ -52,13 +52,13 @@ def held(folder: str | os.PathLike) -> int:
     return total
 
 
-def uploaded(path: str, *, alpha: str = "white") -> Image.Image:
+def uploaded(path: str, *, alpha: str = "white", icc: bool = False) -> Image.Image:
     """Return an uploaded image, as `images.load`. Raise UsageError if it is too large, or not an
     image of FORMATS. The message names the file without its folder."""
     name = os.path.basename(path)
     if os.path.getsize(path) > LARGEST:
         raise UsageError(f"{name} is larger than {LARGEST >> 20} MiB: make it smaller first.")
-    return _loaded(path, name, alpha)
+    return _loaded(path, name, alpha, icc)
 
 
 def indexed(hit: Hit) -> Image.Image | None:
@@ -81,7 +81,7 @@ def indexed(hit: Hit) -> Image.Image | None:
     return picture
 
 
-def _loaded(source: object, name: str, alpha: str) -> Image.Image:
+def _loaded(source: object, name: str, alpha: str, icc: bool = False) -> Image.Image:
     Image.init()
     formats = [one for one in FORMATS if one in Image.OPEN]
     try:
@@ -93,7 +93,7 @@ def _loaded(source: object, name: str, alpha: str) -> Image.Image:
                         f"{name} has {image.width} x {image.height} pixels, and the page takes "
                         f"{PIXELS // 10**6} million: make it smaller first."
                     )
-                return images.load(image, alpha=alpha)
+                return images.load(image, alpha=alpha, icc=icc)
     except UsageError:
         raise
     except Image.DecompressionBombError:

@@ -59,7 +59,8 @@ def search(
     index, clip = models.index()
     terms = []
     if upload:
-        picture = files.uploaded(upload, alpha=index.settings.get("alpha", "white"))
+        how = {"alpha": "white", "icc": False, **index.settings}
+        picture = files.uploaded(upload, alpha=how["alpha"], icc=how["icc"])
         terms.append((clip.encode_pictures([picture])[0].float().cpu(), 1.0))
     if weighed:
         texts, weights = zip(*weighed, strict=True)
