@@ -115,8 +115,8 @@ class Truth:
 
 @dataclass(frozen=True)
 class Opened:
-    """An index of a peer in memory: `at(effort)` returns the function that asks it, `says` names the
-    effort."""
+    """An index of a peer in memory. `at(effort)` returns the function that searches it, `says`
+    names the effort."""
 
     at: Callable[[int], Callable[[np.ndarray], list[int]]]
     says: str
