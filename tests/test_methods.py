@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 
@@ -118,6 +119,68 @@ def test_noise_keeps_the_best(pipe):
     kept = loss(Decoder(pipe)(latents))
     assert_close(kept, losses.min(0).values, atol=1e-5, rtol=0)
     assert (kept < losses[0]).all()
+
+
+def states(generators) -> list[torch.Tensor]:
+    return [generator.get_state() for generator in generators]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("LCM", {}), ("DDPM", {}), ("Euler a", {}), ("DDIM", {"eta": 1.0})]
+)
+def test_noise_and_the_samplers_noise_are_apart(pipe, name, more):
+    """At the first step of each run the generators are where the pipeline's own are, behind the
+    initial noise, so that what the sampler draws is as independent of it as the pipeline's is; the
+    image that nothing moved is that of the pipeline, alone too; and they end where its own end."""
+    use(pipe, name)
+    begun, step = [], pipe.scheduler.step
+
+    def spied(*args, generator, **kwargs):
+        begun.append((states(generator), args[2].detach()))
+        return step(*args, generator=generator, **kwargs)
+
+    still = {"white": False, "rate": 0.0, "iterations": 2}
+    images, ends = [], []
+    pipe.scheduler.step = functools.wraps(step)(spied)
+    try:
+        for seeds, method in (((3, 4), None), ((3, 4), Noise(**still)), ((3,), Noise(**still))):
+            given = settings(seeds, **more)
+            generator = given["generator"]
+            if method is None:
+                images.append(pipe(**given).images)
+            else:
+                with steer(pipe, Brightness(), method=method) as s:
+                    images.append(s(**given).images)
+            ends.append(states(generator))
+    finally:
+        del pipe.scheduler.step
+    assert torch.equal(images[1], images[0])
+    assert_close(images[2], images[0][:1], atol=1e-4, rtol=0)
+    first, z = begun[0]
+    runs = begun[:: len(pipe.scheduler.timesteps)]
+    assert len(runs) == 1 + 4 + 4
+    for seen, _ in runs:
+        assert all(torch.equal(*pair) for pair in zip(seen, first))
+    for state, latents in zip(first, z / pipe.scheduler.init_noise_sigma, strict=True):
+        generator = torch.Generator()
+        generator.set_state(state)
+        drawn = torch.randn(latents.shape, generator=generator)
+        pair = torch.stack([latents.flatten(), drawn.flatten()])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.2  # of 256 numbers: three errors
+    for end in ends[1:]:
+        assert all(torch.equal(*pair) for pair in zip(end, ends[0]))
+
+
+def test_noise_without_a_generator_draws_what_it_chose(pipe):
+    """One seed for all runs: the image is worth what the best of them was."""
+    use(pipe, "LCM")
+    torch.manual_seed(0)
+    given = settings((3,), output_type="latent")
+    given.pop("generator")
+    with steer(pipe, Brightness(), method=Noise(iterations=3, rate=0.3)) as s:
+        latents = s(**given).images
+    losses = -torch.stack(s.report.candidates)
+    assert_close(loss(Decoder(pipe)(latents)), losses.min(0).values, atol=1e-5, rtol=0)
 
 
 def test_noise_gradient(pipe):

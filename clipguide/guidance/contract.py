@@ -19,6 +19,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from ..errors import UsageError
+from .generators import Given
 from .run import At, Gradient, Outcome, Repeats, Run
 
 WINDOW = (0.1, 1.0)
@@ -36,14 +37,16 @@ class Sampler(Protocol):
         by: Method | None,
         differentiable: bool = False,
         memory: object = None,
+        behind: Given = None,
         **settings: object,
     ) -> object:
         """Run the pipeline once, steered by a method or none, with gradients or without, and return
-        what it returns. `memory` is handed to the method's `start`."""
+        what it returns. `memory` is handed to the method's `start`. At the first step the
+        generators of the call take the states of `behind`, if it is given."""
 
     def initial_noise(self, **settings: object) -> torch.Tensor:
         """Return the latents that the pipeline begins with, as its `latents` argument takes them.
-        """
+        The generators of the call are then where its first step finds them."""
 
     def conditioning(self, of: str) -> contextlib.AbstractContextManager:
         """Open a context in which what the denoiser is conditioned on is moved: its `shift_BLD`, of
@@ -71,8 +74,11 @@ class Sampler(Protocol):
         """Run unsteered, and return the final latents, and score_B = −loss_B of what they decode
         to."""
 
-    def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
-        """Return the objective at the end of an unsteered run, and its gradient by the latents."""
+    def through(
+        self, latents: torch.Tensor, *, behind: Given = None, **settings: object
+    ) -> Gradient:
+        """Return the objective at the end of an unsteered run, and its gradient by the latents.
+        `behind` is as in `sample`."""
 
     def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Return score_B of finished images, −objective: higher is better."""

@@ -1,4 +1,4 @@
-"""Random generators: one per sample, reseeded for another candidate, or restarted."""
+"""Random generators: one per sample, reseeded for another candidate, restarted, or caught up."""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ def restarted(generator: Given) -> Given:
     new = torch.Generator(generator.device)
     new.set_state(generator.get_state())
     return new
+
+
+def one_seed() -> torch.Generator:
+    """Return a generator of a seed that the global one draws, for a call that was given none and
+    draws several times."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+
+
+def catch_up(generator: Given, other: Given) -> None:
+    """Put generators into the states that others are in."""
+    if isinstance(generator, torch.Generator):
+        generator.set_state(other.get_state())
+        return
+    for one, ahead in zip(generator or (), other or (), strict=True):
+        catch_up(one, ahead)
 
 
 def one_each(generators: Given, batch: int) -> list[torch.Generator]:

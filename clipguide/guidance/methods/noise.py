@@ -18,6 +18,10 @@ spectrum as they are, and z is then projected to where these are those of white 
 
 ∇K is radial, so that `prior` has no part in this. The best noise seen is kept, by the objective,
 and drawn from at the end; the first is the one that was drawn.
+
+What a stochastic sampler draws is the same in each run, and that which the pipeline would draw
+behind the initial noise: a generator that began anew would give the noise of the first step the
+numbers of the initial one.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ import torch
 
 from ...errors import ClipguideError, UsageError
 from ..contract import Method
-from ..generators import restarted
+from ..generators import one_seed, restarted
 from ..pipe_parts import call_signature
 from ..precision import along, unit, widen
 from ..whiteness import Spectrum
@@ -82,16 +86,19 @@ class Noise(Method):
 
     def call(self, sampler, **settings):
         self._check_strength(sampler.pipe, settings)
-        generator = settings.pop("generator", None)
+        generator = settings.pop("generator", None) or one_seed()
+        behind = None
         if settings.get("latents") is None:
-            settings["latents"] = sampler.initial_noise(generator=generator, **settings)
+            behind = restarted(generator)
+            settings["latents"] = sampler.initial_noise(generator=behind, **settings)
         given = settings.pop("latents")
         z, best = widen(given.detach()), None  # half precision overflows in the norm
         spectrum = Spectrum(z.shape, z.device) if self.white else None
         velocity, waited = torch.zeros_like(z), 0
         for k in range(self.iterations + 1):
             latents = z.detach().to(given.dtype).requires_grad_()
-            seen = sampler.through(latents, generator=restarted(generator), **settings)
+            again = restarted(generator)
+            seen = sampler.through(latents, generator=again, behind=behind, **settings)
             loss_B = seen.loss_B
             sampler.candidate(-loss_B)
             if best is None:
@@ -108,7 +115,7 @@ class Noise(Method):
             z = spectrum.whitened(z) if spectrum else z
         latents = best.to(given.dtype)
         return sampler.sample(
-            **settings, generator=restarted(generator), latents=latents, by=None
+            **settings, generator=generator, behind=behind, latents=latents, by=None
         )
 
     def _check_strength(self, pipe: object, settings: dict[str, object]) -> None:
