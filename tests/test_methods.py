@@ -685,18 +685,6 @@ def test_rollover_ends_when_it_is_good_enough(pipe):
         assert torch.equal(draw(pipe, steps=5), images[None])  # the pipeline is as it was
 
 
-def test_noise_leaves_the_generators_as_they_are(pipe):
-    """Each of its runs begins with copies, so that all draw the same, and the same call repeats."""
-    use(pipe, "DDIM")
-    given = settings(steps=2)
-    before = [generator.get_state() for generator in given["generator"]]
-    with steer(pipe, Brightness(), method=Noise(iterations=1)) as s:
-        image = s(**given).images
-        after = [generator.get_state() for generator in given["generator"]]
-        assert all(map(torch.equal, after, before))
-        assert torch.equal(s(**given).images, image)
-
-
 def test_the_last_evaluation_that_is_due_is_known(pipe, monkeypatch):
     """Of 8 steps each third is due, so 0, 3 and 6: the last of these, not of the run."""
     from clipguide.guidance.methods.particles import Weights
