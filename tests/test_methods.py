@@ -29,6 +29,7 @@ from clipguide.guidance import (
 )
 from clipguide.guidance.calls import Calls
 from clipguide.guidance.decoders import Decoder
+from clipguide.guidance.generators import restarted
 from clipguide.guidance.levels import Level
 from clipguide.guidance.methods.particles import Weights
 from clipguide.guidance.noise_levels import level, next_level
@@ -109,6 +110,24 @@ def test_best_of_keeps_the_best_of_each(pipe, clip, output_type):
         alone = pipe(**settings(seeds, output_type=output_type)).images[i]
         same = alone == kept[i]
         assert same if isinstance(same, bool) else same.all()
+
+
+@pytest.mark.parametrize("finish", [None, 2])
+def test_best_of_goes_on_with_its_generators(pipe, finish):
+    """A second call with the same generators draws candidates that are all new, as a second call of
+    the pipeline does; from copies of them it draws the same again."""
+    method = BestOf(number=3, finish=finish)
+    generators = settings()["generator"]
+    seen, copies = [], None
+    for k in range(3):
+        if k == 1:
+            copies = restarted(generators)
+        given = settings(generator=copies if k == 2 else generators)
+        with steer(pipe, Brightness(), method=method) as s:
+            image = s(**given).images
+        seen.append((set(torch.stack(s.report.candidates).flatten().tolist()), image))
+    assert not seen[0][0] & seen[1][0]
+    assert seen[1][0] == seen[2][0] and torch.equal(seen[1][1], seen[2][1])
 
 
 def test_noise_keeps_the_best(pipe):

@@ -15,14 +15,16 @@ Given = torch.Generator | Sequence[torch.Generator] | None
 
 
 def reseeded(generator: Given, k: int) -> Given:
-    """Return the generators of candidate k: as they are for 0, new ones `k` strides on for others.
-    """
+    """Return the generators of candidate k: as they are for 0, new ones `k` strides on for others;
+    on from their seed if nothing was drawn from them yet, else from a digest of their state."""
     if generator is None or k == 0:
         return generator
     if not isinstance(generator, torch.Generator):
         return [reseeded(one, k) for one in generator]
-    new = torch.Generator(generator.device)
-    return new.manual_seed((generator.initial_seed() + k * STRIDE) % 2**63)
+    new, seed = torch.Generator(generator.device), generator.initial_seed()
+    if not torch.equal(new.manual_seed(seed).get_state(), generator.get_state()):
+        seed = _seed(generator.get_state())
+    return new.manual_seed((seed + k * STRIDE) % 2**63)
 
 
 def restarted(generator: Given) -> Given:
@@ -75,6 +77,9 @@ def streams(sample: torch.Tensor) -> list[torch.Generator]:
     """Return one generator a sample, of a seed that is the digest of its first latents: another for
     every image, the same in a batch and alone, whatever the pipeline does with its own generators.
     """
-    rows = sample.detach().float().cpu().numpy()
-    digests = [hashlib.sha256(row.tobytes()).digest() for row in rows]
-    return [torch.Generator().manual_seed(int.from_bytes(d[:7], "big")) for d in digests]
+    return [torch.Generator().manual_seed(_seed(row)) for row in sample.detach().float().cpu()]
+
+
+def _seed(numbers: torch.Tensor) -> int:
+    """Return a seed that is the digest of a tensor on the CPU."""
+    return int.from_bytes(hashlib.sha256(numbers.numpy().tobytes()).digest()[:7], "big")
