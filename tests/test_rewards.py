@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from test_objectives_preference import TINY, hps  # noqa: F401
 from torch import nn
 from torch.testing import assert_close
+from torchvision import transforms
 
 from clipguide import Region, Reward, Scheduled, register_reward
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.images import to_pil
+from clipguide.images import to_pil, to_tensor
 from clipguide.objectives import Objective
 from clipguide.rewards import REWARDS, table, wanted
 from clipguide.rewards import hpsv3 as hpsv3_file
@@ -185,6 +186,14 @@ def test_hpsv2_and_aesthetic(hps, clip_folder, tmp_path):  # noqa: F811
         text_BD = model.encode_text(tokenizer(["a red fox"]), normalize=True)
     reward = Reward(f"hpsv2={folder / 'hps.safetensors'}#{TINY}", "a red fox")
     assert_close(reward.score_pictures(pictures), (image_BD @ text_BD.T)[:, 0])
+    wide = to_pil(images(1, size=64)[..., 20:44, :])  # is padded, as its own code does, not cut
+    with torch.no_grad():
+        small = F.interpolate(to_tensor(wide), (12, 32), mode="bicubic", antialias=True).clamp(0, 1)
+        padded = F.pad(small, (0, 0, 10, 10))
+        pixels = transform.transforms[-1](padded)  # its normalisation
+        image_BD = model.encode_image(pixels, normalize=True)
+    assert_close(reward.score_pictures(wide), (image_BD @ text_BD.T)[:, 0], atol=2e-3, rtol=0)
+    assert_close(reward.score(to_tensor(wide)), (image_BD @ text_BD.T)[:, 0], atol=1e-5, rtol=0)
     with pytest.raises(UsageError, match="trust_pickle"):
         Reward(f"hpsv2={folder / 'hps.pt'}#{TINY}").load()
     Reward(f"hpsv2={folder / 'hps.pt'}#{TINY}", trust_pickle=True).load()
@@ -214,8 +223,6 @@ def test_dino(tmp_path):
     reward = Reward(f"dino={tmp_path / 'photo.png'}#{folder}")
     assert_close(reward.score_pictures(pictures), expected, atol=1e-5, rtol=0)
     assert_close(expected[0].item(), 1.0) and (expected[1:] < 0.99).all()
-    from clipguide.images import to_tensor
-
     image = to_tensor(pictures).requires_grad_()
     assert_close(-reward(image).detach(), expected, atol=0.02, rtol=0)
     (gradient,) = torch.autograd.grad(reward(image)[1], image)
@@ -244,6 +251,17 @@ def test_imagereward(tmp_path):
         expected = (head.layers(first)[:, 0] - 0.16717362830052426) / 1.0333394966054072
     assert_close(-reward(image).detach(), expected, atol=1e-4, rtol=1e-4)
     assert abs(expected[0] - expected[1]) > 1e-3
+    pictures = [to_pil(F.interpolate(image.detach(), size, mode="bicubic").clamp(0, 1))[0]
+                for size in ((300, 260), (180, 240))]  # fmt: skip
+    own = transforms.Compose(  # _transform of its code
+        [transforms.Resize(224, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224),
+         transforms.ToTensor(), transforms.Normalize(mean.flatten(), std.flatten())]
+    )  # fmt: skip
+    with torch.no_grad():
+        seen = vision.forward_features(torch.stack([own(picture) for picture in pictures]))
+        first = text(ids, (ids > 0).long(), seen)[:, 0]
+        exact = (head.layers(first)[:, 0] - 0.16717362830052426) / 1.0333394966054072
+    assert_close(reward.score_pictures(pictures), exact, atol=1e-4, rtol=1e-4)
     (gradient,) = torch.autograd.grad(reward(image)[0], image)
     assert gradient[0].count_nonzero() and not gradient[1].count_nonzero()
     bare = torch.load(tmp_path / "reward" / "ImageReward.pt")
