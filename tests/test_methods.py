@@ -321,6 +321,44 @@ def test_particles_potentials_end_at_the_reward(potential):
     assert weights.log_B[0] == -torch.inf and weights.log_B[1].isfinite()
 
 
+def test_particles_potentials_on_the_way():
+    """λ times the best reward so far, or their sum, each time anew; of the difference λr − λ'r'."""
+    grown = {}
+    for potential in ("difference", "max", "sum"):
+        weights, before = Weights(1), 0.0
+        for sharpness, reward in ((0.5, 0.4), (1.0, 0.1), (2.0, 0.7)):
+            weights.weigh(torch.tensor([reward]).double(), potential, sharpness)
+            now = weights.log_B.item()
+            grown.setdefault(potential, []).append(now - before)
+            before = now
+    assert grown["difference"] == pytest.approx([0.5 * 0.4, 0.1 - 0.5 * 0.4, 2 * 0.7 - 0.1])
+    assert grown["max"] == pytest.approx([0.5 * 0.4, 0.4, 2 * 0.7])
+    assert grown["sum"] == pytest.approx([0.5 * 0.4, 0.4 + 0.1, 2 * (0.4 + 0.1 + 0.7)])
+
+
+def test_particles_take_the_history_of_their_sampler_with_them(pipe):
+    """Where all come from one, what the sampler carries over from the step before is that one's."""
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler(
+        beta_schedule="scaled_linear", prediction_type="v_prediction",
+        algorithm_type="sde-dpmsolver++",
+    )  # fmt: skip
+    step, alike = pipe.scheduler.step, 0
+
+    def spied(model_output, *args, **kwargs):
+        nonlocal alike
+        history = pipe.scheduler.model_outputs[-1]
+        if history is not None and all(torch.equal(row, model_output[0]) for row in model_output):
+            alike += 1
+            assert all(torch.equal(row, history[0]) for row in history)
+        return step(model_output, *args, **kwargs)
+
+    pipe.scheduler.step = functools.wraps(step)(spied)
+    method = Particles(number=3, sharpness=1e9, every=2)
+    with steer(pipe, Brightness(), method=method):
+        draw(pipe, seeds=(1, 2, 3), steps=6)
+    assert alike
+
+
 def test_the_stochastic_step_has_the_marginals_of_the_plain_one():
     """A Gaussian posterior known exactly: the variance at the next level is σ_s² + α_s² var(x0)."""
     here, there = Level("flow", 0.3, 0.7), Level("flow", 0.6, 0.4)
