@@ -16,8 +16,8 @@ import torch
 from torch.testing import assert_close
 
 from clipguide.guidance import Particles
-from clipguide.guidance.methods.particles import _noises_after
 from clipguide.guidance.levels import Level
+from clipguide.guidance.methods.particles import _noises_after
 from clipguide.guidance.noise_levels import level
 from clipguide.guidance.resampling import RESAMPLING
 from clipguide.guidance.run import At, Run

@@ -51,6 +51,8 @@ def test_what_is_asked_for(text, parts):
         ("pickscore:0", "has weight 0"),
         ("aesthetic", "aesthetic must be told a head"),
         ("dino:0.5", "dino must be told an image"),
+        ("clip:20", "The weight of a reward is from −10 to 10, not 20"),
+        ("pickscore:-1e3", "from −10 to 10, not -1000"),
         ("", "There is no reward ''"),
     ],
 )
@@ -139,6 +141,14 @@ def test_what_a_reward_may_not_give(own, give, message):
     reward = own(give, gradient=True)
     with pytest.raises(UsageError, match=message):
         reward(images())
+
+
+def test_whole_numbers_are_scores_too(own):
+    """As a count of things: a mean over frames and a rank can be taken of them."""
+    counted = own(lambda image, generators: (9 * image.flatten(1).mean(1)).long(), gradient=False)
+    loss_B = counted(images())
+    assert loss_B.dtype == torch.float32
+    assert_close(loss_B, (9 * images().flatten(1).mean(1)).floor().float())
 
 
 def test_what_does_not_load_is_one_sentence():

@@ -143,12 +143,16 @@ def wanted(text: str) -> Wanted:
 
     Raises:
         UsageError: there is no such reward, with close matches; its package is missing; it must be
-            told where its weights are; or the weight is 0.
+            told where its weights are; or the weight is 0, or too large.
     """
     found = _WEIGHT.fullmatch(text)
     weight, named = 1.0, text
     if found and abs(float(found[2])) <= MOST:
         named, weight = found[1], float(found[2])
+    elif found and found[1].strip() in REWARDS:
+        raise UsageError(
+            f"The weight of a reward is from −{MOST:g} to {MOST:g}, not {float(found[2]):g}."
+        )
     name, _, rest = named.partition("=")
     where, _, model = rest.partition("#")
     asked = Wanted(name.strip(), where.strip(), model.strip(), weight)
