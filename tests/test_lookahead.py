@@ -127,6 +127,25 @@ def test_sketches_are_kept_for_further_seeds_and_drawn_anew_for_anything_else(pi
         next(pipe.unet.parameters()).sub_(0.01)
 
 
+class Louder(Brightness):
+    """The same in another unit."""
+
+    def __call__(self, image_B3HW, generators=None):
+        return 1000 * super().__call__(image_B3HW) - 7
+
+
+def test_the_scores_have_no_unit(pipe):
+    """λ is in units of 1 over their spread, so that a reward's own unit changes nothing."""
+    use(pipe, "DDIM")
+    images = []
+    for objective in (Brightness(), Louder()):
+        with steer(pipe, objective, method=Lookahead(number=4, steps=2, sharpness=1.0)) as s:
+            images.append(s(**settings()).images)
+    assert_close(images[1], images[0], atol=1e-4, rtol=0)
+    with steer(pipe, Brightness(), method=Lookahead(number=4, steps=2, sharpness=2.0)) as s:
+        assert not torch.allclose(s(**settings()).images, images[0], atol=1e-3)
+
+
 def scored(pipe, seed: int) -> torch.Tensor:
     """Score_B of what the pipeline itself draws from a seed in two steps."""
     given = settings((seed,), steps=2, guidance_scale=1.0)
