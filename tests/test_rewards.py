@@ -17,7 +17,7 @@ from torchvision import transforms
 from clipguide import Region, Reward, Scheduled, register_reward
 from clipguide.errors import ClipguideError, UsageError
 from clipguide.images import to_pil, to_tensor
-from clipguide.objectives import Objective
+from clipguide.objectives import Objective, as_objective
 from clipguide.rewards import REWARDS, table, wanted
 from clipguide.rewards import hpsv3 as hpsv3_file
 from clipguide.rewards.questions import Question
@@ -149,6 +149,8 @@ def test_whole_numbers_are_scores_too(own):
     loss_B = counted(images())
     assert loss_B.dtype == torch.float32
     assert_close(loss_B, (9 * images().flatten(1).mean(1)).floor().float())
+    function = as_objective(lambda image: (9 * image.flatten(1).mean(1)).long())
+    assert function(images()).dtype == torch.float32 and torch.equal(function(images()), loss_B)
 
 
 def test_what_does_not_load_is_one_sentence():
@@ -237,6 +239,11 @@ def test_dino(tmp_path):
     assert_close(-reward(image).detach(), expected, atol=0.02, rtol=0)
     (gradient,) = torch.autograd.grad(reward(image)[1], image)
     assert gradient[1].count_nonzero() and not gradient[0].count_nonzero()
+    small = [picture.resize((36, 36)) for picture in pictures]  # nothing is left to resize
+    with torch.no_grad():
+        pixels = processor(images=small, return_tensors="pt").pixel_values
+        expected = F.normalize(model(pixels).last_hidden_state[:, 0], dim=-1) @ unit_BD[0]
+    assert_close(reward.score(to_tensor(small)), expected, atol=1e-5, rtol=0)
 
 
 # ------------------------------------------------------------ ImageReward
@@ -327,6 +334,17 @@ def test_vqascore_and_vlm(qwen):
     assert_close(loss_B, -expected, atol=1e-4, rtol=1e-3)
     with pytest.raises(UsageError, match="other braces"):
         Reward(f"vlm={qwen}", "a", question="is it {} or {x} ?").load()
+
+
+def test_what_they_ask_and_count(qwen):
+    """VQAScore's own question and its one answer; all spellings of yes and no for vlm."""
+    vqa = Reward(f"vqascore={qwen}", "a red fox").load()._objective
+    assert vqa.texts == ['Does this figure show "a red fox"? Please answer yes or no.']
+    spelled = {"Yes": 1, "yes": 2, "YES": 3, " Yes": 4, " yes": 5, " YES": 6,
+               "No": 7, "no": 8, "NO": 9, " No": 10, " no": 11, " NO": 12}  # fmt: skip
+    vqa.processor.tokenizer.encode = lambda word, add_special_tokens: [spelled[word]]
+    asked = Question(vqa.model, vqa.processor, ["?"], relative=True)
+    assert (asked.yes, asked.no, asked._answer) == (set(range(1, 7)), set(range(7, 13)), {1})
 
 
 def test_a_model_without_words_for_it(qwen):

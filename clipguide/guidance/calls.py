@@ -98,7 +98,8 @@ class Calls(Sampler):
         parts = pipe.components.values()
         try:
             weights = [marks(part) for part in parts if isinstance(part, torch.nn.Module)]
-            how = session.plan.selecting, session.decoder.asked, dict(pipe.scheduler.config)
+            plan, scheduler = session.plan, dict(pipe.scheduler.config)
+            how = plan.selecting, session.decoder.asked, plan.cfg_window, scheduler
             return digest(how, settings, weights, borrowed.adapters(pipe))
         except (UsageError, RuntimeError, TypeError):  # offloaded, quantised, or of an unknown kind
             return None

@@ -80,7 +80,7 @@ class Decoder:
                 f"{type(pipe).__name__} draws pixels: there is nothing for decoder={kind!r} to do."
             )
         self._pipe, self._budget, self._memory = pipe, budget or BUDGET, memory
-        self.tiny = tinies.found(pipe, tiny, needed=self._asked == "tiny")
+        self.tiny = self._given_tiny = tinies.found(pipe, tiny, needed=self._asked == "tiny")
         self._grid = Grid(pipe, told=self.family.sized)
         self._forget()
 
@@ -102,8 +102,10 @@ class Decoder:
 
     @property
     def asked(self) -> tuple[object, ...]:
-        """Return all that the choice goes by, but for what memory is free."""
-        return self._asked, self._rung, self._budget, self._memory
+        """Return all that the choice goes by, but for what memory is free, and what is not of the
+        pipeline: the function, the tiny decoder."""
+        given = self._function, self._given_tiny
+        return self._asked, self._rung, self._budget, self._memory, *given
 
     def take(self, name: str) -> None:
         """Decode until `close` by what was chosen before, as `name` says it."""
