@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -340,11 +342,15 @@ def test_what_they_ask_and_count(qwen):
     """VQAScore's own question and its one answer; all spellings of yes and no for vlm."""
     vqa = Reward(f"vqascore={qwen}", "a red fox").load()._objective
     assert vqa.texts == ['Does this figure show "a red fox"? Please answer yes or no.']
-    spelled = {"Yes": 1, "yes": 2, "YES": 3, " Yes": 4, " yes": 5, " YES": 6,
-               "No": 7, "no": 8, "NO": 9, " No": 10, " no": 11, " NO": 12}  # fmt: skip
+    yes, no = (
+        {f"{blank}{word}": k for k, (blank, word) in enumerate(product(("", " "), words), first)}
+        for first, words in ((100, ("Yes", "yes", "YES")), (200, ("No", "no", "NO")))
+    )
+    spelled = yes | no
     vqa.processor.tokenizer.encode = lambda word, add_special_tokens: [spelled[word]]
     asked = Question(vqa.model, vqa.processor, ["?"], relative=True)
-    assert (asked.yes, asked.no, asked._answer) == (set(range(1, 7)), set(range(7, 13)), {1})
+    assert (asked.yes, asked.no) == (set(yes.values()), set(no.values()))
+    assert asked._answer == {yes["Yes"]}
 
 
 def test_a_model_without_words_for_it(qwen):
