@@ -131,6 +131,12 @@ def test_on_a_gaussian_it_goes_along_the_posteriors_slope():
         expected = 0.1 * torch.tensor([2.0, 3.0])[:, None, None] * a / rms
         assert_close(shift.shift_BLD.detach(), expected)
         assert_close(outcome.gradient_B, torch.full((2,), 0.64 * scale * rms.item()))
+    moved = shift.shift_BLD.detach().clone()
+    run.weight, run.factor_B = 3.0, torch.tensor([0.5, 0.0])  # the second is not steered any more
+    x0 = 0.6 * x + 0.64 * shift.shift_BLD.view(2, 3, 1, 1)
+    Embedding(rate=0.1).start(run)(At(1, 0, level, x, epsilon.detach(), x0))
+    length_B = torch.tensor([1.5, 0.0])
+    assert_close(shift.shift_BLD.detach(), moved + length_B[:, None, None] * expected)
 
 
 def test_other_families():

@@ -174,6 +174,16 @@ def test_the_mean_is_moved_along_the_gradient():
     assert plain.model_output is at.model_output
 
 
+def test_with_little_noise_it_is_the_sampler_itself(pipe):
+    """η says how much of the noise is drawn anew: next to none, and all proposals are the plain
+    step."""
+    use(pipe, "DDIM")
+    plain = draw(pipe, steps=4)
+    for eta, near in ((1e-6, True), (1.0, False)):
+        with steer(pipe, Brightness(), method=Rollover(quota=2, eta=eta)):
+            assert torch.allclose(draw(pipe, steps=4), plain, atol=1e-3) == near
+
+
 def test_a_recipe_keeps_its_strength():
     for method in (Rollover(quota=3, strength=0.2, interpolant="own"), Rollover()):
         strength, options = recipe_options(method)
