@@ -9,13 +9,14 @@ Shapes: K particles, an image of 3 x 1 x 1, D = 3.
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
 from torch.testing import assert_close
 
-from clipguide.guidance import Particles
+from clipguide.guidance import BestOf, Particles
 from clipguide.guidance.levels import Level
 from clipguide.guidance.methods.particles import _noises_after
 from clipguide.guidance.noise_levels import level
@@ -137,6 +138,45 @@ def test_the_factor_rises_as_das_has_it():
     assert_close(found[:10], [(1 + gamma) ** k - 1 for k in range(1, 11)])
     assert found[9] == pytest.approx(1.0) and found[10:] == [1.0] * 10
     assert Particles().factor(0, total) == 1.0
+
+
+class Normal:
+    """A sampler of images of one number of N(0, 1), and their value; a preview is of half of it and
+    of noise of its own."""
+
+    pipe = None
+
+    def sample(self, *, generator, by=None):
+        value = [torch.randn(1, generator=one, dtype=torch.float64) for one in generator]
+        return SimpleNamespace(images=torch.cat(value)[:, None, None, None])
+
+    def preview(self, *, until, by, generator):
+        seen = self.sample(generator=generator).images.flatten()
+        return seen + torch.randn(seen.shape, generator=generator[0], dtype=torch.float64)
+
+    def rank(self, image):
+        return image.flatten()
+
+    def candidate(self, score_B, better_B=None):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (BestOf(number=2), 1 / math.sqrt(math.pi)),
+        (BestOf(number=4), 1.02938),  # of 4 of N(0, 1), the mean of the largest
+        (BestOf(number=4, finish=1), 1.02938 / math.sqrt(2)),  # by a preview correlated by 1/√2
+    ],
+    ids=lambda value: str(getattr(value, "finish", "")),
+)
+def test_best_of_has_the_mean_of_the_largest(method, expected):
+    """Within four standard errors: candidates are independent, and the best is kept of each."""
+    number = 3000
+    generators = [torch.Generator().manual_seed(seed) for seed in range(number)]
+    kept = method.call(Normal(), generator=generators).images.flatten()
+    error = float(kept.std()) / math.sqrt(number)
+    assert_close(float(kept.mean()), expected, atol=4 * error, rtol=0)
 
 
 # ------------------------------------------------------------ resampling

@@ -444,6 +444,16 @@ def test_trust_halves_then_stops():
     assert [f[1] for f in factors] == [1] * 6
 
 
+def test_trust_has_margins():
+    """A fall of 0.01 in cosine and a gain of a hundredth are not enough, a little more is; both are
+    counted from where the judge was best."""
+    for fall, gain, factor in ((0.009, 1.5, 1.0), (0.011, 1.009, 1.0), (0.011, 1.011, 0.5)):
+        trust, later = Trust(1), (gain * 0.5 - 0.1, 0.25 - fall)
+        for rank, judge in ((0.5, 0.20), (0.4, 0.25), later, later):
+            trust.see(torch.tensor([rank]), torch.tensor([judge]))
+        assert trust.factor_B.item() == factor
+
+
 class Climbs(Similarity):
     """−objective rises with each time that the judge was asked."""
 
