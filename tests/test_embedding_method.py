@@ -59,6 +59,7 @@ def test_only_one_half_of_the_batch_is_told_otherwise(pipe):
                 shift.shift_BLD += 0.5
             pipe.unet._forward_pre_hooks.move_to_end(next(iter(pipe.unet._forward_pre_hooks)))
             draw(pipe, steps=1)
+        assert_close(shift.size_B, plain[moved].square().flatten(1).mean(1).sqrt())
         assert torch.equal(told[0], plain)
         assert_close(told[1][moved], plain[moved] + 0.5)
         assert torch.equal(told[1][kept], plain[kept])
