@@ -168,11 +168,11 @@ def write_image_reward(folder):
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     vision = seeded(
         lambda: VisionTransformer(
-            img_size=224, patch_size=32, embed_dim=64, depth=2, num_heads=1, mlp_ratio=2,
+            img_size=224, patch_size=32, embed_dim=128, depth=2, num_heads=2, mlp_ratio=2,
             num_classes=0, global_pool="",
         )
     )  # fmt: skip
-    text = seeded(lambda: Bert(len(words) + 2, 32, 64, 2), seed=1)
+    text = seeded(lambda: Bert(len(words) + 2, 32, 128, 2), seed=1)
     head = nn.Module()
     sizes = (32, 16, 12, 8, 4, 1)
     steps = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:])]
@@ -182,7 +182,7 @@ def write_image_reward(folder):
     state = {f"blip.visual_encoder.{k}": v for k, v in vision.state_dict().items()}
     state |= {f"blip.text_encoder.{k}": v for k, v in text.state_dict().items()}
     state["blip.text_encoder.embeddings.position_ids"] = torch.arange(64)[None]
-    state["blip.vision_proj.weight"] = torch.zeros(4, 64)  # of BLIP's training; unused
+    state["blip.vision_proj.weight"] = torch.zeros(4, 128)  # of BLIP's training; unused
     state |= {f"mlp.{k}": v for k, v in head.state_dict().items()}
     torch.save(state, folder / "ImageReward.pt")
     config = {

@@ -40,17 +40,17 @@ def doubting(monkeypatch):
 
 
 def test_the_command_says_it_once_at_the_end(tiny_mini, doubting):
-    """Scored at steps 1, 6, 11, 12 of 12: the third, at 11, is in the last tenth of 11 and not of
-    12 steps."""
-    calm = invoke("generate", "fox", "--count", 2, "--seed", 7, "--steps", 11, "--out", "calm/")
+    """Scored at steps 1, 6 and 11: the third eases step 12, which is in the last tenth of 12 steps
+    and not of 13."""
+    calm = invoke("generate", "fox", "--count", 2, "--seed", 7, "--steps", 12, "--out", "calm/")
     assert "judge disagreed" not in calm.stderr
-    told = invoke("generate", "fox", "--count", 2, "--seed", 7, "--steps", 12, "--out", "told/")
+    told = invoke("generate", "fox", "--count", 2, "--seed", 7, "--steps", 13, "--out", "told/")
     assert told.stderr.strip().splitlines()[-1] == (
         "clipguide: Steering of 2 of 2 images was eased, the earliest from step 12 on: the judge "
         "disagreed; --trace shows it."
     )
     assert told.stderr.count("judge disagreed") == 1
-    quiet = ("--quiet", "--steps", 12, "--out", "quiet/")
+    quiet = ("--quiet", "--steps", 13, "--out", "quiet/")
     assert not invoke("generate", "fox", "--seed", 7, *quiet).stderr
 
 
@@ -60,6 +60,6 @@ def test_the_page_says_it_with_the_last_image(tiny_mini, doubting, tmp_path):
 
     models = Models()
     assert models.stops.ask("session")
-    given = ("fox", "", 0.1, 12, "7", 1)
+    given = ("fox", "", 0.1, 13, "7", 1)
     *_, (_, said, _) = generate_tab.draw(models, "session", str(tmp_path), *given)
     assert "is finished. Steering was eased from step 12 on: the judge disagreed." in said

@@ -59,6 +59,7 @@ def test_only_one_half_of_the_batch_is_told_otherwise(pipe):
                 shift.shift_BLD += 0.5
             pipe.unet._forward_pre_hooks.move_to_end(next(iter(pipe.unet._forward_pre_hooks)))
             draw(pipe, steps=1)
+        assert_close(shift.size_B, plain[moved].square().flatten(1).mean(1).sqrt())
         assert torch.equal(told[0], plain)
         assert_close(told[1][moved], plain[moved] + 0.5)
         assert torch.equal(told[1][kept], plain[kept])
@@ -131,6 +132,12 @@ def test_on_a_gaussian_it_goes_along_the_posteriors_slope():
         expected = 0.1 * torch.tensor([2.0, 3.0])[:, None, None] * a / rms
         assert_close(shift.shift_BLD.detach(), expected)
         assert_close(outcome.gradient_B, torch.full((2,), 0.64 * scale * rms.item()))
+    moved = shift.shift_BLD.detach().clone()
+    run.weight, run.factor_B = 3.0, torch.tensor([0.5, 0.0])  # the second is not steered any more
+    x0 = 0.6 * x + 0.64 * shift.shift_BLD.view(2, 3, 1, 1)
+    Embedding(rate=0.1).start(run)(At(1, 0, level, x, epsilon.detach(), x0))
+    length_B = torch.tensor([1.5, 0.0])
+    assert_close(shift.shift_BLD.detach(), moved + length_B[:, None, None] * expected)
 
 
 def test_other_families():

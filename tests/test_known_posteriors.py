@@ -9,17 +9,20 @@ Shapes: K particles, an image of 3 x 1 x 1, D = 3.
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
 from torch.testing import assert_close
 
-from clipguide.guidance import Particles
+from clipguide.guidance import BestOf, Particles
+from clipguide.guidance.levels import Level
 from clipguide.guidance.methods.particles import _noises_after
 from clipguide.guidance.noise_levels import level
 from clipguide.guidance.resampling import RESAMPLING
 from clipguide.guidance.run import At, Run
+from clipguide.guidance.stochastic import spread_of, stochastic_step
 from clipguide.objectives import Objective
 
 TILT = torch.tensor([0.8, -0.4, 0.0])[:, None, None]  # a
@@ -113,6 +116,67 @@ def test_the_noise_levels_that_are_left(name):
         scheduler.step(x, t, x)
     for index, ahead in enumerate(foretold):
         assert_close(ahead, seen[index + 1 :])
+
+
+def test_the_stochastic_step_of_a_sample_whose_variance_grows():
+    """The same step in either convention: a sampler that holds x / scale gets it divided by it."""
+    here, there = Level("epsilon", 0.6, 0.8), Level("epsilon", 0.8, 0.6)
+    generator = torch.Generator().manual_seed(0)
+    x, noise, z = (torch.randn(2, 3, 4, 4, generator=generator) for _ in range(3))
+    spread = spread_of(here, there, 0.7)
+    plain = stochastic_step(x, noise, there, spread, z)
+    grown = Level("epsilon", 0.8, 0.6, scale=0.8)
+    assert_close(stochastic_step(x / 0.8, noise, grown, spread, z) * 0.8, plain)
+    assert_close(plain, x + (math.sqrt(0.36 - spread**2) - 0.6) * noise + spread * z)
+
+
+def test_the_factor_rises_as_das_has_it():
+    """(1 + γ)^k − 1 after k evaluations, of the γ with which it is 1 at the share ρ; then 1."""
+    method, total = Particles(rising=0.5), 20
+    gamma = 2 ** (1 / 10) - 1
+    found = [method.factor(index, total) for index in range(total)]
+    assert_close(found[:10], [(1 + gamma) ** k - 1 for k in range(1, 11)])
+    assert found[9] == pytest.approx(1.0) and found[10:] == [1.0] * 10
+    assert Particles().factor(0, total) == 1.0
+
+
+class Normal:
+    """A sampler of images of one number of N(0, 1), and their value; a preview is of half of it and
+    of noise of its own."""
+
+    pipe = None
+
+    def sample(self, *, generator, by=None):
+        value = [torch.randn(1, generator=one, dtype=torch.float64) for one in generator]
+        return SimpleNamespace(images=torch.cat(value)[:, None, None, None])
+
+    def preview(self, *, until, by, generator):
+        seen = self.sample(generator=generator).images.flatten()
+        return seen + torch.randn(seen.shape, generator=generator[0], dtype=torch.float64)
+
+    def rank(self, image):
+        return image.flatten()
+
+    def candidate(self, score_B, better_B=None):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (BestOf(number=2), 1 / math.sqrt(math.pi)),
+        (BestOf(number=4), 1.02938),  # of 4 of N(0, 1), the mean of the largest
+        (BestOf(number=4, finish=1), 1.02938 / math.sqrt(2)),  # by a preview correlated by 1/√2
+    ],
+    ids=lambda value: str(getattr(value, "finish", "")),
+)
+def test_best_of_has_the_mean_of_the_largest(method, expected):
+    """Within four standard errors: candidates are independent, and the best is kept of each."""
+    number = 3000
+    generators = [torch.Generator().manual_seed(seed) for seed in range(number)]
+    kept = method.call(Normal(), generator=generators).images.flatten()
+    error = float(kept.std()) / math.sqrt(number)
+    assert_close(float(kept.mean()), expected, atol=4 * error, rtol=0)
 
 
 # ------------------------------------------------------------ resampling

@@ -105,9 +105,9 @@ def test_sketches_are_kept_for_further_seeds_and_drawn_anew_for_anything_else(pi
     method, seen = Lookahead(number=3, steps=2), evaluations(pipe)
     run = settings((5,), guidance_scale=1.0)
 
-    def drawn(method, objective=None, **others) -> tuple[torch.Tensor, int]:
+    def drawn(method, objective=None, steering=None, **others) -> tuple[torch.Tensor, int]:
         seen.clear()
-        with steer(pipe, objective or Brightness(), method=method) as s:
+        with steer(pipe, objective or Brightness(), method=method, **(steering or {})) as s:
             image = s(**{**run, **others, "generator": torch.Generator().manual_seed(5)}).images
         return image, len(seen) - 4
 
@@ -119,12 +119,37 @@ def test_sketches_are_kept_for_further_seeds_and_drawn_anew_for_anything_else(pi
     assert drawn(method, prompt=["an owl"])[1] == 2
     assert drawn(method, 2 * Brightness())[1] == 2
     assert drawn(method, guidance_scale=2.0)[1] == 2
+    window = {"cfg_window": (0.2, 0.6)}
+    assert drawn(method, steering=window, guidance_scale=2.0)[1] == 2
+    decoders = [lambda x, by=by: (by * x[:, :3]).sigmoid() for by in (1, 2)]
+    for decoder in (*decoders, "linear"):
+        assert drawn(method, steering={"decoder": decoder})[1] == 2
+        assert drawn(method, steering={"decoder": decoder})[1] == 0
     assert drawn(method)[1] == 0
     with torch.no_grad():
         next(pipe.unet.parameters()).add_(0.01)
     assert drawn(method)[1] == 2
     with torch.no_grad():
         next(pipe.unet.parameters()).sub_(0.01)
+
+
+class Louder(Brightness):
+    """The same in another unit."""
+
+    def __call__(self, image_B3HW, generators=None):
+        return 1000 * super().__call__(image_B3HW) - 7
+
+
+def test_the_scores_have_no_unit(pipe):
+    """λ is in units of 1 over their spread, so that a reward's own unit changes nothing."""
+    use(pipe, "DDIM")
+    images = []
+    for objective in (Brightness(), Louder()):
+        with steer(pipe, objective, method=Lookahead(number=4, steps=2, sharpness=1.0)) as s:
+            images.append(s(**settings()).images)
+    assert_close(images[1], images[0], atol=1e-4, rtol=0)
+    with steer(pipe, Brightness(), method=Lookahead(number=4, steps=2, sharpness=2.0)) as s:
+        assert not torch.allclose(s(**settings()).images, images[0], atol=1e-3)
 
 
 def scored(pipe, seed: int) -> torch.Tensor:

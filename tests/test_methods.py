@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 
@@ -28,6 +29,7 @@ from clipguide.guidance import (
 )
 from clipguide.guidance.calls import Calls
 from clipguide.guidance.decoders import Decoder
+from clipguide.guidance.generators import restarted
 from clipguide.guidance.levels import Level
 from clipguide.guidance.methods.particles import Weights
 from clipguide.guidance.noise_levels import level, next_level
@@ -110,6 +112,24 @@ def test_best_of_keeps_the_best_of_each(pipe, clip, output_type):
         assert same if isinstance(same, bool) else same.all()
 
 
+@pytest.mark.parametrize("finish", [None, 2])
+def test_best_of_goes_on_with_its_generators(pipe, finish):
+    """A second call with the same generators draws candidates that are all new, as a second call of
+    the pipeline does; from copies of them it draws the same again."""
+    method = BestOf(number=3, finish=finish)
+    generators = settings()["generator"]
+    seen, copies = [], None
+    for k in range(3):
+        if k == 1:
+            copies = restarted(generators)
+        given = settings(generator=copies if k == 2 else generators)
+        with steer(pipe, Brightness(), method=method) as s:
+            image = s(**given).images
+        seen.append((set(torch.stack(s.report.candidates).flatten().tolist()), image))
+    assert not seen[0][0] & seen[1][0]
+    assert seen[1][0] == seen[2][0] and torch.equal(seen[1][1], seen[2][1])
+
+
 def test_noise_keeps_the_best(pipe):
     use(pipe, "LCM")
     with steer(pipe, Brightness(), method=Noise(iterations=5, rate=0.3)) as s:
@@ -118,6 +138,68 @@ def test_noise_keeps_the_best(pipe):
     kept = loss(Decoder(pipe)(latents))
     assert_close(kept, losses.min(0).values, atol=1e-5, rtol=0)
     assert (kept < losses[0]).all()
+
+
+def states(generators) -> list[torch.Tensor]:
+    return [generator.get_state() for generator in generators]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("LCM", {}), ("DDPM", {}), ("Euler a", {}), ("DDIM", {"eta": 1.0})]
+)
+def test_noise_and_the_samplers_noise_are_apart(pipe, name, more):
+    """At the first step of each run the generators are where the pipeline's own are, behind the
+    initial noise, so that what the sampler draws is as independent of it as the pipeline's is; the
+    image that nothing moved is that of the pipeline, alone too; and they end where its own end."""
+    use(pipe, name)
+    begun, step = [], pipe.scheduler.step
+
+    def spied(*args, generator, **kwargs):
+        begun.append((states(generator), args[2].detach()))
+        return step(*args, generator=generator, **kwargs)
+
+    still = {"white": False, "rate": 0.0, "iterations": 2}
+    images, ends = [], []
+    pipe.scheduler.step = functools.wraps(step)(spied)
+    try:
+        for seeds, method in (((3, 4), None), ((3, 4), Noise(**still)), ((3,), Noise(**still))):
+            given = settings(seeds, **more)
+            generator = given["generator"]
+            if method is None:
+                images.append(pipe(**given).images)
+            else:
+                with steer(pipe, Brightness(), method=method) as s:
+                    images.append(s(**given).images)
+            ends.append(states(generator))
+    finally:
+        del pipe.scheduler.step
+    assert torch.equal(images[1], images[0])
+    assert_close(images[2], images[0][:1], atol=1e-4, rtol=0)
+    first, z = begun[0]
+    runs = begun[:: len(pipe.scheduler.timesteps)]
+    assert len(runs) == 1 + 4 + 4
+    for seen, _ in runs:
+        assert all(torch.equal(*pair) for pair in zip(seen, first))
+    for state, latents in zip(first, z / pipe.scheduler.init_noise_sigma, strict=True):
+        generator = torch.Generator()
+        generator.set_state(state)
+        drawn = torch.randn(latents.shape, generator=generator)
+        pair = torch.stack([latents.flatten(), drawn.flatten()])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.2  # of 256 numbers: three errors
+    for end in ends[1:]:
+        assert all(torch.equal(*pair) for pair in zip(end, ends[0]))
+
+
+def test_noise_without_a_generator_draws_what_it_chose(pipe):
+    """One seed for all runs: the image is worth what the best of them was."""
+    use(pipe, "LCM")
+    torch.manual_seed(0)
+    given = settings((3,), output_type="latent")
+    given.pop("generator")
+    with steer(pipe, Brightness(), method=Noise(iterations=3, rate=0.3)) as s:
+        latents = s(**given).images
+    losses = -torch.stack(s.report.candidates)
+    assert_close(loss(Decoder(pipe)(latents)), losses.min(0).values, atol=1e-5, rtol=0)
 
 
 def test_noise_gradient(pipe):
@@ -239,6 +321,44 @@ def test_particles_potentials_end_at_the_reward(potential):
     assert weights.log_B[0] == -torch.inf and weights.log_B[1].isfinite()
 
 
+def test_particles_potentials_on_the_way():
+    """λ times the best reward so far, or their sum, each time anew; of the difference λr − λ'r'."""
+    grown = {}
+    for potential in ("difference", "max", "sum"):
+        weights, before = Weights(1), 0.0
+        for sharpness, reward in ((0.5, 0.4), (1.0, 0.1), (2.0, 0.7)):
+            weights.weigh(torch.tensor([reward]).double(), potential, sharpness)
+            now = weights.log_B.item()
+            grown.setdefault(potential, []).append(now - before)
+            before = now
+    assert grown["difference"] == pytest.approx([0.5 * 0.4, 0.1 - 0.5 * 0.4, 2 * 0.7 - 0.1])
+    assert grown["max"] == pytest.approx([0.5 * 0.4, 0.4, 2 * 0.7])
+    assert grown["sum"] == pytest.approx([0.5 * 0.4, 0.4 + 0.1, 2 * (0.4 + 0.1 + 0.7)])
+
+
+def test_particles_take_the_history_of_their_sampler_with_them(pipe):
+    """Where all come from one, what the sampler carries over from the step before is that one's."""
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler(
+        beta_schedule="scaled_linear", prediction_type="v_prediction",
+        algorithm_type="sde-dpmsolver++",
+    )  # fmt: skip
+    step, alike = pipe.scheduler.step, 0
+
+    def spied(model_output, *args, **kwargs):
+        nonlocal alike
+        history = pipe.scheduler.model_outputs[-1]
+        if history is not None and all(torch.equal(row, model_output[0]) for row in model_output):
+            alike += 1
+            assert all(torch.equal(row, history[0]) for row in history)
+        return step(model_output, *args, **kwargs)
+
+    pipe.scheduler.step = functools.wraps(step)(spied)
+    method = Particles(number=3, sharpness=1e9, every=2)
+    with steer(pipe, Brightness(), method=method):
+        draw(pipe, seeds=(1, 2, 3), steps=6)
+    assert alike
+
+
 def test_the_stochastic_step_has_the_marginals_of_the_plain_one():
     """A Gaussian posterior known exactly: the variance at the next level is σ_s² + α_s² var(x0)."""
     here, there = Level("flow", 0.3, 0.7), Level("flow", 0.6, 0.4)
@@ -324,6 +444,16 @@ def test_trust_halves_then_stops():
     assert [f[1] for f in factors] == [1] * 6
 
 
+def test_trust_has_margins():
+    """A fall of 0.01 in cosine and a gain of a hundredth are not enough, a little more is; both are
+    counted from where the judge was best."""
+    for fall, gain, factor in ((0.009, 1.5, 1.0), (0.011, 1.009, 1.0), (0.011, 1.011, 0.5)):
+        trust, later = Trust(1), (gain * 0.5 - 0.1, 0.25 - fall)
+        for rank, judge in ((0.5, 0.20), (0.4, 0.25), later, later):
+            trust.see(torch.tensor([rank]), torch.tensor([judge]))
+        assert trust.factor_B.item() == factor
+
+
 class Climbs(Similarity):
     """−objective rises with each time that the judge was asked."""
 
@@ -364,8 +494,8 @@ def test_doubt_is_acted_on_and_in_the_outcome(pipe, clip, judge):
 
 
 def test_nothing_is_decided_in_the_last_tenth(pipe, clip, judge):
-    """Scored at steps 0, 7, 8 and 9 of 10: the second bad one, at the eighth, decides; scored at 0,
-    8 and 9 it would be at the ninth, which is too late."""
+    """Of 10 steps: the second bad score at the ninth would ease the last, which is too late; at the
+    eighth it eases the ninth."""
 
     class At(Falls):
         places = ()
@@ -376,8 +506,8 @@ def test_nothing_is_decided_in_the_last_tenth(pipe, clip, judge):
             return fell if at in self.places else torch.zeros(2)
 
     early, late = At(judge, "a red fox"), At(judge, "a red fox")
-    early.places, late.places = (7, 8, 9), (8, 9)
-    assert judged(pipe, Climbs(clip, "a red fox"), early).report.eased(0) == 9
+    early.places, late.places = (6, 7, 8, 9), (7, 8, 9)
+    assert judged(pipe, Climbs(clip, "a red fox"), early).report.eased(0) == 8
     assert judged(pipe, Climbs(clip, "a red fox"), late).report.eased(0) is None
 
 
@@ -620,18 +750,6 @@ def test_rollover_ends_when_it_is_good_enough(pipe):
     assert not torch.equal(images[-1e9], images[None])
     with steer(pipe, Brightness(), method=Rollover(quota=3)):
         assert torch.equal(draw(pipe, steps=5), images[None])  # the pipeline is as it was
-
-
-def test_noise_leaves_the_generators_as_they_are(pipe):
-    """Each of its runs begins with copies, so that all draw the same, and the same call repeats."""
-    use(pipe, "DDIM")
-    given = settings(steps=2)
-    before = [generator.get_state() for generator in given["generator"]]
-    with steer(pipe, Brightness(), method=Noise(iterations=1)) as s:
-        image = s(**given).images
-        after = [generator.get_state() for generator in given["generator"]]
-        assert all(map(torch.equal, after, before))
-        assert torch.equal(s(**given).images, image)
 
 
 def test_the_last_evaluation_that_is_due_is_known(pipe, monkeypatch):

@@ -21,7 +21,7 @@ from test_guidance import draw, use
 from test_methods import Brightness, settings
 from torch.testing import assert_close
 
-from clipguide import Reward, load_clip, register_reward
+from clipguide import Region, Reward, Scheduled, load_clip, register_reward
 from clipguide import images as files
 from clipguide.canvases import Pixels
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
@@ -68,11 +68,19 @@ def named():
 
 
 # ------------------------------------------------------------ steering
-@pytest.mark.parametrize("method", ["shortcut", "backprop", "noise", BestOf(each=Shortcut())])
+@pytest.mark.parametrize(
+    "method",
+    ["shortcut", "backprop", "noise", "embedding", BestOf(each=Shortcut()), Rollover(strength=0.1)],
+)
 def test_what_has_no_gradient_is_refused_before_anything_loads(pipe, method):
+    """Wherever it stands, and no method is told to take itself."""
     reward = Reward("free")
-    with pytest.raises(UsageError, match=r"Reward\(free\) has no gradient, and .* needs one: take"):
-        steer(pipe, Similarity(load_clip("mini"), "a fox") + 0.5 * reward, method=method)
+    parts = (0.5 * reward, Region(reward, (0, 0, 0.5, 1)), Scheduled(reward, "1@0..0.5"))
+    for part in parts:
+        with pytest.raises(UsageError, match=r"free\) has no gradient, and .* needs one") as e:
+            steer(pipe, Similarity(load_clip("mini"), "a fox") + part, method=method)
+        name, rest = str(e.value).split(", and ")[1].split(" needs one: ")
+        assert name.split(",")[0] not in rest
     assert not reward._loaded
 
 
@@ -372,6 +380,15 @@ class Handler(BaseHTTPRequestHandler):
         if answer == "slow":
             server.over.wait(60)
             return
+        if answer == "drip":  # a blank each 0.1 seconds, so that no single read waits for long
+            self.send_response(200)
+            self.end_headers()
+            while not server.over.wait(0.1):
+                self.wfile.write(b" ")
+            return
+        if answer == "no http":
+            self.wfile.write(b"what is that?\r\n")
+            return
         status, content = answer if isinstance(answer, tuple) else (200, answer)
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
@@ -436,7 +453,8 @@ def test_what_an_address_is_sent_and_says(serve):
 
 
 @pytest.mark.parametrize("odd", [{}, {"choices": []}, {"choices": [{"message": {"content": ""}}]},
-                                 {"choices": [{"message": {"content": "perhaps"}}]}])  # fmt: skip
+                                 {"choices": [{"message": {"content": "perhaps"}}]},
+                                 said(yes=math.nan, no=0.5)])  # fmt: skip
 def test_answers_that_are_none(odd):
     with pytest.raises((ValueError, KeyError, IndexError)):
         probability(odd)
@@ -446,6 +464,8 @@ def test_answers_that_are_none(odd):
     ("answers", "message", "times"),
     [
         (["slow"], "longer than 0.5 seconds", 2),
+        (["drip"], "longer than 0.5 seconds", 2),
+        (["no http"], "the connection broke", 2),
         ([(500, b"")], "it answers 500", 2),
         ([(404, b"")], "it answers 404", 1),
         ([b"no json"], "no yes and no no", 2),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,11 +14,12 @@ from safetensors.torch import save_file
 from test_objectives_preference import TINY, hps  # noqa: F401
 from torch import nn
 from torch.testing import assert_close
+from torchvision import transforms
 
 from clipguide import Region, Reward, Scheduled, register_reward
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.images import to_pil
-from clipguide.objectives import Objective
+from clipguide.images import to_pil, to_tensor
+from clipguide.objectives import Objective, as_objective
 from clipguide.rewards import REWARDS, table, wanted
 from clipguide.rewards import hpsv3 as hpsv3_file
 from clipguide.rewards.questions import Question
@@ -50,6 +53,8 @@ def test_what_is_asked_for(text, parts):
         ("pickscore:0", "has weight 0"),
         ("aesthetic", "aesthetic must be told a head"),
         ("dino:0.5", "dino must be told an image"),
+        ("clip:20", "The weight of a reward is from −10 to 10, not 20"),
+        ("pickscore:-1e3", "from −10 to 10, not -1000"),
         ("", "There is no reward ''"),
     ],
 )
@@ -140,6 +145,16 @@ def test_what_a_reward_may_not_give(own, give, message):
         reward(images())
 
 
+def test_whole_numbers_are_scores_too(own):
+    """As a count of things: a mean over frames and a rank can be taken of them."""
+    counted = own(lambda image, generators: (9 * image.flatten(1).mean(1)).long(), gradient=False)
+    loss_B = counted(images())
+    assert loss_B.dtype == torch.float32
+    assert_close(loss_B, (9 * images().flatten(1).mean(1)).floor().float())
+    function = as_objective(lambda image: (9 * image.flatten(1).mean(1)).long())
+    assert function(images()).dtype == torch.float32 and torch.equal(function(images()), loss_B)
+
+
 def test_what_does_not_load_is_one_sentence():
     with pytest.raises(ClipguideError, match="The reward vqascore=nowhere cannot be loaded"):
         Reward("vqascore=nowhere").load()
@@ -185,6 +200,14 @@ def test_hpsv2_and_aesthetic(hps, clip_folder, tmp_path):  # noqa: F811
         text_BD = model.encode_text(tokenizer(["a red fox"]), normalize=True)
     reward = Reward(f"hpsv2={folder / 'hps.safetensors'}#{TINY}", "a red fox")
     assert_close(reward.score_pictures(pictures), (image_BD @ text_BD.T)[:, 0])
+    wide = to_pil(images(1, size=64)[..., 20:44, :])  # is padded, as its own code does, not cut
+    with torch.no_grad():
+        small = F.interpolate(to_tensor(wide), (12, 32), mode="bicubic", antialias=True).clamp(0, 1)
+        padded = F.pad(small, (0, 0, 10, 10))
+        pixels = transform.transforms[-1](padded)  # its normalisation
+        image_BD = model.encode_image(pixels, normalize=True)
+    assert_close(reward.score_pictures(wide), (image_BD @ text_BD.T)[:, 0], atol=2e-3, rtol=0)
+    assert_close(reward.score(to_tensor(wide)), (image_BD @ text_BD.T)[:, 0], atol=1e-5, rtol=0)
     with pytest.raises(UsageError, match="trust_pickle"):
         Reward(f"hpsv2={folder / 'hps.pt'}#{TINY}").load()
     Reward(f"hpsv2={folder / 'hps.pt'}#{TINY}", trust_pickle=True).load()
@@ -214,12 +237,15 @@ def test_dino(tmp_path):
     reward = Reward(f"dino={tmp_path / 'photo.png'}#{folder}")
     assert_close(reward.score_pictures(pictures), expected, atol=1e-5, rtol=0)
     assert_close(expected[0].item(), 1.0) and (expected[1:] < 0.99).all()
-    from clipguide.images import to_tensor
-
     image = to_tensor(pictures).requires_grad_()
     assert_close(-reward(image).detach(), expected, atol=0.02, rtol=0)
     (gradient,) = torch.autograd.grad(reward(image)[1], image)
     assert gradient[1].count_nonzero() and not gradient[0].count_nonzero()
+    small = [picture.resize((36, 36)) for picture in pictures]  # nothing is left to resize
+    with torch.no_grad():
+        pixels = processor(images=small, return_tensors="pt").pixel_values
+        expected = F.normalize(model(pixels).last_hidden_state[:, 0], dim=-1) @ unit_BD[0]
+    assert_close(reward.score(to_tensor(small)), expected, atol=1e-5, rtol=0)
 
 
 # ------------------------------------------------------------ ImageReward
@@ -244,6 +270,17 @@ def test_imagereward(tmp_path):
         expected = (head.layers(first)[:, 0] - 0.16717362830052426) / 1.0333394966054072
     assert_close(-reward(image).detach(), expected, atol=1e-4, rtol=1e-4)
     assert abs(expected[0] - expected[1]) > 1e-3
+    pictures = [to_pil(F.interpolate(image.detach(), size, mode="bicubic").clamp(0, 1))[0]
+                for size in ((300, 260), (180, 240))]  # fmt: skip
+    own = transforms.Compose(  # _transform of its code
+        [transforms.Resize(224, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224),
+         transforms.ToTensor(), transforms.Normalize(mean.flatten(), std.flatten())]
+    )  # fmt: skip
+    with torch.no_grad():
+        seen = vision.forward_features(torch.stack([own(picture) for picture in pictures]))
+        first = text(ids, (ids > 0).long(), seen)[:, 0]
+        exact = (head.layers(first)[:, 0] - 0.16717362830052426) / 1.0333394966054072
+    assert_close(reward.score_pictures(pictures), exact, atol=1e-4, rtol=1e-4)
     (gradient,) = torch.autograd.grad(reward(image)[0], image)
     assert gradient[0].count_nonzero() and not gradient[1].count_nonzero()
     bare = torch.load(tmp_path / "reward" / "ImageReward.pt")
@@ -299,6 +336,21 @@ def test_vqascore_and_vlm(qwen):
     assert_close(loss_B, -expected, atol=1e-4, rtol=1e-3)
     with pytest.raises(UsageError, match="other braces"):
         Reward(f"vlm={qwen}", "a", question="is it {} or {x} ?").load()
+
+
+def test_what_they_ask_and_count(qwen):
+    """VQAScore's own question and its one answer; all spellings of yes and no for vlm."""
+    vqa = Reward(f"vqascore={qwen}", "a red fox").load()._objective
+    assert vqa.texts == ['Does this figure show "a red fox"? Please answer yes or no.']
+    yes, no = (
+        {f"{blank}{word}": k for k, (blank, word) in enumerate(product(("", " "), words), first)}
+        for first, words in ((100, ("Yes", "yes", "YES")), (200, ("No", "no", "NO")))
+    )
+    spelled = yes | no
+    vqa.processor.tokenizer.encode = lambda word, add_special_tokens: [spelled[word]]
+    asked = Question(vqa.model, vqa.processor, ["?"], relative=True)
+    assert (asked.yes, asked.no) == (set(yes.values()), set(no.values()))
+    assert asked._answer == {yes["Yes"]}
 
 
 def test_a_model_without_words_for_it(qwen):

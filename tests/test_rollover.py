@@ -166,8 +166,22 @@ def test_the_mean_is_moved_along_the_gradient():
     size = 0.3 * math.sin(here.noise * math.pi / 2) * rms_B[:, None, None, None]
     assert_close(here.x0(outcome.model_output, x), at.x0 + size * a / a.square().mean().sqrt())
     assert torch.equal(outcome.sample, x)
+    run.factor_B = torch.tensor([0.0, 0.5])  # steering of the first image has stopped
+    half = here.x0(Rollover(strength=0.3)._moved(run, at, state).model_output, x)
+    assert_close(half[0], at.x0[0])
+    assert_close(half[1] - at.x0[1], (size * a / a.square().mean().sqrt())[1] / 2)
     plain = Rollover()._moved(run, at, state)
     assert plain.model_output is at.model_output
+
+
+def test_with_little_noise_it_is_the_sampler_itself(pipe):
+    """η says how much of the noise is drawn anew: next to none, and all proposals are the plain
+    step."""
+    use(pipe, "DDIM")
+    plain = draw(pipe, steps=4)
+    for eta, near in ((1e-6, True), (1.0, False)):
+        with steer(pipe, Brightness(), method=Rollover(quota=2, eta=eta)):
+            assert torch.allclose(draw(pipe, steps=4), plain, atol=1e-3) == near
 
 
 def test_a_recipe_keeps_its_strength():

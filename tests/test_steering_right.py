@@ -30,7 +30,7 @@ from clipguide.guidance import (
 )
 from clipguide.guidance.descent import descend
 from clipguide.guidance.levels import Level
-from clipguide.guidance.run import Run
+from clipguide.guidance.run import Gradient, Run
 from clipguide.objectives import Nothing, Scheduled, Similarity, TotalVariation, finished
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -97,8 +97,6 @@ def test_ways_of_a_move():
     x0, g, h = (noise(2, 4, 3, 3, seed=k) for k in (1, 2, 3))
 
     def way(value):
-        from clipguide.guidance.run import Gradient
-
         return lambda x: Gradient(x, x.flatten(1).sum(1), value)
 
     unit = lambda x: x / x.square().mean((1, 2, 3), keepdim=True).sqrt()  # noqa: E731
@@ -109,6 +107,22 @@ def test_ways_of_a_move():
     bad[0, 0, 0, 0] = math.nan
     found = descend(x0, [(1.0, way(bad)), (1.0, way(h))], size=0.1)
     assert found.finite_B.tolist() == [False, True] and not found.delta[0].any()
+
+
+def test_inner_moves_share_the_length_and_momentum_keeps_it():
+    """Of a loss whose gradient is g everywhere: three moves are one of the same length; with the
+    direction d before, the move lies along ĝ + m·d, and is as long as without."""
+    seeded = (torch.Generator().manual_seed(k) for k in (3, 4, 5))
+    x0, g, d = (torch.randn(2, 3, 4, 4, generator=generator) for generator in seeded)
+    ways = [(1.0, lambda x: Gradient(x, x.flatten(1).sum(1), g))]
+    rms = lambda x: x.square().mean((1, 2, 3), keepdim=True).sqrt()  # noqa: E731
+    expected = -0.1 * rms(x0) * g / rms(g)
+    for inner in (1, 3):
+        assert_close(descend(x0, ways, size=0.1, inner=inner).delta, expected)
+    mixed = g / rms(g) + 0.7 * d
+    found = descend(x0, ways, size=0.1, momentum=0.7, before=d)
+    assert_close(found.delta, -0.1 * rms(x0) * mixed / rms(mixed))
+    assert_close(found.direction, mixed / rms(mixed))
 
 
 def test_rho_and_mu_are_sizes(pipe):

@@ -156,12 +156,17 @@ OTHERS = {
 }
 
 
+OTHERS["function"] = {"decoder": lambda x0: x0[:, :3].sigmoid()}
+OTHERS["another function"] = {"decoder": lambda x0: x0[:, :3].sigmoid() / 2}
+
+
 @pytest.mark.parametrize("other", [*OTHERS, "objective", "judge", "weights", "scheduler"])
 def test_the_tape_of_another_run(pipe, clip, judge, tmp_path, other):
     """Whatever bears on the image makes it another run."""
     use(pipe, "DDIM")
+    first = OTHERS["function"] if other == "another function" else {}
     with pytest.raises(Stop):
-        run(pipe, Similarity(clip, "a fox"), tmp_path, stop=2)
+        run(pipe, Similarity(clip, "a fox"), tmp_path, stop=2, **first)
     settings, objective = OTHERS.get(other, {}), Similarity(clip, "a fox")
     if other == "objective":
         objective = Similarity(clip, "a wolf")

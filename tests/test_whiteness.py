@@ -167,6 +167,28 @@ def test_it_ends_at_the_best_white_noise_there_is():
     assert -min(losses) <= float((best * w).sum()) + 1e-6
 
 
+def test_renos_prior_is_the_gradient_of_its_likelihood():
+    """K(z) = −(d − 1)·log‖z‖ + ‖z‖²/2 (its eq. 5), by autograd, one sample at a time."""
+    z = (1.3 * noise((2, 4, 5, 3))).requires_grad_()
+    length_B = z.flatten(1).norm(dim=1)
+    likelihood_B = -(60 - 1) * length_B.log() + length_B.square() / 2
+    (expected,) = torch.autograd.grad(likelihood_B.sum(), z)
+    method = Noise(white=False, prior=0.7)
+    assert_close(method._step(z.detach(), torch.zeros_like(z), None), 0.7 * expected)
+
+
+def test_its_momentum_is_nesterovs():
+    """As torch's own SGD has it, of the unit gradient."""
+    sampler = Given(noise((1, 4, 6, 6), 2))
+    found = Noise(iterations=5, rate=0.1, white=False, prior=0.0, momentum=0.8).call(sampler)
+    z = noise((1, 4, 6, 6), 7).requires_grad_()
+    sgd = torch.optim.SGD([z], lr=0.1, momentum=0.8, nesterov=True)
+    for _ in range(5):
+        z.grad = -sampler.w / sampler.w.square().mean().sqrt()
+        sgd.step()
+    assert_close(found, z.detach())
+
+
 def test_on_a_pipeline_it_is_white_and_lower(pipe):
     """What the last run begins from: white by the projection, and not by the norm alone."""
     use(pipe, "LCM")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -12,7 +13,7 @@ from . import borrowed, gradients
 from .conditioning import Conditioning
 from .contract import Method, Sampler
 from .digest import digest, marks
-from .generators import restarted
+from .generators import Given, catch_up
 from .observers import ranks
 from .pipe_parts import execution_device
 from .plan import Begun, Mode, Previewed
@@ -46,15 +47,19 @@ class Calls(Sampler):
         by: Method | None,
         differentiable: bool = False,
         memory: object = None,
+        behind: Given = None,
         **settings: object,
     ) -> object:
-        with self._running(Mode(by, differentiable, within_call=True, memory=memory)):
+        at_first = None
+        if behind is not None:
+            at_first = functools.partial(catch_up, settings["generator"], behind)
+        mode = Mode(by, differentiable, within_call=True, memory=memory, at_first=at_first)
+        with self._running(mode):
             if differentiable:
                 return gradients.run(self.pipe, settings)
             return self.pipe(**settings)
 
     def initial_noise(self, **settings: object) -> torch.Tensor:
-        settings = {**settings, "generator": restarted(settings.get("generator"))}
         begins = Mode(None, within_call=True, only_begins=True)
         with self._running(begins), contextlib.suppress(Begun):
             self.pipe(**settings)
@@ -93,7 +98,8 @@ class Calls(Sampler):
         parts = pipe.components.values()
         try:
             weights = [marks(part) for part in parts if isinstance(part, torch.nn.Module)]
-            how = session.plan.selecting, session.decoder.asked, dict(pipe.scheduler.config)
+            plan, scheduler = session.plan, dict(pipe.scheduler.config)
+            how = plan.selecting, session.decoder.asked, plan.cfg_window, scheduler
             return digest(how, settings, weights, borrowed.adapters(pipe))
         except (UsageError, RuntimeError, TypeError):  # offloaded, quantised, or of an unknown kind
             return None
@@ -104,10 +110,12 @@ class Calls(Sampler):
         _, loss_B = self._session.finishing(x0, selecting=True).loss(x0)
         return x0, -loss_B
 
-    def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
+    def through(
+        self, latents: torch.Tensor, *, behind: Given = None, **settings: object
+    ) -> Gradient:
         settings = {**settings, "latents": latents, "output_type": "latent"}
         with gradients.through_denoiser(self.pipe):  # checkpointed parts run again for these
-            self.sample(**settings, by=None, differentiable=True)
+            self.sample(**settings, by=None, behind=behind, differentiable=True)
             x0 = self._session.last_x0
             return self._session.finishing(latents).gradient(x0, of=latents)
 

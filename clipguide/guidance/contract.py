@@ -19,6 +19,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from ..errors import UsageError
+from .generators import Given
 from .run import At, Gradient, Outcome, Repeats, Run
 
 WINDOW = (0.1, 1.0)
@@ -36,6 +37,7 @@ class Sampler(Protocol):
         by: Method | None,
         differentiable: bool = False,
         memory: object = None,
+        behind: Given = None,
         **settings: object,
     ) -> object:
         """Run the pipeline once and return its result.
@@ -44,11 +46,13 @@ class Sampler(Protocol):
             by: the step method that steers the run; None does not steer.
             differentiable: whether the denoiser computes gradients.
             memory: a value for `run.memory`, which `start` of the method can read.
+            behind: generators whose states those of the call take at the first step.
             **settings: the arguments of the pipeline.
         """
 
     def initial_noise(self, **settings: object) -> torch.Tensor:
-        """Return the initial latents, in the form of the pipeline's argument `latents`."""
+        """Return the initial latents, in the form of the pipeline's argument `latents`. The
+        generators of the call are then in the states in which its first step finds them."""
 
     def conditioning(self, of: str) -> contextlib.AbstractContextManager:
         """Open a context that adds a shift to an embedding on which the denoiser is conditioned.
@@ -86,9 +90,11 @@ class Sampler(Protocol):
         """Run without steering. Return the final latents and score_B, minus the loss of the decoded
         images."""
 
-    def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
+    def through(
+        self, latents: torch.Tensor, *, behind: Given = None, **settings: object
+    ) -> Gradient:
         """Run without steering. Return the objective of the finished images, and its gradient with
-        respect to the initial latents."""
+        respect to the initial latents. `behind` is as in `sample`."""
 
     def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Return the score_B of finished images: minus the objective, so higher is better."""

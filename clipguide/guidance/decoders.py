@@ -85,7 +85,7 @@ class Decoder:
                 f"{type(pipe).__name__} draws pixels: there is nothing for decoder={kind!r} to do."
             )
         self._pipe, self._budget, self._memory = pipe, budget or BUDGET, memory
-        self.tiny = tinies.found(pipe, tiny, needed=self._asked == "tiny")
+        self.tiny = self._given_tiny = tinies.found(pipe, tiny, needed=self._asked == "tiny")
         self._grid = Grid(pipe, told=self.family.sized)
         self._forget()
 
@@ -107,8 +107,10 @@ class Decoder:
 
     @property
     def asked(self) -> tuple[object, ...]:
-        """Return everything that the choice depends on, except the free memory."""
-        return self._asked, self._rung, self._budget, self._memory
+        """Return everything that the choice depends on, except the free memory; also what is not
+        part of the pipeline, the function and the tiny decoder."""
+        given = self._function, self._given_tiny
+        return self._asked, self._rung, self._budget, self._memory, *given
 
     def take(self, name: str) -> None:
         """Use an earlier choice until `close`, by its `name`."""

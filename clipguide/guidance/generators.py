@@ -1,4 +1,4 @@
-"""Random generators: one per sample, reseeded for another candidate, or restarted."""
+"""Random generators: one per sample, reseeded for another candidate, restarted, or caught up."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ Given = torch.Generator | Sequence[torch.Generator] | None
 
 
 def reseeded(generator: Given, k: int) -> Given:
-    """Return the generators of candidate k: the given ones for k = 0, otherwise new ones with their
-    seeds plus k · STRIDE."""
+    """Return the generators of candidate k: the given ones for k = 0, otherwise new ones.
+
+    The new seed is k · STRIDE plus the generator's seed if nothing was drawn from it yet, otherwise
+    plus a digest of its state.
+    """
     if generator is None or k == 0:
         return generator
     if not isinstance(generator, torch.Generator):
         return [reseeded(one, k) for one in generator]
-    new = torch.Generator(generator.device)
-    return new.manual_seed((generator.initial_seed() + k * STRIDE) % 2**63)
+    new, seed = torch.Generator(generator.device), generator.initial_seed()
+    if not torch.equal(new.manual_seed(seed).get_state(), generator.get_state()):
+        seed = _seed(generator.get_state())
+    return new.manual_seed((seed + k * STRIDE) % 2**63)
 
 
 def restarted(generator: Given) -> Given:
@@ -34,6 +39,21 @@ def restarted(generator: Given) -> Given:
     new = torch.Generator(generator.device)
     new.set_state(generator.get_state())
     return new
+
+
+def one_seed() -> torch.Generator:
+    """Return a generator of a seed that the global one draws, for a call that was given none and
+    draws several times."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+
+
+def catch_up(generator: Given, other: Given) -> None:
+    """Put generators into the states that others are in."""
+    if isinstance(generator, torch.Generator):
+        generator.set_state(other.get_state())
+        return
+    for one, ahead in zip(generator or (), other or (), strict=True):
+        catch_up(one, ahead)
 
 
 def one_each(generators: Given, batch: int) -> list[torch.Generator]:
@@ -61,6 +81,9 @@ def one_each(generators: Given, batch: int) -> list[torch.Generator]:
 def streams(sample: torch.Tensor) -> list[torch.Generator]:
     """Return one generator for each sample. Its seed is the digest of the sample's first latents,
     so it differs between images and is the same in a batch and alone."""
-    rows = sample.detach().float().cpu().numpy()
-    digests = [hashlib.sha256(row.tobytes()).digest() for row in rows]
-    return [torch.Generator().manual_seed(int.from_bytes(d[:7], "big")) for d in digests]
+    return [torch.Generator().manual_seed(_seed(row)) for row in sample.detach().float().cpu()]
+
+
+def _seed(numbers: torch.Tensor) -> int:
+    """Return a seed that is the digest of a tensor on the CPU."""
+    return int.from_bytes(hashlib.sha256(numbers.numpy().tobytes()).digest()[:7], "big")

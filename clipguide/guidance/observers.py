@@ -184,7 +184,7 @@ class Doubt(Base):
     def step(self, seen: Seen) -> None:
         before_B = self._trust.factor_B
         seen.trace = replace(seen.trace, trust_B=before_B)
-        late = seen.at.index >= DECIDED * self.run.total
+        late = seen.at.index + 1 >= DECIDED * self.run.total  # the next step would be the first
         if seen.trace.rank_B is None or late:
             return
         fell_B = self._trust.see(seen.trace.rank_B, self.sign * seen.trace.judge_score_B)

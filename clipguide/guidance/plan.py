@@ -53,7 +53,8 @@ class Plan:
 class Mode:
     """The present mode of steering: the method or none, with or without gradients through the
     denoiser, inside s(…) or not. `memory` is for the method's `start`. `only_begins` stops a run at
-    its first step with Begun. `until` stops it after that share of its steps with Previewed."""
+    its first step with Begun. `until` stops it after that share of its steps with Previewed.
+    `at_first` is called when it is at its first step."""
 
     method: Method | None
     differentiable: bool = False
@@ -61,6 +62,7 @@ class Mode:
     memory: object = None
     only_begins: bool = False
     until: float | None = None
+    at_first: Callable[[], None] | None = None
 
 
 class Begun(Exception):

@@ -126,6 +126,8 @@ class Session:
             repeats=repeats,
             stop=self._interrupt if hasattr(self.pipe, "_interrupt") else None,
         )
+        if mode.at_first is not None:
+            mode.at_first()
         self._act = None
         if mode.method is not None and not mode.method.idle:
             self.asked = True

@@ -182,9 +182,11 @@ def check_gradients(objective: object, method: Method, select: Objective | None 
     if not isinstance(objective, Objective) or method.idle or not method.needs_gradient:
         return
     if without := without_gradient(objective):
+        name = f"{method.name}, as it is set," if method.name in FREE else method.name
+        others = ", ".join(free for free in FREE if free != method.name)
         raise UsageError(
-            f"{without} has no gradient, and {method.name} needs one: take "
-            f"{', '.join(FREE)}, or let it select among candidates (select=, --select)."
+            f"{without} has no gradient, and {name} needs one: take {others}, or let it select "
+            "among candidates (select=, --select)."
         )
 
 

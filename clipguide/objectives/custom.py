@@ -36,6 +36,7 @@ class Custom(Objective):
             )
         if loss_B.is_meta:
             raise UsageError(f"{self} gave losses without values, on the device meta.")
+        loss_B = loss_B if loss_B.is_floating_point() else loss_B.float()
         return loss_B.to(image_B3HW.device)
 
     def __repr__(self):

@@ -18,10 +18,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import nn
+from torchvision import transforms
 
 from ..clip import resize, to_device
+from ..clip.resize import tame
 from ..errors import ClipguideError, UsageError, reason
-from ..images import load, to_tensor
+from ..images import load
 from ..prompts import check_text
 from .aesthetic import MLP_PLACES
 from .base import Objective, times_each
@@ -29,6 +31,7 @@ from .weights import check_trust, load_weights
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # mean and deviation of its transform
 _STD = (0.26862954, 0.26130258, 0.27577711)
+_RESIZE = {"resize_mode": "shortest", "interpolation": "bicubic"}
 _SIZE, _TOKENS = 224, 35
 # mean and deviation of the rewards of its training images
 _CENTRE, _SPREAD = 0.16717362830052426, 1.0333394966054072
@@ -102,10 +105,18 @@ class ImageReward(Objective):
             return self._reward(self._prepare(image_B3HW))
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Return reward_B of RGB images."""
-        prepared = [self._prepare(to_tensor([load(picture)])) for picture in pictures]
+        """Return reward_B of RGB images, through its own transform."""
+        own = transforms.Compose(
+            [
+                transforms.Resize(_SIZE, transforms.InterpolationMode.BICUBIC),
+                transforms.CenterCrop(_SIZE),
+                transforms.ToTensor(),
+                transforms.Normalize(_MEAN, _STD),
+            ]
+        )
+        prepared = [own(tame(load(picture), _RESIZE, _SIZE)) for picture in pictures]
         with torch.no_grad():
-            return self._reward(torch.cat(prepared))
+            return self._reward(torch.stack(prepared).to(self.device))
 
     def _read(self, prompts: str | Sequence[str]) -> None:
         self.prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
@@ -119,8 +130,7 @@ class ImageReward(Objective):
 
     def _prepare(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Return images at the size of the model, normalised like its own transform."""
-        config = {"resize_mode": "shortest", "interpolation": "bicubic"}
-        image_B3HW = resize(image_B3HW.to(self.device).float(), config, _SIZE)
+        image_B3HW = resize(image_B3HW.to(self.device).float(), _RESIZE, _SIZE)
         mean_3, std_3 = (image_B3HW.new_tensor(values) for values in (_MEAN, _STD))
         return (image_B3HW - mean_3[:, None, None]) / std_3[:, None, None]
 

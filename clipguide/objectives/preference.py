@@ -78,7 +78,8 @@ class HPSv2(Preference):
     """Minus HPSv2: the cosine similarity, about 0.2 to 0.3.
 
     `path` is the state dict of an open_clip `model`, in safetensors, or with `trust_pickle` in a
-    pickle such as HPS_v2.1_compressed.pt.
+    pickle such as HPS_v2.1_compressed.pt. As in its own code (ResizeMaxSize), an image that is not
+    square is padded, not cut.
 
     Source: Wu et al. 2023.
     """
@@ -111,7 +112,9 @@ def _open_clip(
     known = open_clip.list_models()
     if model not in known:
         raise UsageError(f"open_clip has no model {model!r}.{close_matches(model, known)}")
-    tower, _, transform = open_clip.create_model_and_transforms(model, load_weights=False)
+    tower, _, transform = open_clip.create_model_and_transforms(
+        model, load_weights=False, image_resize_mode="longest"
+    )
     try:
         tower.load_state_dict(weights)
     except RuntimeError as error:

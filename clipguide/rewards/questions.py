@@ -45,7 +45,8 @@ class Question(OfPictures):
         super().__init__(texts)
         self.model, self.processor = model.eval().requires_grad_(False), processor
         tokenizer = processor.tokenizer
-        self.yes, self.no = (_single(tokenizer, words) for words in (YES, NO))
+        spelled = [[*words, *(f" {word}" for word in words)] for words in (YES, NO)]
+        self.yes, self.no = (_single(tokenizer, words) for words in spelled)
         if not self.yes or not self.no or self.yes & self.no:
             raise ClipguideError(
                 "The model's tokenizer has no words for yes and no: take another model."
@@ -75,9 +76,9 @@ class Question(OfPictures):
 
 
 def _single(tokenizer: object, words: Sequence[str]) -> set[int]:
-    """Return the tokens of the words that are one token, alone or after a blank."""
+    """Return the tokens of the words that are one token."""
     found, unknown = set(), getattr(tokenizer, "unk_token_id", None)
-    for word in [*words, *(f" {word}" for word in words[1:])]:
+    for word in words:
         ids = tokenizer.encode(word, add_special_tokens=False)
         if len(ids) == 1 and ids[0] != unknown:
             found.add(ids[0])

@@ -154,12 +154,17 @@ def wanted(text: str) -> Wanted:
 
     Raises:
         UsageError: there is no such reward (the message has close matches), its package is missing,
-            WHERE is missing, or the weight is 0.
+            WHERE is missing, or the weight is 0 or too
+            large.
     """
     found = _WEIGHT.fullmatch(text)
     weight, named = 1.0, text
     if found and abs(float(found[2])) <= MOST:
         named, weight = found[1], float(found[2])
+    elif found and found[1].strip() in REWARDS:
+        raise UsageError(
+            f"The weight of a reward is from −{MOST:g} to {MOST:g}, not {float(found[2]):g}."
+        )
     name, _, rest = named.partition("=")
     where, _, model = rest.partition("#")
     asked = Wanted(name.strip(), where.strip(), model.strip(), weight)

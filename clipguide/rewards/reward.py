@@ -146,7 +146,7 @@ class Reward(Objective):
             )
         if value_B.is_meta:
             raise UsageError(f"The reward {self.asked} gave a tensor without values (on meta).")
-        return value_B
+        return value_B if value_B.is_floating_point() else value_B.float()
 
 
 def _settings(asked: Wanted, given: dict[str, object]) -> Settings:

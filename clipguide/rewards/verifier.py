@@ -9,6 +9,7 @@ pass on the images and the key.
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import math
@@ -72,8 +73,7 @@ class Verifier(OfPictures):
             if attempt:
                 time.sleep(wait * 2 ** (attempt - 1))
             try:
-                with _OPENER.open(asked, timeout=self.settings.timeout) as answer:
-                    return probability(json.loads(answer.read(MOST)))
+                return probability(json.loads(_answer(asked, self.settings.timeout)))
             except urllib.error.HTTPError as error:
                 said = f"it answers {error.code} {error.reason}"
                 if error.code < 400 or error.code in (400, 401, 403, 404, 422):  # not temporary
@@ -86,14 +86,27 @@ class Verifier(OfPictures):
                     f"it took longer than {self.settings.timeout:g} seconds" if late
                     else f"it cannot be reached: {error.reason}"
                 )
-            except OSError as error:
-                said = f"the connection broke: {error}"
+            except (OSError, http.client.HTTPException) as error:
+                said = f"the connection broke: {str(error).strip() or type(error).__name__}"
             except (ValueError, KeyError, TypeError, IndexError, AttributeError):
                 said = "what it answers is no yes and no no"
         raise ClipguideError(
             f"The verifier {self.settings.where} gave no score ({said}): look whether it runs, and "
             "whether the model's name behind the # is right."
         )
+
+
+def _answer(asked: urllib.request.Request, limit: float) -> bytes:
+    """What an address answers. TimeoutError after `limit` seconds, also where it sends a little now
+    and then."""
+    end, parts, size = time.monotonic() + limit, [], 0
+    with _OPENER.open(asked, timeout=limit) as answer:
+        while size < MOST and (part := answer.read1(MOST - size)):
+            if time.monotonic() > end:
+                raise TimeoutError
+            parts.append(part)
+            size += len(part)
+    return b"".join(parts)
 
 
 def probability(answer: dict) -> float:
@@ -105,9 +118,11 @@ def probability(answer: dict) -> float:
     for word in listed:
         name = _word(word["token"])
         if name in mass:
-            mass[name] += math.exp(min(0.0, float(word["logprob"])))
-    if sum(mass.values()):
-        return mass["yes"] / sum(mass.values())
+            mass[name] += math.exp(min(float(word["logprob"]), 0.0))  # not a number stays none
+    if total := sum(mass.values()):
+        if math.isnan(total):
+            raise ValueError(total)
+        return mass["yes"] / total
     words = choice["message"]["content"].split()
     said = _word(words[0]) if words else ""
     if said not in mass:

@@ -100,8 +100,10 @@ class BestOf(Method):
         """Yield the generators of each run that is finished: those of each candidate, or with
         `finish` those of the best candidates of each image, by the score of their x0."""
         given = settings.get("generator")
+        start = restarted(given)  # the first run draws from those that are given
         if self.finish is None or self.finish == self.number:
-            yield from (reseeded(given, k) for k in range(self.number))
+            yield given
+            yield from (reseeded(start, k) for k in range(1, self.number))
             return
         if not isinstance(given, (torch.Generator, list, tuple)):
             raise UsageError("Candidates are begun again from their seeds: give `generator`.")
@@ -110,7 +112,7 @@ class BestOf(Method):
                 sampler.preview(
                     until=self.look,
                     by=self.each,
-                    **{**settings, "generator": reseeded(restarted(given), k)},
+                    **{**settings, "generator": reseeded(start, k) if k else given},
                 )
                 for k in range(self.number)
             ]
@@ -120,9 +122,9 @@ class BestOf(Method):
         order_KB = score_KB.argsort(dim=0, descending=True, stable=True)
         for row in order_KB[: self.finish].tolist():
             if isinstance(given, torch.Generator):
-                yield reseeded(restarted(given), row[0])
+                yield reseeded(restarted(start), row[0])
             else:
-                yield [reseeded(restarted(one), k) for one, k in zip(given, row, strict=True)]
+                yield [reseeded(restarted(one), k) for one, k in zip(start, row, strict=True)]
 
 
 def _chosen(better_B: torch.Tensor, new: object, old: object) -> object:

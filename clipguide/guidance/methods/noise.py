@@ -19,6 +19,10 @@ spectrum. z is then projected to the norms of white noise (`guidance/whiteness.p
 
 ∇K is radial, so `prior` has no effect with `white`. The noise with the best objective so far is
 kept, beginning with the initial noise. The last run draws the image from it.
+
+A stochastic sampler draws the same noise in each run: that which the pipeline would draw after the
+initial noise. If its generator began anew, the noise of the first step would have the numbers of
+the initial noise.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ import torch
 
 from ...errors import ClipguideError, UsageError
 from ..contract import Method
-from ..generators import restarted
+from ..generators import one_seed, restarted
 from ..pipe_parts import call_signature
 from ..precision import along, unit, widen
 from ..whiteness import Spectrum
@@ -86,16 +90,19 @@ class Noise(Method):
 
     def call(self, sampler, **settings):
         self._check_strength(sampler.pipe, settings)
-        generator = settings.pop("generator", None)
+        generator = settings.pop("generator", None) or one_seed()
+        behind = None
         if settings.get("latents") is None:
-            settings["latents"] = sampler.initial_noise(generator=generator, **settings)
+            behind = restarted(generator)
+            settings["latents"] = sampler.initial_noise(generator=behind, **settings)
         given = settings.pop("latents")
         z, best = widen(given.detach()), None  # half precision overflows in the norm
         spectrum = Spectrum(z.shape, z.device) if self.white else None
         velocity, waited = torch.zeros_like(z), 0
         for k in range(self.iterations + 1):
             latents = z.detach().to(given.dtype).requires_grad_()
-            seen = sampler.through(latents, generator=restarted(generator), **settings)
+            again = restarted(generator)
+            seen = sampler.through(latents, generator=again, behind=behind, **settings)
             loss_B = seen.loss_B
             sampler.candidate(-loss_B)
             if best is None:
@@ -112,7 +119,7 @@ class Noise(Method):
             z = spectrum.whitened(z) if spectrum else z
         latents = best.to(given.dtype)
         return sampler.sample(
-            **settings, generator=restarted(generator), latents=latents, by=None
+            **settings, generator=generator, behind=behind, latents=latents, by=None
         )
 
     def _check_strength(self, pipe: object, settings: dict[str, object]) -> None:
