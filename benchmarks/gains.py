@@ -62,6 +62,15 @@ class Row:
     cutouts: int = 0
 
 
+def enough(drawn: list[Drawn]) -> list[Drawn]:
+    """Return the images of the ways that have at least half of the prompts of plain sampling."""
+    prompts: dict[str, set[int]] = {}
+    for one in drawn:
+        prompts.setdefault(one.way, set()).add(one.prompt)
+    least = len(prompts.get(PLAIN.name, ())) / 2
+    return [one for one in drawn if len(prompts[one.way]) >= least]
+
+
 def mean(values: Iterable[float]) -> float:
     return statistics.fmean(values)
 

@@ -28,7 +28,7 @@ import typer
 from clipguide.pipelines.text_to_image import TextToImage
 
 from benchmarks import ways
-from benchmarks.gains import Drawn, Row, at_budgets, frontier, markdown, rows
+from benchmarks.gains import Drawn, Row, at_budgets, enough, frontier, markdown, rows
 from benchmarks.records import digest_of, models_of
 from benchmarks.ways import DEFAULT, PLAIN, Way, draw
 from clipguide import Similarity, load_clip
@@ -144,7 +144,7 @@ def command_table(
 ) -> None:
     """Print the tables of what these models drew, as Markdown, and keep them."""
     models = models_of(*SHIPPED, referee=referee)
-    drawn = [d for d in read(records) if d.models == digest_of(models)]
+    drawn = enough([d for d in read(records) if d.models == digest_of(models)])
     if not drawn:
         raise typer.BadParameter(f"{records} has nothing by the models as they are: draw first.")
     found, prompts = rows(drawn), len({d.prompt for d in drawn})

@@ -88,6 +88,13 @@ def test_frontier():
     assert gains.frontier([late, other, good, poor, plain]) == [plain, good]
 
 
+def test_a_way_of_few_prompts_is_left_out(ways):
+    some = [one for one in PICTURES if one.way != "a" or one.prompt == 0]
+    more = [drawn(prompt, "plain", 0) for prompt in (2, 3)]
+    assert gains.enough(some) == some  # one of two
+    assert {one.way for one in gains.enough(some + more)} == {"plain"}
+
+
 def test_what_a_budget_buys_is_chosen_on_other_prompts_than_it_is_shown_on(ways):
     """Prompts 5 and 7 choose, 6 and 8 show: way a is best by the first, and worse by the second;
     b, which would be better there, costs too much."""
