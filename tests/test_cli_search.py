@@ -179,6 +179,8 @@ def test_odd_queries(indexed, text):
         (("fox", "--negative", "fox"), "cancel each other out"),
         (("fox", "--plus", ""), "prompt is empty"),
         (("fox", "--db", "nowhere"), "There is no index nowhere: make it with clipguide index"),
+        (("fox", "--db", ""), "The name of the index is empty"),
+        (("fox", "--device", "xpu"), "clipguide: There is no device 'xpu' here"),
         (("fox", "--texts", "pictures/1.txt"), "give it --image alone"),
         (("fox", "--contact-sheet", "a.txt"), "must end in .png or .html"),
         (("fox", "--clip", "mini"), "give --clip"),
@@ -194,6 +196,7 @@ def test_index_refuses(run, indexed, judge_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         (("nowhere",), "There is no folder or file nowhere."),
+        (("",), "The name of a folder is empty"),
         (("empty",), "There are no images in empty."),
         (("*.bmp",), "No file matches *.bmp"),
         (("pictures", "--urls"), "index reads files, not URLs"),

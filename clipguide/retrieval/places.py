@@ -31,17 +31,19 @@ def check_index(place: str | os.PathLike) -> None:
     place = os.fspath(place)
     if is_url(place):
         return
+    check_folder(place)
     if not os.path.lexists(place):
         raise UsageError(
             f"There is no index {place}: make it with clipguide index FOLDER{option(place)}."
         )
-    check_folder(place)
     if not os.path.isdir(os.path.join(place, f"{TABLE}.lance")):
         raise no_index(place)
 
 
 def check_folder(place: str | os.PathLike) -> None:
-    """Raise UsageError if the place is not a folder."""
+    """Raise UsageError if the place has no name, or is not a folder."""
+    if not os.fspath(place):
+        raise UsageError("The name of the index is empty: give a folder by --db.")
     if not is_url(place) and os.path.lexists(place) and not os.path.isdir(place):
         raise UsageError(f"{place} is no folder, so it is no index: choose another --db.")
 
@@ -52,6 +54,8 @@ def check_sources(sources: Iterable[str | os.PathLike], place: str | os.PathLike
         if is_url(source) or os.path.lexists(source) or set("*?[") & set(source):
             continue
         there = is_url(place) or os.path.isdir(os.path.join(place, f"{TABLE}.lance"))
+        if not source:
+            raise UsageError("The name of a folder is empty: say which images are indexed.")
         kept = " What the index holds of it stays there." if there else ""
         raise UsageError(f"There is no folder or file {source}.{kept}")
 

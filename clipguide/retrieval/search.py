@@ -144,7 +144,9 @@ class Index:
             UsageError: it does not load, or it is another CLIP.
         """
         from ..clip import load_clip
+        from ..clip.base import to_device
 
+        to_device(device)  # a wrong one is not a fault of the CLIP's place
         try:
             clip = load_clip(name or self.model, device=device, trust_pickle=trust_pickle)
         except ClipguideError as error:
