@@ -17,11 +17,13 @@ from clipguide.clip.names import MINI
 from clipguide.errors import UsageError
 from clipguide.export.run import TARGETS
 from clipguide.finetune.config import FinetuneConfig
+from clipguide.guidance.auto import choose
 from clipguide.guidance.decoder_names import KINDS, parsed
 from clipguide.guidance.ladder import RUNGS
 from clipguide.guidance.methods import METHODS, configure
 from clipguide.rerank import rank
 from clipguide.rewards import KINDS as REWARDS
+from clipguide.rewards import wanted
 
 NUMBERS = (-math.inf, -1000, -1, 0, 0.5, 1, 2, 4.5, 256, 257, 1000, 1001, 10_001, 1e7, math.nan)
 WORDS = ("nope", "sample", "noise", "difference", "max", "ssp", "prompt", "null", "0.1@0..0.5")
@@ -43,6 +45,21 @@ def refuses(ask, *arguments, **settings) -> bool:
 def kind_of(value, default) -> bool:
     """Whether the command line would pass it: whole numbers where the default is one."""
     return not (type(default) is int and not float(value).is_integer())
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [*((f"clip:{weight}", True) for weight in ("20", "-10.5", "0", "x", "nan", "")),
+     ("pikscore", True), ("clip:-10", False), ("clip:.5", False), ("clip=mini:20", False),
+     ("vlm=http://h:8000", False)],
+)  # fmt: skip
+def test_rewards(text, wrong):
+    assert refuses(wanted, text) == wrong == refuses(checks.reward, "--reward", [text])
+
+
+@pytest.mark.parametrize("text", ["0.5", "nan", "inf", "-1"])
+def test_budgets_below_plain(text):
+    assert refuses(choose, float(text)) and refuses(checks.budget, "--budget", text)
 
 
 @pytest.mark.parametrize("method", checks.METHODS)

@@ -140,6 +140,28 @@ def test_on_a_gaussian_it_goes_along_the_posteriors_slope():
     assert_close(shift.shift_BLD.detach(), moved + length_B[:, None, None] * expected)
 
 
+def test_a_gradient_that_is_not_a_number_moves_nothing():
+    """Of that image; the other one's embedding is moved."""
+
+    class Half(Objective):
+        def __call__(self, image_B3HW, generators=None):
+            return image_B3HW.flatten(1).sum(1) * torch.tensor([torch.nan, 1.0])
+
+    shift = SimpleNamespace(
+        shift_BLD=torch.zeros(2, 1, 3, requires_grad=True), size_B=torch.ones(2)
+    )
+    x, level = torch.zeros(2, 3, 1, 1), Level("epsilon", 0.6, 0.8)
+    run = Run(
+        scheduler=None, decode=lambda x0: x0, objective=Half(), warn=None,
+        generators=[torch.Generator()] * 2, streams=[], memory=shift,
+    )  # fmt: skip
+    x0 = shift.shift_BLD.view(2, 3, 1, 1) + x
+    outcome = Embedding(rate=0.1).start(run)(At(0, 0, level, x, x, x0))
+    assert outcome.finite_B.tolist() == [False, True]
+    assert not shift.shift_BLD[0].any()
+    assert_close(shift.shift_BLD[1].detach(), torch.full((1, 3), -0.1))
+
+
 def test_other_families():
     pipe, given = tiny("SD3")
     given = {**given, "num_inference_steps": 3, "output_type": "pt"}

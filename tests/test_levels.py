@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError
 from clipguide.guidance import noise_levels
+from clipguide.guidance.levels import Level
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
@@ -150,6 +151,23 @@ def test_inverse(name, kind):
         assert_close(level.move(moved, -delta), output, atol=1e-9, rtol=1e-9)
         moved, shifted = level.move_sample(output, sample, delta)
         assert_close(level.x0(moved, shifted), x0 + delta, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("data", [1.0, 0.5])
+@pytest.mark.parametrize("kind", ["epsilon", "v", "F", "flow", "sample"])
+def test_inverse_of_every_prediction(kind, data):
+    """The same for all kinds, of x0 with another deviation where a kind knows one."""
+    if kind == "flow":
+        level = Level(kind, 0.4, 0.6)
+    else:
+        level = Level(kind, 0.8 / data, 0.6, scale=0.7, data=data)  # σ² + α²d² = 1
+    output, sample = (tensor.double() for tensor in pictures(0))
+    delta = pictures(1)[0].double()
+    x0 = level.x0(output, sample)
+    assert_close(level.x0(level.move(output, delta), sample), x0 + delta)
+    moved, shifted = level.move_sample(output, sample, delta)
+    assert_close(level.x0(moved, shifted), x0 + delta)
+    assert_close(level.epsilon(x0 + delta, shifted), level.epsilon(x0, sample))  # the noise stays
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -20,6 +20,7 @@ from clipguide.errors import ClipguideError, UsageError
 from clipguide.guidance import Lookahead, steer
 from clipguide.guidance.decoders import Decoder
 from clipguide.guidance.levels import Level
+from clipguide.guidance.methods.lookahead import _finite
 from clipguide.guidance.run import At
 from clipguide.objectives import Objective
 
@@ -131,6 +132,14 @@ def test_sketches_are_kept_for_further_seeds_and_drawn_anew_for_anything_else(pi
     assert drawn(method)[1] == 2
     with torch.no_grad():
         next(pipe.unet.parameters()).sub_(0.01)
+
+
+def test_a_sketch_without_a_score_counts_as_the_worst():
+    """Of its own prompt; where no sketch of a prompt has one they are alike."""
+    nan, inf = math.nan, math.inf
+    score_KP = torch.tensor([[3.0, nan, 1.0], [nan, nan, -inf], [5.0, -inf, inf]])
+    expected = torch.tensor([[3.0, 0.0, 1.0], [3.0, 0.0, 1.0], [5.0, 0.0, 1.0]])
+    assert torch.equal(_finite(score_KP), expected)
 
 
 class Louder(Brightness):

@@ -30,8 +30,15 @@ from clipguide.guidance import (
 )
 from clipguide.guidance.descent import descend
 from clipguide.guidance.levels import Level
-from clipguide.guidance.run import Gradient, Run
-from clipguide.objectives import Nothing, Scheduled, Similarity, TotalVariation, finished
+from clipguide.guidance.run import At, Gradient, Run
+from clipguide.objectives import (
+    Nothing,
+    Scheduled,
+    Similarity,
+    TotalVariation,
+    as_objective,
+    finished,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 HALF = [torch.bfloat16, torch.float16]
@@ -123,6 +130,34 @@ def test_inner_moves_share_the_length_and_momentum_keeps_it():
     found = descend(x0, ways, size=0.1, momentum=0.7, before=d)
     assert_close(found.delta, -0.1 * rms(x0) * mixed / rms(mixed))
     assert_close(found.direction, mixed / rms(mixed))
+
+
+def test_rho_is_of_the_way_through_the_denoiser_and_mu_of_the_other():
+    """In closed form: of independent numbers of variance s², x0(x) is a factor of each number of x,
+    α s²/(α² s² + σ²); the loss −a·x0 has the gradient −a there, and −a times the factor at x."""
+    a = torch.tensor([0.8, -0.4, 0.1])[:, None, None]
+    spread = torch.tensor([0.3, 1.0, 3.0])[:, None, None]
+    level = Level("epsilon", 0.8, 0.6)
+    factor = 0.8 * spread**2 / (0.64 * spread**2 + 0.36)
+    x = noise(2, 3, 1, 1).requires_grad_()
+    x0 = factor * x
+    run = Run(
+        scheduler=None,
+        decode=lambda x0: x0,
+        objective=as_objective(lambda image: -(image * a).flatten(1).sum(1)),
+        generators=[torch.Generator(), torch.Generator()],
+        streams=(),
+        warn=None,
+    )
+    epsilon = level.epsilon(x0, x)
+    method = Backprop(strength=0.3, rho=2.0, mu=0.5)
+    outcome = method.start(run)(At(1, 0, level, x, epsilon, x0))
+    unit = lambda v: v / v.square().mean().sqrt()  # noqa: E731
+    rms = x0.square().mean((1, 2, 3), keepdim=True).sqrt()
+    size = 0.3 * math.sin(level.noise * math.pi / 2) * rms
+    expected = size * (2.0 * unit(a * factor) + 0.5 * unit(a))
+    assert_close(outcome.delta, expected)
+    assert_close(level.x0(outcome.model_output, x), x0 + expected)
 
 
 def test_rho_and_mu_are_sizes(pipe):

@@ -13,6 +13,7 @@ from clipguide.guidance import Particles, Shortcut, memory, steer
 from clipguide.guidance.digest import digest
 from clipguide.guidance.pipe_parts import denoiser
 from clipguide.objectives import Similarity, TotalVariation
+from clipguide.rewards import Reward
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
@@ -234,6 +235,8 @@ def test_digests():
         torch.zeros(3), torch.zeros(2).half(), torch.nn.Linear(1, 1), Shortcut(),
         Shortcut(strength=0.2), Shortcut(strength="0.1@0..0.5"), lambda x: x, lambda x: x + 1,
         torch.Generator().manual_seed(1), torch.Generator().manual_seed(2), TotalVariation(),
+        Reward("vlm=http://h", "a"), Reward("vlm=http://h", "b"), Reward("vlm=http://g", "a"),
+        Reward("vlm=http://h", "a", question="is it {}?"),
     ]
     digests = [digest(thing) for thing in things]
     assert len(set(digests)) == len(things)

@@ -189,6 +189,24 @@ def test_its_momentum_is_nesterovs():
     assert_close(found, z.detach())
 
 
+class Harmed(Given):
+    """Its third look has a loss below all others, and a gradient that is not a number."""
+
+    def through(self, latents, **others: object) -> Gradient:
+        seen = super().through(latents, **others)
+        if len(self.losses) < 2:
+            return seen
+        return Gradient(latents, seen.loss_B - 1e9, seen.value * torch.nan)
+
+
+def test_noise_without_a_gradient_is_not_kept():
+    """Though it seems better: what has no gradient has no score that can be trusted."""
+    options = {"rate": 0.1, "white": False, "prior": 0.0, "momentum": 0.0}
+    w = noise((1, 4, 6, 6), 2)
+    found = Noise(iterations=2, **options).call(Harmed(w))
+    assert_close(found, Noise(iterations=1, **options).call(Given(w)))
+
+
 def test_on_a_pipeline_it_is_white_and_lower(pipe):
     """What the last run begins from: white by the projection, and not by the norm alone."""
     use(pipe, "LCM")

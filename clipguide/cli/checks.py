@@ -86,13 +86,24 @@ def strength(name: str, value: str) -> None:
 
 def budget(name: str, value: str) -> None:
     """Check a number, or a number of seconds."""
-    try:
-        float(value.strip().removesuffix("s"))
-    except ValueError:
+    number, seconds = _number(value.strip().removesuffix("s")), value.strip().endswith("s")
+    if math.isnan(number):
         raise UsageError(
             "A budget is a multiple of the cost of plain sampling, such as 4, or seconds for each "
             f"image, such as 30s, not {value!r}."
-        ) from None
+        )
+    if not seconds and not 1 <= number < math.inf:
+        raise UsageError(
+            f"The budget is × the cost of plain sampling, so at least 1, not {number:g}."
+        )
+
+
+def _number(text: str) -> float:
+    """Return the number of a text; not a number if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def clip(name: str, value: str) -> None:
@@ -131,8 +142,10 @@ def file(name: str, value: os.PathLike | Sequence[os.PathLike]) -> None:
 def reward(name: str, values: Sequence[str]) -> None:
     """Check the names of rewards, as NAME[=WHERE[#MODEL]][:WEIGHT]."""
     for value in values:
-        named, _, weight = value.partition("=")[0].partition(":")
+        named, weighted, weight = value.partition("=")[0].partition(":")
         one_of(*REWARDS, kind="reward", plugins=True)(name, named.strip())
+        if weighted and "=" not in value and not 0 < abs(_number(weight)) <= 10:
+            raise UsageError(f"The weight of a reward is from −10 to 10, and not 0: {value!r}.")
 
 
 CLIPS = ("mini", "mini-judge")
