@@ -368,7 +368,8 @@ class IvfPq:
 
 
 class Usearch:
-    """The HNSW of usearch with default settings, kept in a file."""
+    """The HNSW of usearch with default settings, kept in a file: numbers of bfloat16, where the
+    processor computes in them."""
 
     file = "usearch.index"
 
@@ -376,7 +377,7 @@ class Usearch:
     def make(made: Made, path: Path) -> None:
         import usearch.index
 
-        index = usearch.index.Index(ndim=WIDTH, metric="ip", dtype="f32")
+        index = usearch.index.Index(ndim=WIDTH, metric="ip")
         for start, unit_BD in made.chunks():
             index.add(np.arange(start, start + len(unit_BD)), unit_BD)
         index.save(str(path))
