@@ -14,18 +14,21 @@ from ..registry import Registry
 @dataclass(frozen=True)
 class Kind:
     """A canvas: the learning rate of Adam that suits it, as a fraction of its unit (the rms of a
-    codebook, the deviation of latents, or 1), whether a model decodes it, and for a registered
-    canvas the function make(height, width, generators)."""
+    codebook, the deviation of latents, or 1), whether a model decodes it, for a registered canvas
+    the function make(height, width, generators), and the side in pixels and the number of sizes of
+    an image of which neither is given."""
 
     lr: float
     model: bool = False
     make: Callable[[int, int, Sequence[torch.Generator]], Canvas] | None = None
+    side: int = 128
+    grow: int = 1
 
 
 CANVASES: Registry[Kind] = Registry(
     "canvas",
     {
-        "vqgan": Kind(0.06, True),
+        "vqgan": Kind(0.12, True, side=256, grow=2),
         "latent": Kind(0.3, True),
         "fourier": Kind(0.15),
         "pixels": Kind(0.15),

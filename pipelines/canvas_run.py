@@ -33,7 +33,6 @@ from .picture import Picture
 if TYPE_CHECKING:
     from .text_to_canvas import TextToCanvas
 
-NATIVE = 128  # side of the embedded models, in pixels
 LARGE = 512 * 512  # from this number of pixels, the activations of a decoder are recomputed
 MAX_SEED = 2**63 - 1
 
@@ -49,8 +48,8 @@ class Run:
         if not 0 <= seed <= MAX_SEED:
             raise UsageError(f"The seed must be a whole number from 0 to 2⁶³ − 1, not {seed}.")
         self.owner, self.prompt, self.seed = owner, prompt, seed
-        width, height = drawing.size or (NATIVE, NATIVE)
-        self.drawing = drawing = replace(drawing, size=(width, height))
+        self.drawing = drawing = owner.settled(drawing)
+        width, height = drawing.size
         drawing.check(owner.canvas)
         self._net = owner.tiling_net if drawing.tile else owner.net
         if self._net is not None:
@@ -171,17 +170,12 @@ class Run:
             return 1 / (self._net.config.get("scaling_factor") or 1.0)
         return 1.0
 
-    @property
-    def _encodes(self) -> bool:
-        """Return whether the canvas can begin with an image."""
-        return self._net is None or self._net.config.get("_quantizer") != "gumbel"
-
     def _check_model(self, height: int, width: int) -> None:
         """Raise UsageError for a setting that the model of the canvas does not support."""
         drawing = self.drawing
         check_sides(height, width, factor_of(self._net))
-        encodes = drawing.init or drawing.grow > 1 or drawing.moving
-        if encodes and not self._encodes:
+        encodes = drawing.init or drawing.sizes > 1 or drawing.moving
+        if encodes and not self.owner.encodes:
             raise UsageError(
                 "A Gumbel VQGAN cannot begin with an image, so it has no init, does not grow and "
                 "does not move: leave these out."
@@ -227,7 +221,7 @@ class Run:
             canvas.encode(_resized(image_13HW, height, width))
         elif init_13HW is not None:
             canvas.encode(init_13HW)
-        elif drawing.start == "light" and stage == 0 and self._encodes:
+        elif drawing.start == "light" and stage == 0 and self.owner.encodes:
             canvas.encode(pale(height, width, self._generator).to(self.owner.device))
         whole, final = max(1, drawing.steps - 1), stage == len(self.stages) - 1
         return Loop(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import images
@@ -16,6 +16,7 @@ from ..prompts import ImagePart, parse, shorten
 from ..recipe import Recipe
 from ..rewards import wanted
 from ..views import Cutouts, Views, Warped
+from .canvas_kinds import CANVASES
 from .typed import typed
 
 STARTS = ("light", "own")
@@ -59,7 +60,8 @@ class Drawing:
 
     Args:
         steps: the number of steps of the loop.
-        size: width and height in pixels; 128 each by default.
+        size: width and height in pixels. The default is 256 each for "vqgan", and 128 for the other
+            canvases.
         lr: the learning rate of Adam at the first step. Its unit is the rms of the codes of a
             VQGAN, or the standard deviation of latents. The default is that of the canvas.
         decay: the factor of `lr` at the last step.
@@ -69,7 +71,8 @@ class Drawing:
             notebooks, "vqgan-clip" and "disco".
         ema: the decay of the moving average of the parameters, from 0. The images that are shown,
             scored and kept are those of the average.
-        grow: the number of sizes. Each is twice the one before, and the last one is `size`.
+        grow: the number of sizes. Each is twice the one before, and the last one is `size`. The
+            default is 1; without `size`, "vqgan" begins with half of it, unless the image moves.
         smooth: the weight of the total variation.
         temperature: the softness of the codes of a VQGAN (`--softness`); 0 rounds them.
         start: "light" begins with a pale blur that depends on the seed, "own" with the canvas's own
@@ -108,7 +111,7 @@ class Drawing:
     cutouts: int = 8
     views: str = "warped"
     ema: float = 0.9
-    grow: int = 1
+    grow: int | None = None
     smooth: float = 0.0
     temperature: float = 0.0
     start: str = "light"
@@ -130,6 +133,14 @@ class Drawing:
     rewards: tuple[str, ...] = ()
     question: str = ""
     trust_pickle: bool = False
+
+    def settled(self, canvas: str, *, encodes: bool = True) -> Drawing:
+        """Return the same with the size and the number of sizes that the canvas has by default. A
+        canvas that cannot begin with an image (`encodes`) does not grow."""
+        kind, grow = CANVASES[canvas], self.grow
+        if self.size is None and grow is None and encodes and not self.moving:
+            grow = kind.grow if 1 < kind.grow <= self.steps else None
+        return replace(self, size=self.size or (kind.side, kind.side), grow=grow)
 
     def check(self, canvas: str) -> None:
         """Raise UsageError if a setting is out of range, or belongs to another canvas."""
@@ -165,9 +176,10 @@ class Drawing:
             raise UsageError("palette_weight keeps to a palette: give one.")
         if self.temperature and canvas != "vqgan":
             raise UsageError("temperature softens a VQGAN's codes: leave it out.")
-        if self.steps < self.grow:
-            raise UsageError(f"{self.grow} sizes need as many steps, not {self.steps}.")
-        if self.moving and (self.mask or self.grow > 1):
+        grow = self.sizes
+        if self.steps < grow:
+            raise UsageError(f"{grow} sizes need as many steps, not {self.steps}.")
+        if self.moving and (self.mask or grow > 1):
             raise UsageError("An image that moves has no mask and does not grow: leave these out.")
         if self.moving and self.patience is not None:
             raise UsageError("An image that moves is kept as it ends: leave patience out.")
@@ -195,6 +207,11 @@ class Drawing:
             )
         for _, prompt in self.prompts_at:
             parse(prompt)
+
+    @property
+    def sizes(self) -> int:
+        """Return the number of sizes."""
+        return 1 if self.grow is None else self.grow
 
     @property
     def moving(self) -> bool:
@@ -227,7 +244,7 @@ class Drawing:
         """
         width, height = self.size
         sizes = []
-        for k in reversed(range(self.grow)):
+        for k in reversed(range(self.sizes)):
             small = tuple(side // 2**k // factor * factor for side in (height, width))
             if k == 0 or min(small) >= max(factor, SMALLEST):
                 sizes.append((height, width) if k == 0 else small)

@@ -107,6 +107,15 @@ class TextToCanvas:
         """Return the run of one image, which you iterate. It can save and load its state."""
         return Run(self, prompt, drawing, seed)
 
+    @property
+    def encodes(self) -> bool:
+        """Return whether the canvas can begin with an image."""
+        return self.net is None or self.net.config.get("_quantizer") != "gumbel"
+
+    def settled(self, drawing: Drawing) -> Drawing:
+        """Return a drawing with the size and the number of sizes that it gets by default."""
+        return drawing.settled(self.canvas, encodes=self.encodes)
+
     @cached_property
     def tiling_net(self) -> nn.Module | None:
         """Return the model for images that tile."""
@@ -117,7 +126,8 @@ class TextToCanvas:
 
         It times a few steps of each size, after two steps to warm up.
         """
-        few = replace(drawing, steps=8 * drawing.grow, prompts_at=(), patience=None)
+        drawing = self.settled(drawing)
+        few = replace(drawing, steps=8 * drawing.sizes, prompts_at=(), patience=None)
         run, ends = self.start(prompt, few), []
         for _ in run:
             ends.append(time.perf_counter())

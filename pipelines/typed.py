@@ -18,7 +18,7 @@ def typed(name: str, value: object, default: object) -> object:
         return right, down
     if name == "lr":
         return _number(value)
-    if name == "patience" or type(default) is int:
+    if name in ("patience", "grow") or type(default) is int:
         return _whole(value)
     if type(default) is float:
         return _number(value)

@@ -168,6 +168,27 @@ def test_tiles_have_no_seam(tiny_mini, canvas):
     assert seam <= inside.mean() * (1.05 + 2 * spread)
 
 
+def test_the_size_of_a_canvas(vqgan):
+    """The VQGAN begins with half of its own size; not where a size is given, of one step, nor of
+    an image that moves. A recipe says what was taken, and an older one without it has one size."""
+    for settings, size, stages in (
+        ({}, (256, 256), 2),
+        ({"steps": 1}, (256, 256), 1),
+        ({"zoom": 1.1}, (256, 256), 1),
+        ({"grow": 1}, (256, 256), 1),
+        ({"size": (64, 64)}, (64, 64), 1),
+    ):
+        run = vqgan.start("a fox", fast(**{"size": None, "steps": 2, **settings}))
+        assert (run.drawing.size, len(run.stages)) == (size, stages), settings
+        recipe = run.recipe()
+        assert recipe.width == size[0] and ("grow" in recipe.options) == (
+            stages == 2 or "grow" in settings
+        )
+        assert vqgan.start("a fox", Drawing.of(recipe)).stages == run.stages
+    assert Drawing().settled("pixels") == Drawing(size=(128, 128))
+    assert Drawing().settled("vqgan", encodes=False) == Drawing(size=(256, 256))
+
+
 def test_prompts_in_turn(vqgan):
     """The judge and the guide score by the last prompt, and what is kept is drawn by it."""
     run = vqgan.start("a fox", fast(steps=6, prompts_at=((3, "an owl"),), score_every=1))
@@ -271,6 +292,7 @@ def test_what_a_recipe_names_is_a_file(vqgan, options):
         ({"steps": 0}, "steps must be from 1"),
         ({"cutouts": 0}, "cutouts must be from 1"),
         ({"grow": 9}, "grow must be from 1 to 8"),
+        ({"grow": 0}, "grow must be from 1 to 8"),
         ({"steps": 1, "grow": 2}, "2 sizes need as many steps"),
         ({"smooth": -1.0}, "smooth must be from 0"),
         ({"zoom": 0.0}, "zoom must be from 0.1"),

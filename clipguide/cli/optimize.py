@@ -45,7 +45,8 @@ def optimize(
         ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="SIDE|WxH", help="The size in pixels. [default: 128]")
+        str | None, typer.Option(metavar="SIDE|WxH", help="The size in pixels. [default: "
+            "256 for vqgan, 128 for the others]")
     ] = None,
     lr: Annotated[
         float | None,
@@ -76,7 +77,8 @@ def optimize(
     grow: Annotated[
         int | None,
         typer.Option(
-            help="The number of sizes: begin small, and double the size N - 1 times. [default: 1]"
+            help="The number of sizes: begin small, and double the size N - 1 times. [default: 1; "
+            "for vqgan without --size, 2]"
         ),
     ] = None,
     smooth: Annotated[

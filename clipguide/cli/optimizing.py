@@ -80,7 +80,7 @@ def timed(owner: Any, prompt: str, drawing: Drawing, seconds: float, *, quiet: b
     from ..pipelines.drawing import LIMITS
 
     steps = int(seconds / owner.seconds_a_step(prompt, drawing))
-    steps = min(max(steps, drawing.grow), LIMITS["steps"][1])
+    steps = min(max(steps, owner.settled(drawing).sizes), LIMITS["steps"][1])
     if not quiet:
         typer.echo(f"{seconds:g} seconds are about {steps} steps.", err=True)
     return replace(drawing, steps=steps)
