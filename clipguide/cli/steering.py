@@ -306,8 +306,6 @@ def configured(method: str | None, options: dict) -> Method | str | None:
             return None
         method = "shortcut"
     if method == "auto":
-        if given := [name for name, value in options.items() if value is not None]:
-            raise UsageError(f"auto sets {', '.join(given)} itself: leave it out.")
         return method
     from ..guidance.methods import configure
 
