@@ -41,7 +41,8 @@ class Cutouts:
     1].
 
     Args:
-        number: the number of crops.
+        number: the number of crops. The whole image is not counted, so there are `number` + 1 views
+            with it.
         size_range: the side of a crop, as a fraction of the shorter side of the image.
         flip: the probability that a crop is mirrored.
         jitter: the contrast is multiplied by 1 ± `jitter`, and each channel shifted by ± `jitter`.

@@ -83,15 +83,16 @@ class Sampler(Protocol):
         depend on, or None if that is not known."""
 
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run without steering. Return the final latents and score_B, minus the loss of the decoded
-        images."""
+        """Run without steering. Return the final latents and score_B, the negative loss of the
+        decoded images."""
 
     def through(self, latents: torch.Tensor, **settings: object) -> Gradient:
         """Run without steering. Return the objective of the finished images, and its gradient with
         respect to the initial latents."""
 
     def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Return the score_B of finished images: minus the objective, so higher is better."""
+        """Return the score_B of finished images: the objective with its sign changed, so higher is
+        better."""
 
     def candidate(self, score_B: torch.Tensor, better_B: torch.Tensor | None = None) -> None:
         """Add the scores of one candidate of each image to the report.
