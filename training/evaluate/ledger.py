@@ -100,6 +100,12 @@ NAMES = {  # of figures, as the page writes them
     "two things, both right, sides right": "two objects, both right and on the right sides",
     "nearly a training picture": "near-copies of a training image",
     "variety, times that of real drawings": "variety, divided by that of real drawings",
+    **{f"looked at, {said}": f"called {said} by readers" for said in ("good", "so-so", "bad")},
+    **{
+        f"doubted, of {said} images": f"images with a warning, of those that both readers called "
+        f"{said}"
+        for said in ("good", "so-so", "bad")
+    },
     "photographs of packages, top-1": "30 sample photographs that Python packages contain, top-1",
     "photographs of packages, top-5": "30 sample photographs that Python packages contain, top-5",
 }
