@@ -94,6 +94,8 @@ def test_methods_options_of_others():
     assert "--travel" in told_of and "sketch_" not in told_of
     assert told("auto", lookahead_steps=3) == "auto sets --lookahead-steps itself: leave it out."
     assert "--window, --strength" in told("auto", window="0.1,1", strength="0.1")
+    assert told("auto", cutouts=3, decoder="vae").startswith("auto sets --cutouts, --decoder its")
+    check("auto", budget="4")
     check("lookahead", lookahead_steps=3, steps=30)
     assert "--lookahead-steps must be from 1 to 10000" in told("lookahead", lookahead_steps=0)
 

@@ -452,7 +452,7 @@ def test_a_figure_on_two_pages_is_one_figure():
         (objects,) = said(page, r"draws?\W* about ([\d,]+) objects")
         assert abs(int(objects.replace(",", "")) - things) <= 25
     page = "docs/get-started.md"
-    assert said(page, r"They called (\d+) % of the images good and (\d+) % bad") == seen
+    assert said(page, r"they called (\d+) % of the images good, (\d+) % bad") == seen
     doubted = figures["generator: doubted, of bad images"]
     assert said(page, r"images that both called bad, (\d+) % had") == [f"{100 * doubted:.0f}"]
     assert figures["generator: doubted, of good images"] == 0  # as the page says

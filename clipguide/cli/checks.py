@@ -277,9 +277,10 @@ def _check_method(given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:
         return
     places = {name: "lookahead_steps" if name == "steps" else name for name in OF_METHODS}
     asked = {name: place for name, place in places.items() if given.get(place) is not None}
-    if method == "auto" and asked:
-        named = ", ".join(spelt[place] for place in asked.values())
-        raise UsageError(f"auto sets {named} itself: leave it out.")
+    if method == "auto":
+        of_all = [place for place in ("cutouts", "decoder") if given.get(place) is not None]
+        if named := ", ".join(spelt[place] for place in (*asked.values(), *of_all)):
+            raise UsageError(f"auto sets {named} itself: leave it out.")
     for name, place in asked.items():
         if name not in METHODS[method]:
             known = [spelt[places[one]] for one in METHODS[method] if places[one] in spelt]
