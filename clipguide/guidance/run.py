@@ -119,11 +119,11 @@ class Run:
         warn: a function that adds a sentence to the report and shows it to the user.
         total: the number of evaluations of the run.
         factor_B: the factors of the strength, below 1 if the judge's score fell or a gradient was
-            invalid; None is 1.
+            invalid; None means 1.
         weight: the factor of the whole objective at this progress, which multiplies the strength.
         memory: a value of a call method for its `start`, or the state of a method.
         repeats: the object that repeats steps, if the method has one.
-        chunk: the number of views that are encoded at a time, since memory ran out; None is all.
+        chunk: the number of views that are encoded at a time, since memory ran out; None means all.
         told: whether the user has been told that memory ran out.
         missed: whether the user has been told that a score is NaN.
         stop: a function that makes the pipeline stop after this evaluation; None if it cannot be
