@@ -61,7 +61,7 @@ MIX = Mix(pairs=0.05, several=0.05, recolour=0.2, full=0.6, restyle=0.25)
 SOFT, SHARP = 0.1, 25.0  # share of the target for concepts with similar names; its sharpness
 CLEAN = 1 / 3  # the share of images of the robust phase that the attack does not change
 REMEMBERED, MEMORY = 16, 1.0  # views of 64 with targets of the backbone; their weight
-CLEAR = 6.0  # logit at which a unit opens; the highest: drawings about 13, photographs 20
+CLEAR = 6.0  # logit at which a unit opens; the highest are 13 (drawings) and 20 (photos)
 BACKBONES = {"guide": 0, "judge": 1, "referee": 2}
 HEADS = {"guide": "mlp", "judge": "linear", "referee": "mlp"}  # three with mlp would take over 80 MB
 WIDE = 512  # open_clip's mlp is twice as wide as the embedding, enough for one unit per name
