@@ -63,7 +63,7 @@ CLEAN = 1 / 3  # the share of images of the robust phase that the attack does no
 REMEMBERED, MEMORY = 16, 1.0  # views of 64 with targets of the backbone; their weight
 CLEAR = 6.0  # logit at which a unit opens; the highest are 13 (drawings) and 20 (photos)
 BACKBONES = {"guide": 0, "judge": 1, "referee": 2}
-HEADS = {"guide": "mlp", "judge": "linear", "referee": "mlp"}  # three with mlp would take over 80 MB
+HEADS = {"guide": "mlp", "judge": "linear", "referee": "mlp"}  # mlp takes more space
 WIDE = 512  # open_clip's mlp is twice as wide as the embedding, enough for one unit per name
 TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
 app = typer.Typer(add_completion=False, help=__doc__)
