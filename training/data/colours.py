@@ -67,7 +67,7 @@ def lookup() -> np.ndarray:
 
 
 def term_indices(rgb: np.ndarray) -> np.ndarray:
-    """Return the index into TERMS, or UNCLEAR, of each colour, by a table of 32 levels a channel."""
+    """Return the index into TERMS, or UNCLEAR, of each colour, by a table of 32 levels."""
     r, g, b = (rgb[..., i].astype(np.int32) * 31 // 255 for i in range(3))
     return lookup()[(r << 10) | (g << 5) | b]
 
