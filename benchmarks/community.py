@@ -86,7 +86,7 @@ def sample(
 
 
 def _of(value: object, half: slice) -> object:
-    """The tensors of a batch in a value, cut to that half."""
+    """Return the tensors of a batch in a value, cut to that half."""
     if isinstance(value, torch.Tensor):
         return value[half] if value.ndim else value
     if isinstance(value, dict):

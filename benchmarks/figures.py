@@ -76,12 +76,28 @@ def embedded() -> str:
         "features of EfficientNet-Lite0. Variety is the mean distance between eight images of one "
         "prompt, by the referee. \"Other languages\" compares texts only: it is the share of names "
         "in 15 other languages whose English name is among the five nearest of all English names. "
+        f"{_of_readers()} "
         "A target is what the authors aim at: "
         f"{met.count('yes')} of the {len(met)} targets are met."
     )
     head = ("model", "figure", "measured", "target", "met", "n", "date")
     shown = table(head, rows) if rows else ""
     return f"{said}\n\n{shown}\n{_left_out(sorted(old))}"
+
+
+def _of_readers() -> str:
+    """Return what the rows about readers of images mean."""
+    eyes = read("training/eyes.json")
+    prompts, readers = len(eyes["prompts"]), eyes["readers"]
+    return (
+        f"\"Called good by readers\": {readers} readers looked at the images of {prompts} prompts, "
+        "such as a new user types first, and called each image good, so-so or bad. The images are "
+        "those of `clipguide generate` at seed 0 without other options (`python -m "
+        f"training.eyes`). The figure is the share of all {prompts * readers} answers. \"Images "
+        "with a warning\" says how often the command warns that an image may not show its prompt: "
+        "[If the generator does not know a "
+        "word](get-started.md#if-the-generator-does-not-know-a-word)."
+    )
 
 
 def canvases() -> str:
@@ -235,10 +251,10 @@ def search() -> str:
     )
     return (
         "Two scripts measure this section: `python -m benchmarks.vectors` the table, and `python "
-        f"-m benchmarks.search` the rest. With {photographs['clip']}, "
-        f"{photographs['among five']} of 10 queries have the right one of "
-        f"{photographs['photographs']} photographs among the first five results, and "
-        f"{photographs['first']} of them in first place.\n\n"
+        f"-m benchmarks.search` the rest. The second one searches {photographs['photographs']} "
+        f"photographs with 10 queries and {photographs['clip']}. The right photograph is among "
+        f"the first five results for {photographs['among five']} queries, and in first place for "
+        f"{photographs['first']} of them.\n\n"
         "The table is for synthetic embeddings of 512 numbers. The ten nearest are searched, one "
         "query at a time, on one processor. The time includes "
         "reading columns and thumbnails from disk. \"Cold\" means the first 100 searches, when "
@@ -261,7 +277,8 @@ def search() -> str:
         + f".\n\nA `clipguide search` with mini takes {warm['processor s']} s of processor time "
         f"if its files are in the disk cache. Imports take {warm['imports, %']} % of the time: "
         + ", ".join(f"{name} {share} %" for name, share in warm["of these"].items())
-        + ".\n\nThe driver of `index --engine ray` takes, while it lists files, at most "
+        + ".\n\nWhile it lists files, the process that starts `index --engine ray` needs at most "
+        "this much memory: "
         + ", ".join(f"{row['MiB']} MiB for {row['names']:,} names" for row in names["rows"])
         + ".\n"
     )
@@ -301,30 +318,29 @@ def finetuning() -> str:
     rows = [
         (
             "accuracy on 50 concepts of a style that mini was not trained on, from 8 images of "
-            "each (`few`)",
+            "each",
             f"{share(few['ours'], 1)} by `finetune`, {share(few['probe'], 1)} by a linear probe, "
             f"{share(few['tip-adapter'], 1)} by Tip-Adapter, {share(few['zero-shot'], 1)} "
             f"zero-shot ({data['few']['seeds'][0]['test pictures']} test images, one draw)",
         ),
         (
-            "trained on half of OpenMoji's concepts, tested on the other half, among 1,740 names "
-            "(`style`)",
+            "trained on half of OpenMoji's concepts, tested on the other half, among 1,740 "
+            "names",
             f"top-1 {share(before, 1)} before, {share(after, 1)} after; retention "
             f"{share(kept[0], 1)} before, {share(kept[1], 1)} after",
         ),
         (
-            f"comparison with open_clip's training loop, {peer['model']}, {peer['steps']} steps "
-            "(`peer`)",
+            f"comparison with open_clip's training loop, {peer['model']}, {peer['steps']} steps",
             f"the losses differ by {peer['largest difference of a loss']:.1g} at most; clipguide "
             f"is {peer['their time / ours']:.2f} times as fast",
         ),
         (
-            "GradCache (`cache`)",
+            "gradients in chunks (GradCache)",
             f"a batch of 4,096 in chunks of 16 needs {cache['memory']:.2f} times the memory of a "
-            f"batch of 256 in such chunks; 256 in chunks take {cache['time']:.2f} times as long "
-            "as at once",
+            f"batch of 256 in such chunks; a batch of 256 takes {cache['time']:.2f} times as long "
+            "in chunks as without chunks",
         ),
-        ("time not spent waiting for images (`data`)", share(data["data"]["in the model"], 1)),
+        ("time not spent waiting for images", share(data["data"]["in the model"], 1)),
     ]
     said = (
         "`python -m benchmarks.finetune` measures these on one core, while another program uses "

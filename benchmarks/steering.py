@@ -104,7 +104,7 @@ def graded(
     target: int,
     seeds: int,
 ) -> list[Drawn]:
-    """The images of one way, scored; their prompt's place is not set."""
+    """Return the images of one way, scored; their prompt's place is not set."""
     from training.evaluate.drawings import ranks
 
     text_1D, vectors, found = referee.encode_text([prompt]), [], []

@@ -54,7 +54,7 @@ DEFAULT = Way("default", None)
 
 
 def sparing(name: str, **options: object) -> Way:
-    """A shortcut that sees the whole image by the linear map: the cheapest there is."""
+    """Return a shortcut that sees the whole image by the linear map: the cheapest there is."""
     return Way(f"sparing {name}", Shortcut(**options), 4, (1, 2, 4), WHOLE, "linear")
 
 

@@ -54,7 +54,10 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The parts of one prompt, at least one.
+    """A prompt, as a tuple of one or more parts.
+
+    Args:
+        parts: the parts: texts (`Part`) and images (`ImagePart`), each with its weight.
 
     Raises:
         UsageError: all weights are 0, or the weights cancel each other out, as in

@@ -100,9 +100,10 @@ def rank(
         relevance_B: the score of each image, for example of `combine`.
         unit_BD: the unit embeddings of the images.
         keep: the largest number of images to keep; all if None.
-        diversity: from 0, the order by score alone, to 1. It selects by `mmr`. Before that, the
-            scores and the cosine similarities with the best image are stretched to [0, 1] over the
-            remaining images, so that the same value works for every CLIP.
+        diversity: from 0, the order by score alone, to 1. Above 0, images are selected
+            by maximal marginal relevance (MMR). Before that, the scores and the cosine similarities
+            with the best image are stretched to [0, 1] over the remaining images, so that the same
+            value works for every CLIP.
         duplicate: images are dropped first if their cosine similarity with a better image is at
             least this; none if None.
 

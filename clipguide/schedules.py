@@ -104,10 +104,21 @@ Spec = float | Sequence[float] | str | Callable[[float], float] | Schedule
 def schedule(spec: Spec) -> Schedule:
     """Make a Schedule, which is called with progress and returns a number.
 
+    A text consists of pieces, with commas between them. A piece is a value, then `@` and two
+    progresses with `..` between them, from 0 (pure noise) to 1 (the clean image). Without `@`, the
+    piece applies to the whole run. A value is a number, or two numbers with `>` between them: the
+    schedule then goes linearly from the first to the second. Pieces must not overlap. Where no
+    piece applies, the value is 0. Where one piece ends and another begins, the later one counts.
+    Examples:
+
+    - "0.2" is constant.
+    - "0.2@0..0.4" is 0.2 in the first 40 % of the run, and 0 in the rest.
+    - "0.1>0.3@0..0.5, 0.3@0.5..1" grows from 0.1 to 0.3 in the first half, and stays at 0.3.
+
     Args:
         spec: a number, which is constant; a pair, which goes linearly from the first number at pure
             noise to the second at the clean image; a function of the noise level, which runs from 1
-            to 0; or a text in the syntax of `clipguide.schedules`, such as "0.2@0..0.4".
+            to 0; or a text as above.
 
     Raises:
         UsageError: `spec` is none of these.

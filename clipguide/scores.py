@@ -1,6 +1,7 @@
 """Scores of images against texts, from unit embeddings, as the literature defines them.
 
-Shapes: B images, N texts, R references, D the width of the embedding. Dimensions ... may be any.
+Shapes: B images, N texts, R references, D the width of the embedding. `...` in a name stands for
+any number of further dimensions.
 """
 
 from __future__ import annotations

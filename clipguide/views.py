@@ -35,13 +35,15 @@ class Views(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Cutouts:
-    """Random square crops of an image. Call it with images to draw them.
+    """Random square crops of an image.
 
-    The first view is the whole image, unless `whole` is False. Values of the crops may leave [0,
-    1].
+    Call it with images, one generator for each image, and the side of the views in pixels:
+    `Cutouts()(image_B3HW, generators, size=224)`. The first view is the whole image, unless `whole`
+    is False. Values of the crops may leave [0, 1].
 
     Args:
-        number: the number of crops.
+        number: the number of random crops, in addition to the whole image: `Cutouts(number=4)` has
+            5 views.
         size_range: the side of a crop, as a fraction of the shorter side of the image.
         flip: the probability that a crop is mirrored.
         jitter: the contrast is multiplied by 1 ± `jitter`, and each channel shifted by ± `jitter`.

@@ -34,20 +34,20 @@ class Generation:
 
     Args:
         guide: the prompt for the guide, which the generator does not get (`--clip-prompt`): one for
-            all prompts, or one for each. None is the prompt itself.
+            all prompts, or one for each. None means the prompt itself.
         negative: the negative prompt of classifier-free guidance.
         count: the number of images of each prompt. The i-th has the seed `seed` + i.
         best_of: the number of candidates of each image. The seed of the k-th is that of the image
             plus k·1,000,000. The candidate with the lowest objective is kept. If nothing steers, it
-            is the one whose scores by the guide and the judge have the highest sum. None is 1, or 4
-            with the embedded generator and no steering option.
+            is the one whose scores by the guide and the judge have the highest sum. None means 1,
+            or 4 with the embedded generator and no steering option.
         method: the name of a method, or an instance. The particles of an image are its candidates.
-            "auto" chooses the method with the highest gain for `budget`. None is "shortcut". With
-            the embedded generator and no steering option, None does not steer: see `usual`.
+            "auto" chooses the method with the highest gain for `budget`. None means "shortcut".
+            With the embedded generator and no steering option, None does not steer: see `usual`.
         strength: the length of a move as a fraction of the rms of x0: a number or a schedule, as in
             `steer`. 0 is plain sampling. The default is that of the method.
-        steps: the number of steps of the sampler. None is 30, or 15 with the embedded generator and
-            no steering.
+        steps: the number of steps of the sampler. None means 30, or 15 with the embedded generator
+            and no steering.
         seed: from 0 to 2⁶³ − 1.
         cfg: the scale of classifier-free guidance; 1 is none.
         cfg_window: the noise levels at which classifier-free guidance applies, as in `steer`.

@@ -57,7 +57,7 @@ def auto_of(budget: float | None, given: dict[str, object], best_of: int) -> Cho
     if names := [name for name, value in given.items() if value is not None]:
         raise UsageError(f"auto sets {', '.join(names)} itself: leave it out.")
     if best_of > 1:
-        raise UsageError("auto has candidates of its own: leave best_of out.")
+        raise UsageError("auto has candidates of its own: leave best_of (--best-of) out.")
     return choose(budget)
 
 
@@ -67,7 +67,9 @@ def candidates_of(method: Method, best_of: int) -> tuple[Method, int, int]:
     if not isinstance(method, (BestOf, Particles)):
         return method, best_of, 1
     if best_of > 1:
-        raise UsageError(f"{method.name} has candidates of its own: leave best_of out.")
+        raise UsageError(
+            f"{method.name} has candidates of its own: leave best_of (--best-of) out."
+        )
     if isinstance(method, BestOf) and method.finish is not None:
         return method, 1, 1  # the method prunes its candidates itself
     if isinstance(method, BestOf):

@@ -153,7 +153,7 @@ def _autoencoder(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
 def picture_size(
     pipe: DiffusionPipeline, size: int | tuple[int, int] | None, *, name: str
 ) -> tuple[int, int]:
-    """Return width and height in pixels; None is the size of the model. Raise UsageError if the
+    """Return width and height in pixels; None means the size of the model. Raise UsageError if the
     model cannot draw this size."""
     config = denoiser(pipe).config
     own = config.get("sample_size") or getattr(pipe, "default_sample_size", 128)

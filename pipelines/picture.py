@@ -19,7 +19,9 @@ class Picture:
         recipe: the recipe, which draws it again.
         guide_score: the cosine similarity with the guide's prompt, by the guide.
         judge_score: the same by the judge.
-        rank: minus the objective, by which best-of selects. Higher is better.
+        rank: the score by which best-of selects. Higher is better. It is that of `select`. Without
+            `select`, it is the objective with its sign changed, plus the judge's score if nothing
+            steered.
         trace: the scores of each step, as `Report.rows` returns them.
         frames: the decoded x0 of each step, if `Generation.frames` was set. The last one is the
             finished image.

@@ -65,8 +65,9 @@ class TextToImage:
         judge: a CLIP that scores and does not steer. The default is mini-judge for mini, otherwise
             none.
         device: the device of all models, as torch names it.
-        dtype: the dtype of the pipeline's weights: float32, float16 or bfloat16. The CLIPs have
-            float32.
+        dtype: the dtype of the pipeline's weights: float32, float16 or bfloat16. The CLIPs compute
+            in float32 whatever it is, unless their names say otherwise, as in "mini@:bfloat16".
+            `steer` differs: next to a denoiser of 16 bits, it loads a CLIP in bfloat16.
         safety_checker: whether the model's safety checker is kept.
         key: the API key for the server of a reward. No recipe contains it.
     """
@@ -137,15 +138,16 @@ class TextToImage:
         """Yield the images, prompt by prompt, as soon as their batch is done.
 
         Args:
-            prompts: what to draw, in the syntax of `clipguide.prompts`.
+            prompts: what to draw: one prompt or several. `|` separates the parts of a prompt, and
+                `:number` after a part is its weight, as on the page "Get started".
             settings: a Generation; its defaults if None.
             on_step: a function that is called after each step of each batch.
             tapes: a folder to which each step is saved. If it has steps of the same run, which was
                 interrupted, the run continues after them.
             finished: a function that can supply images that exist already. Before the first image
-                is drawn, it is called for each image, with the number of the image and its possible
-                recipes: one for each candidate, without scores. If it returns an image, that image
-                is not drawn.
+                is drawn, it is called once for each image, with the number of the image and a list
+                of recipes: one for each candidate that could be kept. They have no scores yet. If
+                it returns a Picture, that image is not drawn.
             **changes: fields of Generation that replace those of `settings`, such as `seed=7`.
 
         Raises:

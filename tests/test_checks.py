@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import typer
 from clipguide.pipelines.canvas_kinds import CANVASES
 from clipguide.pipelines.drawing import LIMITS, Drawing
 from clipguide.pipelines.generation import Generation
@@ -66,7 +67,8 @@ def test_budgets_below_plain(text):
 def test_methods(method):
     assert set(checks.METHODS) == set(METHODS)
     fields = {f.name: f.default for f in dataclasses.fields(METHODS[method])}
-    assert set(checks.METHODS[method]) == set(fields) - {"each"}
+    none = set() if METHODS[method].windowed else {"window", "every"}
+    assert set(checks.METHODS[method]) == set(fields) - {"each"} - none
     for name, rule in checks.METHODS[method].items():
         values = FIXED.get(name, NUMBERS)
         if name == "strength":
@@ -86,13 +88,33 @@ def test_methods(method):
 
 
 def test_methods_options_of_others():
-    spelt = {name: f"--{name}" for name in ("method", "steps", "lookahead_steps", "quota")}
-    with pytest.raises(UsageError, match="shortcut has no option quota"):
-        checks.check("generate", {"method": "shortcut", "quota": 4}, spelt)
-    given = {"method": "lookahead", "lookahead_steps": 3, "steps": 30}
-    checks.check("generate", given, spelt)
-    with pytest.raises(UsageError, match="--lookahead_steps must be from 1 to 10000, not 0"):
-        checks.check("generate", given | {"lookahead_steps": 0}, spelt)
+    from clipguide.cli.app import app
+
+    options = typer.main.get_command(app).commands["generate"].params
+    spelt = {option.name: max(option.opts, key=len) for option in options}
+
+    def check(method: str | None, **given) -> None:
+        checks.check("generate", {"method": method, **given}, spelt)
+
+    def told(method: str | None, **given) -> str:
+        with pytest.raises(UsageError) as raised:
+            check(method, **given)
+        return str(raised.value)
+
+    assert told(None, quota=4).startswith("shortcut has no option --quota.")
+    assert told("embedding", iterations=3).startswith("embedding has no option --iterations.")
+    for method in ("best-of", "noise", "rollover"):
+        assert told(method, window="0.1,1").startswith(f"{method} has no option --window.")
+        assert told(method, every=1).startswith(f"{method} has no option --every.")
+    told_of = told("shortcut", lookahead_steps=3)
+    assert told_of.startswith("shortcut has no option --lookahead-steps.")
+    assert "--travel" in told_of and "sketch_" not in told_of
+    assert told("auto", lookahead_steps=3) == "auto sets --lookahead-steps itself: leave it out."
+    assert "--window, --strength" in told("auto", window="0.1,1", strength="0.1")
+    assert told("auto", cutouts=3, decoder="vae").startswith("auto sets --cutouts, --decoder its")
+    check("auto", budget="4")
+    check("lookahead", lookahead_steps=3, steps=30)
+    assert "--lookahead-steps must be from 1 to 10000" in told("lookahead", lookahead_steps=0)
 
 
 def test_decoders():

@@ -62,7 +62,8 @@ def test_steering_options_are_named():
 
     pipe = load_pipeline("mini")
     told = " ".join(run.invoke(app, ["generate", "--help"]).stdout.split())
-    without = re.search(r"but not (.+?)\. A real model", told)[1].replace(" and", ",").split(", ")
+    without = re.search(r"method\" except (.+?)\. A real model", told)[1]
+    without = without.replace(" and", ",").split(", ")
     known = options_of("generate")
     assert all(heading("generate", known[name]) == "Steering" for name in without)
     named = {"--clip-prompt": "guide"}
@@ -102,13 +103,10 @@ def built_in() -> dict[str, type]:
 def takers(field: str) -> dict[str, object]:
     """The methods that accept a value of the field and use it, with their defaults."""
     from clipguide.errors import UsageError
-    from clipguide.guidance.contract import Method
     from clipguide.guidance.methods import configure
 
     found = {}
     for name, kind in built_in().items():
-        if field in ("window", "every") and kind.start is Method.start:
-            continue  # it acts at no step
         try:
             configure(name, {field: GIVEN[field]})
         except UsageError:
@@ -139,10 +137,7 @@ def test_help_names_the_methods_that_take_an_option(field):
     from clipguide.cli import checks
 
     assert named_in(of_methods()[field].help) == set(takers(field))
-    refused = {"rollover"} if field in ("window", "every") else set()  # rules for its own value
-    ruled = {name for name, rules in checks.METHODS.items() if field in rules} - refused
-    assert set(takers(field)) <= ruled
-    assert ruled - set(takers(field)) <= {"best-of", "noise"}
+    assert {name for name, rules in checks.METHODS.items() if field in rules} == set(takers(field))
 
 
 @pytest.mark.parametrize("field", GIVEN)

@@ -28,6 +28,7 @@ from clipguide.guidance import (
     travel,
 )
 from clipguide.guidance.calls import Calls
+from clipguide.guidance.contract import Method
 from clipguide.guidance.decoders import Decoder
 from clipguide.guidance.generators import restarted
 from clipguide.guidance.levels import Level
@@ -637,6 +638,20 @@ def test_what_does_not_fit_a_sampler(pipe, clip):
         steer(pipe, "a red fox", clip=clip, method="best-of") as s,
     ):
         s(**settings(latents=torch.zeros(2, 4, 8, 8)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_a_method_that_acts_at_some_steps_takes_a_window(name):
+    """The others act at every step, or at none: `window` and `every` would have no effect."""
+    kind = METHODS[name]
+    acts_at_some = kind.start is not Method.start and not kind().covers(0.0)
+    kind(window=[0.1, 1.0])  # the default
+    for field, value in (("window", (0.2, 0.8)), ("every", 2)):
+        if acts_at_some:
+            assert getattr(kind(**{field: value}), field) == value
+        else:
+            with pytest.raises(UsageError, match=f"{name} takes no window and no every: leave"):
+                kind(**{field: value})
 
 
 def test_methods_are_frozen():

@@ -4,8 +4,8 @@ package.
     python -m training.clip train guide --minutes 40            # processor minutes; resumes
     python -m training.clip train guide --robust --minutes 40   # then: trained for its gradients
     python -m training.clip export guide                        # clipguide/mini/guide, fp16
-    python -m training.clip recover guide                       # an empty cache, from what ships
-    python -m training.clip train judge --again --minutes 90    # on from those, plain
+    python -m training.clip recover guide                       # restores a cache from the package
+    python -m training.clip train judge --again --minutes 90    # continues plainly from those
 
 The image encoder is an EfficientNet-Lite with ImageNet weights. Its head starts with what the
 classifier of ImageNet knows, in one of two forms. `mlp` has one hidden unit for each row of the
@@ -55,22 +55,22 @@ from training.data.compose import Mix, TrainingSet
 
 CACHE = common.CACHE / "clip"
 SIZES = {"guide": 128, "judge": 160, "referee": 128}
-SMALL, SMALL_SHARE = 0.75, 0.5  # the plain phase's first size, and how long it stays with it
-SCALE = 60.0  # of the logits as training begins: 25 left the softmax over 2,400 texts too flat
+SMALL, SMALL_SHARE = 0.75, 0.5  # the first size of the plain phase, and its share of that phase
+SCALE = 60.0  # the initial scale of the logits: with 25, the softmax over 2,400 texts is flat
 MIX = Mix(pairs=0.05, several=0.05, recolour=0.2, full=0.6, restyle=0.25)
-SOFT, SHARP = 0.1, 25.0  # of the target, so much goes to concepts of like names, so sharply
-CLEAN = 1 / 3  # of the robust phase's images are not moved
-REMEMBERED, MEMORY = 16, 1.0  # views in each batch of 64 that the backbone teaches; their weight
-CLEAR = 6.0  # the logit at which a name's unit opens: drawings' best is about 13, photographs' 20
+SOFT, SHARP = 0.1, 25.0  # share of the target for concepts with similar names; its sharpness
+CLEAN = 1 / 3  # the share of images of the robust phase that the attack does not change
+REMEMBERED, MEMORY = 16, 1.0  # views of 64 with targets of the backbone; their weight
+CLEAR = 6.0  # logit at which a unit opens; the highest are 13 (drawings) and 20 (photos)
 BACKBONES = {"guide": 0, "judge": 1, "referee": 2}
-HEADS = {"guide": "mlp", "judge": "linear", "referee": "mlp"}  # three of mlp would be over 80 MB
-WIDE = 512  # open_clip's mlp is twice as wide as the embedding: room for every name's unit
+HEADS = {"guide": "mlp", "judge": "linear", "referee": "mlp"}  # mlp takes more space
+WIDE = 512  # open_clip's mlp is twice as wide as the embedding, enough for one unit per name
 TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
 def config(name: str) -> dict:
-    """The ``open_clip_config.json`` of a model."""
+    """Return the ``open_clip_config.json`` of a model."""
     vision = dict(
         timm_model_name=f"tf_efficientnet_lite{BACKBONES[name]}",
         timm_model_pretrained=False,

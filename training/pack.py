@@ -122,7 +122,7 @@ def give(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def received(folder: Path) -> dict[str, Tensor]:
-    """The tensors of `give`, in float32."""
+    """Return the tensors of `give`, in float32."""
     state: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         state |= load_file(file)

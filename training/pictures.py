@@ -1,4 +1,4 @@
-"""Plain batches of drawings for the pixel models (autoencoder, VQGAN), from the built data."""
+"""Batches of drawings for the autoencoder and the VQGAN, from the built data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.data.pixels import at_size
 
 
 class Pictures:
-    """The drawings that may be trained on, and the held-out ones, memory-mapped."""
+    """The drawings of the training data and the held-out drawings, memory-mapped."""
 
     def __init__(self) -> None:
         rows = [json.loads(line) for line in (common.DATA / "manifest.jsonl").open()]
@@ -27,15 +27,17 @@ class Pictures:
         self.at_size = cache(lambda size: at_size(common.DATA, size))
 
     def on(self, index: int, size: int, colour: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
-        """A box of a drawing at `size` on a colour (RGB in [0, 1]) -> float32 HW3 in [0, 1]."""
+        """Return a box of a drawing of `size` pixels on a colour (RGB in [0, 1]), as image_HW3 in
+        [0, 1], float32."""
         rgba = np.asarray(self.at_size(size)[index][box], np.float32) / 255
         return rgba[..., :3] * rgba[..., 3:] + colour * (1 - rgba[..., 3:])
 
     def batch(self, rng: np.random.Generator, n: int, size: int, crop: int | None = None) -> Tensor:
-        """n training drawings of `size` pixels, or crops of them -> (n, 3, side, side) in [0, 1].
+        """Return n drawings of the training data of `size` pixels, or crops of them, as a tensor
+        (n, 3, side, side) in [0, 1].
 
-        70 % stand on white, the others on a random colour; half are mirrored; a quarter have
-        their colour channels permuted.
+        70 % stand on white, the others on a random colour. Half are mirrored. The colour channels
+        of a quarter are permuted.
         """
         out, side = [], crop or size
         for index in rng.choice(self.train, n):
@@ -48,7 +50,7 @@ class Pictures:
         return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).contiguous()
 
     def held_out(self, size: int, limit: int | None = None) -> Tensor:
-        """The held-out drawings on white -> (n, 3, size, size) in [0, 1]."""
+        """Return the held-out drawings on white, as a tensor (n, 3, size, size) in [0, 1]."""
         white, everything = np.ones(3, np.float32), (slice(None), slice(None))
         x = np.stack([self.on(i, size, white, everything) for i in self.held[:limit]])
         return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()

@@ -43,7 +43,7 @@ def transformer():
 
 
 def text_encoder():
-    """The distilled text tower as transformers' ``CLIPTextModel``."""
+    """Return the distilled text tower as transformers' ``CLIPTextModel``."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     width, heads, layers, _ = text.TOWERS["prior"]
@@ -182,7 +182,7 @@ def train(
 
 
 def load() -> Prior:
-    """The trained prior, averaged weights."""
+    """Return the trained prior, averaged weights."""
     model = Prior()
     model.load_state_dict(averaged(CACHE))
     return model.eval().requires_grad_(False)

@@ -1,10 +1,11 @@
-"""The reader of maps: which of several maps of a prompt agrees best with it.
+"""Train the reader of maps, which selects the map of a prompt that fits the prompt best.
 
-    python -m training.reader train --minutes 3   # after the prior, whose text encoder it reads
+    python -m training.reader train --minutes 3   # after the prior, whose text encoder it uses
 
-CLIP's symmetric contrastive loss (Radford et al. 2021) between maps, noised by up to 0.3, and their
-captions, in batches of 1,024. Of two samples of one concept the wrong caption counts a third as
-much. Three samples in a hundred are kept apart, and named among all concepts at the end.
+The loss is CLIP's symmetric contrastive loss (Radford et al. 2021) between maps and their captions,
+in batches of 1,024. The maps have noise of up to 0.3. If two samples show the same concept, the
+caption of the other sample counts a third as much as another wrong caption. 3 % of the samples are
+set aside. At the end, each of them is named among all concepts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 
 class Contrast(nn.Module):
-    """The reader and its scale."""
+    """The reader, and the scale of its logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class Contrast(nn.Module):
 
 @torch.no_grad()
 def pooled_texts(captions: list[str], device: str) -> Tensor:
-    """What the reader takes of each caption, float16."""
+    """Return the input of the reader for each caption, in float16."""
     model, tokens = prior.load().text_encoder.to(device), prior.Tokens()
     unique = sorted(set(captions), key=len)
     found, parts = {c: k for k, c in enumerate(unique)}, []
@@ -59,7 +60,7 @@ def pooled_texts(captions: list[str], device: str) -> Tensor:
 
 @app.command()
 def train(minutes: float = 3, lr: float = 2e-3, batch: int = 1024, device: str = "cpu") -> None:
-    """Train anew, for the latest prior."""
+    """Train from the beginning, for the latest prior."""
     samples, rng = Samples(), np.random.default_rng(0)
     size = len(samples)
     kept = rng.random(size) < 0.03
@@ -88,8 +89,8 @@ def train(minutes: float = 3, lr: float = 2e-3, batch: int = 1024, device: str =
 
 @torch.no_grad()
 def names(samples: Samples, text_ND: Tensor, concept_N: Tensor, kept: np.ndarray) -> None:
-    """Print how often a map of a single thing that was kept apart is nearest to the mean text of
-    its own concept, of all concepts."""
+    """Print how often a map of a single object that was set aside is nearest to the mean text of
+    its own concept, among all concepts."""
     reader = load().to(concept_N.device)
     single = np.array([len(c) > 2 for c in samples.captions])
     rows = torch.from_numpy(np.flatnonzero(single & ~kept))
@@ -110,7 +111,7 @@ def names(samples: Samples, text_ND: Tensor, concept_N: Tensor, kept: np.ndarray
 
 
 def load() -> MapReader:
-    """The trained reader, averaged weights."""
+    """Return the trained reader, with averaged weights."""
     model = Contrast()
     model.load_state_dict(averaged(CACHE))
     return model.reader.eval().requires_grad_(False)

@@ -1,9 +1,10 @@
-"""The held-out drawings as a file of the package: what a fine-tuned CLIP should still know.
+"""Write the held-out drawings to a file of the package: what a fine-tuned CLIP should still know.
 
     python -m training.retention      # clipguide/finetune/held-out.tar and concepts.txt
 
-Drawings of concept and style pairs that no mini was trained on (`training/holdout.json`), on white
-at 128 pixels, as a webdataset tar; and the names of all concepts, among which they are told.
+The drawings are of pairs of a concept and a style on which no embedded CLIP was trained
+(`training/holdout.json`). They stand on white at 128 pixels, in a webdataset tar. `concepts.txt`
+has the names of all concepts, among which each drawing must be named.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main() -> None:
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """A member without owner or time, so that the same drawings make the same file."""
+    """Add a member without owner and time, so that the same drawings make the same file."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))

@@ -99,7 +99,7 @@ CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 
 
 def chosen() -> list[dict]:
-    """The rows of the manifest that CHOSEN names, by concept."""
+    """Return the rows of the manifest that CHOSEN names, by concept."""
     rows = [json.loads(line) for line in (common.DATA / "manifest.jsonl").open()]
     wanted = {(name, source) for name, sources in CHOSEN.items() for source in sources}
     found = [row for row in rows if (row["set"], row["source"]) in wanted]
@@ -109,7 +109,7 @@ def chosen() -> list[dict]:
 
 
 def on_white(rgba_HW4: np.ndarray) -> Image.Image:
-    """A drawing on white at SIZE."""
+    """Return a drawing on white at SIZE."""
     drawing = Image.fromarray(rgba_HW4)
     page = Image.new("RGBA", drawing.size, "white")
     return Image.alpha_composite(page, drawing).convert("RGB").resize((SIZE, SIZE), Image.LANCZOS)

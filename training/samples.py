@@ -89,7 +89,7 @@ def eye() -> torch.nn.Module:
 
 
 def foreign_names() -> dict[str, dict[str, list[str]]]:
-    """Names in other languages by emoji, kept in names.json."""
+    """Return names in other languages by emoji, kept in names.json."""
     path = CACHE / "names.json"
     if not path.exists():
         found = names_of(Sources(common.CACHE / "sources").annotations)
@@ -98,7 +98,7 @@ def foreign_names() -> dict[str, dict[str, list[str]]]:
 
 
 def colours(image_B3HW: Tensor) -> Tensor:
-    """The mean colour of each quarter of a cell, in [-1, 1]_B(12)44."""
+    """Return the mean colour of each quarter of a cell, in [-1, 1]_B(12)44."""
     return F.pixel_unshuffle(F.adaptive_avg_pool2d(image_B3HW, 2 * SIDE) * 2 - 1, 2)
 
 
@@ -113,7 +113,7 @@ class Maker:
         self.chance = weights / weights.sum()
 
     def weight(self, row: dict) -> float:
-        """How often a drawing turns up: every concept alike, whatever the number of its
+        """Return how often a drawing turns up: every concept alike, whatever the number of its
         drawings; symbols less, people less, what only clip art shows less."""
         share = 1 / len(self.data.by_concept[row["concept"]]) ** 0.7
         if row["symbol"]:
@@ -166,7 +166,8 @@ class Maker:
         return [languages()[code].phrase(name, colour, rng)]
 
     def loosely(self, caption: str, rng: np.random.Generator) -> str:
-        """The caption with a word or a setting that the image does not show, as prompts have."""
+        """Return the caption with a word or a setting that the image does not show, as prompts
+        have."""
         if rng.random() < 0.5:
             return f"{caption} {SETTINGS[int(rng.integers(len(SETTINGS)))]}"
         words = caption.split()
@@ -245,8 +246,9 @@ class Samples:
         return len(self.captions)
 
     def chances(self, focus: float) -> np.ndarray:
-        """How often each sample is to be drawn (sum 1): what people ask for first, single things
-        that five families draw and that are no people, `focus` times as often as the rest."""
+        """Return how often each sample is to be drawn (sum 1): what people ask for first, single
+        things that five families draw and that are no people, `focus` times as often as the rest.
+        """
         families: dict[str, set[str]] = {}
         for row in map(json.loads, (common.DATA / "manifest.jsonl").open(encoding="utf-8")):
             if row["category"] in REPAINT and row["emoji"]:

@@ -1,6 +1,6 @@
-"""The manners that the generator draws in: words that people can use, by set of drawings.
+"""The styles of the generator: the word of each style, and the sets of drawings that have it.
 
-A style is a class label of the decoder, and its word, after a comma, a part of the prior's text.
+A style is a class label of the decoder. Its word, after a comma, is part of the prior's text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PHRASES = ("{}", "{} icon", "{} style", "{} emoji")
 
 
 def styled(caption: str, label: int, rng) -> str:
-    """The caption with the style's word after it."""
+    """Return the caption, followed by the word of the style."""
     phrase = PHRASES[int(rng.integers(len(PHRASES)))]
     word = WORDS[label]
     if word in ("emoji", "clip art") or rng.random() < 0.5:

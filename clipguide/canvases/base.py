@@ -21,7 +21,8 @@ class Canvas(nn.Module):
     images.
 
     Args:
-        height, width: the size of the images in pixels.
+        height: the height of the images in pixels.
+        width: their width.
         generators: one for each image, on the CPU, for its initial value.
     """
 

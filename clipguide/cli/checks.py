@@ -50,16 +50,6 @@ def one_of(*known: str, kind: str = "", plugins: bool = False) -> Rule:
     return rule
 
 
-def only(value: Any) -> Rule:
-    """Return a rule that accepts one value only, the one that the method sets itself."""
-
-    def rule(name: str, given: Any) -> None:
-        if given != value:
-            raise UsageError(f"This method sets {name} itself: leave it out.")
-
-    return rule
-
-
 def anything(name: str, value: Any) -> None:
     """Accept any value. Only the library can check it."""
 
@@ -169,7 +159,7 @@ SHORTCUT: dict[str, Rule] = EVERY | {
 METHODS: dict[str, Mapping[str, Rule]] = {
     "shortcut": SHORTCUT,
     "backprop": SHORTCUT | {"rho": POSITIVE, "mu": POSITIVE},
-    "best-of": EVERY | {
+    "best-of": {
         "number": WHOLE,
         "finish": WHOLE,
         "look": between(0, 1, above=True, below=True),
@@ -186,7 +176,7 @@ METHODS: dict[str, Mapping[str, Rule]] = {
         "sketch_adapter": anything,
         "sketch_cfg": POSITIVE,
     },
-    "noise": EVERY | {
+    "noise": {
         "iterations": WHOLE,
         "rate": POSITIVE,
         "white": anything,
@@ -204,8 +194,6 @@ METHODS: dict[str, Mapping[str, Rule]] = {
         "eta": between(0, 1),
     },
     "rollover": {
-        "window": only((0.1, 1.0)),
-        "every": only(1),
         "quota": TWO,
         "eta": between(0, 1, above=True),
         "strength": strength,
@@ -213,6 +201,7 @@ METHODS: dict[str, Mapping[str, Rule]] = {
         "enough": between(-math.inf),
     },
 }  # fmt: skip
+OF_METHODS = tuple(dict.fromkeys(name for rules in METHODS.values() for name in rules))
 COMMON: dict[str, Rule] = {
     "clip": clip,
     "judge": judge,
@@ -297,11 +286,17 @@ def _check_method(given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:
     """Raise UsageError for an unknown method, or for an option that the method does not take."""
     method = given["method"] or "shortcut"  # a steering option selects this method
     one_of(*METHODS, "auto", kind="method", plugins=True)(spelt["method"], method)
-    for name in {name for rules in METHODS.values() for name in rules} if method in METHODS else ():
-        place = "lookahead_steps" if name == "steps" else name
-        if given.get(place) is None:
-            continue
+    if method not in METHODS and method != "auto":
+        return
+    places = {name: "lookahead_steps" if name == "steps" else name for name in OF_METHODS}
+    asked = {name: place for name, place in places.items() if given.get(place) is not None}
+    if method == "auto":
+        of_all = [place for place in ("cutouts", "decoder") if given.get(place) is not None]
+        if named := ", ".join(spelt[place] for place in (*asked.values(), *of_all)):
+            raise UsageError(f"auto sets {named} itself: leave it out.")
+    for name, place in asked.items():
         if name not in METHODS[method]:
-            near = close_matches(name, METHODS[method])
-            raise UsageError(f"{method} has no option {name}.{near}")
+            known = [spelt[places[one]] for one in METHODS[method] if places[one] in spelt]
+            near = close_matches(spelt[place], known)
+            raise UsageError(f"{method} has no option {spelt[place]}.{near}")
         METHODS[method][name](spelt[place], given[place])

@@ -30,7 +30,10 @@ def export(
     ],
     clip: Annotated[
         str,
-        typer.Option(metavar="NAME", help="The CLIP, as for score."),
+        typer.Option(
+            metavar="NAME",
+            help="The CLIP. clipguide score --help lists the forms of NAME.",
+        ),
     ] = "mini",
     int8: Annotated[bool, typer.Option("--int8", help="For onnx: also write int8.")] = False,
     fp16: Annotated[

@@ -70,7 +70,11 @@ def finetune(
         ),
     ] = None,
     clip: Annotated[
-        str, typer.Option(metavar="NAME", help="The CLIP to begin with, as for score.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The CLIP to begin with. clipguide score --help lists the forms of NAME.",
+        ),
     ] = "mini",
     method: Annotated[
         str,
@@ -106,7 +110,9 @@ def finetune(
     templates: Annotated[
         str | None,
         _option(
-            text="The templates for the names of classes, as for classify.", metavar="NAME|FILE"
+            text="The templates for the names of classes. clipguide classify --help lists the "
+            "forms of NAME.",
+            metavar="NAME|FILE",
         ),
     ] = None,
     augment: Annotated[
@@ -149,8 +155,9 @@ def finetune(
         str | None,
         _option(
             text="The retention set, which tests what the CLIP must still know: held-out (534 "
-            "drawings that mini was not trained on, with 1,740 names), other images with captions "
-            "or labels, or none. [default: held-out for mini; required for other CLIPs]",
+            "drawings that mini was not trained on, each to be named among 1,740 names), other "
+            "images with captions or labels, or none. [default: held-out for mini; required for "
+            "other CLIPs]",
             metavar="held-out|DATA|none",
         ),
     ] = None,
@@ -239,10 +246,10 @@ def finetune(
 ) -> None:
     """Fine-tune a CLIP on your own images.
 
-    The result is a folder that --clip of every command accepts, and open_clip too. The folder also
-    has a model card, the confusion matrices, the images whose predicted label changed, and a curve
-    of the accuracy on your data against the accuracy on the retention set. If you stop a run,
-    --resume continues it.
+    The result is a folder in the format of the CLIP that you begin with: open_clip or transformers.
+    --clip of every command accepts it. The folder also has a model card, the confusion matrices,
+    the images whose predicted label changed, and a curve of the accuracy on your data against the
+    accuracy on the retention set. If you stop a run, --resume continues it.
     """
     _check_given(ctx, for_guiding)
     with console.plain_speech():

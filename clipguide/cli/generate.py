@@ -50,8 +50,9 @@ def generate(
         int | None,
         typer.Option(
             help="Draw this many samples for each image, and keep the best. Each sample is steered "
-            "as a single image is. --method best-of has more options. [default: 1; with the "
-            "embedded generator and no steering option, 4]"
+            "like a single image. With --method best-of --number N, samples are not steered, and "
+            "--finish and --look apply. [default: 1; with the embedded generator and no steering "
+            "option, 4]"
         ),
     ] = None,
     method: steering.Name = None,
@@ -146,10 +147,10 @@ def generate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="A second CLIP that only scores. If its score falls, clipguide reduces the "
-            "steering. If nothing steers, clipguide keeps the sample with the highest sum of the "
-            "scores of the guide and the judge. [default: mini-judge for the embedded generator, "
-            "else none]",
+            help="A second CLIP that has no effect on the gradient. If its score falls, clipguide "
+            "reduces the steering. If nothing steers, clipguide keeps the sample with the highest "
+            "sum of the scores of the guide and the judge; with --select or --finish, the judge "
+            "does not count. [default: mini-judge for the embedded generator, else none]",
         ),
     ] = None,
     reward: options.SteerBy = None,
@@ -174,8 +175,8 @@ def generate(
         bool,
         typer.Option(
             "--resume",
-            help="Save every step next to the images until they are finished. After a stop, give "
-            "the same command again, with the same --seed: it continues from the last step.",
+            help="Save every step next to the images until they are finished. It needs --seed. "
+            "After a stop, give the same command again: it continues from the last step.",
         ),
     ] = False,
     grid: Annotated[
@@ -235,9 +236,9 @@ def generate(
     """Draw an image of each PROMPT. CLIP selects or steers it.
 
     By default, the embedded generator is not steered: the command draws four samples and keeps the
-    one whose scores by guide and judge have the highest sum. A steering option makes it steer.
-    These are --clip-prompt, --method, --strength and the other options under "Steering" and
-    "Options of one method", and a weight in a PROMPT, but not --negative, --judge, --select,
+    one whose scores by guide and judge have the highest sum. A steering option makes it steer,
+    except --strength 0 and --method best-of. Steering options are a weight in a PROMPT, and all
+    options under "Steering" and "Options of one method" except --negative, --judge, --select,
     --question and --refine. A real model is always steered, unless you give --strength 0 or
     --method best-of. Each PNG contains the recipe that made it. Nothing is overwritten without
     --force.

@@ -66,7 +66,7 @@ def index(
         typer.Option(
             metavar="local|ray",
             autocompletion=among("local", "ray"),
-            help="The engine. ray: many workers, on this machine or on the cluster of "
+            help="The engine. ray: many processes, on this machine or on the cluster of "
             "$RAY_ADDRESS; FOLDERs can be URLs such as s3://bucket/folder.",
         ),
     ] = "local",
@@ -74,8 +74,8 @@ def index(
         int | None,
         typer.Option(
             metavar="N",
-            help="The number of workers of --engine ray, each with a CLIP. [default: one per "
-            "GPU, else one per processor]",
+            help="The number of worker processes of --engine ray, each with a CLIP. [default: "
+            "one per GPU, else one per processor]",
         ),
     ] = None,
 ) -> None:

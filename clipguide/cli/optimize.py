@@ -20,8 +20,8 @@ def optimize(
         list[str] | None,
         typer.Argument(
             metavar="PROMPT",
-            help="What to draw, one image for each PROMPT. Parts and weights are written as for "
-            "generate.",
+            help="What to draw, one image for each PROMPT. clipguide generate --help explains "
+            "parts and weights.",
             show_default=False,
         ),
     ] = None,
@@ -184,7 +184,11 @@ def optimize(
         ),
     ] = None,
     clip: Annotated[
-        str, typer.Option(metavar="NAME", help="The CLIP that guides, as for score.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The CLIP that guides. clipguide score --help lists the forms of NAME.",
+        ),
     ] = "mini",
     judge: Annotated[
         str | None,
@@ -209,8 +213,8 @@ def optimize(
         bool,
         typer.Option(
             "--resume",
-            help="Save the state of the loop next to the image until it is finished. After a stop, "
-            "give the same command again, with the same --seed: it continues from there.",
+            help="Save the state of the loop next to the image until it is finished. It needs "
+            "--seed. After a stop, give the same command again: it continues from there.",
         ),
     ] = False,
     preview: Annotated[

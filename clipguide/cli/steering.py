@@ -63,9 +63,10 @@ Cutouts = Annotated[
 Strength = Annotated[
     str | None,
     _option(
-        "shortcut, backprop, rollover: how far the gradient moves each step, from 0 (not at all). "
-        "A schedule such as 0.1@0..0.5 limits it to a part of the run; there 0 is the first step, "
-        "and 1 the last. [default: 0.1, but 0 for rollover]",
+        "shortcut, backprop, rollover: the length of the move along the gradient in each step, as "
+        "a fraction of the size of x0, the estimate of the clean latent. 0 is no move. A schedule "
+        "such as 0.1@0..0.5 limits it to a part of the run; there 0 is the first step, and 1 the "
+        "last. [default: 0.1, but 0 for rollover]",
         "NUMBER|SCHEDULE",
     ),
 ]
@@ -116,8 +117,8 @@ Fixed = Annotated[
 Number = Annotated[
     int | None,
     _option(
-        "best-of, particles, lookahead: the number of samples for each image, or with lookahead of "
-        "sketches for each PROMPT. [default: 4]"
+        "best-of, particles, lookahead: the number of samples for each image. With lookahead, the "
+        "number of sketches for each PROMPT. [default: 4]"
     ),
 ]
 Quota = Annotated[
@@ -155,8 +156,9 @@ Enough = Annotated[
     float | None,
     _option(
         "rollover: if every image has a score of X or more, accept the first proposal of each "
-        "later step. The score is that of --select. Without --select it is minus the loss: 0 or "
-        "less, if only the guide steers. [default: never]"
+        "later step. The score is that of --select. Without --select, it is the negative of the "
+        "loss. If only the guide steers, that is never above 0, so give a negative X. [default: "
+        "never]"
     ),
 ]
 Finish = Annotated[
@@ -306,8 +308,6 @@ def configured(method: str | None, options: dict) -> Method | str | None:
             return None
         method = "shortcut"
     if method == "auto":
-        if given := [name for name, value in options.items() if value is not None]:
-            raise UsageError(f"auto sets {', '.join(given)} itself: leave it out.")
         return method
     from ..guidance.methods import configure
 

@@ -79,7 +79,8 @@ class Engine:
         batch: the number of images in a batch; by default 16 on a CPU and 256 elsewhere. It is
             halved when memory runs out.
         workers: the number of decoding threads; by default the number of processors that this
-            program may use. A memory budget makes large images wait for each other.
+            program may use. If the large images that they decode do not fit into memory together,
+            a thread waits for another.
         fast: whether JPEGs are decoded at an eighth, a quarter or half of their size where that is
             enough for the CLIP.
         alpha: what becomes of transparency: "white" lays the image on white, "drop" drops the alpha

@@ -35,7 +35,7 @@ def find(
             extension of an image. Hidden files and circular links are left out.
         recursive: whether subfolders are searched too.
         urls: whether a source may be a URL.
-        passed: a list, to which the files of folders that are not images are added.
+        passed: a list that receives the files in the folders that are not images.
         unread: a list that collects subfolders that cannot be read. Without it, each gives a
             warning.
 

@@ -64,7 +64,7 @@ def export(
     logit scale, fingerprint and figures.
 
     Args:
-        parts: the parts of one CLIP, of `load_parts`.
+        parts: the parts of one CLIP, which `load_parts` returns.
         to: "onnx", "torch-export" or "hf".
         out: the folder to write.
         int8: whether to write int8 files too. Their scales come from every second image, and their
@@ -74,8 +74,8 @@ def export(
         pictures: RGB images to compare on; drawings if None.
 
     Raises:
-        UsageError: there is no such target, the model has no form in it, a package is missing, or
-            `out` exists.
+        UsageError: there is no such target, the model cannot be written for this target, a package
+            is missing, or `out` exists.
         ClipguideError: the lowest cosine similarity to PyTorch is below 0.9999 (0.999 in float16,
             0.99 in int8). Nothing is written.
     """

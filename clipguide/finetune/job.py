@@ -97,9 +97,9 @@ def prepare(
         config: how to train; the defaults if None.
         test: other data of the same classes to test on. If None, half of what is set aside is used.
         retain: images of what the CLIP must not forget. One half is used to select the weights, the
-            other half for the report.
-            None skips the check. For mini, the default is drawings that it was not trained on,
-            among all names that it was trained on. Other CLIPs have no default.
+            other half for the report. None skips the check. For mini, the default is drawings that
+            it was not trained on. Each must be named among all the names of mini's training. Other
+            CLIPs have no default.
         share: the share of the data that is set aside.
         folder: the folder of the checkpoint.
         device: the device of the training.

@@ -20,7 +20,7 @@ class CfgWindow:
 
     Args:
         pipe: the pipeline.
-        window: the lowest and the highest noise level at which guidance applies; None is all.
+        window: the lowest and the highest noise level at which guidance applies; None means all.
         direction: the hook that has the outputs of the denoiser with and without the prompt.
         warn: a function that shows a sentence to the user, once.
     """

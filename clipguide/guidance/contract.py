@@ -87,8 +87,8 @@ class Sampler(Protocol):
         depend on, or None if that is not known."""
 
     def ending(self, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run without steering. Return the final latents and score_B, minus the loss of the decoded
-        images."""
+        """Run without steering. Return the final latents and score_B, the negative loss of the
+        decoded images."""
 
     def through(
         self, latents: torch.Tensor, *, behind: Given = None, **settings: object
@@ -97,7 +97,8 @@ class Sampler(Protocol):
         respect to the initial latents. `behind` is as in `sample`."""
 
     def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Return the score_B of finished images: minus the objective, so higher is better."""
+        """Return the score_B of finished images: the objective with its sign changed, so higher is
+        better."""
 
     def candidate(self, score_B: torch.Tensor, better_B: torch.Tensor | None = None) -> None:
         """Add the scores of one candidate of each image to the report.
@@ -119,7 +120,8 @@ class Method:
         every: act at every k-th step of the window.
 
     Raises:
-        UsageError: a value is out of range.
+        UsageError: a value is out of range, or the method acts at no step or at all steps, and so
+            takes no `window` and no `every`.
     """
 
     name: ClassVar[str]
@@ -127,6 +129,7 @@ class Method:
     of_images: ClassVar[bool] = False  # whether it looks at finished images, not at videos
     differentiates: ClassVar[bool] = False  # whether it takes gradients through the denoiser
     fades: ClassVar[bool] = False  # whether the judge can reduce the length of its moves
+    windowed: ClassVar[bool] = True  # whether `window` and `every` can have other values
 
     window: tuple[float, float] = WINDOW
     every: int = 1
@@ -138,16 +141,18 @@ class Method:
             raise UsageError(f"The window lies in [0, 1], the lower first, not {window}.")
         object.__setattr__(self, "window", tuple(window))
         self.whole(1, "every")
+        if not self.windowed and (self.every != 1 or self.window != WINDOW):
+            raise UsageError(f"{self.name} takes no window and no every: leave them out.")
 
     def at_least(self, low: float, *names: str) -> None:
-        """Raise UsageError unless these fields are finite numbers from `low`."""
+        """Raise UsageError unless these fields are finite numbers of at least `low`."""
         for name in names:
             value = getattr(self, name)
             if not (_is_number(value) and value >= low):
                 raise UsageError(f"`{name}` must be a number from {low}, not {value!r}.")
 
     def whole(self, low: int, *names: str) -> None:
-        """Raise UsageError unless these fields are whole numbers from `low` to MOST."""
+        """Raise UsageError unless these fields are whole numbers from `low` to 10,000."""
         for name in names:
             value = getattr(self, name)
             if not (type(value) is int and low <= value <= MOST):

@@ -71,7 +71,7 @@ def descend(
         size: the length of all steps together, as a fraction of rms(x0).
         inner: the number of steps that share it.
         momentum: from 0 to below 1, the share of the direction `before`.
-        factor_B: the factor of the size of each sample; None is 1.
+        factor_B: the factor of the size of each sample; None means 1.
         before: the direction of the evaluation before.
     """
     size_B = size / inner * rms(x0)

@@ -49,12 +49,20 @@ def _of_paella(vqgan: nn.Module, latents_NChw: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of pipelines.
+    """A family of pipelines: how their latents become images.
 
-    `unpack` takes the latents that the scheduler sees, and (rows, columns) of patches, and returns
-    a map of latents. `to_vae` converts the map to the input of `pipe.<decoder>`. `decode` decodes
-    that to image_N3HW, in [0, 1] unless the pipeline clips. Without a decoder, the latents are
-    pixels in [-1, 1]. `sized`: only the pipeline knows height and width. `video`: it makes frames.
+    Args:
+        to_vae: a function (latents, VAE, pipeline) that converts the map of latents that `unpack`
+            returns, or without `unpack` the latents, to the input of the decoder.
+        unpack: a function (latents, (rows, columns) of patches) that makes a map of latents from
+            those that the scheduler sees; None if they are such a map already.
+        decoder: the name of the pipeline's component that decodes. None: the latents are pixels in
+            [-1, 1].
+        sized: whether the latents do not show height and width, so that only the pipeline's
+            arguments do.
+        decode: a function (decoder, its input) that returns image_N3HW, in [0, 1] unless the
+            pipeline clips.
+        video: whether the pipeline makes the frames of a video.
     """
 
     to_vae: Callable[[torch.Tensor, nn.Module, object], torch.Tensor]
@@ -230,12 +238,12 @@ def register(name: str, *, like: str | Family, replace: bool = False) -> Family:
 
     Args:
         name: the name of the class: "MyPipeline".
-        like: how its latents become images: a Family, or the name of a known class with the same
-            latents, such as "StableDiffusionPipeline".
+        like: the name of a known class with the same latents, such as "StableDiffusionPipeline"; or
+            for latents of another kind a `Family`.
         replace: whether this entry may replace one of the same name.
 
     Raises:
-        UsageError: the name is taken, or `like` is not in the table.
+        UsageError: the name is taken, or `like` is not the name of a known class.
     """
     entry = like if isinstance(like, Family) else FAMILIES.find(like)
     return FAMILIES.register(name, entry, replace=replace)

@@ -38,7 +38,8 @@ class Trace:
         guide_score_B: the cosine similarity by the guide of the image that x0 decodes to, before
             the move. At the last step, it is that of the finished image.
         judge_score_B: the cosine similarity by the judge of the same image.
-        rank_B: minus the objective of the same image. With a judge, `trust_B` depends on it.
+        rank_B: the objective of the same image, with its sign changed. With a judge, `trust_B`
+            depends on it.
         trust_B: the factor of the strength of this step: 1, or ½ or 0 if the judge's score fell.
     """
 
@@ -112,7 +113,8 @@ class Report:
     def keep(self, kept: list[Trace] | None, better_B: torch.Tensor) -> list[Trace]:
         """Merge the traces of two runs of the same images, and return the result.
 
-        It takes the latest run for the images of `better_B`, and `kept` for the others.
+        Where `better_B` is True, the image keeps its trace of the latest run, otherwise that in
+        `kept`.
         """
         if kept is None or len(kept) != len(self.trace):
             return list(self.trace)

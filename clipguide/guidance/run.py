@@ -31,8 +31,13 @@ NO_GRADIENT = (
 
 @dataclass(frozen=True)
 class Gradient:
-    """The objective at x0: the decoded images, loss_B, and the gradient of the sum of the losses,
-    in the shape of x0."""
+    """The objective at x0, and its gradient.
+
+    Attributes:
+        image_N3HW: the decoded images.
+        loss_B: the loss of each sample.
+        value: the gradient of the sum of the losses, in the shape of x0.
+    """
 
     image_N3HW: torch.Tensor
     loss_B: torch.Tensor
@@ -41,8 +46,17 @@ class Gradient:
 
 @dataclass(frozen=True)
 class At:
-    """One evaluation: the input and the output of the denoiser, the noise level, and x0 as the
-    scheduler computes it. `eta` is the argument of `step` that the pipeline passes, or None."""
+    """One evaluation of the denoiser.
+
+    Attributes:
+        index: the number of the evaluation, from 0.
+        timestep: the timestep, as the scheduler has it.
+        level: the noise level. It converts between x0 and the output of the denoiser.
+        sample: the input of the denoiser.
+        model_output: its output.
+        x0: the estimate of the clean latents, as the scheduler computes it.
+        eta: the argument `eta` of the scheduler's `step` that the pipeline passes, or None.
+    """
 
     index: int
     timestep: int | float | torch.Tensor
@@ -57,8 +71,14 @@ class At:
 class Outcome:
     """What the scheduler continues with, and what the method has seen.
 
-    image_N3HW is the decoded x0. loss_B and gradient_B (the rms over a sample) are those before any
-    move. `finite_B` is False for a gradient that was NaN or infinite. `delta` is the move of x0.
+    Args:
+        model_output: the output of the denoiser, changed or not.
+        sample: the sample, changed or not.
+        image_N3HW: the decoded x0.
+        loss_B: the losses before any move.
+        gradient_B: the rms of the gradient over each sample, before any move.
+        finite_B: False for a gradient that was NaN or infinite.
+        delta: the move of x0.
     """
 
     model_output: torch.Tensor
@@ -99,11 +119,11 @@ class Run:
         warn: a function that adds a sentence to the report and shows it to the user.
         total: the number of evaluations of the run.
         factor_B: the factors of the strength, below 1 if the judge's score fell or a gradient was
-            invalid; None is 1.
+            invalid; None means 1.
         weight: the factor of the whole objective at this progress, which multiplies the strength.
         memory: a value of a call method for its `start`, or the state of a method.
         repeats: the object that repeats steps, if the method has one.
-        chunk: the number of views that are encoded at a time, since memory ran out; None is all.
+        chunk: the number of views that are encoded at a time, since memory ran out; None means all.
         told: whether the user has been told that memory ran out.
         missed: whether the user has been told that a score is NaN.
         stop: a function that makes the pipeline stop after this evaluation; None if it cannot be
@@ -139,12 +159,20 @@ class Run:
         return image_N3HW, worst_B
 
     def gradient(self, x0: torch.Tensor, of: torch.Tensor | None = None) -> Gradient:
-        """Take the gradient at x0, whatever grad mode the pipeline runs in; by `of`, which x0 was
-        computed from, if it is given.
+        """Return the objective at x0 and its gradient, whatever grad mode the pipeline runs in.
 
-        Where memory runs out, said once, it is tried again as for all that follow: by the decoder's
-        next plan while that is exact, then with the same views encoded fewer at a time, then by the
-        plans that are not exact. ClipguideError if the last of them needs too much.
+        If memory runs out, the run warns once, and computes this gradient and all later ones in
+        smaller parts: first at the decoder's next levels of memory that are exact, then with fewer
+        views encoded at a time, then at the levels that are not exact.
+
+        Args:
+            x0: the estimate of the clean latents.
+            of: the tensor to take the gradient with respect to, from which x0 was computed; x0
+                itself if None.
+
+        Raises:
+            ClipguideError: the memory is too small for the last of these.
+            UsageError: the objective has no gradient.
         """
         while True:
             states = [generator.get_state() for generator in self.generators]

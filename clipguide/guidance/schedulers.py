@@ -108,10 +108,21 @@ def _pndm(scheduler: object) -> bool:
 
 @dataclass(frozen=True)
 class Row:
-    """One scheduler. `sigma` reads the noise level of this evaluation. `history` names the
-    attributes that it carries to the next evaluation: tensors of B images, or lists of them.
-    `begins` says whether this evaluation is the first of its step. `last` is the timestep after its
-    last step, negative if the sample is then clean."""
+    """What clipguide must know about a scheduler class.
+
+    Args:
+        where: where the scheduler keeps the noise level: one of the constants `TIMESTEP`, `SHARE`,
+            `SIGMA`, … of `clipguide.guidance.schedulers`.
+        history: the names of the attributes that it carries to the next evaluation: tensors of B
+            images, or lists of them.
+        first_order: a function of the scheduler that returns whether a step uses one evaluation
+            and no earlier ones.
+        stochastic: a function (scheduler, eta) that returns whether a step adds noise.
+        sigma: a function of the scheduler that returns sigma of this evaluation.
+        begins: a function of the scheduler that returns whether this evaluation is the first of its
+            step.
+        last: the timestep after the last step; negative if the sample is then clean.
+    """
 
     where: str
     history: tuple[str, ...] = ()
@@ -172,12 +183,12 @@ def register(name: str, *, like: str | Row, replace: bool = False) -> Row:
 
     Args:
         name: the name of the class: "MyEulerScheduler".
-        like: a row of the table, or the name of a known class that keeps its noise level and its
-            history in the same attributes, such as "EulerDiscreteScheduler".
+        like: the name of a known class that keeps its noise level and its history in the same
+            attributes, such as "EulerDiscreteScheduler"; or for another kind a `Row`.
         replace: whether this entry may replace one of the same name.
 
     Raises:
-        UsageError: the name is taken, or `like` is not in the table.
+        UsageError: the name is taken, or `like` is not the name of a known class.
     """
     entry = like if isinstance(like, Row) else SCHEDULERS.find(like)
     return SCHEDULERS.register(name, entry, replace=replace)

@@ -68,21 +68,24 @@ def steer(
 ) -> Steering:
     """Return a context that steers the pipeline.
 
-    In `with steer(pipe, …) as s`, step methods steer `pipe(…)`, and all methods steer `s(…)`. Every
+    In `with steer(pipe, …) as s`, call `s(…)` as you call `pipe(…)`. The methods that act only
+    inside the sampler ("shortcut", "particles" and "rollover") also steer `pipe(…)` itself. Every
     argument is checked before anything is loaded or drawn. If `strength`, `window`, `every` or
-    `inner` is None, the default of the method is used.
+    `inner` is None, the default of the method is used. A method without one of these four arguments
+    raises an error if you give it.
 
     Args:
         pipe: a diffusers pipeline whose class and scheduler clipguide knows.
         objective: what to minimise. It is an Objective; a function or module that takes images and
             returns one loss for each; or prompts, which are one for all images or a list as the
-            pipeline takes it. A factor or a schedule of the whole objective scales the strength.
+            pipeline takes it. If the objective as a whole has a factor, as in `0.5 * objective`, or
+            a schedule, the strength is multiplied by it.
         method: the name of a method, its class, or an instance such as `Particles(number=8)`.
             "auto" chooses the method with the highest gain for `budget`, and its decoder. If the
             objective is a prompt, "auto" also chooses the number of cutouts.
-        clip: the CLIP that reads the prompts; by default that of the pipeline's family. If you give
-            a name and the denoiser has 16 bits, the CLIP computes in bfloat16, unless the name says
-            otherwise, as in "mini@cuda:float32".
+        clip: the CLIP that reads the prompts; by default that of the pipeline's family. A CLIP that
+            is given by name, or by default, computes in bfloat16 if the denoiser has 16 bits or
+            fewer, unless the name says otherwise, as in "mini@cuda:float32".
         judge: a CLIP that scores the images against the prompts of the objective and does not
             steer; or a Similarity.
         select: the objective that "best-of", "particles", "rollover" and "lookahead" use in place
@@ -97,10 +100,13 @@ def steer(
         every: steer at every k-th step of the window.
         inner: the number of moves in a step, which share its strength.
         decoder: what decodes x0. "vae" is the VAE of the pipeline. "tiny" is the decoder of `tiny`.
-            "linear" is a linear map from latents to RGB, which is fitted to the VAE in seconds.
+            "linear" is a linear map from latents to RGB. It is fitted to the VAE once, which takes
+            about as long as decoding one image of 512 x 512 pixels.
             "auto" is the VAE if the estimated cost of its gradient fits `budget` and `memory`;
-            otherwise a tiny decoder that is on this machine; otherwise the linear map. A level of
-            memory may follow "vae" and "tiny", as in "vae:half". A function takes latents as the
+            otherwise a tiny decoder that is on this machine; otherwise the linear map. After "vae"
+            and "tiny", a level of memory may follow. The levels need less and less memory:
+            ":whole", ":single", ":layers", ":half", ":tiles2", ":tiles4" and ":tiles8", as in
+            "vae:half". The page "Time and memory" explains them. A function takes latents as the
             VAE does and returns image_B3HW in [0, 1]. The report names the decoder. The VAE always
             decodes the finished image, for the score of the last step.
         tiny: an AutoencoderTiny for the latents of the pipeline; a folder of one; or "hub", which
@@ -113,9 +119,10 @@ def steer(
         score_every: score at every k-th step and at the last step. At these steps, the judge may
             reduce or stop the steering.
         trace: whether to score at every step, for `report.rows`. It changes no bit of an image.
-        generators: the random generators of the views, on the CPU: one for each image; or a single
-            one for the first image, and image i then gets a new one with its seed plus i. By
-            default, every image gets a generator with seed 0.
+        generators: the random generators of the views, on the CPU: a list with one generator for
+            each image; or a single generator. The first image uses the single generator, and image
+            i uses a new one, whose seed is that of the single generator plus i. By default, every
+            image gets a generator with seed 0.
         on_step: a function that is called after each step.
         tape: a folder to which the first call of s(…) saves each step. If the folder has the steps
             of the same call, which was interrupted, the call continues after the last of them, with

@@ -24,8 +24,8 @@ class Trust:
         self._bad_B = torch.zeros(batch, dtype=torch.long)
 
     def see(self, rank_B: torch.Tensor, judge_B: torch.Tensor) -> torch.Tensor:
-        """Take minus the objective and the judge's score of one step. Return a tensor of B that is
-        True where the factor fell."""
+        """Take the negative objective and the judge's score of one step. Return a tensor of B that
+        is True where the factor fell."""
         if self._judge_B is None:
             self._rank_B, self._judge_B = rank_B.clone(), judge_B.clone()
             self._gain_B = MARGIN * rank_B.abs()

@@ -1,7 +1,7 @@
-"""The embedded models: where they are, whether they are whole, and what their cards say.
+"""The embedded models: their folders, their digests and their cards.
 
-Each folder holds one model in the format that its field's own programs load, and a README.md with
-a YAML head (name, licence, task, data, figures). SHA256SUMS beside this file lists the digest of
+Each folder holds one model in a format that open_clip or diffusers loads, and a README.md with a
+YAML head (name, licence, task, data, figures). SHA256SUMS next to this file lists the digest of
 every weights file, as `sha256sum` writes it, with paths relative to this folder.
 """
 
@@ -14,12 +14,12 @@ from ..errors import ClipguideError, UsageError, close_matches
 
 FOLDER = Path(__file__).parent
 MODELS = ("guide", "judge", "generator", "vqgan")
-CANDIDATES = 4  # of an image: drawing another costs less than CLIP's gradient at each step
-STEPS = 15  # of a candidate: 30 take longer, and no eye and no CLIP tells the images apart
+CANDIDATES = 4  # of an image: another one takes less time than CLIP's gradient at each step
+STEPS = 15  # of a candidate: 30 take longer, and neither readers nor CLIPs see a difference
 
 
 def path(name: str) -> Path:
-    """The folder of the embedded model `name`, one of MODELS."""
+    """Return the folder of the embedded model `name`, one of MODELS."""
     if name not in MODELS:
         raise UsageError(f"There is no embedded model {name!r}.{close_matches(name, MODELS)}")
     folder = FOLDER / name
@@ -31,7 +31,7 @@ def path(name: str) -> Path:
 
 
 def weights(name: str) -> dict[Path, str]:
-    """The weights files of an embedded model, each with the sha256 that it should have."""
+    """Return the weights files of an embedded model, each with the sha256 that it should have."""
     try:
         lines = (FOLDER / "SHA256SUMS").read_text().splitlines()
     except FileNotFoundError:
@@ -41,7 +41,7 @@ def weights(name: str) -> dict[Path, str]:
 
 
 def check(name: str) -> None:
-    """Raise ClipguideError if a weights file of an embedded model is missing, cut or swapped."""
+    """Raise ClipguideError if a weights file of an embedded model is missing or has other bytes."""
     folder = path(name)
     listed = weights(name)
     if not listed:
@@ -57,7 +57,7 @@ def check(name: str) -> None:
 
 
 def sha256(file: Path) -> str:
-    """The hex digest of a file's bytes."""
+    """Return the sha256 of a file, in hex digits."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -66,7 +66,7 @@ def sha256(file: Path) -> str:
 
 
 def card(name: str) -> dict:
-    """The YAML head of an embedded model's card."""
+    """Return the YAML head of the card of an embedded model."""
     import yaml
 
     text = (path(name) / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the embedded generator's U-Net is told: the map, the text and the style.
+"""The conditions of the embedded generator's U-Net: the map, the text and the style.
 
 Shapes: B images, L tokens, D channels of text, K channels of a map, S styles.
 """
@@ -15,17 +15,18 @@ from .reader import last_token
 def conditions(
     map_BKhw: Tensor, hidden_BLD: Tensor, mask_BL: Tensor, label_B: Tensor, styles: int
 ) -> dict[str, Tensor]:
-    """The keyword arguments of `UNet2DConditionModel`.
+    """Return the keyword arguments of `UNet2DConditionModel`.
 
-    The cross-attention reads the map's cells and the text's tokens, each in channels of its own:
-    one linear layer projects both. The time embedding gets the style and the last token's state.
+    The cross-attention reads the cells of the map and the tokens of the text. Each of the two has
+    its own channels, so one linear layer projects both. The time embedding gets the style and the
+    hidden state of the last token.
 
     Args:
-        map_BKhw: maps; zero where the map is left out.
-        hidden_BLD: the text encoder's last hidden states.
-        mask_BL: 1 where there is a token.
-        label_B: the style's number, 0 to S - 1.
-        styles: S.
+        map_BKhw: maps; a map of zeros means no map.
+        hidden_BLD: the last hidden states of the text encoder.
+        mask_BL: 1 where there is a token, otherwise 0.
+        label_B: the number of the style, from 0 to S - 1.
+        styles: S, the number of styles.
 
     Returns:
         "encoder_hidden_states", B x (h·w + L) x (K + D); "encoder_attention_mask", B x (h·w + L);

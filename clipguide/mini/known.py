@@ -1,7 +1,7 @@
-"""What the embedded generator was taught, and whether a prompt asks for more.
+"""What the embedded generator can draw, and warnings about prompts that ask for more.
 
-`known.json` in the generator's folder holds `things`, the English names of what it draws, and
-`words`, the words of their names in all languages that it was taught, without articles and colours.
+`known.json` in the generator's folder has `things`, the English names of the objects that it draws,
+and `words`, the words of their names in all its languages, without articles and colours.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from ..prompts import shorten
 from . import path
 
 UNSPACED = re.compile(r"[぀-ヿ㐀-鿿]")  # kana and ideographs are not divided by spaces
-MOST = 3  # words for things, in a prompt that it can draw
-# Of images that the referee names, 95 % have this sum of scores: `training.evaluate generator`.
+MOST = 3  # words that name something, in a prompt that it can draw
+# 95 % of the images that the referee names correctly have at least this sum of scores
+# (`python -m training.evaluate generator`).
 LEAST = 0.34
-# Words that name nothing to draw, or that the generator takes as colour, size, place or style.
+# Words that name no object, or that the generator reads as a colour, size, place or style.
 SMALL = frozenset(
     """a an the of in on at to and or with for from by near under over into onto off up down
     out about as is are was be being been that this these those it its his her their my your
@@ -32,7 +33,7 @@ SMALL = frozenset(
     een de het""".split()
 )
 ARTICLES = frozenset({"a", "an", "the"})
-# Words between two things that are separate in the image.
+# Words between two objects that are separate in the image.
 JOINING = frozenset(
     """and & plus y e et und и beside near next left right behind above below under chasing
     carrying eating holding riding wearing""".split()
@@ -40,7 +41,8 @@ JOINING = frozenset(
 
 
 def _known() -> dict[str, frozenset[str]]:
-    """things, words, and of these the ones of languages without spaces; empty without the file."""
+    """Return things, words, and those of the words that are of languages without spaces. All are
+    empty without the file."""
     return _read(path("generator") / "known.json")
 
 
@@ -54,17 +56,18 @@ def _read(file: Path) -> dict[str, frozenset[str]]:
 
 
 def things(word: str = "") -> list[str]:
-    """The names of what the generator draws, sorted; with `word`, those that contain it."""
+    """Return the sorted names of the objects that the generator draws; with `word`, those that
+    contain it."""
     return sorted(name for name in _known()["things"] if word.lower() in name)
 
 
 def split(prompt: str) -> list[str]:
-    """The words of a prompt, in lower case; an emoji is a word."""
+    """Return the words of a prompt, in lower case. An emoji is a word."""
     return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s,.;:!?\"'()|\-]", prompt.lower())
 
 
 def is_known(word: str) -> bool:
-    """Whether a word helps to name something that the generator draws."""
+    """Return whether a word is part of a name of something that the generator draws."""
     words = _known()["words"]
     if {word, word.removesuffix("s"), word.removesuffix("es")} & words:
         return True
@@ -72,16 +75,17 @@ def is_known(word: str) -> bool:
 
 
 def doubt(prompt: str) -> str | None:
-    """Says that a prompt asks for what the embedded generator was not taught.
+    """Return a warning if a prompt asks for something that the embedded generator cannot draw.
 
-    It goes by words alone. A prompt is doubted if it has no known word, more unknown words than
-    known ones, more things than fit into one image, or two things that are separate in it.
+    The function looks only at the words. It warns if the prompt has no known word, more unknown
+    words than known ones, at least MOST unknown words, more than MOST words that name something, or
+    two objects that are separate.
 
     Args:
         prompt: the text that the generator gets.
 
     Returns:
-        One sentence and the next step, or None where there is no reason for doubt.
+        One sentence that says what is wrong and one that says what to do, or None.
     """
     words = [word for word in split(prompt) if word not in SMALL]
     if not words or not _known()["words"]:
@@ -100,15 +104,15 @@ def doubt(prompt: str) -> str | None:
 
 
 def unlike(prompt: str, guide_score: float, judge_score: float) -> str | None:
-    """Says that an image by the embedded generator does not seem to show its prompt.
+    """Return a warning if an image of the embedded generator does not seem to show its prompt.
 
-    It goes by the sum of the scores of the embedded guide and judge, which is for images that
-    nothing steered: steering raises a score of an image that shows nothing. An emoji alone is no
-    text to a CLIP.
+    The function looks at the sum of the scores by the embedded guide and judge. It is for images
+    that nothing steered, because steering raises the score also of an image that shows nothing. It
+    does not warn about a prompt without letters, such as an emoji, which the CLIPs cannot read.
 
     Returns:
-        One sentence and the next step, or None where the sum is at least LEAST, or `doubt` has
-        said it before.
+        One sentence that says what is wrong and one that says what to do. None if the sum is at
+        least LEAST, or if `doubt` warns about the prompt.
     """
     if guide_score + judge_score >= LEAST or doubt(prompt) or not re.search(r"[^\W\d_]", prompt):
         return None
@@ -119,9 +123,9 @@ def unlike(prompt: str, guide_score: float, judge_score: float) -> str | None:
 
 
 def _joined(prompt: str) -> bool:
-    """Whether a prompt names two things, each by a known word, that are separate in the image.
+    """Return whether a prompt names two separate objects, each by a known word.
 
-    "a fork and knife" does not: the generator was taught an image of that name.
+    "a fork and knife" does not, because the training data have an object of that name.
     """
     said = split(prompt)
     if frozenset(said) - ARTICLES in _taught(_known()["things"]):
@@ -133,7 +137,7 @@ def _joined(prompt: str) -> bool:
 
 @cache
 def _taught(names: frozenset[str]) -> frozenset[frozenset[str]]:
-    """The words of each name, in any order."""
+    """Return the set of words of each name."""
     return frozenset(frozenset(split(name)) for name in names)
 
 

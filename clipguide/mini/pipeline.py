@@ -1,7 +1,8 @@
-"""The pipeline of the embedded generator: meaning first, then paint.
+"""The pipeline of the embedded generator, in two stages.
 
-A prior draws a small map of what is where from the text; a U-Net draws latents from the map and
-the text; a VAE decodes them. All parts are stock diffusers and transformers classes.
+A prior samples a small map of features and colours from the text. A U-Net samples latents from the
+map and the text. A VAE decodes them. The parts are classes of diffusers and transformers, except
+the reader.
 
 Shapes: B images, L tokens, D channels of text, K channels of a map, C channels of latents.
 """
@@ -37,18 +38,18 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class MiniPipeline(DiffusionPipeline):
-    """Text to image by two diffusion models, as unCLIP (Ramesh et al. 2022) and Würstchen (Pernias
-    et al. 2024) split the work.
+    """Draw images from text by two diffusion models, as unCLIP (Ramesh et al. 2022) and Würstchen
+    (Pernias et al. 2024) do.
 
     Args:
-        vae: decodes latents to images.
-        text_encoder: encodes the prompt.
-        tokenizer: of the text encoder.
-        prior: predicts the map, given a noisy one and the text.
-        prior_scheduler: has the noise levels of the map's steps.
-        unet: predicts v of the latents, given the map, the text and the style.
-        scheduler: of the latents' steps; this is the one that `clipguide.steer` wraps.
-        reader: picks one of several maps; without it the first is taken.
+        vae: the VAE that decodes latents to images.
+        text_encoder: the text encoder of the prompt.
+        tokenizer: the tokenizer of the text encoder.
+        prior: the model that predicts the map from a noisy map and the text.
+        prior_scheduler: the scheduler of the map.
+        unet: the model that predicts v of the latents from the map, the text and the style.
+        scheduler: the scheduler of the latents, which `clipguide.steer` wraps.
+        reader: the model that selects one of several maps. Without it, the first map is used.
     """
 
     default_candidates, default_steps = CANDIDATES, STEPS
@@ -98,7 +99,8 @@ class MiniPipeline(DiffusionPipeline):
         return self._interrupt
 
     def encode_prompt(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(hidden states_BLD, mask_BL) of prompts, cut to what the tokenizer reads."""
+        """Return (hidden states_BLD, mask_BL) of prompts. They are cut at the longest length that
+        the tokenizer allows."""
         tokens = self.tokenizer(
             list(prompts),
             padding="longest",
@@ -123,8 +125,8 @@ class MiniPipeline(DiffusionPipeline):
         eta: float = 0.0,
         generator: Generators = None,
     ) -> Tensor:
-        """Maps_BKhw of prompts, by the prior's flow; of so many candidates for each prompt the one
-        that the reader finds closest to it (`prior.sampled`).
+        """Return maps_BKhw of prompts, which the prior samples (`prior.sampled`). It samples
+        `candidates` maps for each prompt. The reader selects the one that fits the prompt best.
         """
         guided, many = guidance_scale > 1, candidates if self.reader is not None else 1
         hidden, mask = self.encode_prompt([*prompts, *negatives] if guided else prompts)
@@ -159,7 +161,7 @@ class MiniPipeline(DiffusionPipeline):
         generator: Generators = None,
         latents: Tensor | None = None,
     ) -> Tensor:
-        """Noise_BChw, or the latents that are given, at the scheduler's first level."""
+        """Return noise_BChw, or the given latents, at the first noise level of the scheduler."""
         factor = self.vae_scale_factor
         shape = (batch_size, self.vae.config.latent_channels, height // factor, width // factor)
         device, dtype = self._execution_device, self.unet.dtype
@@ -170,7 +172,7 @@ class MiniPipeline(DiffusionPipeline):
         return latents.to(device, dtype) * self.scheduler.init_noise_sigma
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images_B3HW in [-1, 1] of latents_BChw."""
+        """Return the images_B3HW, in [-1, 1], that latents_BChw decode to."""
         config = self.vae.config
         mean, deviation = (
             torch.tensor(x).to(latents).view(1, -1, 1, 1)
@@ -203,37 +205,37 @@ class MiniPipeline(DiffusionPipeline):
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple:
-        """Draws images.
+        """Draw images.
 
         Args:
-            prompt: one text or several.
-            height: pixels, a multiple of 16; by default what the VAE was trained at.
-            width: as height.
-            num_inference_steps: of the U-Net.
-            guidance_scale: of the prior: how closely the map follows the prompt; 1 is no guidance.
-            negative_prompt: what the prior and the U-Net are guided away from.
-            num_images_per_prompt: how many of each.
-            eta: of DDIM, 0 to 1; 0 is deterministic.
-            generator: one, or one an image.
+            prompt: one prompt or a list.
+            height: the height in pixels, a multiple of 16; by default that of the VAE's training.
+            width: the width in pixels, as for `height`.
+            num_inference_steps: the number of steps of the U-Net.
+            guidance_scale: the guidance scale of the prior; 1 is no guidance.
+            negative_prompt: what the image should not show, for the prior and the U-Net.
+            num_images_per_prompt: the number of images of each prompt.
+            eta: the η of DDIM, from 0 (deterministic) to 1.
+            generator: one generator, or a list with one for each image.
             latents: the initial noise_BChw.
-            maps: maps_BKhw to draw from, in place of the prior's.
-            style: one of STYLES; by default the one that the prompt names, else one of USUAL,
-                drawn anew for each image; "any" leaves it to the models.
-            prior_num_inference_steps: of the prior.
-            prior_eta: how much of the noise each step of the prior draws anew, 0 to 1.
-            map_candidates: maps that are drawn for each image; the reader picks one.
-            map_guidance_scale: how closely the U-Net follows the map and the text; 1 is no
+            maps: maps_BKhw, in place of those that the prior samples.
+            style: one of STYLES. By default, it is the style that the prompt names, or a random one
+                of USUAL for each image. "any" leaves the style to the models.
+            prior_num_inference_steps: the number of steps of the prior.
+            prior_eta: the share of new noise in each step of the prior, from 0 to 1.
+            map_candidates: the number of maps for each image, of which the reader selects one.
+            map_guidance_scale: the guidance scale of the U-Net, for the map and the text; 1 is no
                 guidance.
             output_type: "pil", "np", "pt" or "latent".
-            return_dict: return an ImagePipelineOutput, else a tuple.
+            return_dict: whether to return an ImagePipelineOutput instead of a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)`.
-            callback_on_step_end_tensor_inputs: which tensors it gets: "latents", "maps".
+            callback_on_step_end_tensor_inputs: the names of its tensors: "latents", "maps".
 
         Returns:
             The images.
 
         Raises:
-            UsageError: a size, a style or a number of generators that does not fit.
+            UsageError: a size, a style or the number of generators is not possible.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
@@ -252,7 +254,7 @@ class MiniPipeline(DiffusionPipeline):
             if not 0 <= share <= 1:
                 raise UsageError(f"{name} must be between 0 and 1, not {share}.")
         self._guidance_scale, self._interrupt = guidance_scale, False
-        usual = USUAL if maps is None else ("any",)  # a map that is given has a style already
+        usual = USUAL if maps is None else ("any",)  # a given map already has a style
         labels = labels_of(prompts, style, usual, generator)
         said = [with_style(p, STYLES[k]) for p, k in zip(prompts, labels)]
         if maps is None:
@@ -294,10 +296,10 @@ class MiniPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=image) if return_dict else (image,)
 
     def prepare_extra_step_kwargs(self, generator: Generators, eta: float) -> dict[str, object]:
-        """Return what this scheduler's `step` takes beside the usual.
+        """Return the additional arguments that this scheduler's `step` takes.
 
-        From zero terminal SNR, eta 1 keeps nothing of the old noise: 1 - alpha - sigma² is 0, and
-        its square root NaN where rounding makes it less.
+        With zero terminal SNR and eta 1, nothing of the old noise is kept: 1 - alpha - sigma² is 0.
+        If rounding makes it negative, its square root is NaN.
         """
         eta = min(eta, 1 - 1e-4)
         taken = inspect.signature(self.scheduler.step).parameters
@@ -312,8 +314,11 @@ class MiniPipeline(DiffusionPipeline):
         label_B: Tensor,
         scale: float,
     ) -> Tensor:
-        """The U-Net's output, guided towards the map and the text, which is (hidden states, mask)
-        of the prompts and, where the scale is above 1, of the negative prompts after them."""
+        """Return the output of the U-Net with classifier-free guidance.
+
+        The text is (hidden states, mask) of the prompts, followed by those of the negative prompts
+        if the scale is above 1.
+        """
         guided = scale > 1
         if guided:
             maps = torch.cat([maps, torch.zeros_like(maps)])

@@ -1,9 +1,9 @@
-"""How the prior of the embedded generator is sampled: a flow, by Euler or with new noise.
+"""The sampler of the embedded generator's prior, which is a flow model.
 
-The prior predicts x0; noise = (x - (1 - sigma)·x0) / sigma; the next x is (1 - sigma')·x0 +
-sigma'·(sqrt(1 - eta²)·noise + eta·new noise). With eta 0 that is an Euler step; 1 draws all noise
-anew, which mends the errors of earlier steps (DDIM, Song et al. 2021, equation 12, on a flow's
-path).
+The prior predicts x0. With noise = (x - (1 - sigma)·x0) / sigma, the next x is (1 - sigma')·x0 +
+sigma'·(sqrt(1 - eta²)·noise + eta·new noise). With eta 0, this is an Euler step. With eta 1, each
+step uses new noise only, which corrects errors of earlier steps (DDIM, Song et al. 2021, equation
+12, on the path of a flow).
 
 Shapes: B maps, L tokens, D channels of text, K channels of a map.
 """
@@ -31,14 +31,14 @@ def sampled(
     """Return maps_BKhw.
 
     Args:
-        prior: predicts x0 from a noisy map and the text.
-        scheduler: has the noise levels.
-        noise: draws noise_BKhw.
-        text: (hidden states_BLD, mask_BL), of the prompts and, where there is guidance, of the
-            negative prompts after them.
+        prior: the model that predicts x0 from a noisy map and the text.
+        scheduler: the scheduler with the noise levels.
+        noise: a function that draws noise_BKhw.
+        text: (hidden states_BLD, mask_BL) of the prompts, followed by those of the negative prompts
+            if `guidance_scale` is above 1.
         steps: the number of steps.
-        guidance_scale: how closely the map follows the prompt; 1 is no guidance.
-        eta: how much of the noise each step draws anew, 0 to 1.
+        guidance_scale: the scale of classifier-free guidance; 1 is none.
+        eta: the share of new noise in each step, from 0 to 1.
     """
     (hidden, mask), guided, x = text, guidance_scale > 1, noise()
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=x.device)

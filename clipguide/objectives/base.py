@@ -46,9 +46,10 @@ class Objective:
         return self
 
     def weight(self, progress: float) -> float:
-        """Return the size of the factor of the whole objective at a progress; 1 for a sum.
+        """Return the absolute value of the factor before the whole objective at this progress.
 
-        The gradient is normalised, so the steering multiplies its strength by this number.
+        It is 0.5 for `0.5 * a`, and 1 for a sum. The gradient is normalised, so steering multiplies
+        its strength by this number.
         """
         return 1.0
 

@@ -28,7 +28,7 @@ Pictures = Image.Image | torch.Tensor | Sequence[Image.Image | torch.Tensor]
 
 @contextmanager
 def views_at_a_time(number: int | None) -> Iterator[None]:
-    """Return a context in which no encoder of this thread encodes more views at once. None is no
+    """Return a context in which no encoder of this thread encodes more views at once. None means no
     limit."""
     token = _LIMIT.set(number)
     try:

@@ -50,7 +50,7 @@ _NAMES = (  # names in BLIP's vision transformer and in transformers
 
 
 class ImageReward(Objective):
-    """Minus the ImageReward of whole images, about −2 to 2 each.
+    """The negative of ImageReward. It scores whole images, and a score is about −2 to 2.
 
     Args:
         path: the checkpoint ImageReward.pt, a pickle, which needs `trust_pickle`; or the same in

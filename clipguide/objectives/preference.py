@@ -21,9 +21,12 @@ HPS_MODEL = "ViT-H-14"
 
 
 class Preference(Similarity):
-    """Minus `scale` times the cosine similarity of an image and its prompt, by a CLIP that was
+    """The negative of a score of human preference.
+
+    The score is `scale` times the cosine similarity of an image and its prompt, by a CLIP that was
     trained on choices of people. It is averaged over `views` (by default the whole image, as in
-    training) and parts, as in `Similarity`."""
+    training) and parts, as in `Similarity`.
+    """
 
     def __init__(
         self,
@@ -51,10 +54,11 @@ class Preference(Similarity):
 
 
 class PickScore(Preference):
-    """Minus PickScore: the logit scale times the cosine similarity, about 20.
+    """The negative of PickScore, so the loss is about -20.
 
-    `path` is the folder of its CLIP, PickScore_v1 with the files of its processor. transformers
-    reads it. Weights in a pickle need `trust_pickle`.
+    PickScore is the logit scale times the cosine similarity, about 20. `path` is a folder that
+    transformers reads: the CLIP PickScore_v1 and the files of its processor. Weights in a pickle
+    need `trust_pickle`.
 
     Source: Kirstain et al. 2023, eq. 1.
     """
@@ -75,11 +79,11 @@ class PickScore(Preference):
 
 
 class HPSv2(Preference):
-    """Minus HPSv2: the cosine similarity, about 0.2 to 0.3.
+    """The negative of HPSv2, so the loss is about -0.3 to -0.2.
 
-    `path` is the state dict of an open_clip `model`, in safetensors, or with `trust_pickle` in a
-    pickle such as HPS_v2.1_compressed.pt. As in its own code (ResizeMaxSize), an image that is not
-    square is padded, not cut.
+    HPSv2 is the cosine similarity, about 0.2 to 0.3. `path` is the state dict of an open_clip
+    `model`, in safetensors, or with `trust_pickle` in a pickle such as HPS_v2.1_compressed.pt.
+    As in its own code (ResizeMaxSize), an image that is not square is padded, not cut.
 
     Source: Wu et al. 2023.
     """

@@ -12,9 +12,13 @@ _ROUNDING = 1e-9
 class Scheduled(Objective):
     """An objective whose weight follows a schedule: `Scheduled(objective, "0.2@0..0.4")`.
 
-    Its value depends on the progress of sampling, so it has none by itself. `steer` and `Loop` call
-    `objective.at(progress)` before each step. Sums, products and other compositions call `at` of
-    their parts. If the weight is 0, the result takes no time.
+    Its loss depends on the progress of sampling, so you cannot call it with images alone. `steer`
+    and `Loop` call `objective.at(progress)` before each step. Sums, products and other compositions
+    call `at` of their parts. If the weight is 0, the result takes no time.
+
+    Args:
+        objective: the objective.
+        spec: the schedule, as `clipguide.schedules.schedule` takes it.
     """
 
     def __init__(self, objective: Objective, spec: Spec) -> None:

@@ -47,7 +47,7 @@ def update(
         prune: whether rows of deleted files are removed even if their folder is missing or empty. A
             folder that cannot be read keeps its rows. Without `prune`, rows are removed only if
             their folder is there and is not empty.
-        passed: a list, to which the files of folders that are not images are added.
+        passed: a list that receives the files in the folders that are not images.
 
     Raises:
         UsageError: a source is missing, no caption belongs to an image, or the index was made by

@@ -24,10 +24,21 @@ MICROSECOND = 1000  # ns
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """The progress of an update: the number of images of each kind, and `done` of `total` files.
+    """The progress of an update.
 
-    `kept` are the paths of the last commit. `errors` has one sentence for each file since the last
-    Progress that cannot be read. `rate` is in images per second, `left` in seconds.
+    Attributes:
+        total: the number of files.
+        done: the number of files that are finished.
+        new: the number of images that are new in the index.
+        changed: the number of images whose content changed.
+        moved: the number of images that have another path.
+        same: the number of images that did not change.
+        gone: the number of images that were removed from the index.
+        failed: the number of files that cannot be read.
+        rate: images per second.
+        left: the estimated time that is left, in seconds.
+        kept: the paths of the last commit.
+        errors: one sentence for each file that cannot be read, since the last Progress.
     """
 
     total: int

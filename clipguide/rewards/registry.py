@@ -117,7 +117,9 @@ def register_reward(
         **facts: texts about the reward. `default` is the default of `where`; without it, the user
             must type NAME=WHERE. `where` says what the user may type there, for error messages.
             `package` is a module that must be importable, and `install` what pip installs for it.
-            `scores`, `size`, `licence`, `source` and `proof` are columns of the table of rewards.
+            `scores`, `size`, `licence`, `source` and `proof` are cells of the table of rewards on
+            the page "Guides and rewards". `proof` is its last column: what the reward was compared
+            with.
 
     Raises:
         UsageError: the name is taken, or has other characters.

@@ -22,7 +22,7 @@ from .registry import Scorer, Settings, Wanted, wanted
 
 
 class Reward(Objective):
-    """Minus the score of a reward, in the units of the reward's paper.
+    """The negative of the score of a reward, in the units of the reward's paper.
 
     The weights are loaded at the first use, or when you call `load`.
 

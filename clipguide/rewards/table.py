@@ -15,7 +15,7 @@ KINDS: dict[str, Kind] = {
         size="mini: in the package",
         licence="mini: Apache-2.0",
         source="Radford et al. 2021",
-        proof="its own weights (mini)",
+        proof="not compared; tests run mini itself",
     ),
     "siglip2": Kind(
         load=clips.clip,

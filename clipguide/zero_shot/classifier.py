@@ -43,7 +43,7 @@ class Classifier:
             is cut with a warning, as `Clip.encode_text` does.
         templates: sentences with {} in place of the label; by default `default_templates` of the
             CLIP.
-        none: whether an image may show none of the labels. `self.none` then decides.
+        none: whether the answer may be that an image shows none of the labels.
 
     Raises:
         UsageError: there are no labels, a label is empty or repeated, or there is only one label
@@ -102,7 +102,8 @@ class Classifier:
 
         Args:
             image_BD: the unit embeddings of the images.
-            top: the number of labels an image, or all labels if there are fewer.
+            top: the number of labels for each image. If there are fewer labels, all of them are
+                returned.
             model: a few-shot model of the same labels, which replaces the zero-shot classifier.
         """
         if top < 1:

@@ -59,7 +59,7 @@ def build(out: Path, root: Path, workers: int = 2) -> None:
 
 
 def render_one(task: tuple) -> tuple[np.ndarray, bool] | str:
-    """The picture, or why there is none."""
+    """Return the picture, or why there is none."""
     try:
         return render(*task)
     except LeftOut as reason:
@@ -95,7 +95,7 @@ def write_npy(raw: Path, target: Path, count: int) -> None:
 
 
 def thumbnails(pictures: np.ndarray, side: int = 32) -> np.ndarray:
-    """float32 (N, side*side*3) in [0, 1]: the pictures on white, box-reduced."""
+    """Return float32 (N, side*side*3) in [0, 1]: the pictures on white, box-reduced."""
     small = np.empty((len(pictures), side * side * 3), np.float32)
     step = pictures.shape[1] // side
     for start in range(0, len(pictures), 256):
@@ -130,7 +130,7 @@ def mark_near(path: Path, lines: list[dict]) -> None:
 
 
 def table(lines: list[dict], dropped: Counter) -> str:
-    """The table of sets, counts of concepts and reasons, as Markdown."""
+    """Return the table of sets, counts of concepts and reasons, as Markdown."""
     rows = ["# The pictures", "", "| set | style | family | package | licence | author | pictures "
             "| no symbol | concepts | split |", "|---|---|---|---|---|---|---|---|---|---|"]
     for chosen in SETS.values():

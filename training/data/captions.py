@@ -56,14 +56,14 @@ class Noun:
 
     @property
     def countable(self) -> bool:
-        """Whether its plural by rule reads well."""
+        """Return whether its plural by rule reads well."""
         return self.number == "one" and not re.search(
             r"ing\b|\bno\b|\d|\b(on|in|at|from|by|behind|over|showing)\b|'s$", self.text
         ) and len(self.text.split()) <= 3
 
 
 def article(phrase: str) -> str:
-    """The phrase with `a` or `an` before it, by sound."""
+    """Return the phrase with `a` or `an` before it, by sound."""
     if phrase.startswith(PRONOUNCED_AN):
         return f"an {phrase}"
     if phrase[:1] in "aeiou" and not phrase.startswith(PRONOUNCED_A):
@@ -72,7 +72,7 @@ def article(phrase: str) -> str:
 
 
 def plural(name: str) -> str:
-    """The plural of a noun phrase: of its head, which stands before `of` or `with`."""
+    """Return the plural of a noun phrase: of its head, which stands before `of` or `with`."""
     words = name.split()
     heads = [i for i, word in enumerate(words) if word in ("of", "with", "without", "and") and i]
     head = (heads[0] if heads else len(words)) - 1
@@ -107,7 +107,7 @@ def number_of(name: str) -> str:
 
 
 def usable_names(names: list[str], banned: re.Pattern | None) -> list[str]:
-    """Names without banned words, symbols or long tails; the concept's own name first."""
+    """Return names without banned words, symbols or long tails; the concept's own name first."""
     kept = []
     for name in names:
         name = clean(name)
@@ -119,13 +119,13 @@ def usable_names(names: list[str], banned: re.Pattern | None) -> list[str]:
 
 
 def colour_words(text: str) -> set[str]:
-    """The basic colour terms among the words of a text (gray counts as grey)."""
+    """Return the basic colour terms among the words of a text (gray counts as grey)."""
     found = set(re.findall(r"[a-z]+", text.lower())) & COLOUR_WORDS
     return {"grey" if word == "gray" else word for word in found}
 
 
 def banned_words(words: Iterable[str]) -> re.Pattern | None:
-    """A pattern that finds any of the words, singular or plural, as whole words."""
+    """Return a pattern that finds any of the words, singular or plural, as whole words."""
     longest_first = sorted(map(re.escape, words), key=len, reverse=True)
     return re.compile(rf"\b({'|'.join(longest_first)})(?:s|es)?\b") if longest_first else None
 
@@ -151,7 +151,7 @@ class Grammar:
 
     def one(self, noun: Noun, colour: str | None, size: str | None, ground: str | None,
             side: str | None, keywords: list[str]) -> str:
-        """A caption of a single drawing; every argument but the noun may be absent."""
+        """Return a caption of a single drawing; every argument but the noun may be absent."""
         phrase = self.noun_phrase(noun, colour, size)
         roll = self.rng.random()
         if roll < 0.2 and not size:
@@ -178,7 +178,7 @@ class Grammar:
 
     def pair(self, left: tuple[Noun, str | None], right: tuple[Noun, str | None],
              ground: str | None, sides: bool) -> str:
-        """A caption of two drawings; `sides` allows the words left and right."""
+        """Return a caption of two drawings; `sides` allows the words left and right."""
         a, b = self.noun_phrase(*left), self.noun_phrase(*right)
         if sides and self.chance(0.5):
             phrase = self.pick((
@@ -201,7 +201,7 @@ class Grammar:
 
 
 def nouns_of(names: list[str], category: str) -> list[Noun]:
-    """The names as nouns; of faces and people only hands, eyes and the like are many."""
+    """Return the names as nouns; of faces and people only hands, eyes and the like are many."""
     if category not in PEOPLE:
         return [Noun(name, "mass" if name.endswith(("o'clock", "thirty")) else number_of(name))
                 for name in names]

@@ -110,13 +110,13 @@ def open_clip_art(folder: Path, words: Words, dropped: Counter) -> Iterator[Art]
 
 
 def subjects(text: str) -> list[str]:
-    """The keywords in an SVG's metadata."""
+    """Return the keywords in an SVG's metadata."""
     found = re.findall(r"<rdf:li[^>]*>\s*([^<]{3,20}?)\s*<", text)
     return [k.lower() for k in found if re.fullmatch(r"[A-Za-z]+( [A-Za-z]+)?", k)][:6]
 
 
 def art_name(stem: str, text: str, translations: dict[str, str]) -> str | None:
-    """A short name of one to three words, or None."""
+    """Return a short name of one to three words, or None."""
     titles = re.findall(r"<dc:title[^>]*>\s*([^<]*?)\s*<", text)
     authors = set(words_of(" ".join(titles[1:])))
     own = [w for w in words_of(stem) if not is_authors(w, authors)]

@@ -55,7 +55,7 @@ class Collector:
         self.things = read_things()
 
     def all(self) -> list[Drawing]:
-        """All drawings, set by set; in a set the neutral drawing of an emoji comes first."""
+        """Return all drawings, set by set; in a set the neutral drawing of an emoji comes first."""
         drawings: list[Drawing] = []
         for chosen in SETS.values():
             if chosen.name == "fluent-emoji-3d":
@@ -121,14 +121,14 @@ class Collector:
                 yield Drawing(chosen, concept, svg_of(data, icon), False, icon, variant)
 
     def own_concept(self, chosen: PictureSet, icon: str, hand: dict[str, str]) -> Concept | None:
-        """The concept of a drawing that is no emoji but has a name in the hand list."""
+        """Return the concept of a drawing that is no emoji but has a name in the hand list."""
         if icon in hand:
             return self.concept_of(hand[icon], "objects")
         self.dropped["no emoji match (flags, extras)"] += 1
         return None
 
     def concept_of(self, name: str, category: str, symbol: bool = False) -> Concept:
-        """The concept that a name leads to: an emoji's, one met before, or a new one."""
+        """Return the concept that a name leads to: an emoji's, one met before, or a new one."""
         found = self.table.find(name)
         if found is not None:
             return found
@@ -211,7 +211,7 @@ def largest_sizes(icons: dict, name: str) -> dict[str, str]:
 
 
 def svg_of(data: dict, icon: str) -> str:
-    """An icon of an iconify set as a whole SVG."""
+    """Return an icon of an iconify set as a whole SVG."""
     entry = data["icons"][icon]
     left, top = entry.get("left", 0), entry.get("top", 0)
     width = entry.get("width", data.get("width", 16))

@@ -45,7 +45,8 @@ def prototypes() -> dict[str, np.ndarray]:
 
 
 def terms_of(rgb: np.ndarray) -> np.ndarray:
-    """Index into TERMS, or UNCLEAR, of each colour; exact and slow, see `term_indices`."""
+    """Return the index into TERMS, or UNCLEAR, of each colour; exact and slow. See
+    `term_indices`."""
     lab = to_lab(rgb).reshape(-1, 1, 3)
     distance = np.stack(
         [np.linalg.norm(lab - to_lab(named)[None], axis=-1).min(1)
@@ -59,20 +60,21 @@ def terms_of(rgb: np.ndarray) -> np.ndarray:
 
 @cache
 def lookup() -> np.ndarray:
-    """uint8 table of terms for 32x32x32 colours."""
+    """Return the uint8 table of terms for 32x32x32 colours."""
     steps = (np.arange(1 << BITS) * 255 / ((1 << BITS) - 1)).round().astype(np.uint8)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1)
     return terms_of(grid.reshape(-1, 3))
 
 
 def term_indices(rgb: np.ndarray) -> np.ndarray:
-    """Index into TERMS, or UNCLEAR, of each colour, by a table of 32 levels a channel."""
+    """Return the index into TERMS, or UNCLEAR, of each colour, by a table of 32 levels."""
     r, g, b = (rgb[..., i].astype(np.int32) * 31 // 255 for i in range(3))
     return lookup()[(r << 10) | (g << 5) | b]
 
 
 def colour_name(rgb) -> str | None:
-    """The basic colour term of one colour (three values in 0..255), or None between two terms."""
+    """Return the basic colour term of one colour (three values in 0..255), or None between two
+    terms."""
     index = int(terms_of(np.asarray(rgb, np.uint8)))
     return None if index == UNCLEAR else TERMS[index]
 

@@ -102,31 +102,32 @@ class TrainingSet:
 
     # -- for evaluation ---------------------------------------------------------------------
     def plain_concepts(self) -> list[str]:
-        """The concepts of training without symbols, sorted."""
+        """Return the concepts of training without symbols, sorted."""
         train = (r for r in self._all if r["split"] == "train")
         return sorted({r["concept"] for r in train if not r["symbol"]})
 
     def held_rows(self) -> list[dict]:
-        """The drawings of the held-out concept x family pairs."""
+        """Return the drawings of the held-out concept x family pairs."""
         return [r for r in self._all
                 if r["split"] == "train" and (r["concept"], r["family"]) in self._held]
 
     def style_rows(self, name: str) -> list[dict]:
-        """The drawings of a test set whose concept is in training, without symbols and without
-        those that are nearly a training picture."""
+        """Return the drawings of a test set whose concept is in training, without symbols and
+        without those that are nearly a training picture."""
         known = set(self.plain_concepts())
         return [r for r in self._all
                 if r["set"] == name and r["concept"] in known and not r.get("near_train")]
 
     def on_white(self, indices: list[int]) -> torch.Tensor:
-        """float32 (n, 3, size, size) in [0, 1]: the drawings as they are, on white."""
+        """Return float32 (n, 3, size, size) in [0, 1]: the drawings as they are, on white."""
         rgba = self.rgba[np.asarray(indices)].astype(np.float32) / 255
         rgb = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
         return torch.from_numpy(rgb).permute(0, 3, 1, 2).contiguous()
 
     # -- for training -----------------------------------------------------------------------
     def row(self, rng: np.random.Generator) -> dict:
-        """A drawing: half the time by picture, half by concept, so that rare ones are seen too."""
+        """Return a drawing: half the time by picture, half by concept, so that rare ones are seen
+        too."""
         while True:
             if rng.random() < 0.5:
                 row = self.rows[int(rng.integers(len(self.rows)))]
@@ -136,7 +137,7 @@ class TrainingSet:
                 return row
 
     def of_concept(self, concept: str, rng: np.random.Generator) -> dict:
-        """A random training drawing of a concept."""
+        """Return a random training drawing of a concept."""
         rows = self.by_concept[concept]
         return rows[int(rng.integers(len(rows)))]
 
@@ -158,7 +159,8 @@ class TrainingSet:
         return not any(said & self.forbidden.get(c, frozenset()) for c in sample.concepts)
 
     def single(self, index: int, rng: np.random.Generator, *, recolour: bool = False) -> Sample:
-        """The plain drawing on white, moved, scaled and mirrored a little; for the generator."""
+        """Return the plain drawing on white, moved, scaled and mirrored a little; for the
+        generator."""
         row = self._all[index]
         rgba, colour, painted = self.thing(row, rng, 1.0 if recolour else 0.0)
         canvas = Image.new("RGB", (self.size,) * 2, "white")
@@ -168,7 +170,8 @@ class TrainingSet:
 
     def caption(self, index: int, rng: np.random.Generator, colour: str | None = None,
                 painted: bool = False) -> str:
-        """A new caption of a plain drawing; `colour`: its true term; `painted`: not its own."""
+        """Return a new caption of a plain drawing; `colour`: its true term; `painted`: not its own.
+        """
         row, grammar = self._all[index], Grammar(rng)
         noun = self.noun(row, grammar, painted)
         said = colour if painted or grammar.chance(0.5) else None
@@ -238,7 +241,7 @@ class TrainingSet:
 
     def plain(self, row: dict, rng: np.random.Generator,
               recolour: float) -> tuple[np.ndarray, str | None, bool]:
-        """A thing in its own hand, as `thing` gives one."""
+        """Return an object in its own drawing style, as `thing` does."""
         rgba, painted = self.rgba[row["index"]], None
         can = row["category"] in REPAINT and row["set"] not in ON_DISC and not row["symbol"]
         if can and rng.random() < recolour:
@@ -254,7 +257,7 @@ class TrainingSet:
 
     def restyled(self, row: dict, rng: np.random.Generator,
                  recolour: float) -> tuple[np.ndarray, str | None, bool]:
-        """A thing in another hand, as `thing` gives one."""
+        """Return an object in another drawing style, as `thing` does."""
         barred = self.forbidden.get(row["concept"], frozenset())
         if rng.random() < 0.3 and (found := inked(self.rgba[row["index"]], rng)):
             if found[1] not in barred:
@@ -270,7 +273,7 @@ class TrainingSet:
 
     def ground(self, rows: list[dict], things: list[np.ndarray], rng: np.random.Generator
                ) -> tuple[Image.Image, str | None]:
-        """A canvas and its colour term; white (None) mostly. Neither a colour held out for a
+        """Return a canvas and its colour term; white (None) mostly. Neither a colour held out for a
         thing nor one that hides it."""
         barred = frozenset().union(*(self.forbidden.get(r["concept"], ()) for r in rows))
         term = TERMS[int(rng.integers(len(TERMS)))]
@@ -284,7 +287,8 @@ class TrainingSet:
         return Image.new("RGB", (self.size,) * 2, rgb), term
 
     def noun(self, row: dict, grammar: Grammar, painted: bool) -> Noun:
-        """A name of the concept that is true of this drawing: colour words only where they are."""
+        """Return a name of the concept that is true of this drawing: colour words only where they
+        are."""
         own = self.shares[row["index"]]
         nouns = []
         for noun in nouns_of(usable_names(row["names"], self._banned), row["category"]):

@@ -59,7 +59,7 @@ class Concept:
 
 
 def singular(word: str) -> str:
-    """The singular of an English plural, by its ending; unknown endings stay."""
+    """Return the singular of an English plural, by its ending; unknown endings stay."""
     if word in KEEP_S or len(word) < 4 or word.endswith(("ss", "us", "is")) or word[-1] != "s":
         return word
     if word in ("leaves", "wolves", "knives", "halves", "loaves", "shelves"):
@@ -80,7 +80,7 @@ def clean(text: str) -> str:
 
 
 def concept_key(text: str, person: bool = False) -> str:
-    """The key under which drawings are joined: cleaned, its last word singular."""
+    """Return the key under which drawings are joined: cleaned, its last word singular."""
     words = clean(text).split()
     if words and not person and not {"with", "of", "and"} & set(words[:-1]):
         words[-1] = singular(words[-1])
@@ -173,7 +173,7 @@ class EmojiTable:
                     concept.add_name(concept_key(name, concept.category in PEOPLE))
 
     def find(self, name: str) -> Concept | None:
-        """The concept that a name (any case, hyphens or spaces or neither) leads to."""
+        """Return the concept that a name (any case, hyphens or spaces or neither) leads to."""
         code = self.by_name.get(slug(name))
         return self.by_code.get(neutral(code)[0]) if code and neutral(code)[0] else None
 

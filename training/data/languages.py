@@ -36,7 +36,7 @@ class Language:
     colours: dict[str, tuple[str, ...]]
 
     def phrase(self, noun: str, colour: str | None, rng: np.random.Generator) -> str:
-        """The noun, with a colour if one is given (an English term)."""
+        """Return the noun, with a colour if one is given (an English term)."""
         if colour is None:
             return noun
         order = self.orders[int(rng.integers(len(self.orders)))]

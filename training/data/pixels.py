@@ -11,7 +11,7 @@ from training.data.recolour import shares_of
 
 
 def at_size(folder: Path, size: int) -> np.ndarray:
-    """All pictures as RGBA uint8 (N, size, size, 4), memory-mapped; made at first use."""
+    """Return all pictures as RGBA uint8 (N, size, size, 4), memory-mapped; made at first use."""
     large = np.load(folder / "pictures.npy", mmap_mode="r")
     if large.shape[1] == size:
         return large
@@ -27,7 +27,7 @@ def at_size(folder: Path, size: int) -> np.ndarray:
 
 
 def shares(folder: Path, rgba: np.ndarray) -> np.ndarray:
-    """float32 (N, 12): see `shares_of`; made at first use."""
+    """Return float32 (N, 12): see `shares_of`; made at first use."""
     path = folder / "colour-shares.npy"
     if not path.exists():
         np.save(path, np.stack([shares_of(picture[::2, ::2]) for picture in rgba]))
@@ -35,7 +35,7 @@ def shares(folder: Path, rgba: np.ndarray) -> np.ndarray:
 
 
 def hidden(rgba: np.ndarray, rgb: tuple[int, int, int]) -> bool:
-    """Whether most of a drawing is nearly the colour of the ground."""
+    """Return whether most of a drawing is nearly the colour of the ground."""
     some = rgba[::6, ::6]
     near = np.abs(some[..., :3].astype(np.int16) - rgb).sum(-1) < 150
     opaque = some[..., 3] > 128

@@ -12,7 +12,8 @@ CHROMA, SAME_HUE = 24.0, 0.85  # least chroma of a coloured pixel; cosine to the
 
 
 def recoloured(rgba: np.ndarray, term: str, rng: np.random.Generator) -> np.ndarray | None:
-    """The drawing with its main colour turned to `term`, or None where that does not come out true.
+    """Return the drawing with its main colour turned to `term`, or None where that does not come
+    out true.
 
     Pixels of the main hue (or, in white and grey drawings, the light pixels without one) take a
     random named colour of `term`; each keeps its value relative to the others, so shading stays,
@@ -39,7 +40,7 @@ def recoloured(rgba: np.ndarray, term: str, rng: np.random.Generator) -> np.ndar
 
 
 def main_hue(rgb: np.ndarray, opaque: np.ndarray, rgba: np.ndarray) -> np.ndarray:
-    """Boolean (H, W): the pixels that carry the drawing's main colour."""
+    """Return a boolean (H, W): the pixels that carry the drawing's main colour."""
     main, _ = dominant_colour(rgba)
     offset = rgb - rgb.mean(-1, keepdims=True)
     chroma = np.linalg.norm(offset, axis=-1)
@@ -54,7 +55,7 @@ def main_hue(rgb: np.ndarray, opaque: np.ndarray, rgba: np.ndarray) -> np.ndarra
 
 
 def shares_of(rgba: np.ndarray) -> np.ndarray:
-    """float32 (12,): the share of each of TERMS, and of unclear, among the opaque pixels."""
+    """Return float32 (12,): the share of each of TERMS, and of unclear, among the opaque pixels."""
     opaque = rgba[rgba[..., 3] > 128][:, :3]
     counts = np.bincount(term_indices(opaque), minlength=UNCLEAR + 1)
     return (counts / max(len(opaque), 1)).astype(np.float32)

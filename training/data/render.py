@@ -35,7 +35,7 @@ def svg_size(svg: str) -> tuple[float, float]:
 
 
 def rasterise(svg: str, long_side: int) -> Image.Image:
-    """The page of an SVG as RGBA; its longer side has `long_side` pixels."""
+    """Return the page of an SVG as RGBA; its longer side has `long_side` pixels."""
     width, height = svg_size(svg)
     side = {"width": long_side} if width >= height else {"height": long_side}
     data = resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True, dpi=90, **side)
@@ -43,7 +43,7 @@ def rasterise(svg: str, long_side: int) -> Image.Image:
 
 
 def crop_box(image: Image.Image) -> tuple[int, int, int, int]:
-    """The box of pixels whose alpha is over ALPHA."""
+    """Return the box of pixels whose alpha is over ALPHA."""
     box = image.getchannel("A").point(lambda a: 255 if a > ALPHA else 0).getbbox()
     if box is None:
         raise LeftOut("empty")
@@ -51,7 +51,7 @@ def crop_box(image: Image.Image) -> tuple[int, int, int, int]:
 
 
 def load(source: str, is_path: bool) -> Image.Image:
-    """The cropped drawing of an SVG text, an SVG file or a bitmap file."""
+    """Return the cropped drawing of an SVG text, an SVG file or a bitmap file."""
     if is_path and not source.endswith(".svg"):
         image = Image.open(source).convert("RGBA")
         return image.crop(crop_box(image))

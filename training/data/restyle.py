@@ -1,4 +1,4 @@
-"""A drawing in another hand: outlined, in few flat colours, or in one ink; its colours stay true.
+"""A drawing in another style: outlined, in few flat colours, or in one ink. Its colours stay true.
 
 Teachers of shape for the CLIPs: styles that were never trained on (line icons, glyphs) are named
 by outline and parts, not by shading (Geirhos et al., ICLR 2019). RGBA is uint8 (H, W, 4).
@@ -73,7 +73,7 @@ def inked(rgba: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str] 
 
 
 def lost(rgba: np.ndarray, out: np.ndarray) -> bool:
-    """Whether a colour that a name could say of the drawing, NAMED of it at least, is nearly gone
-    in another hand."""
+    """Return whether a colour of at least the share NAMED of the drawing is nearly gone in the
+    other drawing style."""
     before, after = shares_of(rgba[::2, ::2])[:-1], shares_of(out[::2, ::2])[:-1]
     return bool(((before >= NAMED) & (after < before / 2)).any())

@@ -88,7 +88,7 @@ SETS = {
 
 
 def version(package: str) -> str:
-    """The pinned version of a package, with the name of its registry."""
+    """Return the pinned version of a package, with the name of its registry."""
     for registry, table in (("npm", NPM), ("Debian", DEBIAN), ("PyPI", PYPI)):
         if package in table:
             return f"{registry} {table[package]}"

@@ -75,8 +75,8 @@ def doubt_figures(
     named_B: torch.Tensor,
     weights: dict[str, str],
 ) -> Iterator[Figure]:
-    """How often the line "does not seem to show" stands below an image, by whether the referee
-    names it."""
+    """Measure how often `known.unlike` warns about an image, for images that the referee names
+    correctly and for the others."""
     sum_B = torch.zeros(len(drawn))
     for clip in (settings.clip("guide"), settings.clip("judge")):
         sum_B += (clip.encode_pictures(drawn) * clip.encode_text(prompts)).sum(1)
@@ -90,7 +90,7 @@ def doubt_figures(
 
 
 def eyes(settings: Settings) -> Iterator[Figure]:
-    """What people said of images that they looked at one by one (`python -m training.eyes`)."""
+    """Yield the answers of readers who looked at images one by one (`python -m training.eyes`)."""
     found = json.loads(EYES.read_text())
     said = [verdict for row in found["prompts"].values() for verdict in row["said"]]
     note = f"{len(found['prompts'])} prompts, {found['readers']} readers"

@@ -100,6 +100,12 @@ NAMES = {  # of figures, as the page writes them
     "two things, both right, sides right": "two objects, both right and on the right sides",
     "nearly a training picture": "near-copies of a training image",
     "variety, times that of real drawings": "variety, divided by that of real drawings",
+    **{f"looked at, {said}": f"called {said} by readers" for said in ("good", "so-so", "bad")},
+    **{
+        f"doubted, of {said} images": f"images with a warning, of those that both readers called "
+        f"{said}"
+        for said in ("good", "so-so", "bad")
+    },
     "photographs of packages, top-1": "30 sample photographs that Python packages contain, top-1",
     "photographs of packages, top-5": "30 sample photographs that Python packages contain, top-5",
 }
@@ -172,7 +178,7 @@ class Ledger:
             self.path.write_text(text + "\n", encoding="utf-8")
 
     def table(self, keys: Sequence[str] | None = None) -> str:
-        """measured | bar | met, for these keys, or for all bars and all else that was measured."""
+        """Return a table of these keys, or of all targets and all other figures, as text."""
         keys = list(dict.fromkeys([*BARS, *self.figures] if keys is None else keys))
         width = max(map(len, keys), default=0)
         lines = [f"{'':{width}}  {'measured':>10}  {'bar':>11}  met       n", "-" * (width + 44)]
@@ -187,7 +193,7 @@ class Ledger:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command line chose. `models` replaces the folders that models are looked for in."""
+    """The options of the command line. `models` replaces the folders of the models."""
 
     limit: int | None = None
     models: Path | None = None
@@ -197,13 +203,14 @@ class Settings:
 
     @property
     def out(self) -> Path:
-        """Where contact sheets and kept samples go."""
+        """Return the folder for contact sheets and samples."""
         folder = CACHE / "evaluate"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def folder(self, name: str) -> Path:
-        """A model's folder. ClipguideError, with the command that makes it, if there is none."""
+        """Return the folder of a model. Raise ClipguideError, with the command that makes it, if
+        there is none."""
         if self.models:
             folder = self.models / name
         else:
@@ -213,22 +220,22 @@ class Settings:
         return folder
 
     def clip(self, name: str):
-        """The CLIP of that name."""
+        """Return the CLIP of this name."""
         from clipguide import load_clip
 
         return load_clip(str(self.folder(name)))
 
     def weights(self, *names: str) -> dict[str, str]:
-        """The fingerprints of these models' weights."""
+        """Return the fingerprints of the weights of these models."""
         return {name: fingerprint(self.folder(name)) for name in names}
 
     def cut(self, items: Sequence) -> Sequence:
-        """The first `limit` of them."""
+        """Return the first `limit` items."""
         return items[: self.limit]
 
 
 def fingerprint(folder: Path) -> str:
-    """12 hex digits of the sha256 of a folder's weights files, by name."""
+    """Return 12 hex digits of the sha256 of the weights files of a folder."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("**/*.safetensors")):
         digest.update(f"{file.relative_to(folder)} {mini.sha256(file)}\n".encode())

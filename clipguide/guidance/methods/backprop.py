@@ -37,7 +37,7 @@ class Backprop(Shortcut):
 
     Args:
         rho: ρ, from 0.
-        mu: μ, from 0. One of both must be above 0.
+        mu: μ, from 0. At least one of `rho` and `mu` must be above 0.
     """
 
     name: ClassVar[str] = "backprop"
@@ -51,7 +51,7 @@ class Backprop(Shortcut):
         super().__post_init__()
         self.at_least(0, "rho", "mu")
         if not self.rho + self.mu:
-            raise UsageError("One of `rho` and `mu` must be above 0.")
+            raise UsageError("At least one of `rho` and `mu` must be above 0.")
 
     def ways(self, run: Run, at: At) -> list[Way]:
         if not (self.rho and at.x0.requires_grad):

@@ -25,8 +25,8 @@ from ..generators import reseeded, restarted
 class BestOf(Method):
     """Draw `number` candidates of each image, and keep the one with the lowest objective.
 
-    Run it with `s(…)`. `window` and `every` have no effect. The candidates are drawn one after the
-    other, each in a batch of the size of your call.
+    Run it with `s(…)`. It takes no `window` and no `every`; `each` can have them. The candidates
+    are drawn one after the other, each in a batch of the size of your call.
 
     Args:
         number: the number of candidates of each image.
@@ -38,6 +38,7 @@ class BestOf(Method):
     """
 
     name: ClassVar[str] = "best-of"
+    windowed: ClassVar[bool] = False
     by_call: ClassVar[bool] = True
     of_images: ClassVar[bool] = True
 

@@ -93,14 +93,20 @@ class Lookahead(Method):
 
     @classmethod
     def published(cls, **options: object) -> Lookahead:
-        """Return the method with the settings of the paper's code for Stable Diffusion 1.5.
+        """Return the method with the settings of the paper's own code for Stable Diffusion 1.5.
 
-        They are 50 sketches of 5 steps, scale 12.5, sharpness 3.05, and no steering below t = 200
-        of 1,000 (noise level 0.33). The paper's code uses λ = 5,000 for ImageReward, and the exact
-        kernel of 4·64·64 numbers. In the units of this class, that is 5,000 / (0.1 · 16,384) =
-        3.05, if the standard deviation of ImageReward over the samples of a prompt is 1. The
-        paper's code draws the sketches with DPM++ 2M, and the images with DDIM, η = 1 and 100
-        steps.
+        The paper is Kim et al. 2026 (LiDAR sampling, arXiv 2602.03211). The settings are 50
+        sketches of 5 steps, scale 12.5, sharpness 3.05, and no steering below t = 200 of 1,000
+        (noise level 0.33).
+
+        The sharpness is λ of the paper's code in the units of this class. There, λ is 5,000 for
+        ImageReward, and squared distances are sums over the 4 · 64 · 64 = 16,384 numbers of the
+        latents. Here, squared distances are divided by 16,384 and by `temperature`, which is 0.1.
+        So λ is 5,000 / (0.1 · 16,384) = 3.05, if the standard deviation of ImageReward over the
+        samples of a prompt is 1.
+
+        The paper's code draws the sketches with DPM++ 2M, and the images with DDIM, η = 1 and 100
+        steps. These are settings of the pipeline, and you make them yourself.
 
         Args:
             **options: arguments of `Lookahead` that replace these settings.
@@ -137,7 +143,12 @@ class Lookahead(Method):
         return act
 
     def move(self, at: At, x0_KB: torch.Tensor, score_KB: torch.Tensor) -> torch.Tensor:
-        """Return Σ w̃_k x0ᵏ − Σ w_k x0ᵏ for each sample of the batch."""
+        """Return Σ w̃_k x0ᵏ − Σ w_k x0ᵏ for each sample of the batch.
+
+        x0ᵏ are the sketches. The weights w_k are larger for sketches that are nearer to the sample.
+        The weights w̃_k are larger for nearer sketches and for those with better scores. Each set of
+        weights has the sum 1.
+        """
         level = at.level
         x = at.sample.to(x0_KB) * level.scale
         error_KB = (x - level.alpha * x0_KB).square().flatten(2).mean(2)

@@ -44,7 +44,7 @@ from ..whiteness import Spectrum
 class Noise(Method):
     """Optimise the initial noise by gradients through the whole run. Run it with `s(…)`.
 
-    `window` and `every` have no effect.
+    It takes no `window` and no `every`.
 
     Args:
         iterations: the largest number of updates of the noise. Each takes a run with gradients.
@@ -58,6 +58,7 @@ class Noise(Method):
     """
 
     name: ClassVar[str] = "noise"
+    windowed: ClassVar[bool] = False
     by_call: ClassVar[bool] = True
     differentiates: ClassVar[bool] = True
 

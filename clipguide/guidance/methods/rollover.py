@@ -36,7 +36,7 @@ import torch
 from ...errors import ClipguideError, UsageError, close_matches
 from ...schedules import Schedule
 from .. import interpolants, travel
-from ..contract import WINDOW, Method
+from ..contract import Method
 from ..descent import descend
 from ..noise_levels import next_level
 from ..precision import along
@@ -53,7 +53,7 @@ class Rollover(Method):
     """Repeat each step with new noise, and accept the first proposal with a higher reward.
 
     With strength 0, it needs no gradient, only forward passes of the denoiser, the decoder and the
-    CLIP. It acts at every step: `window` and `every` must keep their defaults.
+    CLIP. It acts at every step, and takes no `window` and no `every`.
 
     Args:
         quota: the largest mean number of proposals per step, from 2.
@@ -62,10 +62,12 @@ class Rollover(Method):
             proposals of the step are drawn around the moved x0.
         interpolant: the noise levels of a flow model: "vp" for those of a variance-preserving
             interpolant, "own" for those of the scheduler. Other models ignore it.
-        enough: the reward, minus the objective, at which an image is good enough; None is never.
+        enough: the reward at which an image is good enough. The reward is the objective with its
+            sign changed, so higher is better. None means that no image is good enough.
     """
 
     name: ClassVar[str] = "rollover"
+    windowed: ClassVar[bool] = False
 
     quota: int = 4
     eta: float = 1.0
@@ -85,8 +87,6 @@ class Rollover(Method):
             raise UsageError(f"There is no interpolant {self.interpolant!r}.{near}")
         if self.enough is not None:
             self.at_least(-math.inf, "enough")
-        if self.every != 1 or self.window != WINDOW:
-            raise UsageError("rollover looks at every step: leave window and every out.")
 
     @property
     def needs_gradient(self) -> bool:
