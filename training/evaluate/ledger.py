@@ -106,6 +106,11 @@ NAMES = {  # of figures, as the page writes them
         f"{said}"
         for said in ("good", "so-so", "bad")
     },
+    **{
+        f"doubted, of images {said} by the referee": "finished images with a warning, of those that "
+        f"are {said} by the referee"
+        for said in ("named", "not named")
+    },
     "photographs of packages, top-1": "30 sample photographs that Python packages contain, top-1",
     "photographs of packages, top-5": "30 sample photographs that Python packages contain, top-5",
 }
