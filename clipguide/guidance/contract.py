@@ -22,7 +22,7 @@ from ..errors import UsageError
 from .run import At, Gradient, Outcome, Repeats, Run
 
 WINDOW = (0.1, 1.0)
-MOST = 10_000  # of a method's whole numbers
+MOST = 10_000  # the largest whole number of an argument
 
 
 class Sampler(Protocol):
