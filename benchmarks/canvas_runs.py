@@ -58,7 +58,7 @@ def timed(
     """Return the image of a run of about this many seconds of processor time, its number of steps,
     and its time. A few steps, which do not count, give the time of a step."""
     few = owner.start(prompt, replace(drawing, steps=8))
-    few.step()  # warm
+    few.step()  # warm-up
     begin = time.process_time()
     for _ in range(3):
         few.step()
@@ -85,7 +85,7 @@ def raced(
     side = classic.start(prompt, Drawing()).loop.canvas.height
     sides = {"height": side, "width": side}
     loop = Classic(classic.net, classic.clip, [prompt], **sides, cutouts=cutouts)
-    loop.step()  # warm
+    loop.step()  # warm-up
     begin = time.process_time()
     for _ in range(steps):
         loop.step()

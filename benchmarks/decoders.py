@@ -1,6 +1,6 @@
 """Measure how much of the VAE's gain each cheaper decoder keeps, on the embedded generator.
 
-    python -m benchmarks.decoders draw --prompts 100 --minutes 60   # goes on where it was stopped
+    python -m benchmarks.decoders draw --prompts 100 --minutes 60   # continues after a stop
     python -m benchmarks.decoders table        # prints the table, and writes it into docs/memory.md
 
 The objects are a random list. Each is drawn without steering, and with the default steering and

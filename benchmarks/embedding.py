@@ -2,7 +2,7 @@
 
     python -m benchmarks.embedding speed              # ViT-B/32's size, ÷ open_clip's DataLoader
     python -m benchmarks.embedding speed --clip mini
-    python -m benchmarks.embedding memory             # 100,000 small pictures, about 20 minutes
+    python -m benchmarks.embedding memory             # 100,000 small images, about 20 minutes
     python -m benchmarks.embedding odd                # 300 files that break readers
 
 Each adds its figures to benchmarks/embedding.json. The images are synthetic: JPEGs of 512 pixels,
@@ -42,7 +42,7 @@ from clipguide.engine import Cache, Engine, encoder, find
 
 OUT = Path(__file__).with_suffix(".json")
 BATCH, WORKERS = 32, 2
-SETTLED = 5_000  # pictures after which memory is to stay as it is
+SETTLED = 5_000  # images after which the memory should not grow
 app = typer.Typer(add_completion=False, help=__doc__)
 
 

@@ -1,10 +1,10 @@
 """Measure fine-tuning against its targets. The figures are in finetune.json.
 
-    python -m benchmarks.finetune style      # mini on half of a style that it never saw
+    python -m benchmarks.finetune style      # mini on half of a style that it was not trained on
     python -m benchmarks.finetune few        # 8 shots of 50 concepts, icons of one colour
     python -m benchmarks.finetune cache      # big batches: memory and time
     python -m benchmarks.finetune data       # the share of the time that is the model's
-    python -m benchmarks.finetune peer       # beside open_clip's own training
+    python -m benchmarks.finetune peer       # compared with the training loop of open_clip
 
 `style` and `few` need the data that `python -m training.data build` downloads. Legend: B images, D
 width.

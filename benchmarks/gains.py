@@ -16,7 +16,7 @@ from benchmarks import ways
 from benchmarks.ways import PLAIN
 
 BUDGETS = (1.25, 1.5, 2.0, 4.0, 8.0)  # × plain sampling
-TOLERANCE = 1.02  # what a cost may be over a budget: the noise of its timing
+TOLERANCE = 1.02  # a cost may exceed its budget by this factor: the noise of timing
 
 
 @dataclass

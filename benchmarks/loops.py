@@ -268,7 +268,7 @@ def command_folded(
         clip.encode_image(leaf).sum().backward()
         return time.process_time() - begin
 
-    spent(folded), spent(plain)  # warm
+    spent(folded), spent(plain)  # warm-up
     ratio = statistics.median(spent(folded) / spent(plain) for _ in range(times))
     typer.echo(f"folded ÷ plain: {ratio:.2f}")
 

@@ -36,7 +36,7 @@ SHIPPED = ROOT / "clipguide" / "zero_shot" / "none.json"
 CLIPS = ("mini", "mini-judge", "mini+mini-judge")
 SIZES = (5, 20, 50)
 SETS = 200  # of labels, of each size
-OTHERS = 200  # pictures of other things to each set
+OTHERS = 200  # images of other objects for each set
 SCORES: dict[str, Callable] = {
     "best label": lambda label_BK, word_BW: label_BK.max(1).values,
     "best - best word": lambda label_BK, word_BW: label_BK.max(1).values - word_BW.max(1).values,

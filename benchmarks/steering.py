@@ -1,6 +1,6 @@
 """What each way of steering gains, and what it costs: the mini generator, by a CLIP of its own.
 
-    taskset -c 0 python -m benchmarks.steering draw --minutes 600   # goes on where it was stopped
+    taskset -c 0 python -m benchmarks.steering draw --minutes 600   # continues after a stop
     python -m benchmarks.steering table            # prints the tables, writes steering.json
 
 Each prompt is drawn in all ways (`benchmarks/ways.py`), one image at a time, one way after another,
@@ -76,7 +76,7 @@ def command_draw(
         for way in ways.WAYS
         if way is PLAIN or any(fnmatchcase(way.name, pattern) for pattern in only.split(";"))
     ]
-    draw(model, DEFAULT, every[0], 0)  # warm
+    draw(model, DEFAULT, every[0], 0)  # warm-up
     records.parent.mkdir(parents=True, exist_ok=True)
     for i in order:
         missing = [way for way in wanted if (i, way.name) not in done]

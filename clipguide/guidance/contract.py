@@ -23,7 +23,7 @@ from .generators import Given
 from .run import At, Gradient, Outcome, Repeats, Run
 
 WINDOW = (0.1, 1.0)
-MOST = 10_000  # of a method's whole numbers
+MOST = 10_000  # the largest whole number of an argument
 
 
 class Sampler(Protocol):
