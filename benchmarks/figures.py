@@ -129,37 +129,51 @@ def canvases() -> str:
 
 def steering() -> str:
     """Return the section of what steering gains."""
-    said = (
-        "`python -m benchmarks.steering` draws 200 prompts with four seeds each. The referee "
-        "scores them. Cost is the time for one image, divided by that of plain sampling. For each "
-        "budget, the settings of a method are selected on one half of the prompts and measured on "
-        "the other half.\n\n"
-    )
     path = ROOT / "benchmarks" / "steering.json"
     data = read("benchmarks/steering.json") if path.exists() else {}
+    said = (
+        "`python -m benchmarks.steering` draws prompts in many ways, with four seeds each. The "
+        "referee scores the images. "
+    )
     if not current(data.get("models", {})):
-        return f"{said}{NONE_YET}\n"
-    heads = ("budget", "method", "settings", "cost", "gain, 10⁻³", "top-5", "better")
-    heads += ("worse by 2 s.e.", "diversity")
-    rows = []
-    for budget, best in data["budgets"].items():
-        for row in best:
-            many = f", best of {row['best_of']}" if row["best_of"] > 1 else ""
-            gain = f"{1000 * row['gain']:+.1f} ± {1000 * row['error']:.1f}"
-            rows.append(
-                (
-                    budget,
-                    "plain" if row["way"] == "plain" else row["method"],
-                    row["way"] + many,
-                    f"{row['cost']:.2f}",
-                    gain,
-                    share(row["top5"], 1),
-                    share(row["better"]),
-                    share(row["worse"], 1),
-                    f"{row['spread']:.3f}",
-                )
-            )
-    return said + table(heads, rows) + "\n"
+        return f"{said}\n\n{NONE_YET}\n"
+    said += (
+        f"So far it has drawn {data['prompts']} of 200 prompts, so small differences mean nothing. "
+        "Cost is the time for one image, divided by that of plain sampling with 30 steps. "
+        '"default" is `clipguide generate` without options. "best of" keeps the sample that the '
+        'guide likes best. "community" is the algorithm of '
+        "`clip_guided_stable_diffusion`, at its scale. "
+        '"judged" is with the judge that eases steering, as on the command line.\n\n'
+    )
+    names = ("cost", "gain, 10⁻³", "top-5", "better", "worse by 2 s.e.", "diversity")
+    ranked = sorted(data["rows"], key=lambda row: row["cost"])
+    every = table(("settings", "prompts", *names), [_way(row, row["prompts"]) for row in ranked])
+    rows = [
+        (budget, "plain" if row["way"] == "plain" else row["method"], *_way(row))
+        for budget, best in data["budgets"].items()
+        for row in best
+    ]
+    return (
+        f"{said}{every}\n"
+        "For each budget, the settings of a method are selected on one half of the prompts and "
+        "measured on the other half:\n\n"
+        f"{table(('budget', 'method', 'settings', *names), rows)}\n"
+    )
+
+
+def _way(row: dict, *more: object) -> tuple[object, ...]:
+    """Return the cells of a way of steering; `more` follow its name."""
+    many = f", best of {row['best_of']}" if row["best_of"] > 1 else ""
+    return (
+        row["way"] + many,
+        *more,
+        f"{row['cost']:.2f}",
+        f"{1000 * row['gain']:+.1f} ± {1000 * row['error']:.1f}",
+        share(row["top5"], 1),
+        share(row["better"]),
+        share(row["worse"], 1),
+        f"{row['spread']:.3f}",
+    )
 
 
 def current(models: dict[str, str]) -> bool:

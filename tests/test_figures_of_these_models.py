@@ -88,7 +88,7 @@ def test_what_is_stale_is_not_shown(monkeypatch, tmp_path):
     one = {"way": "shortcut 0.1", "best_of": 2, "method": "shortcut", "cost": 1.5, "gain": 0.02,
            "error": 0.003, "top5": 0.8, "better": 0.7, "worse": 0.01, "spread": 0.2}  # fmt: skip
     for models, shown in ((now, True), ({"guide": "1"}, False), ({"referee": "2"}, False)):
-        data = {"models": models, "budgets": {"1.5": [one]}}
+        data = {"models": models, "prompts": 7, "rows": [], "budgets": {"1.5": [one]}}
         (tmp_path / "benchmarks" / "steering.json").write_text(json.dumps(data))
         page = figures.steering()
         assert ("| 1.5 | shortcut | shortcut 0.1, best of 2 | 1.50 | +20.0 ± 3.0 | 80.0 % | 70 % "

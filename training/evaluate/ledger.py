@@ -107,8 +107,8 @@ NAMES = {  # of figures, as the page writes them
         for said in ("good", "so-so", "bad")
     },
     **{
-        f"doubted, of images {said} by the referee": "finished images with a warning, of those that "
-        f"are {said} by the referee"
+        f"doubted, of images {said} by the referee": "finished images with a warning, of those "
+        f"that are {said} by the referee"
         for said in ("named", "not named")
     },
     "photographs of packages, top-1": "30 sample photographs that Python packages contain, top-1",
