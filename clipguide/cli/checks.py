@@ -296,7 +296,8 @@ def _check_method(given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:
             raise UsageError(f"auto sets {named} itself: leave it out.")
     for name, place in asked.items():
         if name not in METHODS[method]:
-            known = [spelt[places[one]] for one in METHODS[method] if places[one] in spelt]
-            near = close_matches(spelt[place], known)
-            raise UsageError(f"{method} has no option {spelt[place]}.{near}")
+            others = " or ".join(other for other, rules in METHODS.items() if name in rules)
+            raise UsageError(
+                f"{method} has no option {spelt[place]}: leave it out, or give --method {others}."
+            )
         METHODS[method][name](spelt[place], given[place])
