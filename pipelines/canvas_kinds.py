@@ -28,7 +28,7 @@ class Kind:
 CANVASES: Registry[Kind] = Registry(
     "canvas",
     {
-        "vqgan": Kind(0.12, True, side=256, grow=2),
+        "vqgan": Kind(0.06, True, side=256, grow=2),
         "latent": Kind(0.3, True),
         "fourier": Kind(0.15),
         "pixels": Kind(0.15),
