@@ -154,7 +154,7 @@ def steering() -> str:
         for row in best
     ]
     return (
-        f"{said}{every}\n"
+        f"{said}{every}\n\n"
         "For each budget, the settings of a method are selected on one half of the prompts and "
         "measured on the other half:\n\n"
         f"{table(('budget', 'method', 'settings', *names), rows)}\n"
