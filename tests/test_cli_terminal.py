@@ -97,11 +97,17 @@ def test_completion_does_not_import_torch(option):
 
 
 def test_names_of_plugins_are_completed(monkeypatch):
-    monkeypatch.setattr("clipguide.cli.options.ADDED", {("method", "sparkle"), ("reward", "dark")})
-    for option, name, other in (("method", "sparkle", "dark"), ("reward", "dark", "sparkle")):
-        words = {"COMP_WORDS": f"clipguide generate --{option} ", "COMP_CWORD": "3"}
-        given = completion(_CLIPGUIDE_COMPLETE="complete_bash", **words).split()
-        assert name in given and other not in given
+    added = {"method": "sparkle", "reward": "dark", "canvas": "sand"}
+    monkeypatch.setattr("clipguide.cli.options.ADDED", set(added.items()))
+    for option, kind in (
+        ("generate --method", "method"),
+        ("generate --reward", "reward"),
+        ("generate --select", "reward"),
+        ("optimize --canvas", "canvas"),
+    ):
+        words = {"COMP_WORDS": f"clipguide {option} ", "COMP_CWORD": "3"}
+        given = set(completion(_CLIPGUIDE_COMPLETE="complete_bash", **words).split())
+        assert given & set(added.values()) == {added[kind]}, option
 
 
 def program(*words: str, **env: str) -> subprocess.CompletedProcess:

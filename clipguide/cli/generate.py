@@ -158,6 +158,7 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="NAME[:WEIGHT]",
+            autocompletion=options.registered("reward", *options.REWARDS),
             help="A reward that selects among samples. It does not steer, and needs no gradient. "
             "Repeatable.",
         ),

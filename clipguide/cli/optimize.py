@@ -28,7 +28,7 @@ def optimize(
     canvas: Annotated[
         str,
         typer.Option(
-            autocompletion=options.among("vqgan", "latent", "fourier", "pixels"),
+            autocompletion=options.registered("canvas", "vqgan", "latent", "fourier", "pixels"),
             metavar="NAME",
             help="What is optimised. vqgan: the codes of a VQGAN. latent: the latents of an "
             "autoencoder. fourier: a spectrum. pixels: a pyramid of pixels.",
