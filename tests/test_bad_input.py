@@ -62,7 +62,7 @@ def refused(*arguments, code=2):
         (["fox", "--steps", "1000000"], "steps"),
         (["fox", "--strength", "nan"], "strength"),
         (["fox", "--method", "shortcat"], "Did you mean shortcut"),
-        (["fox", "--method", "particles", "--rho", "1"], "no option rho"),
+        (["fox", "--method", "particles", "--rho", "1"], "no option --rho"),
         (["fox", "--window", "0.5"], "--window takes two"),
         (["fox", "--window", "0.9,0.1"], "window"),
         (["fox", "--method", "best-of", "--best-of", "2"], "candidates of its own"),

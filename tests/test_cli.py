@@ -150,6 +150,7 @@ def test_every_option_of_every_method_has_a_flag_that_names_its_default():
     from clipguide.guidance import METHODS
 
     text = invoke("generate", "--help").stdout
+    rows = text[text.index("Arguments") :]  # what stands before them names options too
     for name, method in METHODS.items():
         assert f"{name}:" in text
         made_in_python = ("each", "sketch_adapter")  # a method, and what was loaded into a pipeline
@@ -157,7 +158,7 @@ def test_every_option_of_every_method_has_a_flag_that_names_its_default():
         for field in fields:
             flag = f"--{field.name.replace('_', '-')}"
             flag = {"--steps": "--lookahead-steps"}.get(flag, flag)
-            option = text[re.search(rf"^\W*{flag}\b", text, re.MULTILINE).start() :]
+            option = rows[re.search(rf"^\W*{flag}\b", rows, re.MULTILINE).start() :]
             option = " ".join(option.split())
             defaults = option[option.index("[default: ") : option.index("]")]
             values = field.default if isinstance(field.default, tuple) else [field.default]
