@@ -32,22 +32,24 @@ def check(path: str | os.PathLike) -> None:
 def write(
     frames: Sequence[Image.Image], path: str | os.PathLike, *, overwrite: bool = False
 ) -> None:
-    """Write RGB images of one size, ten per second, in a loop (except MP4). The last image stays
-    for two seconds. The file is complete or does not exist.
+    """Write RGB images, ten per second, in a loop (except MP4). The last image stays for two
+    seconds. Images of another size are resized to that of the last one, because an image may grow
+    while it is drawn. The file is complete or does not exist.
 
     Raises:
         UsageError: the file exists and `overwrite` is not set; or as `check`.
         ClipguideError: it cannot be written.
     """
     check(path)
-    suffix = Path(path).suffix.lower()
+    suffix, size = Path(path).suffix.lower(), frames[-1].size
+    same = [frame if frame.size == size else frame.resize(size) for frame in frames]
     if suffix != ".mp4":
         by = _write_moving
     elif _is_installed("av"):
         by = _write_by_av
     else:
         by = _write_by_ffmpeg
-    write_file(path, lambda file: by(list(frames), file, suffix), overwrite=overwrite)
+    write_file(path, lambda file: by(same, file, suffix), overwrite=overwrite)
 
 
 def _write_moving(frames: list[Image.Image], file: Path, suffix: str) -> None:

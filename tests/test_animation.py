@@ -51,6 +51,17 @@ def test_a_single_frame(tmp_path, name):
         assert error(still.convert("RGB"), FRAMES[-1]) <= 5
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.webp"])
+def test_an_image_that_grows(tmp_path, name):
+    """Every frame has the size of the last one, and shows the whole of its image."""
+    animation.write([smooth_frames(24, 16)[1], FRAMES[3]], tmp_path / name)
+    with Image.open(tmp_path / name) as moving:
+        assert moving.size == (48, 32) and moving.n_frames == 2
+        for k, frame in enumerate((FRAMES[1], FRAMES[3])):
+            moving.seek(k)
+            assert error(moving.convert("RGB"), frame) <= 5
+
+
 @pytest.mark.parametrize("encoder", ["av", "imageio_ffmpeg"])
 def test_mp4(tmp_path, monkeypatch, encoder):
     """Odd sides are filled up on white; the last frame stays for two seconds."""
