@@ -1,9 +1,10 @@
-"""Crops of ten photographs, for one purpose: that a backbone's own sense of them is kept.
+"""Crops of ten photographs, for the distillation of a backbone's own outputs.
 
-Nobody names what is on them. A teacher's softmax on crops of very few photographs, zoomed, turned
-into each other and mixed, hands most of its knowledge on (Asano & Saeed 2021).
+The crops have no labels and no captions. The softmax of a teacher on augmented crops of very few
+photographs (zoomed, blended into each other and mixed) transfers most of the teacher's knowledge
+(Asano & Saeed 2021).
 
-crops.npy    uint8 (COUNT, 128, 128, 3), from a hundred pixels' width up to all of a photograph
+crops.npy    uint8 (COUNT, 128, 128, 3); a crop is from 100 pixels wide to the whole photograph
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 SIZE, COUNT = 128, 2400
-SMALLEST = 100  # pixels of a photograph, the side of the narrowest crop
-PHOTOGRAPHS = {  # file -> (licence, author), of the Debian package lomiri-wallpapers-16.04
+SMALLEST = 100  # the side of the smallest crop, in pixels of the photograph
+PHOTOGRAPHS = {  # file -> (licence, author); from the Debian package lomiri-wallpapers-16.04
     "Picture_0B_by_freespace.jpg": ("CC-BY-4.0", 'Trevor "Freespace"'),
     "Picture_1A_by_freespace.jpg": ("CC-BY-4.0", 'Trevor "Freespace"'),
     "Wine_by_Jakkub_Mede.jpg": ("CC-BY-4.0", "Jakub Mede"),
@@ -30,7 +31,10 @@ PHOTOGRAPHS = {  # file -> (licence, author), of the Debian package lomiri-wallp
 
 
 def crops(folder: Path, count: int = COUNT) -> np.ndarray:
-    """`count` square crops, as many of each photograph, sides drawn evenly in their logarithm."""
+    """Return `count` square crops as uint8 (count, SIZE, SIZE, 3), equally many of each photograph.
+
+    The side of a crop is sampled log-uniformly, from SMALLEST to the photograph's shorter side.
+    """
     rng, out = np.random.default_rng(0), []
     for name in PHOTOGRAPHS:
         picture = Image.open(folder / name).convert("RGB")
