@@ -1,4 +1,4 @@
-"""Another colour for a drawing, its shading kept, and a check that the new word is true."""
+"""Recolour a drawing with its shading kept, and check that the new colour word is true."""
 
 from __future__ import annotations
 
@@ -7,17 +7,25 @@ import numpy as np
 from training.data.colours import TERMS, UNCLEAR, dominant_colour, prototypes, term_indices
 
 ACHROMATIC = ("black", "white", "grey")
-TRUE_SHARE = 0.45  # of the opaque pixels must have the new colour for its word to be said
-CHROMA, SAME_HUE = 24.0, 0.85  # least chroma of a coloured pixel; cosine to the drawing's hue
+TRUE_SHARE = 0.45  # least share of the opaque pixels that must have the new colour
+CHROMA, SAME_HUE = 24.0, 0.85  # least chroma of a coloured pixel; least cosine to the drawing's hue
 
 
 def recoloured(rgba: np.ndarray, term: str, rng: np.random.Generator) -> np.ndarray | None:
-    """Return the drawing with its main colour turned to `term`, or None where that does not come
-    out true.
+    """Return the drawing with its main colour changed to `term`.
 
-    Pixels of the main hue (or, in white and grey drawings, the light pixels without one) take a
-    random named colour of `term`; each keeps its value relative to the others, so shading stays,
-    and paler pixels stay paler. rgba: uint8 (H, W, 4).
+    The pixels of the main hue take a random named colour of `term`. In white and grey drawings, the
+    light pixels without a hue take it. Each pixel keeps its value relative to the others, so the
+    shading stays. Paler pixels stay paler.
+
+    Args:
+        rgba: the drawing, uint8 (H, W, 4).
+        term: the new colour, one of TERMS.
+        rng: chooses the named colour.
+
+    Returns:
+        The new drawing, uint8 (H, W, 4). None if the main hue covers less than 30 % of the opaque
+        pixels, or if `term` is not the dominant colour of the result with a share of TRUE_SHARE.
     """
     rgb, opaque = rgba[..., :3].astype(np.float32), rgba[..., 3] > 32
     mask = main_hue(rgb, opaque, rgba)
@@ -40,7 +48,7 @@ def recoloured(rgba: np.ndarray, term: str, rng: np.random.Generator) -> np.ndar
 
 
 def main_hue(rgb: np.ndarray, opaque: np.ndarray, rgba: np.ndarray) -> np.ndarray:
-    """Return a boolean (H, W): the pixels that carry the drawing's main colour."""
+    """Return the mask of the pixels that have the drawing's main colour, bool (H, W)."""
     main, _ = dominant_colour(rgba)
     offset = rgb - rgb.mean(-1, keepdims=True)
     chroma = np.linalg.norm(offset, axis=-1)
@@ -55,7 +63,10 @@ def main_hue(rgb: np.ndarray, opaque: np.ndarray, rgba: np.ndarray) -> np.ndarra
 
 
 def shares_of(rgba: np.ndarray) -> np.ndarray:
-    """Return float32 (12,): the share of each of TERMS, and of unclear, among the opaque pixels."""
+    """Return the share of each colour among the opaque pixels, float32 (12,).
+
+    The first 11 are those of TERMS. The last is the share of unclear colours.
+    """
     opaque = rgba[rgba[..., 3] > 128][:, :3]
     counts = np.bincount(term_indices(opaque), minlength=UNCLEAR + 1)
     return (counts / max(len(opaque), 1)).astype(np.float32)
