@@ -1,4 +1,4 @@
-"""One drawing to one square RGBA picture, or the reason why it is left out."""
+"""Render one drawing as one square RGBA image, or raise the reason why it is left out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-SIZE, LONG = 256, 240  # pixels of the picture, and of the drawing's longer side in it
+SIZE, LONG = 256, 240  # pixels: the side of the image; the drawing's longer side in it
 RENDER, RENDER_MAX = 512, 2048
-ALPHA = 8  # of 255: below this a pixel is no part of the drawing
+ALPHA = 8  # of 255: a pixel with this alpha or less is not part of the drawing
 MAX_BYTES = 500_000
 
 
@@ -21,7 +21,11 @@ class LeftOut(Exception):
 
 
 def svg_size(svg: str) -> tuple[float, float]:
-    """(width, height) ratio of the page: from viewBox, else width and height, else square."""
+    """Return the (width, height) ratio of the page of an SVG.
+
+    The source is viewBox. If there is none, the source is width and height. If these are missing
+    too, the page is square.
+    """
     head = svg[svg.find("<svg"):][:4000]
     box = re.search(r'viewBox\s*=\s*["\']([^"\']+)["\']', head)
     if box:
@@ -35,7 +39,7 @@ def svg_size(svg: str) -> tuple[float, float]:
 
 
 def rasterise(svg: str, long_side: int) -> Image.Image:
-    """Return the page of an SVG as RGBA; its longer side has `long_side` pixels."""
+    """Return the page of an SVG as an RGBA image with a longer side of `long_side` pixels."""
     width, height = svg_size(svg)
     side = {"width": long_side} if width >= height else {"height": long_side}
     data = resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True, dpi=90, **side)
@@ -43,7 +47,11 @@ def rasterise(svg: str, long_side: int) -> Image.Image:
 
 
 def crop_box(image: Image.Image) -> tuple[int, int, int, int]:
-    """Return the box of pixels whose alpha is over ALPHA."""
+    """Return the bounding box (left, top, right, bottom) of the pixels with an alpha over ALPHA.
+
+    Raises:
+        LeftOut: there is no such pixel.
+    """
     box = image.getchannel("A").point(lambda a: 255 if a > ALPHA else 0).getbbox()
     if box is None:
         raise LeftOut("empty")
@@ -51,7 +59,15 @@ def crop_box(image: Image.Image) -> tuple[int, int, int, int]:
 
 
 def load(source: str, is_path: bool) -> Image.Image:
-    """Return the cropped drawing of an SVG text, an SVG file or a bitmap file."""
+    """Return the cropped RGBA drawing.
+
+    Args:
+        source: the text of an SVG, or the path of an SVG or a bitmap.
+        is_path: whether `source` is a path.
+
+    Raises:
+        LeftOut: the SVG file is over 500 kB, embeds a bitmap, is empty or does not render.
+    """
     if is_path and not source.endswith(".svg"):
         image = Image.open(source).convert("RGBA")
         return image.crop(crop_box(image))
@@ -74,22 +90,36 @@ def load(source: str, is_path: bool) -> Image.Image:
 
 
 def fit(image: Image.Image) -> Image.Image:
-    """Scaled (Lanczos on premultiplied colour) so that the longer side is LONG, and centred."""
+    """Return the drawing scaled to a longer side of LONG pixels, centred on SIZE x SIZE pixels.
+
+    The filter is Lanczos on premultiplied colour.
+
+    Raises:
+        LeftOut: the scaled drawing is thinner than 12 pixels.
+    """
     scale = LONG / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     if min(size) < 12:
         raise LeftOut("thinner than 12 px")
-    small = image.resize(size, Image.Resampling.LANCZOS)  # Pillow premultiplies RGBA itself
+    small = image.resize(size, Image.Resampling.LANCZOS)  # Pillow premultiplies RGBA
     page = Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, 0))
     page.paste(small, ((SIZE - size[0]) // 2, (SIZE - size[1]) // 2))
     return page
 
 
 def render(source: str, is_path: bool, grey_rule: str) -> tuple[np.ndarray, bool]:
-    """(RGBA uint8 of SIZE x SIZE, whether it is grey).
+    """Return the RGBA image, uint8 (SIZE, SIZE, 4), and whether it is grey.
 
-    An elephant is grey by nature, a stencil of one is not wanted. `grey_rule`: `keep` keeps grey
-    drawings, `shaded` those that are not just black and white, `drop` none.
+    Some grey drawings are true to their object, for example an elephant. A stencil is not.
+
+    Args:
+        source: the text of an SVG, or the path of an SVG or a bitmap.
+        is_path: whether `source` is a path.
+        grey_rule: `keep` keeps all grey drawings. `shaded` keeps those that have more than black
+            and white. `drop` keeps none.
+
+    Raises:
+        LeftOut: the drawing does not load, is near-empty, or breaks the rule.
     """
     pixels = np.array(fit(load(source, is_path)))
     opaque = pixels[pixels[..., 3] > 128][:, :3].astype(np.int16)
