@@ -1,7 +1,8 @@
-"""A drawing in another style: outlined, in few flat colours, or in one ink. Its colours stay true.
+"""Restyle a drawing: with outlines, in few flat colours, or in one ink. Its colours stay true.
 
-Teachers of shape for the CLIPs: styles that were never trained on (line icons, glyphs) are named
-by outline and parts, not by shading (Geirhos et al., ICLR 2019). RGBA is uint8 (H, W, 4).
+The restyled drawings train the CLIPs on shape. Styles outside the training set (line icons, glyphs)
+are recognised by their outline and parts, not by their shading (Geirhos et al., ICLR 2019). RGBA is
+uint8 (H, W, 4).
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ from PIL import Image, ImageFilter
 from training.data.colours import TERMS, prototypes
 from training.data.recolour import shares_of
 
-NAMED = 0.1  # a colour of a drawing has this share of it
+NAMED = 0.1  # least share of a drawing's opaque pixels for a colour to count
 LEAST, MOST = 0.35, 0.9  # shares of a drawing's opaque pixels that one ink may cover
-UNSURE = 0.2  # of them, so many at the most may be neither dark nor light
+UNSURE = 0.2  # greatest share of the opaque pixels that are neither dark nor light
 
 
 def outlined(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Dark lines around the drawing and between its parts, as a comic has them."""
+    """Return the drawing with dark lines around it and between its parts, as in a comic."""
     image = Image.fromarray(np.ascontiguousarray(rgba))
     width = 1 + 2 * int(rng.integers(1, 3))
     alpha = image.getchannel("A")
     rim = np.asarray(alpha.filter(ImageFilter.MaxFilter(width)), np.int16) - np.asarray(
         alpha.filter(ImageFilter.MinFilter(width)), np.int16
     )
-    # The parts: where a smoothed drawing on grey steps from one lightness to another.
+    # The parts meet where the lightness of the smoothed drawing on grey has a step.
     grey = Image.new("RGBA", image.size, (128, 128, 128, 255))
     light = Image.alpha_composite(grey, image).convert("L").filter(ImageFilter.MedianFilter(3))
     step = np.asarray(light.filter(ImageFilter.MaxFilter(3)), np.int16) - np.asarray(
@@ -34,7 +35,7 @@ def outlined(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     line = np.clip(np.maximum(rim, (step - 24) * 5), 0, 255).astype(np.float32)[..., None] / 255
     ink = rng.integers(0, 60, 3).astype(np.float32)
     out = rgba.astype(np.float32)
-    # Lines lie over the drawing: colours mix by what each covers.
+    # The lines lie over the drawing. The colours mix by their coverage.
     covered = line + out[..., 3:] / 255 * (1 - line)
     over = ink * line + out[..., :3] * (out[..., 3:] / 255) * (1 - line)
     out[..., :3] = over / np.maximum(covered, 1e-3)
@@ -43,15 +44,18 @@ def outlined(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def flat(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Three to six colours without shading."""
+    """Return the drawing in 3 to 6 colours, without shading."""
     rgb = Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
     few = rgb.quantize(int(rng.integers(3, 7)), Image.Quantize.FASTOCTREE).convert("RGB")
     return np.concatenate([np.asarray(few), rgba[..., 3:]], -1)
 
 
 def inked(rgba: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str] | None:
-    """(the dark or the light half of the drawing in one colour, that colour's term), as a glyph;
-    None where there are no halves, or one is nearly nothing or nearly all."""
+    """Return a glyph, the dark or the light half of the drawing in one colour, and the colour's term.
+
+    Return None in four cases: the drawing has no opaque pixels; over UNSURE of them are neither
+    dark nor light; the half covers less than LEAST or more than MOST of them; the colour is white.
+    """
     opaque = rgba[..., 3].astype(np.float32) / 255
     if opaque.sum() < 1:
         return None
@@ -73,7 +77,10 @@ def inked(rgba: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str] 
 
 
 def lost(rgba: np.ndarray, out: np.ndarray) -> bool:
-    """Return whether a colour of at least the share NAMED of the drawing is nearly gone in the
-    other drawing style."""
+    """Return whether the restyled drawing has lost a colour.
+
+    A colour is lost if its share in `rgba` is at least NAMED and its share in `out` is less than
+    half of that.
+    """
     before, after = shares_of(rgba[::2, ::2])[:-1], shares_of(out[::2, ::2])[:-1]
     return bool(((before >= NAMED) & (after < before / 2)).any())
