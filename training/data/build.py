@@ -1,9 +1,9 @@
 """Render every drawing and write the folder that training reads.
 
 pictures.npy    uint8 (N, 256, 256, 4), RGBA not premultiplied; 0 where transparent
-manifest.jsonl  one line a picture, in the same order
-crops.npy       uint8 (2400, 128, 128, 3), of ten photographs (`photographs.py`)
-table.md        sets, packages, versions, licences, counts, and what was left out
+manifest.jsonl  one line for each image, in the same order
+crops.npy       uint8 (2400, 128, 128, 3), crops of 10 photographs (`photographs.py`)
+table.md        sets, packages, versions, licences, counts, and the drawings left out by reason
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from training.data.render import SIZE, LeftOut, render
 from training.data.sources import SETS, fetch, version
 
 SYNONYMS = Path(__file__).parents[1] / "synonyms.json"
-NEAR = 0.08  # RMSE of 32x32 on white, values in [0, 1]: nearer is nearly the same picture
+# Two images are nearly the same if their RMSE is below NEAR. It compares the images on white, at
+# 32x32 pixels, with values in [0, 1].
+NEAR = 0.08
 
 
 def build(out: Path, root: Path, workers: int = 2) -> None:
-    """Make the data folder `out` from the sources under `root` (fetched where missing)."""
+    """Write the data folder `out` from the sources under `root`. Fetch the missing sources."""
     sources = fetch(root)
     collector = Collector(sources)
     drawings = collector.all()
@@ -59,7 +61,7 @@ def build(out: Path, root: Path, workers: int = 2) -> None:
 
 
 def render_one(task: tuple) -> tuple[np.ndarray, bool] | str:
-    """Return the picture, or why there is none."""
+    """Return (image, whether it is grey), or the reason why the drawing is left out."""
     try:
         return render(*task)
     except LeftOut as reason:
@@ -81,12 +83,12 @@ def manifest_line(index: int, drawing: Drawing, grey: bool) -> dict:
 
 @cache
 def synonyms() -> re.Pattern:
-    """Finds the words that no picture may be named with: see synonyms.json."""
+    """Return the pattern of the words that no name or keyword may contain: see synonyms.json."""
     return banned_words(json.loads(SYNONYMS.read_text(encoding="utf-8")))
 
 
 def write_npy(raw: Path, target: Path, count: int) -> None:
-    """Give the raw bytes an .npy header, so that numpy can map the file."""
+    """Write the raw bytes with an .npy header, so that numpy can map the file. Delete `raw`."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, SIZE, SIZE, 4)}
     with target.open("wb") as file, raw.open("rb") as source:
         np.lib.format.write_array_header_1_0(file, header)
@@ -95,7 +97,7 @@ def write_npy(raw: Path, target: Path, count: int) -> None:
 
 
 def thumbnails(pictures: np.ndarray, side: int = 32) -> np.ndarray:
-    """Return float32 (N, side*side*3) in [0, 1]: the pictures on white, box-reduced."""
+    """Return float32 (N, side*side*3) in [0, 1]: the images on white, reduced by a box filter."""
     small = np.empty((len(pictures), side * side * 3), np.float32)
     step = pictures.shape[1] // side
     for start in range(0, len(pictures), 256):
@@ -107,7 +109,7 @@ def thumbnails(pictures: np.ndarray, side: int = 32) -> np.ndarray:
 
 
 def nearest(of: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """RMSE of each row of `of` to the nearest row of `among`."""
+    """Return the RMSE between each row of `of` and the nearest row of `among`."""
     best = np.full(len(of), np.inf, np.float32)
     squares = (among**2).sum(1)
     for start in range(0, len(of), 512):
@@ -118,7 +120,7 @@ def nearest(of: np.ndarray, among: np.ndarray) -> np.ndarray:
 
 
 def mark_near(path: Path, lines: list[dict]) -> None:
-    """Mark test-style pictures that are nearly a training picture (`near_train`)."""
+    """Set `nearest_train` (RMSE) and `near_train` (RMSE below NEAR) on each test-style line."""
     small = thumbnails(np.load(path, mmap_mode="r"))
     test = np.array([line["split"] != "train" for line in lines])
     if not test.any() or test.all():
@@ -130,7 +132,7 @@ def mark_near(path: Path, lines: list[dict]) -> None:
 
 
 def table(lines: list[dict], dropped: Counter) -> str:
-    """Return the table of sets, counts of concepts and reasons, as Markdown."""
+    """Return Markdown tables of the sets, the concepts, the reasons and the photographs."""
     rows = ["# The pictures", "", "| set | style | family | package | licence | author | pictures "
             "| no symbol | concepts | split |", "|---|---|---|---|---|---|---|---|---|---|"]
     for chosen in SETS.values():
