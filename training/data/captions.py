@@ -1,6 +1,7 @@
 """Captions from a grammar: names, articles, plurals, colours, sizes, places, backgrounds.
 
-A caption is made anew at each visit. All randomness comes from the generator that is passed in.
+Each visit to a drawing makes a new caption. All randomness comes from the generator that the caller
+passes in.
 """
 
 from __future__ import annotations
@@ -49,21 +50,24 @@ PRONOUNCED_A = ("uni", "use", "usb", "utensil", "euro", "ewe", "one", "ufo", "uk
 
 @dataclass(frozen=True)
 class Noun:
-    """One name of a concept, ready for a phrase. `number`: one, many (already plural) or mass."""
+    """One name of a concept, ready for a phrase.
+
+    `number` is `one`, `many` (the name is already plural) or `mass`.
+    """
 
     text: str
     number: str
 
     @property
     def countable(self) -> bool:
-        """Return whether its plural by rule reads well."""
+        """Return whether the regular plural of the name reads well."""
         return self.number == "one" and not re.search(
             r"ing\b|\bno\b|\d|\b(on|in|at|from|by|behind|over|showing)\b|'s$", self.text
         ) and len(self.text.split()) <= 3
 
 
 def article(phrase: str) -> str:
-    """Return the phrase with `a` or `an` before it, by sound."""
+    """Return the phrase with `a` or `an` before it. The first sound of the phrase decides which."""
     if phrase.startswith(PRONOUNCED_AN):
         return f"an {phrase}"
     if phrase[:1] in "aeiou" and not phrase.startswith(PRONOUNCED_A):
@@ -72,7 +76,11 @@ def article(phrase: str) -> str:
 
 
 def plural(name: str) -> str:
-    """Return the plural of a noun phrase: of its head, which stands before `of` or `with`."""
+    """Return the plural of a noun phrase.
+
+    The head takes the plural. It is the word before `of`, `with`, `without` or `and`, or else the
+    last word.
+    """
     words = name.split()
     heads = [i for i, word in enumerate(words) if word in ("of", "with", "without", "and") and i]
     head = (heads[0] if heads else len(words)) - 1
@@ -84,7 +92,7 @@ def plural_word(word: str) -> str:
     if word in IRREGULAR:
         return IRREGULAR[word]
     if word in KEEP_S and word[-1] == "s" and word.endswith(("es", "ts", "rs", "ks", "ns")):
-        return word  # scissors, glasses, jeans
+        return word  # for example scissors, glasses, jeans
     if word.endswith("man") and word not in ("human", "german", "talisman"):
         return word[:-3] + "men"
     if word.endswith(("s", "x", "z", "ch", "sh")):
@@ -95,7 +103,7 @@ def plural_word(word: str) -> str:
 
 
 def number_of(name: str) -> str:
-    """`one`, `many` or `mass`, by the head word of a name."""
+    """Return `one`, `many` or `mass`. The head word of the name decides."""
     words = re.split(r" (?:of|with|without|and|in|on) ", name)[0].split()
     head = words[-1] if words else name
     activity = name.endswith("ing") and " " not in name and name not in THINGS_IN_ING
@@ -107,7 +115,11 @@ def number_of(name: str) -> str:
 
 
 def usable_names(names: list[str], banned: re.Pattern | None) -> list[str]:
-    """Return names without banned words, symbols or long tails; the concept's own name first."""
+    """Return the cleaned names, without duplicates and in the same order.
+
+    Leave out names with banned words, with symbols, or with more than 40 characters or 6 words. The
+    concept's own name stays first.
+    """
     kept = []
     for name in names:
         name = clean(name)
@@ -119,19 +131,22 @@ def usable_names(names: list[str], banned: re.Pattern | None) -> list[str]:
 
 
 def colour_words(text: str) -> set[str]:
-    """Return the basic colour terms among the words of a text (gray counts as grey)."""
+    """Return the basic colour terms among the words of a text. `gray` counts as `grey`."""
     found = set(re.findall(r"[a-z]+", text.lower())) & COLOUR_WORDS
     return {"grey" if word == "gray" else word for word in found}
 
 
 def banned_words(words: Iterable[str]) -> re.Pattern | None:
-    """Return a pattern that finds any of the words, singular or plural, as whole words."""
+    """Return a pattern that finds any of the words as a whole word, singular or plural.
+
+    Return None if there are no words.
+    """
     longest_first = sorted(map(re.escape, words), key=len, reverse=True)
     return re.compile(rf"\b({'|'.join(longest_first)})(?:s|es)?\b") if longest_first else None
 
 
 class Grammar:
-    """Phrases about one or more nouns. `rng`: a numpy Generator; nothing else is random."""
+    """Phrases about one or more nouns. All randomness comes from `rng`, a numpy Generator."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
@@ -143,7 +158,7 @@ class Grammar:
         return bool(self.rng.random() < share)
 
     def noun_phrase(self, noun: Noun, colour: str | None = None, size: str | None = None) -> str:
-        """`a big red fox`; no article for plurals and masses."""
+        """Return a phrase such as `a big red fox`. Plural and mass nouns get no article."""
         adjectives = [self.pick(SIZES[size])] if size else []
         adjectives += [colour] if colour else []
         phrase = " ".join([*adjectives, noun.text])
@@ -151,7 +166,10 @@ class Grammar:
 
     def one(self, noun: Noun, colour: str | None, size: str | None, ground: str | None,
             side: str | None, keywords: list[str]) -> str:
-        """Return a caption of a single drawing; every argument but the noun may be absent."""
+        """Return a caption of a single drawing. Only `noun` is required.
+
+        `colour`, `size`, `ground` and `side` may be None, and `keywords` may be empty.
+        """
         phrase = self.noun_phrase(noun, colour, size)
         roll = self.rng.random()
         if roll < 0.2 and not size:
@@ -170,7 +188,10 @@ class Grammar:
         return phrase
 
     def on_ground(self, phrase: str, ground: str) -> str:
-        """`… on a blue background`, in one of several wordings."""
+        """Return the phrase with its background, for example `… on a blue background`.
+
+        The method picks one of 4 wordings.
+        """
         return self.pick((
             f"{phrase} on {article(ground)} background", f"{phrase}, {ground} background",
             f"{phrase} in front of {article(ground)} background", f"{phrase} on {ground}",
@@ -178,7 +199,7 @@ class Grammar:
 
     def pair(self, left: tuple[Noun, str | None], right: tuple[Noun, str | None],
              ground: str | None, sides: bool) -> str:
-        """Return a caption of two drawings; `sides` allows the words left and right."""
+        """Return a caption of two drawings. `sides` allows the words `left` and `right`."""
         a, b = self.noun_phrase(*left), self.noun_phrase(*right)
         if sides and self.chance(0.5):
             phrase = self.pick((
@@ -192,7 +213,7 @@ class Grammar:
         return self.on_ground(phrase, ground) if ground else phrase
 
     def several(self, noun: Noun, count: int, colour: str | None, ground: str | None) -> str:
-        """`two green apples on a blue background`."""
+        """Return a caption such as `two green apples on a blue background`."""
         many = plural(noun.text) if noun.number == "one" else noun.text
         phrase = f"{self.pick(NUMBERS[count])} {colour + ' ' if colour else ''}{many}"
         if self.chance(0.2):
@@ -201,7 +222,11 @@ class Grammar:
 
 
 def nouns_of(names: list[str], category: str) -> list[Noun]:
-    """Return the names as nouns; of faces and people only hands, eyes and the like are many."""
+    """Return the names as nouns.
+
+    In the categories of faces and people, a noun is `many` only if its name begins with `people `
+    or ends with a word of MANY, such as hands or eyes. All others are `one`.
+    """
     if category not in PEOPLE:
         return [Noun(name, "mass" if name.endswith(("o'clock", "thirty")) else number_of(name))
                 for name in names]
