@@ -1,7 +1,8 @@
 """Names of clip art: Open Clip Art, Tango, and the Kenney sprites in `arcade`.
 
-An Open Clip Art title is often another file's, and many are Italian or French. A title counts only
-if it shares a word stem with the file name; else the file name counts, less its author's words.
+Open Clip Art files often carry the title of another file, and many titles are Italian or French. A
+title counts only if it has at most 4 words and shares a word stem with the file name. Otherwise the
+file name counts, without the words of its author.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ NOISE = set(
 
 @dataclass(frozen=True)
 class Art:
-    """One clip-art file with the name of what it shows."""
+    """One clip-art file, with the name of the thing that it shows."""
 
     path: Path
     file: str
@@ -52,7 +53,10 @@ class Art:
 
 
 class Words:
-    """words.txt: translations, and file names with the name (or `-`: leave out) given by hand."""
+    """The content of words.txt: translations, and names given by hand to files.
+
+    The name `-` means that the file is left out.
+    """
 
     def __init__(self):
         self.words: dict[str, str] = {}
@@ -71,7 +75,10 @@ class Words:
 
 
 def clip_art(name: str, sources: Sources, dropped: Counter) -> Iterator[Art]:
-    """All named drawings of a clip-art set."""
+    """Yield all named drawings of a clip-art set.
+
+    For `openclipart`, count the drawings that are left out in `dropped`, by reason.
+    """
     words = Words()
     if name == "openclipart":
         yield from open_clip_art(sources.openclipart, words, dropped)
@@ -110,13 +117,13 @@ def open_clip_art(folder: Path, words: Words, dropped: Counter) -> Iterator[Art]
 
 
 def subjects(text: str) -> list[str]:
-    """Return the keywords in an SVG's metadata."""
+    """Return at most 6 keywords of an SVG's metadata, in lower case."""
     found = re.findall(r"<rdf:li[^>]*>\s*([^<]{3,20}?)\s*<", text)
     return [k.lower() for k in found if re.fullmatch(r"[A-Za-z]+( [A-Za-z]+)?", k)][:6]
 
 
 def art_name(stem: str, text: str, translations: dict[str, str]) -> str | None:
-    """Return a short name of one to three words, or None."""
+    """Return a short name of 1 to 3 words, or None. A name from `translations` may be longer."""
     titles = re.findall(r"<dc:title[^>]*>\s*([^<]*?)\s*<", text)
     authors = set(words_of(" ".join(titles[1:])))
     own = [w for w in words_of(stem) if not is_authors(w, authors)]
@@ -130,7 +137,9 @@ def art_name(stem: str, text: str, translations: dict[str, str]) -> str | None:
     whole = " ".join(chosen)
     if whole in translations:
         return translations[whole]
-    if len(chosen) > 1:  # foreign words only: `book` alone is a closed book, `open book` is not
+    # Translate single words only to single words. `book` alone means a closed book, but the `book`
+    # of `open book` does not.
+    if len(chosen) > 1:
         chosen = [t if " " not in (t := translations.get(w, w)) and t != "-" else w for w in chosen]
     if not 1 <= len(chosen) <= 3 or any(len(w) < 2 for w in chosen):
         return None
@@ -138,12 +147,18 @@ def art_name(stem: str, text: str, translations: dict[str, str]) -> str | None:
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case words; digits and one-letter tails are dropped, camel case is split."""
+    """Return the words in lower case. Split camel case.
+
+    Drop digits, single letters, and brackets with their content.
+    """
     text = re.sub(r"([a-z])([A-Z])", r"\1 \2", text)
     text = re.sub(r"\(.*?\)|\[.*?\]|\d+", " ", text)
     return [w for w in re.findall(r"[a-zà-ÿ']+", clean(text)) if len(w) > 1]
 
 
 def is_authors(word: str, authors: set[str]) -> bool:
-    """File names hold the author's words, the last one cut short."""
+    """Return whether a word of a file name is one of the author's words.
+
+    A file name may cut the last of them short.
+    """
     return any(a == word or (len(word) > 2 and a.startswith(word)) for a in authors)
