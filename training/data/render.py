@@ -66,7 +66,8 @@ def load(source: str, is_path: bool) -> Image.Image:
         is_path: whether `source` is a path.
 
     Raises:
-        LeftOut: the SVG file is over 500 kB, embeds a bitmap, is empty or does not render.
+        LeftOut: the SVG file is over 500 kB or embeds a bitmap, or the drawing is empty, or the SVG
+            does not render.
     """
     if is_path and not source.endswith(".svg"):
         image = Image.open(source).convert("RGBA")
