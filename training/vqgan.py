@@ -1,13 +1,15 @@
-"""The mini VQGAN: 256 px -> 32x32 codes of 4,096, a diffusers ``VQModel`` (Esser et al. 2021).
+"""Train the mini VQGAN, a diffusers ``VQModel`` (Esser et al. 2021).
+
+It encodes 256 x 256 pixels as 32x32 codes of a codebook of 4,096.
 
     python -m training.vqgan train --minutes 45   # processor minutes in all; resumes
     python -m training.vqgan export               # clipguide/mini/vqgan, fp16
 
-It begins as the shipped weights, whose codebook may be smaller. Loss: absolute and squared error,
-distances of Lite0's features, the commitment of VQ-VAE (van den Oord et al. 2017), and after a
-third of the run a hinge adversarial loss of a small patch discriminator, its weight set by the
-ratio of gradients at the decoder's last layer. Codes that nothing used begin again at latents far
-from all codes.
+The training starts from the shipped weights. Their codebook can be smaller. The loss is the sum of
+the absolute error, the squared error, the distance of Lite0's features and the commitment loss of
+VQ-VAE (van den Oord et al. 2017). After a third of the run, a small patch discriminator adds a
+hinge adversarial loss. The ratio of the gradients at the decoder's last layer sets its weight. The
+training moves unused codes to latents far from all codes.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 
 def build(codes: int = CODES):
-    """The architecture: 2.5 M parameters without attention, around `codes` vectors of 8."""
+    """Return the architecture: 2.5 M parameters, no attention, a codebook of `codes` vectors of 8."""
     from diffusers import VQModel
 
     return VQModel(
@@ -47,7 +49,10 @@ def build(codes: int = CODES):
 
 
 def shipped() -> tuple[nn.Module, int]:
-    """The model of the package, and how many codes it has; those beyond are copies of these."""
+    """Return the model of the package with CODES codes, and the number of codes that it ships with.
+
+    The codes beyond that number are copies of the shipped codes.
+    """
     from safetensors.torch import load_file
 
     state = load_file(common.MINI / "vqgan" / "diffusion_pytorch_model.safetensors")
@@ -59,8 +64,11 @@ def shipped() -> tuple[nn.Module, int]:
 
 
 class Rivals(nn.Module):
-    """The VQGAN and its discriminator: patches of 34 pixels -> one logit each (Isola et al. 2017),
-    without batch norm."""
+    """The VQGAN and its discriminator.
+
+    The discriminator maps each patch of 34 pixels to one logit (Isola et al. 2017). It has group
+    norm instead of batch norm.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,15 +88,28 @@ class Rivals(nn.Module):
 
 
 def quantize(model, z_BChw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(straight-through code vectors_BChw, codebook and commitment loss, codes_N)."""
+    """Quantise latents to their nearest codes.
+
+    Returns:
+        The straight-through code vectors_BChw, the codebook and commitment loss, and the
+        indices codes_N.
+    """
     quantised, loss, (_, _, codes) = model.quantize(z_BChw)
     return quantised, loss, codes.flatten()
 
 
 @torch.no_grad()
 def revive(model, image_B3HW: Tensor, used_K: Tensor) -> None:
-    """Move unused codes to latents of images in [-1, 1], drawn by their squared distance to the
-    nearest code, as k-means++ draws (Arthur & Vassilvitskii 2007)."""
+    """Move the unused codes to latents of images, in place.
+
+    The probability of a latent is proportional to its squared distance to the nearest used code, as
+    in k-means++ (Arthur & Vassilvitskii 2007).
+
+    Args:
+        model: the VQGAN.
+        image_B3HW: images in [-1, 1].
+        used_K: how often each code was used.
+    """
     code_KD, dead = model.quantize.embedding.weight, (used_K == 0).nonzero().flatten()
     if not len(dead):
         return
@@ -100,7 +121,7 @@ def revive(model, image_B3HW: Tensor, used_K: Tensor) -> None:
 
 @torch.no_grad()
 def measure(model, image_N3HW: Tensor) -> tuple[float, float]:
-    """(mean PSNR in dB, share of the codes used) over pictures in [0, 1]."""
+    """Return the mean PSNR in dB and the share of the codes used, over images in [0, 1]."""
     psnr, used = [], torch.zeros(len(model.quantize.embedding.weight), dtype=torch.bool)
     for x in (image_N3HW * 2 - 1).split(8):
         z, _, codes = quantize(model, model.quant_conv(model.encoder(x)))
@@ -112,7 +133,10 @@ def measure(model, image_N3HW: Tensor) -> tuple[float, float]:
 
 @app.command()
 def train(minutes: float = 45, lr: float = 8e-4, batch: int = 8) -> None:
-    """Train on `batch` crops of 128 px of images of 256, every fourth step on whole images."""
+    """Train on `batch` crops of 128 px from images of 256 px.
+
+    Every fourth step trains on a quarter as many whole images.
+    """
     pictures, rng, rivals = Pictures(), np.random.default_rng(), Rivals()
     model, critic, perceptual = rivals.vqgan, rivals.critic, vae.Perceptual()
     loop = Loop(
@@ -126,7 +150,7 @@ def train(minutes: float = 45, lr: float = 8e-4, batch: int = 8) -> None:
     )
     held, last = pictures.held_out(SIDE, limit=48), model.decoder.conv_out.weight
     used_K, since = torch.zeros(CODES), 0
-    if loop.index == 0:  # the new codes are copies of those that it begins with
+    if loop.index == 0:  # the codes beyond the shipped ones are copies: move them
         first_K = torch.arange(CODES) < rivals.own
         revive(model, pictures.batch(rng, 12, SIDE) * 2 - 1, first_K)
     for done in loop:
@@ -171,7 +195,7 @@ def _sheet(model, held_N3HW: Tensor) -> None:
 
 
 def load():
-    """The trained VQGAN, float32."""
+    """Return the trained VQGAN, float32."""
     state, model = averaged(CACHE), build()
     model.load_state_dict(
         {k.removeprefix("vqgan."): v for k, v in state.items() if k.startswith("vqgan.")}
@@ -181,7 +205,7 @@ def load():
 
 @app.command()
 def export(folder: Path = common.MINI / "vqgan") -> None:
-    """Write the folder in fp16."""
+    """Write the trained VQGAN to the folder, in fp16."""
     load().half().save_pretrained(folder)
     common.write_sums()
 
