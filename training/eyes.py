@@ -1,11 +1,11 @@
-"""Images for people to look at one by one, and what they said.
+"""Draw images for people to rate one by one, and collect their verdicts.
 
-    python -m training.eyes draw PROMPTS FOLDER     # one image of each line, in an order by chance
+    python -m training.eyes draw PROMPTS FOLDER     # one image of each line, in random order
     python -m training.eyes count FOLDER            # reads FOLDER/*.tsv, writes training/eyes.json
 
-Each reader writes a file of their own: a line for each image, its number, "good", "so-so" or "bad",
-with tabs between, and what else they like after that. Good: anybody would say what it is, with its
-colour and number, and keep it. Bad: nobody would, or it is another thing.
+Each reader writes one TSV file with a line for each image: its number, a tab, and "good", "so-so"
+or "bad". More columns can follow. "good" means that anybody would name the object with its colour
+and number, and would keep the image. "bad" means that nobody would, or that it shows another thing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 @app.command()
 def draw(prompts: Path, folder: Path) -> None:
-    """Draw each prompt at seed 0 as `clipguide generate` does."""
+    """Draw each prompt with seed 0, as `clipguide generate` does, and write key.json."""
     torch.set_num_threads(1)
     lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
@@ -46,7 +46,12 @@ def draw(prompts: Path, folder: Path) -> None:
 
 @app.command()
 def count(folder: Path) -> None:
-    """Put together what the readers said. UsageError for an image without a verdict."""
+    """Collect the verdicts of all readers and write eyes.json.
+
+    Raises:
+        UsageError: other weights drew the images, a verdict is unknown, or a reader has not exactly
+            one verdict for each image.
+    """
     key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
     if key["weights"] != weights():
         raise UsageError("Other weights drew these images: draw them again.")
@@ -70,7 +75,7 @@ def count(folder: Path) -> None:
 
 
 def weights() -> dict[str, str]:
-    """The fingerprints of what draws and chooses."""
+    """Return the digests of the generator, the guide and the judge."""
     return Settings().weights("generator", "guide", "judge")
 
 
