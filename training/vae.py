@@ -1,19 +1,28 @@
-"""The generator's autoencoder, a diffusers ``AutoencoderKL``: 128 px -> 16x16x8 latents, then 256.
+"""Train the generator's autoencoder, a diffusers ``AutoencoderKL``.
+
+It encodes images of 128 px, and later of 256 px, as latents of 16x16x8.
 
     python -m training.vae small --minutes 50  # at 128 px, factor 8; resumes
-    python -m training.vae grow --minutes 40   # one level outside: 256 px, the same latents
-    python -m training.vae figures             # what the latest of both reach on held-out drawings
+    python -m training.vae grow --minutes 40   # adds an outer level: 256 px, the same latents
+    python -m training.vae figures             # held-out PSNR of the latest small autoencoder
 
-`small` learns the latents. Its loss: absolute and squared error; distances of Lite0's features at
-five strides (a small LPIPS: unit-normalised features, Zhang et al. 2018); a slight KL (Rombach et
-al. 2022); 1 - cosine between a 1x1 convolution of the latents and Lite0's features at strides 8
-and 16 (VA-VAE, Yao et al. 2025); and from a third of the time on, decoding of latents shrunk to
-0.5 or 0.75 against the image shrunk alike (EQ-VAE, Kouzelis et al. 2025) or with noise of up to
-0.15 of their deviation, so that what a generator draws only nearly right decodes well too.
+`small` learns the latents. Its loss is the sum of these terms:
 
-`grow` puts a level of 16 channels outside: its encoder is taught the latents that the small one
-gives of the halved image, so that a generator trained on those goes on unchanged; its decoder is
-trained at 256 px, and at its end against a patch discriminator.
+- the absolute error and the squared error;
+- the distance of Lite0's features at five blocks, unit-normalised, as a small LPIPS (Zhang et al.
+  2018);
+- a slight KL (Rombach et al. 2022);
+- 1 - cosine between a 1x1 convolution of the latents and Lite0's features at strides 8 and 16
+  (VA-VAE, Yao et al. 2025).
+
+After a third of the time, the latents of a step can change before they are decoded. Some are shrunk
+to 0.5 or 0.75, and the target is the image shrunk to the same scale (EQ-VAE, Kouzelis et al. 2025).
+Others receive noise of up to 0.15 of their standard deviation. Then a latent that the generator
+draws with a small error also decodes well.
+
+`grow` adds an outer level of 16 channels. Its encoder learns the latents that the small autoencoder
+has for the halved image, so a generator trained on those latents works unchanged. Its decoder is
+trained at 256 px.
 """
 
 from __future__ import annotations
@@ -35,8 +44,10 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 
 def build(large: bool = False):
-    """Return the architecture: 6 M parameters, no attention, so that any multiple of 8 (of 16, if
-    large) pixels works."""
+    """Return the architecture: 6 M parameters, no attention.
+
+    The side of an image is any multiple of 8 pixels, or of 16 if `large`.
+    """
     from diffusers import AutoencoderKL
 
     widths = (16, *WIDTHS) if large else WIDTHS
@@ -60,7 +71,7 @@ class Perceptual(nn.Module):
         self.net = common.backbone(0).to(memory_format=torch.channels_last).requires_grad_(False)
 
     def features(self, x_B3HW: Tensor) -> list[Tensor]:
-        """Return five maps, each normalised over its channels."""
+        """Return five feature maps, each normalised over its channels."""
         out, x = [], self.net.bn1(self.net.conv_stem(x_B3HW))
         for block in self.net.blocks[:5]:
             x = block(x)
@@ -79,7 +90,7 @@ def distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 
 class Aligned(nn.Module):
-    """The autoencoder with the 1x1 convolutions that read Lite0's features off its latents."""
+    """The autoencoder, with the 1x1 convolutions that predict Lite0's features from its latents."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +98,7 @@ class Aligned(nn.Module):
         self.read_8, self.read_16 = nn.Conv2d(CHANNELS, 40, 1), nn.Conv2d(CHANNELS, 112, 1)
 
     def misalignment(self, z_B8hw: Tensor, features: list[Tensor]) -> Tensor:
-        """1 - cosine to the features at strides 8 and 16."""
+        """Return 1 - the mean cosine to Lite0's features at strides 8 and 16."""
         at_8 = F.cosine_similarity(self.read_8(z_B8hw), features[2], dim=1)
         at_16 = F.cosine_similarity(self.read_16(F.avg_pool2d(z_B8hw, 2)), features[4], dim=1)
         return 1 - (at_8.mean() + at_16.mean()) / 2
@@ -95,8 +106,10 @@ class Aligned(nn.Module):
 
 @torch.no_grad()
 def psnr(vae, image_N3HW: Tensor) -> float:
-    """Return the mean over images of -10·log10(MSE), for pixels in [0, 1], decoded from the mean
-    latent."""
+    """Return the mean over images of -10·log10(MSE) in dB, for pixels in [0, 1].
+
+    The reconstruction is decoded from the mean latent.
+    """
     out = []
     for x_B3HW in (image_N3HW * 2 - 1).split(8):
         y_B3HW = vae.decode(vae.encode(x_B3HW).latent_dist.mean).sample.clamp(-1, 1)
@@ -111,7 +124,10 @@ def resized(x: Tensor, scale: float) -> Tensor:
 
 @app.command()
 def small(minutes: float = 50, lr: float = 1e-3, device: str = "cpu", batch: int = 24) -> None:
-    """Train at 128 px: `batch` crops of 64 px, every third step a third as many whole images."""
+    """Train at 128 px, on `batch` crops of 64 px.
+
+    Every third step trains on a third as many whole images.
+    """
     pictures, rng = Pictures(), np.random.default_rng()
     model, perceptual = Aligned().to(device), Perceptual().to(device)
     loop = Loop(SMALL, model, minutes=minutes, lr=lr, weight_decay=1e-3, fall=0.6)
@@ -158,7 +174,7 @@ def grown():
             parts[2] = str(int(parts[2]) + 1)
         name = ".".join(parts)
         if name.startswith("encoder.conv_in"):
-            continue  # sees twice the pixels now
+            continue  # the first convolution reads images of twice the side
         assert state[name].shape == value.shape, name
         state[name] = value
     outer.load_state_dict(state)
@@ -166,7 +182,7 @@ def grown():
 
 
 class Grown(nn.Module):
-    """The large autoencoder, under the name that a checkpoint has."""
+    """The large autoencoder, as the attribute `vae` that the checkpoint expects."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,8 +191,11 @@ class Grown(nn.Module):
 
 @app.command()
 def grow(minutes: float = 40, lr: float = 8e-4, device: str = "cpu", batch: int = 12) -> None:
-    """Train the large one on crops of 128 px of images of 256: its decoder on the small one's
-    latents of the halved crop, its encoder towards them."""
+    """Train the large autoencoder on crops of 128 px from images of 256 px.
+
+    The targets of its encoder and the inputs of its decoder are the latents that the small
+    autoencoder has for the halved crop.
+    """
     pictures, rng = Pictures(), np.random.default_rng()
     model, perceptual, inner = Grown().to(device), Perceptual().to(device), load().to(device)
     inner = inner.to(memory_format=torch.channels_last)
