@@ -1,4 +1,7 @@
-"""Every drawing of every set that has a usable name, with its concept; nothing is rendered here."""
+"""All drawings with a usable name, from all sets, each with its concept.
+
+This module renders nothing.
+"""
 
 from __future__ import annotations
 
@@ -27,35 +30,38 @@ THINGS = Path(__file__).with_name("things.txt")
 
 @dataclass
 class Drawing:
-    """A drawing before it is rendered: SVG text, or the path of a file."""
+    """A drawing before `render` renders it. `source` is SVG text or the path of a file."""
 
     set: PictureSet
     concept: Concept
     source: str
     is_path: bool
     file: str
-    variant: bool = False  # stands in for, or is another drawing of, the neutral emoji
+    variant: bool = False  # whether the drawing stands in for the neutral emoji
 
     @property
     def grey_rule(self) -> str:
-        """What `render` does with a grey drawing: see there."""
+        """Return the `grey_rule` argument of `render`: what it does with a grey drawing."""
         if not self.concept.emoji or self.concept.symbol:
             return "drop"
         return "keep" if self.set.kind == "emoji" else "shaded"
 
 
 class Collector:
-    """Goes through the sets and counts what it leaves out, and why, in `dropped`."""
+    """Collects the drawings of all sets. Counts the drawings that it leaves out in `dropped`.
+
+    The keys of `dropped` are the reasons.
+    """
 
     def __init__(self, sources: Sources):
         self.sources = sources
         self.table = EmojiTable(sources.emojibase, sources.iconify)
-        self.concepts = self.table.concepts  # grows with what clip art and icons bring
+        self.concepts = self.table.concepts  # clip art and icons add to it
         self.dropped: Counter[str] = Counter()
         self.things = read_things()
 
     def all(self) -> list[Drawing]:
-        """Return all drawings, set by set; in a set the neutral drawing of an emoji comes first."""
+        """Return all drawings, set by set. In a set, neutral drawings come before stand-ins."""
         drawings: list[Drawing] = []
         for chosen in SETS.values():
             if chosen.name == "fluent-emoji-3d":
@@ -70,7 +76,11 @@ class Collector:
         return drawings
 
     def first_of_each(self, found: list[Drawing]) -> Iterator[Drawing]:
-        """Second drawings of one emoji go, but for the numbered ones of streamline's things."""
+        """Yield the drawings. In an emoji set, leave out all but the first drawing of a concept.
+
+        `streamline-emojis` has numbered drawings of one thing. Keep all of them, except those in
+        the categories of PEOPLE.
+        """
         seen = set()
         for drawing in found:
             numbered = (drawing.set.name == "streamline-emojis"
@@ -82,7 +92,10 @@ class Collector:
             yield drawing
 
     def by_code(self, code: str) -> tuple[Concept | None, bool]:
-        """(concept, whether the drawing only stands in for it); counts what is dropped."""
+        """Return (concept or None, whether the drawing only stands in for the neutral emoji).
+
+        If there is no concept, count the reason in `dropped`.
+        """
         base, why = neutral(code)
         concept = self.table.by_code.get(base) if base else None
         if concept is None:
@@ -121,14 +134,17 @@ class Collector:
                 yield Drawing(chosen, concept, svg_of(data, icon), False, icon, variant)
 
     def own_concept(self, chosen: PictureSet, icon: str, hand: dict[str, str]) -> Concept | None:
-        """Return the concept of a drawing that is no emoji but has a name in the hand list."""
+        """Return the concept of a drawing that is no emoji but has a name in `hand`.
+
+        `hand` holds the names given by hand in things.txt. If the drawing has none, return None.
+        """
         if icon in hand:
             return self.concept_of(hand[icon], "objects")
         self.dropped["no emoji match (flags, extras)"] += 1
         return None
 
     def concept_of(self, name: str, category: str, symbol: bool = False) -> Concept:
-        """Return the concept that a name leads to: an emoji's, one met before, or a new one."""
+        """Return the concept of a name: an emoji's concept, a known concept or a new one."""
         found = self.table.find(name)
         if found is not None:
             return found
@@ -172,7 +188,7 @@ class Collector:
 
 
 class Things:
-    """One section of things.txt, by the options after its name."""
+    """One section of things.txt. `options` is the text after the name of the section."""
 
     def __init__(self, options: str = ""):
         self.names: dict[str, str] = {}
@@ -183,7 +199,7 @@ class Things:
 
 
 def read_things() -> dict[str, Things]:
-    """things.txt by set."""
+    """Return the sections of things.txt by set."""
     sections: dict[str, Things] = {}
     for line in THINGS.read_text(encoding="utf-8").splitlines():
         head = re.match(r"\[(.+?)\](.*)", line)
@@ -200,7 +216,10 @@ def read_things() -> dict[str, Things]:
 
 
 def largest_sizes(icons: dict, name: str) -> dict[str, str]:
-    """icon -> name without its size; of several sizes of one icon the largest."""
+    """Return {icon: name without its size}, with only the largest size of each icon.
+
+    Only `fluent-color` has several sizes. In other sets the name is the icon itself.
+    """
     if name != "fluent-color":
         return {icon: icon for icon in icons}
     best: dict[str, int] = {}
@@ -211,7 +230,7 @@ def largest_sizes(icons: dict, name: str) -> dict[str, str]:
 
 
 def svg_of(data: dict, icon: str) -> str:
-    """Return an icon of an iconify set as a whole SVG."""
+    """Return an icon of an iconify set as a complete SVG document."""
     entry = data["icons"][icon]
     left, top = entry.get("left", 0), entry.get("top", 0)
     width = entry.get("width", data.get("width", 16))
