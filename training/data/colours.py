@@ -1,7 +1,8 @@
-"""True colour words: which of the 11 basic terms a pixel, or a drawing, has.
+"""True colour words: find which of the 11 basic terms a pixel or a drawing has.
 
-A colour has the term of the nearest named colour of colours.txt (a survey on people's own screens)
-in CIELAB; where two terms are about equally near it has none. Shapes: rgb (..., 3), uint8.
+colours.txt lists named colours, from a survey that people answered on their own screens. A colour
+has the term of the nearest named colour in CIELAB. If two terms are about equally near, the colour
+has no term. Shapes: rgb (..., 3), uint8.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ import numpy as np
 TERMS = ("black", "white", "red", "green", "yellow", "blue", "brown", "purple", "pink", "orange",
          "grey")
 UNCLEAR = len(TERMS)
-# Farthest CIE76 distance to the nearest name (near grey, small ones show), and nearest / next term.
+# A colour has a term only within two limits. FARTHEST limits the CIE76 distance to the nearest named
+# colour, by term; the limit is lower near grey, where small distances are visible. RATIO limits the
+# distance to the nearest term, divided by the distance to the next term.
 FARTHEST = np.array([14.0 if t in ("black", "white", "grey") else 30.0 for t in TERMS] + [np.inf])
 RATIO = 0.85
-BITS = 5  # a channel in the look-up table
+BITS = 5  # bits of each channel in the look-up table
 
 
 def to_lab(rgb: np.ndarray) -> np.ndarray:
-    """CIELAB (D65, 2 degrees) of sRGB: IEC 61966-2-1 and CIE 15:2004, L in 0..100."""
+    """Return the CIELAB values (D65, 2 degrees) of sRGB colours, with L in 0..100.
+
+    Sources: IEC 61966-2-1 and CIE 15:2004.
+    """
     c = np.asarray(rgb, np.float64) / 255
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
     matrix = np.array([[0.4124564, 0.3575761, 0.1804375],
@@ -35,7 +41,7 @@ def to_lab(rgb: np.ndarray) -> np.ndarray:
 
 @cache
 def prototypes() -> dict[str, np.ndarray]:
-    """Term, or `none` -> uint8 (n, 3) of its named colours."""
+    """Return {term or `none`: uint8 (n, 3), the named colours of the term}."""
     found = {}
     for line in Path(__file__).with_name("colours.txt").read_text("utf-8").splitlines():
         if line and not line.startswith("#"):
@@ -45,8 +51,10 @@ def prototypes() -> dict[str, np.ndarray]:
 
 
 def terms_of(rgb: np.ndarray) -> np.ndarray:
-    """Return the index into TERMS, or UNCLEAR, of each colour; exact and slow. See
-    `term_indices`."""
+    """Return the index into TERMS, or UNCLEAR, of each colour.
+
+    This function is exact but slow. `term_indices` is fast.
+    """
     lab = to_lab(rgb).reshape(-1, 1, 3)
     distance = np.stack(
         [np.linalg.norm(lab - to_lab(named)[None], axis=-1).min(1)
@@ -60,30 +68,35 @@ def terms_of(rgb: np.ndarray) -> np.ndarray:
 
 @cache
 def lookup() -> np.ndarray:
-    """Return the uint8 table of terms for 32x32x32 colours."""
+    """Return the look-up table: the uint8 index of the term for each of 32x32x32 colours."""
     steps = (np.arange(1 << BITS) * 255 / ((1 << BITS) - 1)).round().astype(np.uint8)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1)
     return terms_of(grid.reshape(-1, 3))
 
 
 def term_indices(rgb: np.ndarray) -> np.ndarray:
-    """Return the index into TERMS, or UNCLEAR, of each colour, by a table of 32 levels."""
+    """Return the index into TERMS, or UNCLEAR, of each colour.
+
+    The function reads a table with 32 levels for each channel.
+    """
     r, g, b = (rgb[..., i].astype(np.int32) * 31 // 255 for i in range(3))
     return lookup()[(r << 10) | (g << 5) | b]
 
 
 def colour_name(rgb) -> str | None:
-    """Return the basic colour term of one colour (three values in 0..255), or None between two
-    terms."""
+    """Return the basic colour term of one colour, or None if no term is clear.
+
+    The colour has 3 values in 0..255.
+    """
     index = int(terms_of(np.asarray(rgb, np.uint8)))
     return None if index == UNCLEAR else TERMS[index]
 
 
 def dominant_colour(rgba: np.ndarray) -> tuple[str | None, float]:
-    """(term of most of the drawing's opaque pixels, its share of them); (None, 0) without any.
+    """Return (the commonest term of the drawing's opaque pixels, its share of them).
 
-    Dark outlines are not what a drawing is called after: black counts only if nothing else
-    has a fifth of the pixels.
+    Return (None, 0) if no pixel is opaque. Black is often only the colour of outlines. It counts
+    only if no other term has at least a fifth of the opaque pixels.
     """
     opaque = rgba[rgba[..., 3] > 128][:, :3]
     if not len(opaque):
