@@ -1,7 +1,7 @@
-"""Which concept an emoji, or a name of one, stands for.
+"""Find the concept that an emoji, or the name of an emoji, stands for.
 
-The concept is the CLDR label in lower case, hyphens as spaces, its last word singular. Sets are
-joined by code point where they give one, and else by the union of all known names.
+The concept is the CLDR label in lower case, with spaces for hyphens and a singular last word. If a
+set gives code points, they join it to the other sets. Otherwise the union of all known names does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CATEGORIES = {
 }
 COUNTRY_FLAGS = (98, 99)
 SKIN = {f"1f3f{c}" for c in "bcdef"}
-# The commoner word where the CLDR label is the rarer one.
+# CLDR label -> a more common word for it.
 RENAMED = {
     "automobile": "car", "oncoming automobile": "oncoming car", "lady beetle": "ladybug",
     "honeybee": "bee", "evergreen tree": "pine tree", "billed cap": "baseball cap",
@@ -29,7 +29,7 @@ RENAMED = {
 }
 CHILDREN, HEART, HANDSHAKE, RIGHT = {"1f466", "1f467"}, "2764", "1f91d", "27a1"
 HOLDING_HANDS = "1f9d1-200d-1f91d-200d-1f9d1"
-# Plural by nature, or not plural at all: never made singular.
+# Words that are always plural, or not plural at all. `singular` returns them unchanged.
 KEEP_S = set(
     "abacus aerobics americas aquarius ares aries arts asterisk axis biceps binoculars "
     "boss briefs bus cactus campus census chess chopsticks christmas circus class claus "
@@ -44,7 +44,7 @@ KEEP_S = set(
 
 @dataclass
 class Concept:
-    """One thing that can be drawn, whatever the style."""
+    """One thing that drawings show, in any style."""
 
     concept: str
     category: str
@@ -59,7 +59,7 @@ class Concept:
 
 
 def singular(word: str) -> str:
-    """Return the singular of an English plural, by its ending; unknown endings stay."""
+    """Return the singular of an English plural, by its ending. Keep a word with another ending."""
     if word in KEEP_S or len(word) < 4 or word.endswith(("ss", "us", "is")) or word[-1] != "s":
         return word
     if word in ("leaves", "wolves", "knives", "halves", "loaves", "shelves"):
@@ -73,14 +73,20 @@ def singular(word: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Lower case, straight apostrophes, spaces for hyphens and underscores."""
+    """Return the text in lower case, with straight apostrophes.
+
+    Spaces replace hyphens, underscores, colons, commas and exclamation marks.
+    """
     text = text.lower().replace("’", "'").replace("“", "").replace("”", "").replace("\u00a0", " ")
     text = re.sub(r"^(person|man|woman): ", r"\1 with ", text).replace("keycap: ", "keycap ")
     return re.sub(r"[\s_\-–:,!]+", " ", text).strip()
 
 
 def concept_key(text: str, person: bool = False) -> str:
-    """Return the key under which drawings are joined: cleaned, its last word singular."""
+    """Return the key that joins drawings: the cleaned text, with a singular last word.
+
+    The last word stays as it is if `person` is true, or if `with`, `of` or `and` stands before it.
+    """
     words = clean(text).split()
     if words and not person and not {"with", "of", "and"} & set(words[:-1]):
         words[-1] = singular(words[-1])
@@ -92,7 +98,11 @@ def normal_hex(code: str) -> str:
 
 
 def neutral(code: str) -> tuple[str | None, str]:
-    """(code point of the neutral emoji that `code` shows or stands in for, why) or (None, why)."""
+    """Return (code points of the neutral emoji, reason), or (None, reason).
+
+    `code` either is the neutral emoji (`itself`) or stands in for it (`stand-in`). If it does
+    neither, the first value is None.
+    """
     parts = normal_hex(code).split("-")
     if SKIN & set(parts):
         return None, "skin tone"
@@ -112,10 +122,13 @@ def neutral(code: str) -> tuple[str | None, str]:
 
 
 class EmojiTable:
-    """All emoji with their concepts, and a dictionary of names that lead to them."""
+    """All emoji with their concepts, and a dictionary from names to emoji."""
 
     def __init__(self, emojibase: Path, iconify: Path):
-        """`emojibase`: the folder `emojibase-data/en`; `iconify`: the folder of the sets' JSON."""
+        """Read the emoji and their names.
+
+        `emojibase` is the folder `emojibase-data/en`. `iconify` is the folder of the sets' JSON.
+        """
         self.concepts: dict[str, Concept] = {}  # by concept key
         self.by_code: dict[str, Concept] = {}
         self.by_name: dict[str, str] = {}  # slug without spaces -> code point
@@ -149,7 +162,10 @@ class EmojiTable:
         self.by_code[code] = concept
 
     def _add_aliases(self, iconify: Path) -> None:
-        """Names and aliases of the sets that give code points, for the sets that do not."""
+        """Add the names and aliases of the sets that give code points.
+
+        They serve the sets that give none.
+        """
         for name in ("fluent-emoji-flat", "noto", "twemoji", "openmoji"):
             data = json.loads((iconify / f"{name}.json").read_text(encoding="utf-8"))
             codes = {icon: normal_hex(code) for code, icon in data["chars"].items()}
@@ -173,7 +189,10 @@ class EmojiTable:
                     concept.add_name(concept_key(name, concept.category in PEOPLE))
 
     def find(self, name: str) -> Concept | None:
-        """Return the concept that a name (any case, hyphens or spaces or neither) leads to."""
+        """Return the concept of a name, or None.
+
+        The name may have any case. Its words may be joined by hyphens, spaces or nothing.
+        """
         code = self.by_name.get(slug(name))
         return self.by_code.get(neutral(code)[0]) if code and neutral(code)[0] else None
 
@@ -182,5 +201,8 @@ PEOPLE = ("smileys & emotion", "people & body")
 
 
 def slug(name: str) -> str:
-    """Letters and digits only, so that `icecream`, `ice-cream` and `ice cream` meet."""
+    """Return only the letters and digits of a name.
+
+    So `icecream`, `ice-cream` and `ice cream` have the same slug.
+    """
     return re.sub(r"[^a-z0-9]", "", clean(name))
