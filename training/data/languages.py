@@ -1,8 +1,8 @@
-"""Names and colours in other languages, from the Unicode CLDR's annotations of emoji.
+"""Names in other languages, from the emoji annotations of the Unicode CLDR, and colour words.
 
     names_of(root) -> {emoji's code points: {language: [names]}}
 
-A phrase in another language always has an English twin, which MiniLM, an English model, embeds.
+A phrase in another language always has an English twin. MiniLM, an English model, embeds the twin.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from training.data.colours import TERMS
 
 TABLE = Path(__file__).with_name("languages.txt")
-# "fox face" is a fox: what says that only the head is shown, by language.
+# The words, by language, which say that only the head is shown. "fox face" names a fox.
 FACE = re.compile(
     r"\b(cara|rosto|cabeza) de |\bt[êe]te d[e'’] ?|\b(muso|faccia|testa) d[ie] |[- ]?gesicht\b"
     r"|[- ]?kopf\b|\b(морда|мордочка|голова) |\b(głowa|pysk|pyszczek) |[- ]?(hoofd|kop)\b"
@@ -29,14 +29,16 @@ ORDER = "red orange yellow green blue purple pink brown grey black white".split(
 
 @dataclass(frozen=True)
 class Language:
-    """How a language puts a colour to a noun: `orders` as in languages.txt, and the forms of each
-    colour."""
+    """The way in which a language combines a colour with a noun.
+
+    `orders` holds the word orders, as in languages.txt. `colours` holds the forms of each colour.
+    """
 
     orders: tuple[str, ...]
     colours: dict[str, tuple[str, ...]]
 
     def phrase(self, noun: str, colour: str | None, rng: np.random.Generator) -> str:
-        """Return the noun, with a colour if one is given (an English term)."""
+        """Return the noun, with a colour if `colour` is given. `colour` is an English term."""
         if colour is None:
             return noun
         order = self.orders[int(rng.integers(len(self.orders)))]
@@ -52,7 +54,7 @@ class Language:
 
 @cache
 def languages() -> dict[str, Language]:
-    """languages.txt by code."""
+    """Return the languages of languages.txt by language code."""
     lines = [x for x in TABLE.read_text("utf-8").splitlines() if x and x[0] != "#"]
     found = {}
     for head, words in zip(lines[::2], lines[1::2], strict=True):
@@ -65,8 +67,11 @@ def languages() -> dict[str, Language]:
 
 
 def names_of(root: Path) -> dict[str, dict[str, list[str]]]:
-    """By an emoji's code points (lower-case hex, as the manifest has them) and language: the spoken
-    name, without and with the word for a face. `root`: the package's folder `annotations`."""
+    """Return {emoji's code points: {language: [names]}}.
+
+    The code points are lower-case hex, as in the manifest. The names are the spoken name without
+    the word for a face, and the spoken name with it. `root` is the package's folder `annotations`.
+    """
     found: dict[str, dict[str, list[str]]] = {}
     for code in languages():
         data = json.loads((root / code / "annotations.json").read_text("utf-8"))
@@ -75,7 +80,7 @@ def names_of(root: Path) -> dict[str, dict[str, list[str]]]:
             for name in entry.get("tts", [])[:1]:
                 name = name.lower().partition(",")[0]
                 names = [FACE.sub("", name).strip() or name, name]
-                if code in ("ja", "zh"):  # 車 of 自動車; 狐 of 狐狸
+                if code in ("ja", "zh"):  # for example 車 from 自動車, 狐 from 狐狸
                     names += [w for w in entry.get("default", []) if w in name]
                 found.setdefault(key, {})[code] = list(dict.fromkeys(names))
     return found
