@@ -1,8 +1,8 @@
 """Training samples: drawings placed, recoloured, paired and counted, with true captions.
 
-Every visit draws the picture and its caption anew. What `training/holdout.json` lists never
-appears: the test styles, 400 concept x family pairs, 100 colour x thing pairs (in words and in
-pixels), and no word of `training/synonyms.json`.
+Every visit makes a new image and a new caption. The samples never contain what
+`training/holdout.json` lists: the test styles, 400 concept x family pairs, and 100 colour x thing
+pairs (in words and in pixels). They contain no word of `training/synonyms.json` either.
 """
 
 from __future__ import annotations
@@ -31,31 +31,38 @@ from training.data.recolour import recoloured
 from training.data.restyle import flat, inked, lost, outlined
 
 TRAINING = Path(__file__).parents[1]
-SAID_SHARE = 0.5  # of a drawing's opaque pixels must have a colour for its word to be said of it
-NAMED_SHARE = 0.15  # a name such as "red apple" is used where this much is red
-ON_DISC = ("streamline-kameleon-color", "flat-ui")  # things on a coloured disc: no colour is theirs
+# A caption says a colour of a drawing only if this share of the opaque pixels has the colour.
+SAID_SHARE = 0.5
+# A name such as "red apple" needs this share of red among the opaque pixels.
+NAMED_SHARE = 0.15
+# These sets show things on a coloured disc. The caption says no colour of such a thing.
+ON_DISC = ("streamline-kameleon-color", "flat-ui")
 REPAINT = ("animals & nature", "food & drink", "travel & places", "objects", "activities")
 PAINT = tuple(t for t in TERMS for _ in range(1 if t in ("black", "white", "grey") else 3))
-SMALL, LARGE = 0.55, 0.95  # scales below and above which a size may be said
+SMALL, LARGE = 0.55, 0.95  # below SMALL and above LARGE, the caption may say the size
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of what a sample shows; the rest are single things."""
+    """Shares of what the samples show. `pairs` and `several` leave the rest to single things."""
 
     pairs: float = 0.14
     several: float = 0.12
     recolour: float = 0.35
     ground: float = 0.4
-    full: float = 0.0  # of the single things, those that fill the picture
-    restyle: float = 0.0  # of the things, those in another hand: outlined, flat, or in one ink
-    symbols: float = 0.4  # of the symbols that turn up, so many stay
+    full: float = 0.0  # share of the single things that fill the image
+    restyle: float = 0.0  # share of the things in another style: outlined, flat, or in one ink
+    symbols: float = 0.4  # share of the drawn symbols that are kept
 
 
 @dataclass(frozen=True)
 class Sample:
-    """rgb (size, size, 3) uint8; the concepts in it; the true colour term of its one kind of
-    thing, or None."""
+    """One image with its caption.
+
+    `rgb` is uint8 (size, size, 3). `concepts` are the concepts in the image. `colour` is the true
+    colour term of the thing that it shows. It is None if no term is true or if the image shows two
+    kinds of things.
+    """
 
     rgb: np.ndarray
     caption: str
@@ -68,8 +75,10 @@ class TrainingSet:
 
     def __init__(self, folder: Path, size: int = 128, mix: Mix = Mix(), *,
                  holdout: dict | None = None, synonyms: dict | None = None):
-        """`folder`: what `python -m training.data build` made. `holdout` and `synonyms`: by
-        default the committed lists."""
+        """Read the data in `folder`, which `python -m training.data build` writes.
+
+        `holdout` and `synonyms` default to the committed lists.
+        """
         if holdout is None:
             holdout = json.loads((TRAINING / "holdout.json").read_text("utf-8"))
         if synonyms is None:
@@ -93,7 +102,11 @@ class TrainingSet:
         self._names = list(self.by_concept)
 
     def _may_train(self, row: dict) -> bool:
-        """Neither a held-out drawing nor one whose own colours make a held-out pair."""
+        """Return whether training may show a drawing.
+
+        It may not if the drawing is held out, or if its own colours make a held-out pair. A colour
+        makes a pair from a share of 0.3.
+        """
         if (row["concept"], row["family"]) in self._held:
             return False
         own = self.shares[row["index"]]
@@ -102,7 +115,7 @@ class TrainingSet:
 
     # -- for evaluation ---------------------------------------------------------------------
     def plain_concepts(self) -> list[str]:
-        """Return the concepts of training without symbols, sorted."""
+        """Return the concepts of the training drawings that are not symbols, sorted."""
         train = (r for r in self._all if r["split"] == "train")
         return sorted({r["concept"] for r in train if not r["symbol"]})
 
@@ -112,22 +125,27 @@ class TrainingSet:
                 if r["split"] == "train" and (r["concept"], r["family"]) in self._held]
 
     def style_rows(self, name: str) -> list[dict]:
-        """Return the drawings of a test set whose concept is in training, without symbols and
-        without those that are nearly a training picture."""
+        """Return the drawings of a test set whose concept is in `plain_concepts`.
+
+        Leave out the drawings that are nearly a training image.
+        """
         known = set(self.plain_concepts())
         return [r for r in self._all
                 if r["set"] == name and r["concept"] in known and not r.get("near_train")]
 
     def on_white(self, indices: list[int]) -> torch.Tensor:
-        """Return float32 (n, 3, size, size) in [0, 1]: the drawings as they are, on white."""
+        """Return float32 (n, 3, size, size) in [0, 1]: the unchanged drawings on white."""
         rgba = self.rgba[np.asarray(indices)].astype(np.float32) / 255
         rgb = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
         return torch.from_numpy(rgb).permute(0, 3, 1, 2).contiguous()
 
     # -- for training -----------------------------------------------------------------------
     def row(self, rng: np.random.Generator) -> dict:
-        """Return a drawing: half the time by picture, half by concept, so that rare ones are seen
-        too."""
+        """Draw a training drawing.
+
+        Half of the time, all drawings are equally likely. Half of the time, all concepts are, so
+        that rare concepts appear too. `Mix.symbols` is the share of symbols that stay.
+        """
         while True:
             if rng.random() < 0.5:
                 row = self.rows[int(rng.integers(len(self.rows)))]
@@ -137,12 +155,16 @@ class TrainingSet:
                 return row
 
     def of_concept(self, concept: str, rng: np.random.Generator) -> dict:
-        """Return a random training drawing of a concept."""
+        """Draw a training drawing of a concept."""
         rows = self.by_concept[concept]
         return rows[int(rng.integers(len(rows)))]
 
     def sample(self, rng: np.random.Generator, row: dict | None = None) -> Sample:
-        """One visit: a single thing, two beside each other, or two to four of one."""
+        """Draw a sample: a single thing, 2 things beside each other, or 2 to 4 of one thing.
+
+        `row` is the drawing of the thing, or of the left one of 2. By default it is random. If the
+        sample is not allowed or cannot be made, return a plain drawing on white.
+        """
         row = row or self.row(rng)
         roll = rng.random()
         if roll < self.mix.pairs:
@@ -154,13 +176,15 @@ class TrainingSet:
         return sample if sample and self.allowed(sample) else self.single(row["index"], rng)
 
     def allowed(self, sample: Sample) -> bool:
-        """No colour word in the caption is held out for any thing in the picture."""
+        """Return whether no colour word in the caption is held out for a thing in the image."""
         said = colour_words(sample.caption)
         return not any(said & self.forbidden.get(c, frozenset()) for c in sample.concepts)
 
     def single(self, index: int, rng: np.random.Generator, *, recolour: bool = False) -> Sample:
-        """Return the plain drawing on white, moved, scaled and mirrored a little; for the
-        generator."""
+        """Draw a sample of one drawing on white, with a small random shift and scale.
+
+        The drawing may be mirrored. The generator trains on these samples.
+        """
         row = self._all[index]
         rgba, colour, painted = self.thing(row, rng, 1.0 if recolour else 0.0)
         canvas = Image.new("RGB", (self.size,) * 2, "white")
@@ -170,7 +194,9 @@ class TrainingSet:
 
     def caption(self, index: int, rng: np.random.Generator, colour: str | None = None,
                 painted: bool = False) -> str:
-        """Return a new caption of a plain drawing; `colour`: its true term; `painted`: not its own.
+        """Draw a caption of a plain drawing.
+
+        `colour` is its true colour term. `painted` is whether the drawing was recoloured.
         """
         row, grammar = self._all[index], Grammar(rng)
         noun = self.noun(row, grammar, painted)
@@ -180,7 +206,10 @@ class TrainingSet:
         return grammar.one(noun, said, None, None, None, self.keywords(row, grammar))
 
     def placed(self, row: dict, rng: np.random.Generator) -> Sample:
-        """One thing, large or small, anywhere, perhaps turned, on a plain or coloured ground."""
+        """Draw a sample of one thing, with a random size and place.
+
+        The background is white or coloured. The thing may be rotated.
+        """
         grammar = Grammar(rng)
         rgba, colour, painted = self.thing(row, rng, self.mix.recolour)
         canvas, ground = self.ground([row], [rgba], rng)
@@ -200,7 +229,7 @@ class TrainingSet:
         return Sample(np.asarray(canvas), caption, (row["concept"],), colour)
 
     def pair(self, left: dict, right: dict, rng: np.random.Generator) -> Sample | None:
-        """Two things beside each other; None if both are of one concept."""
+        """Draw a sample of 2 things beside each other. Return None if they share a concept."""
         if left["concept"] == right["concept"]:
             return None
         grammar, said = Grammar(rng), []
@@ -216,7 +245,10 @@ class TrainingSet:
         return Sample(np.asarray(canvas), caption, (left["concept"], right["concept"]), None)
 
     def several(self, row: dict, rng: np.random.Generator) -> Sample | None:
-        """Two to four of one thing, all of one colour; None if its name has no good plural."""
+        """Draw a sample of 2 to 4 copies of one thing, all with the same colour.
+
+        Return None if the name has no good plural, or if the thing is a symbol.
+        """
         grammar = Grammar(rng)
         rgba, colour, painted = self.thing(row, rng, self.mix.recolour)
         noun = self.noun(row, grammar, painted)
@@ -234,14 +266,17 @@ class TrainingSet:
     # -- parts ------------------------------------------------------------------------------
     def thing(self, row: dict, rng: np.random.Generator,
               recolour: float) -> tuple[np.ndarray, str | None, bool]:
-        """(RGBA, its true colour term or None, whether it was recoloured)."""
+        """Draw a thing: (RGBA, its true colour term or None, whether it was recoloured).
+
+        `recolour` is the probability of another colour.
+        """
         if self.mix.restyle and rng.random() < self.mix.restyle and not row["symbol"]:
             return self.restyled(row, rng, recolour)
         return self.plain(row, rng, recolour)
 
     def plain(self, row: dict, rng: np.random.Generator,
               recolour: float) -> tuple[np.ndarray, str | None, bool]:
-        """Return an object in its own drawing style, as `thing` does."""
+        """Draw a thing in its own style. The return values are those of `thing`."""
         rgba, painted = self.rgba[row["index"]], None
         can = row["category"] in REPAINT and row["set"] not in ON_DISC and not row["symbol"]
         if can and rng.random() < recolour:
@@ -257,7 +292,7 @@ class TrainingSet:
 
     def restyled(self, row: dict, rng: np.random.Generator,
                  recolour: float) -> tuple[np.ndarray, str | None, bool]:
-        """Return an object in another drawing style, as `thing` does."""
+        """Draw a thing in another style. The return values are those of `thing`."""
         barred = self.forbidden.get(row["concept"], frozenset())
         if rng.random() < 0.3 and (found := inked(self.rgba[row["index"]], rng)):
             if found[1] not in barred:
@@ -267,14 +302,19 @@ class TrainingSet:
         return (rgba if lost(rgba, hand) else hand), colour, painted
 
     def mirrored(self, rgba: np.ndarray, row: dict, rng: np.random.Generator) -> np.ndarray:
-        """Mirrored half the time, but for symbols and what has a left and a right."""
+        """Mirror the drawing half of the time.
+
+        Never mirror symbols, letters, clock times, or concepts with `left` or `right` in the name.
+        """
         fixed = row["symbol"] or re.search("left|right|o'clock|thirty|letter", row["concept"])
         return rgba if fixed or rng.random() < 0.5 else rgba[:, ::-1]
 
     def ground(self, rows: list[dict], things: list[np.ndarray], rng: np.random.Generator
                ) -> tuple[Image.Image, str | None]:
-        """Return a canvas and its colour term; white (None) mostly. Neither a colour held out for a
-        thing nor one that hides it."""
+        """Draw a background: (canvas, its colour term, or None for white). Most are white.
+
+        Never use a colour that is held out for one of the things, or that hides one of them.
+        """
         barred = frozenset().union(*(self.forbidden.get(r["concept"], ()) for r in rows))
         term = TERMS[int(rng.integers(len(TERMS)))]
         named = prototypes()[term]
@@ -287,8 +327,11 @@ class TrainingSet:
         return Image.new("RGB", (self.size,) * 2, rgb), term
 
     def noun(self, row: dict, grammar: Grammar, painted: bool) -> Noun:
-        """Return a name of the concept that is true of this drawing: colour words only where they
-        are."""
+        """Draw a name of the concept that is true of this drawing.
+
+        The name has a colour word only if the drawing has the colour, was not recoloured, and the
+        colour is not held out for the concept.
+        """
         own = self.shares[row["index"]]
         nouns = []
         for noun in nouns_of(usable_names(row["names"], self._banned), row["category"]):
@@ -297,13 +340,13 @@ class TrainingSet:
             if not words or (true and not painted
                              and not words & self.forbidden.get(row["concept"], frozenset())):
                 nouns.append(noun)
-        if not nouns:  # "red apple" in green: an apple
+        if not nouns:  # for example a green drawing of "red apple": the name is "apple"
             kept = [w for w in clean(row["concept"]).split() if not colour_words(w)]
             nouns = nouns_of([" ".join(kept) or "thing"], row["category"])
         return nouns[0] if len(nouns) == 1 or grammar.chance(0.6) else grammar.pick(nouns)
 
     def keywords(self, row: dict, grammar: Grammar) -> list[str]:
-        """Up to two keywords, one time in eight."""
+        """Draw up to 2 keywords, with a probability of 0.12. Otherwise return an empty list."""
         if not row["keywords"] or not grammar.chance(0.12):
             return []
         words = [w for w in usable_names(row["keywords"], self._banned) if not colour_words(w)
@@ -312,7 +355,7 @@ class TrainingSet:
 
 
 def held_colours(pairs: list[dict]) -> dict[str, frozenset[str]]:
-    """Concept -> its held-out colours."""
+    """Return {concept: its held-out colours}."""
     things = dict.fromkeys(pair["concept"] for pair in pairs)
     return {thing: frozenset(p["colour"] for p in pairs if p["concept"] == thing)
             for thing in things}
@@ -320,7 +363,10 @@ def held_colours(pairs: list[dict]) -> dict[str, frozenset[str]]:
 
 def forbidden_colours(rows: list[dict], held: dict[str, frozenset[str]]
                       ) -> dict[str, frozenset[str]]:
-    """Concept -> colours held out for it, or for a thing that one of its names names."""
+    """Return {concept: colours held out for it, or for a thing that its names contain}.
+
+    Leave out the concepts without such colours.
+    """
     pattern = banned_words([*held])
     found: dict[str, frozenset[str]] = {}
     for row in rows:
