@@ -15,9 +15,9 @@ import numpy as np
 TERMS = ("black", "white", "red", "green", "yellow", "blue", "brown", "purple", "pink", "orange",
          "grey")
 UNCLEAR = len(TERMS)
-# A colour has a term only within two limits. FARTHEST limits the CIE76 distance to the nearest named
-# colour, by term; the limit is lower near grey, where small distances are visible. RATIO limits the
-# distance to the nearest term, divided by the distance to the next term.
+# A colour has a term only within two limits. FARTHEST limits the CIE76 distance to the nearest
+# named colour, by term. The limit is lower near grey, because small distances are visible there.
+# RATIO limits the distance to the nearest term, divided by the distance to the next term.
 FARTHEST = np.array([14.0 if t in ("black", "white", "grey") else 30.0 for t in TERMS] + [np.inf])
 RATIO = 0.85
 BITS = 5  # bits of each channel in the look-up table
