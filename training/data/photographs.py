@@ -1,8 +1,8 @@
 """Crops of ten photographs, for the distillation of a backbone's own outputs.
 
 The crops have no labels and no captions. The softmax of a teacher on augmented crops of very few
-photographs (zoomed, blended into each other and mixed) transfers most of the teacher's knowledge
-(Asano & Saeed 2021).
+photographs (zoomed, blended and mixed) transfers most of the teacher's knowledge (Asano & Saeed
+2021).
 
 crops.npy    uint8 (COUNT, 128, 128, 3); a crop is from 100 pixels wide to the whole photograph
 """
