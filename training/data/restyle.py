@@ -53,8 +53,9 @@ def flat(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def inked(rgba: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str] | None:
     """Return the dark or the light half of the drawing in one colour, and the colour's term.
 
-    The result is a glyph. Return None in four cases: the drawing has no opaque pixels; over UNSURE of them are neither
-    dark nor light; the half covers less than LEAST or more than MOST of them; the colour is white.
+    The result is a glyph. Return None in four cases: the drawing has no opaque pixels; over UNSURE
+    of them are neither dark nor light; the half covers less than LEAST or more than MOST of them;
+    the colour is white.
     """
     opaque = rgba[..., 3].astype(np.float32) / 255
     if opaque.sum() < 1:
