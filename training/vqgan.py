@@ -32,7 +32,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 
 def build(codes: int = CODES):
-    """Return the architecture: 2.5 M parameters, no attention, a codebook of `codes` vectors of 8."""
+    """Return the architecture: 2.5 M parameters, no attention, a codebook of (codes, 8)."""
     from diffusers import VQModel
 
     return VQModel(
