@@ -430,7 +430,7 @@ def distil(name: str, minutes: float = 8.0, batch: int = 512, lr: float = 1e-3) 
         batch_BL = torch.full((len(rows), width), pad)
         for k, i in enumerate(rows):
             batch_BL[k, : len(ids[i])] = torch.tensor(ids[i])
-        tower.attn_mask = causal_LL[:width, :width]  # open_clip does not cut the mask to the length of the batch
+        tower.attn_mask = causal_LL[:width, :width]  # open_clip does not cut the mask
         with common.autocast():
             return F.normalize(tower(batch_BL).float(), dim=-1)
 
