@@ -1,7 +1,7 @@
-"""The ways of steering that `benchmarks/steering.py` draws, and how an image is drawn in one.
+"""The ways of steering that `benchmarks/steering.py` measures, and the code that draws an image.
 
-Each method has ways for several budgets; what a way costs is measured, not said here. The
-community's rows are `benchmarks/community.py`.
+Each method has ways for several budgets. `benchmarks/steering.py` measures the cost of a way. The
+ways "community" use `benchmarks/community.py`.
 
 Shapes: 1 image, 3 channels, H rows, W columns.
 """
@@ -36,8 +36,12 @@ EARLY, LATE = (0.5, 1.0), (0.0, 0.5)  # halves of the noise levels
 
 @dataclass(frozen=True)
 class Way:
-    """A method, the community's at a scale, or none; drawn with seeds 0 … seeds − 1. Groups of
-    `best_of` of these are ranked by the guide. DEFAULT is what `clipguide generate` does."""
+    """One setting of a method, drawn with seeds 0 … seeds − 1.
+
+    `method` is a method of guidance, the scale of the community's method, or None for no method.
+    `best_of` has the sizes of the groups of images that the guide ranks. DEFAULT draws as
+    `clipguide generate` does.
+    """
 
     name: str
     method: Method | float | None
@@ -45,7 +49,7 @@ class Way:
     best_of: tuple[int, ...] = (1,)
     views: Cutouts = VIEWS
     decoder: str = "vae"
-    judged: bool = False  # mini's judge may weaken the steering, and stop it
+    judged: bool = False  # whether mini's judge can weaken and stop the steering
     steps: int = STEPS
 
 
@@ -54,7 +58,10 @@ DEFAULT = Way("default", None)
 
 
 def sparing(name: str, **options: object) -> Way:
-    """Return a shortcut that sees the whole image by the linear map: the cheapest there is."""
+    """Return a way with a shortcut that sees the whole image, decoded by the linear map.
+
+    This is the cheapest kind of shortcut.
+    """
     return Way(f"sparing {name}", Shortcut(**options), 4, (1, 2, 4), WHOLE, "linear")
 
 
@@ -108,7 +115,11 @@ WAYS = (
 
 
 def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
-    """image_13HW in [0, 1]."""
+    """Return one image of a prompt, drawn in a way with a seed.
+
+    Returns:
+        image_13HW in [0, 1].
+    """
     if way is DEFAULT:
         return images.to_tensor([model(prompt, seed=seed)[0].image])
     generator = [torch.Generator().manual_seed(seed)]
@@ -147,8 +158,11 @@ def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
 
 
 def settings(way: Way) -> dict:
-    """What of a row says how it was drawn, for those that are not plain. `auto` chooses no number
-    of steps: a method at another number is one of its own here."""
+    """Return the fields of a `Row` that describe how its images were drawn. Plain sampling has none.
+
+    `auto` does not choose the number of steps. A method at another number of steps therefore counts
+    as a method of its own here.
+    """
     fewer = "" if way.steps == STEPS else f"{way.steps} steps"
     if way is DEFAULT or (way.method is None and fewer):
         return {"method": fewer or way.name, "options": {}}
