@@ -1,9 +1,7 @@
-"""The statistics of `benchmarks/steering.py`: rows, the best settings for a budget, the table of
-"auto".
+"""The statistics of `benchmarks/steering.py`: rows, best settings for a budget, table of "auto".
 
-Settings are never selected and measured on the same prompts. For each budget, the settings of a
-method with the highest gain on the even half of the prompts are selected, and their figures are
-those of the odd half.
+The prompts that select settings never measure them. For each budget, the even half of the prompts
+selects the settings of a method with the highest gain. The odd half gives their figures.
 """
 
 from __future__ import annotations
@@ -21,10 +19,14 @@ TOLERANCE = 1.02  # a cost may exceed its budget by this factor: the noise of ti
 
 @dataclass
 class Drawn:
-    """One image: the number of its prompt, seconds, the referee's cosine similarity, whether its
-    object is in the referee's top five, the guide's cosine similarity, and the spread: the
-    referee's distance from the images of the other seeds of these settings (1 − mean cosine), 0 for
-    a single one. `models` is the digest of the models that drew and scored it."""
+    """One image.
+
+    `prompt` is the number of its prompt. `seconds` is processor time. `score` and `guide` are the
+    cosine similarities of the referee and of the guide. `top5` says whether its object is in the
+    referee's top five. `spread` is the referee's distance from the images of the other seeds of
+    these settings (1 − mean cosine); it is 0 for a single image. `models` is the digest of the
+    models that drew and scored it.
+    """
 
     prompt: int
     way: str
@@ -39,10 +41,14 @@ class Drawn:
 
 @dataclass
 class Row:
-    """One setting, with `best_of` samples: its cost (plain sampling is 1), the referee's mean
-    score, its gain over plain sampling of the same seeds with its standard error over prompts, its
-    top-5, the shares of prompts that gain, and that lose more than two standard errors of their
-    seeds, the spread of the seeds of a prompt, and the guide's mean score."""
+    """One setting, with `best_of` samples.
+
+    `cost` is relative to plain sampling, which is 1. `score` and `guide` are the mean scores of the
+    referee and of the guide. `gain` is the referee's gain over plain sampling of the same seeds.
+    `error` is its standard error over prompts. `top5` is the referee's. `better` is the share of
+    prompts that gain. `worse` is the share that lose more than two standard errors of their seeds.
+    `spread` is that of the seeds of a prompt.
+    """
 
     way: str
     best_of: int
@@ -83,7 +89,7 @@ def error(values: Sequence[float]) -> float:
 
 
 def best(images: list[Drawn], number: int) -> list[Drawn]:
-    """Return the image with the highest score of the guide, of each complete group of `number`."""
+    """Return the image with the highest guide score of each complete group of `number` images."""
     groups = [images[k : k + number] for k in range(0, len(images), number)]
     return [max(g, key=lambda d: d.guide) for g in groups if len(g) == number]
 
@@ -117,7 +123,7 @@ def _row(
     """Return the row of the images that were kept for each prompt."""
     gains, clear = [], []
     for p, images in kept.items():
-        # A kept image is compared with the mean of plain sampling of its group's seeds.
+        # Compare a kept image with the mean of plain sampling over its group's seeds.
         groups = [every[p][k : k + number] for k in range(0, len(images) * number, number)]
         of_seeds = [
             image.score - mean(plain[p, d.seed] for d in group)
@@ -145,9 +151,11 @@ def _row(
 
 
 def at_budgets(drawn: list[Drawn]) -> dict[float, list[Row]]:
-    """For each budget, return each method's best settings: selected on the even prompts, in the
-    order in which they were drawn, and measured on the odd ones. The best by the first half comes
-    first."""
+    """Return each method's best settings for each budget.
+
+    The even prompts, in the order in which they were drawn, select the settings. The odd prompts
+    measure them. The settings with the highest gain on the even prompts come first.
+    """
     order = list(dict.fromkeys(d.prompt for d in drawn))
     even = set(order[::2])
     chosen = rows([d for d in drawn if d.prompt in even])
@@ -166,8 +174,10 @@ def at_budgets(drawn: list[Drawn]) -> dict[float, list[Row]]:
 
 
 def frontier(found: list[Row]) -> list[Row]:
-    """Return the rows of `shortcut` and of plain sampling that no other of these beats at the same
-    or a lower cost."""
+    """Return the Pareto frontier of the rows of `shortcut` and of plain sampling.
+
+    No other of these rows has the same or a higher gain at the same or a lower cost.
+    """
     kept: list[Row] = []
     for row in sorted(found, key=lambda row: row.cost):
         if row.method == "shortcut" and not (row.best_of > 1 and "travel" in row.options):
