@@ -1,14 +1,15 @@
-"""The baseline: the community pipeline clip_guided_stable_diffusion of diffusers, written out.
+"""The baseline: a reimplementation of diffusers' pipeline clip_guided_stable_diffusion.
 
 Each step computes the model_output with classifier-free guidance. Then the U-Net runs again on the
-conditioned half, with gradients. x0 is computed from its output, decoded and cropped. The gradient
-of the spherical distance with respect to x_t is added to ε (Dhariwal & Nichol 2021, algorithm 2):
+conditioned half, with gradients. The step computes x0 from its output, decodes it and crops it. It
+adds the gradient of the spherical distance with respect to x_t to ε (Dhariwal & Nichol 2021,
+algorithm 2):
 
     ε <- ε − √(1 − ᾱ) · ∇ over x_t of −scale · distance
 
-A step takes about three passes, and two in plain sampling. The cutouts come from torch's global
-generator. The loss is summed over the batch. The original supports ε only; here v is converted to ε
-and back.
+A step takes about three passes of the U-Net. A step of plain sampling takes two. The cutouts come
+from torch's global generator. The loss is the sum over the batch. The original supports ε only. This
+code converts v to ε and back.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from clipguide.guidance.noise_levels import level
 
 
 def cutouts(image_B3HW: torch.Tensor, size: int, number: int) -> torch.Tensor:
-    """Return squares of random side and place, averaged down to `size`: (N·B, 3, size, size)."""
+    """Return `number` random squares of each image, with average pooling to `size` pixels.
+
+    Each square has a random side and a random place.
+
+    Returns:
+        float (number·B, 3, size, size).
+    """
     height, width = image_B3HW.shape[2:]
     most, least = min(height, width), min(height, width, size)
     found = []
@@ -35,7 +42,7 @@ def cutouts(image_B3HW: torch.Tensor, size: int, number: int) -> torch.Tensor:
 
 
 def spherical(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Return 2·asin²(‖u − t‖/2)."""
+    """Return the squared spherical distance 2·asin²(‖u − t‖/2), u and t normalised."""
     return (F.normalize(u, dim=-1) - F.normalize(t, dim=-1)).norm(dim=-1).div(2).asin().pow(2) * 2
 
 
@@ -50,8 +57,20 @@ def sample(
     told_first: bool = False,
     **settings: object,
 ) -> torch.Tensor:
-    """Final latents_BChw of a call of the pipeline. `scale` is its clip_guidance_scale;
-    `told_first` says that the batch of the U-Net has the conditioned half first."""
+    """Sample with the guided pipeline.
+
+    Args:
+        pipe: the pipeline.
+        clip: the CLIP that guides.
+        prompts: B prompts.
+        scale: the clip_guidance_scale of the original.
+        number: the number of cutouts of an image.
+        told_first: whether the batch of the U-Net has the conditioned half first.
+        **settings: more arguments for the pipeline.
+
+    Returns:
+        The final latents_BChw.
+    """
     scheduler, text_BD = pipe.scheduler, clip.encode_text(prompts)
     step, asked = scheduler.step, {}
 
@@ -70,7 +89,7 @@ def sample(
                 return pipe.unet(whole, *rest, **{**kwargs, "return_dict": False})[0]
 
             gradient = _gradient(pipe, again, clip, here, x, text_BD, scale, number)
-            move = -here.sigma * gradient  # of ε
+            move = -here.sigma * gradient  # the change of ε
             if here.prediction == "v":
                 move = here.alpha * move + here.sigma * (here.sigma / here.alpha) * move
             output = output + move
@@ -86,7 +105,7 @@ def sample(
 
 
 def _of(value: object, half: slice) -> object:
-    """Return the tensors of a batch in a value, cut to that half."""
+    """Return a value with the tensors in it cut to a half of the batch."""
     if isinstance(value, torch.Tensor):
         return value[half] if value.ndim else value
     if isinstance(value, dict):
@@ -98,7 +117,7 @@ def _gradient(pipe, again, clip, here, x, text_BD, scale, number) -> torch.Tenso
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         x0 = here.x0(again(x), x)
-        mixed = here.sigma * x0 + (1 - here.sigma) * x  # as the original weighs them
+        mixed = here.sigma * x0 + (1 - here.sigma) * x  # the weights of the original
         if hasattr(pipe, "decode"):
             image = pipe.decode(mixed)
         else:
