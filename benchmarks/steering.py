@@ -1,16 +1,21 @@
-"""What each way of steering gains, and what it costs: the mini generator, by a CLIP of its own.
+"""Measure the gain and the cost of each way of steering the mini generator, by a separate CLIP.
 
     taskset -c 0 python -m benchmarks.steering draw --minutes 600   # continues after a stop
     python -m benchmarks.steering table            # prints the tables, writes steering.json
 
-Each prompt is drawn in all ways (`benchmarks/ways.py`), one image at a time, one way after another,
-in one process with one thread, in float32, from the same seeds. Cost is the median over prompts of
-the mean seconds of an image ÷ those of plain sampling of the same prompt: seconds of the processor,
-which on a core with nothing beside are those of the clock, and beside other jobs stay so. "best of"
-keeps, of so many images, the one that the guide likes best; "default" is `clipguide generate`.
-Score, top-5, gain and diversity are those of the referee, which guides, stops and picks nothing
-(`python -m training.clip export referee`). Each prompt is written as it is done, with the digest of
-all models: what other models drew is not counted, and is drawn again.
+The benchmark draws each prompt in all ways (`benchmarks/ways.py`) from the same seeds, in float32. It
+draws one image at a time and one way after another, in one process with one thread.
+
+Cost is the mean seconds of an image ÷ those of plain sampling of the same prompt. The figure is the
+median over prompts. The seconds are processor time. On a core with no other job, they equal
+wall-clock time. Other jobs do not change them.
+
+"best of" keeps the image with the guide's highest score from that many images. "default" is
+`clipguide generate`. The referee measures score, top-5, gain and diversity. It does not guide, stop
+or select anything (`python -m training.clip export referee`).
+
+The benchmark writes each way of a prompt when it is done, with the digest of all models. Images of
+other models do not count, and the benchmark draws them again.
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ Referee = Annotated[Path, typer.Option(help="The referee's open_clip folder.")]
 
 
 def read(records: Path) -> list[Drawn]:
-    """What was drawn so far, by whatever models."""
+    """Return the images drawn so far, by any models."""
     if not records.exists():
         return []
     return [Drawn(**json.loads(line)) for line in records.read_text().splitlines()]
@@ -85,7 +90,7 @@ def command_draw(
         if time.monotonic() > end:
             break
         target = drawings.place[of[i]]
-        for way in missing:  # all of a way's seeds or none
+        for way in missing:  # write all of a way's seeds or none
             few = min(seeds, way.seeds)
             found = graded(model, judge, text_KD, way, every[i], target, few)
             with records.open("a") as file:
@@ -104,7 +109,7 @@ def graded(
     target: int,
     seeds: int,
 ) -> list[Drawn]:
-    """Return the images of one way, scored; their prompt's place is not set."""
+    """Return the scored images of one way. The number of their prompt is not set."""
     from training.evaluate.drawings import ranks
 
     text_1D, vectors, found = referee.encode_text([prompt]), [], []
@@ -142,7 +147,7 @@ def command_table(
     / "steering.json",
     auto: Annotated[bool, typer.Option(help="Write what the method auto chooses from.")] = False,
 ) -> None:
-    """Print the tables of what these models drew, as Markdown, and keep them."""
+    """Print the tables of the images of the present models as Markdown, and write JSON and a plot."""
     models = models_of(*SHIPPED, referee=referee)
     drawn = enough([d for d in read(records) if d.models == digest_of(models)])
     if not drawn:
@@ -161,7 +166,7 @@ def command_table(
 
 
 def write_auto(found: list[Row], models: dict[str, str], prompts: int) -> None:
-    """Keep what the method auto chooses from."""
+    """Write the table that the method auto chooses from."""
     names = ("method", "options", "best_of", "decoder", "cutouts", "cost", "gain")
     table = [{name: asdict(row)[name] for name in names} for row in frontier(found)]
     for row in table:
@@ -171,7 +176,7 @@ def write_auto(found: list[Row], models: dict[str, str], prompts: int) -> None:
 
 
 def plot(found: list[Row], path: Path) -> None:
-    """The referee's gain against cost."""
+    """Plot the referee's gain against the cost."""
     import matplotlib
 
     matplotlib.use("Agg")
