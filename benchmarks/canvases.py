@@ -1,14 +1,14 @@
-"""Measure what the loop draws on each canvas, by the referee, which neither steers nor selects.
+"""Measure the images of each canvas with the referee, which does not steer or select.
 
     taskset -c 0 python -m benchmarks.canvases minute  # each canvas, 60 s an image: top-5, a sheet
     taskset -c 0 python -m benchmarks.canvases choose  # canvas, views and rate in equal time
     taskset -c 0 python -m benchmarks.canvases race    # time to the classic loop's final score
-    taskset -c 0 python -m benchmarks.canvases longer  # what is kept of 2,000 steps at 3 x the rate
-    python -m benchmarks.canvases tile                 # across a tile's seam ÷ inside
+    taskset -c 0 python -m benchmarks.canvases longer  # the kept image of 2,000 steps at 3 x the rate
+    python -m benchmarks.canvases tile                 # change across a tile's seam ÷ inside
     python -m benchmarks.canvases memory               # peaks: 512 cutouts ÷ 32, 1024² pixels
 
 The referee is `python -m training.clip export referee`. Each command takes --minutes. It stores its
-measurements in the cache, with the digest of all models, and continues there. At its end it writes
+measurements in the cache, with the digest of all models. A second run continues. At its end it writes
 canvases.json. Time is processor time, so the commands can run next to other jobs. `choose` uses 50
 prompts after the first 200, which no target uses. The others use the first prompts. `python -m
 benchmarks.loops speed` measures the iterations at the size of taming-transformers.
@@ -44,16 +44,19 @@ CACHE = TRAINING / "canvases"
 OUT = HERE / "canvases.json"
 SHEET = HERE.parent / "samples" / "canvases.png"
 SIDE = 96  # pixels of an image on the sheet
-UNUSED = 200  # prompts from here on are in no bar, nor in the steering benchmark
+UNUSED = 200  # no target and no steering benchmark uses the prompts from here on
 VIEWS = ("warped", "plain", "vqgan-clip", "disco")
-RATES = (0.5, 1.0, 2.0)  # × a canvas's own
+RATES = (0.5, 1.0, 2.0)  # × the canvas's default rate
 Referee = Annotated[Path, typer.Option("--referee", help="The referee's open_clip folder.")]
 Minutes = Annotated[float, typer.Option(help="Begin nothing after that.")]
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
 def keep(name: str, facts: dict, models: dict[str, str] | None = None) -> None:
-    """Put what was measured beside what was; `models` are those that bear on it."""
+    """Add a measurement to canvases.json and print it.
+
+    `models` are the digests of the models that the measurement depends on.
+    """
     known = json.loads(OUT.read_text()) if OUT.exists() else {}
     known[name] = {**facts, **({"models": models} if models else {})}
     OUT.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
@@ -74,8 +77,10 @@ def left(
 
 
 def opened(folder: Path) -> tuple[Measure, Records]:
-    """Return the referee, and the records of the present models. From here on, torch uses one
-    thread."""
+    """Return the referee and the records of the present models.
+
+    From here on, torch uses one thread.
+    """
     torch.set_num_threads(1)
     measure = Measure(folder)
     return measure, Records(CACHE / "records.jsonl", digest_of(measure.models))
@@ -90,8 +95,10 @@ def command_minute(
     sheet: Annotated[Path, typer.Option(help="A contact sheet.")] = SHEET,
     minutes: Minutes = 1e9,
 ) -> None:
-    """Draw each prompt on each canvas, with the default settings and seed 0. No image is selected
-    by hand."""
+    """Draw each prompt on each canvas, with the default settings and seed 0.
+
+    No image is selected by hand.
+    """
     measure, records = opened(referee)
     names, owners = canvases.split(","), {}
     wanted = [
@@ -154,9 +161,11 @@ def command_choose(
     views: Annotated[str, typer.Option(help="By commas.")] = ",".join(VIEWS),
     minutes: Minutes = 1e9,
 ) -> None:
-    """Compare each canvas with each kind of views at its own rate, and with the default views at
-    half and twice that rate: the referee's scores in equal time, so that a setting with slower
-    steps has fewer steps."""
+    """Compare the referee's scores of canvases, views and rates in equal time.
+
+    The settings are each canvas with each kind of views at its default rate, and each canvas with
+    the default views at half and at twice that rate. A setting with slower steps has fewer steps.
+    """
     measure, records = opened(referee)
     names, owners = canvases.split(","), {}
     ways = [(name, kind, 1.0) for name in names for kind in views.split(",")]
@@ -198,10 +207,12 @@ def command_race(
     canvas: Annotated[str, typer.Option(help="Ours.")] = "vqgan",
     minutes: Minutes = 1e9,
 ) -> None:
-    """Measure the seconds until our image has the referee's score of the classic loop's last image,
-    divided by the seconds of that loop. Both use mini, with the same cutouts, dtype and threads.
-    The learning rate of ours falls over the same number of steps. If our image never reaches the
-    score, its whole time counts."""
+    """Measure the time to the classic loop's final score, divided by that loop's time.
+
+    The score is the referee's score of the classic loop's last image. Both loops use mini, with the
+    same cutouts, dtype and threads. The learning rate of our loop falls over the same number of
+    steps. If our image never reaches the score, its whole time counts.
+    """
     measure, records = opened(referee)
     classic, owner = TextToCanvas("vqgan", judge=""), TextToCanvas(canvas, judge="")
     same = {"canvas": canvas, "steps": steps, "cutouts": cutouts}
@@ -225,8 +236,11 @@ def command_longer(
     canvas: Annotated[str, typer.Option(help="On which.")] = "vqgan",
     minutes: Minutes = 1e9,
 ) -> None:
-    """Compare the image that the judge keeps of a run at three times the rate with that of step
-    200, by the referee: how often it is at least as good."""
+    """Compare the kept image of a long run at three times the rate with that of step 200.
+
+    The judge keeps the image. The figure is the share of prompts for which the referee scores it at
+    least as high as the image of step 200.
+    """
     measure, records = opened(referee)
     owner, same = TextToCanvas(canvas), {"canvas": canvas, "steps": steps}
     drawing = Drawing(steps=steps, lr=3 * CANVASES[canvas].lr, patience=30)
@@ -251,8 +265,11 @@ def command_tile(
     prompts: Annotated[int, typer.Option(min=1, help="How many.")] = 6,
     steps: Annotated[int, typer.Option(min=1, help="Of each.")] = 30,
 ) -> None:
-    """Measure the mean difference of pixels across the seams, divided by that at the same places of
-    the codes inside, for the tiles of a VQGAN and for images that are not tiles."""
+    """Measure the mean pixel difference across the seams, divided by that inside the image.
+
+    The differences inside are those at the edges of the codes. The command measures the tiles of a
+    VQGAN, and images that are not tiles.
+    """
     owner, facts = TextToCanvas("vqgan", judge=""), {}
     for tile in (True, False):
         drawing, seams, inside = Drawing(steps=steps, tile=tile), [], []
@@ -270,7 +287,10 @@ def command_tile(
 
 @app.command("memory")
 def command_memory() -> None:
-    """Measure the peak memory in GB of separate processes. One of them only loads the models."""
+    """Measure the peak memory of separate processes in GB.
+
+    One of the processes only loads the models.
+    """
     runs = {
         "loaded": None,
         "32 cutouts": Drawing(steps=2, cutouts=32),
@@ -283,7 +303,7 @@ def command_memory() -> None:
 
 
 def _peak(drawing: Drawing | None) -> float:
-    """Return the peak memory of a process in gigabytes."""
+    """Return the peak memory of a new process in GB."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
