@@ -1,4 +1,4 @@
-"""The runs of `benchmarks/canvases.py` for one image: draw it in a given time, race it, score it.
+"""The runs of `benchmarks/canvases.py` for one image: draw in a given time, race, score.
 
 Shapes: B images, K concepts, D of an embedding.
 """
@@ -19,7 +19,7 @@ from benchmarks.classic import Classic
 from benchmarks.records import models_of
 from clipguide import Clip, load_clip
 
-SHIPPED = ("guide", "judge", "vqgan", "generator")  # the latent canvas is the generator's
+SHIPPED = ("guide", "judge", "vqgan", "generator")  # the latent canvas uses the generator
 
 
 class Measure:
@@ -55,8 +55,13 @@ class Measure:
 def timed(
     owner: TextToCanvas, prompt: str, drawing: Drawing, seconds: float
 ) -> tuple[Image.Image, int, float]:
-    """Return the image of a run of about this many seconds of processor time, its number of steps,
-    and its time. A few steps, which do not count, give the time of a step."""
+    """Draw an image in about `seconds` of processor time.
+
+    Three steps of a separate run measure the time of a step. They do not count.
+
+    Returns:
+        The image, its number of steps, and its processor time in seconds.
+    """
     few = owner.start(prompt, replace(drawing, steps=8))
     few.step()  # warm-up
     begin = time.process_time()
@@ -79,8 +84,11 @@ def raced(
     steps: int,
     cutouts: int,
 ) -> tuple[float, bool]:
-    """Return our seconds divided by those of the classic loop, and whether our image reached its
-    score."""
+    """Race our loop against the classic loop's final score.
+
+    Returns:
+        Our seconds divided by those of the classic loop, and whether our image reached its score.
+    """
     torch.manual_seed(0)
     side = classic.start(prompt, Drawing()).loop.canvas.height
     sides = {"height": side, "width": side}
