@@ -158,7 +158,7 @@ def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
 
 
 def settings(way: Way) -> dict:
-    """Return the fields of a `Row` that describe how its images were drawn. Plain sampling has none.
+    """Return the fields of a `Row` that say how its images were drawn. Plain sampling has none.
 
     `auto` does not choose the number of steps. A method at another number of steps therefore counts
     as a method of its own here.
