@@ -8,8 +8,8 @@ algorithm 2):
     ε <- ε − √(1 − ᾱ) · ∇ over x_t of −scale · distance
 
 A step takes about three passes of the U-Net. A step of plain sampling takes two. The cutouts come
-from torch's global generator. The loss is the sum over the batch. The original supports ε only. This
-code converts v to ε and back.
+from torch's global generator. The loss is the sum over the batch. The original supports ε only.
+This code converts v to ε and back.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def cutouts(image_B3HW: torch.Tensor, size: int, number: int) -> torch.Tensor:
 
 
 def spherical(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Return the squared spherical distance 2·asin²(‖u − t‖/2), u and t normalised."""
+    """Return the spherical distance 2·asin²(‖u − t‖/2) of the normalised u and t."""
     return (F.normalize(u, dim=-1) - F.normalize(t, dim=-1)).norm(dim=-1).div(2).asin().pow(2) * 2
 
 
