@@ -3,8 +3,8 @@
     taskset -c 0 python -m benchmarks.steering draw --minutes 600   # continues after a stop
     python -m benchmarks.steering table            # prints the tables, writes steering.json
 
-The benchmark draws each prompt in all ways (`benchmarks/ways.py`) from the same seeds, in float32. It
-draws one image at a time and one way after another, in one process with one thread.
+The benchmark draws each prompt in all ways (`benchmarks/ways.py`) from the same seeds, in float32.
+It draws one image at a time and one way after another, in one process with one thread.
 
 Cost is the mean seconds of an image ÷ those of plain sampling of the same prompt. The figure is the
 median over prompts. The seconds are processor time. On a core with no other job, they equal
@@ -147,7 +147,7 @@ def command_table(
     / "steering.json",
     auto: Annotated[bool, typer.Option(help="Write what the method auto chooses from.")] = False,
 ) -> None:
-    """Print the tables of the images of the present models as Markdown, and write JSON and a plot."""
+    """Print the tables of the present models as Markdown, and write a JSON file and a plot."""
     models = models_of(*SHIPPED, referee=referee)
     drawn = enough([d for d in read(records) if d.models == digest_of(models)])
     if not drawn:
