@@ -3,15 +3,15 @@
     taskset -c 0 python -m benchmarks.canvases minute  # each canvas, 60 s an image: top-5, a sheet
     taskset -c 0 python -m benchmarks.canvases choose  # canvas, views and rate in equal time
     taskset -c 0 python -m benchmarks.canvases race    # time to the classic loop's final score
-    taskset -c 0 python -m benchmarks.canvases longer  # the kept image of 2,000 steps at 3 x the rate
+    taskset -c 0 python -m benchmarks.canvases longer  # the image kept of 2,000 steps, 3 x the rate
     python -m benchmarks.canvases tile                 # change across a tile's seam ÷ inside
     python -m benchmarks.canvases memory               # peaks: 512 cutouts ÷ 32, 1024² pixels
 
 The referee is `python -m training.clip export referee`. Each command takes --minutes. It stores its
-measurements in the cache, with the digest of all models. A second run continues. At its end it writes
-canvases.json. Time is processor time, so the commands can run next to other jobs. `choose` uses 50
-prompts after the first 200, which no target uses. The others use the first prompts. `python -m
-benchmarks.loops speed` measures the iterations at the size of taming-transformers.
+measurements in the cache, with the digest of all models, and continues from them. At its end it
+writes canvases.json. Time is processor time, so the commands can run next to other jobs. `choose`
+uses 50 prompts after the first 200, which no target uses. The others use the first prompts. `python
+-m benchmarks.loops speed` measures the iterations at the size of taming-transformers.
 
 Shapes: B images, K concepts, D of an embedding.
 """
