@@ -7,11 +7,12 @@
     python -m benchmarks.canvases tile                 # change across a tile's seam ÷ inside
     python -m benchmarks.canvases memory               # peaks: 512 cutouts ÷ 32, 1024² pixels
 
-The referee is `python -m training.clip export referee`. Each command with a referee takes --minutes.
-It stores its measurements in the cache, with the digest of all models, and continues from them. At
-its end, each command writes canvases.json. Time is processor time, so the commands can run next to other jobs. `choose`
-uses 50 prompts after the first 200, which no target uses. The others use the first prompts. `python
--m benchmarks.loops speed` measures the iterations at the size of taming-transformers.
+The referee is `python -m training.clip export referee`. Each command with a referee takes
+--minutes. It stores its measurements in the cache, with the digest of all models, and continues
+from them. At its end, each command writes canvases.json. Time is processor time, so the commands
+can run next to other jobs. `choose` uses 50 prompts after the first 200, which no target uses. The
+others use the first prompts. `python -m benchmarks.loops speed` measures the iterations at the size
+of taming-transformers.
 
 Shapes: B images, K concepts, D of an embedding.
 """
