@@ -76,7 +76,7 @@ def embedded() -> str:
         "features of EfficientNet-Lite0. Variety is the mean distance between eight images of one "
         "prompt, by the referee. \"Other languages\" compares texts only: it is the share of names "
         "in 15 other languages whose English name is among the five nearest of all English names. "
-        f"{_of_readers()} "
+        f"{_of_reviewers()} "
         "A target is what the authors aim at: "
         f"{met.count('yes')} of the {len(met)} targets are met."
     )
@@ -85,15 +85,16 @@ def embedded() -> str:
     return f"{said}\n\n{shown}\n{_left_out(sorted(old))}"
 
 
-def _of_readers() -> str:
-    """Return what the rows about readers of images mean."""
+def _of_reviewers() -> str:
+    """Return what the rows about reviewed images mean."""
     eyes = read("training/eyes.json")
-    prompts, readers = len(eyes["prompts"]), eyes["readers"]
+    prompts, reviewers = len(eyes["prompts"]), eyes["reviewers"]
     return (
-        f"\"Called good by readers\": {readers} readers looked at the images of {prompts} prompts, "
-        "such as a new user types first, and called each image good, so-so or bad. The images are "
+        f"\"Called good by reviewers\": {reviewers} reviewers, AI models that see images, looked at "
+        f"the images of {prompts} prompts such as a new user types first, and called each image "
+        "good, so-so or bad. The images are "
         "those of `clipguide generate` at seed 0 without other options (`python -m "
-        f"training.eyes`). The figure is the share of all {prompts * readers} answers. \"Images "
+        f"training.eyes`). The figure is the share of all {prompts * reviewers} answers. \"Images "
         "with a warning\" says how often the command warns that an image may not show its prompt: "
         "[If the generator does not know a "
         "word](get-started.md#if-the-generator-does-not-know-a-word)."

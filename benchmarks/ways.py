@@ -8,7 +8,7 @@ Shapes: 1 image, 3 channels, H rows, W columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from clipguide.pipelines.generation import CFG, STEPS
@@ -27,6 +27,7 @@ from clipguide.guidance import (
 )
 from clipguide.guidance.contract import Method
 from clipguide.guidance.decoders import Decoder
+from clipguide.guidance.generators import STRIDE
 from clipguide.mini.pipeline import MiniPipeline
 
 VIEWS = Cutouts()
@@ -71,13 +72,9 @@ WAYS = (
     Way("15 steps", None, 16, (1, 2, 4, 8, 16), steps=15),
     Way("15 steps, shortcut 0.2", Shortcut(strength=0.2), 4, (1, 2), steps=15),
     Way("15 steps, shortcut 0.2, every 3", Shortcut(strength=0.2, every=3), 4, (1, 2), steps=15),
-    Way(
-        "15 steps, sparing 0.6, every 3",
-        Shortcut(strength=0.6, every=3),
-        4,
-        (1, 2, 4),
-        WHOLE,
-        "linear",
+    replace(
+        sparing("0.6, every 3", strength=0.6, every=3),
+        name="15 steps, sparing 0.6, every 3",
         steps=15,
     ),
     Way("pruned 4", BestOf(number=4, finish=1, look=0.25)),
@@ -151,7 +148,7 @@ def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
             number = way.method.number
             settings["prompt"] = [prompt] * number
             settings["generator"] = [
-                torch.Generator().manual_seed(seed + k * 1_000_000) for k in range(number)
+                torch.Generator().manual_seed(seed + k * STRIDE) for k in range(number)
             ]
         image_B3HW = s(**settings, output_type="pt").images.clamp(0, 1)
         return image_B3HW[objective.score(image_B3HW).argmax()][None]

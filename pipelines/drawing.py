@@ -79,7 +79,8 @@ class Drawing:
             initial image.
         init: an image file to begin with, in place of `start`.
         init_weight: the weight of the mean squared error to `init`.
-        mask: an image file that is white where to draw. Elsewhere the image of `init` stays.
+        mask: an image file that is white where the image may change. Elsewhere the image of `init`
+            stays.
         pictures: image files that the image must resemble, in addition to the prompt
             (`--image-prompt`). Each has a weight of 1.
         tile: whether opposite edges fit.

@@ -1,11 +1,13 @@
-"""Draw images for people to rate one by one, and collect their verdicts.
+"""Draw images for reviewers to rate one by one, and collect their verdicts.
 
     python -m training.eyes draw PROMPTS FOLDER     # one image of each line, in random order
     python -m training.eyes count FOLDER            # reads FOLDER/*.tsv, writes training/eyes.json
 
-Each reader writes one TSV file with a line for each image: its number, a tab, and "good", "so-so"
-or "bad". More columns can follow. "good" means that anybody would name the object with its colour
-and number, and would keep the image. "bad" means that nobody would, or that it shows another thing.
+A reviewer is a person, or an AI model that sees images. Those of eyes.json are two AI models, which
+saw each image by itself, in opposite orders. Each reviewer writes one TSV file with a line for each
+image: its number, a tab, and "good", "so-so" or "bad". More columns can follow. "good" means that
+anybody would name the object with its colour and number, and would keep the image. "bad" means that
+nobody would, or that it shows another thing.
 """
 
 from __future__ import annotations
@@ -46,31 +48,31 @@ def draw(prompts: Path, folder: Path) -> None:
 
 @app.command()
 def count(folder: Path) -> None:
-    """Collect the verdicts of all readers and write eyes.json.
+    """Collect the verdicts of all reviewers and write eyes.json.
 
     Raises:
-        UsageError: other weights drew the images, a verdict is unknown, or a reader has not exactly
-            one verdict for each image.
+        UsageError: other weights drew the images, a verdict is unknown, or a reviewer has not
+            exactly one verdict for each image.
     """
     key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
     if key["weights"] != weights():
         raise UsageError("Other weights drew these images: draw them again.")
     said: dict[str, list[str]] = {number: [] for number in key["images"]}
-    readers = sorted(folder.glob("*.tsv"))
-    for path in readers:
+    reviewers = sorted(folder.glob("*.tsv"))
+    for path in reviewers:
         for line in path.read_text(encoding="utf-8").splitlines():
             number, verdict = line.split("\t")[:2]
             if verdict not in VERDICTS:
                 raise UsageError(f"{path.name}: {verdict!r} is none of {', '.join(VERDICTS)}.")
             said[number].append(verdict)
-    odd = [number for number, verdicts in said.items() if len(verdicts) != len(readers)]
-    if odd or not readers:
-        raise UsageError(f"Not every reader has one verdict for each image: {', '.join(odd)}.")
+    odd = [number for number, verdicts in said.items() if len(verdicts) != len(reviewers)]
+    if odd or not reviewers:
+        raise UsageError(f"Not every reviewer has one verdict for each image: {', '.join(odd)}.")
     rows = {
         row["prompt"]: {"guide": row["guide"], "judge": row["judge"], "said": said[number]}
         for number, row in key["images"].items()
     }
-    found = {"weights": key["weights"], "readers": len(readers), "prompts": rows}
+    found = {"weights": key["weights"], "reviewers": len(reviewers), "prompts": rows}
     EYES.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -8,8 +8,8 @@ It encodes 256 x 256 pixels as 32x32 codes of a codebook of 4,096.
 The training starts from the shipped weights. Their codebook can be smaller. The loss is the sum of
 the absolute error, the squared error, the distance of Lite0's features and the commitment loss of
 VQ-VAE (van den Oord et al. 2017). After a third of the run, a small patch discriminator adds a
-hinge adversarial loss. The ratio of the gradients at the decoder's last layer sets its weight. The
-training moves unused codes to latents far from all codes.
+hinge adversarial loss. The ratio of the gradients at the decoder's last layer sets its weight
+(Esser et al. 2021, section 3.1). The training moves unused codes to latents far from all codes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ CODES, SIDE = 4096, 256
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
-def build(codes: int = CODES):
-    """Return the architecture: 2.5 M parameters, no attention, a codebook of (codes, 8)."""
+def build():
+    """Return the architecture: 2.5 M parameters, no attention, a codebook of (CODES, 8)."""
     from diffusers import VQModel
 
     return VQModel(
@@ -43,7 +43,7 @@ def build(codes: int = CODES):
         latent_channels=8,
         norm_num_groups=8,
         mid_block_add_attention=False,
-        num_vq_embeddings=codes,
+        num_vq_embeddings=CODES,
         sample_size=SIDE,
     )
 

@@ -237,7 +237,7 @@ def generate(
     """Draw an image of each PROMPT. CLIP selects or steers it.
 
     By default, the embedded generator is not steered: the command draws four samples and keeps the
-    one whose scores by guide and judge have the highest sum. A steering option makes it steer,
+    one that guide and judge together rank highest. A steering option makes it steer,
     except --strength 0 and --method best-of. Steering options are a weight in a PROMPT, and all
     options under "Steering" and "Options of one method" except --negative, --judge, --select,
     --question and --refine. A real model is always steered, unless you give --strength 0 or

@@ -90,22 +90,22 @@ def doubt_figures(
 
 
 def eyes(settings: Settings) -> Iterator[Figure]:
-    """Yield the answers of readers who looked at images one by one (`python -m training.eyes`)."""
+    """Yield what reviewers said of images that they saw one by one (`python -m training.eyes`)."""
     found = json.loads(EYES.read_text())
     said = [verdict for row in found["prompts"].values() for verdict in row["said"]]
-    note = f"{len(found['prompts'])} prompts, {found['readers']} readers"
+    note = f"{len(found['prompts'])} prompts, {found['reviewers']} reviewers"
     for what in VERDICTS:
         yield figure(f"generator: looked at, {what}", said.count(what) / len(said),
                      n=len(said), weights=found["weights"], note=note)
     doubted = {what: [] for what in VERDICTS}
     for prompt, row in found["prompts"].items():
         if len(set(row["said"])) == 1:
-            alike = known.unlike(prompt, row["guide"], row["judge"]) or known.doubt(prompt)
-            doubted[row["said"][0]].append(alike is not None)
-    for what, alike in doubted.items():
-        if alike:
-            yield figure(f"generator: doubted, of {what} images", sum(alike) / len(alike),
-                         n=len(alike), weights=found["weights"], note="all readers agree")
+            warned = known.doubt(prompt) or known.unlike(prompt, row["guide"], row["judge"])
+            doubted[row["said"][0]].append(warned is not None)
+    for what, warned_N in doubted.items():
+        if warned_N:
+            yield figure(f"generator: doubted, of {what} images", sum(warned_N) / len(warned_N),
+                         n=len(warned_N), weights=found["weights"], note="all reviewers agree")
 
 
 def pair_figures(

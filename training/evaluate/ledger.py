@@ -100,9 +100,9 @@ NAMES = {  # of figures, as the page writes them
     "two things, both right, sides right": "two objects, both right and on the right sides",
     "nearly a training picture": "near-copies of a training image",
     "variety, times that of real drawings": "variety, divided by that of real drawings",
-    **{f"looked at, {said}": f"called {said} by readers" for said in ("good", "so-so", "bad")},
+    **{f"looked at, {said}": f"called {said} by reviewers" for said in ("good", "so-so", "bad")},
     **{
-        f"doubted, of {said} images": f"images with a warning, of those that both readers called "
+        f"doubted, of {said} images": f"images with a warning, of those that both reviewers called "
         f"{said}"
         for said in ("good", "so-so", "bad")
     },
