@@ -90,8 +90,8 @@ def _of_reviewers() -> str:
     eyes = read("training/eyes.json")
     prompts, reviewers = len(eyes["prompts"]), eyes["reviewers"]
     return (
-        f"\"Called good by reviewers\": {reviewers} reviewers, AI models that see images, looked at "
-        f"the images of {prompts} prompts such as a new user types first, and called each image "
+        f"\"Called good by reviewers\": {reviewers} reviewers, AI models that see images, looked "
+        f"at the images of {prompts} prompts such as a new user types first, and called each image "
         "good, so-so or bad. The images are "
         "those of `clipguide generate` at seed 0 without other options (`python -m "
         f"training.eyes`). The figure is the share of all {prompts * reviewers} answers. \"Images "

@@ -39,8 +39,8 @@ class Generation:
         count: the number of images of each prompt. The i-th has the seed `seed` + i.
         best_of: the number of candidates of each image. The seed of the k-th is that of the image
             plus k·1,000,000. The candidate with the lowest objective is kept. If nothing steers, it
-            is the one with the highest sum of minus the objective and the score of the judge. None means 1,
-            or 4 with the embedded generator and no steering option.
+            is the one with the highest sum of minus the objective and the score of the judge. None
+            means 1, or 4 with the embedded generator and no steering option.
         method: the name of a method, or an instance. The particles of an image are its candidates.
             "auto" chooses the method with the highest gain for `budget`. None means "shortcut".
             With the embedded generator and no steering option, None does not steer: see `usual`.

@@ -201,7 +201,18 @@ def test_the_baseline_is_guided(kind, pipe, clip):
 
     generator = [torch.Generator().manual_seed(1)]
     plain = pipe(["a fox"], generator=generator, output_type="latent", **settings).images
+    asked = []
+    hook = pipe.unet.register_forward_pre_hook(
+        lambda unet, args, kwargs: asked.append((args[0], kwargs)), with_kwargs=True
+    )
     torch.testing.assert_close(sample(0.0), image(plain), atol=1e-5, rtol=0)
+    hook.remove()
+    (both, told), (one, again) = asked[:2]  # the second pass is that of the conditioned half
+    half = slice(None, 1) if kind == "MiniPipeline" else slice(1, None)
+    assert len(both) == 2 and torch.equal(one, both[half])
+    states = "encoder_hidden_states"
+    assert torch.equal(again[states], told[states][half])
+    assert not torch.equal(told[states][0], told[states][1])
     text = clip.encode_text(["a fox"])
     cosine = [(clip.encode_image(sample(scale)) @ text.T).item() for scale in (0.0, 50.0)]
     assert cosine[1] > cosine[0]

@@ -1,0 +1,107 @@
+"""What reviewers said of images: counted, and turned into figures."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from clipguide.errors import UsageError
+from clipguide.mini import known
+from training import eyes
+from training.evaluate import generator
+from training.evaluate.ledger import Settings
+
+KEY = {
+    "0": {"prompt": "a red fox", "guide": 0.3, "judge": 0.3},
+    "1": {"prompt": "a white horse", "guide": 0.1, "judge": 0.1},
+    "2": {"prompt": "a blue car", "guide": 0.1, "judge": 0.1},
+    "3": {"prompt": "an apple", "guide": 0.3, "judge": 0.3},
+}
+SAID = {"a": ["good", "bad", "so-so", "good"], "b": ["good", "bad", "bad", "good"]}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(eyes, "EYES", tmp_path / "eyes.json")
+    monkeypatch.setattr(generator, "EYES", tmp_path / "eyes.json")
+    monkeypatch.setattr(eyes, "weights", lambda: {"generator": "1"})
+    key = {"weights": {"generator": "1"}, "images": KEY}
+    (tmp_path / "key.json").write_text(json.dumps(key))
+    for name, said in SAID.items():
+        lines = [f"{k}\t{verdict}\tmore" for k, verdict in enumerate(said)]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_figures_of_verdicts(folder):
+    """Shares of all answers; warnings only where the reviewers agree."""
+    eyes.count(folder)
+    found = {one.key.removeprefix("generator: "): one for one in generator.eyes(Settings())}
+    shares = {key: (one.value, one.n) for key, one in found.items()}
+    assert shares == {
+        "looked at, good": (0.5, 8),
+        "looked at, so-so": (0.125, 8),
+        "looked at, bad": (0.375, 8),
+        "doubted, of good images": (0.0, 2),
+        "doubted, of bad images": (1.0, 1),
+    }
+    assert found["looked at, bad"].weights == {"generator": "1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: (f / "b.tsv").write_text("0\tgood"), "one verdict for each image: 1, 2, 3"),
+        (lambda f: (f / "b.tsv").write_text("0\tfine"), "'fine' is none of good, so-so, bad"),
+        (lambda f: [p.unlink() for p in f.glob("*.tsv")], "Not every reviewer"),
+    ],
+)
+def test_verdicts_that_are_not_whole(folder, change, words):
+    change(folder)
+    with pytest.raises(UsageError, match=words):
+        eyes.count(folder)
+
+
+def test_verdicts_of_other_weights(folder, monkeypatch):
+    monkeypatch.setattr(eyes, "weights", lambda: {"generator": "2"})
+    with pytest.raises(UsageError, match="draw them again"):
+        eyes.count(folder)
+
+
+def test_images_in_an_order_by_chance(tiny_mini, tmp_path, monkeypatch):
+    """Each prompt once, with the scores that the warning goes by; comments and blanks are none."""
+    monkeypatch.setattr(eyes, "weights", dict)
+    prompts = [f"a fox, {k}" for k in range(4)]
+    (tmp_path / "prompts.txt").write_text("\n".join(["# first", "", *prompts]))
+    eyes.draw(tmp_path / "prompts.txt", tmp_path / "out")
+    key = json.loads((tmp_path / "out" / "key.json").read_text())["images"]
+    drawn = [row["prompt"] for row in key.values()]
+    assert sorted(drawn) == prompts and drawn != prompts
+    for number, row in key.items():
+        with Image.open(tmp_path / "out" / f"{number}.png") as image:
+            assert image.size == (32, 32)
+        assert -1 <= row["guide"] <= 1 and -1 <= row["judge"] <= 1
+
+
+def test_the_referee_measures_the_warning(tiny_mini, tmp_path, monkeypatch):
+    """Below the least sum of both scores, among the images that are named and the others."""
+    import torch
+
+    class Clip:
+        def __init__(self, score_B: list[float]) -> None:
+            self.score_B = torch.tensor(score_B)
+
+        def encode_pictures(self, images: list) -> torch.Tensor:
+            return self.score_B[:, None]
+
+        def encode_text(self, texts: list[str]) -> torch.Tensor:
+            return torch.ones(len(texts), 1)
+
+    low, high = known.LEAST / 2 - 0.01, known.LEAST / 2 + 0.01
+    clips = {"guide": Clip([low, high, low, high]), "judge": Clip([low, high, high + 0.1, low])}
+    monkeypatch.setattr(Settings, "clip", lambda self, name: clips[name])
+    named_B = torch.tensor([True, True, False, False])
+    found = generator.doubt_figures(Settings(), ["a"] * 4, [None] * 4, named_B, {})
+    assert [(one.value, one.n) for one in found] == [(0.5, 2), (0.0, 2)]
