@@ -18,8 +18,9 @@ KEY = {
     "1": {"prompt": "a white horse", "guide": 0.1, "judge": 0.1},
     "2": {"prompt": "a blue car", "guide": 0.1, "judge": 0.1},
     "3": {"prompt": "an apple", "guide": 0.3, "judge": 0.3},
+    "4": {"prompt": "a cat and a dog", "guide": 0.3, "judge": 0.3},  # its words raise a doubt
 }
-SAID = {"a": ["good", "bad", "so-so", "good"], "b": ["good", "bad", "bad", "good"]}
+SAID = {"a": ["good", "bad", "so-so", "good", "bad"], "b": ["good", "bad", "bad", "good", "bad"]}
 
 
 @pytest.fixture
@@ -41,11 +42,11 @@ def test_figures_of_verdicts(folder):
     found = {one.key.removeprefix("generator: "): one for one in generator.eyes(Settings())}
     shares = {key: (one.value, one.n) for key, one in found.items()}
     assert shares == {
-        "looked at, good": (0.5, 8),
-        "looked at, so-so": (0.125, 8),
-        "looked at, bad": (0.375, 8),
+        "looked at, good": (0.4, 10),
+        "looked at, so-so": (0.1, 10),
+        "looked at, bad": (0.5, 10),
         "doubted, of good images": (0.0, 2),
-        "doubted, of bad images": (1.0, 1),
+        "doubted, of bad images": (1.0, 2),
     }
     assert found["looked at, bad"].weights == {"generator": "1"}
 
@@ -53,7 +54,7 @@ def test_figures_of_verdicts(folder):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda f: (f / "b.tsv").write_text("0\tgood"), "one verdict for each image: 1, 2, 3"),
+        (lambda f: (f / "b.tsv").write_text("0\tgood"), "one verdict for each image: 1, 2, 3, 4"),
         (lambda f: (f / "b.tsv").write_text("0\tfine"), "'fine' is none of good, so-so, bad"),
         (lambda f: [p.unlink() for p in f.glob("*.tsv")], "Not every reviewer"),
     ],

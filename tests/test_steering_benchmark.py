@@ -121,6 +121,8 @@ def test_every_way_draws(tiny_mini):
         assert found[way.name].shape == (1, 3, 32, 32)
         assert torch.equal(found[way.name], table_of_ways.draw(model, quick, "a fox", 1))
         facts = table_of_ways.settings(way)
+        if way is DEFAULT or way.steps != STEPS:  # auto does not choose such
+            assert facts["method"] not in METHODS
         if facts.get("method") in METHODS:
             assert configure(facts["method"], facts["options"]) == way.method
     # A judge need not step in, and of several unsteered images the first may be the best.

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from clipguide.mini.styles import STYLES
-from training import styles
+from training import styles, vqgan
 from training.loop import Loop, averaged
 from training.samples import Samples
 
@@ -129,3 +129,36 @@ def test_so_many_captions_name_the_style(tmp_path, named):
     assert abs(np.mean(["glossy" in caption for caption in said]) - named) < 0.03
     assert {caption.split(",")[0] for caption in said} == {"a fox", "fox", "un zorro"}
     assert {samples.caption(1, rng, named) for _ in range(50)} == set(told[1])
+
+
+def test_unused_codes_begin_again():
+    """At latents of the images, none at a latent that is a code in use; where all are used, nothing
+    moves, which once ended a training."""
+    from diffusers import VQModel
+
+    torch.manual_seed(0)
+    model = VQModel(
+        block_out_channels=(8,), latent_channels=4, norm_num_groups=4, num_vq_embeddings=6
+    )
+    image_B3HW = torch.rand(2, 3, 8, 8) * 2 - 1
+    with torch.no_grad():
+        latents = model.quant_conv(model.encoder(image_B3HW))
+        z_ND = latents.permute(0, 2, 3, 1).flatten(0, 2)
+        weight = model.quantize.embedding.weight
+        weight[0] = z_ND[0]
+    before = weight.detach().clone()
+    vqgan.revive(model, image_B3HW, torch.ones(6))
+    assert torch.equal(weight, before)
+    vqgan.revive(model, image_B3HW, torch.tensor([3.0, 0, 1, 0, 0, 2]))
+    assert torch.equal(weight[[0, 2, 5]], before[[0, 2, 5]])
+    far_KN = torch.cdist(weight[[1, 3, 4]].detach(), z_ND)
+    assert (far_KN.amin(1) < 1e-5).all() and not (far_KN.argmin(1) == 0).any()
+
+
+def test_a_codebook_grows_by_copies():
+    """The shipped one, whose codes come first."""
+    model, own = vqgan.shipped()
+    assert model.quantize.embedding.weight.shape == (vqgan.CODES, 8) and own <= vqgan.CODES
+    images = torch.rand(1, 3, 64, 64)
+    db, used = vqgan.measure(model.eval(), images)
+    assert 0 < used <= 64 / vqgan.CODES and db > 5
