@@ -13,10 +13,16 @@ from ..registry import Registry
 
 @dataclass(frozen=True)
 class Kind:
-    """A canvas: the learning rate of Adam that suits it, as a fraction of its unit (the rms of a
-    codebook, the deviation of latents, or 1), whether a model decodes it, for a registered canvas
-    the function make(height, width, generators), and the side in pixels and the number of sizes of
-    an image of which neither is given."""
+    """A canvas and its defaults.
+
+    Args:
+        lr: the learning rate of Adam, as a fraction of the canvas's unit: the rms of a codebook,
+            the deviation of latents, or 1.
+        model: whether a model decodes it.
+        make: for a registered canvas, the function make(height, width, generators).
+        side: the side of an image in pixels, if no size is given.
+        grow: the number of sizes, if neither it nor a size is given.
+    """
 
     lr: float
     model: bool = False

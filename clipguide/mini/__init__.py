@@ -15,7 +15,7 @@ from ..errors import ClipguideError, UsageError, close_matches
 FOLDER = Path(__file__).parent
 MODELS = ("guide", "judge", "generator", "vqgan")
 CANDIDATES = 4  # of an image: another one takes less time than CLIP's gradient at each step
-STEPS = 15  # of a candidate: 30 take longer, and neither readers nor CLIPs see a difference
+STEPS = 15  # of a candidate: 30 take longer and gain nothing (benchmarks/steering.py)
 
 
 def path(name: str) -> Path:

@@ -107,14 +107,13 @@ def unlike(prompt: str, guide_score: float, judge_score: float) -> str | None:
     """Return a warning if an image of the embedded generator does not seem to show its prompt.
 
     The function looks at the sum of the scores by the embedded guide and judge. It is for images
-    that nothing steered, because steering raises the score also of an image that shows nothing. It
-    does not warn about a prompt without letters, such as an emoji, which the CLIPs cannot read.
+    that nothing steered, because steering raises the score also of an image that shows nothing.
 
     Returns:
         One sentence that says what is wrong and one that says what to do. None if the sum is at
         least LEAST, or if `doubt` warns about the prompt.
     """
-    if guide_score + judge_score >= LEAST or doubt(prompt) or not re.search(r"[^\W\d_]", prompt):
+    if guide_score + judge_score >= LEAST or doubt(prompt):
         return None
     return (
         f"The image does not seem to show {shorten(prompt)!r}, by the scores of guide and judge. "
