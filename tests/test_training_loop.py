@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from clipguide.mini.styles import STYLES
-from training import styles, vqgan
+from training import pack, styles, vqgan
 from training.loop import Loop, averaged
 from training.samples import Samples
 
@@ -93,7 +93,6 @@ def test_a_factor_of_nought_holds_what_was_trained_before(tmp_path):
 
 def test_weights_travel(tmp_path, monkeypatch):
     """In half precision and in parts; what comes back is a checkpoint to go on from."""
-    pack = pytest.importorskip("training.pack")
     monkeypatch.setattr(pack, "PART", 2000)
     state = {f"w{k}": torch.randn(30, 20) for k in range(3)} | {"n": torch.tensor(3)}
     pack.give(tmp_path / "out", state)

@@ -21,14 +21,12 @@ import numpy as np
 
 from training.data.captions import banned_words
 from training.data.collect import Collector, Drawing
+from training.data.near import NEAR, nearest, thumbnails
 from training.data.photographs import PHOTOGRAPHS, crops
 from training.data.render import SIZE, LeftOut, render
 from training.data.sources import SETS, fetch, version
 
 SYNONYMS = Path(__file__).parents[1] / "synonyms.json"
-# Two images are nearly the same if their RMSE is below NEAR. It compares the images on white, at
-# 32x32 pixels, with values in [0, 1].
-NEAR = 0.08
 
 
 def build(out: Path, root: Path, workers: int = 2) -> None:
@@ -94,29 +92,6 @@ def write_npy(raw: Path, target: Path, count: int) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         shutil.copyfileobj(source, file, 1 << 24)
     raw.unlink()
-
-
-def thumbnails(pictures: np.ndarray, side: int = 32) -> np.ndarray:
-    """Return float32 (N, side*side*3) in [0, 1]: the images on white, reduced by a box filter."""
-    small = np.empty((len(pictures), side * side * 3), np.float32)
-    step = pictures.shape[1] // side
-    for start in range(0, len(pictures), 256):
-        block = np.asarray(pictures[start : start + 256], np.float32) / 255
-        white = block[..., :3] * block[..., 3:] + 1 - block[..., 3:]
-        white = white.reshape(len(block), side, step, side, step, 3).mean((2, 4))
-        small[start : start + 256] = white.reshape(len(block), -1)
-    return small
-
-
-def nearest(of: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Return the RMSE between each row of `of` and the nearest row of `among`."""
-    best = np.full(len(of), np.inf, np.float32)
-    squares = (among**2).sum(1)
-    for start in range(0, len(of), 512):
-        block = of[start : start + 512]
-        distance = (block**2).sum(1)[:, None] + squares[None] - 2 * block @ among.T
-        best[start : start + 512] = distance.min(1)
-    return np.sqrt(np.maximum(best, 0) / of.shape[1])
 
 
 def mark_near(path: Path, lines: list[dict]) -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 from clipguide.images import contact_sheet
 from clipguide.mini import known
 from training import common
-from training.data.build import NEAR, nearest, thumbnails
 from training.data.colours import TERMS
+from training.data.near import NEAR, nearest, thumbnails
 from training.evaluate import samples
 from training.evaluate.clips import all_drawings, colour_hits
 from training.evaluate.drawings import Drawings, ranks, share_of_pairs
