@@ -21,8 +21,8 @@ TOLERANCE = 1.02  # a cost may exceed its budget by this factor: the noise of ti
 class Drawn:
     """One image.
 
-    `prompt` is the number of its prompt. `seconds` is processor time. `score` and `guide` are the
-    cosine similarities of the referee and of the guide. `top5` says whether its object is in the
+    `prompt` is the number of its prompt. `seconds` is processor time. `score`, `guide` and `judge`
+    are the cosine similarities of the referee, of the guide and of mini's judge. `top5` says whether its object is in the
     referee's top five. `spread` is the referee's distance from the images of the other seeds of
     these settings (1 − mean cosine); it is 0 for a single image. `models` is the digest of the
     models that drew and scored it.
@@ -35,6 +35,7 @@ class Drawn:
     score: float
     top5: bool
     guide: float
+    judge: float
     spread: float = 0.0
     models: str = ""
 
@@ -184,6 +185,65 @@ def frontier(found: list[Row]) -> list[Row]:
             if not kept or row.gain > kept[-1].gain:
                 kept.append(row)
     return kept
+
+
+def of_auto(drawn: list[Drawn]) -> dict[float, tuple[str, float]]:
+    """Return for each budget the settings that `auto` chooses, and their gain divided by that of
+    the best settings of all methods. The even prompts select both, the odd prompts measure them.
+    A budget is left out if the best settings gain nothing."""
+    even = set(list(dict.fromkeys(d.prompt for d in drawn))[::2])
+    table = frontier(rows([d for d in drawn if d.prompt in even]))
+    shown = {(r.way, r.best_of): r for r in rows([d for d in drawn if d.prompt not in even])}
+    found = {}
+    for budget, ranked in at_budgets(drawn).items():
+        fits = [row for row in table if row.cost <= budget * TOLERANCE]
+        if fits and ranked and ranked[0].gain > 0:
+            mine = shown[fits[-1].way, fits[-1].best_of]
+            found[budget] = f"{mine.way}, best of {mine.best_of}", mine.gain / ranked[0].gain
+    return found
+
+
+@dataclass
+class Caught:
+    """How well the judge sees that steering fooled the guide.
+
+    `fooled` and `sound` count steered images that the guide scores higher than the plain image of
+    their seed: those whose score by the referee fell, and the others. `caught` and `false` are the
+    shares of them whose score by the judge fell by more than `threshold`.
+    """
+
+    fooled: int
+    sound: int
+    caught: float
+    false: float
+    threshold: float
+
+
+def caught(drawn: list[Drawn], false: float = 0.05) -> Caught | None:
+    """Return what the judge catches. The even prompts select the threshold, at which it is wrong
+    about at most a share `false` of the sound images. The odd prompts measure it. None if a half
+    has no images of one of the two kinds."""
+    order = list(dict.fromkeys(d.prompt for d in drawn))
+    even = set(order[::2])
+    plain = {(d.prompt, d.seed): d for d in drawn if d.way == PLAIN.name}
+    falls: dict[tuple[bool, bool], list[float]] = {}
+    for one in drawn:
+        before = plain.get((one.prompt, one.seed))
+        if one.way != PLAIN.name and before and one.guide > before.guide:
+            kind = one.prompt in even, one.score < before.score
+            falls.setdefault(kind, []).append(before.judge - one.judge)
+    if len(falls) < 4:
+        return None
+    allowed = sorted(falls[True, False], reverse=True)
+    threshold = allowed[int(false * len(allowed))]
+    fooled, sound = falls[False, True], falls[False, False]
+    return Caught(
+        fooled=len(fooled),
+        sound=len(sound),
+        caught=mean(fall > threshold for fall in fooled),
+        false=mean(fall > threshold for fall in sound),
+        threshold=threshold,
+    )
 
 
 def markdown(found: list[Row]) -> str:

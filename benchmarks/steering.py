@@ -33,7 +33,17 @@ import typer
 from clipguide.pipelines.text_to_image import TextToImage
 
 from benchmarks import ways
-from benchmarks.gains import Drawn, Row, at_budgets, enough, frontier, markdown, rows
+from benchmarks.gains import (
+    Drawn,
+    Row,
+    at_budgets,
+    caught,
+    enough,
+    frontier,
+    markdown,
+    of_auto,
+    rows,
+)
 from benchmarks.records import digest_of, models_of
 from benchmarks.ways import DEFAULT, PLAIN, Way, draw
 from clipguide import Similarity, load_clip
@@ -113,6 +123,7 @@ def graded(
     from training.evaluate.drawings import ranks
 
     text_1D, vectors, found = referee.encode_text([prompt]), [], []
+    judge, told_1D = model.judge, model.judge.encode_text([prompt])
     guide = Similarity(model.clip, prompt, views=None)
     for seed in range(seeds):
         start = time.process_time()
@@ -129,6 +140,7 @@ def graded(
                 score=round((vector_1D @ text_1D.T).item(), 5),
                 top5=bool(ranks(vector_1D, text_KD, torch.tensor([target])).item() < 5),
                 guide=round(guide.score(image_13HW).item(), 5),
+                judge=round((judge.encode_image(image_13HW) @ told_1D.T).item(), 5),
             )
         )
     unit_BD = torch.cat(vectors)
@@ -159,6 +171,10 @@ def command_table(
         typer.echo(f"\nAt {budget:g} × plain, the best first:\n\n{markdown(best)}")
     facts = {"models": models, "prompts": prompts, "rows": [asdict(row) for row in found]}
     facts["budgets"] = {f"{b:g}": [asdict(row) for row in best] for b, best in budgets.items()}
+    facts["auto"] = {f"{b:g}": list(found) for b, found in of_auto(drawn).items()}
+    steered = [d for d in drawn if d.way == PLAIN.name or d.way.startswith("shortcut")]
+    facts["judge"] = asdict(seen) if (seen := caught(steered)) else None
+    typer.echo(f"\nauto: {facts['auto']}\n\njudge: {facts['judge']}")
     out.write_text(json.dumps(facts, indent=1) + "\n")
     plot(found, out.with_suffix(".png"))
     if auto:

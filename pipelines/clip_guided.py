@@ -8,8 +8,8 @@
     pipe("a red fox", clip_guidance_scale=100, num_cutouts=4).images[0]
 
 It supports every scheduler, batches, ε and v prediction, and takes no backward pass through the
-U-Net. `clip_guidance_scale` is 1,000 times the strength of clipguide, so the usual value of 100 is
-the default strength of 0.1.
+U-Net. `clip_guidance_scale` times 0.002 is the strength of clipguide, so the usual value of 100 is
+the default strength of 0.2.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from transformers import CLIPTokenizer
 
 from ..clip.hf import wrap_hf_clip
-from ..guidance import Steering, steer
+from ..guidance import Shortcut, Steering, steer
 from ..objectives import Similarity
 from ..views import Cutouts
 
-SCALE = 1000.0  # clip_guidance_scale divided by strength
+STRENGTH = Shortcut.strength / 100  # per unit of clip_guidance_scale, whose usual value is 100
 
 
 class ClipGuided:
@@ -58,7 +58,7 @@ class ClipGuided:
         use_cutouts: bool,
     ) -> Steering:
         """Return a context that steers a run of this pipeline towards one text, or one per prompt,
-        with the strength scale / 1000, on cutouts or the whole image."""
+        with the strength scale · 0.002, on cutouts or the whole image."""
         clip = wrap_hf_clip(
             self.clip_model,
             self.feature_extractor,
@@ -67,4 +67,4 @@ class ClipGuided:
             device=str(self._execution_device),
         )
         views = Cutouts(number=num_cutouts) if use_cutouts else None
-        return steer(self, Similarity(clip, text, views=views), strength=scale / SCALE)
+        return steer(self, Similarity(clip, text, views=views), strength=scale * STRENGTH)

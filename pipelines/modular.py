@@ -4,7 +4,7 @@
     pipe = blocks.init_pipeline("a Stable Diffusion XL")
     pipe.load_components()
     pipe.update_components(clip=load_clip("ViT-B-32/laion2b_s34b_b79k"))
-    pipe(prompt="a fox", clip_prompt="a red fox", clip_strength=0.1, output="images")[0]
+    pipe(prompt="a fox", clip_prompt="a red fox", clip_strength=0.2, output="images")[0]
 
 `clip` is a component like the guider. By default it is the CLIP of the pipeline's family. The state
 has `report`, the report of steering.

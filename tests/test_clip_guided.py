@@ -58,7 +58,7 @@ def test_it_is_steer(guided, pipe, hf_folder):
     prompts = ["a red fox", "a zebra"]
     mine = guided(prompts, generator=generators(1, 2), num_cutouts=3, **ARGUMENTS).images
     objective = Similarity(load_clip(hf_folder), prompts, views=Cutouts(number=3))
-    with steer(pipe, objective, strength=0.1):
+    with steer(pipe, objective, strength=0.2):
         theirs = pipe(prompts, generator=generators(1, 2), **ARGUMENTS).images
     assert torch.equal(mine, theirs)
     plain = pipe(prompts, generator=generators(1, 2), **ARGUMENTS).images
@@ -118,7 +118,7 @@ def test_img2img_is_steer(redrawn, pipe, hf_folder):
     plain_pipe = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
     plain_pipe.set_progress_bar_config(disable=True)
     objective = Similarity(load_clip(hf_folder), prompts, views=Cutouts(number=3))
-    with steer(plain_pipe, objective, strength=0.1):
+    with steer(plain_pipe, objective, strength=0.2):
         theirs = plain_pipe(prompts, generator=generators(1, 2), **settings).images
     assert torch.equal(mine, theirs)
     plain = plain_pipe(prompts, generator=generators(1, 2), **settings).images

@@ -200,13 +200,13 @@ def test_patch(model, vae, clip_folder):
 
 
 def test_a_move_is_as_long_as_it_says(model, vae):
-    """strength · sin(πn/2) · rms(x0), in the type of x0."""
+    """strength · sin²(πn/2) · rms(x0), in the type of x0."""
     hook = node._hook(Shortcut(strength=0.2), TotalVariation(), decoding(vae))
     x0 = noise(BATCH, 4, 16, 32).half()
     moved = hook(model.arguments(x0, 1.0))
     assert moved.dtype == torch.float16
     size_B = [t.float().flatten(1).square().mean(1).sqrt() for t in (moved - x0, x0)]
-    expected_B = 0.2 * math.sin(math.pi / 4) * size_B[1]
+    expected_B = 0.2 * math.sin(math.pi / 4) ** 2 * size_B[1]
     assert_close(size_B[0], expected_B, rtol=0.01, atol=0)
 
 

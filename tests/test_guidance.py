@@ -192,7 +192,7 @@ def gradient_of(pipe, objective, batch: int):
 
 
 def test_move_lowers_the_loss_by_its_own_measure(pipe, clip):
-    """rms(delta) = strength·sin(πn/2)·rms(x0), against the gradient, and the loss falls."""
+    """rms(delta) = strength·sin²(πn/2)·rms(x0), against the gradient, and the loss falls."""
     x0 = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor(
         [0.1, 1.0, 10.0]
     ).view(3, 1, 1, 1)
@@ -201,7 +201,7 @@ def test_move_lowers_the_loss_by_its_own_measure(pipe, clip):
     config = Shortcut(strength=0.01, window=(0, 1), every=1, inner=1)
     moved = pull(x0, gradient_of(pipe, objective, 3), noise=0.5, config=config)
     rms = moved.delta.square().mean((1, 2, 3)).sqrt() / x0.square().mean((1, 2, 3)).sqrt()
-    assert_close(rms, torch.full((3,), 0.01 * math.sin(math.pi / 4)))
+    assert_close(rms, torch.full((3,), 0.01 * math.sin(math.pi / 4) ** 2))
     x0.requires_grad_()
     loss_B = objective(decode(x0))
     assert_close(moved.first.loss_B, loss_B)

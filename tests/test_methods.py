@@ -258,7 +258,7 @@ def test_backprop_gradient_is_through_the_denoiser(pipe):
     delta = at.level.x0(seen["outcome"].model_output, x) - at.level.x0(at.model_output, x)
     assert torch.cosine_similarity(delta.flatten(), -g.flatten(), dim=0) > 0.999
     rms = delta.square().mean().sqrt() / at.x0.square().mean().sqrt()
-    assert_close(rms.item(), 0.05 * math.sin(at.level.noise * math.pi / 2), rtol=1e-3, atol=0)
+    assert_close(rms.item(), 0.05 * math.sin(at.level.noise * math.pi / 2) ** 2, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("name", ["DDIM", "Euler", "Euler a", "DDPM"])

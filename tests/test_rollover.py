@@ -146,7 +146,7 @@ def test_proposals_around_a_better_mean(pipe):
 
 def test_the_mean_is_moved_along_the_gradient():
     """In closed form: of a loss −a·x0 the gradient is −a, so that x0 moves along a, by the
-    strength, sin(πn/2) and its own rms; the noisy sample stays."""
+    strength, sin²(πn/2) and its own rms; the noisy sample stays."""
     a = torch.tensor([0.8, -0.4, 0.1])[:, None, None]
     x = torch.randn(2, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     here = Level("epsilon", 0.8, 0.6)
@@ -163,7 +163,7 @@ def test_the_mean_is_moved_along_the_gradient():
     state = _State(quota=2, sample=at.sample, model_output=at.model_output)
     outcome = Rollover(strength=0.3)._moved(run, at, state)
     rms_B = at.x0.flatten(1).square().mean(1).sqrt()
-    size = 0.3 * math.sin(here.noise * math.pi / 2) * rms_B[:, None, None, None]
+    size = 0.3 * math.sin(here.noise * math.pi / 2) ** 2 * rms_B[:, None, None, None]
     assert_close(here.x0(outcome.model_output, x), at.x0 + size * a / a.square().mean().sqrt())
     assert torch.equal(outcome.sample, x)
     run.factor_B = torch.tensor([0.0, 0.5])  # steering of the first image has stopped

@@ -24,15 +24,17 @@ from clipguide.guidance.methods import configure
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def drawn(prompt, way, seed, *, seconds=1.0, score=0.0, top5=False, guide=0.0, spread=0.0):
-    return Drawn(prompt, way, seed, seconds, score, top5, guide, spread)
+def drawn(
+    prompt, way, seed, *, seconds=1.0, score=0.0, top5=False, guide=0.0, judge=0.0, spread=0.0
+):
+    return Drawn(prompt, way, seed, seconds, score, top5, guide, judge, spread)
 
 
 @pytest.fixture
 def ways(monkeypatch):
     ways = (
         Way("plain", None, 4, (1, 2)),
-        Way("a", Shortcut(strength=0.3), 2, (1,)),
+        Way("a", Shortcut(strength=0.4), 2, (1,)),
         Way("b", Particles(number=2), 2, (1,)),
     )
     monkeypatch.setattr(table_of_ways, "WAYS", ways)
@@ -60,7 +62,7 @@ def test_rows(ways):
     of_prompts = (0.35 - (0.0 + 0.1) / 2, 0.095 - 0.2)  # of the same seeds
     assert a.gain == pytest.approx(sum(of_prompts) / 2)
     assert a.error == pytest.approx(abs(of_prompts[0] - of_prompts[1]) / 2)  # half their distance
-    assert (a.method, a.options, a.top5) == ("shortcut", {"strength": 0.3}, 0.5)
+    assert (a.method, a.options, a.top5) == ("shortcut", {"strength": 0.4}, 0.5)
     assert (a.better, a.worse, a.spread) == (0.5, 0.5, pytest.approx(0.2))
 
 
@@ -222,3 +224,36 @@ def test_the_baseline_is_guided(kind, pipe, clip):
 
 def test_plain_is_first():
     assert WAYS[0] is PLAIN and PLAIN.seeds >= 8
+
+
+def test_auto_against_the_best(ways):
+    """On the even prompts "a" of shortcut gains 1 and "b", which auto does not know, 2; on the odd
+    ones these gain 0.3 and 0.5. Plain sampling fits every budget, and gains nothing."""
+    found = []
+    for prompt in range(4):
+        a, b = ((1.0, 2.0), (0.3, 0.5))[prompt % 2]
+        found += [drawn(prompt, "plain", s) for s in range(2)]
+        found += [drawn(prompt, "a", s, seconds=2.0, score=a) for s in range(2)]
+        found += [drawn(prompt, "b", s, seconds=4.0, score=b) for s in range(2)]
+    ratios = gains.of_auto(found)
+    assert ratios[2.0] == ("a, best of 1", 1.0)  # "b" is too expensive
+    assert ratios[4.0] == ratios[8.0] == ("a, best of 1", pytest.approx(0.6))
+    assert 1.25 not in ratios and 1.5 not in ratios
+
+
+def test_what_the_judge_catches():
+    """The even prompt has twenty sound images, of which the judge's score falls by 0.00 to 0.19:
+    at a threshold of 0.18 it is wrong about one of them. On the odd prompt it catches the larger
+    fall of the two fooled images, and none of the sound one. An image that the guide likes less
+    does not count."""
+    found = [drawn(p, "plain", s, guide=0.1, judge=0.5) for p in range(2) for s in range(21)]
+    up = {"guide": 0.2, "score": 0.1}
+    found += [drawn(0, "a", s, judge=0.5 - s / 100, **up) for s in range(20)]
+    found += [drawn(0, "a", 20, guide=0.2, score=-0.1, judge=0.5)]
+    found += [drawn(1, "a", s, guide=0.2, score=-0.1, judge=0.5 - s) for s in range(2)]
+    found += [drawn(1, "a", 2, judge=0.4, **up)]
+    found += [drawn(1, "a", 3, guide=0.05, score=-0.1, judge=-1.0)]
+    seen = gains.caught(found)
+    assert (seen.fooled, seen.sound, seen.caught, seen.false) == (2, 1, 0.5, 0.0)
+    assert seen.threshold == pytest.approx(0.18)
+    assert gains.caught(found[:-4]) is None

@@ -154,7 +154,7 @@ def test_rho_is_of_the_way_through_the_denoiser_and_mu_of_the_other():
     outcome = method.start(run)(At(1, 0, level, x, epsilon, x0))
     unit = lambda v: v / v.square().mean().sqrt()  # noqa: E731
     rms = x0.square().mean((1, 2, 3), keepdim=True).sqrt()
-    size = 0.3 * math.sin(level.noise * math.pi / 2) * rms
+    size = 0.3 * math.sin(level.noise * math.pi / 2) ** 2 * rms
     expected = size * (2.0 * unit(a * factor) + 0.5 * unit(a))
     assert_close(outcome.delta, expected)
     assert_close(level.x0(outcome.model_output, x), x0 + expected)

@@ -6,7 +6,7 @@ the names of the arguments are those of TFG: `rho` is the weight of the gradient
 denoiser, `mu` that of the gradient at x0, `inner` is N_iter, and `travel` is N_recur. Here each
 weight is a multiple of the strength, and the gradients have an rms of 1:
 
-    x0 <- x0 − strength · sin(πn/2) · rms(x0) · (ρ·ĝ(x_t) + μ·ĝ(x0)),    rms(ĝ) = 1.
+    x0 <- x0 − strength · sin²(πn/2) · rms(x0) · (ρ·ĝ(x_t) + μ·ĝ(x0)),    rms(ĝ) = 1.
 
 TFG adds the ρ step to the sample and the μ step to x0, and keeps the noise (`fixed="noise"`). With
 `fixed="sample"`, the default, both steps move x0, and the noise changes.

@@ -4,10 +4,13 @@ Sources: He et al. 2024, "Manifold preserving guided diffusion" (MPGD, algorithm
 projection by an autoencoder; the gradient is taken in the latent, eq. 8), and for flow models Patel
 et al. 2024 (FlowChef). Their learning rates have units. This step has none (`guidance/descent.py`):
 
-    x0 <- x0 − strength · sin(πn/2) · rms(x0) · g / rms(g),    g = ∇ loss(decode(x0)).
+    x0 <- x0 − strength · sin²(πn/2) · rms(x0) · g / rms(g),    g = ∇ loss(decode(x0)).
 
-n is the noise level `Level.noise`, in [0, 1]. If α² + σ² = 1, sin(πn/2) equals σ. Late steps move
-less, because no later step can correct them.
+n is the noise level `Level.noise`, in [0, 1], and sin²(πn/2) = σ² / (α² + σ²). This is the variance
+of x0 given the noisy sample, if the data have a variance of 1. A likelihood exp(−loss) moves the
+mean of x0 by this variance times −g, to first order: for a Gaussian x0 with covariance C given the
+sample, the tilted mean is the mean − C·g. So late steps move little: there the sample already says
+what x0 is.
 
 A noisy sample is αx0 + σε. If x0 moves, ε or the sample must move too:
 
@@ -42,7 +45,7 @@ FIXED = ("sample", "noise")
 class Shortcut(Method):
     """Move x0 along the gradient of the objective at x0 (the default method).
 
-    The moves of one step have a total length of `strength` · sin(πn/2) · rms(x0) at noise level n.
+    The moves of one step have a total length of `strength` · sin²(πn/2) · rms(x0) at noise level n.
     They need the gradient through the decoder and the CLIP, but not through the denoiser.
 
     Args:
@@ -57,7 +60,7 @@ class Shortcut(Method):
     name: ClassVar[str] = "shortcut"
     fades: ClassVar[bool] = True
 
-    strength: float | str | Sequence[float] | Callable[[float], float] | Schedule = 0.1
+    strength: float | str | Sequence[float] | Callable[[float], float] | Schedule = 0.2
     inner: int = 1
     momentum: float = 0.0
     travel: int = 1
@@ -95,7 +98,7 @@ class Shortcut(Method):
             value = value(min(max(1 - noise, 0.0), 1.0))
         if value < 0:
             raise UsageError(f"The strength must be a number from 0, not {value} at noise {noise}.")
-        return value * math.sin(noise * math.pi / 2)
+        return value * math.sin(noise * math.pi / 2) ** 2
 
     def covers(self, noise: float) -> bool:
         return super().covers(noise) and self.size(noise) > 0
