@@ -94,7 +94,7 @@ def test_every_scheduler(pipe, clip, name, kind):
     with steer(pipe, "a red fox", clip=clip, strength=1e-9, window=(0, 1)) as s:
         assert_close(draw(pipe), plain, atol=1e-4, rtol=0)
     assert s.report.steered == len(s.report.trace) >= STEPS
-    with steer(pipe, "a red fox", clip=clip, strength=0.2) as s:
+    with steer(pipe, "a red fox", clip=clip, strength=0.4) as s:
         steered = draw(pipe)
         assert torch.equal(draw(pipe), steered)
     objective = Similarity(clip, "a red fox", views=None)

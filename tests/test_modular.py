@@ -96,7 +96,7 @@ def test_towards_a_prompt(folders, clip):
     mine_B3HW = draw(pipe, settings, clip_prompt="a red fox").images
     plain_pipe = loaded(blocks_of("SDXL"), folder)
     plain_B3HW = draw(plain_pipe, settings).images
-    with steer(plain_pipe, objective, strength=0.1):
+    with steer(plain_pipe, objective, strength=0.2):
         assert torch.equal(draw(plain_pipe, settings).images, mine_B3HW)
     generators = [torch.Generator() for _ in range(BATCH)]
     before_B = objective(plain_B3HW, generators)

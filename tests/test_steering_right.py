@@ -78,7 +78,7 @@ def test_the_documented_schedule_has_its_effect(pipe):
     assert all(full[1][:-1]) and all(less[1][:-1])
     expected = [1 - level <= 0.5 + 1e-6 for level in half[2]]
     assert half[1] == expected and not all(expected)
-    with steer(pipe, Brightness(), strength="0.1@0..0.5", window=(0, 1)):
+    with steer(pipe, Brightness(), strength="0.2@0..0.5", window=(0, 1)):
         assert_close(draw(pipe, steps=10), half[0], atol=1e-6, rtol=0)
 
 

@@ -145,7 +145,7 @@ def test_a_tape_keeps_its_decoder(pipe, clip, tmp_path, monkeypatch):
 
 OTHERS = {
     "seeds": {"seeds": (5, 6)},
-    "strength": {"strength": 0.2},
+    "strength": {"strength": 0.3},
     "prompt": {"call": {"prompt": "a zebra"}},
     "guidance": {"call": {"guidance_scale": 3.0}},
     "views": {"generators": [torch.Generator().manual_seed(k) for k in (1, 2)]},
@@ -233,7 +233,7 @@ def test_digests():
     things = [
         1, 1.0, "1", b"1", None, True, (1, 2), [1, 2], {"a": 1}, {"a": 2}, torch.zeros(2),
         torch.zeros(3), torch.zeros(2).half(), torch.nn.Linear(1, 1), Shortcut(),
-        Shortcut(strength=0.2), Shortcut(strength="0.1@0..0.5"), lambda x: x, lambda x: x + 1,
+        Shortcut(strength=0.3), Shortcut(strength="0.1@0..0.5"), lambda x: x, lambda x: x + 1,
         torch.Generator().manual_seed(1), torch.Generator().manual_seed(2), TotalVariation(),
         Reward("vlm=http://h", "a"), Reward("vlm=http://h", "b"), Reward("vlm=http://g", "a"),
         Reward("vlm=http://h", "a", question="is it {}?"),
