@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hf_folder import write_hf_clip, write_hf_siglip
 from objective_checks import check_rows, images
+from PIL import Image
 from reward_folders import seeded, write_dino, write_image_reward, write_qwen2vl
 from safetensors.torch import save_file
 from test_objectives_preference import TINY, hps  # noqa: F401
@@ -365,8 +366,8 @@ def test_a_model_without_words_for_it(qwen):
 
 # ------------------------------------------------------------ HPSv3
 def test_hpsv3(tmp_path, monkeypatch):
-    """The head on the hidden state of its token, by transformers' own forward pass; weights under
-    the names of transformers 4.45, and a question where its package has one."""
+    """The head on the hidden state of its token, by the steps of its package; weights under the
+    names of transformers 4.45, and a question where its package has one."""
     from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
     folder = write_qwen2vl(tmp_path / "base")
@@ -391,7 +392,7 @@ def test_hpsv3(tmp_path, monkeypatch):
         'prompt_with_special_token = "is <|Reward|> it"\n'
     )
     monkeypatch.syspath_prepend(str(home.parents[1]))
-    pictures = to_pil(images(2, size=448))
+    pictures = [picture.crop((0, 0, 448, 300)) for picture in to_pil(images(2, size=448))]
     reward = Reward(f"hpsv3={tmp_path / 'h.safetensors'}#{folder}", "a red fox")
     found = reward.score_pictures(pictures)
     processor = AutoProcessor.from_pretrained(folder)
@@ -399,19 +400,24 @@ def test_hpsv3(tmp_path, monkeypatch):
         "<|im_start|> user <|vision_start|><|image_pad|><|vision_end|> "
         "rate this a red fox is <|Reward|> it <|im_end|> <|im_start|>"
     )
-    expected = []
+    for frequencies in whole.buffers():  # as `.to(torch.bfloat16)` of its package leaves them
+        frequencies.copy_(frequencies.bfloat16())
+    model, expected = whole.model, []
     for picture in pictures:
-        pixels = {"min_pixels": 256 * 28 * 28, "max_pixels": 256 * 28 * 28}
-        given = processor(text=[said], images=[picture], images_kwargs=pixels, return_tensors="pt")
-        assert (given["input_ids"] == processor.tokenizer.convert_tokens_to_ids(
-            "<|image_pad|>")).sum() == 256  # fmt: skip
-        place = given["input_ids"][0].tolist().index(
-            processor.tokenizer.convert_tokens_to_ids("<|Reward|>")
-        )
-        with torch.no_grad():
-            hidden = whole(**given, output_hidden_states=True).hidden_states[-1][0, place]
+        picture = picture.resize((560, 392), Image.BICUBIC)  # at least 256 · 28² pixels
+        size = {"size": {"shortest_edge": 56 * 56, "longest_edge": 10**7}}
+        given = processor(text=[said], images=[picture], images_kwargs=size, return_tensors="pt")
+        ids = given["input_ids"]
+        seen = ids == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        assert seen.sum() == 20 * 14
+        place = ids[0].tolist().index(processor.tokenizer.convert_tokens_to_ids("<|Reward|>"))
+        with torch.no_grad():  # the forward pass of its package: it gives no positions
+            words = model.get_input_embeddings()(ids)
+            vision = model.visual(given["pixel_values"], grid_thw=given["image_grid_thw"])
+            words = words.masked_scatter(seen[..., None], vision.pooler_output)
+            hidden = model.language_model(inputs_embeds=words).last_hidden_state[0, place]
             expected.append(head(hidden)[0])
-    assert_close(found, torch.stack(expected), atol=1e-4, rtol=1e-3)
+    assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
     assert found[0] != found[1] and not reward.differentiable
     save_file({"x": torch.zeros(1)}, tmp_path / "bad.safetensors")
     with pytest.raises(ClipguideError, match="no head of HPSv3"):

@@ -6,11 +6,12 @@ interpolant conversion") sample it along the path of a variance-preserving diffu
 
     x̄_r = ᾱ_r x0 + σ̄_r ε,    T = ½(20 − 0.1)·r² + 0.1·r,    ᾱ = e^(−T/2),    σ̄ = √(1 − e^(−T)),
 
-in even steps of r from 1 to 0. Both are the same process. At the t with the same ratio of signal to
-noise, t = σ̄/(ᾱ + σ̄), x̄_r is x_t times ᾱ + σ̄. The stochastic step of `stochastic` depends only
-on ratios, so it is the same for both (tests/test_interpolants.py). Only the noise levels differ:
-more of them are near pure noise, where proposals differ most. The diffusion coefficient of their
-SDE can be chosen; here it is that of DDIM's η.
+in even steps of r from 1 to 0. Their code takes r = √(1 − u²), in even steps of u from 0. Both
+interpolants are the same process. At the t with the same ratio of signal to noise, t = σ̄/(ᾱ + σ̄),
+x̄_r is x_t times ᾱ + σ̄ = σ̄/t. The stochastic step of `stochastic` depends only on ratios, so it is
+the same for both (tests/test_interpolants.py). Only the noise levels differ: more of them are near
+pure noise, where proposals differ most. The diffusion coefficient of their SDE can be chosen:
+theirs is 3t², and here it is that of DDIM's η.
 """
 
 from __future__ import annotations

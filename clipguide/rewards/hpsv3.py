@@ -2,6 +2,13 @@
 
 The head returns a mean and a spread. The mean is the score, as in the authors' code. The question
 is long, so it is read from the authors' package.
+
+The authors' package pins transformers 4.45.2. Later versions differ from it in three ways, and the
+reward follows the package. PIL resizes the images. The forward pass of the package gives no
+positions, so the tokens of an image are counted as those of a text, and not by rows and columns.
+The frequencies of the rotary embeddings are rounded to bfloat16, as the weights are.
+
+Shapes: L tokens, D numbers of a hidden state.
 """
 
 from __future__ import annotations
@@ -61,14 +68,25 @@ class HPSv3(OfPictures):
         )
         given = self.processor(
             text=[said],
-            images=[picture],
+            images=[_resized(picture)],
             return_tensors="pt",
-            images_kwargs={"min_pixels": PIXELS, "max_pixels": PIXELS},
+            images_kwargs={"do_resize": False},
         ).to(self.model.device)
+        ids_1L = given["input_ids"]
+        count_31L = torch.arange(ids_1L.shape[1], device=ids_1L.device).expand(3, 1, -1)
         with torch.no_grad():
-            hidden_LD = self.model(**given).last_hidden_state[0]
-            place = (given["input_ids"][0] == self.token).nonzero()[-1, 0]
+            hidden_LD = self.model(**given, position_ids=count_31L).last_hidden_state[0]
+            place = (ids_1L[0] == self.token).nonzero()[-1, 0]
             return self.head(hidden_LD[place].float())[0].item()
+
+
+def _resized(picture: Image.Image) -> Image.Image:
+    """Return the image with about PIXELS pixels, in whole patches of Qwen2-VL."""
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    width, height = picture.size
+    height, width = smart_resize(height, width, min_pixels=PIXELS, max_pixels=PIXELS)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def hpsv3(settings: Settings) -> Scorer:
@@ -115,6 +133,8 @@ def build(
             {"weight": weight.float(), "bias": weights[f"rm_head.{place}.bias"].float()}
         )
         steps += [linear, nn.ReLU()]
+    for frequencies in model.buffers():
+        frequencies.copy_(frequencies.bfloat16())
     try:
         model.load_state_dict(found, assign=True)
     except RuntimeError as error:

@@ -1,10 +1,13 @@
 """Best-of: draw n candidates of each image, and keep the best. Other methods are compared with it.
 
 With `finish` m, all candidates are drawn up to the share `look` of their steps. Their x0 is decoded
-and scored, and only the m best of each image are finished. TTSnap (2025) and EvoSearch (2025) also
-prune by x0; their learned or evolved parts are not implemented. The candidates that are finished
-start again from their seeds, so each is the image that best-of without `finish` draws. This costs
-n·look + m runs instead of n.
+and scored, and only the m best of each image are finished. TTSnap (Yu et al. 2025, arXiv
+2511.22242) also prunes by x0, with a reward that is trained on such estimates. EvoSearch (He et al.
+2025, arXiv 2505.17618) ranks finished images instead, and mutates the states from which the best of
+them came. Neither the training nor the mutation is implemented.
+
+The candidates that are finished start again from their seeds, so each is the image that best-of
+without `finish` draws. This costs n·look + m runs instead of n.
 """
 
 from __future__ import annotations

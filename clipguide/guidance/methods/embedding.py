@@ -1,13 +1,16 @@
 """Embedding: move the embedding of the prompt during sampling, and not the latents.
 
-Sources: DATE (NeurIPS 2025), which updates the text embedding at sampling steps by a reward of x0,
-and Null-TTA (CVPR 2026), which updates the embedding of the empty prompt. At each evaluation in the
-window,
+Sources: DATE (Na et al., NeurIPS 2025, arXiv 2510.23974, eq. 7), which updates the text embedding
+at sampling steps by a reward of x0, and Null-TTA (Kim et al., CVPR 2026, arXiv 2511.20889), which
+updates the embedding of the empty prompt. At each evaluation in the window,
 
-    c <- c − rate · rms(c) · g / rms(g),    g = ∇ over c of loss(decode(x0(x_t, c))).
+    c <- c − rate · rms(c₀) · g / rms(g),    g = ∇ over c of loss(decode(x0(x_t, c))).
 
-Each rms is over one sample. The new c applies from the next evaluation on. Unlike the learning
-rates of the papers, this step has no unit. The regularisers of the papers are not implemented.
+Each rms is over one sample, and c₀ is the embedding of the pipeline. DATE's step is ρ g / ‖g‖, so
+ρ = rate · ‖c₀‖; `rate` has no unit. DATE evaluates the denoiser again with the new c. Here, the new
+c applies from the next evaluation on, so a step needs no second evaluation. Null-TTA takes several
+steps at each evaluation, and penalises the distance of c from c₀, and of the predicted noise from
+that of c₀ (eq. 25). This is not implemented.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Lookahead: draw short samples (sketches), score them, and steer towards the good ones.
 
-It takes no gradient. Source: Kim et al. 2026 (LiDAR sampling, arXiv 2602.03211). For samples x0ᵏ of
-the model and their scores r_k, the expected future reward of x_t is log Σ w_k exp(λ r_k), with w_k
-∝ p(x_t | x0ᵏ) and the forward kernel N(α x0ᵏ, σ²). Its gradient has a closed form. By Tweedie's
-formula, it is a move of x0:
+It takes no gradient. Source: Kim et al. 2026 (LiDAR sampling, ICML 2026, arXiv 2602.03211); the
+equations are those of the ICML paper. For samples x0ᵏ of the model (algorithm 1) and their scores
+r_k, the expected future reward of x_t is log Σ w_k exp(λ r_k) (eq. 15), with w_k ∝ p(x_t | x0ᵏ) and
+the forward kernel N(α x0ᵏ, σ²); theirs has α = 1 (eq. 1). Its gradient has a closed form (eq. 16 to
+18). Algorithm 2 adds it to the score, times the scale. By Tweedie's formula, it is a move of x0:
 
     x0 <- x0 + scale · (Σ w̃_k x0ᵏ − Σ w_k x0ᵏ),    w̃_k ∝ w_k exp(λ r_k).
 
@@ -93,13 +94,13 @@ class Lookahead(Method):
 
     @classmethod
     def published(cls, **options: object) -> Lookahead:
-        """Return the method with the settings of the paper's own code for Stable Diffusion 1.5.
+        """Return the method with the settings of the paper for Stable Diffusion 1.5.
 
-        The paper is Kim et al. 2026 (LiDAR sampling, arXiv 2602.03211). The settings are 50
-        sketches of 5 steps, scale 12.5, sharpness 3.05, and no steering below t = 200 of 1,000
-        (noise level 0.33).
+        The paper is Kim et al. 2026 (LiDAR sampling, arXiv 2602.03211, appendix B.1 and table 2).
+        The settings are 50 sketches of 5 steps, scale 12.5, sharpness 3.05, and no steering below
+        t = 200 of 1,000 (noise level 0.33).
 
-        The sharpness is λ of the paper's code in the units of this class. There, λ is 5,000 for
+        The sharpness is λ of the paper in the units of this class. There, λ is 5,000 for
         ImageReward, and squared distances are sums over the 4 · 64 · 64 = 16,384 numbers of the
         latents. Here, squared distances are divided by 16,384 and by `temperature`, which is 0.1.
         So λ is 5,000 / (0.1 · 16,384) = 3.05, if the standard deviation of ImageReward over the

@@ -1,19 +1,22 @@
 """Particles: Feynman-Kac steering, sequential Monte Carlo over the samples of one prompt.
 
-Source: Singhal et al. 2025 (FK steering). The batch has `number` particles of each prompt
-(`num_images_per_prompt`). At each evaluation in the window, the reward of a particle is r =
-−loss(decode(x0)), and its log weight grows by its potential (their section 3.2):
+Source: Singhal et al. 2025 (FK steering, arXiv 2501.06848, algorithm 1). The batch has `number`
+particles of each prompt (`num_images_per_prompt`). At each evaluation in the window, the reward of
+a particle is r = −loss(decode(x0)), and its log weight grows by its potential (their section 3.2):
 
     difference  λ r − λ' r'        max  λ max(r so far)        sum  λ Σ (r so far)
 
 λ is `sharpness` times a factor that rises to 1. λ' and r' are those of the evaluation before. At
 the last evaluation in the window, the potentials max and sum correct the sum of a particle's
-potentials to λ r, and the particles are always resampled. Every potential therefore samples from
-p(x0) e^{λ r}.
+potentials to λ r, and the particles are always resampled. They therefore sample from p(x0) e^{λ r}.
+`difference` does so too with a `threshold` of 1. With a smaller one, the weights that are left at
+the end are not used.
 
 The factor is 1 by default. With `rising` ρ it is min(1, 2^(k/(ρT)) − 1) at evaluation k of T. This
-is the tempering (1 + γ)^k − 1 of DAS (Kim et al. 2025), with the γ for which the factor reaches 1
-after the share ρ of the run. Early estimates are blurred, and count less with a rising factor.
+is the tempering min(1, (1 + γ)^k − 1) of DAS (Kim et al. 2025, arXiv 2501.05803), with the γ for
+which the factor reaches 1 after the share ρ of the run. Early estimates are blurred, and count less
+with a rising factor. Zhang et al. 2026 (arXiv 2505.23614v2, algorithm 3) combine "max", a rising
+factor and the resampling scheme "ssp".
 
 If the effective sample size (Σw)²/Σw² is below `threshold` · number, the particles are resampled
 (`guidance/resampling.py`), and their weights are equal again. The history of the scheduler is

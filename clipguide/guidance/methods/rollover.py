@@ -1,12 +1,12 @@
 """Rollover budget forcing: repeat a step until a proposal is better, and pass on unused proposals.
 
 Source: Kim et al. 2025, "Inference-time scaling for flow models via stochastic generation and
-rollover budget forcing" (RBF, algorithm 1). Each step of the sampler becomes stochastic, as for
-`particles` (for a flow model, its SDE form). A step has `quota` proposals. The first proposal whose
-reward r = −loss(decode(x0)) is above the best so far is accepted, and the next step gets the unused
-proposals in addition to its own. If no proposal is better, the best of them is accepted. A run
-therefore takes quota · steps evaluations of the denoiser. During the run, the method writes the
-entries of `scheduler.timesteps` that the pipeline reads next.
+rollover budget forcing" (RBF, arXiv 2503.19385, section 6). Each step of the sampler becomes
+stochastic, as for `particles` (for a flow model, its SDE form). A step has `quota` proposals. The
+first proposal whose reward r = −loss(decode(x0)) is above the best so far is accepted, and the next
+step gets the unused proposals in addition to its own. If no proposal is better, the best of them is
+accepted. A run therefore takes quota · steps evaluations of the denoiser. During the run, the
+method writes the entries of `scheduler.timesteps` that the pipeline reads next.
 
 A flow model is sampled through a variance-preserving interpolant (their interpolant conversion).
 Its noise levels replace those of the scheduler (`guidance/interpolants.py`). interpolant="own"
@@ -16,9 +16,11 @@ With a `strength`, the accepted x0 is moved along the gradient of the objective,
 before the proposals of the next step are drawn. This takes one gradient for each step. The paper
 reports that gradients improve the search. This way to add them is our own.
 
-With `enough`, the search ends at a threshold (arXiv 2512.08985, 2025). If the best reward so far of
-every image is at least `enough`, each later step accepts its first proposal. The rest of the budget
-is not used if the pipeline can be interrupted, as those of diffusers can.
+With `enough`, the search ends at a threshold: if the best reward so far of every image is at least
+`enough`, each later step accepts its first proposal. The rest of the budget is not used if the
+pipeline can be interrupted, as those of diffusers can. Verifier-Threshold (Sundaresha et al. 2025,
+arXiv 2512.08985) has a threshold too, but there it ends one step: the next one begins only when the
+reward is above the threshold.
 
 The images of a batch share their timesteps. A step ends when every image has a better proposal, or
 when the quota is used up. Each image then takes its own first better proposal, or its best.
