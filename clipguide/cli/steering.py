@@ -66,7 +66,7 @@ Strength = Annotated[
         "shortcut, backprop, rollover: the length of the move along the gradient in each step, as "
         "a fraction of the size of x0, the estimate of the clean latent. 0 is no move. A schedule "
         "such as 0.1@0..0.5 limits it to a part of the run; there 0 is the first step, and 1 the "
-        "last. [default: 0.1, but 0 for rollover]",
+        "last. [default: 0.2, but 0 for rollover]",
         "NUMBER|SCHEDULE",
     ),
 ]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import mini
 from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
+from ..guidance import Shortcut
 from ..images import to_pil
 from ..pipelines.picture import Picture, easing
 from ..prompts import parse
@@ -201,7 +202,9 @@ def build(models: Models, folder: str) -> None:
                 negative = parts.text("Negative", "what to keep away from", "negative")
                 # By default, the embedded generator draws the best of unsteered candidates.
                 pull, candidates, own = (
-                    (0.0, mini.CANDIDATES, mini.STEPS) if models.model == MINI else (0.1, 1, 30)
+                    (0.0, mini.CANDIDATES, mini.STEPS)
+                    if models.model == MINI
+                    else (Shortcut.strength, 1, 30)
                 )
                 strength = gr.Slider(
                     0, 1, value=pull, step=0.01, label="Strength of the steering",
