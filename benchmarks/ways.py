@@ -8,7 +8,7 @@ Shapes: 1 image, 3 channels, H rows, W columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from clipguide.pipelines.generation import CFG, STEPS
