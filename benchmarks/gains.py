@@ -22,10 +22,10 @@ class Drawn:
     """One image.
 
     `prompt` is the number of its prompt. `seconds` is processor time. `score`, `guide` and `judge`
-    are the cosine similarities of the referee, of the guide and of mini's judge. `top5` says whether its object is in the
-    referee's top five. `spread` is the referee's distance from the images of the other seeds of
-    these settings (1 − mean cosine); it is 0 for a single image. `models` is the digest of the
-    models that drew and scored it.
+    are the cosine similarities of the referee, of the guide and of mini's judge. `top5` says
+    whether its object is in the referee's top five. `spread` is the referee's distance from the
+    images of the other seeds of these settings (1 − mean cosine); it is 0 for a single image.
+    `models` is the digest of the models that drew and scored it.
     """
 
     prompt: int
