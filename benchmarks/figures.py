@@ -158,7 +158,33 @@ def steering() -> str:
         f"{said}{every}\n\n"
         "For each budget, the settings of a method are selected on one half of the prompts and "
         "measured on the other half:\n\n"
-        f"{table(('budget', 'method', 'settings', *names), rows)}\n"
+        f"{table(('budget', 'method', 'settings', *names), rows)}\n\n{_of_auto(data['auto'])}\n"
+        f"{_of_judge(data['judge'])}\n"
+    )
+
+
+def _of_auto(found: dict[str, list]) -> str:
+    """Return what `auto` reaches, a row for each budget."""
+    rows = [(budget, settings, f"{ratio:.2f}") for budget, (settings, ratio) in found.items()]
+    head = ("budget", "chosen by `auto`", "its gain, divided by the best")
+    return (
+        "`auto` knows the methods `shortcut` and `best-of`. Its table, made of the one half of the "
+        "prompts, chooses for the other half. The best is the method in the table above with the "
+        f"highest gain on the first half:\n\n{table(head, rows)}\n"
+    )
+
+
+def _of_judge(seen: dict | None) -> str:
+    """Return how often the judge sees that the guide was fooled."""
+    if seen is None:
+        return ""
+    return (
+        "Of images that `shortcut` steered, the guide scores some higher and the referee lower than "
+        f"the image of the same seed without steering. On one half of the prompts, there are "
+        f"{seen['fooled']} such images, and {seen['sound']} whose score rose by both. The judge's "
+        f"score fell by more than {seen['threshold']:.3f} in {share(seen['caught'])} of the former "
+        f"and in {share(seen['false'], 1)} of the latter. This threshold is from the other half, at "
+        "5 % of the latter.\n"
     )
 
 
