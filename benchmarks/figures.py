@@ -179,12 +179,12 @@ def _of_judge(seen: dict | None) -> str:
     if seen is None:
         return ""
     return (
-        "Of images that `shortcut` steered, the guide scores some higher and the referee lower than "
-        f"the image of the same seed without steering. On one half of the prompts, there are "
-        f"{seen['fooled']} such images, and {seen['sound']} whose score rose by both. The judge's "
-        f"score fell by more than {seen['threshold']:.3f} in {share(seen['caught'])} of the former "
-        f"and in {share(seen['false'], 1)} of the latter. This threshold is from the other half, at "
-        "5 % of the latter.\n"
+        "Of images that `shortcut` steered, the guide scores some higher and the referee lower "
+        "than the image of the same seed without steering. On one half of the prompts, there are "
+        f"{seen['fooled']} such images, and {seen['sound']} that neither scores lower. The judge's "
+        f"score fell by more than {seen['threshold']:.3f} in {share(seen['caught'])} of the "
+        f"former and in {share(seen['false'], 1)} of the latter. This threshold is from the other "
+        "half, where it is passed by 5 % of the latter.\n"
     )
 
 
