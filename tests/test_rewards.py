@@ -419,6 +419,8 @@ def test_hpsv3(tmp_path, monkeypatch):
             expected.append(head(hidden)[0])
     assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
     assert found[0] != found[1] and not reward.differentiable
+    with pytest.raises(UsageError, match="cannot read an image of 2010 x 10 pixels.*200"):
+        reward.score_pictures([pictures[0].resize((2010, 10))])
     save_file({"x": torch.zeros(1)}, tmp_path / "bad.safetensors")
     with pytest.raises(ClipguideError, match="no head of HPSv3"):
         Reward(f"hpsv3={tmp_path / 'bad.safetensors'}#{folder}").load()

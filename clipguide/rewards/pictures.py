@@ -38,10 +38,20 @@ class OfPictures(Objective):
         return -self.score_pictures(to_pil(image_B3HW)).to(image_B3HW.device)
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Return the score_B of RGB images."""
+        """Return the score_B of RGB images. Raise UsageError for an image that the model refuses,
+        such as one that is very long."""
         times = times_each(len(pictures), len(self.texts), "prompts")
         texts = [text for text in self.texts for _ in range(times)]
-        scores = [self.score_one(*pair) for pair in zip(pictures, texts, strict=True)]
+        scores = []
+        for picture, text in zip(pictures, texts, strict=True):
+            try:
+                scores.append(self.score_one(picture, text))
+            except ValueError as error:
+                size = " x ".join(map(str, picture.size))
+                raise UsageError(
+                    f"The reward cannot read an image of {size} pixels: {error}. Crop or leave out "
+                    "that image."
+                ) from error
         return torch.tensor(scores, dtype=torch.float32)
 
 
