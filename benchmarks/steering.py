@@ -60,10 +60,12 @@ Referee = Annotated[Path, typer.Option(help="The referee's open_clip folder.")]
 
 
 def read(records: Path) -> list[Drawn]:
-    """Return the images drawn so far, by any models."""
+    """Return the images drawn so far, by any models. If two processes drew the same image at the
+    same time, it counts once."""
     if not records.exists():
         return []
-    return [Drawn(**json.loads(line)) for line in records.read_text().splitlines()]
+    found = [Drawn(**json.loads(line)) for line in records.read_text().splitlines()]
+    return list({(d.models, d.prompt, d.way, d.seed): d for d in found}.values())
 
 
 @app.command("draw")

@@ -146,8 +146,8 @@ def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
 def settings(way: Way) -> dict:
     """Return the fields of a `Row` that say how its images were drawn. Plain sampling has none.
 
-    `auto` does not choose the number of steps. A method at another number of steps therefore counts
-    as a method of its own here.
+    `auto` chooses neither the number of steps nor the judge. A method at another number of steps or
+    with the judge therefore counts as a method of its own here.
     """
     fewer = "" if way.steps == STEPS else f"{way.steps} steps"
     if way is DEFAULT or (way.method is None and fewer):
@@ -155,5 +155,5 @@ def settings(way: Way) -> dict:
     if not isinstance(way.method, Method):
         return {} if way.method is None else {"method": "community", "options": {}}
     seen = {"decoder": way.decoder, "cutouts": way.views.number}
-    name = f"{way.method.name}, {fewer}" if fewer else way.method.name
-    return {"method": name, "options": way.method.options(), **seen}
+    own = [way.method.name, *([fewer] if fewer else []), *(["judged"] if way.judged else [])]
+    return {"method": ", ".join(own), "options": way.method.options(), **seen}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import tiny_pipelines
@@ -257,3 +257,20 @@ def test_what_the_judge_catches():
     assert (seen.fooled, seen.sound, seen.caught, seen.false) == (2, 1, 0.5, 0.0)
     assert seen.threshold == pytest.approx(0.18)
     assert gains.caught(found[:-4]) is None
+
+
+@pytest.mark.parametrize("changes", [{"judged": True}, {"steps": 15}])
+def test_auto_has_no_way_that_it_cannot_choose(changes):
+    way = Way("a", Shortcut(strength=0.4), **changes)
+    (named,) = changes
+    expected = {"judged": "shortcut, judged", "steps": "shortcut, 15 steps"}[named]
+    assert table_of_ways.settings(way)["method"] == expected
+    row = Row("a", 1, 2, 3.0, 0.2, 0.1, 0.0, 0.5, 1.0, 0.0, 0.2, 0.2, **table_of_ways.settings(way))
+    assert not gains.frontier([row])
+    assert gains.frontier([replace(row, method="shortcut")])
+
+
+def test_an_image_that_two_processes_drew_counts_once(tmp_path):
+    lines = [json.dumps(asdict(drawn(0, "plain", seed, score=0.1))) for seed in (0, 0, 1)]
+    (tmp_path / "records.jsonl").write_text("\n".join(lines))
+    assert [one.seed for one in steering.read(tmp_path / "records.jsonl")] == [0, 1]
