@@ -75,6 +75,8 @@ WAYS = (
     Way("pruned 8", BestOf(number=8, finish=1, look=0.3)),
     sparing("1.5, every 3", strength=1.5, every=3),
     sparing("1", strength=1.0),
+    Way("linear 0.2", Shortcut(), 4, (1, 2), decoder="linear"),
+    Way("linear 1", Shortcut(strength=1.0), 4, (1, 2), decoder="linear"),
     Way("whole 0.5", Shortcut(strength=0.5), 4, (1, 2), WHOLE),
     Way("shortcut 0.2", Shortcut(), 4, (1, 2)),
     Way("shortcut 0.5", Shortcut(strength=0.5), 4, (1, 2)),

@@ -564,3 +564,23 @@ def test_the_judge_takes_little_of_the_time(monkeypatch):
     share = spent / (time.perf_counter() - start)
     print(f"the judge takes {share:.1%} of the time of default steering on mini")
     assert 0 < share <= 0.03
+
+
+@pytest.mark.parametrize(
+    ("decoder", "strength", "every", "told"),
+    [
+        ("linear", 1.0, 1, True),
+        ("linear", "1@0..0.5", 1, True),
+        ("linear", "0.2@0..0.5,0.6@0.5..1", 1, False),  # late moves are short
+        ("linear", 0.5, 1, False),
+        ("linear", 1.5, 3, False),
+        ("vae", 1.0, 1, False),
+    ],
+)
+def test_a_strength_that_misleads_the_linear_decoder_is_said(
+    pipe, clip, decoder, strength, every, told
+):
+    """Once a run, whatever the schedule; not where moves are fewer, or the gradient is exact."""
+    with steer(pipe, "a red fox", clip=clip, strength=strength, every=every, decoder=decoder) as s:
+        draw(pipe)
+    assert sum("worse with the linear decoder" in one for one in s.report.warnings) == told

@@ -39,6 +39,7 @@ from ..descent import Way, descend
 from ..run import At, Outcome, Run
 
 FIXED = ("sample", "noise")
+LINEAR = 0.5  # strength ÷ every from which the linear decoder misleads (docs/figures.md)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +112,22 @@ class Shortcut(Method):
         return travel.Travel(self.travel) if self.travel > 1 else None
 
     def start(self, run: Run) -> Callable[[At], Outcome]:
-        direction = None
+        direction, told = None, False
 
         def act(at: At) -> Outcome:
-            nonlocal direction
+            nonlocal direction, told
+            size = run.weight * self.size(at.level.noise)
+            rough = getattr(run.decode, "kind", None) == "linear"
+            if rough and size > LINEAR * self.every and not told:
+                told = True
+                run.warn(
+                    f"A strength of more than {LINEAR * self.every:g} makes images worse with the "
+                    "linear decoder, which is rough: set decoder to vae or tiny, or lower strength."
+                )
             descent = descend(
                 at.x0.detach(),
                 self.ways(run, at),
-                size=run.weight * self.size(at.level.noise),
+                size=size,
                 inner=self.inner,
                 momentum=self.momentum,
                 factor_B=run.factor_B,
