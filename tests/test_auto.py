@@ -21,7 +21,7 @@ from clipguide.views import Cutouts
 ROWS = [
     {"strength": 0.0, "best_of": 1, "cost": 1.0, "gain": 0.0, "decoder": "vae", "cutouts": 0},
     {"strength": 0.3, "best_of": 1, "cost": 1.5, "gain": 1.0, "decoder": "linear", "cutouts": 0},
-    {"strength": 0.2, "best_of": 2, "cost": 3.0, "gain": 2.0, "decoder": "vae", "cutouts": 2},
+    {"strength": 0.3, "best_of": 2, "cost": 3.0, "gain": 2.0, "decoder": "vae", "cutouts": 2},
 ]
 
 
@@ -84,7 +84,7 @@ def test_best_of_a_method(table, pipe, clip):
         chosen = draw(s)
         scores = torch.stack(s.report.candidates)
     objective = Similarity(clip, "a fox", views=Cutouts(number=2))
-    with steer(pipe, objective, strength=0.2):
+    with steer(pipe, objective, strength=0.3):
         each = [draw(pipe, seeds=(3 + k * 1_000_000, 4 + k * 1_000_000)) for k in (0, 1)]
     for i, k in enumerate(scores.argmax(0).tolist()):
         assert torch.equal(chosen[i], each[k][i])
@@ -120,13 +120,13 @@ def test_text_to_image(table, tiny_mini):
     model = TextToImage()
     (picture,) = model("a fox", method="auto", budget=3, steps=3, seed=2)
     recipe = picture.recipe
-    assert (recipe.method, recipe.strength, recipe.best_of) == ("shortcut", 0.2, 2)
+    assert (recipe.method, recipe.strength, recipe.best_of) == ("shortcut", 0.3, 2)
     assert (recipe.cutouts, recipe.decoder) == (2, "vae:whole")
     assert model.choice.cost == 3.0
-    (by_hand,) = model("a fox", strength=0.2, best_of=2, cutouts=2, steps=3, seed=2)
+    (by_hand,) = model("a fox", strength=0.3, best_of=2, cutouts=2, steps=3, seed=2)
     for other in (by_hand, model.replay(recipe)):
         assert np.array_equal(np.asarray(other.image), np.asarray(picture.image))
-    (other,) = model("a fox", strength=0.2, best_of=2, cutouts=3, steps=3, seed=2)
+    (other,) = model("a fox", strength=0.3, best_of=2, cutouts=3, steps=3, seed=2)
     assert not np.array_equal(np.asarray(other.image), np.asarray(picture.image))
     (quick,) = model("a fox", method="auto", budget="1000s", steps=2)
     assert quick.recipe.best_of == 2

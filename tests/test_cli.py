@@ -110,7 +110,7 @@ def test_every_option_reaches_the_recipe(tiny_mini):
         "--clip-prompt": "a fox",
         "--negative": "blur",
         "--best-of": 2,
-        "--strength": 0.2,
+        "--strength": 0.3,
         "--steps": 3,
         "--seed": 11,
         "--cfg": 2.5,
@@ -126,7 +126,7 @@ def test_every_option_reaches_the_recipe(tiny_mini):
     recipe = recipes.read_png("a.png")
     assert recipe.seed in (11, 1_000_011)
     assert (recipe.guide, recipe.negative, recipe.best_of) == ("a fox", "blur", 2)
-    assert (recipe.strength, recipe.steps, recipe.cfg) == (0.2, 3, 2.5)
+    assert (recipe.strength, recipe.steps, recipe.cfg) == (0.3, 3, 2.5)
     assert recipe.cfg_window == "0.2,0.9"
     assert (recipe.width, recipe.height) == (32, 48) == Image.open("a.png").size
     assert (recipe.clip, recipe.judge) == ("mini-judge", "mini")

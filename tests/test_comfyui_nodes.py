@@ -152,7 +152,7 @@ def test_the_vae_is_not_touched(vae):
     assert_close(slope, expected, atol=1e-5, rtol=1e-4)
 
 
-SETTINGS = {"prompt": "a red fox", "strength": 0.2, "window_low": 0.1, "window_high": 1.0}
+SETTINGS = {"prompt": "a red fox", "strength": 0.3, "window_low": 0.1, "window_high": 1.0}
 
 
 def test_it_is_steer(model, vae):
@@ -164,9 +164,9 @@ def test_it_is_steer(model, vae):
         plain = model.sample(latents, model.words)
         assert_close(model.pipe(**settings).images, plain, atol=1e-4, rtol=0)
         objective = TotalVariation() + Range()
-        with steer(model.pipe, objective, strength=0.2):
+        with steer(model.pipe, objective, strength=0.3):
             theirs = model.pipe(**settings).images
-        hook = node._hook(Shortcut(strength=0.2), objective, decoding(vae))
+        hook = node._hook(Shortcut(strength=0.3), objective, decoding(vae))
         model.set_model_sampler_post_cfg_function(hook)
         mine = model.sample(latents, model.words)
     assert (mine - plain).abs().max() > 0.05
@@ -201,12 +201,12 @@ def test_patch(model, vae, clip_folder):
 
 def test_a_move_is_as_long_as_it_says(model, vae):
     """strength · sin²(πn/2) · rms(x0), in the type of x0."""
-    hook = node._hook(Shortcut(strength=0.2), TotalVariation(), decoding(vae))
+    hook = node._hook(Shortcut(strength=0.3), TotalVariation(), decoding(vae))
     x0 = noise(BATCH, 4, 16, 32).half()
     moved = hook(model.arguments(x0, 1.0))
     assert moved.dtype == torch.float16
     size_B = [t.float().flatten(1).square().mean(1).sqrt() for t in (moved - x0, x0)]
-    expected_B = 0.2 * math.sin(math.pi / 4) ** 2 * size_B[1]
+    expected_B = 0.3 * math.sin(math.pi / 4) ** 2 * size_B[1]
     assert_close(size_B[0], expected_B, rtol=0.01, atol=0)
 
 
@@ -412,7 +412,7 @@ def test_steer_by_the_reward_clip(model, vae, clip_folder):
         (patched,) = pack.SteerByReward().patch(model, vae, reward, **SETTINGS)
         found = patched.hooks[0](model.arguments(x0, 1.0))
     objective = Similarity(load_clip(str(clip_folder)), SETTINGS["prompt"], views=None, kind="dot")
-    hook = node._hook(Shortcut(strength=0.2), objective, decoding(vae))
+    hook = node._hook(Shortcut(strength=0.3), objective, decoding(vae))
     assert_close(found, hook(model.arguments(x0, 1.0)), atol=1e-5, rtol=0)
     assert not torch.equal(found, x0)
 

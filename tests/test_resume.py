@@ -110,8 +110,8 @@ def test_all_is_there_already(tiny_mini, monkeypatch):
 
 def test_a_picture_of_another_run(tiny_mini):
     invoke(*RUN, "--out", "out")
-    text = invoke(*RUN, "--out", "out", "--resume", "--strength", "0.2", code=2)
-    assert "strength: 0.1 then, 0.2 now" in " ".join(text.split())
+    text = invoke(*RUN, "--out", "out", "--resume", "--strength", "0.3", code=2)
+    assert "strength: 0.2 then, 0.3 now" in " ".join(text.split())
     Image.new("RGB", (32, 32)).save("out/a-fox-7.png")
     assert "no recipe" in invoke(*RUN, "--out", "out", "--resume", code=2)
 
