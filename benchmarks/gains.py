@@ -68,6 +68,11 @@ class Row:
     decoder: str = "vae"
     cutouts: int = 0
 
+    @property
+    def name(self) -> str:
+        """Return the way, with the number of candidates if there are several."""
+        return self.way + (f", best of {self.best_of}" if self.best_of > 1 else "")
+
 
 def enough(drawn: list[Drawn]) -> list[Drawn]:
     """Return the images of the ways that have at least half of the prompts of plain sampling."""
@@ -151,16 +156,20 @@ def _row(
     )
 
 
+def halves(drawn: list[Drawn]) -> tuple[list[Drawn], list[Drawn]]:
+    """Return the images of the even prompts and of the odd ones, in the order of the prompts."""
+    even = set(list(dict.fromkeys(d.prompt for d in drawn))[::2])
+    return [d for d in drawn if d.prompt in even], [d for d in drawn if d.prompt not in even]
+
+
 def at_budgets(drawn: list[Drawn]) -> dict[float, list[Row]]:
     """Return each method's best settings for each budget.
 
     The even prompts, in the order in which they were drawn, select the settings. The odd prompts
     measure them. The settings with the highest gain on the even prompts come first.
     """
-    order = list(dict.fromkeys(d.prompt for d in drawn))
-    even = set(order[::2])
-    chosen = rows([d for d in drawn if d.prompt in even])
-    shown = {(r.way, r.best_of): r for r in rows([d for d in drawn if d.prompt not in even])}
+    even, odd = halves(drawn)
+    chosen, shown = rows(even), {(r.way, r.best_of): r for r in rows(odd)}
     found = {}
     for budget in BUDGETS:
         kinds: dict[str, Row] = {}
@@ -191,15 +200,14 @@ def of_auto(drawn: list[Drawn]) -> dict[float, tuple[str, float]]:
     """Return for each budget the settings that `auto` chooses, and their gain divided by that of
     the best settings of all methods. The even prompts select both, the odd prompts measure them.
     A budget is left out if the best settings gain nothing."""
-    even = set(list(dict.fromkeys(d.prompt for d in drawn))[::2])
-    table = frontier(rows([d for d in drawn if d.prompt in even]))
-    shown = {(r.way, r.best_of): r for r in rows([d for d in drawn if d.prompt not in even])}
+    even, odd = halves(drawn)
+    table, shown = frontier(rows(even)), {(r.way, r.best_of): r for r in rows(odd)}
     found = {}
     for budget, ranked in at_budgets(drawn).items():
-        fits = [row for row in table if row.cost <= budget * TOLERANCE]
+        fits = [r for r in table if round(r.cost, 2) <= budget and (r.way, r.best_of) in shown]
         if fits and ranked and ranked[0].gain > 0:
             mine = shown[fits[-1].way, fits[-1].best_of]
-            found[budget] = f"{mine.way}, best of {mine.best_of}", mine.gain / ranked[0].gain
+            found[budget] = mine.name, mine.gain / ranked[0].gain
     return found
 
 
@@ -219,24 +227,26 @@ class Caught:
     threshold: float
 
 
+def falls(drawn: list[Drawn]) -> tuple[list[float], list[float]]:
+    """Return how far the judge's score fell in each fooled and in each sound image."""
+    plain = {(d.prompt, d.seed): d for d in drawn if d.way == PLAIN.name}
+    fooled, sound = [], []
+    for one in drawn:
+        before = plain.get((one.prompt, one.seed))
+        if one.way != PLAIN.name and before and one.guide > before.guide:
+            kind = fooled if one.score < before.score else sound
+            kind.append(before.judge - one.judge)
+    return fooled, sound
+
+
 def caught(drawn: list[Drawn], false: float = 0.05) -> Caught | None:
     """Return what the judge catches. The even prompts select the threshold, at which it is wrong
     about at most a share `false` of the sound images. The odd prompts measure it. None if a half
     has no images of one of the two kinds."""
-    order = list(dict.fromkeys(d.prompt for d in drawn))
-    even = set(order[::2])
-    plain = {(d.prompt, d.seed): d for d in drawn if d.way == PLAIN.name}
-    falls: dict[tuple[bool, bool], list[float]] = {}
-    for one in drawn:
-        before = plain.get((one.prompt, one.seed))
-        if one.way != PLAIN.name and before and one.guide > before.guide:
-            kind = one.prompt in even, one.score < before.score
-            falls.setdefault(kind, []).append(before.judge - one.judge)
-    if len(falls) < 4:
+    (even_fooled, even_sound), (fooled, sound) = map(falls, halves(drawn))
+    if not (even_fooled and even_sound and fooled and sound):
         return None
-    allowed = sorted(falls[True, False], reverse=True)
-    threshold = allowed[int(false * len(allowed))]
-    fooled, sound = falls[False, True], falls[False, False]
+    threshold = sorted(even_sound, reverse=True)[int(false * len(even_sound))]
     return Caught(
         fooled=len(fooled),
         sound=len(sound),
@@ -251,8 +261,7 @@ def markdown(found: list[Row]) -> str:
     heads = ["way", "cost", "gain, 10⁻³", "top-5", "better", "worse by 2 s.e.", "diversity"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in sorted(found, key=lambda row: row.cost):
-        name = row.way + (f", best of {row.best_of}" if row.best_of > 1 else "")
         gain = f"{1000 * row.gain:+.1f} ± {1000 * row.error:.1f}" if row.gain else "–"
         shares = f"{row.top5:.1%} | {row.better:.0%} | {row.worse:.1%} | {row.spread:.3f}"
-        lines.append(f"| {name} | {row.cost:.2f} | {gain} | {shares} |")
+        lines.append(f"| {row.name} | {row.cost:.2f} | {gain} | {shares} |")
     return "\n".join(lines)

@@ -583,4 +583,4 @@ def test_a_strength_that_misleads_the_linear_decoder_is_said(
     """Once a run, whatever the schedule; not where moves are fewer, or the gradient is exact."""
     with steer(pipe, "a red fox", clip=clip, strength=strength, every=every, decoder=decoder) as s:
         draw(pipe)
-    assert sum("worse with the linear decoder" in one for one in s.report.warnings) == told
+    assert sum("With the linear decoder, a strength" in one for one in s.report.warnings) == told

@@ -121,8 +121,9 @@ class Shortcut(Method):
             if rough and size > LINEAR * self.every and not told:
                 told = True
                 run.warn(
-                    f"A strength of more than {LINEAR * self.every:g} makes images worse with the "
-                    "linear decoder, which is rough: set decoder to vae or tiny, or lower strength."
+                    "With the linear decoder, a strength of more than "
+                    f"{LINEAR * self.every:g} made images worse in measurements: set decoder to "
+                    "vae or tiny, or lower the strength."
                 )
             descent = descend(
                 at.x0.detach(),
