@@ -173,6 +173,9 @@ def test_images_of_a_way_are_graded(tiny_mini):
         others = cosine[[j for j in range(3) if j != k]].mean()
         assert one.spread == pytest.approx(float(1 - others), abs=2e-5)
         assert one.score == pytest.approx(float(unit_BD[k] @ text_KD[6]), abs=2e-5)
+        for clip, value in ((model.judge, one.judge), (model.clip, one.guide)):
+            expected = clip.encode_image(images[k][None])[0] @ clip.encode_text(["a fox"])[0]
+            assert value == pytest.approx(float(expected), abs=2e-5)
         assert one.top5 == bool(((unit_BD[k] @ text_KD.T) > unit_BD[k] @ text_KD[6]).sum() < 5)
 
 

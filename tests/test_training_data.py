@@ -13,6 +13,7 @@ from training.data.captions import article, banned_words, colour_words, number_o
 from training.data.colours import TERMS, colour_name, dominant_colour, prototypes, term_indices
 from training.data.compose import Mix, TrainingSet
 from training.data.emoji import concept_key, neutral
+from training.data.near import nearest, thumbnails
 from training.data.recolour import recoloured
 from training.data.restyle import flat, inked, outlined
 
@@ -223,3 +224,17 @@ def test_concepts_are_joined():
     assert concept_key("face with hearts", person=True) == "face with hearts"
     assert neutral("1F3C3-200D-2640-FE0F") == ("1f3c3", "stand-in")
     assert neutral("1F44D-1F3FB")[0] is None and neutral("1F98A") == ("1f98a", "itself")
+
+
+def test_nearest_is_the_rmse_of_thumbnails_on_white():
+    """A transparent image is white, a grey one at 40 % is lighter; blocks are averaged."""
+    shades = np.zeros((4, 64, 64, 4), np.uint8)
+    shades[1] = shades[2] = (51, 51, 51, 255)
+    shades[2, ..., 3] = 102
+    shades[3, :, ::2] = (0, 0, 0, 255)  # every second column is black, the others are white
+    small = thumbnails(shades)
+    assert small.shape == (4, 32 * 32 * 3)
+    values = [1.0, 0.2, 0.2 * 0.4 + 0.6, 0.5]
+    for row, value in zip(small, values, strict=True):
+        np.testing.assert_allclose(row, value, atol=1e-6)
+    np.testing.assert_allclose(nearest(small[[0, 3]], small[[1, 2]]), [0.32, 0.18], atol=1e-3)
