@@ -573,14 +573,15 @@ def test_the_judge_takes_little_of_the_time(monkeypatch):
         ("linear", "1@0..0.5", 1, True),
         ("linear", "0.2@0..0.5,0.6@0.5..1", 1, False),  # late moves are short
         ("linear", 0.5, 1, False),
-        ("linear", 1.5, 3, False),
+        ("linear", 1.0, 3, True),
+        ("linear", 0.5, 3, False),
         ("vae", 1.0, 1, False),
     ],
 )
 def test_a_strength_that_misleads_the_linear_decoder_is_said(
     pipe, clip, decoder, strength, every, told
 ):
-    """Once a run, whatever the schedule; not where moves are fewer, or the gradient is exact."""
+    """Once a run, whatever the schedule; not where the gradient is exact."""
     with steer(pipe, "a red fox", clip=clip, strength=strength, every=every, decoder=decoder) as s:
         draw(pipe)
     assert sum("With the linear decoder, a strength" in one for one in s.report.warnings) == told

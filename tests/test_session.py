@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, ClipguideWarning
 from clipguide.guidance import Backprop, BestOf, Particles, Rollover, Shortcut, steer
+from clipguide.guidance.precision import rms
 from clipguide.guidance.tap import Tapped
 from clipguide.objectives import Similarity
 
@@ -242,6 +243,58 @@ def test_every_counts_steps(pipe, name):
         assert due == [True, True, False, True, False, True, False]
     else:
         assert due == [True, True, False, False] * 2 + [True, True, False]
+
+
+@pytest.mark.parametrize("fixed", ["sample", "noise"])
+@pytest.mark.parametrize("scheduler", ["DDIM", "Heun", "PNDM"])
+def test_between_two_gradients_the_last_direction_holds(pipe, scheduler, fixed):
+    """Of a loss that is linear in x0, the gradient has one direction, so `every` changes only the
+    number of gradients; with another strength, the image is another."""
+    if scheduler == "Heun":
+        pipe.scheduler = diffusers.HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    else:
+        use(pipe, scheduler)
+    taken = []
+
+    def slope(image_B3HW):
+        taken.append(1)
+        return (image_B3HW * torch.linspace(-1, 1, image_B3HW.shape[-1])).flatten(1).sum(1)
+
+    def image(every, strength=0.4):
+        taken.clear()
+        method = Shortcut(every=every, strength=strength, fixed=fixed)
+        with steer(pipe, slope, method=method, decoder=lambda x0: x0[:, :3] * 0.1 + 0.5) as s:
+            return draw(pipe, steps=6), len(taken), s.report.steered
+
+    each, gradients, steered = image(1)
+    assert gradients == steered
+    for every in (2, 3):
+        found, fewer, moved = image(every)
+        assert_close(found, each, atol=1e-4, rtol=0)
+        assert fewer < gradients and moved == steered
+    assert (image(3, strength=0.1)[0] - each).abs().max() > 0.01
+
+
+def test_a_held_move_has_todays_length(pipe):
+    """The size of each move is that of its own noise level, weight and factor, whatever the step at
+    which its direction was found."""
+    use(pipe, "DDIM")
+    moves, seen = [], []
+
+    class Watched(Shortcut):
+        def hold(self, run, at):
+            outcome = super().hold(run, at)
+            moves.append(rms(outcome.delta) / rms(at.x0))
+            seen.append(run.weight * self.size(at.level.noise) * run.factor_B)
+            run.factor_B = torch.tensor([1.0, 0.5])
+            return outcome
+
+    method = Watched(every=5, strength=0.3, window=(0, 1))
+    with steer(pipe, Brightness(), method=method):
+        draw(pipe, seeds=(1, 2), steps=5)
+    assert len(moves) >= 3
+    assert_close(torch.stack(moves), torch.stack(seen))
+    assert_close(moves[-1][1] / moves[-1][0], torch.tensor(0.5))
 
 
 def test_best_of_reports_the_kept(pipe, clip):

@@ -76,8 +76,14 @@ def test_what_was_done_is_not_done_again(pipe, clip, tmp_path):
 
 @pytest.mark.parametrize(
     "method",
-    [Shortcut(travel=2), Shortcut(inner=2, every=2), Shortcut(strength=0.0)],
-    ids=["travel", "inner", "plain"],
+    [
+        Shortcut(travel=2),
+        Shortcut(inner=2, every=2),
+        Shortcut(every=3),
+        Shortcut(momentum=0.5),
+        Shortcut(strength=0.0),
+    ],
+    ids=["travel", "inner", "every", "momentum", "plain"],
 )
 def test_ways_of_the_shortcut(pipe, clip, method, tmp_path):
     use(pipe, "DDIM")
@@ -88,9 +94,9 @@ def test_ways_of_the_shortcut(pipe, clip, method, tmp_path):
     assert torch.equal(run(pipe, Similarity(clip, "a fox"), tmp_path, method=method)[0], whole)
 
 
-@pytest.mark.parametrize("method", [Shortcut(momentum=0.5), Particles(number=2)])
-def test_methods_with_a_memory_begin_anew(pipe, clip, method, tmp_path):
+def test_a_method_with_more_than_tensors_to_keep_begins_anew(pipe, clip, tmp_path):
     use(pipe, "DDIM")
+    method = Particles(number=2)
     whole, *_ = run(pipe, Similarity(clip, "a fox"), None, method=method)
     with pytest.raises(Stop):
         run(pipe, Similarity(clip, "a fox"), tmp_path / "t", stop=2, method=method)

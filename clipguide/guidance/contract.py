@@ -117,7 +117,8 @@ class Method:
     Args:
         window: the lowest and the highest noise level at which the method acts: 1 is pure noise, 0
             is clean.
-        every: act at every k-th step of the window.
+        every: act at every k-th step of the window. A method that `holds` also moves at the steps
+            in between, by `hold`.
 
     Raises:
         UsageError: a value is out of range, or the method acts at no step or at all steps, and so
@@ -129,6 +130,7 @@ class Method:
     of_images: ClassVar[bool] = False  # whether it looks at finished images, not at videos
     differentiates: ClassVar[bool] = False  # whether it takes gradients through the denoiser
     fades: ClassVar[bool] = False  # whether the judge can reduce the length of its moves
+    holds: ClassVar[bool] = False  # whether it also moves between the evaluations that `every` sets
     windowed: ClassVar[bool] = True  # whether `window` and `every` can have other values
 
     window: tuple[float, float] = WINDOW
@@ -172,8 +174,8 @@ class Method:
 
     @property
     def taped(self) -> bool:
-        """Return whether a run can continue from a tape, because the method keeps no state between
-        steps."""
+        """Return whether a run can continue from a tape, because the method keeps nothing between
+        steps, or keeps it in `Run.kept`."""
         return False
 
     @property
@@ -201,6 +203,11 @@ class Method:
     def start(self, run: Run) -> Callable[[At], Outcome]:
         """Prepare a run of the pipeline. Return a function that is called after each evaluation of
         the denoiser in the window. It takes the state `at` of the step and returns an `Outcome`."""
+        raise NotImplementedError
+
+    def hold(self, run: Run, at: At) -> Outcome:
+        """Return the outcome of an evaluation between two at which the method acts, if it
+        `holds`."""
         raise NotImplementedError
 
     def after(self, run: Run, at: At) -> Callable[[torch.Tensor], torch.Tensor] | None:

@@ -12,7 +12,7 @@ Shapes: B samples, ... the rest of a latent's shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,7 +25,7 @@ Way = tuple[float, Callable[[torch.Tensor], Gradient]]
 @dataclass(frozen=True)
 class Descent:
     """The result of the steps of one evaluation. `delta` is added to x0. `first` is the gradient at
-    x0. `direction` is the last direction, for the momentum of the next evaluation. If `finite_B` is
+    x0. `direction` is the last direction, for the next evaluations. If `finite_B` is
     False, a gradient was NaN or infinite, and the sample did not move."""
 
     delta: torch.Tensor
@@ -35,22 +35,32 @@ class Descent:
     direction: torch.Tensor
 
     def outcome(self, at: At, *, fixed: str) -> Outcome:
-        """Return the outcome of an evaluation. With "sample" the noisy sample stays as it is, so
-        that the noise moves with x0; with "noise" the noise stays, so that the sample moves."""
-        model_output, sample = at.model_output, at.sample
-        if fixed == "sample":
-            model_output = at.level.move(model_output, self.delta)
-        else:
-            model_output, sample = at.level.move_sample(model_output, sample, self.delta)
-        return Outcome(
-            model_output=model_output,
-            sample=sample,
+        """Return the outcome of an evaluation, as `moved` does, with what was measured."""
+        return replace(
+            moved(at, self.delta, fixed=fixed),
             image_N3HW=self.first.image_N3HW,
             loss_B=self.first.loss_B,
             gradient_B=self.gradient_B,
             finite_B=self.finite_B,
-            delta=self.delta,
         )
+
+
+def moved(at: At, delta: torch.Tensor, *, fixed: str) -> Outcome:
+    """Return the outcome of an evaluation whose x0 moves by `delta`. With "sample" the noisy sample
+    stays as it is, so that the noise moves with x0; with "noise" the noise stays, so that the
+    sample moves."""
+    model_output, sample = at.model_output, at.sample
+    if fixed == "sample":
+        model_output = at.level.move(model_output, delta)
+    else:
+        model_output, sample = at.level.move_sample(model_output, sample, delta)
+    return Outcome(model_output, sample, delta=delta)
+
+
+def lengths(x0: torch.Tensor, size: float, factor_B: torch.Tensor | None) -> torch.Tensor:
+    """Return the length_B of a move of `size` times rms(x0), times the factor of each sample."""
+    length_B = size * rms(x0)
+    return length_B if factor_B is None else length_B * factor_B.to(length_B)
 
 
 def descend(
@@ -74,9 +84,7 @@ def descend(
         factor_B: the factor of the size of each sample; None means 1.
         before: the direction of the evaluation before.
     """
-    size_B = size / inner * rms(x0)
-    if factor_B is not None:
-        size_B = size_B * factor_B.to(size_B)
+    size_B = lengths(x0, size / inner, factor_B)
     delta, direction, first = torch.zeros_like(x0), before, None
     for _ in range(inner):
         seen = [gradient(x0 + delta if first else x0) for _, gradient in ways]

@@ -248,6 +248,7 @@ class TapeWriter(Base):
                 finite_B=outcome.finite_B,
                 states=[generator.get_state() for generator in self.run.generators],
                 trace=seen.trace,
+                kept=dict(self.run.kept),
             )
         )
 

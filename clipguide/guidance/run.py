@@ -7,7 +7,7 @@ Shapes: B samples, ... the rest of a latent's shape (C, h, w; packed L, C; C, F,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -122,6 +122,7 @@ class Run:
             invalid; None means 1.
         weight: the factor of the whole objective at this progress, which multiplies the strength.
         memory: a value of a call method for its `start`, or the state of a method.
+        kept: tensors that a method keeps between evaluations, by name. A tape has them too.
         repeats: the object that repeats steps, if the method has one.
         chunk: the number of views that are encoded at a time, since memory ran out; None means all.
         told: whether the user has been told that memory ran out.
@@ -140,6 +141,7 @@ class Run:
     factor_B: torch.Tensor | None = None
     weight: float = 1.0
     memory: object = None
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
     repeats: Repeats | None = None
     chunk: int | None = None
     told: bool = False

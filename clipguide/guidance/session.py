@@ -132,7 +132,7 @@ class Session:
         if mode.method is not None and not mode.method.idle:
             self.asked = True
             self._act = mode.method.start(run)
-        self._index, self._covered, self._due = 0, 0, False
+        self._index, self._covered, self._task = 0, 0, ""
         self._choosing = True
         steers = mode.method is not None
         self._stepper = Stepper(run, differentiable=mode.differentiable and steers)
@@ -164,14 +164,16 @@ class Session:
         if self.mode.only_begins:
             raise Begun
         at = self._evaluation(model_output, timestep, sample, kwargs.get("eta"))
-        due = method is not None and self._is_due(method, run, at.level.noise)
+        task = "" if method is None else self._next_task(method, run, at.level.noise)
         outcome, replayed = Outcome(at.model_output, sample), None
         if self.tape is not None and self.tape.replaying:
             replayed = self.tape.next()
             outcome = self._replay(replayed, at)
-        elif due:
+        elif task == "act":
             self._choose(at)
             outcome = self._act(at)
+        elif task == "hold":
+            outcome = method.hold(run, at)
         after = None
         if method is not None:
             given = replace(at, model_output=outcome.model_output, sample=outcome.sample)
@@ -179,7 +181,7 @@ class Session:
         direction = self._direction.direction(at.level, sample)
         trace = replayed.trace if replayed else measured(at, outcome, direction)
         seen = Seen(
-            run, at, outcome, self._image(at, outcome, replayed), due, bool(replayed), trace
+            run, at, outcome, self._image(at, outcome, replayed), bool(task), bool(replayed), trace
         )
         if self.tape is not None:
             self.tape.decoder = self.decoder.name
@@ -247,19 +249,21 @@ class Session:
                 "A tape is of one call and all its arguments: call s(…) of `with steer(…) as s`."
             )
 
-    def _is_due(self, method: Method, run: Run, noise: float) -> bool:
-        """Return whether the method acts at this evaluation. A corrector follows its predictor."""
+    def _next_task(self, method: Method, run: Run, noise: float) -> str:
+        """Return what the method does at this evaluation: "act", "hold" or nothing (""). A
+        corrector follows its predictor."""
         begins = schedulers.begins_step(run.scheduler) or self._index == 0
         idle = method.idle or isinstance(run.objective, Nothing)
         if method.fades and not bool(run.factor_B.any()):
             idle = True
         if begins:
-            self._due = not idle and method.covers(noise)
-            if self._due:
+            self._task = ""
+            if not idle and method.covers(noise):
+                between = self._covered % method.every
+                self._task = "act" if not between else "hold" if method.holds else ""
                 self._covered += 1
-                self._due = (self._covered - 1) % method.every == 0
-        self.acted = self.acted or self._due
-        return self._due and not idle
+        self.acted = self.acted or self._task == "act"
+        return "" if idle else self._task
 
     def _choose(self, at: At) -> None:
         """Choose the decoder of this run."""
@@ -272,6 +276,7 @@ class Session:
         for generator, state in zip(self.run.generators, kept.states, strict=True):
             generator.set_state(state)
         device = at.sample.device
+        self.run.kept = {name: value.to(device) for name, value in kept.kept.items()}
         sample = at.sample if kept.sample is None else kept.sample.to(device)
         return Outcome(kept.model_output.to(device), sample, finite_B=kept.finite_B)
 

@@ -97,7 +97,8 @@ def steer(
         cfg_window: the noise levels at which the pipeline's own classifier-free guidance applies
             (Kynkäänniemi et al. 2024). At other levels, the guidance scale is 1. This saves no
             time. It works for pipelines that evaluate both prompts in one batch.
-        every: steer at every k-th step of the window.
+        every: compute the gradient at every k-th step of the window. The steps in between move
+            along the last gradient; particles, lookahead and embedding do nothing there.
         inner: the number of moves in a step, which share its strength.
         decoder: what decodes x0. "vae" is the VAE of the pipeline. "tiny" is the decoder of `tiny`.
             "linear" is a linear map from latents to RGB. It is fitted to the VAE once, which takes

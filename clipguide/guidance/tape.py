@@ -28,20 +28,21 @@ from ..errors import ClipguideError
 from ..recipe import write_file
 from .report import Trace
 
-FORMAT = 3
+FORMAT = 4
 SEEN = ("loss_B", "gradient_B", "angle_B", "guide_score_B", "judge_score_B", "rank_B")
 
 
 @dataclasses.dataclass(frozen=True)
 class TapeStep:
     """One step: the input of the scheduler, which gradients were numbers (None if none was taken),
-    the states of the generators after it, and its row of the trace."""
+    the states of the generators after it, its row of the trace, and what the method keeps."""
 
     model_output: torch.Tensor
     sample: torch.Tensor | None
     finite_B: torch.Tensor | None
     states: list[torch.Tensor]
     trace: Trace
+    kept: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
 
 class Tape:
@@ -85,6 +86,7 @@ class Tape:
         if step.finite_B is not None:
             tensors["finite_B"] = step.finite_B.cpu()
         tensors |= {f"state.{i}": state for i, state in enumerate(step.states)}
+        tensors |= {f"kept.{k}": v.detach().contiguous().cpu() for k, v in step.kept.items()}
         values = {name: getattr(step.trace, name) for name in SEEN}
         tensors |= {f"trace.{k}": v.contiguous() for k, v in values.items() if v is not None}
         facts = {
@@ -137,10 +139,16 @@ class Tape:
             seen = {name: found.get(f"trace.{name}") for name in SEEN}
             trace = Trace(index=index, noise=facts["noise"], sigma=facts["sigma"], **seen)
             states = [found[f"state.{i}"] for i in range(facts["states"])]
+            kept = {k.removeprefix("kept."): v for k, v in found.items() if k.startswith("kept.")}
             self._shapes, self._digest = list(facts["shapes"]), facts["digest"]
             self.decoder = str(facts["decoder"])
             return TapeStep(
-                found["model_output"], found.get("sample"), found.get("finite_B"), states, trace
+                found["model_output"],
+                found.get("sample"),
+                found.get("finite_B"),
+                states,
+                trace,
+                kept,
             )
         except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
             return None

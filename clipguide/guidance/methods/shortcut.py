@@ -20,6 +20,9 @@ A noisy sample is αx0 + σε. If x0 moves, ε or the sample must move too:
 - With fixed="noise", the sample moves, as in MPGD (eq. 8) and TFG (its Δ0). Every step applies the
   whole move.
 
+With `every` k, the gradient is computed at every k-th step, and the steps in between move along the
+last one. So the sum of the moves, and with it the strength, means the same for every k.
+
 With `travel` r, each step is taken r times, with new noise in between (FreeDoM, Yu et al. 2023,
 section 4.3; RePaint, Lugmayr et al. 2022): `guidance/travel.py`.
 """
@@ -35,11 +38,12 @@ from ...errors import UsageError, close_matches
 from ...schedules import Schedule, Spec, schedule
 from .. import travel
 from ..contract import Method
-from ..descent import Way, descend
+from ..descent import Way, descend, lengths, moved
+from ..precision import along
 from ..run import At, Outcome, Run
 
 FIXED = ("sample", "noise")
-LINEAR = 0.5  # strength ÷ every from which the linear decoder misleads (docs/figures.md)
+LINEAR = 0.5  # strength from which the linear decoder misleads (docs/figures.md)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class Shortcut(Method):
 
     name: ClassVar[str] = "shortcut"
     fades: ClassVar[bool] = True
+    holds: ClassVar[bool] = True
 
     strength: float | str | Sequence[float] | Callable[[float], float] | Schedule = 0.2
     inner: int = 1
@@ -86,7 +91,7 @@ class Shortcut(Method):
 
     @property
     def taped(self) -> bool:
-        return not (self.momentum or self.by_call)
+        return not self.by_call
 
     def size(self, noise: float) -> float:
         """Return the length of the moves at a noise level, as a fraction of the rms of x0.
@@ -112,18 +117,17 @@ class Shortcut(Method):
         return travel.Travel(self.travel) if self.travel > 1 else None
 
     def start(self, run: Run) -> Callable[[At], Outcome]:
-        direction, told = None, False
+        told = False
 
         def act(at: At) -> Outcome:
-            nonlocal direction, told
+            nonlocal told
             size = run.weight * self.size(at.level.noise)
             rough = getattr(run.decode, "kind", None) == "linear"
-            if rough and size > LINEAR * self.every and not told:
+            if rough and size > LINEAR and not told:
                 told = True
                 run.warn(
-                    "With the linear decoder, a strength of more than "
-                    f"{LINEAR * self.every:g} made images worse in measurements: set decoder to "
-                    "vae or tiny, or lower the strength."
+                    f"With the linear decoder, a strength of more than {LINEAR:g} made images "
+                    "worse in measurements: set decoder to vae or tiny, or lower the strength."
                 )
             descent = descend(
                 at.x0.detach(),
@@ -132,12 +136,18 @@ class Shortcut(Method):
                 inner=self.inner,
                 momentum=self.momentum,
                 factor_B=run.factor_B,
-                before=direction,
+                before=run.kept.get("direction"),
             )
-            direction = descent.direction
+            if self.momentum or self.every > 1:
+                run.kept["direction"] = descent.direction
             return descent.outcome(at, fixed=self.fixed)
 
         return act
+
+    def hold(self, run: Run, at: At) -> Outcome:
+        x0, direction = at.x0.detach(), run.kept["direction"]
+        length_B = lengths(x0, run.weight * self.size(at.level.noise), run.factor_B)
+        return moved(at, -along(length_B, x0) * direction, fixed=self.fixed)
 
     def ways(self, run: Run, at: At) -> list[Way]:
         """Return the gradients to move along, each with its weight."""
