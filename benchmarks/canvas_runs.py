@@ -19,14 +19,15 @@ from benchmarks.classic import Classic
 from benchmarks.records import models_of
 from clipguide import Clip, load_clip
 
-SHIPPED = ("guide", "judge", "vqgan", "generator")  # the latent canvas uses the generator
+CLIPS = ("guide", "judge", "referee")
+OWN = {"vqgan": "vqgan", "latent": "generator"}  # canvas -> the embedded model that decodes it
 
 
 class Measure:
     """The referee, and the prompts of the mini generator's objects in a fixed order."""
 
     def __init__(self, folder: Path) -> None:
-        self.models = models_of(*SHIPPED, referee=folder)
+        self.models = models_of("guide", "judge", *OWN.values(), referee=folder)
         from training.evaluate.clips import all_drawings
         from training.evaluate.samples import concept_prompts, things_drawn
 
@@ -37,6 +38,11 @@ class Measure:
         order = random.Random(0).sample(range(len(every)), len(every))
         self.prompts = [every[i] for i in order]
         self.place = {every[i]: drawings.place[of[i]] for i in order}
+
+    def models_for(self, *canvases: str) -> dict[str, str]:
+        """Return the fingerprints of the models that images on these canvases depend on."""
+        own = {OWN[canvas] for canvas in canvases if canvas in OWN}
+        return {name: self.models[name] for name in self.models if name in (*CLIPS, *own)}
 
     def score(self, prompt: str, image_13HW: torch.Tensor) -> float:
         """Return the cosine similarity of an image with its prompt."""

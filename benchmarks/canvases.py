@@ -8,11 +8,11 @@
     python -m benchmarks.canvases memory               # peaks: 512 cutouts ÷ 32, 1024² pixels
 
 The referee is `python -m training.clip export referee`. Each command with a referee takes
---minutes. It stores its measurements in the cache, with the digest of all models, and continues
-from them. At its end, each command writes canvases.json. Time is processor time, so the commands
-can run next to other jobs. `choose` uses 50 prompts after the first 200, which no target uses. The
-others use the first prompts. `python -m benchmarks.loops speed` measures the iterations at the size
-of taming-transformers.
+--minutes. It stores its measurements in the cache, with the digest of the models that the canvas
+needs, and continues from them. At its end, each command writes canvases.json. Time is processor
+time, so the commands can run next to other jobs. `choose` uses 50 prompts after the first 200,
+which no target uses. The others use the first prompts. `python -m benchmarks.loops speed` measures
+the iterations at the size of taming-transformers.
 
 Shapes: B images, K concepts, D of an embedding.
 """
@@ -65,26 +65,31 @@ def keep(name: str, facts: dict, models: dict[str, str] | None = None) -> None:
 
 
 def left(
-    records: Records, task: str, keys: Iterable[dict], minutes: float
+    records: dict[str, Records], task: str, keys: Iterable[dict], minutes: float
 ) -> Iterator[dict]:
-    """Yield the keys of a task without a record, until the time is over."""
+    """Yield the keys of a task without a record, until the time is over. `records` has those of
+    each canvas."""
     end = time.monotonic() + 60 * minutes
     for key in keys:
-        if records.has(task, **key):
+        if records[key["canvas"]].has(task, **key):
             continue
         if time.monotonic() > end:
             return
         yield key
 
 
-def opened(folder: Path) -> tuple[Measure, Records]:
-    """Return the referee and the records of the present models.
+def opened(
+    folder: Path, canvases: Iterable[str], *also: str
+) -> tuple[Measure, dict[str, Records]]:
+    """Return the referee, and for each canvas the records of the present models. A measurement on
+    one canvas may `also` need the models of others.
 
     From here on, torch uses one thread.
     """
     torch.set_num_threads(1)
-    measure = Measure(folder)
-    return measure, Records(CACHE / "records.jsonl", digest_of(measure.models))
+    measure, path = Measure(folder), CACHE / "records.jsonl"
+    marks = {name: digest_of(measure.models_for(name, *also)) for name in canvases}
+    return measure, {name: Records(path, mark) for name, mark in marks.items()}
 
 
 @app.command("minute")
@@ -100,8 +105,8 @@ def command_minute(
 
     No image is selected by hand.
     """
-    measure, records = opened(referee)
     names, owners = canvases.split(","), {}
+    measure, records = opened(referee, names)
     wanted = [
         {"prompt": prompt, "canvas": name, "seconds": seconds}
         for prompt in measure.prompts[:prompts]
@@ -111,25 +116,25 @@ def command_minute(
         name, prompt = key["canvas"], key["prompt"]
         owner = owners.setdefault(name, TextToCanvas(name))
         picture, steps, took = timed(owner, prompt, Drawing(), seconds)
-        path = drawn_at(records, seconds, name, prompt)
+        path = drawn_at(records[name], seconds, name, prompt)
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
         score = measure.score(prompt, images.to_tensor([picture]))
         facts = {"steps": steps, "took": round(took, 1), "score": round(score, 4)}
-        records.add("minute", **key, **facts, top5=measure.top5(prompt, picture))
-        typer.echo(f"{prompt}, {name}: {json.dumps(records.rows[-1])}")
-    rows = [row for row in records.of("minute") if row["seconds"] == seconds]
+        records[name].add("minute", **key, **facts, top5=measure.top5(prompt, picture))
+        typer.echo(f"{prompt}, {name}: {json.dumps(records[name].rows[-1])}")
     for name in names:
-        mine = [row for row in rows if row["canvas"] == name]
+        same = {"canvas": name, "seconds": seconds}
+        mine = [r for r in records[name].of("minute") if all(r[k] == v for k, v in same.items())]
         if mine:
             facts = {key: statistics.fmean(r[key] for r in mine) for key in ("top5", "score")}
             took = {"prompts": len(mine), "seconds": seconds}
             took["steps"] = statistics.median(r["steps"] for r in mine)
-            keep(f"minute {name}", {**facts, **took}, measure.models)
+            keep(f"minute {name}", {**facts, **took}, measure.models_for(name))
     whole = [
         prompt
         for prompt in measure.prompts[:prompts]
-        if all(drawn_at(records, seconds, name, prompt).exists() for name in names)
+        if all(drawn_at(records[name], seconds, name, prompt).exists() for name in names)
     ]
     if whole:
         write_sheet(records, seconds, names, whole, sheet)
@@ -141,13 +146,13 @@ def drawn_at(records: Records, seconds: float, name: str, prompt: str) -> Path:
 
 
 def write_sheet(
-    records: Records, seconds: float, names: list[str], prompts: list[str], sheet: Path
+    records: dict[str, Records], seconds: float, names: list[str], prompts: list[str], sheet: Path
 ) -> None:
     """Write a sheet with the canvases side by side, two prompts per row."""
     cells, labels = [], []
     for prompt in prompts:
         for c, name in enumerate(names):
-            picture = images.load(drawn_at(records, seconds, name, prompt))
+            picture = images.load(drawn_at(records[name], seconds, name, prompt))
             cells.append(picture.resize((SIDE, SIDE), Image.LANCZOS))
             labels.append(f"{prompt}, {name}" if c == 0 else name)
     images.contact_sheet(cells, labels=labels, columns=2 * len(names)).save(sheet)
@@ -167,8 +172,8 @@ def command_choose(
     The settings are each canvas with each kind of views at its default rate, and each canvas with
     the default views at half and at twice that rate. A setting with slower steps has fewer steps.
     """
-    measure, records = opened(referee)
     names, owners = canvases.split(","), {}
+    measure, records = opened(referee, names)
     ways = [(name, kind, 1.0) for name in names for kind in views.split(",")]
     ways += [(name, "warped", rate) for name in names for rate in RATES if rate != 1.0]
     wanted = [
@@ -183,20 +188,21 @@ def command_choose(
         picture, steps, took = timed(owner, key["prompt"], drawing, seconds)
         score = measure.score(key["prompt"], images.to_tensor([picture]))
         facts = {"steps": steps, "took": round(took, 1), "score": round(score, 4)}
-        records.add("choose", **key, **facts, top5=measure.top5(key["prompt"], picture))
-        typer.echo(json.dumps(records.rows[-1], ensure_ascii=False))
+        mine = records[key["canvas"]]
+        mine.add("choose", **key, **facts, top5=measure.top5(key["prompt"], picture))
+        typer.echo(json.dumps(mine.rows[-1], ensure_ascii=False))
     found = {}
     for way in ways:
         mine = [
             row
-            for row in records.of("choose")
+            for row in records[way[0]].of("choose")
             if (row["canvas"], row["views"], row["rate"], row["seconds"]) == (*way, seconds)
         ]
         if mine:
             facts = {key: statistics.fmean(r[key] for r in mine) for key in ("top5", "score")}
             found[" ".join(map(str, way))] = {**facts, "prompts": len(mine)}
     best = sorted(found, key=lambda name: -found[name]["score"])
-    keep("choose", {"ways": {name: found[name] for name in best}}, measure.models)
+    keep("choose", {"ways": {name: found[name] for name in best}}, measure.models_for(*names))
 
 
 @app.command("race")
@@ -214,19 +220,20 @@ def command_race(
     same cutouts, dtype and threads. The learning rate of our loop falls over the same number of
     steps. If our image never reaches the score, its whole time counts.
     """
-    measure, records = opened(referee)
+    measure, records = opened(referee, [canvas], "vqgan")
     classic, owner = TextToCanvas("vqgan", judge=""), TextToCanvas(canvas, judge="")
     same = {"canvas": canvas, "steps": steps, "cutouts": cutouts}
     wanted = [{"prompt": prompt, **same} for prompt in measure.prompts[:prompts]]
     for key in left(records, "race", wanted, minutes):
         ratio, reached = raced(measure, classic, owner, key["prompt"], steps, cutouts)
-        records.add("race", **key, ratio=round(ratio, 4), reached=reached)
+        records[canvas].add("race", **key, ratio=round(ratio, 4), reached=reached)
         typer.echo(f"{key['prompt']}: {'reached' if reached else 'not reached'} in {ratio:.2f}")
-    mine = [r for r in records.of("race") if all(r[k] == v for k, v in same.items())]
+    mine = [r for r in records[canvas].of("race") if all(r[k] == v for k, v in same.items())]
     ratios = [row["ratio"] for row in mine]
     facts = {"median": statistics.median(ratios), "mean": statistics.fmean(ratios)}
     facts["reached"] = statistics.fmean(row["reached"] for row in mine)
-    keep(f"race {canvas}", {**facts, "prompts": len(ratios), **same}, measure.models)
+    models = measure.models_for("vqgan", canvas)
+    keep(f"race {canvas}", {**facts, "prompts": len(ratios), **same}, models)
 
 
 @app.command("longer")
@@ -242,7 +249,7 @@ def command_longer(
     The judge keeps the image. The figure is the share of prompts for which the referee scores it at
     least as high as the image of step 200.
     """
-    measure, records = opened(referee)
+    measure, records = opened(referee, [canvas])
     owner, same = TextToCanvas(canvas), {"canvas": canvas, "steps": steps}
     drawing = Drawing(steps=steps, lr=3 * CANVASES[canvas].lr, patience=30)
     wanted = [{"prompt": prompt, **same} for prompt in measure.prompts[:prompts]]
@@ -253,12 +260,12 @@ def command_longer(
             if step.index == 199:
                 early = measure.score(prompt, step.image())
         late = measure.score(prompt, run.loop.best())
-        records.add("longer", **key, early=round(early, 4), late=round(late, 4))
+        records[canvas].add("longer", **key, early=round(early, 4), late=round(late, 4))
         typer.echo(f"{prompt}: {early:.3f} at step 200, {late:.3f} kept of {run.index}")
-    mine = [r for r in records.of("longer") if all(r[k] == v for k, v in same.items())]
+    mine = [r for r in records[canvas].of("longer") if all(r[k] == v for k, v in same.items())]
     share = statistics.fmean(row["late"] >= row["early"] for row in mine)
     facts = {"at least as good": share, "prompts": len(mine), **same}
-    keep(f"longer {canvas}", facts, measure.models)
+    keep(f"longer {canvas}", facts, measure.models_for(canvas))
 
 
 @app.command("tile")

@@ -159,7 +159,7 @@ def steering() -> str:
         "For each budget, the settings of a method are selected on one half of the prompts and "
         "measured on the other half:\n\n"
         f"{table(('budget', 'method', 'settings', *names), rows)}\n\n{_of_auto(data['auto'])}\n"
-        f"{_of_judge(data['judge'])}\n"
+        f"{_of_classes(data['classes'])}\n{_of_judge(data['judge'])}\n"
     )
 
 
@@ -172,6 +172,25 @@ def _of_auto(found: dict[str, list]) -> str:
         "prompts, chooses for the other half. The best is the method in the table above with the "
         f"highest gain on the first half:\n\n{table(head, rows)}\n"
     )
+
+
+def _of_classes(found: dict[str, dict]) -> str:
+    """Return what settings gain for each class of objects."""
+    rows = [
+        (settings, name, one["prompts"], _gain(one["gain"], one["error"]))
+        for settings, classes in found.items()
+        for name, one in classes.items()
+    ]
+    head = ("settings", "class", "prompts", "gain, 10⁻³")
+    return (
+        "The gain by class, of the default and of the settings that gain most for at most four "
+        f"plain samples:\n\n{table(head, rows)}\n"
+    )
+
+
+def _gain(gain: float, error: float | None) -> str:
+    """Return a gain with its standard error, if it has one."""
+    return f"{1000 * gain:+.1f}" + ("" if error is None else f" ± {1000 * error:.1f}")
 
 
 def _of_judge(seen: dict | None) -> str:
@@ -195,7 +214,7 @@ def _way(row: dict, *more: object) -> tuple[object, ...]:
         row["way"] + many,
         *more,
         f"{row['cost']:.2f}",
-        f"{1000 * row['gain']:+.1f} ± {1000 * row['error']:.1f}",
+        _gain(row["gain"], row["error"]),
         share(row["top5"], 1),
         share(row["better"]),
         share(row["worse"], 1),

@@ -183,6 +183,20 @@ def at_budgets(drawn: list[Drawn]) -> dict[float, list[Row]]:
     return found
 
 
+def of_classes(
+    drawn: list[Drawn], row: Row, classes: dict[int, str]
+) -> dict[str, dict[str, float | None]]:
+    """Return the gain of a setting for each class of prompts: "prompts", "gain" and "error" (the
+    standard error; None for one prompt). `classes` has the class of each prompt."""
+    found = {}
+    for name in sorted({classes[d.prompt] for d in drawn if d.way == row.way}):
+        some = [d for d in drawn if classes[d.prompt] == name and d.way in (PLAIN.name, row.way)]
+        (mine,) = [r for r in rows(some) if (r.way, r.best_of) == (row.way, row.best_of)]
+        spread = mine.error if mine.prompts > 1 else None
+        found[name] = {"prompts": mine.prompts, "gain": mine.gain, "error": spread}
+    return found
+
+
 def frontier(found: list[Row]) -> list[Row]:
     """Return the Pareto frontier of the rows of `shortcut` and of plain sampling.
 

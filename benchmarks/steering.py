@@ -34,6 +34,7 @@ from clipguide.pipelines.text_to_image import TextToImage
 
 from benchmarks import ways
 from benchmarks.gains import (
+    TOLERANCE,
     Drawn,
     Row,
     at_budgets,
@@ -42,6 +43,7 @@ from benchmarks.gains import (
     frontier,
     markdown,
     of_auto,
+    of_classes,
     rows,
 )
 from benchmarks.records import digest_of, models_of
@@ -68,6 +70,22 @@ def read(records: Path) -> list[Drawn]:
     return list({(d.models, d.prompt, d.way, d.seed): d for d in found}.values())
 
 
+def ordered(number: int) -> list[int]:
+    """Return the numbers of the prompts in the order in which they are drawn."""
+    return random.Random(0).sample(range(number), number)
+
+
+def classes() -> dict[int, str]:
+    """Return the category of the object of each prompt, such as "animals & nature"."""
+    from training.evaluate.clips import all_drawings
+    from training.evaluate.samples import concept_prompts, things_drawn
+
+    drawings = all_drawings()
+    of_concept = {row["concept"]: row["category"] for row in drawings.rows}
+    _, of = concept_prompts(things_drawn(drawings.concepts))
+    return {k: of_concept[concept] for k, concept in enumerate(of)}
+
+
 @app.command("draw")
 def command_draw(
     referee: Referee = REFEREE,
@@ -85,7 +103,7 @@ def command_draw(
     end, mark = time.monotonic() + 60 * minutes, digest_of(models_of(*SHIPPED, referee=referee))
     drawings, judge, model = all_drawings(), load_clip(str(referee)), TextToImage()
     every, of = concept_prompts(things_drawn(drawings.concepts))
-    order = random.Random(0).sample(range(len(every)), len(every))[:prompts]
+    order = ordered(len(every))[:prompts]
     done = {(d.prompt, d.way) for d in read(records) if d.models == mark}
     text_KD = judge.encode_text(drawings.concepts)
     wanted = [
@@ -173,6 +191,9 @@ def command_table(
         typer.echo(f"\nAt {budget:g} × plain, the best first:\n\n{markdown(best)}")
     facts = {"models": models, "prompts": prompts, "rows": [asdict(row) for row in found]}
     facts["budgets"] = {f"{b:g}": [asdict(row) for row in best] for b, best in budgets.items()}
+    of_prompt = classes()
+    chosen = (default_of(found), best_at_four(found))
+    facts["classes"] = {row.name: of_classes(drawn, row, of_prompt) for row in chosen}
     facts["auto"] = {f"{b:g}": list(found) for b, found in of_auto(drawn).items()}
     steered = [d for d in drawn if d.way == PLAIN.name or d.way.startswith("shortcut")]
     facts["judge"] = asdict(seen) if (seen := caught(steered)) else None
@@ -181,6 +202,16 @@ def command_table(
     plot(found, out.with_suffix(".png"))
     if auto:
         write_auto(found, models, prompts)
+
+
+def default_of(found: list[Row]) -> Row:
+    """Return the row of `clipguide generate`, or of plain sampling if that was not drawn."""
+    return next((row for row in found if row.way == DEFAULT.name), found[0])
+
+
+def best_at_four(found: list[Row]) -> Row:
+    """Return the row with the highest gain of those that cost at most four plain samples."""
+    return max((row for row in found if row.cost <= 4 * TOLERANCE), key=lambda row: row.gain)
 
 
 def write_auto(found: list[Row], models: dict[str, str], prompts: int) -> None:

@@ -23,11 +23,13 @@ class Measure:
     prompts = ("a fox", "an owl", "a red car")
 
     def __init__(self, folder):
-        self.clip, self.models = load_clip("mini-judge"), {"guide": str(Measure.version)}
+        self.clip = load_clip("mini-judge")
+        self.models = {"guide": str(Measure.version), "vqgan": str(Measure.vqgan)}
 
-    version = 1
+    version = vqgan = 1
 
     score = canvas_runs.Measure.score
+    models_for = canvas_runs.Measure.models_for
 
     def top5(self, prompt, picture):
         assert picture.size == (32, 32)
@@ -58,7 +60,8 @@ def test_minute_goes_on_and_makes_a_sheet(run, tmp_path):
     facts = run(*line)
     for name in ("pixels", "vqgan"):
         assert facts[f"minute {name}"]["top5"] == 0.5 and facts[f"minute {name}"]["prompts"] == 2
-        assert facts[f"minute {name}"]["models"] == {"guide": "1"}
+    assert facts["minute pixels"]["models"] == {"guide": "1"}
+    assert facts["minute vqgan"]["models"] == {"guide": "1", "vqgan": "1"}
     (kept,) = (tmp_path / "cache").glob("*/1/pixels/an owl.png")
     Image.new("RGB", (32, 32), "red").save(kept)
     run(*line)
@@ -78,6 +81,9 @@ def test_records_are_of_one_version_of_the_models(run, monkeypatch, tmp_path):
     assert run(*line)["minute pixels"]["models"] == {"guide": "2"}
     assert len((tmp_path / "cache" / "records.jsonl").read_text().splitlines()) == 2
     run(*line, "--prompts", 3, "--minutes", 0)  # nothing is begun
+    assert len((tmp_path / "cache" / "records.jsonl").read_text().splitlines()) == 2
+    monkeypatch.setattr(Measure, "vqgan", 2)  # which pixels do not need
+    run(*line)
     assert len((tmp_path / "cache" / "records.jsonl").read_text().splitlines()) == 2
 
 

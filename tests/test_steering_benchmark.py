@@ -66,6 +66,23 @@ def test_rows(ways):
     assert (a.better, a.worse, a.spread) == (0.5, 0.5, pytest.approx(0.2))
 
 
+def test_gains_by_class(ways):
+    """Of test_rows' sums: way a gains 0.3 on prompt 0 and loses 0.105 on prompt 1."""
+    a = gains.rows(PICTURES)[-1]
+    found = gains.of_classes(PICTURES, a, {0: "animals", 1: "food"})
+    assert [*found] == ["animals", "food"]
+    assert found["animals"] == {"prompts": 1, "gain": pytest.approx(0.3), "error": None}
+    assert found["food"]["gain"] == pytest.approx(-0.105)
+    (both,) = gains.of_classes(PICTURES, a, {0: "food", 1: "food"}).values()
+    assert both == {"prompts": 2, "gain": a.gain, "error": a.error}
+    plain, best = gains.rows(PICTURES)[:2]
+    assert gains.of_classes(PICTURES, best, {0: "food", 1: "food"})["food"]["gain"] == best.gain
+    assert steering.default_of([plain, best]) is plain
+    dear, fits = (replace(a, gain=9.0, cost=cost) for cost in (4.2, 4.0))
+    assert steering.best_at_four([plain, best, dear]) is plain  # the best of two loses
+    assert steering.best_at_four([plain, best, fits]) is fits
+
+
 def test_a_loss_within_two_standard_errors_is_not_clear(ways):
     found = [*(drawn(0, "plain", s, score=0.5) for s in range(2)),
              drawn(0, "a", 0, score=0.3), drawn(0, "a", 1, score=0.5)]  # fmt: skip
