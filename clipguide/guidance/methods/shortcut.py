@@ -21,7 +21,7 @@ A noisy sample is αx0 + σε. If x0 moves, ε or the sample must move too:
   whole move.
 
 With `every` k, the gradient is computed at every k-th step, and the steps in between move along the
-last one. So the sum of the moves, and with it the strength, means the same for every k.
+last one. So the moves are as long for every k, but an old gradient leads less far.
 
 With `travel` r, each step is taken r times, with new noise in between (FreeDoM, Yu et al. 2023,
 section 4.3; RePaint, Lugmayr et al. 2022): `guidance/travel.py`.
