@@ -220,6 +220,7 @@ def write_auto(found: list[Row], models: dict[str, str], prompts: int) -> None:
     table = [{name: asdict(row)[name] for name in names} for row in frontier(found)]
     for row in table:
         row.update(cost=round(row["cost"], 2), gain=round(row["gain"], 4))
+    table = [*{row["cost"]: row for row in table}.values()]  # of equal costs, the highest gain
     facts = {"models": models, "prompts": prompts, "rows": table}
     TABLE.write_text(json.dumps(facts, indent=1) + "\n")
 

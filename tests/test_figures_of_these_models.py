@@ -88,12 +88,17 @@ def test_what_is_stale_is_not_shown(monkeypatch, tmp_path):
     one = {"way": "shortcut 0.1", "best_of": 2, "method": "shortcut", "cost": 1.5, "gain": 0.02,
            "error": 0.003, "top5": 0.8, "better": 0.7, "worse": 0.01, "spread": 0.2}  # fmt: skip
     seen = {"fooled": 9, "sound": 31, "caught": 0.444, "false": 0.032, "threshold": 0.012}
+    classes = {"food": {"prompts": 1, "gain": -0.01, "error": None},
+               "objects": {"prompts": 4, "gain": 0.02, "error": 0.005}}  # fmt: skip
     for models, shown in ((now, True), ({"guide": "1"}, False), ({"referee": "2"}, False)):
         data = {"models": models, "prompts": 7, "rows": [], "budgets": {"1.5": [one]},
-                "auto": {"1.5": ["shortcut 0.1, best of 2", 0.934]}, "judge": seen}  # fmt: skip
+                "auto": {"1.5": ["shortcut 0.1, best of 2", 0.934]}, "judge": seen,
+                "classes": {"default": classes}}  # fmt: skip
         (tmp_path / "benchmarks" / "steering.json").write_text(json.dumps(data))
         page = figures.steering()
         assert ("| 1.5 | shortcut | shortcut 0.1, best of 2 | 1.50 | +20.0 ± 3.0 | 80.0 % | 70 % "
                 "| 1.0 % | 0.200 |" in page) is shown  # fmt: skip
         assert ("| 1.5 | shortcut 0.1, best of 2 | 0.93 |" in page) is shown
+        assert ("| default | food | 1 | -10.0 |" in page) is shown
+        assert ("| default | objects | 4 | +20.0 ± 5.0 |" in page) is shown
         assert ("more than 0.012 in 44 % of the former and in 3.2 % of" in page) is shown

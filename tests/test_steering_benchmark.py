@@ -83,6 +83,17 @@ def test_gains_by_class(ways):
     assert steering.best_at_four([plain, best, fits]) is fits
 
 
+def test_autos_table_has_a_cost_once(ways, monkeypatch, tmp_path):
+    """Costs that are equal when they are rounded are those of the row that gains most."""
+    monkeypatch.setattr(steering, "TABLE", tmp_path / "auto.json")
+    a = gains.rows(PICTURES)[-1]
+    costs = ((1, 0), (2.001, 0.1), (2.004, 0.2))
+    found = [replace(a, cost=cost, gain=gain) for cost, gain in costs]
+    steering.write_auto(found, {}, 2)
+    rows = json.loads((tmp_path / "auto.json").read_text())["rows"]
+    assert [(row["cost"], row["gain"]) for row in rows] == [(1, 0), (2.0, 0.2)]
+
+
 def test_a_loss_within_two_standard_errors_is_not_clear(ways):
     found = [*(drawn(0, "plain", s, score=0.5) for s in range(2)),
              drawn(0, "a", 0, score=0.3), drawn(0, "a", 1, score=0.5)]  # fmt: skip
@@ -135,7 +146,8 @@ def test_every_way_draws(tiny_mini):
     model, found = TextToImage(), {}
     for way in WAYS:
         # 8 steps, so that every sixth is not the first alone
-        quick = way if way is DEFAULT else replace(way, steps=8 if way.steps == STEPS else 4)
+        steps = 8 if way.steps == STEPS else way.steps // 2
+        quick = way if way is DEFAULT else replace(way, steps=steps)
         found[way.name] = table_of_ways.draw(model, quick, "a fox", 1)
         assert found[way.name].shape == (1, 3, 32, 32)
         assert torch.equal(found[way.name], table_of_ways.draw(model, quick, "a fox", 1))
@@ -159,6 +171,7 @@ def test_table(tmp_path, ways, monkeypatch):
     out, and without anything of these it says so."""
     monkeypatch.setattr(steering, "TABLE", tmp_path / "auto.json")
     monkeypatch.setattr(steering, "models_of", lambda *shipped, referee: MODELS)
+    monkeypatch.setattr(steering, "classes", lambda: {0: "animals", 1: "food"})
     records, mark = tmp_path / "records.jsonl", steering.digest_of(MODELS)
     lines = [{**vars(d), "models": mark} for d in PICTURES]
     lines += [{**vars(drawn(2, "a", 0, score=9.0)), "models": "others"}]
@@ -171,6 +184,8 @@ def test_table(tmp_path, ways, monkeypatch):
     assert kept["prompts"] == 2 and kept["models"] == MODELS and set(kept["budgets"]) == {
         "1.25", "1.5", "2", "4", "8"
     }  # fmt: skip
+    gains_of = {name: one["gain"] for name, one in kept["classes"]["a"].items()}
+    assert gains_of == {"animals": pytest.approx(0.3), "food": pytest.approx(-0.105)}
     table = json.loads((tmp_path / "auto.json").read_text())
     assert [row["gain"] for row in table["rows"]] == [0.0, 0.0975] and table["models"] == MODELS
     assert (tmp_path / "out.png").stat().st_size > 1000

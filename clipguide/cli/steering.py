@@ -81,9 +81,9 @@ Window = Annotated[
 Every = Annotated[
     int | None,
     _option(
-        "shortcut, backprop: compute the gradient only at every N-th step, and move along the last "
-        "one in between. particles, lookahead, embedding: act only at every N-th step. [default: "
-        "1, but 3 for particles]"
+        "shortcut, particles, lookahead, backprop, embedding: steer only at every N-th step. In "
+        "between, shortcut and backprop move along the last gradient. "
+        "[default: 1, but 3 for particles]"
     ),
 ]
 Inner = Annotated[
