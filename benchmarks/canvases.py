@@ -78,9 +78,7 @@ def left(
         yield key
 
 
-def opened(
-    folder: Path, canvases: Iterable[str], *also: str
-) -> tuple[Measure, dict[str, Records]]:
+def opened(folder: Path, canvases: Iterable[str], *also: str) -> tuple[Measure, dict[str, Records]]:
     """Return the referee, and for each canvas the records of the present models. A measurement on
     one canvas may `also` need the models of others.
 
