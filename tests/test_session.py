@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from clipguide.errors import ClipguideError, ClipguideWarning
 from clipguide.guidance import Backprop, BestOf, Particles, Rollover, Shortcut, steer
 from clipguide.guidance.precision import rms
+from clipguide.guidance.run import Outcome
 from clipguide.guidance.tap import Tapped
 from clipguide.objectives import Similarity
 
@@ -295,6 +296,18 @@ def test_a_held_move_has_todays_length(pipe):
     assert len(moves) >= 3
     assert_close(torch.stack(moves), torch.stack(seen))
     assert_close(moves[-1][1] / moves[-1][0], torch.tensor(0.5))
+
+
+def test_a_subclass_that_keeps_no_direction_does_nothing_in_between(pipe):
+    use(pipe, "DDIM")
+
+    class Still(Shortcut):
+        def start(self, run):
+            return lambda at: Outcome(at.model_output, at.sample)
+
+    with steer(pipe, Brightness(), method=Still(every=2)):
+        moved = draw(pipe)
+    assert torch.equal(moved, draw(pipe))
 
 
 def test_best_of_reports_the_kept(pipe, clip):

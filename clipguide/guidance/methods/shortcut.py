@@ -145,7 +145,9 @@ class Shortcut(Method):
         return act
 
     def hold(self, run: Run, at: At) -> Outcome:
-        x0, direction = at.x0.detach(), run.kept["direction"]
+        x0, direction = at.x0.detach(), run.kept.get("direction")
+        if direction is None:  # a subclass whose own `start` keeps none
+            return Outcome(at.model_output, at.sample)
         length_B = lengths(x0, run.weight * self.size(at.level.noise), run.factor_B)
         return moved(at, -along(length_B, x0) * direction, fixed=self.fixed)
 
