@@ -87,7 +87,7 @@ GIVEN = {  # a value of each field of a method that is not its default
     "sharpness": 2.0, "rising": 0.5, "threshold": 0.4, "resampling": "ssp", "eta": 0.5,
     "quota": 5, "interpolant": "own", "enough": 0.5, "steps": 5, "scale": 2.0,
     "temperature": 0.2, "together": 4, "sketch_scheduler": "LCMScheduler", "sketch_cfg": 1.0,
-    "iterations": 5, "rate": 0.2, "white": False, "prior": 2.0, "patience": 3, "rho": 2.0,
+    "iterations": 5, "draft_steps": 3, "rate": 0.2, "white": False, "prior": 2.0, "patience": 3, "rho": 2.0,
     "mu": 0.5, "of": "null",
 }  # fmt: skip
 IN_PYTHON = {"each", "sketch_adapter"}  # fields of methods that the command does not offer
@@ -163,7 +163,7 @@ def test_help_names_the_default_of_each_method(field):
 def test_a_wrong_name_of_a_method_would_be_found():
     assert named_in("noise, embedding: the number of steps.") != set(takers("iterations"))
     assert "rollover" not in takers("window") and "best-of" not in takers("every")
-    assert takers("momentum") == {"shortcut": 0.0, "backprop": 0.0, "noise": 0.9}
+    assert takers("momentum") == {"shortcut": 0.0, "backprop": 0.0, "noise": 0.9, "drafts": 0.9}
 
 
 def test_a_heading_holds_only_what_there_is():

@@ -56,7 +56,7 @@ def test_only_one_half_of_the_batch_is_told_otherwise(pipe):
         with Conditioning(pipe, of) as shift:
             draw(pipe, steps=1)
             with torch.no_grad():
-                shift.shift_BLD += 0.5
+                shift.shift += 0.5
             pipe.unet._forward_pre_hooks.move_to_end(next(iter(pipe.unet._forward_pre_hooks)))
             draw(pipe, steps=1)
         assert_close(shift.size_B, plain[moved].square().flatten(1).mean(1).sqrt())
@@ -93,7 +93,7 @@ def test_its_gradient_is_that_of_finite_differences(pipe):
         with steer(pipe, Brightness(), method=Shortcut(strength=0.0), on_step=note, decoder="vae"):
             with Conditioning(pipe, "prompt") as moved:
                 if shift_by is not None:
-                    moved.shift_BLD = shift_by.clone().requires_grad_()
+                    moved.shift = shift_by.clone().requires_grad_()
                 draw(pipe, steps=4)
         return found["loss"]
 
@@ -118,10 +118,10 @@ def test_on_a_gaussian_it_goes_along_the_posteriors_slope():
     level = Level("epsilon", 0.6, 0.8)
     for scale in (1.0, 1e-3):
         shift = SimpleNamespace(
-            shift_BLD=torch.zeros(2, 1, 3, requires_grad=True), size_B=torch.tensor([2.0, 3.0])
+            shift=torch.zeros(2, 1, 3, requires_grad=True), size_B=torch.tensor([2.0, 3.0])
         )
         x = torch.randn(2, 3, 1, 1, generator=torch.Generator().manual_seed(0))
-        x0 = 0.6 * x + 0.64 * shift.shift_BLD.view(2, 3, 1, 1)
+        x0 = 0.6 * x + 0.64 * shift.shift.view(2, 3, 1, 1)
         run = Run(
             scheduler=None, decode=lambda x0: x0, objective=scale * Linear(), warn=None,
             generators=[torch.Generator()] * 2, streams=[], memory=shift,
@@ -130,14 +130,14 @@ def test_on_a_gaussian_it_goes_along_the_posteriors_slope():
         outcome = Embedding(rate=0.1).start(run)(At(0, 0, level, x, epsilon, x0))
         rms = (a.square().mean()).sqrt()
         expected = 0.1 * torch.tensor([2.0, 3.0])[:, None, None] * a / rms
-        assert_close(shift.shift_BLD.detach(), expected)
+        assert_close(shift.shift.detach(), expected)
         assert_close(outcome.gradient_B, torch.full((2,), 0.64 * scale * rms.item()))
-    moved = shift.shift_BLD.detach().clone()
+    moved = shift.shift.detach().clone()
     run.weight, run.factor_B = 3.0, torch.tensor([0.5, 0.0])  # the second is not steered any more
-    x0 = 0.6 * x + 0.64 * shift.shift_BLD.view(2, 3, 1, 1)
+    x0 = 0.6 * x + 0.64 * shift.shift.view(2, 3, 1, 1)
     Embedding(rate=0.1).start(run)(At(1, 0, level, x, epsilon.detach(), x0))
     length_B = torch.tensor([1.5, 0.0])
-    assert_close(shift.shift_BLD.detach(), moved + length_B[:, None, None] * expected)
+    assert_close(shift.shift.detach(), moved + length_B[:, None, None] * expected)
 
 
 def test_a_gradient_that_is_not_a_number_moves_nothing():
@@ -148,18 +148,18 @@ def test_a_gradient_that_is_not_a_number_moves_nothing():
             return image_B3HW.flatten(1).sum(1) * torch.tensor([torch.nan, 1.0])
 
     shift = SimpleNamespace(
-        shift_BLD=torch.zeros(2, 1, 3, requires_grad=True), size_B=torch.ones(2)
+        shift=torch.zeros(2, 1, 3, requires_grad=True), size_B=torch.ones(2)
     )
     x, level = torch.zeros(2, 3, 1, 1), Level("epsilon", 0.6, 0.8)
     run = Run(
         scheduler=None, decode=lambda x0: x0, objective=Half(), warn=None,
         generators=[torch.Generator()] * 2, streams=[], memory=shift,
     )  # fmt: skip
-    x0 = shift.shift_BLD.view(2, 3, 1, 1) + x
+    x0 = shift.shift.view(2, 3, 1, 1) + x
     outcome = Embedding(rate=0.1).start(run)(At(0, 0, level, x, x, x0))
     assert outcome.finite_B.tolist() == [False, True]
-    assert not shift.shift_BLD[0].any()
-    assert_close(shift.shift_BLD[1].detach(), torch.full((1, 3), -0.1))
+    assert not shift.shift[0].any()
+    assert_close(shift.shift[1].detach(), torch.full((1, 3), -0.1))
 
 
 def test_other_families():

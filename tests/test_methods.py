@@ -19,6 +19,7 @@ from clipguide.guidance import (
     METHODS,
     Backprop,
     BestOf,
+    Drafts,
     Lookahead,
     Noise,
     Particles,
@@ -66,10 +67,11 @@ CALLED = [
     BestOf(number=2),
     Lookahead(number=3, steps=2),
     Noise(iterations=2),
+    Drafts(iterations=2, draft_steps=2),
     Backprop(),
     Backprop(rho=0.5, mu=0.5, inner=2),
 ]
-NAMES = ["best-of", "lookahead", "noise", "backprop", "backprop both"]
+NAMES = ["best-of", "lookahead", "noise", "drafts", "backprop", "backprop both"]
 
 
 @pytest.mark.parametrize("method", CALLED, ids=NAMES)
@@ -213,13 +215,15 @@ def test_noise_gradient(pipe):
     with steer(pipe, Brightness(), method=method) as s:
         calls = Calls(s._session)  # as inside of s(…)
         z = calls.initial_noise(generator=generator, **given)
-        seen = calls.through(z.requires_grad_(), **given)
+
+        def through(z):
+            z = z.detach().requires_grad_()
+            return calls.through(z, latents=z, **given)
+
+        seen = through(z)
         direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
         h = 1e-2
-        ends = [
-            calls.through((z.detach() + sign * h * direction).requires_grad_(), **given).loss_B
-            for sign in (1, -1)
-        ]
+        ends = [through(z + sign * h * direction).loss_B for sign in (1, -1)]
     assert_close(
         (ends[0] - ends[1]) / (2 * h),
         (seen.value * direction).flatten(1).sum(1),

@@ -113,8 +113,8 @@ class Given:
     def initial_noise(self, **_: object) -> torch.Tensor:
         return noise(self.w.shape, 7)
 
-    def through(self, latents, **_: object) -> Gradient:
-        return Gradient(latents, -(latents * self.w).flatten(1).sum(1), -self.w.clone())
+    def through(self, of, **_: object) -> Gradient:
+        return Gradient(of, -(of * self.w).flatten(1).sum(1), -self.w.clone())
 
     def candidate(self, score_B, better_B=None) -> None:
         self.losses.append(float(-score_B))
@@ -192,11 +192,11 @@ def test_its_momentum_is_nesterovs():
 class Harmed(Given):
     """Its third look has a loss below all others, and a gradient that is not a number."""
 
-    def through(self, latents, **others: object) -> Gradient:
-        seen = super().through(latents, **others)
+    def through(self, of, **others: object) -> Gradient:
+        seen = super().through(of, **others)
         if len(self.losses) < 2:
             return seen
-        return Gradient(latents, seen.loss_B - 1e9, seen.value * torch.nan)
+        return Gradient(of, seen.loss_B - 1e9, seen.value * torch.nan)
 
 
 def test_noise_without_a_gradient_is_not_kept():

@@ -156,6 +156,7 @@ SHORTCUT: dict[str, Rule] = EVERY | {
     "travel": WHOLE,
     "fixed": one_of("sample", "noise"),
 }
+CONDITIONING = one_of("prompt", "null", "maps", kind="embedding")
 METHODS: dict[str, Mapping[str, Rule]] = {
     "shortcut": SHORTCUT,
     "backprop": SHORTCUT | {"rho": POSITIVE, "mu": POSITIVE},
@@ -164,7 +165,15 @@ METHODS: dict[str, Mapping[str, Rule]] = {
         "finish": WHOLE,
         "look": between(0, 1, above=True, below=True),
     },
-    "embedding": EVERY | {"rate": POSITIVE, "of": one_of("prompt", "null", kind="embedding")},
+    "drafts": {
+        "iterations": WHOLE,
+        "draft_steps": WHOLE,
+        "rate": POSITIVE,
+        "momentum": between(0, 1, below=True),
+        "patience": WHOLE,
+        "of": CONDITIONING,
+    },
+    "embedding": EVERY | {"rate": POSITIVE, "of": CONDITIONING},
     "lookahead": EVERY | {
         "number": TWO,
         "steps": WHOLE,

@@ -18,7 +18,7 @@ def _option(text: str, metavar: str | None = None) -> object:
     return typer.Option(help=text, metavar=metavar, show_default=False, autocompletion=complete)
 
 
-NAMES = "shortcut best-of particles rollover lookahead backprop embedding noise auto".split()
+NAMES = "shortcut best-of particles rollover lookahead backprop embedding drafts noise auto".split()
 DECODERS = "auto vae linear tiny vae:whole vae:layers vae:half vae:tiles2".split()
 Name = Annotated[
     str | None,
@@ -31,7 +31,8 @@ Name = Annotated[
         "rollover: repeat a step with new noise until the score rises. lookahead: first draw "
         "sketches, which are samples of a few steps, and move towards the good ones. backprop: "
         "take the gradient through the model; this is slow. embedding: change the embedding of "
-        "the prompt. noise: optimise the initial noise, for models of 1 to 4 steps. auto: the "
+        "the prompt. drafts: optimise that embedding, or the maps of the embedded generator, by "
+        "gradients through short runs. noise: optimise the initial noise, for models of 1 to 4 steps. auto: the "
         "method with the highest gain for --budget, as measured on the embedded generator. "
         "[default: shortcut; with the embedded generator and no steering option, --best-of 4]",
     ),
@@ -96,8 +97,8 @@ Inner = Annotated[
 Momentum = Annotated[
     float | None,
     _option(
-        "shortcut, backprop, noise: the share of the previous direction that is kept, from 0 to "
-        "below 1. [default: 0, but 0.9 for noise]"
+        "shortcut, backprop, noise, drafts: the share of the previous direction that is kept, from "
+        "0 to below 1. [default: 0, but 0.9 for noise, but 0.9 for drafts]"
     ),
 ]
 Travel = Annotated[
@@ -179,9 +180,9 @@ Look = Annotated[
 Of = Annotated[
     str | None,
     _option(
-        "embedding: optimise the embedding of the prompt, or of the empty prompt. [default: "
-        "prompt]",
-        "prompt|null",
+        "embedding, drafts: optimise the embedding of the prompt, that of the empty prompt, or the "
+        "maps of the embedded generator. [default: prompt, but maps if there are any for drafts]",
+        "prompt|null|maps",
     ),
 ]
 Threshold = Annotated[
@@ -212,7 +213,13 @@ Temperature = Annotated[
     ),
 ]
 Iterations = Annotated[
-    int | None, _option("noise: the largest number of optimisation steps. [default: 20]")
+    int | None,
+    _option(
+        "noise, drafts: the largest number of optimisation steps. [default: 20, but 4 for drafts]"
+    ),
+]
+DraftSteps = Annotated[
+    int | None, _option("drafts: the number of steps of each draft. [default: 4]")
 ]
 Together = Annotated[
     int | None, _option("lookahead: the largest number of sketches in a batch. [default: 8]")
@@ -252,8 +259,8 @@ White = Annotated[
 Rate = Annotated[
     float | None,
     _option(
-        "noise, embedding: the length of an update, as a fraction of the rms of the noise or of "
-        "the embedding. [default: 0.05, but 0.1 for embedding]"
+        "noise, embedding, drafts: the length of an update, as a fraction of the rms of what is "
+        "optimised. [default: 0.05, but 0.1 for embedding]"
     ),
 ]
 Prior = Annotated[
@@ -265,7 +272,7 @@ Prior = Annotated[
 ]
 Patience = Annotated[
     int | None,
-    _option("noise: stop after this many optimisation steps without a gain. [default: 10]"),
+    _option("noise, drafts: stop after this many optimisation steps without a gain. [default: 10]"),
 ]
 Rho = Annotated[
     float | None, _option("backprop: the weight of the gradient through the model. [default: 1]")

@@ -111,13 +111,14 @@ class Calls(Sampler):
         return x0, -loss_B
 
     def through(
-        self, latents: torch.Tensor, *, behind: Given = None, **settings: object
+        self, of: torch.Tensor | Conditioning, *, behind: Given = None, **settings: object
     ) -> Gradient:
-        settings = {**settings, "latents": latents, "output_type": "latent"}
+        settings = {**settings, "output_type": "latent"}
         with gradients.through_denoiser(self.pipe):  # checkpointed parts run again for these
             self.sample(**settings, by=None, behind=behind, differentiable=True)
             x0 = self._session.last_x0
-            return self._session.finishing(latents).gradient(x0, of=latents)
+            leaf = of.shift if isinstance(of, Conditioning) else of
+            return self._session.finishing(x0).gradient(x0, of=leaf)
 
     def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         device = execution_device(self.pipe)

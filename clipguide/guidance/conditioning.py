@@ -1,36 +1,57 @@
 """Move the conditioning of a denoiser with a hook.
 
-Shapes: B samples, L tokens, D the width of the embedding.
+Shapes: B samples, ... the rest of the conditioning's shape: L tokens of D channels, or maps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
-from ..errors import ClipguideError
+from ..errors import ClipguideError, UsageError, close_matches
+from .generators import Given, catch_up, restarted
 from .pipe_parts import denoiser
 from .precision import rms, widen
 
 NAME = "encoder_hidden_states"  # names in the denoisers of diffusers
+MAPS, DRAW = "map_input", "draw_maps"  # names in the embedded generator's pipeline
+OF = ("prompt", "null", "maps")
+
+
+def checked(of: str) -> str:
+    """Return the name of a conditioning. Raise UsageError if it is not in OF."""
+    if of not in OF:
+        raise UsageError(f"There is no embedding {of!r}.{close_matches(of, OF)}")
+    return of
 
 
 class Conditioning:
-    """A context that adds `shift_BLD` to the embedding of the prompt, or of the empty prompt.
+    """A context that adds `shift` to the embedding of the prompt or of the empty prompt, or to the
+    maps of the embedded generator.
 
     Args:
         pipe: the pipeline. It passes the embeddings to its denoiser by name. With classifier-free
             guidance, those of the empty prompt come first.
-        of: "prompt" or "null".
+        of: "prompt", "null" or "maps".
     """
 
     def __init__(self, pipe: object, of: str) -> None:
-        self._pipe, self.of = pipe, of
-        self.shift_BLD: torch.Tensor | None = None
-        self.size_B: torch.Tensor | None = None  # rms of the embedding
+        self._pipe, self.of = pipe, checked(of)
+        self.shift: torch.Tensor | None = None  # zeros from the first evaluation on
+        self.size_B: torch.Tensor | None = None  # rms of the conditioning
 
     def __enter__(self) -> Conditioning:
         model = denoiser(self._pipe)
+        if self.of == "maps":
+            if not hasattr(self._pipe, MAPS):
+                raise ClipguideError(
+                    f"{type(self._pipe).__name__} has no maps: use of='prompt' (--of prompt)."
+                )
+            self._hook = getattr(self._pipe, MAPS).register_forward_hook(self._move_maps)
+            setattr(self._pipe, DRAW, Once(getattr(self._pipe, DRAW)))
+            return self
         if not isinstance(model, nn.Module):
             raise ClipguideError(f"{type(self._pipe).__name__} has no denoiser to condition.")
         self._hook = model.register_forward_pre_hook(self._move, with_kwargs=True)
@@ -38,6 +59,17 @@ class Conditioning:
 
     def __exit__(self, *_: object) -> None:
         self._hook.remove()
+        if self.of == "maps":
+            delattr(self._pipe, DRAW)
+
+    def _shifted(self, given: torch.Tensor) -> torch.Tensor:
+        if self.shift is None:
+            self.shift = torch.zeros_like(widen(given), requires_grad=True)
+            self.size_B = rms(given.detach())
+        return (given + self.shift).to(given.dtype)
+
+    def _move_maps(self, _: nn.Module, __: tuple, maps: torch.Tensor) -> torch.Tensor:
+        return self._shifted(maps)
 
     def _move(self, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         embedding = kwargs.get(NAME)
@@ -49,8 +81,30 @@ class Conditioning:
             )
         parts = list(embedding.chunk(2)) if guided and len(embedding) % 2 == 0 else [embedding]
         place = 0 if self.of == "null" else len(parts) - 1
-        if self.shift_BLD is None:
-            self.shift_BLD = torch.zeros_like(widen(parts[place]), requires_grad=True)
-            self.size_B = rms(parts[place].detach())
-        parts[place] = (parts[place] + self.shift_BLD).to(embedding.dtype)
+        parts[place] = self._shifted(parts[place])
         return args, {**kwargs, NAME: torch.cat(parts)}
+
+
+class Once:
+    """A function that draws from generators, and returns its latest result again for the same
+    arguments and states, as a run that is repeated asks for."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        self._function, self._asked = function, None
+
+    def __call__(
+        self, *args: object, generator: Given = None, **settings: object
+    ) -> torch.Tensor:
+        before = restarted(generator)
+        asked = (args, settings, _states(before))
+        if generator is None or asked != self._asked:
+            self._result = self._function(*args, generator=generator, **settings)
+            self._asked, self._after = asked, restarted(generator)
+        elif generator is not None:
+            catch_up(generator, self._after)
+        return self._result
+
+
+def _states(generator: Given) -> list[list[int]]:
+    several = [generator] if isinstance(generator, torch.Generator) else generator or []
+    return [one.get_state().tolist() for one in several]

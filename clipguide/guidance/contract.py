@@ -55,12 +55,14 @@ class Sampler(Protocol):
         generators of the call are then in the states in which its first step finds them."""
 
     def conditioning(self, of: str) -> contextlib.AbstractContextManager:
-        """Open a context that adds a shift to an embedding on which the denoiser is conditioned.
+        """Open a context that adds a shift to what the denoiser is conditioned on.
 
-        Its value has `shift_BLD`, which the method changes, and `size_B`, the rms of the embedding.
+        Its value has `shift`, which the method changes, and `size_B`, the rms of the conditioning.
+        Both are None until the denoiser was called once.
 
         Args:
-            of: "prompt" for the embedding of the prompt, "null" for that of the empty prompt.
+            of: "prompt" for the embedding of the prompt, "null" for that of the empty prompt,
+                "maps" for the maps of the embedded generator.
         """
 
     def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
@@ -91,10 +93,16 @@ class Sampler(Protocol):
         decoded images."""
 
     def through(
-        self, latents: torch.Tensor, *, behind: Given = None, **settings: object
+        self, of: torch.Tensor | object, *, behind: Given = None, **settings: object
     ) -> Gradient:
-        """Run without steering. Return the objective of the finished images, and its gradient with
-        respect to the initial latents. `behind` is as in `sample`."""
+        """Run without steering. Return the objective of the finished images, and its gradient.
+
+        Args:
+            of: what the gradient is with respect to: the initial latents, which are among the
+                settings too, or a context that `conditioning` opened, for its shift.
+            behind: as in `sample`.
+            **settings: the arguments of the pipeline.
+        """
 
     def rank(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Return the score_B of finished images: the objective with its sign changed, so higher is

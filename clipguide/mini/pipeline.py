@@ -24,7 +24,7 @@ from diffusers import (
 )
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UsageError
@@ -79,6 +79,7 @@ class MiniPipeline(DiffusionPipeline):
             scheduler=scheduler,
             reader=reader,
         )
+        self.map_input = nn.Identity()  # the maps pass through it, so that a hook can move them
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
@@ -319,7 +320,7 @@ class MiniPipeline(DiffusionPipeline):
         The text is (hidden states, mask) of the prompts, followed by those of the negative prompts
         if the scale is above 1.
         """
-        guided = scale > 1
+        guided, maps = scale > 1, self.map_input(maps)
         if guided:
             maps = torch.cat([maps, torch.zeros_like(maps)])
             label_B = torch.cat([label_B, torch.zeros_like(label_B)])

@@ -10,6 +10,7 @@ from ...registry import Registry
 from ..contract import Method
 from .backprop import Backprop
 from .best_of import BestOf
+from .drafts import Drafts
 from .embedding import Embedding
 from .lookahead import Lookahead
 from .noise import Noise
@@ -22,7 +23,8 @@ METHODS: Registry[type[Method]] = Registry(
     {
         method.name: method
         for method in (
-            BestOf, Shortcut, Particles, Rollover, Lookahead, Noise, Backprop, Embedding
+            BestOf, Shortcut, Particles, Rollover, Lookahead, Noise, Backprop, Embedding,
+            Drafts,
         )  # fmt: skip
     },
 )

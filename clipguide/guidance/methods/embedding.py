@@ -21,12 +21,10 @@ from typing import ClassVar
 
 import torch
 
-from ...errors import UsageError, close_matches
+from ..conditioning import checked
 from ..contract import Method
 from ..precision import LEAST, along, rms
 from ..run import At, Outcome, Run
-
-OF = ("prompt", "null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +33,8 @@ class Embedding(Method):
 
     Args:
         rate: the length of a move, as a fraction of the rms of the embedding; 0 changes no bit.
-        of: the embedding to move: "prompt", or "null" for the empty prompt, which needs
-            classifier-free guidance.
+        of: the embedding to move: "prompt"; "null" for the empty prompt, which needs
+            classifier-free guidance; or "maps" for the maps of the embedded generator.
     """
 
     name: ClassVar[str] = "embedding"
@@ -50,8 +48,7 @@ class Embedding(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(0, "rate")
-        if self.of not in OF:
-            raise UsageError(f"There is no embedding {self.of!r}.{close_matches(self.of, OF)}")
+        checked(self.of)
 
     @property
     def idle(self) -> bool:
@@ -61,7 +58,7 @@ class Embedding(Method):
         shift = run.memory
 
         def act(at: At) -> Outcome:
-            seen = run.gradient(at.x0, of=shift.shift_BLD)
+            seen = run.gradient(at.x0, of=shift.shift)
             size_B = rms(seen.value)
             finite_B = seen.value.flatten(1).isfinite().all(1)
             length_B = self.rate * run.weight * shift.size_B / size_B.clamp_min(LEAST)
@@ -69,7 +66,7 @@ class Embedding(Method):
                 length_B = length_B * run.factor_B.to(length_B.device)
             step = along(length_B, seen.value) * torch.nan_to_num(seen.value, 0.0, 0.0, 0.0)
             step = torch.where(along(finite_B, step), step, 0.0)
-            shift.shift_BLD = (shift.shift_BLD - step).detach().requires_grad_()
+            shift.shift = (shift.shift - step).detach().requires_grad_()
             return Outcome(
                 at.model_output,
                 at.sample,

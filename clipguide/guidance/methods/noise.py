@@ -38,6 +38,7 @@ from ..generators import one_seed, restarted
 from ..pipe_parts import call_signature
 from ..precision import along, unit, widen
 from ..whiteness import Spectrum
+from ..whole_runs import optimised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,27 +98,30 @@ class Noise(Method):
             behind = restarted(generator)
             settings["latents"] = sampler.initial_noise(generator=behind, **settings)
         given = settings.pop("latents")
-        z, best = widen(given.detach()), None  # half precision overflows in the norm
+        z = widen(given.detach())  # half precision overflows in the norm
         spectrum = Spectrum(z.shape, z.device) if self.white else None
-        velocity, waited = torch.zeros_like(z), 0
-        for k in range(self.iterations + 1):
+
+        def evaluate(z):
             latents = z.detach().to(given.dtype).requires_grad_()
             again = restarted(generator)
-            seen = sampler.through(latents, generator=again, behind=behind, **settings)
-            loss_B = seen.loss_B
-            sampler.candidate(-loss_B)
-            if best is None:
-                best, best_B = z, loss_B
-            better_B = (loss_B < best_B) & seen.value.flatten(1).isfinite().all(1)
-            best = torch.where(along(better_B, z), z, best)
-            best_B = torch.where(better_B, loss_B, best_B)
-            waited = 0 if bool(better_B.any()) or k == 0 else waited + 1
-            if waited >= self.patience or k == self.iterations:
-                break
-            step = self._step(z, seen.value, spectrum)
-            velocity = self.momentum * velocity + step
-            z = z - self.rate * (step + self.momentum * velocity)
-            z = spectrum.whitened(z) if spectrum else z
+            return sampler.through(
+                latents, latents=latents, generator=again, behind=behind, **settings
+            )
+
+        def update(z, direction):
+            z = z - self.rate * direction
+            return spectrum.whitened(z) if spectrum else z
+
+        best = optimised(
+            z,
+            evaluate,
+            lambda z, gradient: self._step(z, gradient, spectrum),
+            update,
+            iterations=self.iterations,
+            momentum=self.momentum,
+            patience=self.patience,
+            tell=sampler.candidate,
+        )
         latents = best.to(given.dtype)
         return sampler.sample(
             **settings, generator=generator, behind=behind, latents=latents, by=None
@@ -140,7 +144,6 @@ class Noise(Method):
     def _step(
         self, z: torch.Tensor, gradient: torch.Tensor, spectrum: Spectrum | None
     ) -> torch.Tensor:
-        gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
         if spectrum:
             gradient = spectrum.tangent(z, gradient)
         step = unit(gradient)

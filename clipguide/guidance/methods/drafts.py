@@ -1,0 +1,116 @@
+"""Drafts: optimise what the denoiser is told by gradients through short runs, then draw once.
+
+A draft is a run of a few steps from the initial noise of the image. Its gradient goes through the
+whole run, as in ReNO (Eyring et al. 2024), but with respect to the conditioning c and not to the
+noise. With Nesterov's momentum, where each rms is over one sample and c₀ is the conditioning of the
+pipeline,
+
+    c <- c − rate · rms(c₀) · d,    d = s + m·v,    v <- m·v + s,    s = g / rms(g).
+
+The conditioning with the best objective so far is kept, beginning with c₀. The last run, with all
+steps, draws the image from it and from the same noise.
+
+The conditioning is the embedding of the prompt. A pipeline of two stages, such as unCLIP (Ramesh et
+al. 2022), first draws another one from the prompt. That of the embedded generator is a map of what
+is where: an update of it changes the composition, which the gradient at x0 does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ...errors import ClipguideError, UsageError
+from ..conditioning import MAPS, checked
+from ..contract import Method
+from ..generators import one_seed, restarted
+from ..pipe_parts import call_signature
+from ..precision import along, unit
+from ..whole_runs import optimised
+
+STEPS = "num_inference_steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafts(Method):
+    """Optimise the conditioning of the denoiser by gradients through short runs. Run it with
+    `s(…)`.
+
+    It takes no `window` and no `every`.
+
+    Args:
+        iterations: the largest number of updates of the conditioning. Each takes a draft with
+            gradients.
+        draft_steps: the number of steps of a draft.
+        rate: the rms of an update, as a fraction of the rms of the conditioning; 0 changes no bit.
+        momentum: Nesterov's momentum, from 0 to below 1.
+        patience: stop after this number of drafts without a lower loss.
+        of: the conditioning: "prompt" or "null", as for `embedding`, or "maps", which the embedded
+            generator has. The default is "maps" where there are maps, otherwise "prompt".
+    """
+
+    name: ClassVar[str] = "drafts"
+    windowed: ClassVar[bool] = False
+    by_call: ClassVar[bool] = True
+    differentiates: ClassVar[bool] = True
+
+    iterations: int = 4
+    draft_steps: int = 4
+    rate: float = 0.05
+    momentum: float = 0.9
+    patience: int = 10
+    of: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.whole(1, "iterations", "draft_steps", "patience")
+        self.at_least(0, "rate", "momentum")
+        if self.momentum >= 1:
+            raise UsageError(f"The momentum is at least 0 and less than 1, not {self.momentum}.")
+        if self.of is not None:
+            checked(self.of)
+
+    @property
+    def idle(self) -> bool:
+        return not self.rate
+
+    @property
+    def runs(self) -> int:
+        return self.iterations + 2
+
+    def check(self, pipe: object) -> None:
+        if STEPS not in call_signature(pipe).parameters:
+            raise ClipguideError(
+                f"{type(pipe).__name__} takes no `{STEPS}`, so that there are no short runs: use "
+                "shortcut or best-of."
+            )
+
+    def call(self, sampler, **settings):
+        if self.idle:
+            return sampler.sample(by=self, **settings)
+        of = self.of or ("maps" if hasattr(sampler.pipe, MAPS) else "prompt")
+        generator = settings.pop("generator", None) or one_seed()
+        draft = {**settings, STEPS: self.draft_steps}
+        with sampler.conditioning(of) as moved:
+            sampler.initial_noise(generator=restarted(generator), **draft)  # meets it once
+
+            def evaluate(shift):
+                moved.shift = shift.detach().requires_grad_()
+                return sampler.through(moved, generator=restarted(generator), **draft)
+
+            def update(shift, direction):
+                return shift - along(self.rate * moved.size_B, shift) * direction
+
+            moved.shift = optimised(
+                moved.shift.detach(),
+                evaluate,
+                lambda _, gradient: unit(gradient),
+                update,
+                iterations=self.iterations,
+                momentum=self.momentum,
+                patience=self.patience,
+                tell=sampler.candidate,
+            ).detach()
+            return sampler.sample(**settings, generator=generator, by=None)
