@@ -19,6 +19,7 @@ from clipguide import Cutouts, Similarity, images, steer
 from clipguide.guidance import (
     Backprop,
     BestOf,
+    Drafts,
     Embedding,
     Lookahead,
     Noise,
@@ -100,6 +101,9 @@ WAYS = (
     Way("backprop 0.5, every 3", Backprop(strength=0.5, every=3), 4, (1, 2)),
     Way("embedding", Embedding(every=3)),
     Way("null embedding", Embedding(of="null", every=3)),
+    Way("embedding of maps", Embedding(of="maps", every=3)),
+    Way("drafts", Drafts()),
+    Way("15 steps, drafts", Drafts(), 4, (1, 2), steps=15),
     Way("6 steps, noise", Noise(iterations=4), steps=6),
     Way("10 steps, noise", Noise(iterations=4), steps=10),
     Way("community 100", 100.0),

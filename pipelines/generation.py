@@ -47,7 +47,7 @@ class Generation:
         strength: the length of a move as a fraction of the rms of x0: a number or a schedule, as in
             `steer`. 0 is plain sampling. The default is that of the method.
         steps: the number of steps of the sampler. None means 30, or 15 with the embedded generator
-            and no steering.
+            if nothing steers in these steps, as with the method "drafts".
         seed: from 0 to 2⁶³ − 1.
         cfg: the scale of classifier-free guidance; 1 is none.
         cfg_window: the noise levels at which classifier-free guidance applies, as in `steer`.
@@ -172,8 +172,7 @@ class Generation:
             chosen = replace(self, method=self.method or "shortcut", best_of=number or 1)
         else:
             chosen = replace(self, method="shortcut", strength=0.0, best_of=number or own)
-        few = getattr(type(pipe), "default_steps", STEPS) if chosen.strength == 0 else STEPS
-        return replace(chosen, steps=self.steps or few)
+        return replace(chosen, steps=self.steps or _usual_steps(pipe, chosen))
 
     @classmethod
     def of(cls, recipe: Recipe) -> Generation:
@@ -201,6 +200,13 @@ class Generation:
             question=recipe.question,
             cfg_window=_numbers(recipe.cfg_window),
         )
+
+
+def _usual_steps(pipe: object, asked: Generation) -> int:
+    """Return the number of steps of a run that names none: STEPS, or that of the pipeline's class
+    if nothing steers in these steps."""
+    steered = asked.method == "auto" or not (asked.strength == 0 or asked.configured.prepares)
+    return STEPS if steered else getattr(type(pipe), "default_steps", STEPS)
 
 
 def _check_rewards(asked: Generation) -> None:

@@ -137,6 +137,7 @@ class Method:
     by_call: ClassVar[bool] = False  # whether only s(…) can run it
     of_images: ClassVar[bool] = False  # whether it looks at finished images, not at videos
     differentiates: ClassVar[bool] = False  # whether it takes gradients through the denoiser
+    prepares: ClassVar[bool] = False  # whether it steers before the run that draws the image
     fades: ClassVar[bool] = False  # whether the judge can reduce the length of its moves
     holds: ClassVar[bool] = False  # whether it also moves between the evaluations that `every` sets
     windowed: ClassVar[bool] = True  # whether `window` and `every` can have other values

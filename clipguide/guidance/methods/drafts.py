@@ -55,6 +55,7 @@ class Drafts(Method):
     windowed: ClassVar[bool] = False
     by_call: ClassVar[bool] = True
     differentiates: ClassVar[bool] = True
+    prepares: ClassVar[bool] = True
 
     iterations: int = 4
     draft_steps: int = 4
