@@ -101,7 +101,6 @@ WAYS = (
     Way("backprop 0.5, every 3", Backprop(strength=0.5, every=3), 4, (1, 2)),
     Way("embedding", Embedding(every=3)),
     Way("null embedding", Embedding(of="null", every=3)),
-    Way("embedding of maps", Embedding(of="maps", every=3)),
     Way("drafts", Drafts()),
     Way("15 steps, drafts", Drafts(), 4, (1, 2), steps=15),
     Way("6 steps, noise", Noise(iterations=4), steps=6),

@@ -71,7 +71,7 @@ def test_a_method_of_ones_own(pipe):
         register_method(Shortcut)
     assert list(METHODS) == [
         "best-of", "shortcut", "particles", "rollover", "lookahead", "noise", "backprop",
-        "embedding",
+        "embedding", "drafts",
     ]
 
 
