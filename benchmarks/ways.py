@@ -43,7 +43,7 @@ class Way:
 
     `method` is a method of guidance, the scale of the community's method, or None for no method.
     `best_of` has the sizes of the groups of images that the guide ranks. DEFAULT draws as
-    `clipguide generate` does.
+    `clipguide generate` does, BOTH as with `--best-of 4`.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Way:
 
 PLAIN = Way("plain", None, 16, (1, 2, 4, 8))
 DEFAULT = Way("default", None)
+BOTH = Way("15 steps, best of 4 by both", None)  # guide and judge
 
 
 def sparing(name: str, **options: object) -> Way:
@@ -71,6 +72,7 @@ def sparing(name: str, **options: object) -> Way:
 WAYS = (
     PLAIN,
     DEFAULT,
+    BOTH,
     Way("15 steps", None, 16, (1, 2, 4, 8, 16), steps=15),
     Way("15 steps, shortcut 0.5", Shortcut(strength=0.5), 4, (1, 2), steps=15),
     Way("pruned 4", BestOf(number=4, finish=1, look=0.25)),
@@ -116,8 +118,9 @@ def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
     Returns:
         image_13HW in [0, 1].
     """
-    if way is DEFAULT:
-        return images.to_tensor([model(prompt, seed=seed)[0].image])
+    if way in (DEFAULT, BOTH):
+        asked = {} if way is DEFAULT else {"best_of": 4}
+        return images.to_tensor([model(prompt, seed=seed, **asked)[0].image])
     generator = [torch.Generator().manual_seed(seed)]
     settings = {
         "prompt": [prompt],
@@ -160,7 +163,7 @@ def settings(way: Way) -> dict:
     with the judge therefore counts as a method of its own here.
     """
     fewer = "" if way.steps == STEPS else f"{way.steps} steps"
-    if way is DEFAULT or (way.method is None and fewer):
+    if way in (DEFAULT, BOTH) or (way.method is None and fewer):
         return {"method": fewer or way.name, "options": {}}
     if not isinstance(way.method, Method):
         return {} if way.method is None else {"method": "community", "options": {}}

@@ -66,6 +66,9 @@ class Batch:
         objective = owner.objective(guides, Cutouts(number=settings.cutouts))
         objective = owner.rewards.pulling(objective, guides, settings)
         select = owner.rewards.selecting(guides, settings)
+        if select is None and settings.method.prepares and self._unpulled:
+            # Nothing steers a draft of a candidate, so the score of the judge counts too.
+            select = objective + Similarity(owner.judge, guides, views=None, kind="dot")
         film = Film(on_step) if settings.frames else None
         image_B3HW, steering, decoder = self._steered(objective, select, film or on_step, tape)
         if settings.refine:
@@ -80,8 +83,7 @@ class Batch:
         judge_scores: list[float | None] = [None] * len(self.jobs)
         if steering.judge is not None:
             judge_scores = steering.judge.score_pictures(pictures).tolist()
-            pulled = not settings.method.idle or settings.rewards or owner.composed
-            if select is None and not pulled:
+            if select is None and settings.method.idle and self._unpulled:
                 # Nothing steered towards the guide, so the score of the judge counts too.
                 rank_B = [a + b for a, b in zip(rank_B, judge_scores, strict=True)]
         written = Batch(owner, self.jobs, self._drawn_by(decoder))
@@ -103,6 +105,11 @@ class Batch:
             )
             for i in range(len(self.jobs))
         ]
+
+    @property
+    def _unpulled(self) -> bool:
+        """Return whether there is a judge, and the guide alone is the objective."""
+        return not (self.owner.judge is None or self.settings.rewards or self.owner.composed)
 
     def _steered(
         self,

@@ -184,7 +184,7 @@ class TextToImage:
             for i in range(asked.count)
             for k in range(best_of)
         ]
-        small = getattr(type(self.pipe), "default_candidates", 1)
+        small = getattr(type(self.pipe), "default_batch", 1)
         most = asked.batch_size or (small if self.pipe.device.type == "cpu" else BATCH_SIZE)
         size = group if asked.exact else max(group, most // group * group)
         batches = [

@@ -62,7 +62,7 @@ def test_steering_options_are_named():
 
     pipe = load_pipeline("mini")
     told = " ".join(run.invoke(app, ["generate", "--help"]).stdout.split())
-    without = re.search(r"method\" except (.+?)\. A real model", told)[1]
+    without = re.search(r"method\" except (.+?)\. With --best-of", told)[1]
     without = without.replace(" and", ",").split(", ")
     known = options_of("generate")
     assert all(heading("generate", known[name]) == "Steering" for name in without)
@@ -71,13 +71,16 @@ def test_steering_options_are_named():
     fields = {"--negative": "x", "--refine": 1, "--select": ("clip",), "--question": "x?"}
     for name in set(without) - {"--judge"}:  # which is no setting of a run
         asked = Generation(**{name[2:]: fields[name]}).usual(pipe, ["a fox"])
-        assert asked.strength == 0 and asked.best_of == 4, name
+        assert asked.method == "drafts", name
     settings = {"guide": "x", "cutouts": 2, "decoder": "vae", "tiny": "hub", "budget": 2}
     settings |= {"memory": 2.0, "rewards": ("clip",), "strength": 0.1}
     assert set(settings) == set(STEERED)
     for name, value in settings.items():
         asked = Generation(**{name: value}).usual(pipe, ["a fox"])
-        assert asked.best_of == 1 and asked.strength != 0, name
+        assert asked.method == "shortcut" and asked.strength != 0, name
+    for prompt, strength in (("a fox", 0), ("a fox | blur:-1", None)):
+        asked = Generation(best_of=4).usual(pipe, [prompt])
+        assert (asked.method, asked.strength, asked.best_of) == ("shortcut", strength, 4)
 
 
 # ------------------------------------------------------------ the options of methods

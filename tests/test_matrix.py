@@ -47,7 +47,7 @@ METHODS = {  # what is tried, and what of it must change no bit
     "rollover": (Rollover(quota=4), None),
     "lookahead": (Lookahead(number=3, steps=4), Lookahead(number=2, steps=4, scale=0.0)),
     "noise": (Noise(iterations=3, rate=0.2), None),
-    "drafts": (Drafts(iterations=3, rate=0.3), Drafts(rate=0.0)),
+    "drafts": (Drafts(number=2, iterations=3, rate=0.3), Drafts(rate=0.0)),
     "backprop": (Backprop(strength=0.3), Backprop(strength=0.0)),
     "backprop, both": (Backprop(strength=0.2, mu=0.5, inner=2), Backprop(strength=0.0)),
     "embedding": (Embedding(rate=0.5), Embedding(rate=0.0)),

@@ -16,7 +16,7 @@ from clipguide.pipelines.text_to_image import TextToImage
 from clipguide import mini
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
-from clipguide.guidance import METHODS, memory
+from clipguide.guidance import METHODS, Shortcut, memory
 from clipguide.guidance.generators import STRIDE
 from clipguide.images import to_pil, to_tensor
 from clipguide.mini import known
@@ -154,15 +154,26 @@ def test_best_of(draw):
 
 
 def test_a_pipelines_own_way(draw, monkeypatch):
-    """The best of unsteered candidates, by guide and judge, unless anything asks for steering."""
+    """Its default method, unless anything asks for another one. With candidates alone, the best of
+    unsteered ones, by guide and judge, unless anything asks for steering."""
     asked = {"steps": STEPS, "seed": 4, "batch_size": 1}
     (steered,) = draw("a red fox", **asked)
     assert steered.recipe.best_of == 1 and steered.recipe.strength > 0
-    monkeypatch.setattr(type(draw.pipe), "default_candidates", 3, raising=False)
+    monkeypatch.setattr(type(draw.pipe), "default_method", "drafts", raising=False)
+    monkeypatch.setattr(type(draw.pipe), "default_batch", 3, raising=False)
+    for prompt in ("a red fox", "a red fox | blur:-1"):
+        (drafted,) = draw(prompt, **asked)
+        assert (drafted.recipe.method, drafted.recipe.best_of) == ("drafts", 1)
+        assert same(draw(prompt, method="drafts", **asked)[0], drafted)
+    assert same(draw.replay(drafted.recipe), drafted)
+    for prompt, strength in (("a red fox", 0), ("a red fox | blur:-1", Shortcut.strength)):
+        (kept,) = draw(prompt, best_of=3, **asked)
+        assert (kept.recipe.method, kept.recipe.strength) == ("shortcut", strength)
+    asked["best_of"] = 3
     (kept,) = draw("a red fox", **asked)
     assert (kept.recipe.best_of, kept.recipe.strength) == (3, 0) and draw.chosen.best_of == 3
     assert same(draw.replay(kept.recipe), kept)
-    (together,) = draw("a red fox", steps=STEPS, seed=4)
+    (together,) = draw("a red fox", steps=STEPS, seed=4, best_of=3)
     assert len(together.recipe.batch_seeds) == 3  # candidates share a batch, on a CPU too
     objective = Similarity(draw.clip, "a red fox", views=Cutouts(number=4))
     by_guide_alone = 0
@@ -181,7 +192,11 @@ def test_a_pipelines_own_way(draw, monkeypatch):
     assert by_guide_alone < 8  # the judge had a say
     monkeypatch.setattr(type(draw.pipe), "default_steps", 2, raising=False)
     fewer = {"seed": 4, "batch_size": 1}
-    for settings, taken in (({}, 2), ({"strength": 0}, 2), ({"steps": 3}, 3), ({"cutouts": 2}, 30)):
+    cases = (
+        ({}, 2), ({"best_of": 2}, 2), ({"strength": 0}, 2), ({"method": "drafts"}, 2),
+        ({"steps": 3}, 3), ({"cutouts": 2}, 30),
+    )  # fmt: skip
+    for settings, taken in cases:
         assert draw("a red fox", **fewer, **settings)[0].recipe.steps == taken, settings
     assert draw("a red fox", best_of=1, **asked)[0].recipe.best_of == 1
     assert draw("a red fox", rewards=[], **asked)[0].recipe.best_of == 3

@@ -166,6 +166,7 @@ METHODS: dict[str, Mapping[str, Rule]] = {
         "look": between(0, 1, above=True, below=True),
     },
     "drafts": {
+        "number": WHOLE,
         "iterations": WHOLE,
         "draft_steps": WHOLE,
         "rate": POSITIVE,

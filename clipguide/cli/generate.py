@@ -237,12 +237,12 @@ def generate(
 ) -> None:
     """Draw an image of each PROMPT. CLIP selects or steers it.
 
-    By default, the embedded generator is not steered: the command draws four samples and keeps the
-    one that guide and judge together rank highest. A steering option makes it steer,
-    except --strength 0 and --method best-of. Steering options are a weight in a PROMPT, and all
-    options under "Steering" and "Options of one method" except --negative, --judge, --select,
-    --question and --refine. A real model is always steered, unless you give --strength 0 or
-    --method best-of. Each PNG contains the recipe that made it. Nothing is overwritten without
+    By default, the embedded generator draws four drafts, improves the best one along CLIP's
+    gradient, and then draws the image. A steering option makes it steer in another way, except
+    --strength 0 and --method best-of, which do not steer. Steering options are all options under
+    "Steering" and "Options of one method" except --negative, --judge, --select, --question and
+    --refine. With --best-of alone, nothing steers the samples, unless a PROMPT has weights. A real
+    model is always steered, unless you give --strength 0 or --method best-of. Each PNG contains the recipe that made it. Nothing is overwritten without
     --force.
     """
     if not prompts:

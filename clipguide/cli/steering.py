@@ -34,7 +34,7 @@ Name = Annotated[
         "the prompt. drafts: optimise that embedding, or the maps of the embedded generator, by "
         "gradients through short runs. noise: optimise the initial noise, for models of 1 to 4 steps. auto: the "
         "method with the highest gain for --budget, as measured on the embedded generator. "
-        "[default: shortcut; with the embedded generator and no steering option, --best-of 4]",
+        "[default: shortcut; with the embedded generator and no steering option, drafts]",
     ),
 ]
 Budget = Annotated[
@@ -119,8 +119,8 @@ Fixed = Annotated[
 Number = Annotated[
     int | None,
     _option(
-        "best-of, particles, lookahead: the number of samples for each image. With lookahead, the "
-        "number of sketches for each PROMPT. [default: 4]"
+        "best-of, particles, lookahead, drafts: the number of samples for each image. With "
+        "lookahead, the number of sketches for each PROMPT. [default: 4]"
     ),
 ]
 Quota = Annotated[
@@ -215,7 +215,7 @@ Temperature = Annotated[
 Iterations = Annotated[
     int | None,
     _option(
-        "noise, drafts: the largest number of optimisation steps. [default: 20, but 4 for drafts]"
+        "noise, drafts: the largest number of optimisation steps. [default: 20, but 3 for drafts]"
     ),
 ]
 DraftSteps = Annotated[
@@ -260,7 +260,7 @@ Rate = Annotated[
     float | None,
     _option(
         "noise, embedding, drafts: the length of an update, as a fraction of the rms of what is "
-        "optimised. [default: 0.05, but 0.1 for embedding]"
+        "optimised. [default: 0.05, but 0.1 for embedding, but 0.04 for drafts]"
     ),
 ]
 Prior = Annotated[

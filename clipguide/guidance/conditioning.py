@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import ClipguideError, UsageError, close_matches
+from .digest import digest
 from .generators import Given, catch_up, restarted
 from .pipe_parts import denoiser
 from .precision import rms, widen
@@ -86,25 +87,22 @@ class Conditioning:
 
 
 class Once:
-    """A function that draws from generators, and returns its latest result again for the same
+    """A function that draws from generators, and returns the same result again for the same
     arguments and states, as a run that is repeated asks for."""
 
     def __init__(self, function: Callable[..., torch.Tensor]) -> None:
-        self._function, self._asked = function, None
+        self._function = function
+        self._known: dict[str, tuple[torch.Tensor, Given]] = {}
 
     def __call__(
         self, *args: object, generator: Given = None, **settings: object
     ) -> torch.Tensor:
-        before = restarted(generator)
-        asked = (args, settings, _states(before))
-        if generator is None or asked != self._asked:
-            self._result = self._function(*args, generator=generator, **settings)
-            self._asked, self._after = asked, restarted(generator)
-        elif generator is not None:
-            catch_up(generator, self._after)
-        return self._result
-
-
-def _states(generator: Given) -> list[list[int]]:
-    several = [generator] if isinstance(generator, torch.Generator) else generator or []
-    return [one.get_state().tolist() for one in several]
+        if generator is None:
+            return self._function(*args, generator=None, **settings)
+        asked = digest(args, settings, generator)
+        if asked not in self._known:
+            found = self._function(*args, generator=generator, **settings)
+            self._known[asked] = found, restarted(generator)
+        found, after = self._known[asked]
+        catch_up(generator, after)
+        return found

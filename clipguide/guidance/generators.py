@@ -30,6 +30,22 @@ def reseeded(generator: Given, k: int) -> Given:
     return new.manual_seed((seed + k * STRIDE) % 2**63)
 
 
+def chosen(generator: Given, k_B: Sequence[int]) -> Given:
+    """Return the generators of candidate k_B[i] of each image i. A single generator draws all
+    images, so that k_B has one number."""
+    if isinstance(generator, torch.Generator):
+        return reseeded(restarted(generator), k_B[0])
+    return [reseeded(restarted(one), k) for one, k in zip(generator, k_B, strict=True)]
+
+
+def ranked(generator: Given, score_KB: torch.Tensor) -> list[list[int]]:
+    """Return the numbers of the candidates of each image, best first: a list for each rank. A
+    single generator draws all images, so that their mean score counts."""
+    if isinstance(generator, torch.Generator):
+        score_KB = score_KB.mean(1, keepdim=True)
+    return score_KB.argsort(dim=0, descending=True, stable=True).tolist()
+
+
 def restarted(generator: Given) -> Given:
     """Return copies of generators, in the state that they are in."""
     if generator is None:

@@ -14,8 +14,9 @@ from ..errors import ClipguideError, UsageError, close_matches
 
 FOLDER = Path(__file__).parent
 MODELS = ("guide", "judge", "generator", "vqgan")
-CANDIDATES = 4  # of an image: another one takes less time than CLIP's gradient at each step
-STEPS = 15  # of a candidate: 30 take longer and gain nothing (benchmarks/steering.py)
+METHOD = "drafts"  # by default (benchmarks/steering.py)
+CANDIDATES = 4  # of an image, which are drafted
+STEPS = 15  # of the image: 30 take longer and gain nothing (benchmarks/steering.py)
 
 
 def path(name: str) -> Path:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UsageError
-from . import CANDIDATES, STEPS
+from . import CANDIDATES, METHOD, STEPS
 from .conditions import conditions
 from .prior import sampled
 from .reader import MapReader
@@ -52,7 +52,7 @@ class MiniPipeline(DiffusionPipeline):
         reader: the model that selects one of several maps. Without it, the first map is used.
     """
 
-    default_candidates, default_steps = CANDIDATES, STEPS
+    default_method, default_batch, default_steps = METHOD, CANDIDATES, STEPS
     model_cpu_offload_seq = "text_encoder->prior->reader->unet->vae"
     _optional_components = ["reader"]
     _callback_tensor_inputs = ["latents", "maps"]

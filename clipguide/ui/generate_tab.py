@@ -146,7 +146,7 @@ def draw(
         settings = _settings(prompt, negative, strength, steps, seed, count, best_of)
         settings |= _rewards(models, rewards)
         if models.model == MINI and (strength, best_of) == (0, mini.CANDIDATES):
-            del settings["strength"], settings["best_of"]  # untouched: a weight in a prompt steers
+            del settings["strength"], settings["best_of"]  # untouched: as the command draws
         yield [], words.said("The models are being loaded…"), ""
         generator = models.generator()
 
@@ -200,7 +200,7 @@ def build(models: Models, folder: str) -> None:
         with gr.Column(scale=2, min_width=300, elem_classes="settings"):
             with gr.Accordion("Settings", open=False, elem_id="settings"):
                 negative = parts.text("Negative", "what to keep away from", "negative")
-                # By default, the embedded generator draws the best of unsteered candidates.
+                # By default, the embedded generator drafts candidates, which nothing steers.
                 pull, candidates, own = (
                     (0.0, mini.CANDIDATES, mini.STEPS)
                     if models.model == MINI

@@ -21,7 +21,7 @@ import torch
 from ...errors import ClipguideError, UsageError
 from ...images import to_tensor
 from ..contract import Method
-from ..generators import reseeded, restarted
+from ..generators import chosen, ranked, reseeded, restarted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +121,8 @@ class BestOf(Method):
                 for k in range(self.number)
             ]
         )
-        if isinstance(given, torch.Generator):  # one for all images, so their mean score counts
-            score_KB = score_KB.mean(1, keepdim=True)
-        order_KB = score_KB.argsort(dim=0, descending=True, stable=True)
-        for row in order_KB[: self.finish].tolist():
-            if isinstance(given, torch.Generator):
-                yield reseeded(restarted(start), row[0])
-            else:
-                yield [reseeded(restarted(one), k) for one, k in zip(start, row, strict=True)]
+        for k_B in ranked(given, score_KB)[: self.finish]:
+            yield chosen(start, k_B)
 
 
 def _chosen(better_B: torch.Tensor, new: object, old: object) -> object:

@@ -10,6 +10,9 @@ pipeline,
 The conditioning with the best objective so far is kept, beginning with c₀. The last run, with all
 steps, draws the image from it and from the same noise.
 
+Before that, `number` candidates are drafted, from the seeds of `best-of`, and the one that scores
+best is optimised.
+
 The conditioning is the embedding of the prompt. A pipeline of two stages, such as unCLIP (Ramesh et
 al. 2022), first draws another one from the prompt. That of the embedded generator is a map of what
 is where: an update of it changes the composition, which the gradient at x0 does not.
@@ -25,7 +28,7 @@ import torch
 from ...errors import ClipguideError, UsageError
 from ..conditioning import MAPS, checked
 from ..contract import Method
-from ..generators import one_seed, restarted
+from ..generators import Given, chosen, one_seed, ranked, reseeded, restarted
 from ..pipe_parts import call_signature
 from ..precision import along, unit
 from ..whole_runs import optimised
@@ -41,6 +44,7 @@ class Drafts(Method):
     It takes no `window` and no `every`.
 
     Args:
+        number: the number of candidates of each image.
         iterations: the largest number of updates of the conditioning. Each takes a draft with
             gradients.
         draft_steps: the number of steps of a draft.
@@ -57,16 +61,17 @@ class Drafts(Method):
     differentiates: ClassVar[bool] = True
     prepares: ClassVar[bool] = True
 
-    iterations: int = 4
+    number: int = 4
+    iterations: int = 3
     draft_steps: int = 4
-    rate: float = 0.05
+    rate: float = 0.04
     momentum: float = 0.9
     patience: int = 10
     of: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.whole(1, "iterations", "draft_steps", "patience")
+        self.whole(1, "number", "iterations", "draft_steps", "patience")
         self.at_least(0, "rate", "momentum")
         if self.momentum >= 1:
             raise UsageError(f"The momentum is at least 0 and less than 1, not {self.momentum}.")
@@ -79,7 +84,7 @@ class Drafts(Method):
 
     @property
     def runs(self) -> int:
-        return self.iterations + 2
+        return self.iterations + 2 + (self.number if self.number > 1 else 0)
 
     def check(self, pipe: object) -> None:
         if STEPS not in call_signature(pipe).parameters:
@@ -92,10 +97,12 @@ class Drafts(Method):
         if self.idle:
             return sampler.sample(by=self, **settings)
         of = self.of or ("maps" if hasattr(sampler.pipe, MAPS) else "prompt")
-        generator = settings.pop("generator", None) or one_seed()
+        given = settings.pop("generator", None) or one_seed()
         draft = {**settings, STEPS: self.draft_steps}
         with sampler.conditioning(of) as moved:
-            sampler.initial_noise(generator=restarted(generator), **draft)  # meets it once
+            generator = self._best(sampler, given, draft)
+            if moved.shift is None:
+                sampler.initial_noise(generator=restarted(generator), **draft)
 
             def evaluate(shift):
                 moved.shift = shift.detach().requires_grad_()
@@ -115,3 +122,15 @@ class Drafts(Method):
                 tell=sampler.candidate,
             ).detach()
             return sampler.sample(**settings, generator=generator, by=None)
+
+    def _best(self, sampler, given: Given, draft: dict[str, object]) -> Given:
+        """Return the generators of the candidate of each image whose draft scores best."""
+        if self.number == 1:
+            return given
+        if draft.get("latents") is not None:
+            raise UsageError("Candidates draw their own latents: leave `latents` out, or number=1.")
+        drafted = [
+            sampler.ending(**draft, generator=reseeded(restarted(given), k))[1]
+            for k in range(self.number)
+        ]
+        return chosen(given, ranked(given, torch.stack(drafted))[0])
