@@ -128,7 +128,7 @@ def canvases() -> str:
     )
 
 
-NAMES = ("cost", "gain, 10⁻³", "top-5", "better", "worse by 2 s.e.", "diversity")  # of a table
+COLUMNS = ("cost", "gain, 10⁻³", "top-5", "better", "worse by 2 s.e.", "diversity")  # of a table
 
 
 def steering() -> str:
@@ -159,7 +159,8 @@ def steering() -> str:
         f"{said}{every}\n\n"
         "For each budget, the settings of a method are selected on one half of the prompts and "
         "measured on the other half:\n\n"
-        f"{table(('budget', 'method', 'settings', *NAMES), rows)}\n\n{_of_auto(data['auto'])}\n"
+        f"{table(('budget', 'method', 'settings', *COLUMNS), rows)}\n\n"
+        f"{_of_auto(data['auto'])}\n"
         f"{_of_classes(data['classes'])}\n{_of_judge(data['judge'])}\n{_of_drafts()}"
     )
 
@@ -167,7 +168,7 @@ def steering() -> str:
 def _of_ways(rows: list[dict]) -> str:
     """Return a table of ways of steering, the cheapest first."""
     ranked = sorted(rows, key=lambda row: row["cost"])
-    return table(("settings", "prompts", *NAMES), [_way(row, row["prompts"]) for row in ranked])
+    return table(("settings", "prompts", *COLUMNS), [_way(row, row["prompts"]) for row in ranked])
 
 
 def _of_drafts() -> str:
@@ -176,10 +177,10 @@ def _of_drafts() -> str:
     if not current(data["models"]):
         return f"### Drafts\n\n{NONE_YET}\n"
     return (
-        "### Drafts\n\nThe method `drafts` is newer than the tables above. Another referee, trained "
-        "in the same way, measured it, and these other settings again. Its scores differ, so do not "
-        'compare them with those above. "default" is `clipguide generate` without options: '
-        f"`drafts`, with 15 steps.\n\n{_of_ways(data['rows'])}\n"
+        "### Drafts\n\nThe method `drafts` is newer than the tables above. Another referee, "
+        "trained in the same way, measured it, and these other settings again. Its scores differ, "
+        'so do not compare them with those above. "default" is `clipguide generate` without '
+        f"options: `drafts`, with 15 steps.\n\n{_of_ways(data['rows'])}\n"
         f"{_of_classes(data['classes'])}\n"
     )
 

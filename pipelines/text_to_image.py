@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..clip import Clip, check_clip, load_clip
 from ..errors import ClipguideWarning, UsageError
-from ..guidance import Step
+from ..guidance import Drafts, Step
 from ..guidance.auto import Choice, times_plain
 from ..guidance.contract import Method
 from ..guidance.generators import STRIDE
@@ -270,12 +270,15 @@ class TextToImage:
         return Batch(self, jobs, settings).draw()[recipe.batch_position]
 
     def _tell_of(self, picture: Picture, settings: Settings) -> None:
-        """Warn if the embedded models made an unsteered image that they do not recognise."""
+        """Warn if the embedded models do not recognise an image that they made by default, or that
+        nothing steered."""
         own = (self.model, self.clip.name, self.judge and self.judge.name)
-        prompt = picture.recipe.prompt
-        if own == OWN and settings.method.idle and picture.recipe.guide == prompt:
-            said = known.unlike(to_draw(prompt), picture.guide_score, picture.judge_score)
-            if said:
+        prompt, idle = picture.recipe.prompt, settings.method.idle
+        asked = idle or (settings.method == Drafts() and not settings.rewards)
+        if own == OWN and asked and picture.recipe.guide == prompt:
+            scores = picture.guide_score, picture.judge_score
+            least = known.LEAST_UNSTEERED if idle else known.LEAST
+            if said := known.unlike(to_draw(prompt), *scores, least):
                 warnings.warn(said, ClipguideWarning, stacklevel=2)
 
     def _iterate(

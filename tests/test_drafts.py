@@ -121,7 +121,9 @@ def test_without_a_generator_all_runs_have_one_noise(pipe):
     use(pipe, "DDIM")
     given = settings((3,), steps=3, output_type="latent")
     given.pop("generator")
-    with steer(pipe, Brightness(), method=Drafts(number=1, iterations=2, draft_steps=3, rate=0.3)) as s:
+    with steer(
+        pipe, Brightness(), method=Drafts(number=1, iterations=2, draft_steps=3, rate=0.3)
+    ) as s:
         latents = s(**given).images
         losses = -torch.stack(s.report.candidates)
     assert_close(loss(Decoder(pipe)(latents)), losses.min(0).values, atol=1e-5, rtol=0)
@@ -174,7 +176,9 @@ def drawn(call, prompts=("a red apple", "a boat"), steps=2) -> torch.Tensor:
     return call(**given, output_type="pt", map_candidates=2).images
 
 
-@pytest.mark.parametrize("method", [Drafts(number=1, iterations=2, draft_steps=2), Embedding(of="maps")])
+@pytest.mark.parametrize(
+    "method", [Drafts(number=1, iterations=2, draft_steps=2), Embedding(of="maps")]
+)
 def test_maps_are_moved(mini, method):
     plain = drawn(mini)
     with steer(mini, Brightness(), method=method) as s:
@@ -264,6 +268,8 @@ def test_other_families(family):
     pipe, given = tiny(family)
     given = {**given, "num_inference_steps": 3, "output_type": "pt"}
     plain = pipe(**given, generator=torch.Generator().manual_seed(1)).images
-    with steer(pipe, Brightness(), method=Drafts(number=1, iterations=2, draft_steps=2, rate=0.3)) as s:
+    with steer(
+        pipe, Brightness(), method=Drafts(number=1, iterations=2, draft_steps=2, rate=0.3)
+    ) as s:
         image = s(**given, generator=torch.Generator().manual_seed(1)).images
     assert loss(image).mean() < loss(plain).mean()

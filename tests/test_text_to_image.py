@@ -16,7 +16,7 @@ from clipguide.pipelines.text_to_image import TextToImage
 from clipguide import mini
 from clipguide.clip import load_clip
 from clipguide.errors import ClipguideError, ClipguideWarning, UsageError
-from clipguide.guidance import METHODS, Shortcut, memory
+from clipguide.guidance import METHODS, Drafts, Shortcut, memory
 from clipguide.guidance.generators import STRIDE
 from clipguide.images import to_pil, to_tensor
 from clipguide.mini import known
@@ -198,10 +198,10 @@ def test_a_pipelines_own_way(draw, monkeypatch):
     )  # fmt: skip
     for settings, taken in cases:
         assert draw("a red fox", **fewer, **settings)[0].recipe.steps == taken, settings
-    assert draw("a red fox", best_of=1, **asked)[0].recipe.best_of == 1
-    assert draw("a red fox", rewards=[], **asked)[0].recipe.best_of == 3
-    (weighed,) = draw("a red fox | blur:-1", **asked)  # only the guide reads the weight
-    assert weighed.recipe.best_of == 1 and weighed.recipe.strength > 0
+    del asked["best_of"]
+    (alone,) = draw("a red fox", best_of=1, **asked)
+    assert (alone.recipe.best_of, alone.recipe.strength) == (1, 0)
+    assert draw("a red fox", rewards=[], **asked)[0].recipe.method == "drafts"
     for change in ({"strength": 0.1}, {"cutouts": 2}, {"method": "shortcut"}, {"guide": "blue"}):
         (other,) = draw("a red fox", **asked, **change)
         assert other.recipe.best_of == 1 and other.recipe.strength > 0, change
@@ -490,7 +490,7 @@ def test_it_says_what_it_was_not_taught(draw, tmp_path, monkeypatch):
     words = '{"things": ["fox"], "words": ["fox"]}'
     (tmp_path / "generator/known.json").write_text(words, "utf-8")
     monkeypatch.setattr(mini, "FOLDER", tmp_path)
-    monkeypatch.setattr(known, "LEAST", -3.0)
+    monkeypatch.setattr(known, "LEAST_UNSTEERED", -3.0)
     with pytest.warns(ClipguideWarning, match="does not seem to know 'justice'.*use --model"):
         assert len(draw(["a fox", "justice"], steps=2, strength=0.0)) == 2
     with warnings.catch_warnings():
@@ -499,9 +499,10 @@ def test_it_says_what_it_was_not_taught(draw, tmp_path, monkeypatch):
 
 
 def test_it_says_what_it_did_not_draw(draw, monkeypatch):
-    """By the scores of its own guide and judge, of the image that is kept; neither of a steered
-    one, nor for other models, nor of the scores of another text."""
-    monkeypatch.setattr(known, "LEAST", 3.0)
+    """By the scores of its own guide and judge, of the image that is kept, and by the way in which
+    it was drawn; neither of another steered one, nor for other models, nor of the scores of another
+    text."""
+    monkeypatch.setattr(known, "LEAST_UNSTEERED", 3.0)
     with pytest.warns(ClipguideWarning, match="does not seem to show 'a fox'") as said:
         assert len(draw(["a fox"], steps=2, strength=0.0, count=2, best_of=2)) == 2
     assert len([w for w in said if "seem to show" in str(w.message)]) == 2
@@ -511,6 +512,18 @@ def test_it_says_what_it_did_not_draw(draw, monkeypatch):
         draw("a fox", steps=2, strength=0.1)
         draw("a fox", steps=2, strength=0.0, guide="a cat")
         other("a fox", steps=2, strength=0.0)
+    monkeypatch.setattr(known, "LEAST", -3.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ClipguideWarning)
+        draw("a fox", steps=2, method="drafts")
+    monkeypatch.setattr(known, "LEAST_UNSTEERED", -3.0)
+    monkeypatch.setattr(known, "LEAST", 3.0)
+    with pytest.warns(ClipguideWarning, match="does not seem to show 'a fox'"):
+        draw("a fox", steps=2, method="drafts")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ClipguideWarning)
+        draw("a fox", steps=2, strength=0.0)
+        draw("a fox", steps=2, method=Drafts(iterations=1))
 
 
 def test_a_recipe_names_all_models(draw):

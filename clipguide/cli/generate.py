@@ -242,8 +242,8 @@ def generate(
     --strength 0 and --method best-of, which do not steer. Steering options are all options under
     "Steering" and "Options of one method" except --negative, --judge, --select, --question and
     --refine. With --best-of alone, nothing steers the samples, unless a PROMPT has weights. A real
-    model is always steered, unless you give --strength 0 or --method best-of. Each PNG contains the recipe that made it. Nothing is overwritten without
-    --force.
+    model is always steered, unless you give --strength 0 or --method best-of. Each PNG contains the
+    recipe that made it. Nothing is overwritten without --force.
     """
     if not prompts:
         raise UsageError("There is no prompt: give one, or a recipe as --config FILE.")

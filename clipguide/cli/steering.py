@@ -32,8 +32,9 @@ Name = Annotated[
         "sketches, which are samples of a few steps, and move towards the good ones. backprop: "
         "take the gradient through the model; this is slow. embedding: change the embedding of "
         "the prompt. drafts: optimise that embedding, or the maps of the embedded generator, by "
-        "gradients through short runs. noise: optimise the initial noise, for models of 1 to 4 steps. auto: the "
-        "method with the highest gain for --budget, as measured on the embedded generator. "
+        "gradients through short runs. noise: optimise the initial noise, for models of 1 to 4 "
+        "steps. auto: the method with the highest gain for --budget, as measured on the embedded "
+        "generator. "
         "[default: shortcut; with the embedded generator and no steering option, drafts]",
     ),
 ]
