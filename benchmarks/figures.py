@@ -144,8 +144,8 @@ def steering() -> str:
     said += (
         f"So far it has drawn {data['prompts']} of 200 prompts, so small differences mean nothing. "
         "Cost is the time for one image, divided by that of plain sampling with 30 steps. "
-        '"best of" keeps the sample that the guide likes best, and "by both" the one that the guide '
-        'and the judge like best, as `--best-of` does. "community" is the algorithm of '
+        '"best of" keeps the sample that the guide likes best, and "by both" the one that guide '
+        'and judge together like best, as `--best-of` does. "community" is the algorithm of '
         "`clip_guided_stable_diffusion`, at its scale. "
         '"judged" is with the judge that eases steering, as on the command line.\n\n'
     )

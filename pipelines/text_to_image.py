@@ -167,7 +167,8 @@ class TextToImage:
             warnings.warn(
                 "negative is ignored: it takes a cfg above 1.", ClipguideWarning, stacklevel=2
             )
-        if asked.select and best_of == 1 and method.needs_gradient:
+        drafted = method.prepares and getattr(method, "number", 1) > 1  # select chooses one
+        if asked.select and best_of == 1 and method.needs_gradient and not drafted:
             warnings.warn(
                 "select is ignored: there is one candidate. Draw several with best_of=4 "
                 "(--best-of 4).",

@@ -22,9 +22,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 class Linear:
     """A sampler whose loss is that of a conditioning c: −w·c. Its images are the conditioning."""
 
-    def __init__(self, w: torch.Tensor, size_B: torch.Tensor, *, spoilt: int = -1) -> None:
+    def __init__(self, w: torch.Tensor, size_B: torch.Tensor, *, spoilt: int = 99) -> None:
         self.w, self.size_B, self.spoilt = w, size_B, spoilt
-        self.pipe, self.losses, self.steps = self, [], []
+        self.pipe, self.losses, self.steps, self.gradients = self, [], [], []
         self.shift = None
 
     def __call__(self, prompt=None, num_inference_steps=9):
@@ -43,12 +43,16 @@ class Linear:
     def initial_noise(self, **_: object) -> None:
         self.shift = torch.zeros_like(self.w)
 
-    def through(self, of, *, num_inference_steps: int, **_: object) -> Gradient:
+    def through(self, of, *, gradient: bool, num_inference_steps: int, **_: object) -> Gradient:
         self.steps.append(num_inference_steps)
-        loss_B, gradient = -(of.shift * self.w).flatten(1).sum(1), -self.w.clone()
-        if len(self.steps) - 1 == self.spoilt:
-            loss_B, gradient = loss_B - 1e9, gradient * torch.nan
-        return Gradient(of.shift, loss_B, gradient)
+        self.gradients.append(gradient)
+        loss_B, value = -(of.shift * self.w).flatten(1).sum(1), -self.w.clone()
+        after = len(self.steps) - 1 - self.spoilt
+        if after == 0:
+            loss_B, value = loss_B - 1e9, value * torch.nan
+        elif after > 0:
+            loss_B = loss_B + 1e9
+        return Gradient(of.shift, loss_B, value if gradient else None)
 
     def candidate(self, score_B, better_B=None) -> None:
         self.losses.append(-score_B)
@@ -77,10 +81,11 @@ def test_the_updates_are_those_of_nesterov():
         sgd.step()
     assert_close(found, expected.detach())
     assert sampler.steps == [3] * 5 + [9] and len(sampler.losses) == 5
+    assert sampler.gradients == [True] * 4 + [False]  # that of the last draft would move nothing
 
 
 def test_a_draft_that_is_not_a_number_is_not_kept():
-    found = Drafts(number=1, iterations=2, momentum=0.0).call(Linear(W, torch.ones(2), spoilt=2))
+    found = Drafts(number=1, iterations=3, momentum=0.0).call(Linear(W, torch.ones(2), spoilt=2))
     unit = W / W.square().mean((1, 2), keepdim=True).sqrt()
     assert_close(found, 0.04 * unit)
 

@@ -438,6 +438,7 @@ def said(page: str, pattern: str) -> list[str]:
 
 def test_a_figure_on_two_pages_is_one_figure():
     """Sentences that quote a figure of another page, or of a file of the repository."""
+    from clipguide.guidance import Drafts
     from clipguide.mini import known
     from clipguide.mini.pipeline import MiniPipeline
 
@@ -487,9 +488,19 @@ def test_a_figure_on_two_pages_is_one_figure():
                       (DOCS / "memory.md").read_text(encoding="utf-8"), re.M)[0]
     assert said("docs/memory.md", r"it kept only (\d+ ± \d+ %) of what") == [kept]
     assert said(page, r"kept about a (\w+) of the gain") == ["fifth"] and kept.startswith("2")
-    steps, four = MiniPipeline.default_steps, MiniPipeline.default_candidates
-    quoted = said("docs/get-started.md", r"draws (\w+) samples of (\d+) steps and keeps")
-    assert quoted == [{4: "four"}[four], str(steps)]
+    drafts, words = Drafts(), {4: "four"}
+    assert MiniPipeline.default_method == drafts.name
+    first = words[drafts.number], str(drafts.draft_steps), str(MiniPipeline.default_steps)
+    page = "docs/get-started.md"
+    assert tuple(said(page, r"draws (\w+) drafts of (\d+) steps.+?image in (\d+) steps")) == first
+    for page, pattern in (
+        ("README.md", r"best of (\w+) \[drafts\]"),
+        ("docs/index.md", r"best of (\w+) \[drafts\]"),
+        ("docs/guides.md", r"draws (\w+) drafts by the embedded"),
+        ("docs/which-method.md", r"select among (\w+) drafts"),
+        ("clipguide/mini/generator/README.md", r"draw (\w+) drafts of each image"),
+    ):
+        assert said(page, pattern) == [words[drafts.number]], page
 
 
 def test_pipelines_of_the_page_are_supported():

@@ -111,9 +111,18 @@ class Calls(Sampler):
         return x0, -loss_B
 
     def through(
-        self, of: torch.Tensor | Conditioning, *, behind: Given = None, **settings: object
+        self,
+        of: torch.Tensor | Conditioning,
+        *,
+        gradient: bool = True,
+        behind: Given = None,
+        **settings: object,
     ) -> Gradient:
         settings = {**settings, "output_type": "latent"}
+        if not gradient:
+            self.sample(**settings, by=None, behind=behind)
+            x0 = self._session.last_x0
+            return Gradient(*self._session.finishing(x0).loss(x0), None)
         with gradients.through_denoiser(self.pipe):  # checkpointed parts run again for these
             self.sample(**settings, by=None, behind=behind, differentiable=True)
             x0 = self._session.last_x0

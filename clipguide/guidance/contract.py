@@ -93,13 +93,19 @@ class Sampler(Protocol):
         decoded images."""
 
     def through(
-        self, of: torch.Tensor | object, *, behind: Given = None, **settings: object
+        self,
+        of: torch.Tensor | object,
+        *,
+        gradient: bool = True,
+        behind: Given = None,
+        **settings: object,
     ) -> Gradient:
         """Run without steering. Return the objective of the finished images, and its gradient.
 
         Args:
             of: what the gradient is with respect to: the initial latents, which are among the
                 settings too, or a context that `conditioning` opened, for its shift.
+            gradient: whether the gradient is needed. If not, its value is None.
             behind: as in `sample`.
             **settings: the arguments of the pipeline.
         """

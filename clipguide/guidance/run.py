@@ -36,12 +36,13 @@ class Gradient:
     Attributes:
         image_N3HW: the decoded images.
         loss_B: the loss of each sample.
-        value: the gradient of the sum of the losses, in the shape of x0.
+        value: the gradient of the sum of the losses, in the shape of what it is with respect to;
+            None if it was not asked for.
     """
 
     image_N3HW: torch.Tensor
     loss_B: torch.Tensor
-    value: torch.Tensor
+    value: torch.Tensor | None
 
 
 @dataclass(frozen=True)

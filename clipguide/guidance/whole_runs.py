@@ -15,7 +15,7 @@ from .run import Gradient
 
 def optimised(
     value: torch.Tensor,
-    evaluate: Callable[[torch.Tensor], Gradient],
+    evaluate: Callable[[torch.Tensor, bool], Gradient],
     step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     update: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     *,
@@ -30,7 +30,8 @@ def optimised(
 
     Args:
         value: the input.
-        evaluate: returns the loss of a run with an input, and its gradient.
+        evaluate: returns the loss of a run with an input, and its gradient, which is not needed if
+            the second argument is False.
         step: returns s, from an input and its gradient.
         update: returns the next input, from an input and d.
         iterations: the number of updates. One more run sees the result of the last one.
@@ -40,12 +41,14 @@ def optimised(
     """
     best, velocity, waited = None, torch.zeros_like(value), 0
     for k in range(iterations + 1):
-        seen = evaluate(value)
+        seen = evaluate(value, k < iterations)
         loss_B = seen.loss_B
         tell(-loss_B)
         if best is None:
             best, best_B = value, loss_B
-        better_B = (loss_B < best_B) & seen.value.flatten(1).isfinite().all(1)
+        better_B = loss_B < best_B
+        if seen.value is not None:
+            better_B &= seen.value.flatten(1).isfinite().all(1)
         best = torch.where(along(better_B, value), value, best)
         best_B = torch.where(better_B, loss_B, best_B)
         waited = 0 if bool(better_B.any()) or k == 0 else waited + 1

@@ -104,9 +104,10 @@ class Drafts(Method):
             if moved.shift is None:
                 sampler.initial_noise(generator=restarted(generator), **draft)
 
-            def evaluate(shift):
+            def evaluate(shift, gradient):
                 moved.shift = shift.detach().requires_grad_()
-                return sampler.through(moved, generator=restarted(generator), **draft)
+                again = restarted(generator)
+                return sampler.through(moved, gradient=gradient, generator=again, **draft)
 
             def update(shift, direction):
                 return shift - along(self.rate * moved.size_B, shift) * direction

@@ -101,12 +101,11 @@ class Noise(Method):
         z = widen(given.detach())  # half precision overflows in the norm
         spectrum = Spectrum(z.shape, z.device) if self.white else None
 
-        def evaluate(z):
+        def evaluate(z, gradient):
             latents = z.detach().to(given.dtype).requires_grad_()
             again = restarted(generator)
-            return sampler.through(
-                latents, latents=latents, generator=again, behind=behind, **settings
-            )
+            given_too = {**settings, "latents": latents, "generator": again}
+            return sampler.through(latents, gradient=gradient, behind=behind, **given_too)
 
         def update(z, direction):
             z = z - self.rate * direction
