@@ -69,7 +69,7 @@ class Generation:
             "pickscore:0.5". If all have gradients, the gradients are scaled to equal size, so that
             a weight is the size of a gradient. Otherwise the values are added.
         select: rewards in the same form, which select among candidates in place of the objective.
-            "particles", "rollover" and "lookahead" use them too.
+            "particles", "rollover", "lookahead" and the first drafts of "drafts" use them too.
         question: the question to the vision-language models among the rewards, with {} for the
             prompt.
         trust_pickle: whether weights of rewards may be read from pickles.

@@ -88,8 +88,8 @@ def steer(
             fewer, unless the name says otherwise, as in "mini@cuda:float32".
         judge: a CLIP that scores the images against the prompts of the objective and does not
             steer; or a Similarity.
-        select: the objective that "best-of", "particles", "rollover" and "lookahead" use in place
-            of `objective`. It needs no gradient.
+        select: the objective that "best-of", "particles", "rollover", "lookahead" and the first
+            drafts of "drafts" use in place of `objective`. It needs no gradient.
         strength: the length of a move, as a fraction of the rms of x0: a number, where 0 changes no
             bit; a schedule such as "0.1@0..0.5", where 0 is pure noise and 1 the clean image; or a
             function of the noise level.
