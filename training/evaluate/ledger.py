@@ -93,7 +93,8 @@ NAMES = {  # of figures, as the page writes them
     "divided by that of the previous version",
     "referee's top-5, times that of real drawings": "referee's top-5, divided by that of real "
     "drawings",
-    "referee's top-5, one plain sample": "referee's top-5, one sample instead of the best of four",
+    "referee's top-5, one plain sample": "referee's top-5, one sample that nothing steered or "
+    "selected",
     "colour and thing right": "colour and object both right",
     "colour and thing right, pairs never trained on": "colour and object both right, pairs that "
     "are not in the training data",
