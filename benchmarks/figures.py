@@ -180,7 +180,7 @@ def _of_drafts() -> str:
         "### Drafts\n\nThe method `drafts` is newer than the tables above. Another referee, "
         "trained in the same way, measured it, and these other settings again. Its scores differ, "
         'so do not compare them with those above. "default" is `clipguide generate` without '
-        f"options: `drafts`, with 15 steps.\n\n{_of_ways(data['rows'])}\n"
+        f"options: `drafts`, with 15 steps.\n\n{_of_ways(data['rows'])}\n\n"
         f"{_of_classes(data['classes'])}\n"
     )
 
