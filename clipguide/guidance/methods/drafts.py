@@ -11,7 +11,7 @@ The conditioning with the best objective so far is kept, beginning with c₀. Th
 steps, draws the image from it and from the same noise.
 
 Before that, `number` candidates are drafted, from the seeds of `best-of`, and the one that scores
-best is optimised.
+best is optimised. rms(c₀) is that of the first candidate; of a prompt, all have the same.
 
 The conditioning is the embedding of the prompt. A pipeline of two stages, such as unCLIP (Ramesh et
 al. 2022), first draws another one from the prompt. That of the embedded generator is a map of what
