@@ -100,7 +100,7 @@ def test_the_referee_measures_the_warning(tiny_mini, tmp_path, monkeypatch):
         def encode_text(self, texts: list[str]) -> torch.Tensor:
             return torch.ones(len(texts), 1)
 
-    low, high = known.LEAST / 2 - 0.01, known.LEAST / 2 + 0.01
+    low, high = known.LEAST / 2 - 0.01, known.LEAST / 2 + 0.02
     clips = {"guide": Clip([low, high, low, high]), "judge": Clip([low, high, high + 0.1, low])}
     monkeypatch.setattr(Settings, "clip", lambda self, name: clips[name])
     named_B = torch.tensor([True, True, False, False])

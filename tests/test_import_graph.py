@@ -79,7 +79,7 @@ def test_a_circle_is_seen():
 def test_methods_import_what_lies_below_them():
     """One file a method: the contract, levels and the shared arithmetic, no session and no tap."""
     shared = ("descent", "generators", "interpolants", "resampling", "stochastic", "travel")
-    shared = (*shared, "noise_levels", "schedulers", "whiteness")
+    shared = (*shared, "noise_levels", "schedulers", "whiteness", "conditioning", "whole_runs")
     below = {"contract", "run", "levels", "precision", "pipe_parts", *shared}
     for name, found in graph().items():
         home, _, method = name.rpartition(".")
