@@ -526,6 +526,39 @@ def test_it_says_what_it_did_not_draw(draw, monkeypatch):
         draw("a fox", steps=2, method=Drafts(iterations=1))
 
 
+def test_guide_and_judge_choose_among_drafts(draw, monkeypatch):
+    """Together, unless a reward selects or pulls, or there is no judge."""
+    from clipguide.pipelines import batch
+
+    seen, steer = [], batch.steer
+    monkeypatch.setattr(known, "LEAST", -3.0)
+
+    def spy(pipe, objective, *, select, **settings):
+        seen.append((objective, select))
+        return steer(pipe, objective, select=select, **settings)
+
+    monkeypatch.setattr(batch, "steer", spy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ClipguideWarning)
+        (picture,) = draw("a fox", steps=2, method="drafts")
+        draw("a fox", steps=2, method="drafts", select=["clip"])
+    (objective, both), (_, reward) = seen
+    image_13HW, generators = to_tensor([picture.image]), [torch.Generator().manual_seed(0)]
+    cosine = picture.judge_score
+    expected = objective(image_13HW, generators) + 1 - cosine
+    generators[0].manual_seed(0)
+    assert both(image_13HW, generators).item() == pytest.approx(expected.item(), abs=1e-5)
+    assert type(reward) is not type(both)
+    draw("a fox", steps=2, method="drafts", rewards=["clip"])
+    draw("a fox", steps=2, strength=0.1)
+    alone = TextToImage(judge=None)
+    alone.judge = None
+    alone("a fox", steps=2, method="drafts")
+    assert [select for _, select in seen[2:]] == [None] * 3
+    with pytest.warns(ClipguideWarning, match="select is ignored: there is one candidate"):
+        draw("a fox", steps=2, method=Drafts(number=1), select=["clip"])
+
+
 def test_a_recipe_names_all_models(draw):
     recipe = draw("a red fox", steps=1, seed=1)[0].recipe
     for said, clip in (("clip", draw.clip), ("judge", draw.judge)):

@@ -171,7 +171,6 @@ METHODS: dict[str, Mapping[str, Rule]] = {
         "draft_steps": WHOLE,
         "rate": POSITIVE,
         "momentum": between(0, 1, below=True),
-        "patience": WHOLE,
         "of": CONDITIONING,
     },
     "embedding": EVERY | {"rate": POSITIVE, "of": CONDITIONING},

@@ -273,7 +273,7 @@ Prior = Annotated[
 ]
 Patience = Annotated[
     int | None,
-    _option("noise, drafts: stop after this many optimisation steps without a gain. [default: 10]"),
+    _option("noise: stop after this many optimisation steps without a gain. [default: 10]"),
 ]
 Rho = Annotated[
     float | None, _option("backprop: the weight of the gradient through the model. [default: 1]")

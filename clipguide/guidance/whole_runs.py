@@ -21,8 +21,8 @@ def optimised(
     *,
     iterations: int,
     momentum: float,
-    patience: int,
     tell: Callable[[torch.Tensor], None],
+    patience: int | None = None,
 ) -> torch.Tensor:
     """Return the value with the lowest loss of each sample, beginning with the given one.
 
@@ -36,8 +36,9 @@ def optimised(
         update: returns the next input, from an input and d.
         iterations: the number of updates. One more run sees the result of the last one.
         momentum: m.
-        patience: stop after this number of runs in which no sample's loss fell below its lowest.
         tell: called with the negative loss_B of each run.
+        patience: stop after this number of runs in which no sample's loss fell below its lowest;
+            None does not stop.
     """
     best, velocity, waited = None, torch.zeros_like(value), 0
     for k in range(iterations + 1):
@@ -52,7 +53,7 @@ def optimised(
         best = torch.where(along(better_B, value), value, best)
         best_B = torch.where(better_B, loss_B, best_B)
         waited = 0 if bool(better_B.any()) or k == 0 else waited + 1
-        if waited >= patience or k == iterations:
+        if k == iterations or waited == patience:
             break
         s = step(value, torch.nan_to_num(seen.value, 0.0, 0.0, 0.0))
         velocity = momentum * velocity + s

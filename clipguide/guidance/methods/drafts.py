@@ -45,12 +45,11 @@ class Drafts(Method):
 
     Args:
         number: the number of candidates of each image.
-        iterations: the largest number of updates of the conditioning. Each takes a draft with
+        iterations: the number of updates of the conditioning. Each takes a draft with
             gradients.
         draft_steps: the number of steps of a draft.
         rate: the rms of an update, as a fraction of the rms of the conditioning; 0 changes no bit.
         momentum: Nesterov's momentum, from 0 to below 1.
-        patience: stop after this number of drafts without a lower loss.
         of: the conditioning: "prompt" or "null", as for `embedding`, or "maps", which the embedded
             generator has. The default is "maps" where there are maps, otherwise "prompt".
     """
@@ -66,12 +65,11 @@ class Drafts(Method):
     draft_steps: int = 4
     rate: float = 0.04
     momentum: float = 0.9
-    patience: int = 10
     of: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.whole(1, "number", "iterations", "draft_steps", "patience")
+        self.whole(1, "number", "iterations", "draft_steps")
         self.at_least(0, "rate", "momentum")
         if self.momentum >= 1:
             raise UsageError(f"The momentum is at least 0 and less than 1, not {self.momentum}.")
@@ -119,7 +117,6 @@ class Drafts(Method):
                 update,
                 iterations=self.iterations,
                 momentum=self.momentum,
-                patience=self.patience,
                 tell=sampler.candidate,
             ).detach()
             return sampler.sample(**settings, generator=generator, by=None)
