@@ -106,8 +106,9 @@ def colours(image_B3HW: Tensor) -> Tensor:
 class Maker:
     """Draws composed images with captions; all randomness from the generator passed in."""
 
-    def __init__(self) -> None:
-        self.data = TrainingSet(common.DATA, mix=Mix(recolour=0.4, ground=0.35, full=0.6))
+    def __init__(self, size: int = 128) -> None:
+        mix = Mix(recolour=0.4, ground=0.35, full=0.6)
+        self.data = TrainingSet(common.DATA, size=size, mix=mix)
         self.names = foreign_names()
         weights = np.array([self.weight(r) for r in self.data.rows])
         self.chance = weights / weights.sum()

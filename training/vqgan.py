@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from training import common, vae
+from training import common, critics, vae
 from training.loop import Loop, averaged
 from training.pictures import Pictures
 
@@ -64,27 +63,13 @@ def shipped() -> tuple[nn.Module, int]:
 
 
 class Rivals(nn.Module):
-    """The VQGAN and its discriminator.
-
-    The discriminator maps each patch of 34 pixels to one logit (Isola et al. 2017). It has group
-    norm instead of batch norm.
-    """
+    """The VQGAN and its discriminator."""
 
     def __init__(self) -> None:
         super().__init__()
         model, self.own = shipped()
         self.vqgan = model.to(memory_format=torch.channels_last)
-        self.critic = nn.Sequential(
-            nn.Conv2d(3, 32, 4, 2, 1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(32, 64, 4, 2, 1),
-            nn.GroupNorm(8, 64),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(64, 128, 4, 2, 1),
-            nn.GroupNorm(8, 128),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(128, 1, 3, 1, 1),
-        )
+        self.critic = critics.patches()
 
 
 def quantize(model, z_BChw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,11 +155,11 @@ def train(minutes: float = 45, lr: float = 8e-4, batch: int = 8) -> None:
         plain = (y - x).abs().mean() + (y - x).square().mean() + 0.15 * perceptual(y, x)
         loss, parts = plain + commit, {"plain": plain, "commit": commit}
         if done > 0.3:
-            parts["critic"] = F.relu(1 - critic(x)).mean() + F.relu(1 + critic(y.detach())).mean()
+            parts["critic"] = critics.telling([critic(x)], [critic(y.detach())])
             loss = loss + parts["critic"]
         if done > 1 / 3:
             critic.requires_grad_(False)
-            fool = -critic(y).mean()
+            fool = critics.fooling([critic(y)])
             critic.requires_grad_(True)
             (g_plain,) = torch.autograd.grad(plain, last, retain_graph=True)
             (g_fool,) = torch.autograd.grad(fool, last, retain_graph=True)

@@ -63,6 +63,10 @@ class Conditioning:
         if self.of == "maps":
             delattr(self._pipe, DRAW)
 
+    def forget(self) -> None:
+        """Begin anew, as after `__enter__`."""
+        self.shift = self.size_B = None
+
     def _shifted(self, given: torch.Tensor) -> torch.Tensor:
         if self.shift is None:
             self.shift = torch.zeros_like(widen(given), requires_grad=True)

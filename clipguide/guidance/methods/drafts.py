@@ -7,11 +7,13 @@ pipeline,
 
     c <- c − rate · rms(c₀) · d,    d = s + m·v,    v <- m·v + s,    s = g / rms(g).
 
-The conditioning with the best objective so far is kept, beginning with c₀. The last run, with all
-steps, draws the image from it and from the same noise.
+The conditioning with the best objective so far is kept, beginning with c₀. An update that does not
+improve the objective is taken back. The next one starts at the best conditioning, with half the rate
+and v = 0. The last run, with all steps, draws the image from the best conditioning and from the same
+noise.
 
 Before that, `number` candidates are drafted, from the seeds of `best-of`, and the one that scores
-best is optimised. rms(c₀) is that of the first candidate; of a prompt, all have the same.
+best is optimised.
 
 The conditioning is the embedding of the prompt. A pipeline of two stages, such as unCLIP (Ramesh et
 al. 2022), first draws another one from the prompt. That of the embedded generator is a map of what
@@ -99,8 +101,8 @@ class Drafts(Method):
         draft = {**settings, STEPS: self.draft_steps}
         with sampler.conditioning(of) as moved:
             generator = self._best(sampler, given, draft)
-            if moved.shift is None:
-                sampler.initial_noise(generator=restarted(generator), **draft)
+            moved.forget()  # the size is that of the candidate that was chosen
+            sampler.initial_noise(generator=restarted(generator), **draft)
 
             def evaluate(shift, gradient):
                 moved.shift = shift.detach().requires_grad_()
@@ -118,6 +120,7 @@ class Drafts(Method):
                 iterations=self.iterations,
                 momentum=self.momentum,
                 tell=sampler.candidate,
+                halve=True,
             ).detach()
             return sampler.sample(**settings, generator=generator, by=None)
 
