@@ -90,8 +90,8 @@ GIVEN = {  # a value of each field of a method that is not its default
     "sharpness": 2.0, "rising": 0.5, "threshold": 0.4, "resampling": "ssp", "eta": 0.5,
     "quota": 5, "interpolant": "own", "enough": 0.5, "steps": 5, "scale": 2.0,
     "temperature": 0.2, "together": 4, "sketch_scheduler": "LCMScheduler", "sketch_cfg": 1.0,
-    "iterations": 5, "draft_steps": 3, "rate": 0.2, "white": False, "prior": 2.0, "patience": 3,
-    "rho": 2.0, "mu": 0.5, "of": "null",
+    "iterations": 5, "candidate_steps": 5, "draft_steps": 3, "rate": 0.2, "white": False,
+    "prior": 2.0, "patience": 3, "rho": 2.0, "mu": 0.5, "of": "null",
 }  # fmt: skip
 IN_PYTHON = {"each", "sketch_adapter"}  # fields of methods that the command does not offer
 

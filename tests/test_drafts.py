@@ -176,7 +176,7 @@ def test_the_best_draft_of_several_is_optimised(pipe, single):
     best_B = draft_KB.argmin(0) if not single else draft_KB.mean(1).argmin().expand(2)
     assert draft_KB.flatten().unique().numel() == 6
     expected = [pipe(**given(k)).images[i] for i, k in enumerate(best_B.tolist())]
-    method = Drafts(number=3, draft_steps=2, iterations=1, rate=1e-9)
+    method = Drafts(number=3, candidate_steps=2, draft_steps=3, iterations=1, rate=1e-9)
     with steer(pipe, Brightness(), method=method) as s:
         assert_close(s(**given(0)).images, torch.stack(expected), atol=1e-4, rtol=0)
 
@@ -280,6 +280,7 @@ def test_other_pipelines_have_no_maps(pipe):
     [
         ({"iterations": 0}, "`iterations` must be a whole number from 1"),
         ({"draft_steps": 1.5}, "`draft_steps` must be a whole number"),
+        ({"candidate_steps": 0}, "`candidate_steps` must be"),
         ({"momentum": 1}, "less than 1"),
         ({"rate": -1}, "`rate` must be a number from 0"),
         ({"of": "map"}, "There is no embedding 'map'. Did you mean maps"),

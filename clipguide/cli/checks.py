@@ -168,6 +168,7 @@ METHODS: dict[str, Mapping[str, Rule]] = {
     "drafts": {
         "number": WHOLE,
         "iterations": WHOLE,
+        "candidate_steps": WHOLE,
         "draft_steps": WHOLE,
         "rate": POSITIVE,
         "momentum": between(0, 1, below=True),

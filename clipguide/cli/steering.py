@@ -219,6 +219,9 @@ Iterations = Annotated[
         "noise, drafts: the largest number of optimisation steps. [default: 20, but 3 for drafts]"
     ),
 ]
+CandidateSteps = Annotated[
+    int | None, _option("drafts: the number of steps of each candidate's draft. [default: 4]")
+]
 DraftSteps = Annotated[
     int | None, _option("drafts: the number of steps of each draft. [default: 4]")
 ]

@@ -14,7 +14,8 @@ SECTIONS = {  # heading -> options, for all commands
     "momentum travel fixed budget cutouts views decoder tiny memory refine judge",
     "Options of one method": "number finish look of quota enough potential sharpness rising "
     "threshold resampling eta interpolant lookahead-steps scale temperature together "
-    "sketch-scheduler sketch-cfg iterations draft-steps rate white prior patience rho mu",
+    "sketch-scheduler sketch-cfg iterations candidate-steps draft-steps rate white prior patience "
+    "rho mu",
     "Sampling": "steps cfg cfg-window seed size count best-of exact safety-checker",
     "Canvas": "canvas softness seconds lr ema grow smooth start init init-weight mask image-prompt "
     "prompt-at tile symmetry palette palette-weight zoom rotate shift frame-every",

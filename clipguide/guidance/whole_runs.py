@@ -43,7 +43,8 @@ def optimised(
         halve: after a run in which a sample's loss did not fall, update it from its best value,
             with half the length and without momentum, instead of further from where it is.
     """
-    best, velocity, waited, length = None, torch.zeros_like(value), 0, torch.ones_like(value)
+    best, waited, length = None, 0, torch.ones_like(value)
+    velocity = best_step = torch.zeros_like(value)
     for k in range(iterations + 1):
         seen = evaluate(value, k < iterations)
         loss_B = seen.loss_B

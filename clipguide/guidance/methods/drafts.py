@@ -8,12 +8,12 @@ pipeline,
     c <- c − rate · rms(c₀) · d,    d = s + m·v,    v <- m·v + s,    s = g / rms(g).
 
 The conditioning with the best objective so far is kept, beginning with c₀. An update that does not
-improve the objective is taken back. The next one starts at the best conditioning, with half the rate
-and v = 0. The last run, with all steps, draws the image from the best conditioning and from the same
-noise.
+improve the objective is taken back. The next one starts at the best conditioning, with half the
+rate and v = 0. The last run, with all steps, draws the image from the best conditioning and from
+the same noise.
 
-Before that, `number` candidates are drafted, from the seeds of `best-of`, and the one that scores
-best is optimised.
+Before that, `number` candidates are drafted in `candidate_steps`, from the seeds of `best-of`, and
+the one that scores best is optimised.
 
 The conditioning is the embedding of the prompt. A pipeline of two stages, such as unCLIP (Ramesh et
 al. 2022), first draws another one from the prompt. That of the embedded generator is a map of what
@@ -47,9 +47,10 @@ class Drafts(Method):
 
     Args:
         number: the number of candidates of each image.
+        candidate_steps: the number of steps of the draft of a candidate.
         iterations: the number of updates of the conditioning. Each takes a draft with
             gradients.
-        draft_steps: the number of steps of a draft.
+        draft_steps: the number of steps of a draft with gradients.
         rate: the rms of an update, as a fraction of the rms of the conditioning; 0 changes no bit.
         momentum: Nesterov's momentum, from 0 to below 1.
         of: the conditioning: "prompt" or "null", as for `embedding`, or "maps", which the embedded
@@ -63,6 +64,7 @@ class Drafts(Method):
     prepares: ClassVar[bool] = True
 
     number: int = 4
+    candidate_steps: int = 4
     iterations: int = 3
     draft_steps: int = 4
     rate: float = 0.04
@@ -71,7 +73,7 @@ class Drafts(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.whole(1, "number", "iterations", "draft_steps")
+        self.whole(1, "number", "candidate_steps", "iterations", "draft_steps")
         self.at_least(0, "rate", "momentum")
         if self.momentum >= 1:
             raise UsageError(f"The momentum is at least 0 and less than 1, not {self.momentum}.")
@@ -100,7 +102,7 @@ class Drafts(Method):
         given = settings.pop("generator", None) or one_seed()
         draft = {**settings, STEPS: self.draft_steps}
         with sampler.conditioning(of) as moved:
-            generator = self._best(sampler, given, draft)
+            generator = self._best(sampler, given, settings)
             moved.forget()  # the size is that of the candidate that was chosen
             sampler.initial_noise(generator=restarted(generator), **draft)
 
@@ -124,12 +126,13 @@ class Drafts(Method):
             ).detach()
             return sampler.sample(**settings, generator=generator, by=None)
 
-    def _best(self, sampler, given: Given, draft: dict[str, object]) -> Given:
+    def _best(self, sampler, given: Given, settings: dict[str, object]) -> Given:
         """Return the generators of the candidate of each image whose draft scores best."""
         if self.number == 1:
             return given
-        if draft.get("latents") is not None:
+        if settings.get("latents") is not None:
             raise UsageError("Candidates draw their own latents: leave `latents` out, or number=1.")
+        draft = {**settings, STEPS: self.candidate_steps}
         drafted = [
             sampler.ending(**draft, generator=reseeded(restarted(given), k))[1]
             for k in range(self.number)
