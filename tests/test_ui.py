@@ -25,11 +25,12 @@ pytest.importorskip("lancedb")
 from clipguide.pipelines.text_to_image import TextToImage
 from starlette.testclient import TestClient
 
-from clipguide import images, mini
+from clipguide import images
 from clipguide.cli import ui as command
 from clipguide.cli.app import _Commands
 from clipguide.engine import Engine
 from clipguide.errors import ClipguideError, UsageError
+from clipguide.guidance import Drafts
 from clipguide.recipe import read_png, read_trace
 from clipguide.retrieval import update
 from clipguide.transparency import ALPHA
@@ -540,7 +541,7 @@ def test_settings_that_nobody_touched_are_the_commands(drawn, monkeypatch):
     from diffusers import StableDiffusionPipeline  # the tiny generator's class
 
     monkeypatch.setattr(StableDiffusionPipeline, "default_method", "drafts", raising=False)
-    untouched = {"strength": 0, "best_of": mini.CANDIDATES, "count": 1}
+    untouched = {"strength": 0, "best_of": Drafts.number, "count": 1}
     for prompt in ("a red fox", "a red fox | blur:-1"):
         (cells, *_) = drawn(prompt=prompt, **untouched)[-1]
         assert read_png(cells[0][0]).method == "drafts"

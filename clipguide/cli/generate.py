@@ -238,7 +238,7 @@ def generate(
 ) -> None:
     """Draw an image of each PROMPT. CLIP selects or steers it.
 
-    By default, the embedded generator draws four drafts, improves the best one along CLIP's
+    By default, the embedded generator draws eight drafts, improves the best one along CLIP's
     gradient, and then draws the image. A steering option makes it steer in another way, except
     --strength 0 and --method best-of, which do not steer. Steering options are all options under
     "Steering" and "Options of one method" except --negative, --judge, --select, --question and

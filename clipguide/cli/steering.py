@@ -121,7 +121,7 @@ Number = Annotated[
     int | None,
     _option(
         "best-of, particles, lookahead, drafts: the number of samples for each image. With "
-        "lookahead, the number of sketches for each PROMPT. [default: 4]"
+        "lookahead, the number of sketches for each PROMPT. [default: 4, but 8 for drafts]"
     ),
 ]
 Quota = Annotated[
@@ -223,7 +223,7 @@ CandidateSteps = Annotated[
     int | None, _option("drafts: the number of steps of each candidate's draft. [default: 4]")
 ]
 DraftSteps = Annotated[
-    int | None, _option("drafts: the number of steps of each draft. [default: 4]")
+    int | None, _option("drafts: the number of steps of a draft with gradients. [default: 4]")
 ]
 Together = Annotated[
     int | None, _option("lookahead: the largest number of sketches in a batch. [default: 8]")

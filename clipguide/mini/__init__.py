@@ -15,7 +15,7 @@ from ..errors import ClipguideError, UsageError, close_matches
 FOLDER = Path(__file__).parent
 MODELS = ("guide", "judge", "generator", "vqgan")
 METHOD = "drafts"  # by default (benchmarks/steering.py)
-CANDIDATES = 4  # of an image, which are drafted
+BATCH = 4  # images that are drawn together on a CPU
 STEPS = 15  # of the image: 30 take longer and gain nothing (benchmarks/steering.py)
 
 

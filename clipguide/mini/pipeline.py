@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UsageError
-from . import CANDIDATES, METHOD, STEPS
+from . import BATCH, METHOD, STEPS
 from .conditions import conditions
 from .prior import sampled
 from .reader import MapReader
@@ -52,7 +52,7 @@ class MiniPipeline(DiffusionPipeline):
         reader: the model that selects one of several maps. Without it, the first map is used.
     """
 
-    default_method, default_batch, default_steps = METHOD, CANDIDATES, STEPS
+    default_method, default_batch, default_steps = METHOD, BATCH, STEPS
     model_cpu_offload_seq = "text_encoder->prior->reader->unet->vae"
     _optional_components = ["reader"]
     _callback_tensor_inputs = ["latents", "maps"]
@@ -197,7 +197,7 @@ class MiniPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         maps: Tensor | None = None,
         style: str | None = None,
-        prior_num_inference_steps: int = 20,
+        prior_num_inference_steps: int = 8,
         prior_eta: float = 1.0,
         map_candidates: int = 4,
         map_guidance_scale: float = 3.0,

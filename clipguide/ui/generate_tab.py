@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import mini
 from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
-from ..guidance import Shortcut
+from ..guidance import Drafts, Shortcut
 from ..images import to_pil
 from ..pipelines.picture import Picture, easing
 from ..prompts import parse
@@ -145,7 +145,7 @@ def draw(
     try:
         settings = _settings(prompt, negative, strength, steps, seed, count, best_of)
         settings |= _rewards(models, rewards)
-        if models.model == MINI and (strength, best_of) == (0, mini.CANDIDATES):
+        if models.model == MINI and (strength, best_of) == (0, Drafts.number):
             del settings["strength"], settings["best_of"]  # untouched: as the command draws
         yield [], words.said("The models are being loaded…"), ""
         generator = models.generator()
@@ -202,7 +202,7 @@ def build(models: Models, folder: str) -> None:
                 negative = parts.text("Negative", "what to keep away from", "negative")
                 # By default, the embedded generator drafts candidates, which nothing steers.
                 pull, candidates, own = (
-                    (0.0, mini.CANDIDATES, mini.STEPS)
+                    (0.0, Drafts.number, mini.STEPS)
                     if models.model == MINI
                     else (Shortcut.strength, 1, 30)
                 )

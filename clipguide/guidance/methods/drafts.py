@@ -63,7 +63,7 @@ class Drafts(Method):
     differentiates: ClassVar[bool] = True
     prepares: ClassVar[bool] = True
 
-    number: int = 4
+    number: int = 8
     candidate_steps: int = 4
     iterations: int = 3
     draft_steps: int = 4
