@@ -87,26 +87,6 @@ def test_the_updates_are_those_of_nesterov():
     assert sampler.gradients == [True] * 4 + [False]  # that of the last draft would move nothing
 
 
-class Valley(Linear):
-    """Its loss is |c − w|, of one number for each sample."""
-
-    def through(self, of, *, gradient: bool, **_: object) -> Gradient:
-        self.seen.append(of.shift.flatten().tolist())
-        away = of.shift - self.w
-        return Gradient(of.shift, away.abs().flatten(), away.sign() if gradient else None)
-
-
-def test_an_update_that_improves_nothing_is_taken_back_and_halved():
-    """Each sample by itself. The first sample's valley is at 1.5, which its third update finds. The
-    second sample's valley is at 0.2, nearer than its first two updates reach."""
-    sampler = Valley(torch.tensor([[1.5], [0.2]]), torch.ones(2))
-    sampler.seen = []
-    found = Drafts(number=1, iterations=4, rate=1.0, momentum=0.0).call(sampler, prompt=["a", "b"])
-    first, second = zip(*sampler.seen)
-    assert first == (0, 1, 2, 1.5, 1.5) and second == (0, 1, 0.5, 0.25, 0.0)
-    assert_close(found, torch.tensor([[1.5], [0.25]]))
-
-
 def test_a_draft_that_is_not_a_number_is_not_kept():
     found = Drafts(number=1, iterations=3, momentum=0.0).call(Linear(W, torch.ones(2), spoilt=2))
     unit = W / W.square().mean((1, 2), keepdim=True).sqrt()

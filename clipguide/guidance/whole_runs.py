@@ -23,7 +23,6 @@ def optimised(
     momentum: float,
     tell: Callable[[torch.Tensor], None],
     patience: int | None = None,
-    halve: bool = False,
 ) -> torch.Tensor:
     """Return the value with the lowest loss of each sample, beginning with the given one.
 
@@ -40,11 +39,8 @@ def optimised(
         tell: called with the negative loss_B of each run.
         patience: stop after this number of runs in which no sample's loss fell below its lowest;
             None does not stop.
-        halve: after a run in which a sample's loss did not fall, update it from its best value,
-            with half the length and without momentum, instead of further from where it is.
     """
-    best, waited, length = None, 0, torch.ones_like(value)
-    velocity = best_step = torch.zeros_like(value)
+    best, velocity, waited = None, torch.zeros_like(value), 0
     for k in range(iterations + 1):
         seen = evaluate(value, k < iterations)
         loss_B = seen.loss_B
@@ -60,11 +56,6 @@ def optimised(
         if k == iterations or waited == patience:
             break
         s = step(value, torch.nan_to_num(seen.value, 0.0, 0.0, 0.0))
-        if halve and k:
-            fell = along(better_B, value)
-            s = torch.where(fell, s, best_step)
-            velocity, value = torch.where(fell, velocity, 0.0), torch.where(fell, value, best)
-            length = torch.where(fell, length, length / 2)
-        best_step, velocity = s, momentum * velocity + s
-        value = update(value, length * (s + momentum * velocity))
+        velocity = momentum * velocity + s
+        value = update(value, s + momentum * velocity)
     return best

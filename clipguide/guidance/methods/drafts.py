@@ -7,10 +7,8 @@ pipeline,
 
     c <- c − rate · rms(c₀) · d,    d = s + m·v,    v <- m·v + s,    s = g / rms(g).
 
-The conditioning with the best objective so far is kept, beginning with c₀. An update that does not
-improve the objective is taken back. The next one starts at the best conditioning, with half the
-rate and v = 0. The last run, with all steps, draws the image from the best conditioning and from
-the same noise.
+The conditioning with the best objective so far is kept, beginning with c₀. The last run, with all
+steps, draws the image from it and from the same noise.
 
 Before that, `number` candidates are drafted in `candidate_steps`, from the seeds of `best-of`, and
 the one that scores best is optimised.
@@ -122,7 +120,6 @@ class Drafts(Method):
                 iterations=self.iterations,
                 momentum=self.momentum,
                 tell=sampler.candidate,
-                halve=True,
             ).detach()
             return sampler.sample(**settings, generator=generator, by=None)
 
