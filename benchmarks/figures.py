@@ -147,9 +147,13 @@ def steering() -> str:
         '"best of" keeps the sample that the guide likes best, and "by both" the one that guide '
         'and judge together like best, as `--best-of` does. "community" is the algorithm of '
         "`clip_guided_stable_diffusion`, at its scale. "
-        '"judged" is with the judge that eases steering, as on the command line.\n\n'
+        '"judged" is with the judge that eases steering, as on the command line. "default" is '
+        "`clipguide generate` without options: `drafts`, with 15 steps.\n\n"
     )
-    every = _of_ways(data["rows"])
+    ranked = sorted(data["rows"], key=lambda row: row["cost"])
+    every = table(
+        ("settings", "prompts", *COLUMNS), [_way(row, row["prompts"]) for row in ranked]
+    )
     rows = [
         (budget, "plain" if row["way"] == "plain" else row["method"], *_way(row))
         for budget, best in data["budgets"].items()
@@ -161,27 +165,7 @@ def steering() -> str:
         "measured on the other half:\n\n"
         f"{table(('budget', 'method', 'settings', *COLUMNS), rows)}\n\n"
         f"{_of_auto(data['auto'])}\n"
-        f"{_of_classes(data['classes'])}\n{_of_judge(data['judge'])}\n{_of_drafts()}"
-    )
-
-
-def _of_ways(rows: list[dict]) -> str:
-    """Return a table of ways of steering, the cheapest first."""
-    ranked = sorted(rows, key=lambda row: row["cost"])
-    return table(("settings", "prompts", *COLUMNS), [_way(row, row["prompts"]) for row in ranked])
-
-
-def _of_drafts() -> str:
-    """Return the table of the default, which a later referee measured."""
-    data = read("benchmarks/steering_drafts.json")
-    if not current(data["models"]):
-        return f"### Drafts\n\n{NONE_YET}\n"
-    return (
-        "### Drafts\n\nThe method `drafts` is newer than the tables above. Another referee, "
-        "trained in the same way, measured it, and these other settings again. Its scores differ, "
-        'so do not compare them with those above. "default" is `clipguide generate` without '
-        f"options: `drafts`, with 15 steps.\n\n{_of_ways(data['rows'])}\n\n"
-        f"{_of_classes(data['classes'])}\n"
+        f"{_of_classes(data['classes'])}\n{_of_judge(data['judge'])}"
     )
 
 
@@ -205,8 +189,8 @@ def _of_classes(found: dict[str, dict]) -> str:
     ]
     head = ("settings", "class", "prompts", "gain, 10⁻³")
     return (
-        "The gain by class, of two settings: the one that the command has or had by default, and "
-        "the one that gains most for at most four plain samples:\n\n"
+        "The gain by class, of two settings: the default, and the one that gains most for at most "
+        "four plain samples:\n\n"
         f"{table(head, rows)}\n"
     )
 
