@@ -2,6 +2,7 @@
 
     python -m training.refine draw                 # latents and images, an hour's food
     python -m training.refine train --minutes 75   # processor minutes in all; resumes
+    python -m training.refine take                 # it becomes the large autoencoder's decoder
 
 The U-Net's latents have errors, and the decoder of `training.vae` draws these as blotches and soft
 edges. Here it learns from three kinds of latents. The encoder does not change, so the latents keep
@@ -24,8 +25,8 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from training import common, critics, generator, vae
-from training.loop import Loop
+from training import common, critics, generator, pack, vae
+from training.loop import Loop, averaged
 from training.samples import Maker, Maps
 from training.styles import WORDS, styled
 
@@ -164,10 +165,17 @@ def train(minutes: float = 75, lr: float = 4e-4, batch: int = 4, strength: float
                 found = (g_plain.norm() / (g_fool.norm() + 1e-6)).item()
                 ratio[turn] = 0.8 * ratio.get(turn, found) + 0.2 * found
             loss, parts["fool"] = loss + strength * ratio.get(turn, 0.05) * fool, fool
-            parts[f"ratio {turn}"] = torch.tensor(ratio.get(turn, 0.0))
         loop.step(loss, **parts)
         if loop.index % 300 == 0:
             sheet(loop.average.model.vae, latent, image, near, free, mean, deviation)
+
+
+@app.command()
+def take() -> None:
+    """Make the trained decoder that of the large autoencoder, which `training.generator export`
+    writes."""
+    state = {k: v for k, v in averaged(CACHE).items() if k.startswith("vae.")}
+    pack.keep(vae.LARGE, state)
 
 
 @torch.no_grad()
