@@ -1,7 +1,7 @@
 """Fine-tune the decoder of the large autoencoder on latents as the generator draws them.
 
     python -m training.refine draw                 # latents and images, an hour's food
-    python -m training.refine train --minutes 75   # processor minutes in all; resumes
+    python -m training.refine train --minutes 60   # processor minutes in all; resumes
     python -m training.refine take                 # it becomes the large autoencoder's decoder
 
 The U-Net's latents have errors, and the decoder of `training.vae` draws these as blotches and soft
@@ -25,15 +25,16 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from training import common, critics, generator, pack, vae
+from training import common, critics, decoder, generator, pack, vae
 from training.loop import Loop, averaged
 from training.samples import Maker, Maps
-from training.styles import WORDS, styled
+from training.styles import styled
 
 CACHE = vae.CACHE / "refined"
 STEPS = 15
-NEAR, FREE = 0, 1
+TURNS = ("near", "free", "near", "free", "exact")  # what one step after the other trains on
 WIDTHS = (16, 24, 40, 80, 112)  # of the features that vae.Perceptual returns
+ALONE = 300  # steps in which the discriminators learn and the decoder does not learn from them
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -41,7 +42,8 @@ app = typer.Typer(add_completion=False, help=__doc__)
 @torch.no_grad()
 def draw(near: int = 4800, free: int = 2400, batch: int = 48) -> None:
     """Draw the latents, and write them with their images: `image.npy`, uint8 N x 256 x 256 x 3;
-    `exact.npy` and `latent.npy`, float16 N x 8 x 16 x 16; `kind.npy`."""
+    `exact.npy` and `latent.npy`, float16 N x 8 x 16 x 16; `kind.npy`, the places of their kinds in
+    TURNS plus 1, or 0 where a draw was stopped."""
     count = near + free
     CACHE.mkdir(parents=True, exist_ok=True)
 
@@ -54,7 +56,7 @@ def draw(near: int = 4800, free: int = 2400, batch: int = 48) -> None:
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.to(memory_format=torch.channels_last)
     rng, seed = np.random.default_rng(11), torch.Generator().manual_seed(11)
-    kind[near:] = FREE
+    mean, deviation = decoder.moments()
     for k in range(0, count, batch):
         made = [maker.draw(rng) for _ in range(min(batch, count - k))]
         said = [styled(captions[0], label, rng) for _, captions, label, _ in made]
@@ -65,13 +67,14 @@ def draw(near: int = 4800, free: int = 2400, batch: int = 48) -> None:
                 latent[rows] = z.images.float().numpy()
                 y = (pipe.decode(z.images).float() * 127.5 + 127.5).round().clamp(0, 255)
                 image[rows] = y.permute(0, 2, 3, 1).byte().numpy()
+                kind[rows] = 1 + TURNS.index("free")
                 continue
             image[rows] = np.stack([rgb for rgb, *_ in made])
             x = torch.from_numpy(image[rows]).permute(0, 3, 1, 2).float() / 255
-            z0 = encoded(pipe, x * 2 - 1)
+            z0 = (pipe.vae.encode(x * 2 - 1).latent_dist.mean.float() - mean) / deviation
             exact[rows] = z0.numpy()
             text = pipe.encode_prompt([*said, *[""] * len(said)])
-            label_B = torch.tensor([label % len(WORDS) for _, _, label, _ in made])
+            label_B = torch.tensor([label for _, _, label, _ in made])
             pipe.scheduler.set_timesteps(STEPS)
             timesteps = pipe.scheduler.timesteps[int(rng.integers(5, STEPS - 1)) :]
             noise = torch.randn(z0.shape, generator=seed)
@@ -80,17 +83,9 @@ def draw(near: int = 4800, free: int = 2400, batch: int = 48) -> None:
                 v = pipe._denoise(z, t, maps(x), text, label_B, 3.0).float()
                 z = pipe.scheduler.step(v, t, z, return_dict=False)[0]
             latent[rows] = z.numpy()
+            kind[rows] = 1 + TURNS.index("near")
         if k // batch % 10 == 0:
             print(k, flush=True)
-
-
-def encoded(pipe, x_B3HW: Tensor) -> Tensor:
-    """Return the normalised latents of images in [-1, 1], as `MiniPipeline.decode` takes them."""
-    config = pipe.vae.config
-    mean, deviation = (
-        torch.tensor(v).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std)
-    )
-    return (pipe.vae.encode(x_B3HW).latent_dist.mean.float() - mean) / deviation
 
 
 class Rivals(nn.Module):
@@ -108,32 +103,29 @@ class Rivals(nn.Module):
 
 
 @app.command()
-def train(minutes: float = 75, lr: float = 4e-4, batch: int = 4, strength: float = 1.0) -> None:
+def train(minutes: float = 60, lr: float = 4e-4, batch: int = 4, strength: float = 2.0) -> None:
     """Train. `strength`: the norm of the adversarial gradient at the decoder's output, in multiples
     of the norm of the other losses' gradient."""
-    rivals, perceptual, pipe = Rivals(), vae.Perceptual(), generator.pipeline(large=True)
+    rivals, perceptual, rng = Rivals(), vae.Perceptual(), np.random.default_rng()
     loop = Loop(CACHE, rivals, minutes=minutes, lr=lr, betas=(0.5, 0.99), weight_decay=1e-4,
                 fall=0.5)  # fmt: skip
     image, exact, latent, kind = (
         np.load(CACHE / f"{n}.npy", mmap_mode="r") for n in ("image", "exact", "latent", "kind")
     )
-    near, free = (np.flatnonzero(kind == k) for k in (NEAR, FREE))
-    config, rng = pipe.vae.config, np.random.default_rng()
-    mean, deviation = (
-        torch.tensor(v).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std)
-    )
+    near, free = (np.flatnonzero(kind == 1 + TURNS.index(name)) for name in ("near", "free"))
+    mean, deviation = decoder.moments()
 
     def seen(rows: np.ndarray) -> Tensor:
         x = torch.from_numpy(image[np.sort(rows)]).permute(0, 3, 1, 2).float() / 127.5 - 1
         return x.contiguous(memory_format=torch.channels_last)
 
-    ratio = {}
+    ratio: dict[str, float] = {}  # of the norms of two gradients, for each kind of latents
     for _ in loop:
-        turn = loop.index % 5
-        rows = rng.choice(free if turn in (1, 3) else near, batch, replace=False)
-        z = torch.from_numpy((exact if turn == 4 else latent)[np.sort(rows)]).float()
+        turn = TURNS[loop.index % len(TURNS)]
+        rows = rng.choice(free if turn == "free" else near, batch, replace=False)
+        z = torch.from_numpy((exact if turn == "exact" else latent)[np.sort(rows)]).float()
         x = seen(rows)
-        real = seen(rng.choice(near, batch)) if turn in (1, 3) else x
+        real = seen(rng.choice(near, batch)) if turn == "free" else x
         with common.autocast():
             y = rivals.vae.decode(z * deviation + mean).sample.float()
             f_y = perceptual.features(y)
@@ -141,18 +133,18 @@ def train(minutes: float = 75, lr: float = 4e-4, batch: int = 4, strength: float
                 f_x = perceptual.features(x)
                 f_real = f_x if real is x else perceptual.features(real)
         f_x, f_y, f_real = ([f.float() for f in some] for some in (f_x, f_y, f_real))
-        if turn in (1, 3):
+        if turn == "free":
             coarse = (F.avg_pool2d(y, 8) - F.avg_pool2d(x, 8)).abs().mean()
             plain = coarse + 0.2 * vae.distance(f_x[2:], f_y[2:])
         else:
             plain = (y - x).abs().mean() + (y - x).square().mean() + 0.4 * vae.distance(f_x, f_y)
-        parts = {("free" if turn in (1, 3) else "exact" if turn == 4 else "near"): plain}
         with common.autocast():
             told_real = rivals.logits(real, f_real)
             told_drawn = rivals.logits(y.detach(), [f.detach() for f in f_y])
+        parts = {turn: plain}
         parts["critic"] = critics.telling(told_real, told_drawn)
         loss = plain + parts["critic"]
-        if loop.index > 300:
+        if loop.index > ALONE:
             for critic in (rivals.on_pixels, rivals.on_features):
                 critic.requires_grad_(False)
             with common.autocast():
@@ -164,10 +156,12 @@ def train(minutes: float = 75, lr: float = 4e-4, batch: int = 4, strength: float
                 (g_fool,) = torch.autograd.grad(fool, y, retain_graph=True)
                 found = (g_plain.norm() / (g_fool.norm() + 1e-6)).item()
                 ratio[turn] = 0.8 * ratio.get(turn, found) + 0.2 * found
-            loss, parts["fool"] = loss + strength * ratio.get(turn, 0.05) * fool, fool
+            loss, parts["fool"] = loss + strength * ratio[turn] * fool, fool
         loop.step(loss, **parts)
         if loop.index % 300 == 0:
-            sheet(loop.average.model.vae, latent, image, near, free, mean, deviation)
+            shown = np.concatenate([near[:8], free[:24]])
+            z = torch.from_numpy(latent[shown]).float() * deviation + mean
+            sheet(loop.average.model.vae, z, image[shown])
 
 
 @app.command()
@@ -179,12 +173,10 @@ def take() -> None:
 
 
 @torch.no_grad()
-def sheet(model, latent, image, near, free, mean, deviation) -> None:
+def sheet(model, z_N8hw: Tensor, image_NHW3: np.ndarray) -> None:
     """Save `sheet.png`: drawings (or what the earlier decoder drew) above the decoder's output."""
-    rows = np.concatenate([near[:8], free[:24]])
-    z = torch.from_numpy(latent[rows]).float() * deviation + mean
-    y = torch.cat([model.decode(part).sample for part in z.split(8)])
-    x = torch.from_numpy(image[rows]).permute(0, 3, 1, 2).float() / 255
+    y = torch.cat([model.decode(part).sample for part in z_N8hw.split(8)])
+    x = torch.from_numpy(image_NHW3).permute(0, 3, 1, 2).float() / 255
     common.before_and_after(CACHE / "sheet.png", x, y / 2 + 0.5)
 
 
