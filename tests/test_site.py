@@ -488,7 +488,7 @@ def test_a_figure_on_two_pages_is_one_figure():
     kept = re.findall(r"^\| linear \|.+?\| (\d+ ± \d+ %) \|",
                       (DOCS / "memory.md").read_text(encoding="utf-8"), re.M)[0]
     assert said("docs/memory.md", r"it kept only (\d+ ± \d+ %) of what") == [kept]
-    assert said(page, r"kept about a (\w+) of the gain") == ["fifth"] and kept.startswith("2")
+    assert said(page, r"kept about a (\w+) of the gain") == ["tenth"] and kept.startswith("11 ")
     drafts, words = Drafts(), {4: "four", 8: "eight"}
     assert MiniPipeline.default_method == drafts.name
     first = words[drafts.number], str(drafts.draft_steps), str(MiniPipeline.default_steps)
