@@ -71,7 +71,7 @@ def test_linear_map_of_the_embedded_autoencoder():
     def decode(latents_NChw):
         return vae.decode(latents_NChw / scaling).sample / 2 + 0.5
 
-    assert linear.fit(decode, (vae.config.latent_channels, 16, 16)).r2 > 0.75
+    assert linear.fit(decode, (vae.config.latent_channels, 16, 16)).r2 > 0.7
 
 
 @pytest.mark.parametrize("name", ["SD 1.5", "FLUX.2", "Qwen-Image", "AnimateDiff"])
