@@ -161,6 +161,23 @@ def test_the_best_draft_of_several_is_optimised(pipe, single):
         assert_close(s(**given(0)).images, torch.stack(expected), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("changed", "more"), [("candidate_steps", 3), ("draft_steps", 2)])
+def test_each_kind_of_draft_has_its_own_number_of_steps(pipe, changed, more):
+    """One more step of each of three candidates, or of each of two drafts of an update."""
+    use(pipe, "DDIM")
+    given, calls = {"candidate_steps": 2, "draft_steps": 2}, []
+    hook = pipe.unet.register_forward_pre_hook(lambda *_: calls.append(0))
+    found = []
+    for steps in (2, 3):
+        calls.clear()
+        method = Drafts(number=3, iterations=1, **{**given, changed: steps})
+        with steer(pipe, Brightness(), method=method) as s:
+            s(**settings((3,), steps=4))
+        found.append(len(calls))
+    hook.remove()
+    assert found[1] - found[0] == more
+
+
 def test_candidates_draw_their_own_latents(pipe):
     latents = torch.zeros(2, 4, 8, 8)
     with (
@@ -195,6 +212,26 @@ def test_maps_are_moved(mini, method):
     assert (loss(image) < loss(plain)).all()
     assert torch.equal(drawn(mini), plain)
     assert not mini.map_input._forward_hooks and "draw_maps" not in vars(mini)
+
+
+def test_the_size_is_that_of_the_candidate_that_was_chosen(mini):
+    """The best of two candidates is drawn as if its seed had been given, with no other."""
+    stride, same, given = 1_000_000, [], {"candidate_steps": 1, "draft_steps": 1, "iterations": 1}
+
+    def image(seed: int, number: int) -> torch.Tensor:
+        generator = [torch.Generator().manual_seed(seed)]
+        method = Drafts(number=number, rate=0.5, **given)
+        with steer(mini, Brightness(), method=method) as s:
+            return s(
+                prompt=["a boat"], num_inference_steps=1, generator=generator, output_type="pt",
+                map_candidates=1,
+            ).images  # fmt: skip
+
+    for seed in range(3):
+        alone = [image(seed + k * stride, 1) for k in range(2)]
+        both = image(seed, 2)
+        same.append([torch.equal(both, one) for one in alone])
+    assert all(sum(found) == 1 for found in same) and any(found[1] for found in same)
 
 
 def test_the_prior_draws_once(mini):

@@ -48,17 +48,19 @@ class OnFeatures(nn.ModuleList):
         )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Return the logits_B1hw of each feature map."""
+        """Return the logits_B1hw of each feature map_BChw. Its channels have norm 1 at each place,
+        so that sqrt(C) gives them rms 1."""
         return [head(x * x.shape[1] ** 0.5) for head, x in zip(self, features)]
 
 
 def telling(real: list[Tensor], drawn: list[Tensor]) -> Tensor:
-    """Return the hinge loss of discriminators: logits of real images rise, those of drawn ones
-    fall."""
+    """Return the hinge loss of discriminators (Lim & Ye 2017), the mean over them: logits_B1hw of
+    real images rise, those of drawn ones fall."""
     told = [F.relu(1 - r).mean() + F.relu(1 + d).mean() for r, d in zip(real, drawn, strict=True)]
     return torch.stack(told).mean()
 
 
 def fooling(drawn: list[Tensor]) -> Tensor:
-    """Return the adversarial loss of the decoder."""
+    """Return the adversarial loss of the decoder: minus the mean of the logits_B1hw of its images.
+    """
     return -torch.stack([d.mean() for d in drawn]).mean()

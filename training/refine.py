@@ -1,6 +1,6 @@
 """Fine-tune the decoder of the large autoencoder on latents as the generator draws them.
 
-    python -m training.refine draw                 # latents and images, an hour's food
+    python -m training.refine draw                 # latents and their images
     python -m training.refine train --minutes 60   # processor minutes in all; resumes
     python -m training.refine take                 # it becomes the large autoencoder's decoder
 
@@ -33,6 +33,7 @@ from training.styles import styled
 CACHE = vae.CACHE / "refined"
 STEPS = 15
 TURNS = ("near", "free", "near", "free", "exact")  # what one step after the other trains on
+NEAR, FREE = 1, 2  # kinds of rows that `draw` writes; 0 where it was stopped
 WIDTHS = (16, 24, 40, 80, 112)  # of the features that vae.Perceptual returns
 ALONE = 300  # steps in which the discriminators learn and the decoder does not learn from them
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -42,8 +43,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 @torch.no_grad()
 def draw(near: int = 4800, free: int = 2400, batch: int = 48) -> None:
     """Draw the latents, and write them with their images: `image.npy`, uint8 N x 256 x 256 x 3;
-    `exact.npy` and `latent.npy`, float16 N x 8 x 16 x 16; `kind.npy`, the places of their kinds in
-    TURNS plus 1, or 0 where a draw was stopped."""
+    `exact.npy` and `latent.npy`, float16 N x 8 x 16 x 16; `kind.npy`, NEAR or FREE."""
     count = near + free
     CACHE.mkdir(parents=True, exist_ok=True)
 
@@ -67,7 +67,7 @@ def draw(near: int = 4800, free: int = 2400, batch: int = 48) -> None:
                 latent[rows] = z.images.float().numpy()
                 y = (pipe.decode(z.images).float() * 127.5 + 127.5).round().clamp(0, 255)
                 image[rows] = y.permute(0, 2, 3, 1).byte().numpy()
-                kind[rows] = 1 + TURNS.index("free")
+                kind[rows] = FREE
                 continue
             image[rows] = np.stack([rgb for rgb, *_ in made])
             x = torch.from_numpy(image[rows]).permute(0, 3, 1, 2).float() / 255
@@ -83,7 +83,7 @@ def draw(near: int = 4800, free: int = 2400, batch: int = 48) -> None:
                 v = pipe._denoise(z, t, maps(x), text, label_B, 3.0).float()
                 z = pipe.scheduler.step(v, t, z, return_dict=False)[0]
             latent[rows] = z.numpy()
-            kind[rows] = 1 + TURNS.index("near")
+            kind[rows] = NEAR
         if k // batch % 10 == 0:
             print(k, flush=True)
 
@@ -99,20 +99,23 @@ class Rivals(nn.Module):
         self.on_pixels, self.on_features = critics.patches(), critics.OnFeatures(WIDTHS)
 
     def logits(self, x_B3HW: Tensor, features: list[Tensor]) -> list[Tensor]:
+        """Return the logits_B1hw of both discriminators, for images in [-1, 1] and their features.
+        """
         return [self.on_pixels(x_B3HW), *self.on_features(features)]
 
 
 @app.command()
 def train(minutes: float = 60, lr: float = 4e-4, batch: int = 4, strength: float = 2.0) -> None:
     """Train. `strength`: the norm of the adversarial gradient at the decoder's output, in multiples
-    of the norm of the other losses' gradient."""
+    of the norm of the other losses' gradient. Esser et al. 2021, section 3.1, take these norms at
+    the decoder's last layer instead."""
     rivals, perceptual, rng = Rivals(), vae.Perceptual(), np.random.default_rng()
     loop = Loop(CACHE, rivals, minutes=minutes, lr=lr, betas=(0.5, 0.99), weight_decay=1e-4,
                 fall=0.5)  # fmt: skip
     image, exact, latent, kind = (
         np.load(CACHE / f"{n}.npy", mmap_mode="r") for n in ("image", "exact", "latent", "kind")
     )
-    near, free = (np.flatnonzero(kind == 1 + TURNS.index(name)) for name in ("near", "free"))
+    near, free = (np.flatnonzero(kind == which) for which in (NEAR, FREE))
     mean, deviation = decoder.moments()
 
     def seen(rows: np.ndarray) -> Tensor:
@@ -141,8 +144,7 @@ def train(minutes: float = 60, lr: float = 4e-4, batch: int = 4, strength: float
         with common.autocast():
             told_real = rivals.logits(real, f_real)
             told_drawn = rivals.logits(y.detach(), [f.detach() for f in f_y])
-        parts = {turn: plain}
-        parts["critic"] = critics.telling(told_real, told_drawn)
+        parts = {turn: plain, "critic": critics.telling(told_real, told_drawn)}
         loss = plain + parts["critic"]
         if loop.index > ALONE:
             for critic in (rivals.on_pixels, rivals.on_features):

@@ -126,8 +126,8 @@ class Shortcut(Method):
             if rough and size > LINEAR and not told:
                 told = True
                 run.warn(
-                    f"With the linear decoder, a strength of more than {LINEAR:g} made images "
-                    "worse in measurements: set decoder to vae or tiny, or lower the strength."
+                    f"With the linear decoder, a strength of more than {LINEAR:g} can make images "
+                    "worse: set decoder to vae or tiny, or lower the strength."
                 )
             descent = descend(
                 at.x0.detach(),
