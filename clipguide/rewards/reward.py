@@ -65,6 +65,15 @@ class Reward(Objective):
         other._setup(self.asked, as_prompts(prompts), self.settings, self._loaded)
         return other
 
+    def at(self, progress: float) -> Reward:
+        """Return the same reward at a progress, for one that follows a schedule."""
+        now = self.load()._objective.at(progress)
+        if now is self._objective:
+            return self
+        other = self.towards(self.prompts)
+        other._objective = now
+        return other
+
     def load(self) -> Reward:
         """Load the weights, if they are not loaded yet. Return this reward.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import clips, dino, hpsv3, imagereward, questions
+from . import clips, dino, hpsv3, imagereward, questions, sds
 from .registry import REWARDS, Kind
 
 KINDS: dict[str, Kind] = {
@@ -120,6 +120,18 @@ KINDS: dict[str, Kind] = {
         licence="Apache-2.0",
         source="Oquab et al. 2024",
         proof="transformers",
+    ),
+    "sds": Kind(
+        load=sds.sds,
+        gradient=True,
+        scores="minus the mean squared difference from what a generator sees in the image",
+        default="mini",
+        where="a generator with a U-Net: mini, a folder of diffusers, or a model id in the cache of "
+        "the hub",
+        size="mini: in the package",
+        licence="mini: Apache-2.0",
+        source="Poole et al. 2023; Zhu et al. 2024",
+        proof="its formula",
     ),
 }
 _COLUMNS = ("name", "score", "gradient", "WHERE, after `=`", "default", "size", "licence", "source",

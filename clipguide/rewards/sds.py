@@ -1,0 +1,181 @@
+"""Score distillation: how far an image is from what a generator would draw in its place.
+
+Shapes: B images, 3 channels, H x W pixels, C channels of h x w latents.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..canvases.base import normal
+from ..errors import UsageError
+from ..guidance.latents import family
+from ..guidance.levels import Level
+from ..objectives import Objective, fresh_generators
+from .pictures import plain
+from .registry import Scorer, Settings
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+FIRST, LAST = 0.98, 0.1  # noise levels at the start and at the end of a run, as shares of all steps
+ALONE = 0.5  # the noise level where there is no run, as in `rerank`
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+
+Guided = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (noisy_BChw, timestep) -> output
+
+
+class Distilled(Objective):
+    """The mean squared difference between an image and the one that a generator sees in it.
+
+    The image is encoded, noised and denoised in one step, with classifier-free guidance. The result
+    is decoded, and its pixels are the target: it has no gradient. So the gradient of the loss is
+    that of score distillation (Poole et al. 2023, DreamFusion, eq. 3) in pixels, with the noise
+    falling along a run (Zhu et al. 2024, HiFA, eq. 9 and section 4.2). Without a run, the loss is
+    that of a diffusion classifier at one noise level (Li et al. 2023, eq. 2), in pixels.
+
+    The generator's own choices, such as a map, depend on the initial seed of an image's generator.
+    They stay the same for a whole run.
+
+    Args:
+        pipe: a pipeline with a U-Net and a VAE of images.
+        prompts: a prompt for all images, or one for each.
+        level: the noise level, from 0 (clean) to 1 (noise).
+
+    Raises:
+        UsageError: the pipeline has another kind of model.
+    """
+
+    def __init__(
+        self, pipe: DiffusionPipeline, prompts: Sequence[str], level: float = ALONE
+    ) -> None:
+        check(pipe)
+        self.pipe, self.prompts, self.level = pipe, tuple(prompts), level
+        parts = {k: v for k, v in pipe.components.items() if isinstance(v, nn.Module)}
+        self.models = nn.ModuleDict(parts).eval().requires_grad_(False)
+        self._guided: dict[tuple, Guided] = {}
+
+    def at(self, progress):
+        now = copy.copy(self)
+        now.level = FIRST + (LAST - FIRST) * progress
+        return now
+
+    def __call__(self, image_B3HW, generators=None):
+        generators = list(generators or fresh_generators(len(image_B3HW)))
+        size = fitting(self.pipe, *image_B3HW.shape[-2:])
+        if size != tuple(image_B3HW.shape[-2:]):
+            image_B3HW = F.interpolate(image_B3HW, size, mode="bilinear", antialias=True)
+        with torch.no_grad():
+            target_B3HW = self._target(image_B3HW, generators)
+        return (image_B3HW - target_B3HW).square().flatten(1).mean(1)
+
+    def _target(
+        self, image_B3HW: torch.Tensor, generators: Sequence[torch.Generator]
+    ) -> torch.Tensor:
+        pipe, kind = self.pipe, family(self.pipe)
+        alphas = pipe.scheduler.alphas_cumprod
+        step = round(self.level * (len(alphas) - 1))
+        alpha, sigma = alphas[step].sqrt().item(), (1 - alphas[step]).sqrt().item()
+        given_B3HW = image_B3HW.clamp(0, 1).to(pipe.vae.dtype) * 2 - 1
+        latents_BChw = pipe.vae.encode(given_B3HW).latent_dist.mode().float()
+        zero, one = (
+            kind.to_vae(torch.full_like(latents_BChw, value), pipe.vae, pipe) for value in (0, 1)
+        )
+        latents_BChw = (latents_BChw - zero) / (one - zero)  # the inverse of the affine `to_vae`
+        noise_BChw = normal(latents_BChw.shape[1:], generators).to(latents_BChw)
+        noisy_BChw = alpha * latents_BChw + sigma * noise_BChw
+        guided = self._with_guidance([g.initial_seed() for g in generators], image_B3HW.shape[-2:])
+        output_BChw = guided(noisy_BChw, torch.tensor(step, device=noisy_BChw.device))
+        level = Level(PREDICTIONS[pipe.scheduler.config.prediction_type], alpha, sigma)
+        x0_BChw = kind.to_vae(level.x0(output_BChw, noisy_BChw), pipe.vae, pipe)
+        return kind.decode(pipe.vae, x0_BChw.to(pipe.vae.dtype)).clamp(0, 1).to(image_B3HW)
+
+    def _with_guidance(self, seeds: Sequence[int], size: tuple[int, int]) -> Guided:
+        """Return the U-Net with the conditions that the pipeline gives it for these seeds."""
+        key = (*seeds, *size)
+        if key not in self._guided:
+            many = len(seeds) if len(self.prompts) == 1 else 1
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            self._guided[key] = recorded(self.pipe, self.prompts * many, generators, size)
+        return self._guided[key]
+
+
+def recorded(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    generators: Sequence[torch.Generator],
+    size: tuple[int, int],
+) -> Guided:
+    """Run a pipeline for one step, and return a function that calls its U-Net as the pipeline did,
+    with other latents at another timestep."""
+    heard: list[tuple] = []
+
+    def hear(unet: nn.Module, args: tuple, kwargs: dict) -> None:
+        heard.append((args[0], kwargs))
+
+    handle = pipe.unet.register_forward_pre_hook(hear, with_kwargs=True)
+    try:
+        pipe(
+            prompt=list(prompts),
+            height=size[0],
+            width=size[1],
+            num_inference_steps=1,
+            generator=list(generators),
+            output_type="latent",
+        )
+    finally:
+        handle.remove()
+    given, kwargs = heard[0]
+    defaults = inspect.signature(pipe.__call__).parameters
+    scale = defaults.get("map_guidance_scale", defaults["guidance_scale"]).default
+    more = given[:, pipe.vae.config.latent_channels :]  # such as maps
+    copies = len(given) // len(prompts)
+
+    def guided(noisy_BChw: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        sample = torch.cat([noisy_BChw] * copies).to(given)
+        output = pipe.unet(torch.cat([sample, more], 1), timestep, **kwargs)[0]
+        if copies == 1:
+            return output
+        untold, told = output.chunk(2)
+        return untold + scale * (told - untold)
+
+    return guided
+
+
+def fitting(pipe: DiffusionPipeline, height: int, width: int) -> tuple[int, int]:
+    """Return height and width of an image with these proportions, and about as many pixels as the
+    pipeline was trained on."""
+    config, factor = pipe.unet.config, pipe.vae_scale_factor
+    side, grain = config.sample_size * factor, factor * 2 ** (len(config.block_out_channels) - 1)
+    larger = side / (height * width) ** 0.5
+    return tuple(max(1, round(edge * larger / grain)) * grain for edge in (height, width))
+
+
+def check(pipe: DiffusionPipeline) -> None:
+    """Raise UsageError for a pipeline that does not denoise latents of images with a U-Net."""
+    kind = family(pipe)
+    noises = hasattr(pipe.scheduler, "alphas_cumprod") and (
+        pipe.scheduler.config.get("prediction_type", "epsilon") in PREDICTIONS
+    )
+    plain = kind.decoder == "vae" and kind.unpack is None and not kind.video
+    if not (plain and noises and getattr(pipe, "unet", None) is not None):
+        raise UsageError(
+            "The reward sds takes a generator with a U-Net, as Stable Diffusion 1, 2 and XL and "
+            f"mini have, not a {type(pipe).__name__}."
+        )
+
+
+def sds(settings: Settings) -> Scorer:
+    """Load `sds[=MODEL]`: "mini", a diffusers folder or a model id."""
+    from ..pipelines.loading import load_pipeline
+
+    pipe = load_pipeline(settings.where, device=settings.device, dtype=settings.dtype)
+    check(pipe)
+    return lambda prompts: Distilled(pipe, plain(prompts, "sds"))
