@@ -16,8 +16,8 @@ class Kind:
     """A canvas and its defaults.
 
     Args:
-        lr: the learning rate of Adam, as a fraction of the canvas's unit: the rms of a codebook,
-            the deviation of latents, or 1.
+        lr: the learning rate of Adam, as a fraction of the canvas's unit: the rms of a codebook, or
+            1.
         model: whether a model decodes it.
         make: for a registered canvas, the function make(height, width, generators).
         side: the side of an image in pixels, if no size is given.
@@ -27,17 +27,17 @@ class Kind:
     lr: float
     model: bool = False
     make: Callable[[int, int, Sequence[torch.Generator]], Canvas] | None = None
-    side: int = 128
+    side: int = 256
     grow: int = 1
 
 
 CANVASES: Registry[Kind] = Registry(
     "canvas",
     {
-        "vqgan": Kind(0.06, True, side=256, grow=2),
-        "latent": Kind(0.3, True),
-        "fourier": Kind(0.15),
         "pixels": Kind(0.15),
+        "fourier": Kind(0.15),
+        "vqgan": Kind(0.06, True, grow=2),
+        "latent": Kind(0.1, True),
     },
 )
 

@@ -162,12 +162,9 @@ class Run:
 
     # ------------------------------------------------------------ from settings to objects
     def _unit(self) -> float:
-        """Return the unit of the learning rate: the rms of a codebook, or the deviation of latents.
-        """
+        """Return the unit of the learning rate: the rms of a codebook, or 1."""
         if self.owner.canvas == "vqgan":
             return self._net.quantize.embedding.weight.float().square().mean().sqrt().item()
-        if self.owner.canvas == "latent":
-            return 1 / (self._net.config.get("scaling_factor") or 1.0)
         return 1.0
 
     def _check_model(self, height: int, width: int) -> None:

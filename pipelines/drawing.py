@@ -14,16 +14,19 @@ from ..errors import UsageError, close_matches
 from ..objectives.pixels import AXES
 from ..prompts import ImagePart, parse, shorten
 from ..recipe import Recipe
-from ..rewards import wanted
+from ..rewards import Wanted, wanted
+from ..rewards.registry import MOST as MOST_REWARD
 from ..views import Cutouts, Views, Warped
 from .canvas_kinds import CANVASES
 from .typed import typed
 
 STARTS = ("light", "own")
+SDS = 2.0  # weight of score distillation by default, beside a weight of 1 for the guide
 MICRO = 32  # views encoded at a time: memory does not grow beyond
 SMALLEST = 32  # pixels of the shorter side that a growing canvas begins with, at least
 FILES = ("init", "mask", "pictures")
-ELSEWHERE = ("steps", "size", "cutouts", "rewards", "question", "trust_pickle")  # in a recipe
+# A recipe has these elsewhere; score distillation is one of its rewards.
+ELSEWHERE = ("steps", "size", "cutouts", "sds", "rewards", "question", "trust_pickle")
 LIMITS = {  # the least and the most of each number
     "steps": (1, 100_000),
     "cutouts": (1, 4096),
@@ -37,6 +40,7 @@ LIMITS = {  # the least and the most of each number
     "smooth": (0, 1e6),
     "init_weight": (0, 1e6),
     "palette_weight": (0, 1e6),
+    "sds": (0, MOST_REWARD),
     "temperature": (0, 1e6),
     "zoom": (0.1, 10),
     "rotate": (-360, 360),
@@ -60,10 +64,9 @@ class Drawing:
 
     Args:
         steps: the number of steps of the loop.
-        size: width and height in pixels. The default is 256 each for "vqgan", and 128 for the other
-            canvases.
+        size: width and height in pixels. The default is 256 each.
         lr: the learning rate of Adam at the first step. Its unit is the rms of the codes of a
-            VQGAN, or the standard deviation of latents. The default is that of the canvas.
+            VQGAN. The default is that of the canvas.
         decay: the factor of `lr` at the last step.
         cutouts: the number of views in a step. At most 32 are encoded at a time, and their
             gradients are added. Each group has the same size, so there may be a few views more.
@@ -94,6 +97,10 @@ class Drawing:
         shift: the shift of each move, in pixels to the right and down.
         score_every: the number of steps between two scores of guide and judge.
         patience: stop after this number of scores without a higher score by the judge.
+        sds: the weight of score distillation: the gradient towards what the embedded generator sees
+            in the image (the reward "sds"), beside a weight of 1 for the guide. The default is 2
+            with the guide "mini", unless the image has an `init` or `pictures`, moves, tiles or
+            changes its prompt; otherwise it is 0.
         rewards: rewards that are optimised together with the guide, as `--reward` takes them, such
             as "pickscore:0.5". Their gradients are scaled to equal size, so that a weight is the
             size of a gradient. Each reward needs a gradient.
@@ -131,17 +138,31 @@ class Drawing:
     every: int = 10
     score_every: int = 10
     patience: int | None = None
+    sds: float | None = None
     rewards: tuple[str, ...] = ()
     question: str = ""
     trust_pickle: bool = False
 
-    def settled(self, canvas: str, *, encodes: bool = True) -> Drawing:
-        """Return the same with the size and the number of sizes that the canvas has by default. A
-        canvas that cannot begin with an image (`encodes`) does not grow."""
+    def settled(self, canvas: str, *, encodes: bool = True, distils: bool = False) -> Drawing:
+        """Return the same with the size and the number of sizes that the canvas has by default, and
+        with score distillation among the rewards.
+
+        Args:
+            canvas: the name of the canvas.
+            encodes: whether it can begin with an image. One that cannot does not grow.
+            distils: whether score distillation is the default.
+        """
         kind, grow = CANVASES[canvas], self.grow
         if self.size is None and grow is None and encodes and not self.moving:
             grow = kind.grow if 1 < kind.grow <= self.steps else None
-        return replace(self, size=self.size or (kind.side, kind.side), grow=grow)
+        rewards, weight = self.rewards, self.sds
+        if weight is None:
+            bound = self.init or self.pictures or self.tile or self.moving or self.prompts_at
+            weight = 0.0 if bound or not distils else SDS
+        if weight and not any(wanted(text).name == "sds" for text in rewards):
+            rewards = (str(Wanted("sds", weight=weight)), *rewards)
+        size = self.size or (kind.side, kind.side)
+        return replace(self, size=size, grow=grow, rewards=rewards, sds=0.0)
 
     def check(self, canvas: str) -> None:
         """Raise UsageError if a setting is out of range, or belongs to another canvas."""
@@ -294,6 +315,7 @@ class Drawing:
                 steps=recipe.steps,
                 cutouts=recipe.cutouts,
                 size=(recipe.width, recipe.height),
+                sds=0.0,
                 rewards=tuple(recipe.rewards),
                 question=recipe.question,
                 trust_pickle=trust_pickle,

@@ -1,6 +1,6 @@
-"""Text to canvas: a loop draws an image of a prompt by CLIP's gradient alone.
+"""Text to canvas: a loop draws an image of a prompt by gradients.
 
-`TextToCanvas("vqgan")("a red fox", seed=1)[0].image.save("fox.png")`
+`TextToCanvas("pixels")("a red fox", seed=1)[0].image.save("fox.png")`
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from .rewarded import Rewards
 
 
 class TextToCanvas:
-    """Draw on a canvas by the gradient of a CLIP. The models are loaded once.
+    """Draw on a canvas by the gradient of a CLIP, and by score distillation from the embedded
+    generator. The models are loaded once.
 
     Args:
-        canvas: "vqgan", "latent", "fourier" or "pixels".
+        canvas: "pixels", "fourier", "vqgan" or "latent".
         model: the model of "vqgan" or "latent": "mini", a folder of diffusers, or for "vqgan" a
             taming checkpoint. The other canvases have none.
         clip: the guide, a name for `load_clip`.
@@ -47,7 +48,7 @@ class TextToCanvas:
 
     def __init__(
         self,
-        canvas: str = "vqgan",
+        canvas: str = "pixels",
         *,
         model: str | None = None,
         clip: str = "mini",
@@ -113,8 +114,10 @@ class TextToCanvas:
         return self.net is None or self.net.config.get("_quantizer") != "gumbel"
 
     def settled(self, drawing: Drawing) -> Drawing:
-        """Return a drawing with the size and the number of sizes that it gets by default."""
-        return drawing.settled(self.canvas, encodes=self.encodes)
+        """Return a drawing with the size, the number of sizes and the score distillation that it
+        gets by default."""
+        distils = self.clip.name == "mini"  # another CLIP may know what mini cannot draw
+        return drawing.settled(self.canvas, encodes=self.encodes, distils=distils)
 
     @cached_property
     def tiling_net(self) -> nn.Module | None:

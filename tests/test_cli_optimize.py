@@ -26,7 +26,7 @@ from clipguide.cli import unfinished
 from clipguide.cli.app import app
 from clipguide.recipe import read_png
 
-FAST = ["--steps", "4", "--size", "32", "--cutouts", "2", "--lr", "0.1"]
+FAST = ["--steps", "4", "--size", "32", "--cutouts", "2", "--lr", "0.1", "--sds", "0"]
 RUN = ["optimize", "a fox", *FAST, "--seed", "7"]
 
 

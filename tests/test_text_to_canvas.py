@@ -20,7 +20,15 @@ from torch.utils.checkpoint import checkpoint
 from clipguide.errors import ClipguideWarning, UsageError
 from clipguide.images import to_pil, to_tensor
 
-FAST = Drawing(steps=4, size=(32, 32), lr=0.1, cutouts=2, score_every=2)
+FAST = Drawing(steps=4, size=(32, 32), lr=0.1, cutouts=2, score_every=2, sds=0.0)
+
+BOUND = {
+    "init": "a.png",
+    "pictures": ("a.png",),
+    "tile": True,
+    "zoom": 1.1,
+    "prompts_at": ((2, "an owl"),),
+}
 
 
 def fast(**settings):
@@ -185,8 +193,30 @@ def test_the_size_of_a_canvas(vqgan):
             stages == 2 or "grow" in settings
         )
         assert vqgan.start("a fox", Drawing.of(recipe)).stages == run.stages
-    assert Drawing().settled("pixels") == Drawing(size=(128, 128))
-    assert Drawing().settled("vqgan", encodes=False) == Drawing(size=(256, 256))
+    settled = Drawing(size=(256, 256), sds=0.0)
+    assert Drawing().settled("pixels") == settled
+    assert Drawing().settled("vqgan", encodes=False) == settled
+
+
+def test_score_distillation_by_default(tiny_mini):
+    """It is a reward of weight 2 with the guide mini, unless the image is bound otherwise."""
+    owner = TextToCanvas(judge="")
+    for settings, rewards in (
+        ({}, ("sds:2",)),
+        ({"sds": 1.0}, ("sds",)),
+        ({"sds": 0.5, "rewards": ("clip",)}, ("sds:0.5", "clip")),
+        ({"rewards": ("sds=mini:3", "clip")}, ("sds=mini:3", "clip")),
+        ({"sds": 0.0}, ()),
+        *(({bound: value}, ()) for bound, value in BOUND.items()),
+        *(({bound: value, "sds": 1.0}, ("sds",)) for bound, value in BOUND.items()),
+    ):
+        assert owner.settled(fast(**{"sds": None, **settings})).rewards == rewards, settings
+    (picture,) = owner("a fox", fast(sds=None), seed=1)
+    assert bits(picture) != bits(owner("a fox", FAST, seed=1)[0])
+    assert list(picture.recipe.rewards) == ["sds:2"]
+    assert bits(owner.replay(picture.recipe)) == bits(picture)
+    other = TextToCanvas(clip="mini-judge", judge="")
+    assert other.settled(fast(sds=None)).rewards == ()
 
 
 def test_prompts_in_turn(vqgan):

@@ -22,8 +22,10 @@ RIM = 8  # latents of the neighbouring tiles that the encoder sees on each side
 
 
 class Latent(Canvas):
-    """The canvas image = decoder(latents) / 2 + 0.5, in the units of the autoencoder. It starts as
-    noise.
+    """The canvas image = decoder(moments(latents)) / 2 + 0.5. It starts as noise.
+
+    The latents have about the deviation 1, as those that a diffusion model sees. `moments` gives
+    them the mean and deviation of the autoencoder's own.
 
     `autoencoder` is in neither `parameters()` nor `state_dict()`. It is used as it is, on its
     device and in its dtype. With `tile`, an image is encoded as if copies of it lay around it; use
@@ -50,6 +52,9 @@ class Latent(Canvas):
         check_sides(height, width, factor)
         shape = (channels, height // factor, width // factor)
         self.latents_BChw = nn.Parameter(normal(shape, generators).to(weight.device))
+        deviation_1C11, mean_1C11 = moments(autoencoder)
+        self.register_buffer("deviation_1C11", deviation_1C11.to(weight.device), persistent=False)
+        self.register_buffer("mean_1C11", mean_1C11.to(weight.device), persistent=False)
 
     @property
     def autoencoder(self) -> nn.Module:
@@ -57,7 +62,8 @@ class Latent(Canvas):
         return self._whole[0]
 
     def decode(self) -> torch.Tensor:
-        latents_BChw = self.latents_BChw.to(next(self.autoencoder.parameters()).dtype)
+        latents_BChw = self.latents_BChw * self.deviation_1C11 + self.mean_1C11
+        latents_BChw = latents_BChw.to(next(self.autoencoder.parameters()).dtype)
         return (self.autoencoder.decode(latents_BChw).sample / 2 + 0.5).float()
 
     def set_(self, image_B3HW: torch.Tensor) -> None:
@@ -68,7 +74,19 @@ class Latent(Canvas):
 
         image_B3HW = image_B3HW.to(next(self.autoencoder.parameters())) * 2 - 1
         factor = factor_of(self.autoencoder)
-        self.latents_BChw.copy_(around(encode, image_B3HW, factor if self.tile else 0))
+        latents_BChw = around(encode, image_B3HW, factor if self.tile else 0).float()
+        self.latents_BChw.copy_((latents_BChw - self.mean_1C11) / self.deviation_1C11)
+
+
+def moments(autoencoder: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the deviation_1C11 and the mean_1C11 of an autoencoder's latents, as its configuration
+    says: of each channel (SDXL's kind), or one factor and one shift for all."""
+    config = autoencoder.config
+    factor, channels = config.get("scaling_factor") or 1.0, config.latent_channels
+    deviation, mean = config.get("latents_std"), config.get("latents_mean")
+    if deviation is None or mean is None:
+        deviation, mean = [1.0] * channels, [config.get("shift_factor") or 0.0] * channels
+    return torch.tensor(deviation).view(1, -1, 1, 1) / factor, torch.tensor(mean).view(1, -1, 1, 1)
 
 
 def tiling(autoencoder: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""clipguide optimize: draw an image of each prompt on a canvas, without a diffusion model."""
+"""clipguide optimize: draw an image of each prompt on a canvas, by gradients."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def optimize(
     canvas: Annotated[
         str,
         typer.Option(
-            autocompletion=options.registered("canvas", "vqgan", "latent", "fourier", "pixels"),
+            autocompletion=options.registered("canvas", "pixels", "fourier", "vqgan", "latent"),
             metavar="NAME",
-            help="What is optimised. vqgan: the codes of a VQGAN. latent: the latents of an "
-            "autoencoder. fourier: a spectrum. pixels: a pyramid of pixels.",
+            help="What is optimised. pixels: a pyramid of pixels. fourier: a spectrum. vqgan: the "
+            "codes of a VQGAN. latent: the latents of an autoencoder.",
         ),
-    ] = "vqgan",
+    ] = "pixels",
     steps: Annotated[
         int | None, typer.Option(help="The number of steps of the loop. [default: 200]")
     ] = None,
@@ -46,13 +46,13 @@ def optimize(
     ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="SIDE|WxH", help="The size in pixels. [default: "
-            "256 for vqgan, 128 for the others]")
+            "256]")
     ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
-            help="The learning rate, relative to the size of the codes or latents. [default: that "
-            "of the canvas]"
+            help="The learning rate, relative to the size of the codes. [default: that of the "
+            "canvas]"
         ),
     ] = None,
     cutouts: Annotated[
@@ -197,6 +197,15 @@ def optimize(
             help="The CLIP that selects the best step. [default: mini-judge for mini, else none]",
         ),
     ] = None,
+    sds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="WEIGHT",
+            help="The weight of score distillation: the gradient towards what the embedded "
+            "generator sees in the image, beside a weight of 1 for CLIP. 0: CLIP alone. [default: "
+            "2 for --clip mini, or 0 with --init, --image-prompt, --prompt-at, --tile or motion]",
+        ),
+    ] = None,
     reward: options.SteerBy = None,
     question: options.Question = "",
     trust_pickle: options.TrustPickle = False,
@@ -245,10 +254,10 @@ def optimize(
     ] = "float32",
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw an image of each PROMPT by CLIP's gradient alone.
+    """Draw an image of each PROMPT by gradients.
 
-    The image is optimised on a canvas, without a diffusion model. The judge selects the best step.
-    Each PNG contains the recipe that made it.
+    The image is optimised on a canvas: by CLIP, and with --sds by a generator too. The judge selects
+    the best step. Each PNG contains the recipe that made it.
     """
     turns = values.turns(prompt_at or [])
     if turns and turns[0][0] == 0:
@@ -291,6 +300,7 @@ def optimize(
         "shift": values.shift(shift),
         "every": every,
         "patience": patience,
+        "sds": sds,
         "rewards": tuple(reward or ()) or None,
         "question": question or None,
         "trust_pickle": trust_pickle,
