@@ -19,7 +19,7 @@ from benchmarks.classic import Classic
 from benchmarks.records import models_of
 from clipguide import Clip, load_clip
 
-CLIPS = ("guide", "judge", "referee")
+ALWAYS = ("generator", "guide", "judge", "referee")  # score distillation is by the generator
 OWN = {"vqgan": "vqgan", "latent": "generator"}  # canvas -> the embedded model that decodes it
 
 
@@ -42,7 +42,7 @@ class Measure:
     def models_for(self, *canvases: str) -> dict[str, str]:
         """Return the fingerprints of the models that images on these canvases depend on."""
         own = {OWN[canvas] for canvas in canvases if canvas in OWN}
-        return {name: self.models[name] for name in self.models if name in (*CLIPS, *own)}
+        return {name: self.models[name] for name in self.models if name in (*ALWAYS, *own)}
 
     def score(self, prompt: str, image_13HW: torch.Tensor) -> float:
         """Return the cosine similarity of an image with its prompt."""

@@ -51,7 +51,7 @@ def test_a_picture_that_can_be_made_again():
     told = invoke(*RUN)
     assert names() == ["a-fox-7.png"] and told.startswith("a-fox-7.png  guide ")
     recipe = read_png("a-fox-7.png")
-    assert (recipe.command, recipe.method, recipe.steps) == ("optimize", "vqgan", 4)
+    assert (recipe.command, recipe.method, recipe.steps) == ("optimize", "pixels", 4)
     assert recipe.options == {"lr": "0.1"}
     assert "pixel for pixel" in invoke("replay", "a-fox-7.png")
     invoke(*RUN, "--judge", "", "--out", "unjudged.png")
@@ -107,7 +107,7 @@ def test_seconds():
         (["optimize", "blur:-1"], "add what to draw"),
         ([*RUN, "--steps", "0"], "steps must be from 1"),
         ([*RUN, "--canvas", "vqgann"], "Did you mean vqgan?"),
-        ([*RUN, "--size", "33"], "multiple of 4"),
+        ([*RUN, "--canvas", "vqgan", "--size", "33"], "multiple of 4"),
         ([*RUN, "--size", "big"], "--size is a side"),
         ([*RUN, "--seconds", "5"], "leave --steps out"),
         (["optimize", "fox", "--seconds", "0"], "above 0"),
@@ -124,7 +124,7 @@ def test_seconds():
         ([*RUN, "--palette", "red,blue"], "no colour"),
         ([*RUN, "--symmetry", "round"], "There is no symmetry 'round'"),
         ([*RUN, "--video", "film.avi"], ".gif, .webp or .mp4"),
-        ([*RUN, "--model", "none"], "no folder"),
+        ([*RUN, "--canvas", "vqgan", "--model", "none"], "no folder"),
         ([*RUN, "--canvas", "fourier", "--model", "mini"], "has no model"),
         ([*RUN, "--preview", "-1"], "--preview takes"),
         ([*RUN, "--out", "a.jpg"], "end 'a.jpg' in .png"),
@@ -140,15 +140,15 @@ def test_seconds():
         ([*RUN, "--ema", "1"], "ema must be"),
         ([*RUN, "--cutouts", "0"], "cutouts must be from 1"),
         ([*RUN, "--size", "9000", "--init", "pixel.png"], "8 to 8192"),
-        ([*RUN, "--size", "70", "--grow", "2"], "multiple of 4"),
+        ([*RUN, "--canvas", "vqgan", "--size", "70", "--grow", "2"], "multiple of 4"),
         ([*RUN, "--softness", "1e-45"], "at least 1e-06"),
         ([*RUN, "--patience", "0"], "patience must be from 1"),
         ([*RUN, "--zoom", "2", "--patience", "3"], "leave patience out"),
         ([*RUN, "--views", "wraped"], "Did you mean warped?"),
         ([*RUN, "--start", "dark"], "no start"),
         ([*RUN, "--dtype", "float23"], "no dtype"),
-        ([*RUN, "--model", "a" * 5000], "no folder"),
-        ([*RUN, "--model", "weights.ckpt"], "may be a pickle"),
+        ([*RUN, "--canvas", "vqgan", "--model", "a" * 5000], "no folder"),
+        ([*RUN, "--canvas", "vqgan", "--model", "weights.ckpt"], "may be a pickle"),
         ([*RUN, "--init", "."], "is not a file"),
         ([*RUN, "--init", "pixel.png", "--mask", "pixel.png", "--grow", "2"], "white all over"),
     ],
@@ -176,7 +176,7 @@ def test_nothing_is_overwritten():
 def test_a_full_disk_while_the_video_is_written():
     code = "from clipguide.cli.app import app; app()"
     models = tiny_models()
-    command = [sys.executable, "-c", code, *RUN, *models, "--video", "film.gif"]
+    command = [sys.executable, "-c", code, *RUN, "--canvas", "vqgan", *models, "--video", "film.gif"]
     command += ["--frame-every", "1", "--steps", "30"]
 
     def limit():

@@ -236,7 +236,7 @@ VERBS: dict[str, Mapping[str, Rule]] = {
         "model": model,
     },
     "optimize": {
-        "canvas": one_of("vqgan", "latent", "fourier", "pixels", plugins=True),
+        "canvas": one_of("pixels", "fourier", "vqgan", "latent", plugins=True),
         "steps": CANVAS_STEPS,
         "cutouts": between(1, 4096),
         "grow": between(1, 8),
@@ -247,6 +247,7 @@ VERBS: dict[str, Mapping[str, Rule]] = {
         "smooth": WEIGHT,
         "init_weight": WEIGHT,
         "palette_weight": WEIGHT,
+        "sds": between(0, 10),
         "temperature": WEIGHT,
         "zoom": between(0.1, 10),
         "rotate": between(-360, 360),

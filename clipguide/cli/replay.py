@@ -67,9 +67,17 @@ def _refuse_foreign(recipe: Recipe, picture: Path) -> None:
     clips = recipes.members(recipe.clip) | recipes.members(recipe.judge)
     foreign = sorted({recipe.model, recipe.tiny, *clips} - recipes.EMBEDDED)
     foreign += sorted(recipe.files)
-    foreign += sorted({*recipe.rewards, *recipe.selected_by})
+    foreign += sorted(filter(_is_foreign, {*recipe.rewards, *recipe.selected_by}))
     if foreign:
         recipes.refuse(foreign, picture)
+
+
+def _is_foreign(reward: str) -> bool:
+    """Return whether a reward loads something that is not in the package."""
+    from ..rewards import wanted
+
+    asked = wanted(reward)
+    return asked.kind.default != "mini" or asked.where not in ("", "mini") or bool(asked.model)
 
 
 def _remake(recipe: Recipe, device: str, *, trust: bool) -> Picture:
