@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -153,7 +154,8 @@ def fitting(pipe: DiffusionPipeline, height: int, width: int) -> tuple[int, int]
     """Return height and width of an image with these proportions, and about as many pixels as the
     pipeline was trained on."""
     config, factor = pipe.unet.config, pipe.vae_scale_factor
-    side, grain = config.sample_size * factor, factor * 2 ** (len(config.block_out_channels) - 1)
+    side, halvings = config.sample_size * factor, len(config.block_out_channels) - 1
+    grain = math.lcm(factor * 2**halvings, 8)  # pipelines of Stable Diffusion ask for 8
     larger = side / (height * width) ** 0.5
     return tuple(max(1, round(edge * larger / grain)) * grain for edge in (height, width))
 
