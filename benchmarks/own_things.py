@@ -90,7 +90,7 @@ def draw(
             drawn = paint(["a drawing"] * len(NAMES), guide=NAMES, **settings)
         else:
             paint.judge = None
-            drawn = paint(NAMES, Drawing(steps=steps, cutouts=3), count=count)
+            drawn = paint(NAMES, Drawing(steps=steps, cutouts=3, sds=0.0), count=count)
         pictures = [p.image for p in drawn]
         found = probe.logits(judge.encode_pictures(pictures)).argmax(1)
         labels = [f"{NAMES[a]}: {NAMES[b]}" for a, b in zip(label.tolist(), found.tolist())]

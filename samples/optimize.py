@@ -1,4 +1,4 @@
-"""No diffusion: a loop draws one prompt on four canvases, by the guide's gradient alone."""
+"""A loop draws one prompt on four canvases, by the gradients of the guide and of the generator."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from clipguide.images import contact_sheet
 
 
 def main(quick: bool = False, out: Path = Path("optimize.png")) -> None:
-    """A red fox, as codes, latents, a spectrum and pixels."""
-    names = ("vqgan", "latent", "fourier", "pixels")
+    """A red fox, as pixels, a spectrum, codes and latents."""
+    names = ("pixels", "fourier", "vqgan", "latent")
     drawing = clipguide.Drawing(steps=2, cutouts=2) if quick else clipguide.Drawing()
     pictures = []
     for name in names:
