@@ -459,6 +459,7 @@ def test_a_figure_on_two_pages_is_one_figure():
     doubted = figures["generator: doubted, of good images"]
     assert said(page, r"images that both called good, (\d+) % had") == [f"{100 * doubted:.0f}"]
     assert said(page, r"guide and the judge is below ([\d.]+), or") == [f"{known.LEAST}"]
+    assert said(page, r"or below ([\d.]+) if nothing steered") == [f"{known.LEAST_UNSTEERED}"]
     photographs = read("benchmarks/search.json")["photographs"]
     quoted = said("docs/search.md", r"test with (\d+) photographs.+?only (\d+) of 10 queries")
     assert quoted == [f"{photographs['photographs']}", f"{photographs['among five']}"]
