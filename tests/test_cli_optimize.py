@@ -176,8 +176,8 @@ def test_nothing_is_overwritten():
 def test_a_full_disk_while_the_video_is_written():
     code = "from clipguide.cli.app import app; app()"
     models = tiny_models()
-    command = [sys.executable, "-c", code, *RUN, "--canvas", "vqgan", *models, "--video", "film.gif"]
-    command += ["--frame-every", "1", "--steps", "30"]
+    command = [sys.executable, "-c", code, *RUN, "--canvas", "vqgan", *models, "--steps", "30"]
+    command += ["--video", "film.gif", "--frame-every", "1"]
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from clipguide.pipelines import loading
 from test_mini_pipeline import pipe as mini_pipe  # noqa: F401 (a fixture)
 from tiny_pipelines import BATCH, ddim, flux, noise, stable_diffusion, xl
 from torch.testing import assert_close
@@ -133,6 +134,25 @@ def test_as_a_reward():
     assert reward.score(drawn) > other.score(drawn)
     assert len(reward.fingerprint) == 64 == len(other.fingerprint)
     assert Reward("clip").at(0.5).differentiable
+
+
+def test_half_precision(monkeypatch):
+    """A VAE that overflows in float16, as its configuration says, stays in float32."""
+    for upcast, dtype in ((True, torch.float32), (False, torch.float16)):
+        made, settings = xl()
+        made.scheduler = ddim()
+        made.vae.register_to_config(force_upcast=upcast)
+        given = [settings[n].half() for n in ("prompt_embeds", "negative_prompt_embeds")]
+        given += [settings[f"{kind}pooled_prompt_embeds"].half() for kind in ("", "negative_")]
+        made.encode_prompt = lambda *args, given=given, **more: given
+        made.set_progress_bar_config(disable=True)
+        made.to(torch.float16)
+        monkeypatch.setattr(loading, "load_pipeline", lambda *args, made=made, **more: made)
+        image = torch.rand(BATCH, 3, 32, 32, requires_grad=True)
+        loss = Reward("sds", PROMPTS, dtype="float16")(image)
+        (gradient,) = torch.autograd.grad(loss.sum(), image)
+        assert made.vae.dtype == dtype and made.unet.dtype == torch.float16
+        assert loss.isfinite().all() and gradient.abs().sum() > 0
 
 
 def test_generators_of_other_kinds_are_refused():

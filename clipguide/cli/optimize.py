@@ -256,8 +256,8 @@ def optimize(
 ) -> None:
     """Draw an image of each PROMPT by gradients.
 
-    The image is optimised on a canvas: by CLIP, and with --sds by a generator too. The judge selects
-    the best step. Each PNG contains the recipe that made it.
+    The image is optimised on a canvas: by CLIP, and with --sds by a generator too. The judge
+    selects the best step. Each PNG contains the recipe that made it.
     """
     turns = values.turns(prompt_at or [])
     if turns and turns[0][0] == 0:

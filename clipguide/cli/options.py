@@ -99,8 +99,8 @@ def reward_option(does: str) -> object:
             metavar="NAME[:WEIGHT]",
             autocompletion=registered("reward", *REWARDS),
             help=f"{does} by a reward: clip, siglip2, pickscore, hpsv2, hpsv3, imagereward, "
-            "aesthetic, vqascore, vlm, dino, sds, or one of a plug-in. NAME=WHERE#MODEL says what to "
-            "load, such as vlm=http://localhost:8000/v1#qwen. Repeatable.",
+            "aesthetic, vqascore, vlm, dino, sds, or one of a plug-in. NAME=WHERE#MODEL says what "
+            "to load, such as vlm=http://localhost:8000/v1#qwen. Repeatable.",
             show_default=False,
         ),
     ]

@@ -180,4 +180,6 @@ def sds(settings: Settings) -> Scorer:
 
     pipe = load_pipeline(settings.where, device=settings.device, dtype=settings.dtype)
     check(pipe)
+    if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
+        pipe.vae.float()  # SDXL's overflows in float16
     return lambda prompts: Distilled(pipe, plain(prompts, "sds"))

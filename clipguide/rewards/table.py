@@ -126,8 +126,8 @@ KINDS: dict[str, Kind] = {
         gradient=True,
         scores="minus the mean squared difference from what a generator sees in the image",
         default="mini",
-        where="a generator with a U-Net: mini, a folder of diffusers, or a model id in the cache of "
-        "the hub",
+        where="a generator with a U-Net: mini, a folder of diffusers, or a model id in the cache "
+        "of the hub",
         size="mini: in the package",
         licence="mini: Apache-2.0",
         source="Poole et al. 2023; Zhu et al. 2024",
