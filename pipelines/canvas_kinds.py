@@ -22,6 +22,7 @@ class Kind:
         make: for a registered canvas, the function make(height, width, generators).
         side: the side of an image in pixels, if no size is given.
         grow: the number of sizes, if neither it nor a size is given.
+        start: the first image by default: "light" or "own".
     """
 
     lr: float
@@ -29,13 +30,14 @@ class Kind:
     make: Callable[[int, int, Sequence[torch.Generator]], Canvas] | None = None
     side: int = 256
     grow: int = 1
+    start: str = "light"
 
 
 CANVASES: Registry[Kind] = Registry(
     "canvas",
     {
         "pixels": Kind(0.15),
-        "fourier": Kind(0.15),
+        "fourier": Kind(0.15, start="own"),  # a light pixel has a flat slope, and changes slowly
         "vqgan": Kind(0.06, True, grow=2),
         "latent": Kind(0.1, True),
     },

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,7 @@ from ..objectives.balanced import cosines_of_pulls
 from ..optimize import Loop, Step
 from ..prompts import Prompt, compose
 from ..recipe import Recipe
+from ..rewards import Reward
 from .canvas_kinds import CANVASES
 from .drawing import Drawing
 from .frames import fitted, move, pale
@@ -58,6 +60,7 @@ class Run:
             warnings.warn("patience is ignored: there is no judge.", ClipguideWarning, stacklevel=3)
         rate = CANVASES[owner.canvas].lr if drawing.lr is None else drawing.lr
         self.lr = rate * self._unit()
+        self._start = drawing.start or CANVASES[owner.canvas].start
         self._parts = [(0, prompt), *drawing.prompts_at]
         if drawing.prompts_at and drawing.prompts_at[0][0] == 0:
             self._parts = list(drawing.prompts_at)
@@ -70,11 +73,19 @@ class Run:
             check_mask(self._mask, height, width)
         self._options = drawing.options()
         self._objective = self._composed(prompts)
+        for _, term in self._objective.terms():
+            if isinstance(term, Reward):
+                term.choose(seed, partial(self._score, term.prompts), (height, width))
         self._cosines: list[float] = []  # cosines between the gradients of guide and rewards
         self.stages = drawing.stages(factor_of(self._net) if self._net else 2)
         self._generator = torch.Generator().manual_seed(seed)
         self.index, self._stage = 0, 0
         self.loop = self._enter(0, None)
+
+    def _score(self, prompts: Sequence[Prompt], image_B3HW: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the scores by guide and judge, as for the drafts of `generate`."""
+        clips = filter(None, (self.owner.clip, self.owner.judge))
+        return sum(Similarity(clip, prompts, views=None).score(image_B3HW) for clip in clips)
 
     @property
     def done(self) -> bool:
@@ -218,7 +229,7 @@ class Run:
             canvas.encode(_resized(image_13HW, height, width))
         elif init_13HW is not None:
             canvas.encode(init_13HW)
-        elif drawing.start == "light" and stage == 0 and self.owner.encodes:
+        elif self._start == "light" and stage == 0 and self.owner.encodes:
             canvas.encode(pale(height, width, self._generator).to(self.owner.device))
         whole, final = max(1, drawing.steps - 1), stage == len(self.stages) - 1
         return Loop(

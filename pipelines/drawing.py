@@ -79,7 +79,7 @@ class Drawing:
         smooth: the weight of the total variation.
         temperature: the softness of the codes of a VQGAN (`--softness`); 0 rounds them.
         start: "light" begins with a pale blur that depends on the seed, "own" with the canvas's own
-            initial image.
+            initial image. The default is "own" for "fourier", otherwise "light".
         init: an image file to begin with, in place of `start`.
         init_weight: the weight of the mean squared error to `init`.
         mask: an image file that is white where the image may change. Elsewhere the image of `init`
@@ -122,7 +122,7 @@ class Drawing:
     grow: int | None = None
     smooth: float = 0.0
     temperature: float = 0.0
-    start: str = "light"
+    start: str = ""
     init: str = ""
     init_weight: float = 0.0
     mask: str = ""
@@ -187,7 +187,7 @@ class Drawing:
             raise UsageError(
                 f"There are no views {self.views!r}.{close_matches(self.views, VIEWS)}"
             )
-        if self.start not in STARTS:
+        if self.start and self.start not in STARTS:
             near = close_matches(self.start, STARTS)
             raise UsageError(f"There is no start {self.start!r}.{near}")
         if self.mask and not self.init:

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from clipguide import Reward, load_pipeline
 from clipguide.errors import UsageError
-from clipguide.rewards.sds import FIRST, LAST, Distilled, fitting, recorded
+from clipguide.rewards.sds import DRAFTS, FIRST, LAST, STRIDE, Distilled, fitting, recorded
 
 PROMPTS = ["a fox", "an owl"]
 
@@ -109,6 +109,30 @@ def test_what_the_generator_chose_stays(mini_pipe):  # noqa: F811
     again.set_state(state)
     assert torch.equal(second(image, [again]), loss)
     assert not torch.equal(second(image, seeds(2)), second(image, seeds(3)))
+
+
+def test_the_best_draft_is_chosen(mini_pipe):  # noqa: F811
+    """Of eight seeds, the map of the one whose draft scores best; noise alone is not chosen."""
+    size = fitting(mini_pipe, 32, 32)
+    objective, seen = Distilled(mini_pipe, ["a fox"]), []
+
+    def score(image):
+        seen.append(image)
+        return -(torch.arange(len(image)) - 5.0).abs()  # the sixth
+
+    objective.choose(3, score, (32, 32))
+    assert len(seen[0]) == DRAFTS and len({one.sum().item() for one in seen[0]}) == DRAFTS
+    latents, step = noise(1, 8, *(side // mini_pipe.vae_scale_factor for side in size)), 500
+    with torch.no_grad():
+        for seed, same in ((3 + 5 * STRIDE) % 2**32, True), (3, False):
+            other = recorded(mini_pipe, ["a fox"], seeds(seed), size)
+            chosen = objective._guided[3, *size]
+            outputs = [guided(latents, torch.tensor(step)) for guided in (chosen, other)]
+            assert torch.equal(*outputs) == same
+    plain, _ = stable_diffusion()
+    objective = Distilled(plain, ["a fox"])
+    objective.choose(3, score, (32, 32))
+    assert len(seen) == 1 and not objective._guided
 
 
 def test_the_size_that_the_generator_knows(pipe):

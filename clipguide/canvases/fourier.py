@@ -19,6 +19,7 @@ from .base import Canvas, normal
 # Square root of the covariance of colours over ImageNet, by Lucid; rows are RGB.
 COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 START = 0.01  # initial standard deviation of the spectrum
+LEAST = 0.05  # smallest slope of the sigmoid for the gradient; its largest is 0.25
 INSIDE = 1e-3  # margin to 0 and 1 of an encoded image, because the sigmoid does not reach them
 
 
@@ -42,10 +43,27 @@ class Fourier(Canvas):
     def decode(self) -> torch.Tensor:
         spectrum_B3HF = torch.view_as_complex(self.spectrum_B3HF2) * self.scale_HF
         plain_B3HW = torch.fft.irfft2(spectrum_B3HF, s=(self.height, self.width))
-        return torch.einsum("rc,bchw->brhw", self.mix_33, plain_B3HW).sigmoid()
+        return _Sigmoid.apply(torch.einsum("rc,bchw->brhw", self.mix_33, plain_B3HW))
 
     def set_(self, image_B3HW: torch.Tensor) -> None:
         logit_B3HW = image_B3HW.to(self.mix_33).logit(eps=INSIDE)
         plain_B3HW = torch.einsum("cr,brhw->bchw", torch.linalg.inv(self.mix_33), logit_B3HW)
         spectrum_B3HF = torch.fft.rfft2(plain_B3HW) / self.scale_HF
         self.spectrum_B3HF2.copy_(torch.view_as_real(spectrum_B3HF))
+
+
+class _Sigmoid(torch.autograd.Function):
+    """The sigmoid, with a slope of at least LEAST in the gradient: otherwise a pixel that is nearly
+    black or white could not change any more."""
+
+    @staticmethod
+    def forward(ctx, logit: torch.Tensor) -> torch.Tensor:
+        value = logit.sigmoid()
+        ctx.save_for_backward(value)
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: torch.Tensor) -> torch.Tensor:
+        (value,) = ctx.saved_tensors
+        return upstream * (value * (1 - value)).clamp_min(LEAST)

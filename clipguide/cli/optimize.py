@@ -97,7 +97,7 @@ def optimize(
             autocompletion=options.among("light", "own"),
             metavar="NAME",
             help="The first image. light: a pale blur. own: that of the canvas, which is random "
-            "codes for vqgan and grey for pixels. [default: light]",
+            "codes for vqgan and grey for pixels. [default: own for fourier, light for the others]",
         ),
     ] = None,
     init: Annotated[

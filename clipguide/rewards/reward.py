@@ -6,7 +6,7 @@ Shapes: B images, 3 channels, H rows, W columns.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -73,6 +73,14 @@ class Reward(Objective):
         other = self.towards(self.prompts)
         other._objective = now
         return other
+
+    def choose(
+        self, seed: int, score: Callable[[torch.Tensor], torch.Tensor], size: tuple[int, int]
+    ) -> None:
+        """Let `score` select what the reward chooses for a seed, if it chooses anything."""
+        choosing = getattr(self.load()._objective, "choose", None)
+        if choosing is not None:
+            choosing(seed, score, size)
 
     def load(self) -> Reward:
         """Load the weights, if they are not loaded yet. Return this reward.

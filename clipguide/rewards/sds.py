@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FIRST, LAST = 0.98, 0.1  # noise levels at the start and at the end of a run, as shares of all steps
 ALONE = 0.5  # the noise level where there is no run, as in `rerank`
+DRAFTS, STEPS = 8, 4  # drafts of which one is selected, and steps of each
+STRIDE = 2654435761  # between the seeds of drafts: 2³² divided by the golden ratio
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 
 Guided = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (noisy_BChw, timestep) -> output
@@ -77,6 +79,33 @@ class Distilled(Objective):
             target_B3HW = self._target(image_B3HW, generators)
         return (image_B3HW - target_B3HW).square().flatten(1).mean(1)
 
+    def choose(
+        self, seed: int, score: Callable[[torch.Tensor], torch.Tensor], size: tuple[int, int]
+    ) -> None:
+        """Select what the generator chose for a seed among DRAFTS drafts, by the score_B of their
+        image_B3HW. A generator that chooses nothing but its noise, which is new at each step, is
+        left as it is.
+
+        Args:
+            seed: the initial seed of the generator of an image.
+            score: the function of drafts; higher is better.
+            size: height and width of the canvas in pixels.
+        """
+        if not hasattr(self.pipe, "draw_maps"):
+            return
+        height, width = fitting(self.pipe, *size)
+        seeds = [(seed + k * STRIDE) % 2**32 for k in range(DRAFTS)]  # the CPU's have 32 bits
+        drafts_B3HW = self.pipe(
+            prompt=list(self.prompts) * DRAFTS,
+            height=height,
+            width=width,
+            num_inference_steps=STEPS,
+            generator=[torch.Generator().manual_seed(one) for one in seeds],
+            output_type="pt",
+        ).images
+        best = seeds[score(drafts_B3HW).argmax().item()]
+        self._guided[seed, height, width] = self._recorded([best], (height, width))
+
     def _target(
         self, image_B3HW: torch.Tensor, generators: Sequence[torch.Generator]
     ) -> torch.Tensor:
@@ -102,10 +131,13 @@ class Distilled(Objective):
         """Return the U-Net with the conditions that the pipeline gives it for these seeds."""
         key = (*seeds, *size)
         if key not in self._guided:
-            many = len(seeds) if len(self.prompts) == 1 else 1
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            self._guided[key] = recorded(self.pipe, self.prompts * many, generators, size)
+            self._guided[key] = self._recorded(seeds, size)
         return self._guided[key]
+
+    def _recorded(self, seeds: Sequence[int], size: tuple[int, int]) -> Guided:
+        many = len(seeds) if len(self.prompts) == 1 else 1
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return recorded(self.pipe, self.prompts * many, generators, size)
 
 
 def recorded(
