@@ -542,7 +542,7 @@ from clipguide.engine import Engine
 from clipguide.retrieval import beyond
 
 home, db, clip, marks = sys.argv[1:]
-beyond.BLOCK, beyond.COMMIT = 3, 5
+beyond.BLOCK, beyond.COMMIT, beyond.SECONDS = 3, 5, 1e9
 publish, count = beyond.RayUpdate.publish, []
 
 def die_of_the_second(self, fragments, again):

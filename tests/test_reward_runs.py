@@ -241,7 +241,7 @@ def test_a_canvas_refuses_what_has_no_gradient():
         Loop(canvas, Brightness() + Reward("free"), steps=1)
 
 
-SMALL = {"steps": 3, "size": (32, 32), "cutouts": 2}
+SMALL = {"steps": 3, "size": (32, 32), "cutouts": 2, "sds": 0.0}
 
 
 def test_rewards_on_a_canvas(tiny_mini):
@@ -271,7 +271,7 @@ def test_rewards_on_a_canvas(tiny_mini):
 
 
 def test_rewards_of_optimize(tiny_mini):
-    given = ("optimize", "fox", "--canvas", "pixels", "--steps", 2, "--size", 32, "--seed", 7)
+    given = ("optimize", "fox", "--sds", 0, "--steps", 2, "--size", 32, "--seed", 7)
     invoke(*given, "--reward", "redness:0.5", "--out", "fox.png")
     assert read_png("fox.png").rewards == {"redness:0.5": ""}
     assert "names redness:0.5" in invoke("replay", "fox.png", code=2).stderr

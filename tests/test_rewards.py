@@ -26,7 +26,7 @@ from clipguide.rewards import hpsv3 as hpsv3_file
 from clipguide.rewards.questions import Question
 
 NAMES = ["clip", "siglip2", "pickscore", "hpsv2", "hpsv3", "imagereward", "aesthetic", "vqascore",
-         "vlm", "dino"]  # fmt: skip
+         "vlm", "dino", "sds"]  # fmt: skip
 
 
 # ------------------------------------------------------------ names

@@ -17,8 +17,6 @@ from torch import nn
 
 from ..canvases.base import normal
 from ..errors import UsageError
-from ..guidance.latents import family
-from ..guidance.levels import Level
 from ..objectives import Objective, fresh_generators
 from .pictures import plain
 from .registry import Scorer, Settings
@@ -109,6 +107,9 @@ class Distilled(Objective):
     def _target(
         self, image_B3HW: torch.Tensor, generators: Sequence[torch.Generator]
     ) -> torch.Tensor:
+        from ..guidance.latents import family  # imports diffusers
+        from ..guidance.levels import Level
+
         pipe, kind = self.pipe, family(self.pipe)
         alphas = pipe.scheduler.alphas_cumprod
         step = round(self.level * (len(alphas) - 1))
@@ -194,6 +195,8 @@ def fitting(pipe: DiffusionPipeline, height: int, width: int) -> tuple[int, int]
 
 def check(pipe: DiffusionPipeline) -> None:
     """Raise UsageError for a pipeline that does not denoise latents of images with a U-Net."""
+    from ..guidance.latents import family
+
     kind = family(pipe)
     noises = hasattr(pipe.scheduler, "alphas_cumprod") and (
         pipe.scheduler.config.get("prediction_type", "epsilon") in PREDICTIONS
