@@ -126,7 +126,7 @@ def test_the_best_draft_is_chosen(mini_pipe):  # noqa: F811
     with torch.no_grad():
         for seed, same in ((3 + 5 * STRIDE) % 2**32, True), (3, False):
             other = recorded(mini_pipe, ["a fox"], seeds(seed), size)
-            chosen = objective._guided[3, *size]
+            chosen = objective._guided[(3, *size)]
             outputs = [guided(latents, torch.tensor(step)) for guided in (chosen, other)]
             assert torch.equal(*outputs) == same
     plain, _ = stable_diffusion()
