@@ -259,12 +259,12 @@ def test_the_prompt_alone_sees_the_move(mini):
     (x, tokens), (x_moved, tokens_moved) = told
     channels = moved.shift.shape[1]
     cells = moved.shift[0, 0].numel()
-    assert_close(x_moved[2:, -channels:], x[2:, -channels:] + 0.5)
-    assert_close(tokens_moved[2:, :cells, :channels], tokens[2:, :cells, :channels] + 0.5)
-    assert torch.equal(x_moved[2:, :-channels], x[2:, :-channels])
-    assert torch.equal(x_moved[:2], x[:2]) and not x[:2, -channels:].any()
-    assert torch.equal(tokens_moved[:2], tokens[:2])
-    assert_close(moved.size_B, x[2:, -channels:].flatten(1).square().mean(1).sqrt())
+    assert_close(x_moved[:2, -channels:], x[:2, -channels:] + 0.5)
+    assert_close(tokens_moved[:2, :cells, :channels], tokens[:2, :cells, :channels] + 0.5)
+    assert torch.equal(x_moved[:2, :-channels], x[:2, :-channels])
+    assert torch.equal(x_moved[2:], x[2:]) and not x[2:, -channels:].any()
+    assert torch.equal(tokens_moved[2:], tokens[2:])
+    assert_close(moved.size_B, x[:2, -channels:].flatten(1).square().mean(1).sqrt())
 
 
 def test_what_is_drawn_once_is_drawn_anew_for_other_arguments():

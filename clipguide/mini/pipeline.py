@@ -53,6 +53,7 @@ class MiniPipeline(DiffusionPipeline):
     """
 
     default_method, default_batch, default_steps = METHOD, BATCH, STEPS
+    prompt_first = True  # the order of the halves of a batch with classifier-free guidance
     model_cpu_offload_seq = "text_encoder->prior->reader->unet->vae"
     _optional_components = ["reader"]
     _callback_tensor_inputs = ["latents", "maps"]
@@ -272,7 +273,7 @@ class MiniPipeline(DiffusionPipeline):
         maps = maps.to(device, self.unet.dtype)
         label_B = torch.tensor(labels, device=device)
         guided = map_guidance_scale > 1
-        text = self.encode_prompt([*negatives, *said] if guided else said)
+        text = self.encode_prompt([*said, *negatives] if guided else said)
         latents = self.prepare_latents(len(prompts), height, width, generator, latents)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
@@ -317,13 +318,13 @@ class MiniPipeline(DiffusionPipeline):
     ) -> Tensor:
         """Return the output of the U-Net with classifier-free guidance.
 
-        The text is (hidden states, mask) of the prompts, preceded by those of the negative prompts
+        The text is (hidden states, mask) of the prompts, followed by those of the negative prompts
         if the scale is above 1.
         """
         guided, maps = scale > 1, self.map_input(maps)
         if guided:
-            maps = torch.cat([torch.zeros_like(maps), maps])
-            label_B = torch.cat([torch.zeros_like(label_B), label_B])
+            maps = torch.cat([maps, torch.zeros_like(maps)])
+            label_B = torch.cat([label_B, torch.zeros_like(label_B)])
         x = self.scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
         under = torch.nn.functional.interpolate(maps, x.shape[-2:], mode="nearest")
         output = self.unet(
@@ -333,7 +334,7 @@ class MiniPipeline(DiffusionPipeline):
             return_dict=False,
         )[0]
         if guided:
-            untold, told = output.chunk(2)
+            told, untold = output.chunk(2)
             output = untold + scale * (told - untold)
         return output
 

@@ -171,13 +171,14 @@ def recorded(
     scale = defaults.get("map_guidance_scale", defaults["guidance_scale"]).default
     more = given[:, pipe.vae.config.latent_channels :]  # such as maps
     copies = len(given) // len(prompts)
+    prompt_first = getattr(pipe, "prompt_first", False)  # diffusers' pipelines put it second
 
     def guided(noisy_BChw: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         sample = torch.cat([noisy_BChw] * copies).to(given)
         output = pipe.unet(torch.cat([sample, more], 1), timestep, **kwargs)[0]
         if copies == 1:
             return output
-        untold, told = output.chunk(2)
+        untold, told = output.chunk(2)[:: -1 if prompt_first else 1]
         return untold + scale * (told - untold)
 
     return guided
