@@ -73,14 +73,23 @@ class Run:
             check_mask(self._mask, height, width)
         self._options = drawing.options()
         self._objective = self._composed(prompts)
-        for _, term in self._objective.terms():
-            if isinstance(term, Reward):
-                term.choose(seed, partial(self._score, term.prompts), (height, width))
+        self._has_chosen = False
         self._cosines: list[float] = []  # cosines between the gradients of guide and rewards
         self.stages = drawing.stages(factor_of(self._net) if self._net else 2)
         self._generator = torch.Generator().manual_seed(seed)
         self.index, self._stage = 0, 0
         self.loop = self._enter(0, None)
+
+    def begin(self) -> None:
+        """Let guide and judge select what the rewards choose for the seed. The first step does it
+        otherwise."""
+        if self._has_chosen:
+            return
+        self._has_chosen = True
+        width, height = self.drawing.size
+        for _, term in self._objective.terms():
+            if isinstance(term, Reward):
+                term.choose(self.seed, partial(self._score, term.prompts), (height, width))
 
     def _score(self, prompts: Sequence[Prompt], image_B3HW: torch.Tensor) -> torch.Tensor:
         """Return the sum of the scores by guide and judge, as for the drafts of `generate`."""
@@ -100,6 +109,7 @@ class Run:
         """Take one step. Raise ClipguideError if none is left."""
         if self.done:
             raise ClipguideError("The run is done: start another.")
+        self.begin()
         if self.loop.done:
             self._stage += 1
             self.loop = self._enter(self._stage, self.loop.image())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -151,18 +152,23 @@ class Drawing:
             canvas: the name of the canvas.
             encodes: whether it can begin with an image. One that cannot does not grow.
             distils: whether score distillation is the default.
+
+        Raises:
+            UsageError: as `check` does.
         """
         kind, grow = CANVASES[canvas], self.grow
         if self.size is None and grow is None and encodes and not self.moving:
             grow = kind.grow if 1 < kind.grow <= self.steps else None
+        self.check(canvas)
         rewards, weight = self.rewards, self.sds
         if weight is None:
             bound = self.init or self.pictures or self.tile or self.moving or self.prompts_at
-            weight = 0.0 if bound or not distils else SDS
-        if weight and not any(wanted(text).name == "sds" for text in rewards):
+            weight = 0.0 if bound or distilled(rewards) or not distils else SDS
+        if weight:
             rewards = (str(Wanted("sds", weight=weight)), *rewards)
         size = self.size or (kind.side, kind.side)
-        return replace(self, size=size, grow=grow, rewards=rewards, sds=0.0)
+        sds = None if distilled(rewards) else 0.0
+        return replace(self, size=size, grow=grow, rewards=rewards, sds=sds)
 
     def check(self, canvas: str) -> None:
         """Raise UsageError if a setting is out of range, or belongs to another canvas."""
@@ -197,7 +203,10 @@ class Drawing:
         if self.palette_weight != 1 and not self.palette:
             raise UsageError("palette_weight keeps to a palette: give one.")
         if self.temperature and canvas != "vqgan":
-            raise UsageError("temperature softens a VQGAN's codes: leave it out.")
+            raise UsageError(
+                "softness (temperature) softens a VQGAN's codes: leave it out, or give the canvas "
+                "vqgan."
+            )
         grow = self.sizes
         if self.steps < grow:
             raise UsageError(f"{grow} sizes need as many steps, not {self.steps}.")
@@ -212,6 +221,11 @@ class Drawing:
         """Raise UsageError for a reward that is unknown, is repeated, or has no gradient."""
         if len(set(self.rewards)) < len(self.rewards):
             raise UsageError("A reward is given twice: give it once, with a weight.")
+        if self.sds is not None and distilled(self.rewards):
+            raise UsageError(
+                "sds (--sds) and a reward sds both give the weight of score distillation: leave "
+                "one of them out."
+            )
         for text in self.rewards:
             if not wanted(text).kind.gradient:
                 raise UsageError(
@@ -315,7 +329,7 @@ class Drawing:
                 steps=recipe.steps,
                 cutouts=recipe.cutouts,
                 size=(recipe.width, recipe.height),
-                sds=0.0,
+                sds=None if distilled(recipe.rewards) else 0.0,
                 rewards=tuple(recipe.rewards),
                 question=recipe.question,
                 trust_pickle=trust_pickle,
@@ -329,6 +343,11 @@ class Drawing:
                 if file not in digests or digest(file) != digests[file]:
                     raise UsageError(f"{file} is not the image that the recipe began with.")
         return drawing
+
+
+def distilled(rewards: Iterable[str]) -> bool:
+    """Return whether score distillation is one of the rewards."""
+    return any(wanted(text).name == "sds" for text in rewards)
 
 
 def _listed(files: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -64,7 +64,10 @@ class TextToCanvas:
         for name in filter(None, (clip, judge)):  # before anything is loaded
             check_clip(name)
         if model is not None and not CANVASES[canvas].model:
-            raise UsageError(f"The canvas {canvas} has no model: leave it out.")
+            raise UsageError(
+                f"The canvas {canvas} has no model: leave it out, or give a canvas that has one, "
+                "vqgan or latent."
+            )
         self.canvas, self.device, self.dtype = canvas, device, dtype
         self.model = model or ("mini" if CANVASES[canvas].model else "")
         self.net: nn.Module | None = None
@@ -124,20 +127,25 @@ class TextToCanvas:
         """Return the model for images that tile."""
         return tiling(self.net) if self.net else None
 
-    def seconds_a_step(self, prompt: str, drawing: Drawing) -> float:
-        """Return the mean time of a step in seconds, over the sizes of a run.
+    def seconds_needed(self, prompt: str, drawing: Drawing) -> tuple[float, float]:
+        """Return the time before the first step, and the mean time of a step over the sizes of a
+        run, in seconds.
 
         It times a few steps of each size, after two steps to warm up.
         """
         drawing = self.settled(drawing)
         few = replace(drawing, steps=8 * drawing.sizes, prompts_at=(), patience=None)
+        begin = time.perf_counter()
         run, ends = self.start(prompt, few), []
+        run.begin()
+        before = time.perf_counter() - begin
         for _ in run:
             ends.append(time.perf_counter())
-        return sum(
+        a_step = sum(
             (ends[after - 1] - ends[first + 1]) / (after - first - 2)
             for _, _, first, after in run.stages
         ) / len(run.stages)
+        return before, a_step
 
     def replay(self, recipe: Recipe, *, trust_pickle: bool = False) -> Picture:
         """Return the image that a recipe made.

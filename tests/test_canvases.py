@@ -344,3 +344,48 @@ def test_masked_and_mirrored_are_canvases():
         Masked(Pixels(16, 16, generators(0)), image, mask[:8])
     with pytest.raises(UsageError, match="no symmetry"):
         Mirrored(Pixels(16, 16, generators(0)), "round")
+
+
+def test_fourier_leads_back_from_black_and_white():
+    """The sigmoid is flat there; the gradient has a slope of 0.05 at least, and elsewhere its own.
+    """
+    canvas = Fourier(8, 8, [torch.Generator().manual_seed(0)])
+    for value, slope in ((0.999, 0.05), (0.5, 0.25)):
+        canvas.encode(torch.full((1, 3, 8, 8), value))
+        canvas.zero_grad()
+        canvas.decode().sum().backward()
+        (leaf,) = torch.autograd.grad(canvas.decode().sum(), [canvas.spectrum_B3HF2])
+        plain = torch.view_as_complex(canvas.spectrum_B3HF2.detach()) * canvas.scale_HF
+        grey = torch.fft.irfft2(plain, s=(8, 8)).requires_grad_()
+        logit = torch.einsum("rc,bchw->brhw", canvas.mix_33, grey)
+        expected = torch.autograd.grad((slope * logit).sum(), [grey])[0]
+        constant = expected.sum((2, 3)) / 64 * canvas.scale_HF[0, 0]  # of frequency 0
+        assert_close(leaf[:, :, 0, 0, 0], constant, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"scaling_factor": 0.5},
+        {"scaling_factor": 0.5, "shift_factor": 0.3},
+        {"scaling_factor": 0.5, "latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [2.0] * 4},
+    ],
+    ids=lambda config: " ".join(config),
+)
+def test_latents_have_deviation_1(config):
+    """z / factor + shift, or with moments of each channel (SDXL) z · std / factor + mean;
+    an image is encoded to the same."""
+    from tiny_pipelines import kl
+
+    vae = kl(**config)
+    canvas = Latent(vae, 8, 8, [torch.Generator().manual_seed(0)])
+    z = canvas.latents_BChw.detach()
+    shift = torch.tensor(config.get("latents_mean", [config.get("shift_factor", 0.0)] * 4))
+    std = config.get("latents_std", [1.0])[0]
+    with torch.no_grad():
+        expected = vae.decode(z * std / 0.5 + shift.view(1, -1, 1, 1)).sample / 2 + 0.5
+        assert_close(canvas.decode(), expected)
+        image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        canvas.encode(image)
+        mode = vae.encode(image * 2 - 1).latent_dist.mode()
+    assert_close(canvas.latents_BChw.detach(), (mode - shift.view(1, -1, 1, 1)) * 0.5 / std)

@@ -173,6 +173,20 @@ def test_nothing_is_overwritten():
     invoke(*RUN, "--force")
 
 
+def test_score_distillation_is_on(monkeypatch):
+    """By default; such an image is made again without --trust, and goes on after a stop."""
+    given = ["optimize", "a fox", *FAST[:-2], "--seed", "7"]
+    invoke(*given, "--out", "whole.png")
+    assert list(read_png("whole.png").rewards) == ["sds:2"]
+    assert "pixel for pixel" in invoke("replay", "whole.png")
+    monkeypatch.setattr(unfinished, "SECONDS", 0.0)
+    stopped(monkeypatch, 2, *given, "--resume", "--out", "again.png")
+    invoke(*given, "--resume", "--out", "again.png")
+    with Image.open("whole.png") as whole, Image.open("again.png") as again:
+        assert whole.tobytes() == again.tobytes()
+    assert "sds" in invoke(*given, "--sds", "11", code=2)
+
+
 def test_a_full_disk_while_the_video_is_written():
     code = "from clipguide.cli.app import app; app()"
     models = tiny_models()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_guidance import draw, use
 from test_methods import Brightness, loss, settings
+from tiny_pipelines import draw as sample
 from tiny_pipelines import tiny
 from torch.testing import assert_close
 
@@ -63,6 +64,28 @@ def test_only_one_half_of_the_batch_is_told_otherwise(pipe):
         assert torch.equal(told[0], plain)
         assert_close(told[1][moved], plain[moved] + 0.5)
         assert torch.equal(told[1][kept], plain[kept])
+
+
+def test_the_halves_of_the_embedded_generator_are_the_other_way_round():
+    """Its prompt comes first: that half has the map, and is the one that is moved."""
+    made, given = tiny("mini")
+    told = []
+    made.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: told.append((args[0], kwargs["encoder_hidden_states"])),
+        with_kwargs=True,
+    )
+    for of in ("prompt", "null"):
+        told.clear()
+        with Conditioning(made, of) as shift:
+            sample(made, given, steps=1)
+            shift.shift = torch.full_like(shift.shift, 0.5)
+            made.unet._forward_pre_hooks.move_to_end(next(iter(made.unet._forward_pre_hooks)))
+            sample(made, given, steps=1)
+        (x, plain), (_, moved) = told
+        has_map = x[:, 8:].flatten(1).any(1)
+        assert has_map.sum() == 2 and not plain[~has_map, :, :6].any()
+        changed = (plain != moved).flatten(1).any(1)
+        assert torch.equal(changed, has_map if of == "prompt" else ~has_map), of
 
 
 def test_its_gradient_is_that_of_finite_differences(pipe):

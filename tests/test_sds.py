@@ -9,11 +9,21 @@ import pytest
 import torch
 from clipguide.pipelines import loading
 from test_mini_pipeline import pipe as mini_pipe  # noqa: F401 (a fixture)
-from tiny_pipelines import BATCH, ddim, flux, noise, stable_diffusion, xl
+from tiny_pipelines import (
+    BATCH,
+    controlnet,
+    ddim,
+    flux,
+    img2img,
+    inpaint,
+    noise,
+    stable_diffusion,
+    xl,
+)
 from torch.testing import assert_close
 
 from clipguide import Reward, load_pipeline
-from clipguide.errors import UsageError
+from clipguide.errors import ClipguideError, UsageError
 from clipguide.rewards.sds import DRAFTS, FIRST, LAST, STRIDE, Distilled, fitting, recorded
 
 PROMPTS = ["a fox", "an owl"]
@@ -121,6 +131,8 @@ def test_the_best_draft_is_chosen(mini_pipe):  # noqa: F811
         return -(torch.arange(len(image)) - 5.0).abs()  # the sixth
 
     objective.choose(3, score, (32, 32))
+    image = torch.rand(1, 3, *size, generator=seeds(3)[0])
+    objective(image, seeds(3))
     assert len(seen[0]) == DRAFTS and len({one.sum().item() for one in seen[0]}) == DRAFTS
     latents, step = noise(1, 8, *(side // mini_pipe.vae_scale_factor for side in size)), 500
     with torch.no_grad():
@@ -129,10 +141,13 @@ def test_the_best_draft_is_chosen(mini_pipe):  # noqa: F811
             chosen = objective._guided[(3, *size)]
             outputs = [guided(latents, torch.tensor(step)) for guided in (chosen, other)]
             assert torch.equal(*outputs) == same
+    wide = torch.rand(1, 3, size[0] // 2, size[1] * 2, generator=seeds(3)[0])
+    objective(wide, seeds(3))  # as a canvas that grows may have other proportions
+    assert len(objective._guided) == 2 and objective._chosen == {3: (3 + 5 * STRIDE) % 2**32}
     plain, _ = stable_diffusion()
     objective = Distilled(plain, ["a fox"])
     objective.choose(3, score, (32, 32))
-    assert len(seen) == 1 and not objective._guided
+    assert len(seen) == 1 and not objective._chosen
 
 
 def test_the_size_that_the_generator_knows(pipe):
@@ -160,6 +175,19 @@ def test_as_a_reward():
     assert Reward("clip").at(0.5).differentiable
 
 
+def test_several_images_of_each_prompt(pipe):
+    """Images come prompt by prompt, as for every objective."""
+    image = torch.rand(4, 3, *fitting(pipe, 32, 32), generator=seeds(3)[0])
+    each = Distilled(pipe, ["a fox"] * 2 + ["an owl"] * 2)
+    if not hasattr(pipe, "draw_maps"):  # these read two embeddings, whatever the prompts
+        return
+    assert_close(
+        Distilled(pipe, PROMPTS)(image, seeds(1, 2, 3, 4)), each(image, seeds(1, 2, 3, 4))
+    )
+    with pytest.raises(ClipguideError, match="2 prompts"):
+        Distilled(pipe, PROMPTS)(image[:3])
+
+
 def test_half_precision(monkeypatch):
     """A VAE that overflows in float16, as its configuration says, stays in float32."""
     for upcast, dtype in ((True, torch.float32), (False, torch.float16)):
@@ -180,9 +208,11 @@ def test_half_precision(monkeypatch):
 
 
 def test_generators_of_other_kinds_are_refused():
-    made, _ = flux()
-    with pytest.raises(UsageError, match="sds takes a generator with a U-Net.*not a FluxPipeline"):
-        Distilled(made, ["a fox"])
+    pag = stable_diffusion("PAG", pag_applied_layers=["mid"])
+    for made, _ in (flux(), inpaint(), img2img(), controlnet(), pag):
+        name = type(made).__name__
+        with pytest.raises(UsageError, match=f"draws from text alone with a U-Net.*not a {name}"):
+            Distilled(made, ["a fox"])
     with pytest.raises(UsageError, match="sds reads texts"):
         Reward("sds", "a fox:-1").load()
     with pytest.raises(UsageError, match="There is no model 'minni'"):

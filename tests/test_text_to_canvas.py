@@ -205,16 +205,25 @@ def test_score_distillation_by_default(tiny_mini):
         ({}, ("sds:2",)),
         ({"sds": 1.0}, ("sds",)),
         ({"sds": 0.5, "rewards": ("clip",)}, ("sds:0.5", "clip")),
-        ({"rewards": ("sds=mini:3", "clip")}, ("sds=mini:3", "clip")),
+        ({"sds": None, "rewards": ("sds=mini:3", "clip")}, ("sds=mini:3", "clip")),
         ({"sds": 0.0}, ()),
         *(({bound: value}, ()) for bound, value in BOUND.items()),
         *(({bound: value, "sds": 1.0}, ("sds",)) for bound, value in BOUND.items()),
     ):
-        assert owner.settled(fast(**{"sds": None, **settings})).rewards == rewards, settings
+        settled = owner.settled(fast(**{"sds": None, **settings}))
+        assert settled.rewards == rewards and owner.settled(settled) == settled, settings
     (picture,) = owner("a fox", fast(sds=None), seed=1)
     assert bits(picture) != bits(owner("a fox", FAST, seed=1)[0])
     assert list(picture.recipe.rewards) == ["sds:2"]
     assert bits(owner.replay(picture.recipe)) == bits(picture)
+    for settings, message in (
+        ({"sds": -1.0}, "sds must be from 0 to 10"),
+        ({"sds": 11.0}, "sds must be from 0 to 10"),
+        ({"sds": math.nan}, "sds must be from 0 to 10"),
+        ({"sds": 1.0, "rewards": ("sds=mini:3",)}, "leave one of them out"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            owner.start("a fox", fast(**settings))
     other = TextToCanvas(clip="mini-judge", judge="")
     assert other.settled(fast(sds=None)).rewards == ()
 
@@ -381,11 +390,11 @@ def test_a_tiny_autoencoder_and_a_pipeline_are_canvases(
         assert json.loads(picture.recipe.to_json())["model_fingerprint"] == owner.fingerprint
 
 
-def test_seconds_a_step(vqgan):
-    assert 0 < vqgan.seconds_a_step("a fox", FAST) < 30
+def test_seconds_needed(vqgan):
+    assert all(0 < seconds < 30 for seconds in vqgan.seconds_needed("a fox", FAST))
 
 
-def test_seconds_a_step_are_the_mean_over_the_sizes(vqgan, monkeypatch):
+def test_seconds_needed_are_the_mean_over_the_sizes(vqgan, monkeypatch):
     clock, step = [0.0], Run.step
 
     def slow(run):
@@ -395,7 +404,7 @@ def test_seconds_a_step_are_the_mean_over_the_sizes(vqgan, monkeypatch):
     monkeypatch.setattr(Run, "step", slow)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     drawing = fast(size=(64, 64), grow=2)
-    assert vqgan.seconds_a_step("a fox", drawing) == pytest.approx(1.5)
+    assert vqgan.seconds_needed("a fox", drawing)[1] == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("canvas", ["vqgan", "latent"])

@@ -194,7 +194,8 @@ def optimize(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The CLIP that selects the best step. [default: mini-judge for mini, else none]",
+            help="The CLIP that selects the best step, and with --sds one of eight drafts. "
+            "[default: mini-judge for mini, else none]",
         ),
     ] = None,
     sds: Annotated[

@@ -79,7 +79,8 @@ def timed(owner: Any, prompt: str, drawing: Drawing, seconds: float, *, quiet: b
 
     from ..pipelines.drawing import LIMITS
 
-    steps = int(seconds / owner.seconds_a_step(prompt, drawing))
+    before, a_step = owner.seconds_needed(prompt, drawing)
+    steps = int((seconds - before) / a_step)
     steps = min(max(steps, owner.settled(drawing).sizes), LIMITS["steps"][1])
     if not quiet:
         typer.echo(f"{seconds:g} seconds are about {steps} steps.", err=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import UsageError
 from . import console, naming, recipes
 from .options import ReportAsJson
 
@@ -76,7 +77,10 @@ def _is_foreign(reward: str) -> bool:
     """Return whether a reward loads something that is not in the package."""
     from ..rewards import wanted
 
-    asked = wanted(reward)
+    try:
+        asked = wanted(reward)
+    except UsageError:  # of a plug-in that is not installed
+        return True
     return asked.kind.default != "mini" or asked.where not in ("", "mini") or bool(asked.model)
 
 
@@ -127,6 +131,9 @@ def _tell(unequal: int, most: int, changes: list[str]) -> None:
     else:
         typer.echo(f"Not the same: {unequal} of the 8-bit values differ, by up to {most}.")
         if not changes:
-            typer.echo("The recipe is the same to the letter, so the pixels may have been edited.")
+            typer.echo(
+                "The recipe is the same to the letter, so the pixels may have been edited, or an "
+                "earlier clipguide with other defaults drew them."
+            )
     for change in changes:
         typer.echo(f"  {console.one_line(change)}")

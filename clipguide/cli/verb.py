@@ -58,8 +58,8 @@ EXAMPLES = {
     """,
     "optimize": """
         clipguide optimize "a red fox" --seconds 30
-        clipguide optimize "a sunflower" --canvas pixels --video sunflower.gif
-        clipguide optimize "a fish" --canvas fourier --size 256 --out fish.png
+        clipguide optimize "a sunflower" --canvas vqgan --video sunflower.gif
+        clipguide optimize "a fish" --canvas fourier --sds 0 --out fish.png
     """,
     "replay": """
         clipguide replay a-red-fox-7.png

@@ -34,7 +34,7 @@ class Conditioning:
 
     Args:
         pipe: the pipeline. It passes the embeddings to its denoiser by name. With classifier-free
-            guidance, those of the empty prompt come first.
+            guidance, those of the empty prompt come first, unless it has `prompt_first`.
         of: "prompt", "null" or "maps".
     """
 
@@ -85,7 +85,8 @@ class Conditioning:
                 "use shortcut, or of='prompt' where there is no classifier-free guidance."
             )
         parts = list(embedding.chunk(2)) if guided and len(embedding) % 2 == 0 else [embedding]
-        place = 0 if self.of == "null" else len(parts) - 1
+        first = "prompt" if getattr(self._pipe, "prompt_first", False) else "null"
+        place = 0 if len(parts) == 1 or self.of == first else 1
         parts[place] = self._shifted(parts[place])
         return args, {**kwargs, NAME: torch.cat(parts)}
 

@@ -17,7 +17,9 @@ from torch import nn
 
 from ..canvases.base import normal
 from ..errors import UsageError
+from ..hub import without_bars
 from ..objectives import Objective, fresh_generators
+from ..objectives.base import times_each
 from .pictures import plain
 from .registry import Scorer, Settings
 
@@ -40,7 +42,8 @@ class Distilled(Objective):
     is decoded, and its pixels are the target: it has no gradient. So the gradient of the loss is
     that of score distillation (Poole et al. 2023, DreamFusion, eq. 3) in pixels, with the noise
     falling along a run (Zhu et al. 2024, HiFA, eq. 9 and section 4.2). Without a run, the loss is
-    that of a diffusion classifier at one noise level (Li et al. 2023, eq. 2), in pixels.
+    like that of a diffusion classifier (Li et al. 2023, eq. 2), but at one noise level, in pixels
+    and with guidance.
 
     The generator's own choices, such as a map, depend on the initial seed of an image's generator.
     They stay the same for a whole run.
@@ -62,6 +65,7 @@ class Distilled(Objective):
         parts = {k: v for k, v in pipe.components.items() if isinstance(v, nn.Module)}
         self.models = nn.ModuleDict(parts).eval().requires_grad_(False)
         self._guided: dict[tuple, Guided] = {}
+        self._chosen: dict[int, int] = {}  # the seed that is used in place of another
 
     def at(self, progress):
         now = copy.copy(self)
@@ -101,8 +105,7 @@ class Distilled(Objective):
             generator=[torch.Generator().manual_seed(one) for one in seeds],
             output_type="pt",
         ).images
-        best = seeds[score(drafts_B3HW).argmax().item()]
-        self._guided[seed, height, width] = self._recorded([best], (height, width))
+        self._chosen[seed] = seeds[score(drafts_B3HW).argmax().item()]
 
     def _target(
         self, image_B3HW: torch.Tensor, generators: Sequence[torch.Generator]
@@ -132,13 +135,12 @@ class Distilled(Objective):
         """Return the U-Net with the conditions that the pipeline gives it for these seeds."""
         key = (*seeds, *size)
         if key not in self._guided:
-            self._guided[key] = self._recorded(seeds, size)
+            times = times_each(len(seeds), len(self.prompts), "prompts")
+            prompts = [prompt for prompt in self.prompts for _ in range(times)]
+            used = (self._chosen.get(seed, seed) for seed in seeds)
+            generators = [torch.Generator().manual_seed(seed) for seed in used]
+            self._guided[key] = recorded(self.pipe, prompts, generators, size)
         return self._guided[key]
-
-    def _recorded(self, seeds: Sequence[int], size: tuple[int, int]) -> Guided:
-        many = len(seeds) if len(self.prompts) == 1 else 1
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return recorded(self.pipe, self.prompts * many, generators, size)
 
 
 def recorded(
@@ -147,12 +149,11 @@ def recorded(
     generators: Sequence[torch.Generator],
     size: tuple[int, int],
 ) -> Guided:
-    """Run a pipeline for one step, and return a function that calls its U-Net as the pipeline did,
-    with other latents at another timestep."""
-    heard: list[tuple] = []
+    """Run a pipeline up to its first step, and return a function that calls its U-Net as the
+    pipeline did, with other latents at another timestep."""
 
     def hear(unet: nn.Module, args: tuple, kwargs: dict) -> None:
-        heard.append((args[0], kwargs))
+        raise _Heard(args[0], kwargs)
 
     handle = pipe.unet.register_forward_pre_hook(hear, with_kwargs=True)
     try:
@@ -160,17 +161,22 @@ def recorded(
             prompt=list(prompts),
             height=size[0],
             width=size[1],
-            num_inference_steps=1,
+            num_inference_steps=10,  # PNDM takes no fewer than 4
             generator=list(generators),
             output_type="latent",
         )
+    except _Heard as heard:
+        given, kwargs = heard.args
     finally:
         handle.remove()
-    given, kwargs = heard[0]
     defaults = inspect.signature(pipe.__call__).parameters
     scale = defaults.get("map_guidance_scale", defaults["guidance_scale"]).default
     more = given[:, pipe.vae.config.latent_channels :]  # such as maps
     copies = len(given) // len(prompts)
+    if copies not in (1, 2):
+        raise UsageError(
+            f"The reward sds takes no {type(pipe).__name__}, whose U-Net gets {copies} copies."
+        )
     prompt_first = getattr(pipe, "prompt_first", False)  # diffusers' pipelines put it second
 
     def guided(noisy_BChw: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -184,11 +190,16 @@ def recorded(
     return guided
 
 
+class _Heard(Exception):
+    """What the U-Net was called with: its sample and its named arguments."""
+
+
 def fitting(pipe: DiffusionPipeline, height: int, width: int) -> tuple[int, int]:
     """Return height and width of an image with these proportions, and about as many pixels as the
     pipeline was trained on."""
     config, factor = pipe.unet.config, pipe.vae_scale_factor
-    side, halvings = config.sample_size * factor, len(config.block_out_channels) - 1
+    own = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
+    side, halvings = own * factor, len(config.block_out_channels) - 1
     grain = math.lcm(factor * 2**halvings, 8)  # pipelines of Stable Diffusion ask for 8
     larger = side / (height * width) ** 0.5
     return tuple(max(1, round(edge * larger / grain)) * grain for edge in (height, width))
@@ -203,18 +214,29 @@ def check(pipe: DiffusionPipeline) -> None:
         pipe.scheduler.config.get("prediction_type", "epsilon") in PREDICTIONS
     )
     plain = kind.decoder == "vae" and kind.unpack is None and not kind.video
-    if not (plain and noises and getattr(pipe, "unet", None) is not None):
+    given = inspect.signature(pipe.__call__).parameters
+    alone = not {"image", "pag_scale"} & given.keys() and "prompt" in given
+    if not (plain and noises and alone and getattr(pipe, "unet", None) is not None):
         raise UsageError(
-            "The reward sds takes a generator with a U-Net, as Stable Diffusion 1, 2 and XL and "
-            f"mini have, not a {type(pipe).__name__}."
+            "The reward sds takes a generator that draws from text alone with a U-Net, as Stable "
+            f"Diffusion 1, 2 and XL and mini do, not a {type(pipe).__name__}."
         )
 
 
 def sds(settings: Settings) -> Scorer:
     """Load `sds[=MODEL]`: "mini", a diffusers folder or a model id."""
+    from diffusers.utils import logging
+
     from ..pipelines.loading import load_pipeline
 
-    pipe = load_pipeline(settings.where, device=settings.device, dtype=settings.dtype)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with without_bars():
+            pipe = load_pipeline(settings.where, device=settings.device, dtype=settings.dtype)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     check(pipe)
     if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.float()  # SDXL's overflows in float16
