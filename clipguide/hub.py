@@ -7,6 +7,7 @@ one in the cache. Here the hub is contacted once.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 from .errors import causes
@@ -17,19 +18,26 @@ CACHE_ALONE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}  # a file is n
 
 @contextlib.contextmanager
 def without_bars() -> Iterator[None]:
-    """Open a context in which transformers draws no progress bars and gives no warnings while it
-    loads models."""
+    """Open a context in which transformers, and diffusers if it is imported, draw no progress bars
+    and give no warnings while they load models."""
     from transformers.utils import logging
 
-    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    loggings = [logging]
+    if "diffusers" in sys.modules:
+        from diffusers.utils import logging as diffusers_logging
+
+        loggings.append(diffusers_logging)
+    before = [(one, one.is_progress_bar_enabled(), one.get_verbosity()) for one in loggings]
+    for one in loggings:
+        one.disable_progress_bar()
+        one.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
-        if enabled:
-            logging.enable_progress_bar()
+        for one, enabled, verbosity in before:
+            one.set_verbosity(verbosity)
+            if enabled:
+                one.enable_progress_bar()
 
 
 @contextlib.contextmanager

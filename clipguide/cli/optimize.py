@@ -45,8 +45,7 @@ def optimize(
         ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="SIDE|WxH", help="The size in pixels. [default: "
-            "256]")
+        str | None, typer.Option(metavar="SIDE|WxH", help="The size in pixels. [default: 256]")
     ] = None,
     lr: Annotated[
         float | None,

@@ -83,5 +83,5 @@ def timed(owner: Any, prompt: str, drawing: Drawing, seconds: float, *, quiet: b
     steps = int((seconds - before) / a_step)
     steps = min(max(steps, owner.settled(drawing).sizes), LIMITS["steps"][1])
     if not quiet:
-        typer.echo(f"{seconds:g} seconds are about {steps} steps.", err=True)
+        typer.echo(f"{seconds:g} seconds are about {steps} step{'s' * (steps > 1)}.", err=True)
     return replace(drawing, steps=steps)

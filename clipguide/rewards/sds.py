@@ -38,32 +38,31 @@ Guided = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (noisy_BChw, ti
 class Distilled(Objective):
     """The mean squared difference between an image and the one that a generator sees in it.
 
-    The image is encoded, noised and denoised in one step, with classifier-free guidance. The result
-    is decoded, and its pixels are the target: it has no gradient. So the gradient of the loss is
-    that of score distillation (Poole et al. 2023, DreamFusion, eq. 3) in pixels, with the noise
-    falling along a run (Zhu et al. 2024, HiFA, eq. 9 and section 4.2). Without a run, the loss is
-    like that of a diffusion classifier (Li et al. 2023, eq. 2), but at one noise level, in pixels
-    and with guidance.
+    The image is encoded to z, noised to αz + σε and denoised in one step to ẑ, with classifier-free
+    guidance. The decoded ẑ is the target of the pixels, and has no gradient. Score distillation
+    moves z along ε̂ − ε = (z − ẑ)·α/σ (Poole et al. 2023, DreamFusion, eq. 3). Here the pixels move
+    along image − decoded ẑ, and the noise falls along a run: both are as in HiFA (Zhu et al. 2024).
+    Without a run, the loss is like that of a diffusion classifier (Li et al. 2023), but at one
+    noise level, in pixels and with guidance.
 
     The generator's own choices, such as a map, depend on the initial seed of an image's generator.
     They stay the same for a whole run.
 
     Args:
         pipe: a pipeline with a U-Net and a VAE of images.
-        prompts: a prompt for all images, or one for each.
-        level: the noise level, from 0 (clean) to 1 (noise).
+        prompts: one for all images, or one for each run of as many images.
 
     Raises:
-        UsageError: the pipeline has another kind of model.
+        UsageError: the pipeline has another kind of model, or needs more than a text.
     """
 
-    def __init__(
-        self, pipe: DiffusionPipeline, prompts: Sequence[str], level: float = ALONE
-    ) -> None:
+    def __init__(self, pipe: DiffusionPipeline, prompts: Sequence[str]) -> None:
         check(pipe)
-        self.pipe, self.prompts, self.level = pipe, tuple(prompts), level
+        if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
+            pipe.vae.float()  # SDXL's overflows in float16
+        self.pipe, self.prompts, self.level = pipe, tuple(prompts), ALONE
         parts = {k: v for k, v in pipe.components.items() if isinstance(v, nn.Module)}
-        self.models = nn.ModuleDict(parts).eval().requires_grad_(False)
+        self.models = nn.ModuleDict(parts).eval().requires_grad_(False)  # for the fingerprint
         self._guided: dict[tuple, Guided] = {}
         self._chosen: dict[int, int] = {}  # the seed that is used in place of another
 
@@ -91,7 +90,7 @@ class Distilled(Objective):
         Args:
             seed: the initial seed of the generator of an image.
             score: the function of drafts; higher is better.
-            size: height and width of the canvas in pixels.
+            size: height and width of the images in pixels.
         """
         if not hasattr(self.pipe, "draw_maps"):
             return
@@ -110,6 +109,7 @@ class Distilled(Objective):
     def _target(
         self, image_B3HW: torch.Tensor, generators: Sequence[torch.Generator]
     ) -> torch.Tensor:
+        """Return the target_B3HW in [0, 1]."""
         from ..guidance.latents import family  # imports diffusers
         from ..guidance.levels import Level
 
@@ -127,7 +127,7 @@ class Distilled(Objective):
         noisy_BChw = alpha * latents_BChw + sigma * noise_BChw
         guided = self._with_guidance([g.initial_seed() for g in generators], image_B3HW.shape[-2:])
         output_BChw = guided(noisy_BChw, torch.tensor(step, device=noisy_BChw.device))
-        level = Level(PREDICTIONS[pipe.scheduler.config.prediction_type], alpha, sigma)
+        level = Level(prediction(pipe), alpha, sigma)
         x0_BChw = kind.to_vae(level.x0(output_BChw, noisy_BChw), pipe.vae, pipe)
         return kind.decode(pipe.vae, x0_BChw.to(pipe.vae.dtype)).clamp(0, 1).to(image_B3HW)
 
@@ -150,7 +150,20 @@ def recorded(
     size: tuple[int, int],
 ) -> Guided:
     """Run a pipeline up to its first step, and return a function that calls its U-Net as the
-    pipeline did, with other latents at another timestep."""
+    pipeline did, at its default guidance scale, but with other latents at another timestep.
+
+    Args:
+        pipe: the pipeline.
+        prompts: B prompts.
+        generators: B generators, from which the pipeline draws.
+        size: height and width of an image in pixels.
+
+    Returns:
+        A function from noisy_BChw and a timestep to output_BChw, before it is converted to x0.
+
+    Raises:
+        UsageError: the pipeline calls its U-Net with more than two copies of the latents.
+    """
 
     def hear(unet: nn.Module, args: tuple, kwargs: dict) -> None:
         raise _Heard(args[0], kwargs)
@@ -175,7 +188,8 @@ def recorded(
     copies = len(given) // len(prompts)
     if copies not in (1, 2):
         raise UsageError(
-            f"The reward sds takes no {type(pipe).__name__}, whose U-Net gets {copies} copies."
+            f"The reward sds takes no {type(pipe).__name__}, whose U-Net gets {copies} copies of "
+            "the latents: take Stable Diffusion 1, 2 or XL, or mini."
         )
     prompt_first = getattr(pipe, "prompt_first", False)  # diffusers' pipelines put it second
 
@@ -210,9 +224,7 @@ def check(pipe: DiffusionPipeline) -> None:
     from ..guidance.latents import family
 
     kind = family(pipe)
-    noises = hasattr(pipe.scheduler, "alphas_cumprod") and (
-        pipe.scheduler.config.get("prediction_type", "epsilon") in PREDICTIONS
-    )
+    noises = hasattr(pipe.scheduler, "alphas_cumprod") and prediction(pipe) is not None
     plain = kind.decoder == "vae" and kind.unpack is None and not kind.video
     given = inspect.signature(pipe.__call__).parameters
     alone = not {"image", "pag_scale"} & given.keys() and "prompt" in given
@@ -223,21 +235,16 @@ def check(pipe: DiffusionPipeline) -> None:
         )
 
 
+def prediction(pipe: DiffusionPipeline) -> str | None:
+    """Return what the U-Net predicts, as `Level` names it, or None for what `Level` does not have.
+    """
+    return PREDICTIONS.get(pipe.scheduler.config.get("prediction_type", "epsilon"))
+
+
 def sds(settings: Settings) -> Scorer:
     """Load `sds[=MODEL]`: "mini", a diffusers folder or a model id."""
-    from diffusers.utils import logging
-
     from ..pipelines.loading import load_pipeline
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with without_bars():
-            pipe = load_pipeline(settings.where, device=settings.device, dtype=settings.dtype)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    check(pipe)
-    if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
-        pipe.vae.float()  # SDXL's overflows in float16
+    with without_bars():
+        pipe = load_pipeline(settings.where, device=settings.device, dtype=settings.dtype)
     return lambda prompts: Distilled(pipe, plain(prompts, "sds"))
