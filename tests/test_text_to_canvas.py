@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from clipguide.errors import ClipguideWarning, UsageError
 from clipguide.images import to_pil, to_tensor
+from clipguide.objectives import Similarity
+from clipguide.rewards.sds import Distilled
 
 FAST = Drawing(steps=4, size=(32, 32), lr=0.1, cutouts=2, score_every=2, sds=0.0)
 
@@ -226,6 +228,25 @@ def test_score_distillation_by_default(tiny_mini):
             owner.start("a fox", fast(**settings))
     other = TextToCanvas(clip="mini-judge", judge="")
     assert other.settled(fast(sds=None)).rewards == ()
+
+
+def test_a_draft_is_chosen_at_the_first_step(tiny_mini, monkeypatch):
+    """Once, by the sum of guide and judge for the prompt, and not before: a finished image needs
+    none."""
+    owner, asked = TextToCanvas(), []
+    monkeypatch.setattr(Distilled, "choose", lambda self, *given: asked.append(given))
+    run = owner.start("a fox", fast(sds=1.0, size=(32, 64)), seed=5)
+    assert not asked
+    run.step()
+    run.step()
+    ((seed, score, size),) = asked
+    assert (seed, size) == (5, (64, 32))  # height and width
+    image = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    clips = (owner.clip, owner.judge)
+    scores = [Similarity(clip, "a fox", views=None).score(image) for clip in clips]
+    assert_close(score(image), scores[0] + scores[1])
+    list(owner.start("a fox", FAST, seed=5))
+    assert len(asked) == 1  # without score distillation, nothing is chosen
 
 
 def test_prompts_in_turn(vqgan):
