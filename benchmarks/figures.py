@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from benchmarks.gains import Row
 from clipguide import load_clip, mini
 from clipguide.retrieval.maintenance import ONE_GRAPH
 from training.evaluate.ledger import FIGURES, NAMES, Ledger, fingerprint
@@ -144,8 +145,9 @@ def steering() -> str:
     said += (
         f"So far it has drawn {data['prompts']} of 200 prompts, so small differences mean nothing. "
         "Cost is the time for one image, divided by that of plain sampling with 30 steps. "
-        '"best of" keeps the sample that the guide likes best, and "by both" the one that guide '
-        'and judge together like best, as `--best-of` does. "community" is the algorithm of '
+        '"best of" keeps the sample with the highest score: by guide and judge together if nothing '
+        'steers, otherwise by the guide alone. "by both" is `clipguide generate --best-of`, which '
+        'draws in batches. "community" is the algorithm of '
         "`clip_guided_stable_diffusion`, at its scale. "
         '"judged" is with the judge that eases steering, as on the command line. "default" is '
         "`clipguide generate` without options: `drafts`, with 15 steps.\n\n"
@@ -155,7 +157,7 @@ def steering() -> str:
         ("settings", "prompts", *COLUMNS), [_way(row, row["prompts"]) for row in ranked]
     )
     rows = [
-        (budget, "plain" if row["way"] == "plain" else row["method"], *_way(row))
+        (budget, Row(**row).kind, *_way(row))
         for budget, best in data["budgets"].items()
         for row in best
     ]
@@ -174,7 +176,8 @@ def _of_auto(found: dict[str, list]) -> str:
     rows = [(budget, settings, f"{ratio:.2f}") for budget, (settings, ratio) in found.items()]
     head = ("budget", "chosen by `auto`", "its gain, divided by the best")
     return (
-        "`auto` knows the methods `shortcut` and `best-of`. Its table, made of the one half of the "
+        "With the embedded generator, `auto` knows the methods `shortcut`, `best-of` and `drafts`, "
+        "and fewer steps. Its table, made of the one half of the "
         "prompts, chooses for the other half. The best is the method in the table above with the "
         f"highest gain on the first half:\n\n{table(head, rows)}\n"
     )
@@ -216,9 +219,8 @@ def _of_judge(seen: dict | None) -> str:
 
 def _way(row: dict, *more: object) -> tuple[object, ...]:
     """Return the cells of a way of steering; `more` follow its name."""
-    many = f", best of {row['best_of']}" if row["best_of"] > 1 else ""
     return (
-        row["way"] + many,
+        Row(**row).name,
         *more,
         f"{row['cost']:.2f}",
         _gain(row["gain"], row["error"]),

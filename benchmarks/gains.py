@@ -10,11 +10,13 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from clipguide.pipelines.generation import STEPS
+
 from benchmarks import ways
-from benchmarks.ways import PLAIN
+from benchmarks.ways import PLAIN, Way
 
 BUDGETS = (1.25, 1.5, 2.0, 4.0, 8.0)  # × plain sampling
-TOLERANCE = 1.02  # a cost may exceed its budget by this factor: the noise of timing
+CHOSEN = ("shortcut", "drafts")  # the methods that `auto` chooses
 
 
 @dataclass
@@ -67,11 +69,24 @@ class Row:
     options: dict = field(default_factory=lambda: {"strength": 0.0})  # plain sampling
     decoder: str = "vae"
     cutouts: int = 0
+    steps: int = STEPS
 
     @property
     def name(self) -> str:
         """Return the way, with the number of candidates if there are several."""
-        return self.way + (f", best of {self.best_of}" if self.best_of > 1 else "")
+        many = self.best_of > 1 and "best of" not in self.way
+        return self.way + (f", best of {self.best_of}" if many else "")
+
+    @property
+    def kind(self) -> str:
+        """Return the method, or "plain" or "best-of" if nothing steers."""
+        if self.method == "shortcut" and not self.options["strength"]:
+            return "best-of" if self.best_of > 1 else "plain"
+        return self.method
+
+    def fits(self, budget: float) -> bool:
+        """Return whether the cost is within a budget."""
+        return round(self.cost, 2) <= budget
 
 
 def enough(drawn: list[Drawn]) -> list[Drawn]:
@@ -94,10 +109,15 @@ def error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / len(values) ** 0.5
 
 
-def best(images: list[Drawn], number: int) -> list[Drawn]:
-    """Return the image with the highest guide score of each complete group of `number` images."""
+def best(images: list[Drawn], number: int, way: Way) -> list[Drawn]:
+    """Return the best image of each complete group of `number` images of a way, by the score of
+    the guide, and also by that of the judge if nothing steers."""
     groups = [images[k : k + number] for k in range(0, len(images), number)]
-    return [max(g, key=lambda d: d.guide) for g in groups if len(g) == number]
+
+    def rank(one: Drawn) -> float:
+        return one.guide + (one.judge if way.idle else 0.0)
+
+    return [max(group, key=rank) for group in groups if len(group) == number]
 
 
 def rows(drawn: list[Drawn]) -> list[Row]:
@@ -111,7 +131,7 @@ def rows(drawn: list[Drawn]) -> list[Row]:
     for way in ways.WAYS:
         for number in way.best_of if way.name in table else ():
             of_prompt = {p: images for p, images in table[way.name].items() if p in second}
-            kept = {p: best(images, number) for p, images in of_prompt.items()}
+            kept = {p: best(images, number, way) for p, images in of_prompt.items()}
             kept = {p: images for p, images in kept.items() if images}
             if kept:
                 found.append(_row(way, number, kept, of_prompt, plain, second))
@@ -141,7 +161,7 @@ def _row(
     flat = [image for images in kept.values() for image in images]
     return Row(
         way=way.name,
-        best_of=number,
+        best_of=number * way.candidates,
         prompts=len(kept),
         cost=number * statistics.median(costs),
         score=mean(mean(d.score for d in images) for images in kept.values()),
@@ -174,10 +194,9 @@ def at_budgets(drawn: list[Drawn]) -> dict[float, list[Row]]:
     for budget in BUDGETS:
         kinds: dict[str, Row] = {}
         for row in chosen:
-            kind = "plain" if row.way == PLAIN.name else row.method
-            fits = row.cost <= budget * TOLERANCE and (row.way, row.best_of) in shown
-            if fits and (kind not in kinds or row.gain > kinds[kind].gain):
-                kinds[kind] = row
+            fits = row.fits(budget) and (row.way, row.best_of) in shown
+            if fits and (row.kind not in kinds or row.gain > kinds[row.kind].gain):
+                kinds[row.kind] = row
         ranked = sorted(kinds.values(), key=lambda row: -row.gain)
         found[budget] = [shown[row.way, row.best_of] for row in ranked]
     return found
@@ -197,28 +216,35 @@ def of_classes(
     return found
 
 
-def frontier(found: list[Row]) -> list[Row]:
-    """Return the Pareto frontier of the rows of `shortcut` and of plain sampling.
+def frontier(found: list[Row], *, own: bool) -> list[Row]:
+    """Return the Pareto frontier of the rows that `auto` can choose.
 
     No other of these rows has the same or a higher gain at the same or a lower cost.
+
+    Args:
+        found: the rows.
+        own: whether `auto` chooses for the embedded generator in `generate`, where it also sets the
+            number of steps and can take drafts.
     """
     kept: list[Row] = []
-    for row in sorted(found, key=lambda row: row.cost):
-        if row.method == "shortcut" and not (row.best_of > 1 and "travel" in row.options):
+    for row in sorted(found, key=lambda row: (row.cost, -row.gain)):
+        travels = row.best_of > 1 and "travel" in row.options
+        anywhere = row.method == "shortcut" and row.steps == STEPS
+        if row.method in CHOSEN and not travels and (own or anywhere):
             if not kept or row.gain > kept[-1].gain:
                 kept.append(row)
     return kept
 
 
 def of_auto(drawn: list[Drawn]) -> dict[float, tuple[str, float]]:
-    """Return for each budget the settings that `auto` chooses, and their gain divided by that of
-    the best settings of all methods. The even prompts select both, the odd prompts measure them.
-    A budget is left out if the best settings gain nothing."""
+    """Return for each budget the settings that `auto` chooses for the embedded generator, and their
+    gain divided by that of the best settings of all methods. The even prompts select both, the odd
+    prompts measure them. A budget is left out if the best settings gain nothing."""
     even, odd = halves(drawn)
-    table, shown = frontier(rows(even)), {(r.way, r.best_of): r for r in rows(odd)}
+    table, shown = frontier(rows(even), own=True), {(r.way, r.best_of): r for r in rows(odd)}
     found = {}
     for budget, ranked in at_budgets(drawn).items():
-        fits = [r for r in table if round(r.cost, 2) <= budget and (r.way, r.best_of) in shown]
+        fits = [r for r in table if r.fits(budget) and (r.way, r.best_of) in shown]
         if fits and ranked and ranked[0].gain > 0:
             mine = shown[fits[-1].way, fits[-1].best_of]
             found[budget] = mine.name, mine.gain / ranked[0].gain

@@ -10,9 +10,10 @@ Cost is the mean seconds of an image ÷ those of plain sampling of the same prom
 median over prompts. The seconds are processor time. On a core with no other job, they equal
 wall-clock time. Other jobs do not change them.
 
-"best of" keeps the image with the guide's highest score from that many images. "default" is
-`clipguide generate`. The referee measures score, top-5, gain and diversity. It does not guide, stop
-or select anything (`python -m training.clip export referee`).
+"best of" keeps the image with the highest score of that many: by guide and judge together if
+nothing steers, otherwise by the guide. "default" is `clipguide generate`. The referee measures
+score, top-5, gain and diversity. It does not guide, stop or select anything
+(`python -m training.clip export referee`).
 
 The benchmark writes each way of a prompt when it is done, with the digest of all models. Images of
 other models do not count, and the benchmark draws them again.
@@ -30,11 +31,11 @@ from typing import Annotated
 
 import torch
 import typer
+from clipguide.pipelines.generation import STEPS
 from clipguide.pipelines.text_to_image import TextToImage
 
 from benchmarks import ways
 from benchmarks.gains import (
-    TOLERANCE,
     Drawn,
     Row,
     at_budgets,
@@ -211,16 +212,19 @@ def default_of(found: list[Row]) -> Row:
 
 def best_at_four(found: list[Row]) -> Row:
     """Return the row with the highest gain of those that cost at most four plain samples."""
-    return max((row for row in found if row.cost <= 4 * TOLERANCE), key=lambda row: row.gain)
+    return max((row for row in found if row.fits(4)), key=lambda row: row.gain)
 
 
 def write_auto(found: list[Row], models: dict[str, str], prompts: int) -> None:
-    """Write the table that the method auto chooses from."""
-    names = ("method", "options", "best_of", "decoder", "cutouts", "cost", "gain")
-    table = [{name: asdict(row)[name] for name in names} for row in frontier(found)]
+    """Write the table that the method auto chooses from: what it can choose anywhere, and what it
+    can choose for the embedded generator."""
+    names = ("method", "options", "best_of", "steps", "decoder", "cutouts", "cost", "gain")
+    kept = [*frontier(found, own=False), *frontier(found, own=True)]
+    table = [{name: asdict(row)[name] for name in names} for row in found if row in kept]
+    table.sort(key=lambda row: row["cost"])
     for row in table:
         row.update(cost=round(row["cost"], 2), gain=round(row["gain"], 4))
-    table = [*{row["cost"]: row for row in table}.values()]  # of equal costs, the highest gain
+        row["steps"] = None if row["steps"] == STEPS else row["steps"]
     facts = {"models": models, "prompts": prompts, "rows": table}
     TABLE.write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -42,8 +42,10 @@ class Way:
     """One setting of a method, drawn with seeds 0 … seeds − 1.
 
     `method` is a method of guidance, the scale of the community's method, or None for no method.
-    `best_of` has the sizes of the groups of images that the guide ranks. DEFAULT draws as
-    `clipguide generate` does, BOTH as with `--best-of 4`.
+    `best_of` has the sizes of the groups of images of which the best is kept, by guide and judge
+    together if nothing steers, otherwise by the guide alone. With `by_command`, the command's own
+    code draws: in batches, with `candidates` of each image, and with drafts that guide and judge
+    select.
     """
 
     name: str
@@ -54,11 +56,23 @@ class Way:
     decoder: str = "vae"
     judged: bool = False  # whether mini's judge can weaken and stop the steering
     steps: int = STEPS
+    by_command: bool = False
+    candidates: int = 1
+
+    @property
+    def idle(self) -> bool:
+        """Return whether nothing steers."""
+        return self.method is None
 
 
 PLAIN = Way("plain", None, 16, (1, 2, 4, 8))
-DEFAULT = Way("default", None)
-BOTH = Way("15 steps, best of 4 by both", None)  # guide and judge
+DEFAULT = Way("default", Drafts(), steps=15, by_command=True)
+
+
+def by_both(number: int) -> Way:
+    """Return the way of `clipguide generate --best-of NUMBER`."""
+    name = f"15 steps, best of {number} by both"
+    return Way(name, None, steps=15, by_command=True, candidates=number)
 
 
 def sparing(name: str, **options: object) -> Way:
@@ -72,9 +86,13 @@ def sparing(name: str, **options: object) -> Way:
 WAYS = (
     PLAIN,
     DEFAULT,
-    BOTH,
+    by_both(2),
+    by_both(4),
+    by_both(8),
+    by_both(16),
     Way("15 steps", None, 16, (1, 2, 4, 8, 16), steps=15),
     Way("15 steps, shortcut 0.5", Shortcut(strength=0.5), 4, (1, 2), steps=15),
+    Way("15 steps, shortcut 0.5, every 3", Shortcut(strength=0.5, every=3), 4, (1, 2), steps=15),
     Way("pruned 4", BestOf(number=4, finish=1, look=0.25)),
     Way("pruned 8", BestOf(number=8, finish=1, look=0.3)),
     sparing("0.5, every 3", strength=0.5, every=3),
@@ -103,8 +121,8 @@ WAYS = (
     Way("backprop 0.5, every 3", Backprop(strength=0.5, every=3), 4, (1, 2)),
     Way("embedding", Embedding(every=3)),
     Way("null embedding", Embedding(of="null", every=3)),
-    Way("drafts", Drafts()),
-    Way("15 steps, drafts", Drafts(), 4, (1, 2), steps=15),
+    Way("default, 30 steps", Drafts(), by_command=True),
+    Way("default, 1 update", Drafts(iterations=1), steps=15, by_command=True),
     Way("6 steps, noise", Noise(iterations=4), steps=6),
     Way("10 steps, noise", Noise(iterations=4), steps=10),
     Way("community 100", 100.0),
@@ -118,9 +136,10 @@ def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
     Returns:
         image_13HW in [0, 1].
     """
-    if way in (DEFAULT, BOTH):
-        asked = {} if way is DEFAULT else {"best_of": 4}
-        return images.to_tensor([model(prompt, seed=seed, **asked)[0].image])
+    if way.by_command:
+        how = {"best_of": way.candidates} if way.idle else {"method": way.method}
+        (picture,) = model(prompt, seed=seed, steps=way.steps, **how)
+        return images.to_tensor([picture.image])
     generator = [torch.Generator().manual_seed(seed)]
     settings = {
         "prompt": [prompt],
@@ -157,16 +176,15 @@ def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
 
 
 def settings(way: Way) -> dict:
-    """Return the fields of a `Row` that say how its images were drawn. Plain sampling has none.
+    """Return the fields of a `Row` that say how its images were drawn.
 
-    `auto` chooses neither the number of steps nor the judge. A method at another number of steps or
-    with the judge therefore counts as a method of its own here.
+    `auto` does not choose the judge. A method with the judge therefore counts as a method of its
+    own here.
     """
-    fewer = "" if way.steps == STEPS else f"{way.steps} steps"
-    if way in (DEFAULT, BOTH) or (way.method is None and fewer):
-        return {"method": fewer or way.name, "options": {}}
-    if not isinstance(way.method, Method):
-        return {} if way.method is None else {"method": "community", "options": {}}
-    seen = {"decoder": way.decoder, "cutouts": way.views.number}
-    own = [way.method.name, *([fewer] if fewer else []), *(["judged"] if way.judged else [])]
-    return {"method": ", ".join(own), "options": way.method.options(), **seen}
+    if isinstance(way.method, float):
+        return {"method": "community", "options": {}, "steps": way.steps}
+    if way.idle:
+        return {"steps": way.steps}
+    name = way.method.name + (", judged" if way.judged else "")
+    seen = {"decoder": way.decoder, "cutouts": way.views.number, "steps": way.steps}
+    return {"method": name, "options": way.method.options(), **seen}

@@ -42,13 +42,14 @@ class Generation:
             is the one with the highest sum of minus the objective and the score of the judge. None
             means 1.
         method: the name of a method, or an instance. The particles of an image are its candidates.
-            "auto" chooses the method with the highest gain for `budget`. None means "shortcut".
+            "auto" chooses the method with the highest gain for `budget`; with the embedded
+            generator, also the number of steps, if `steps` is None. None means "shortcut".
             With the embedded generator and no steering option, it means "drafts", or no method if
             `best_of` is given: see `usual`.
         strength: the length of a move as a fraction of the rms of x0: a number or a schedule, as in
             `steer`. 0 is plain sampling. The default is that of the method.
         steps: the number of steps of the sampler. None means 30, or 15 with the embedded generator
-            if nothing steers in these steps, as with the method "drafts".
+            if nothing steers in these steps, as with the method "drafts"; see also "auto".
         seed: from 0 to 2⁶³ − 1.
         cfg: the scale of classifier-free guidance; 1 is none.
         cfg_window: the noise levels at which classifier-free guidance applies, as in `steer`.

@@ -51,14 +51,14 @@ class Settings:
     frames: bool = False
 
 
-def auto_of(budget: float | None, given: dict[str, object], best_of: int) -> Choice:
-    """Return the choice of the method "auto". Raise UsageError if an argument that it sets is given
-    too."""
+def auto_of(budget: float | None, given: dict[str, object], best_of: int, *, own: bool) -> Choice:
+    """Return the choice of the method "auto"; `own` is that of `choose`. Raise UsageError if an
+    argument that it sets is given too."""
     if names := [name for name, value in given.items() if value is not None]:
         raise UsageError(f"auto sets {', '.join(names)} itself: leave it out.")
     if best_of > 1:
         raise UsageError("auto has candidates of its own: leave best_of (--best-of) out.")
-    return choose(budget)
+    return choose(budget, own=own)
 
 
 def candidates_of(method: Method, best_of: int) -> tuple[Method, int, int]:

@@ -157,7 +157,8 @@ class TextToImage:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         guides = guides_of(asked.guide, prompts)
         width, height = picture_size(self.pipe, asked.size, name=self.model)
-        asked = self.chosen = self._chosen(asked.usual(self.pipe, prompts), width, height)
+        asked = self._chosen(asked, asked.usual(self.pipe, prompts), width, height)
+        self.chosen = asked
         method, best_of, group = candidates_of(asked.configured, asked.best_of)
         recipe_options(method)  # an error comes now, not after the first image is drawn
         method.check(self.pipe)
@@ -193,20 +194,24 @@ class TextToImage:
         ]
         return self._iterate(batches, on_step, tapes, finished)
 
-    def _chosen(self, asked: Generation, width: int, height: int) -> Generation:
-        """Return the settings that "auto" chooses, or the given ones."""
+    def _chosen(
+        self, given: Generation, asked: Generation, width: int, height: int
+    ) -> Generation:
+        """Return the settings that "auto" chooses, or `asked`: the given ones with defaults."""
         self.choice = None
         budget = times_plain(
             asked.budget, lambda: plain_seconds(self.pipe, asked.steps, asked.cfg, width, height)
         )
         if asked.method != "auto":
             return replace(asked, budget=budget)
-        given = {name: getattr(asked, name) for name in ("strength", "cutouts", "decoder")}
-        choice = self.choice = auto_of(budget, given, asked.best_of)
+        named = {name: getattr(asked, name) for name in ("strength", "cutouts", "decoder")}
+        own = given.steps is None and hasattr(type(self.pipe), "default_method")
+        choice = self.choice = auto_of(budget, named, asked.best_of, own=own)
         return replace(
             asked,
             method=choice.each,
             best_of=choice.best_of,
+            steps=choice.steps or asked.steps,
             cutouts=choice.cutouts,
             decoder=choice.decoder,
             budget=None,

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from clipguide.cli.app import app
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.guidance import BestOf, Particles, Shortcut, auto, steer
+from clipguide.guidance import BestOf, Drafts, Particles, Shortcut, auto, steer
 from clipguide.objectives import Similarity
 from clipguide.recipe import read_png
 from clipguide.views import Cutouts
@@ -23,24 +23,42 @@ ROWS = [
     {"strength": 0.3, "best_of": 1, "cost": 1.5, "gain": 1.0, "decoder": "linear", "cutouts": 0},
     {"strength": 0.3, "best_of": 2, "cost": 3.0, "gain": 2.0, "decoder": "vae", "cutouts": 2},
 ]
+OWN = [  # those that hold for the embedded generator alone
+    {"method": "shortcut", "options": {"strength": 0.0}, "best_of": 2, "steps": 2, "cost": 0.9,
+     "gain": 0.5, "decoder": "vae", "cutouts": 0},
+    {"method": "drafts", "options": {"number": 2, "draft_steps": 2}, "best_of": 1, "steps": 3,
+     "cost": 4.0, "gain": 3.0, "decoder": "vae", "cutouts": 4},
+]  # fmt: skip
 
 
 @pytest.fixture
 def table(monkeypatch):
-    rows = [{**row, "method": "shortcut", "options": {"strength": row["strength"]}} for row in ROWS]
+    rows = [
+        {**row, "method": "shortcut", "options": {"strength": row["strength"]}, "steps": None}
+        for row in ROWS
+    ]
     for row in rows:
         del row["strength"]
-    monkeypatch.setattr(auto, "_rows", lambda: rows)
+    monkeypatch.setattr(auto, "_rows", lambda: [*rows, *OWN])
 
 
 def test_the_table_that_is_shipped():
-    """Each way can be made, costs more than the one before and gains more; plain is the first."""
-    rows = json.loads(auto.TABLE.read_text())["rows"]
-    assert rows[0]["cost"] == 1.0 and rows[0]["gain"] == 0.0 and len(rows) > 2
-    for before, row in zip(rows, rows[1:], strict=False):
-        assert before["cost"] < row["cost"] and before["gain"] < row["gain"]
-    for row in rows:
-        assert auto.choose(row["cost"]).cost == row["cost"]
+    """Each way can be made, costs more than the one before and gains more. Plain sampling is the
+    first that any pipeline has; for the embedded generator, there is more to choose from."""
+    every = json.loads(auto.TABLE.read_text())["rows"]
+    known = []
+    for own in (False, True):
+        chosen = [auto.choose(max(row["cost"], 1.0), own=own) for row in every]
+        known.append([choice for k, choice in enumerate(chosen) if choice not in chosen[:k]])
+        gains = [
+            next(row["gain"] for row in every if row["cost"] == choice.cost)
+            for choice in known[-1]
+        ]
+        assert gains == sorted(gains) and len(gains) > 2
+    anywhere, of_mini = known
+    assert (anywhere[0].cost, anywhere[0].best_of) == (1.0, 1) and anywhere[0].each.idle
+    assert all(choice.steps is None for choice in anywhere)
+    assert any(choice.steps for choice in of_mini)
 
 
 @pytest.mark.parametrize(("budget", "row"), [(1, 0), (1.4, 0), (1.5, 1), (2.9, 1), (3, 2), (9, 2)])
@@ -48,6 +66,16 @@ def test_choice(table, budget, row):
     choice = auto.choose(budget)
     assert choice.each == Shortcut(strength=ROWS[row]["strength"])
     assert (choice.best_of, choice.cost) == (ROWS[row]["best_of"], ROWS[row]["cost"])
+
+
+@pytest.mark.parametrize(
+    ("budget", "chosen"), [(1, (0.9, 2)), (1.5, (1.5, None)), (3.9, (3.0, None)), (4, (4.0, 3))]
+)
+def test_choice_for_the_embedded_generator(table, budget, chosen):
+    """Rows of fewer steps and of drafts count too."""
+    choice = auto.choose(budget, own=True)
+    assert (choice.cost, choice.steps) == chosen
+    assert (", 2 steps;" in str(choice)) == (chosen[1] == 2)
 
 
 @pytest.mark.parametrize("budget", [0.99, 0, -1, float("nan"), float("inf")])
@@ -130,6 +158,21 @@ def test_text_to_image(table, tiny_mini):
     assert not np.array_equal(np.asarray(other.image), np.asarray(picture.image))
     (quick,) = model("a fox", method="auto", budget="1000s", steps=2)
     assert quick.recipe.best_of == 2
+
+
+def test_text_to_image_chooses_the_steps(table, tiny_mini, monkeypatch):
+    """If none are given, for a generator with defaults of its own: best-of of two steps, which
+    guide and judge select, and drafts."""
+    model = TextToImage()
+    monkeypatch.setattr(type(model.pipe), "default_method", "drafts", raising=False)
+    for budget, by_hand in (
+        (1, {"best_of": 2, "steps": 2}),
+        (4, {"method": Drafts(number=2, draft_steps=2), "steps": 3}),
+    ):
+        (chosen,) = model("a fox", method="auto", budget=budget, seed=5)
+        (other,) = model("a fox", seed=5, **by_hand)
+        assert chosen.recipe.steps == by_hand["steps"]
+        assert np.array_equal(np.asarray(chosen.image), np.asarray(other.image))
 
 
 @pytest.mark.parametrize(

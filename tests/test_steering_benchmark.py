@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 from benchmarks import community, gains, steering
 from benchmarks import ways as table_of_ways
 from benchmarks.gains import Drawn, Row
-from benchmarks.ways import BOTH, DEFAULT, PLAIN, STEPS, WAYS, Way
-from clipguide import load_clip
+from benchmarks.ways import DEFAULT, PLAIN, STEPS, WAYS, Way
+from clipguide import load_clip, mini
 from clipguide.guidance import METHODS, BestOf, Particles, Shortcut
 from clipguide.guidance.methods import configure
+from clipguide.images import to_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -42,7 +43,7 @@ def ways(monkeypatch):
 
 
 PICTURES = [
-    *(drawn(0, "plain", s, score=s / 10, guide=-s, top5=s == 0) for s in range(4)),
+    *(drawn(0, "plain", s, score=s / 10, guide=s, judge=-2 * s, top5=s == 0) for s in range(4)),
     *(drawn(1, "plain", s, score=0.2, seconds=2.0, guide=s) for s in range(4)),
     *(drawn(0, "a", s, score=0.35, seconds=3.0, top5=True, spread=0.1) for s in range(2)),
     *(drawn(1, "a", s, score=0.1 - s / 100, seconds=10.0, spread=0.3) for s in range(2)),
@@ -50,7 +51,8 @@ PICTURES = [
 
 
 def test_rows(ways):
-    """Prompt 0: plain scores 0, .1, .2, .3, liked best are 0 and 2; prompt 1: always .2. Way a
+    """Prompt 0: plain scores 0, .1, .2, .3; of each two, guide and judge like the first best, and
+    the guide alone the second; prompt 1: always .2. Way a
     gains .35 and .25 on prompt 0; on prompt 1 it loses .1 and .11, at two standard errors of .01.
     """
     plain, best, a = gains.rows(PICTURES)
@@ -84,14 +86,15 @@ def test_gains_by_class(ways):
 
 
 def test_autos_table_has_a_cost_once(ways, monkeypatch, tmp_path):
-    """Costs that are equal when they are rounded are those of the row that gains most."""
+    """Of equal costs, the row that gains most is kept."""
     monkeypatch.setattr(steering, "TABLE", tmp_path / "auto.json")
     a = gains.rows(PICTURES)[-1]
-    costs = ((1, 0), (2.001, 0.1), (2.004, 0.2))
+    costs = ((1, 0), (2.004, 0.2), (2.004, 0.1))
     found = [replace(a, cost=cost, gain=gain) for cost, gain in costs]
     steering.write_auto(found, {}, 2)
     rows = json.loads((tmp_path / "auto.json").read_text())["rows"]
     assert [(row["cost"], row["gain"]) for row in rows] == [(1, 0), (2.0, 0.2)]
+    assert rows[0]["steps"] is None
 
 
 def test_a_loss_within_two_standard_errors_is_not_clear(ways):
@@ -113,9 +116,13 @@ def row(cost, gain, **facts):
 
 
 def test_frontier():
+    """Anywhere, without the row of fewer steps and the drafts."""
     plain, poor, good = row(1, 0), row(2, -1), row(3, 2)
     other, late = row(2, 9, method="particles"), row(4, 1.5)
-    assert gains.frontier([late, other, good, poor, plain]) == [plain, good]
+    fewer, drafts = row(0.5, 0.1, steps=15), row(5, 3, method="drafts", steps=15)
+    every = [late, other, drafts, good, poor, fewer, plain]
+    assert gains.frontier(every, own=False) == [plain, good]
+    assert gains.frontier(every, own=True) == [fewer, good, drafts]
 
 
 def test_a_way_of_few_prompts_is_left_out(ways):
@@ -138,7 +145,7 @@ def test_what_a_budget_buys_is_chosen_on_other_prompts_than_it_is_shown_on(ways)
     assert [r.way for r in budgets[1.25]] == ["plain"]
     assert [r.way for r in budgets[1.5]] == ["a", "plain"]
     assert budgets[1.5][0].gain == pytest.approx(-0.1) and budgets[1.5][0].prompts == 2
-    assert [r.way for r in budgets[4.0]] == ["b", "a", "plain"]
+    assert [r.kind for r in budgets[4.0]] == ["particles", "shortcut", "plain", "best-of"]
 
 
 def test_every_way_draws(tiny_mini):
@@ -147,19 +154,19 @@ def test_every_way_draws(tiny_mini):
     for way in WAYS:
         # 8 steps, so that every sixth is not the first alone
         steps = 8 if way.steps == STEPS else way.steps // 2
-        quick = way if way in (DEFAULT, BOTH) else replace(way, steps=steps)
+        quick = replace(way, steps=steps)
         found[way.name] = table_of_ways.draw(model, quick, "a fox", 1)
         assert found[way.name].shape == (1, 3, 32, 32)
         assert torch.equal(found[way.name], table_of_ways.draw(model, quick, "a fox", 1))
         facts = table_of_ways.settings(way)
-        if way in (DEFAULT, BOTH) or way.steps != STEPS:  # auto does not choose such
-            assert facts["method"] not in METHODS
+        assert facts["steps"] == way.steps
         if facts.get("method") in METHODS:
             assert configure(facts["method"], facts["options"]) == way.method
+    assert (DEFAULT.method, DEFAULT.steps) == (configure(mini.METHOD, {}), mini.STEPS)
+    (usual,) = model("a fox", seed=1, steps=7, method=mini.METHOD)
+    assert torch.equal(found[DEFAULT.name], to_tensor([usual.image]))
     # A judge need not step in, and of several unsteered images the first may be the best.
     sure = [way.name for way in WAYS if not way.judged and not isinstance(way.method, BestOf)]
-    sure.remove(DEFAULT.name)
-    sure.remove(BOTH.name)
     for one, other in itertools.combinations(sure, 2):
         assert not torch.equal(found[one], found[other]), (one, other)
 
@@ -295,15 +302,13 @@ def test_what_the_judge_catches():
     assert gains.caught(found[:-4]) is None
 
 
-@pytest.mark.parametrize("changes", [{"judged": True}, {"steps": 15}])
-def test_auto_has_no_way_that_it_cannot_choose(changes):
-    way = Way("a", Shortcut(strength=0.4), **changes)
-    (named,) = changes
-    expected = {"judged": "shortcut, judged", "steps": "shortcut, 15 steps"}[named]
-    assert table_of_ways.settings(way)["method"] == expected
-    row = Row("a", 1, 2, 3.0, 0.2, 0.1, 0.0, 0.5, 1.0, 0.0, 0.2, 0.2, **table_of_ways.settings(way))
-    assert not gains.frontier([row])
-    assert gains.frontier([replace(row, method="shortcut")])
+def test_auto_does_not_choose_the_judge():
+    way = Way("a", Shortcut(strength=0.4), judged=True)
+    facts = table_of_ways.settings(way)
+    assert facts["method"] == "shortcut, judged"
+    row = Row("a", 1, 2, 3.0, 0.2, 0.1, 0.0, 0.5, 1.0, 0.0, 0.2, 0.2, **facts)
+    assert not gains.frontier([row], own=True)
+    assert gains.frontier([replace(row, method="shortcut")], own=True)
 
 
 def test_an_image_that_two_processes_drew_counts_once(tmp_path):

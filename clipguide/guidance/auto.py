@@ -6,6 +6,9 @@ were measured on the embedded generator (`python -m benchmarks.steering table --
 is small, so steering costs relatively more there than on a larger model: a run stays within the
 budget, and rarely uses all of it. `models` are the fingerprints of what was measured. Without any,
 the table is of an earlier generator.
+
+Two kinds of rows hold for the embedded generator alone, and only in `generate`: those of fewer
+steps, and those of a method that needs its maps. The others hold for any pipeline.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ BUDGET = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Settings of steering: `best_of` samples per image, each drawn by `each` with the decoder
-    `decoder` and `cutouts` crops besides the whole image. `cost` is a multiple of plain sampling.
+    """Settings of steering: `best_of` samples per image, each drawn by `each` in `steps` steps with
+    the decoder `decoder` and `cutouts` crops besides the whole image. `steps` is None for the
+    number that the call asks for. `cost` is a multiple of plain sampling.
     """
 
     each: Method
@@ -36,6 +40,7 @@ class Choice:
     decoder: str
     cutouts: int
     cost: float
+    steps: int | None = None
 
     @property
     def method(self) -> Method:
@@ -50,28 +55,43 @@ class Choice:
     def __str__(self) -> str:
         options = "".join(f", {name} {value}" for name, value in self.each.options().items())
         best = f", best of {self.best_of}" if self.best_of > 1 else ""
+        steps = f", {self.steps} steps" if self.steps else ""
         return (
-            f"{self.each.name}{options}{best}; decoder {self.decoder}, {self.cutouts} cutouts: "
-            f"{self.cost:.1f} × the cost of plain sampling on {_measured_on()}"
+            f"{self.each.name}{options}{best}{steps}; decoder {self.decoder}, {self.cutouts} "
+            f"cutouts: {self.cost:.1f} × the cost of plain sampling on {_measured_on()}"
         )
 
 
-def choose(budget: float | None) -> Choice:
-    """Return the settings with the highest gain for `budget` times the cost of plain sampling.
-    Raise UsageError for a budget below 1."""
+def choose(budget: float | None, *, own: bool = False) -> Choice:
+    """Return the settings with the highest gain for a budget.
+
+    Args:
+        budget: the highest cost, as a multiple of that of plain sampling. None means 4.
+        own: whether the embedded generator draws, and the number of its steps can be chosen.
+
+    Raises:
+        UsageError: the budget is below 1.
+    """
     budget = BUDGET if budget is None else budget
     if not (math.isfinite(budget) and budget >= 1):
         raise UsageError(
             f"The budget is × the cost of plain sampling, so at least 1, not {budget}."
         )
-    row = max((row for row in _rows() if row["cost"] <= budget), key=lambda row: row["gain"])
+    fits = [row for row in _rows() if row["cost"] <= budget and (own or _anywhere(row))]
+    row = max(fits, key=lambda row: row["gain"])
     return Choice(
         each=configure(row["method"], row["options"]),
         best_of=row["best_of"],
         decoder=row["decoder"],
         cutouts=row["cutouts"],
         cost=row["cost"],
+        steps=row["steps"] if own else None,
     )
+
+
+def _anywhere(row: dict) -> bool:
+    """Return whether a row holds for any pipeline."""
+    return row["method"] == "shortcut" and row["steps"] is None
 
 
 def times_plain(budget: str | float | None, plain_seconds) -> float | None:
