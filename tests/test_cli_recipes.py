@@ -63,12 +63,11 @@ def test_the_same_image(tiny_mini, words):
     """Whatever the options were: the PNG alone is enough, and so is its recipe as JSON."""
     generate("a red fox", "--seed", 7, *FAST, *words, "--out", "first-{index}.png")
     for first in Path().glob("first-*.png"):
-        trust = ["--trust"] if "--reward" in words else []
-        generate("--config", first, *trust, "--out", "again.png", "--force")
+        generate("--config", first, "--out", "again.png", "--force")
         assert (pixels("again.png") == pixels(first)).all()
         text = recipes.read_png(first).to_json()
         Path("recipe.json").write_text(text, "utf-8")
-        generate("--config", "recipe.json", *trust, "--out", "third.png", "--force")
+        generate("--config", "recipe.json", "--out", "third.png", "--force")
         assert (pixels("third.png") == pixels(first)).all()
 
 
@@ -140,6 +139,13 @@ def test_nothing_is_loaded_that_nobody_asked_for(tiny_mini, field):
     told = generate("--config", "recipe.json", "--trust", code=None).stderr
     assert "--trust" not in told and "evil" in told
     assert "--config" in generate("fox", "--trust", code=2).stderr
+
+
+@pytest.mark.parametrize("reward", ["clip=ViT-B-32", "sds=mini-judge", "dino=a.png"])
+def test_no_reward_is_loaded_that_nobody_asked_for(tiny_mini, reward):
+    written("recipe.json", prompt="fox", rewards={reward: ""})
+    told = generate("--config", "recipe.json", code=2).stderr
+    assert reward in told and "--trust" in told
 
 
 def test_what_the_command_line_names_needs_no_trust(tiny_mini):

@@ -25,7 +25,8 @@ SAME = (  # fields of a recipe with the same name as a parameter of `generate`
     "refine question method"
 ).split()
 # fields that name something to load
-NAMING = ("model", "clip", "judge", "tiny", "reward", "select")
+REWARDS = ("reward", "select")
+NAMING = ("model", "clip", "judge", "tiny", *REWARDS)
 
 
 def take(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -141,10 +142,15 @@ def _candidates(fields: dict[str, Any], options: dict[str, str]) -> Iterator[tup
 
 def check_trust(ctx: typer.Context, trust: bool) -> None:
     """Raise UsageError if the recipe names models to load and the user did not give --trust."""
-    names = ctx.meta.get(__name__, set())
-    named = [ctx.params[name] for name in sorted(names) if _of_recipe(ctx, name)]
-    foreign = [one for value in named for one in (value if isinstance(value, list) else [value])]
-    foreign = [one for one in foreign if not members(one) <= EMBEDDED]
+    foreign = []
+    for name in sorted(ctx.meta.get(__name__, set())):
+        if not _of_recipe(ctx, name):
+            continue
+        value = ctx.params[name]
+        if name in REWARDS:
+            foreign += filter(is_foreign, value)
+        elif not members(value) <= EMBEDDED:
+            foreign.append(value)
     if trust and ctx.params["config"] is None:
         raise UsageError("--trust says that a recipe may name models: give --config too.")
     if foreign and not trust:
@@ -163,6 +169,18 @@ def members(clip: str) -> set[str]:
     """Return the CLIPs in a name, without their weights and dtype. "0.7*mini+mini-judge@:bfloat16"
     has two embedded ones."""
     return {one.rpartition("*")[2].strip().partition("@")[0] for one in clip.split("+")}
+
+
+def is_foreign(reward: str) -> bool:
+    """Return whether a reward loads something that is not in the package."""
+    from ..rewards import wanted
+
+    try:
+        asked = wanted(reward)
+    except UsageError:  # of a plug-in that is not installed
+        return True
+    embedded = EMBEDDED if asked.name == "clip" else {"", "mini"}
+    return asked.kind.default != "mini" or asked.where not in embedded or bool(asked.model)
 
 
 def _of_recipe(ctx: typer.Context, name: str) -> bool:

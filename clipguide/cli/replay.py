@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UsageError
 from . import console, naming, recipes
 from .options import ReportAsJson
 
@@ -68,20 +67,9 @@ def _refuse_foreign(recipe: Recipe, picture: Path) -> None:
     clips = recipes.members(recipe.clip) | recipes.members(recipe.judge)
     foreign = sorted({recipe.model, recipe.tiny, *clips} - recipes.EMBEDDED)
     foreign += sorted(recipe.files)
-    foreign += sorted(filter(_is_foreign, {*recipe.rewards, *recipe.selected_by}))
+    foreign += sorted(filter(recipes.is_foreign, {*recipe.rewards, *recipe.selected_by}))
     if foreign:
         recipes.refuse(foreign, picture)
-
-
-def _is_foreign(reward: str) -> bool:
-    """Return whether a reward loads something that is not in the package."""
-    from ..rewards import wanted
-
-    try:
-        asked = wanted(reward)
-    except UsageError:  # of a plug-in that is not installed
-        return True
-    return asked.kind.default != "mini" or asked.where not in ("", "mini") or bool(asked.model)
 
 
 def _remake(recipe: Recipe, device: str, *, trust: bool) -> Picture:
