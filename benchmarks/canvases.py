@@ -209,7 +209,7 @@ def command_race(
     prompts: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
     steps: Annotated[int, typer.Option(min=1, help="Of the classic loop.")] = 100,
     cutouts: Annotated[int, typer.Option(min=1, help="A step, of both.")] = 32,
-    canvas: Annotated[str, typer.Option(help="Ours.")] = "vqgan",
+    canvas: Annotated[str, typer.Option(help="Ours.")] = "pixels",
     minutes: Minutes = 1e9,
 ) -> None:
     """Measure the time to the classic loop's final score, divided by that loop's time.
@@ -239,7 +239,7 @@ def command_longer(
     referee: Referee = REFEREE,
     prompts: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
     steps: Annotated[int, typer.Option(min=200, help="In all.")] = 2000,
-    canvas: Annotated[str, typer.Option(help="On which.")] = "vqgan",
+    canvas: Annotated[str, typer.Option(help="On which.")] = "pixels",
     minutes: Minutes = 1e9,
 ) -> None:
     """Compare the kept image of a long run at three times the rate with that of step 200.

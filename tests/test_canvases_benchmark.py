@@ -104,10 +104,10 @@ def test_race_ends_where_the_score_is_reached(run, monkeypatch, ours, reached):
     scores = iter([0.5, ours, 0.5, ours])  # the classic loop's last, ours after five steps
     monkeypatch.setattr(Measure, "score", lambda self, prompt, image: next(scores))
     line = ("race", "--prompts", 2, "--steps", 5, "--cutouts", 2)
-    facts = run(*line)["race vqgan"]
+    facts = run(*line)["race pixels"]
     assert facts["median"] > 0 and facts["prompts"] == 2 and facts["reached"] == float(reached)
     assert ("not reached" in run.output) is not reached
-    assert run(*line)["race vqgan"] == facts  # from the records
+    assert run(*line)["race pixels"] == facts  # from the records
 
 
 @pytest.mark.parametrize(("late", "share"), [(0.6, 1.0), (0.5, 1.0), (0.4, 0.0)])
@@ -115,7 +115,7 @@ def test_longer_compares_what_is_kept_with_step_200(run, monkeypatch, late, shar
     scores = iter([0.5, late])
     monkeypatch.setattr(Measure, "score", lambda self, prompt, image: next(scores))
     facts = run("longer", "--prompts", 1, "--steps", 200)
-    assert facts["longer vqgan"]["at least as good"] == share
+    assert facts["longer pixels"]["at least as good"] == share
 
 
 def test_tile_measures_the_seam(run, monkeypatch):
