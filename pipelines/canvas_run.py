@@ -19,7 +19,16 @@ from ..canvases.latent import check_sides, factor_of, recompute
 from ..canvases.wrapped import check_mask
 from ..errors import ClipguideError, ClipguideWarning, UsageError
 from ..images import to_pil
-from ..objectives import InTurn, Near, Objective, Palette, Rolled, Similarity, TotalVariation
+from ..objectives import (
+    InTurn,
+    Near,
+    Objective,
+    Palette,
+    Rolled,
+    Scheduled,
+    Similarity,
+    TotalVariation,
+)
 from ..objectives.balanced import cosines_of_pulls
 from ..optimize import Loop, Step
 from ..prompts import Prompt, compose
@@ -222,7 +231,9 @@ class Run:
 
     def _pull(self, prompt: Prompt) -> Objective:
         """Return the objective of the guide for a prompt, and the rewards."""
-        guide = Similarity(self.owner.clip, prompt, views=self.drawing.seen())
+        guide: Objective = Similarity(self.owner.clip, prompt, views=self.drawing.seen())
+        if self.drawing.fade:
+            guide = Scheduled(guide, f"1>0@0..{self.drawing.fade}")
         return self.owner.rewards.pulling(guide, [prompt], self.drawing)
 
     def _enter(self, stage: int, image_13HW: torch.Tensor | None) -> Loop:

@@ -23,6 +23,7 @@ from .typed import typed
 
 STARTS = ("light", "own")
 SDS = 2.0  # weight of score distillation by default, beside a weight of 1 for the guide
+FADE = 0.9  # share of the run over which the guide's pull falls to 0, with score distillation
 MICRO = 32  # views encoded at a time: memory does not grow beyond
 SMALLEST = 32  # pixels of the shorter side that a growing canvas begins with, at least
 FILES = ("init", "mask", "pictures")
@@ -42,6 +43,7 @@ LIMITS = {  # the least and the most of each number
     "init_weight": (0, 1e6),
     "palette_weight": (0, 1e6),
     "sds": (0, MOST_REWARD),
+    "fade": (0, 1),
     "temperature": (0, 1e6),
     "zoom": (0.1, 10),
     "rotate": (-360, 360),
@@ -102,6 +104,10 @@ class Drawing:
             in the image (the reward "sds"), beside a weight of 1 for the guide. The default is 2
             with the guide "mini", unless the image has an `init` or `pictures`, moves, tiles or
             changes its prompt; otherwise it is 0.
+        fade: the share of the run over which the pull of the guide falls from 1 to 0. The rewards
+            keep theirs. 0 means that the guide pulls to the end. The default is 0.9 with score
+            distillation, otherwise 0: the guide draws details that the generator leaves out, and
+            the generator then removes the grain of the guide's gradient.
         rewards: rewards that are optimised together with the guide, as `--reward` takes them, such
             as "pickscore:0.5". Their gradients are scaled to equal size, so that a weight is the
             size of a gradient. Each reward needs a gradient.
@@ -140,6 +146,7 @@ class Drawing:
     score_every: int = 10
     patience: int | None = None
     sds: float | None = None
+    fade: float | None = None
     rewards: tuple[str, ...] = ()
     question: str = ""
     trust_pickle: bool = False
@@ -168,7 +175,8 @@ class Drawing:
             rewards = (str(Wanted("sds", weight=weight)), *rewards)
         size = self.size or (kind.side, kind.side)
         sds = None if distilled(rewards) else 0.0
-        return replace(self, size=size, grow=grow, rewards=rewards, sds=sds)
+        fade = (FADE if distilled(rewards) else 0.0) if self.fade is None else self.fade
+        return replace(self, size=size, grow=grow, rewards=rewards, sds=sds, fade=fade)
 
     def check(self, canvas: str) -> None:
         """Raise UsageError if a setting is out of range, or belongs to another canvas."""
@@ -225,6 +233,11 @@ class Drawing:
             raise UsageError(
                 "sds (--sds) and a reward sds both give the weight of score distillation: leave "
                 "one of them out."
+            )
+        if self.fade and not self.sds and not self.rewards and self.sds is not None:
+            raise UsageError(
+                "fade takes the pull of the guide away, and nothing else would pull: leave it out, "
+                "or give sds or a reward."
             )
         for text in self.rewards:
             if not wanted(text).kind.gradient:
@@ -299,11 +312,13 @@ class Drawing:
         """Return the settings that differ from their defaults, each as JSON, for a recipe.
 
         Files have digests. The recipe has the steps, the size, the cutouts and the rewards itself.
+        In a recipe, the default of `fade` is 0.
         """
         found = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name not in ELSEWHERE and value != field.default:
+            default = 0 if field.name == "fade" else field.default
+            if field.name not in ELSEWHERE and value != default:
                 found[field.name] = json.dumps(value)
         digests = {file: digest(file) for name in FILES for file in _listed(getattr(self, name))}
         return {**found, "digests": json.dumps(digests)} if digests else found
@@ -317,6 +332,7 @@ class Drawing:
         """
         try:
             options = {name: json.loads(value) for name, value in recipe.options.items()}
+            options.setdefault("fade", 0.0)
             digests = options.pop("digests", {})
             if not isinstance(digests, dict):
                 raise ValueError(digests)

@@ -16,7 +16,7 @@ def typed(name: str, value: object, default: object) -> object:
     if name == "shift":
         right, down = map(_number, value)
         return right, down
-    if name == "lr":
+    if name in ("lr", "fade"):
         return _number(value)
     if name in ("patience", "grow") or type(default) is int:
         return _whole(value)

@@ -195,7 +195,7 @@ def test_the_size_of_a_canvas(vqgan):
             stages == 2 or "grow" in settings
         )
         assert vqgan.start("a fox", Drawing.of(recipe)).stages == run.stages
-    settled = Drawing(size=(256, 256), sds=0.0)
+    settled = Drawing(size=(256, 256), sds=0.0, fade=0.0)
     assert Drawing().settled("pixels") == settled
     assert Drawing().settled("vqgan", encodes=False) == settled
 
@@ -228,6 +228,31 @@ def test_score_distillation_by_default(tiny_mini):
             owner.start("a fox", fast(**settings))
     other = TextToCanvas(clip="mini-judge", judge="")
     assert other.settled(fast(sds=None)).rewards == ()
+
+
+def test_the_guide_fades(tiny_mini):
+    """With score distillation: its pull falls from 1 to 0 over 0.9 of the run. A recipe from before
+    there was `fade` has none."""
+    owner = TextToCanvas(judge="")
+    run = owner.start("a fox", fast(sds=1.0))
+    for progress, expected in ((0.0, [1.0, 1.0]), (0.45, [0.5, 1.0]), (0.95, [1.0])):
+        weights = [weight for weight, _ in run._objective.at(progress).terms()]
+        assert weights == pytest.approx(expected), progress
+    recipe = run.recipe()
+    assert recipe.options["fade"] == "0.9" and Drawing.of(recipe) == run.drawing
+    options = {name: value for name, value in recipe.options.items() if name != "fade"}
+    before = Drawing.of(dataclasses.replace(recipe, options=options))
+    assert before == dataclasses.replace(run.drawing, fade=0.0)
+    assert bits(owner("a fox", before)[0]) != bits(owner("a fox", run.drawing)[0])
+    assert "fade" not in owner.start("a fox", FAST).recipe().options
+    assert owner.settled(fast(sds=1.0, fade=0.5)).fade == 0.5
+    for settings, message in (
+        ({"fade": 1.5}, "fade must be from 0 to 1"),
+        ({"fade": 0.5, "sds": 0.0}, "nothing else would pull"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            owner.start("a fox", fast(**settings))
+    assert owner.start("a fox", fast(fade=0.5, sds=0.0, rewards=("clip",))).drawing.fade == 0.5
 
 
 def test_a_draft_is_chosen_at_the_first_step(tiny_mini, monkeypatch):

@@ -248,6 +248,7 @@ VERBS: dict[str, Mapping[str, Rule]] = {
         "init_weight": WEIGHT,
         "palette_weight": WEIGHT,
         "sds": between(0, 10),
+        "fade": between(0, 1),
         "temperature": WEIGHT,
         "zoom": between(0.1, 10),
         "rotate": between(-360, 360),

@@ -206,6 +206,14 @@ def optimize(
             "2 for --clip mini, or 0 with --init, --image-prompt, --prompt-at, --tile or motion]",
         ),
     ] = None,
+    fade: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="The share of the steps over which the pull of CLIP falls to 0. 0: it stays. "
+            "[default: 0.9 with --sds, or 0]",
+        ),
+    ] = None,
     reward: options.SteerBy = None,
     question: options.Question = "",
     trust_pickle: options.TrustPickle = False,
@@ -301,6 +309,7 @@ def optimize(
         "every": every,
         "patience": patience,
         "sds": sds,
+        "fade": fade,
         "rewards": tuple(reward or ()) or None,
         "question": question or None,
         "trust_pickle": trust_pickle,

@@ -18,7 +18,7 @@ SECTIONS = {  # heading -> options, for all commands
     "rho mu",
     "Sampling": "steps cfg cfg-window seed size count best-of exact safety-checker",
     "Canvas": "canvas softness seconds lr ema grow smooth start init init-weight mask image-prompt "
-    "prompt-at tile symmetry palette palette-weight sds zoom rotate shift frame-every",
+    "prompt-at tile symmetry palette palette-weight sds fade zoom rotate shift frame-every",
     "Recipe": "config trust",
     "Query": "text texts pairs reference labels image plus where hybrid diversity page top metric "
     "prefix long templates few-shot none calibrate weight aesthetic duplicate drop-duplicates "
