@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -181,8 +182,13 @@ def pipeline_fingerprint(pipe: DiffusionPipeline) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that affect the pixels of an image."""
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {"clipguide": __version__, **found}
+    return {"clipguide": __version__, **_installed()}
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    """Read their metadata once: this takes milliseconds, and each recipe has the versions."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def made_by(owner: TextToImage | TextToCanvas) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import shutil
@@ -167,6 +169,17 @@ def own_cache(tmp_path_factory):
     os.environ["CLIPGUIDE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def commands_made_once():
+    """As in a process of the command. CliRunner makes them of the functions anew at each call."""
+    import typer.testing
+
+    made = typer.testing._get_command
+    typer.testing._get_command = functools.cache(made)
+    yield
+    typer.testing._get_command = made
+
+
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory):
     return write_clip(tmp_path_factory.mktemp("clip"), seed=0)
@@ -211,14 +224,19 @@ def tiny_decoder_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def pipe(generator_folder):
-    """A fresh pipeline: a test may change it."""
+@pytest.fixture(scope="session")
+def loaded_pipe(generator_folder):
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(generator_folder, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def pipe(loaded_pipe):
+    """A fresh pipeline: a test may change it. A copy takes half of the time of loading."""
+    return copy.deepcopy(loaded_pipe)
 
 
 @pytest.fixture(scope="session")

@@ -110,12 +110,17 @@ def test_race_ends_where_the_score_is_reached(run, monkeypatch, ours, reached):
     assert run(*line)["race pixels"] == facts  # from the records
 
 
-@pytest.mark.parametrize(("late", "share"), [(0.6, 1.0), (0.5, 1.0), (0.4, 0.0)])
-def test_longer_compares_what_is_kept_with_step_200(run, monkeypatch, late, share):
-    scores = iter([0.5, late])
+def test_longer_compares_what_is_kept_with_step_200(run, monkeypatch, tmp_path):
+    """As good counts, and worse does not; a run goes on from the records and draws nothing anew."""
+    scores = iter([0.5, 0.6])
     monkeypatch.setattr(Measure, "score", lambda self, prompt, image: next(scores))
-    facts = run("longer", "--prompts", 1, "--steps", 200)
-    assert facts["longer pixels"]["at least as good"] == share
+    line, records = ("longer", "--prompts", 1, "--steps", 200), tmp_path / "cache/records.jsonl"
+    facts = run(*line)["longer pixels"]
+    (row,) = map(json.loads, records.read_text().splitlines())
+    assert (row["early"], row["late"], facts["at least as good"]) == (0.5, 0.6, 1.0)
+    for late, share in ((0.5, 1.0), (0.4, 0.0)):
+        records.write_text(json.dumps({**row, "late": late}) + "\n")
+        assert run(*line)["longer pixels"]["at least as good"] == share
 
 
 def test_tile_measures_the_seam(run, monkeypatch):

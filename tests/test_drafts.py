@@ -227,7 +227,7 @@ def test_the_size_is_that_of_the_candidate_that_was_chosen(mini):
                 map_candidates=1,
             ).images  # fmt: skip
 
-    for seed in range(3):
+    for seed in range(2):  # of the first the first candidate is the best, of the other the second
         alone = [image(seed + k * stride, 1) for k in range(2)]
         both = image(seed, 2)
         same.append([torch.equal(both, one) for one in alone])

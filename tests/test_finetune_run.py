@@ -385,43 +385,47 @@ def test_it_stops_when_nothing_is_gained(clip_folder, pictures):
 
 
 def test_two_processes_see_the_loss_of_one(clip_folder, captions, tmp_path):
-    """By gloo; and one of them alone evaluates, selects and saves what the command is to save."""
+    """By gloo; and one of them alone evaluates, selects and saves what the command is to save.
+    The command runs in the same two processes, because each takes seconds to import torch."""
     script = tmp_path / "two.py"
     script.write_text(
         "import json, sys\n"
         "import torch\n"
         "torch.set_num_threads(1)\n"
         "sys.path.insert(0, sys.argv[1])\n"
-        "from test_finetune_run import fit_of\n"
-        "fit = fit_of(sys.argv[2], sys.argv[3], steps=4, augment=False)\n"
-        "losses, model = [], fit.parts.model\n"
-        "for step in fit.run():\n"
-        "    grads = [model.logit_scale.grad, model.visual.head.proj.weight.grad.norm()]\n"
-        "    losses += [step.loss, *map(float, grads)]  # Adam hides a factor of the gradient\n"
-        "count = fit.state.num_processes if fit.state else 1\n"
-        "if fit.state is None or fit.state.is_main_process:\n"
-        "    print('LOSSES', json.dumps([count, *losses]))\n"
+        "from test_finetune_run import losses_of\n"
+        "from clipguide.cli.app import app\n"
+        "fit, losses = losses_of(sys.argv[2], sys.argv[3])\n"
+        "if fit.state.is_main_process:\n"
+        "    print('LOSSES', json.dumps([fit.state.num_processes, *losses]), flush=True)\n"
+        "app(sys.argv[4:])\n"
     )
-    root = Path(__file__).parent.parent
+    root, out = Path(__file__).parent.parent, tmp_path / "mine"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    two = {**env, "ACCELERATE_USE_CPU": "true"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    launch += ["--standalone"]
-    words = [str(script), str(root / "tests"), str(clip_folder), str(captions)]
-    found = []
-    for command, given in (([sys.executable], env), (launch, two)):
-        done = subprocess.run([*command, *words], capture_output=True, text=True, env=given)
-        (line,) = [x for x in done.stdout.splitlines() if x.startswith("LOSSES")] or [done.stderr]
-        found.append(json.loads(line.removeprefix("LOSSES ")))
-    assert [counts for counts, *_ in found] == [1, 2]
-    assert_close(torch.tensor(found[0][1:]), torch.tensor(found[1][1:]), atol=1e-5, rtol=1e-4)
-    out = tmp_path / "mine"
-    words = ["-m", "clipguide", "finetune", str(captions), "-o", str(out), "--clip"]
-    words += [str(clip_folder), "--steps", "2", "--batch", "8", "--retain", "none"]
-    done = subprocess.run([*launch, *words], capture_output=True, text=True, env=two)
+    env["ACCELERATE_USE_CPU"] = "true"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["--standalone", str(script), str(root / "tests"), str(clip_folder), str(captions)]
+    command += ["finetune", str(captions), "-o", str(out), "--clip", str(clip_folder)]
+    command += ["--steps", "2", "--batch", "8", "--retain", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(out) and done.stdout.count(str(out)) == 1
+    first, *told = done.stdout.splitlines()
+    count, *losses = json.loads(first.removeprefix("LOSSES "))
+    alone, expected = losses_of(clip_folder, captions)
+    assert alone.state is None and count == 2
+    assert_close(torch.tensor(losses), torch.tensor(expected), atol=1e-5, rtol=1e-4)
+    assert told[-1] == str(out) and done.stdout.count(str(out)) == 1
     assert load_clip(out).fingerprint != load_clip(clip_folder).fingerprint
+
+
+def losses_of(clip_folder, captions):
+    """A fit, and of each of its steps the loss and two gradients: Adam hides a factor of these."""
+    fit = fit_of(clip_folder, captions, steps=4, augment=False)
+    losses, model = [], fit.parts.model
+    for step in fit.run():
+        grads = [model.logit_scale.grad, model.visual.head.proj.weight.grad.norm()]
+        losses += [step.loss, *map(float, grads)]
+    return fit, losses
 
 
 def test_no_process_writes_what_another_still_reads(clip_folder, pictures, tmp_path):

@@ -46,8 +46,8 @@ METHODS = {  # what is tried, and what of it must change no bit
     "particles": (Particles(number=2, sharpness=1e4, every=1), None),
     "rollover": (Rollover(quota=4), None),
     "lookahead": (Lookahead(number=3, steps=4), Lookahead(number=2, steps=4, scale=0.0)),
-    "noise": (Noise(iterations=3, rate=0.2), None),
-    "drafts": (Drafts(number=2, iterations=3, rate=0.3), Drafts(rate=0.0)),
+    "noise": (Noise(iterations=2, rate=0.2), None),
+    "drafts": (Drafts(number=2, iterations=2, rate=0.3), Drafts(rate=0.0)),
     "backprop": (Backprop(strength=0.3), Backprop(strength=0.0)),
     "backprop, both": (Backprop(strength=0.2, mu=0.5, inner=2), Backprop(strength=0.0)),
     "embedding": (Embedding(rate=0.5), Embedding(rate=0.0)),
@@ -121,7 +121,7 @@ def prepared(task: str, dtype: torch.dtype, mode: str):
             )
     if mode == "compiled VAE":
         pipe.vae.compile()
-    return pipe, {**given, **more, "num_inference_steps": 5, "output_type": "pt"}
+    return pipe, {**given, **more, "num_inference_steps": 4, "output_type": "pt"}
 
 
 def running(mode: str, dtype: torch.dtype):

@@ -30,8 +30,7 @@ def models(request):
         request.getfixturevalue("tiny_mini")
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_script(script, models, tmp_path, monkeypatch):
+def check(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "picture.png"
     runpy.run_path(str(script))["main"](quick=True, out=out)
@@ -39,6 +38,17 @@ def test_script(script, models, tmp_path, monkeypatch):
         low, high = picture.convert("L").getextrema()
     assert high > low, "the image is blank"
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_script(script, tiny_mini, tmp_path, monkeypatch):
+    check(script, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_script_with_the_embedded_models(script, models, tmp_path, monkeypatch):
+    check(script, tmp_path, monkeypatch)
 
 
 def test_every_script_is_listed():

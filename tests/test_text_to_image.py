@@ -177,7 +177,7 @@ def test_a_pipelines_own_way(draw, monkeypatch):
     assert len(together.recipe.batch_seeds) == 3  # candidates share a batch, on a CPU too
     objective = Similarity(draw.clip, "a red fox", views=Cutouts(number=4))
     by_guide_alone = 0
-    for seed in range(4, 12):
+    for seed in range(4, 8):
         (kept,) = draw("a red fox", **{**asked, "seed": seed})
         seeds = [seed + k * STRIDE for k in range(3)]
         plain = [draw("a red fox", steps=STEPS, seed=s, strength=0)[0] for s in seeds]
@@ -189,7 +189,7 @@ def test_a_pipelines_own_way(draw, monkeypatch):
         votes = [p.judge_score - x for p, x in zip(plain, loss, strict=True)]
         assert same(kept, plain[int(np.argmax(votes))])
         by_guide_alone += int(np.argmax(votes)) == int(np.argmin(loss))
-    assert by_guide_alone < 8  # the judge had a say
+    assert by_guide_alone < 4  # the judge had a say
     monkeypatch.setattr(type(draw.pipe), "default_steps", 2, raising=False)
     fewer = {"seed": 4, "batch_size": 1}
     cases = (
