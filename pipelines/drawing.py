@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,7 +108,8 @@ class Drawing:
         fade: the share of the run over which the pull of the guide falls from 1 to 0. The rewards
             keep theirs. 0 means that the guide pulls to the end. The default is 0.9 with score
             distillation, otherwise 0: the guide draws details that the generator leaves out, and
-            the generator then removes the grain of the guide's gradient.
+            the generator then removes the grain of the guide's gradient. Only images from then on
+            are scored and kept.
         rewards: rewards that are optimised together with the guide, as `--reward` takes them, such
             as "pickscore:0.5". Their gradients are scaled to equal size, so that a weight is the
             size of a gradient. Each reward needs a gradient.
@@ -276,11 +278,13 @@ class Drawing:
     def judge_from(self) -> int:
         """Return the first step whose image may be kept.
 
-        All prompts apply by then. If the image is moved, only the last step is kept.
+        All prompts apply by then, and the guide has faded. If the image is moved, only the last
+        step is kept.
         """
         if self.moving:
             return self.steps - 1
-        return self.prompts_at[-1][0] if self.prompts_at else 0
+        faded = math.ceil((self.fade or 0.0) * (self.steps - 1))
+        return max(faded, self.prompts_at[-1][0] if self.prompts_at else 0)
 
     def seen(self) -> Views:
         """Return the views of one call of the objective."""

@@ -246,6 +246,9 @@ def test_the_guide_fades(tiny_mini):
     assert bits(owner("a fox", before)[0]) != bits(owner("a fox", run.drawing)[0])
     assert "fade" not in owner.start("a fox", FAST).recipe().options
     assert owner.settled(fast(sds=1.0, fade=0.5)).fade == 0.5
+    firsts = [fast(steps=11, fade=share).judge_from for share in (None, 0.0, 0.5, 1.0)]
+    assert firsts == [0, 0, 5, 10]
+    assert fast(steps=11, fade=0.5, prompts_at=((7, "an owl"),)).judge_from == 7
     for settings, message in (
         ({"fade": 1.5}, "fade must be from 0 to 1"),
         ({"fade": 0.5, "sds": 0.0}, "nothing else would pull"),

@@ -210,8 +210,8 @@ def optimize(
         float | None,
         typer.Option(
             metavar="X",
-            help="The share of the steps over which the pull of CLIP falls to 0. 0: it stays. "
-            "[default: 0.9 with --sds, or 0]",
+            help="The share of the steps over which the pull of CLIP falls to 0. The judge scores "
+            "the steps after that. 0: the pull stays. [default: 0.9 with --sds, or 0]",
         ),
     ] = None,
     reward: options.SteerBy = None,
