@@ -99,15 +99,16 @@ def generate(
     refine: Annotated[
         int,
         typer.Option(
-            help="Optimise the latents of each finished image for N steps, as optimize does, and "
-            "keep the result if the judge prefers it."
+            help="Optimise the latents of each finished image for N steps along CLIP's gradient, "
+            "and keep the result if the judge prefers it."
         ),
     ] = 0,
     steps: Annotated[
         int | None,
         typer.Option(
             help="The number of sampling steps. A distilled model needs few, such as 4. [default: "
-            "30; with the embedded generator and no steering option, 15]"
+            "30; with the embedded generator, 15 without a steering option, and the choice of "
+            "--method auto]"
         ),
     ] = None,
     seed: options.Seed = None,

@@ -34,7 +34,7 @@ Name = Annotated[
         "the prompt. drafts: optimise that embedding, or the maps of the embedded generator, by "
         "gradients through short runs. noise: optimise the initial noise, for models of 1 to 4 "
         "steps. auto: the method with the highest gain for --budget, as measured on the embedded "
-        "generator. "
+        "generator; there, it also chooses the number of steps, unless you give --steps. "
         "[default: shortcut; with the embedded generator and no steering option, drafts]",
     ),
 ]
