@@ -242,14 +242,15 @@ def command_longer(
     canvas: Annotated[str, typer.Option(help="On which.")] = "pixels",
     minutes: Minutes = 1e9,
 ) -> None:
-    """Compare the kept image of a long run at three times the rate with that of step 200.
+    """Compare the kept image of a long run at three times the rate with that of step 200. The pull
+    of CLIP does not fade, so that both have all of it.
 
     The judge keeps the image. The figure is the share of prompts for which the referee scores it at
     least as high as the image of step 200.
     """
     measure, records = opened(referee, [canvas])
     owner, same = TextToCanvas(canvas), {"canvas": canvas, "steps": steps}
-    drawing = Drawing(steps=steps, lr=3 * CANVASES[canvas].lr, patience=30)
+    drawing = Drawing(steps=steps, lr=3 * CANVASES[canvas].lr, patience=30, fade=0.0)
     wanted = [{"prompt": prompt, **same} for prompt in measure.prompts[:prompts]]
     for key in left(records, "longer", wanted, minutes):
         prompt = key["prompt"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from clipguide.pipelines.generation import CFG, STEPS
+from clipguide.pipelines.generation import CFG, CUTOUTS, STEPS
 from clipguide.pipelines.text_to_image import TextToImage
 
 from benchmarks import community
@@ -183,8 +183,8 @@ def settings(way: Way) -> dict:
     """
     if isinstance(way.method, float):
         return {"method": "community", "options": {}, "steps": way.steps}
-    if way.idle:
-        return {"steps": way.steps}
+    if way.idle:  # the command ranks by crops too, the benchmark by the whole image
+        return {"steps": way.steps, "cutouts": CUTOUTS if way.by_command else 0}
     name = way.method.name + (", judged" if way.judged else "")
     seen = {"decoder": way.decoder, "cutouts": way.views.number, "steps": way.steps}
     return {"method": name, "options": way.method.options(), **seen}

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 LARGE = 512 * 512  # from this number of pixels, the activations of a decoder are recomputed
 MAX_SEED = 2**63 - 1
 
+FAINT = 0.001  # what is left of a guide that has faded, where other terms need its size
+
 
 class Run:
     """The run of one image. Iterate it to take its steps, then call `picture`.
@@ -67,6 +69,13 @@ class Run:
             self._check_model(height, width)
         if drawing.patience is not None and not owner.judge:
             warnings.warn("patience is ignored: there is no judge.", ClipguideWarning, stacklevel=3)
+        elif drawing.fade and (drawing.patience or 0) >= drawing.scores:
+            warnings.warn(
+                "patience stops nothing here: the judge scores only the steps after CLIP has "
+                "faded. Set fade to 0 (--fade 0) for a run that can stop.",
+                ClipguideWarning,
+                stacklevel=3,
+            )
         rate = CANVASES[owner.canvas].lr if drawing.lr is None else drawing.lr
         self.lr = rate * self._unit()
         self._start = drawing.start or CANVASES[owner.canvas].start
@@ -232,8 +241,12 @@ class Run:
     def _pull(self, prompt: Prompt) -> Objective:
         """Return the objective of the guide for a prompt, and the rewards."""
         guide: Objective = Similarity(self.owner.clip, prompt, views=self.drawing.seen())
-        if self.drawing.fade:
-            guide = Scheduled(guide, f"1>0@0..{self.drawing.fade}")
+        if fade := float(self.drawing.fade or 0):
+            # The sizes of all balanced gradients scale their sum. Terms outside of it, such as a
+            # palette, would outweigh it at once if the guide's was missing.
+            least = FAINT if self.drawing.beside else 0
+            rest = f", {least}@{fade}..1" if least and fade < 1 else ""
+            guide = Scheduled(guide, f"1>{least}@0..{fade}{rest}")
         return self.owner.rewards.pulling(guide, [prompt], self.drawing)
 
     def _enter(self, stage: int, image_13HW: torch.Tensor | None) -> Loop:

@@ -107,9 +107,9 @@ class Drawing:
             changes its prompt; otherwise it is 0.
         fade: the share of the run over which the pull of the guide falls from 1 to 0. The rewards
             keep theirs. 0 means that the guide pulls to the end. The default is 0.9 with score
-            distillation, otherwise 0: the guide draws details that the generator leaves out, and
-            the generator then removes the grain of the guide's gradient. Only images from then on
-            are scored and kept.
+            distillation, unless the image moves or changes its prompt; otherwise 0. The guide draws
+            details that the generator leaves out, and the generator then removes the grain of the
+            guide's gradient. Only images from then on are scored and kept.
         rewards: rewards that are optimised together with the guide, as `--reward` takes them, such
             as "pickscore:0.5". Their gradients are scaled to equal size, so that a weight is the
             size of a gradient. Each reward needs a gradient.
@@ -177,7 +177,8 @@ class Drawing:
             rewards = (str(Wanted("sds", weight=weight)), *rewards)
         size = self.size or (kind.side, kind.side)
         sds = None if distilled(rewards) else 0.0
-        fade = (FADE if distilled(rewards) else 0.0) if self.fade is None else self.fade
+        finishes = distilled(rewards) and not (self.moving or self.prompts_at)
+        fade = (FADE if finishes else 0.0) if self.fade is None else self.fade
         return replace(self, size=size, grow=grow, rewards=rewards, sds=sds, fade=fade)
 
     def check(self, canvas: str) -> None:
@@ -238,8 +239,13 @@ class Drawing:
             )
         if self.fade and not self.sds and not self.rewards and self.sds is not None:
             raise UsageError(
-                "fade takes the pull of the guide away, and nothing else would pull: leave it out, "
-                "or give sds or a reward."
+                "fade takes the pull of the guide away, and nothing else would pull to the prompt: "
+                "leave it out, or give sds or a reward."
+            )
+        if self.fade and self.prompts_at:
+            raise UsageError(
+                "fade takes the pull of the guide away, which a later prompt (--prompt-at) needs: "
+                "leave one of them out."
             )
         for text in self.rewards:
             if not wanted(text).kind.gradient:
@@ -285,6 +291,17 @@ class Drawing:
             return self.steps - 1
         faded = math.ceil((self.fade or 0.0) * (self.steps - 1))
         return max(faded, self.prompts_at[-1][0] if self.prompts_at else 0)
+
+    @property
+    def scores(self) -> int:
+        """Return how often the judge scores: at every `score_every`-th step from `judge_from` on,
+        and at the last."""
+        return -(-self.steps // self.score_every) - self.judge_from // self.score_every
+
+    @property
+    def beside(self) -> bool:
+        """Return whether the loss has terms besides the guide and the rewards."""
+        return bool(self.smooth or self.palette or (self.init and self.init_weight))
 
     def seen(self) -> Views:
         """Return the views of one call of the objective."""

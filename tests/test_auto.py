@@ -25,7 +25,7 @@ ROWS = [
 ]
 OWN = [  # those that hold for the embedded generator alone
     {"method": "shortcut", "options": {"strength": 0.0}, "best_of": 2, "steps": 2, "cost": 0.9,
-     "gain": 0.5, "decoder": "vae", "cutouts": 0},
+     "gain": 0.5, "decoder": "vae", "cutouts": 4},
     {"method": "drafts", "options": {"number": 2, "draft_steps": 2}, "best_of": 1, "steps": 3,
      "cost": 4.0, "gain": 3.0, "decoder": "vae", "cutouts": 4},
 ]  # fmt: skip
@@ -172,6 +172,7 @@ def test_text_to_image_chooses_the_steps(table, tiny_mini, monkeypatch):
         (chosen,) = model("a fox", method="auto", budget=budget, seed=5)
         (other,) = model("a fox", seed=5, **by_hand)
         assert chosen.recipe.steps == by_hand["steps"]
+        assert chosen.recipe.cutouts == other.recipe.cutouts == 4
         assert np.array_equal(np.asarray(chosen.image), np.asarray(other.image))
 
 

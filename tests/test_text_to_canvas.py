@@ -248,14 +248,33 @@ def test_the_guide_fades(tiny_mini):
     assert owner.settled(fast(sds=1.0, fade=0.5)).fade == 0.5
     firsts = [fast(steps=11, fade=share).judge_from for share in (None, 0.0, 0.5, 1.0)]
     assert firsts == [0, 0, 5, 10]
-    assert fast(steps=11, fade=0.5, prompts_at=((7, "an owl"),)).judge_from == 7
+    for steps, fade, scores in ((200, 0.9, 2), (40, 0.9, 1), (200, 0.0, 20), (25, 0.0, 3)):
+        assert fast(steps=steps, fade=fade, score_every=10).scores == scores
+    with pytest.warns(ClipguideWarning, match="patience stops nothing"):
+        TextToCanvas().start("a fox", fast(sds=1.0, patience=3, score_every=10))
+    for bound in ({"zoom": 1.1}, {"prompts_at": ((2, "an owl"),)}):
+        assert owner.settled(fast(sds=1.0, **bound)).fade == 0.0
     for settings, message in (
         ({"fade": 1.5}, "fade must be from 0 to 1"),
         ({"fade": 0.5, "sds": 0.0}, "nothing else would pull"),
+        ({"fade": 0.5, "sds": 1.0, "prompts_at": ((2, "an owl"),)}, "which a later prompt"),
     ):
         with pytest.raises(UsageError, match=message):
             owner.start("a fox", fast(**settings))
     assert owner.start("a fox", fast(fade=0.5, sds=0.0, rewards=("clip",))).drawing.fade == 0.5
+
+
+def test_a_palette_keeps_its_weight_when_the_guide_has_faded(tiny_mini):
+    """The sum of guide and distillation is as large just after the fade as just before."""
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for settings in ({"palette": ("#ff0000",), "palette_weight": 1e-9}, {"smooth": 1e-9}):
+        run, sizes = TextToCanvas(judge="").start("a fox", fast(sds=1.0, **settings)), []
+        for progress in (0.899, 0.901):
+            given = image.clone().requires_grad_()
+            loss_B = run._objective.at(progress)(given, [torch.Generator().manual_seed(1)])
+            (gradient,) = torch.autograd.grad(loss_B.sum(), given)
+            sizes.append(gradient.square().mean().sqrt().item())
+        assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
 
 
 def test_a_draft_is_chosen_at_the_first_step(tiny_mini, monkeypatch):

@@ -211,7 +211,8 @@ def optimize(
         typer.Option(
             metavar="X",
             help="The share of the steps over which the pull of CLIP falls to 0. The judge scores "
-            "the steps after that. 0: the pull stays. [default: 0.9 with --sds, or 0]",
+            "the steps after that. 0: the pull stays. [default: 0.9 with --sds, or 0; 0 with "
+            "--prompt-at or motion]",
         ),
     ] = None,
     reward: options.SteerBy = None,
