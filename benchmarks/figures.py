@@ -146,7 +146,7 @@ def steering() -> str:
         f"So far it has drawn {data['prompts']} of 200 prompts, so small differences mean nothing. "
         "Cost is the time for one image, divided by that of plain sampling with 30 steps. "
         '"best of" keeps the sample with the highest score: by guide and judge together if nothing '
-        'steers, otherwise by the guide alone. "by both" is `clipguide generate --best-of`, which '
+        'steers, otherwise by the guide alone. "by both" is `--best-of` of the command, which '
         'draws in batches. "community" is the algorithm of '
         "`clip_guided_stable_diffusion`, at its scale. "
         '"judged" is with the judge that eases steering, as on the command line. "default" is '

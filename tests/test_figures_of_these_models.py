@@ -86,12 +86,13 @@ def test_what_is_stale_is_not_shown(monkeypatch, tmp_path):
     assert "Not measured on the present weights: fourier, vqgan" in page
     assert figures.NONE_YET in figures.steering()
     one = {"way": "shortcut 0.1", "best_of": 2, "method": "shortcut", "cost": 1.5, "gain": 0.02,
-           "error": 0.003, "top5": 0.8, "better": 0.7, "worse": 0.01, "spread": 0.2}  # fmt: skip
+           "error": 0.003, "top5": 0.8, "better": 0.7, "worse": 0.01, "spread": 0.2,
+           "prompts": 7, "score": 0.2, "guide": 0.3, "options": {"strength": 0.1}}  # fmt: skip
     seen = {"fooled": 9, "sound": 31, "caught": 0.444, "false": 0.032, "threshold": 0.012}
     classes = {"food": {"prompts": 1, "gain": -0.01, "error": None},
                "objects": {"prompts": 4, "gain": 0.02, "error": 0.005}}  # fmt: skip
     for models, shown in ((now, True), ({"guide": "1"}, False), ({"referee": "2"}, False)):
-        data = {"models": models, "prompts": 7, "rows": [{**one, "prompts": 7}],
+        data = {"models": models, "prompts": 7, "rows": [one],
                 "budgets": {"1.5": [one]}, "auto": {"1.5": ["shortcut 0.1, best of 2", 0.934]},
                 "judge": seen, "classes": {"default": classes}}  # fmt: skip
         (tmp_path / "benchmarks" / "steering.json").write_text(json.dumps(data))

@@ -255,7 +255,7 @@ def test_rewards_on_a_canvas(tiny_mini):
     recipe = from_json(pulled.recipe.to_json())
     assert (recipe.rewards, recipe.question) == ({"redness:3": ""}, "red?")
     assert plain.recipe.rewards == {} and "rewards" not in recipe.options
-    assert Drawing.of(recipe) == replace(asked, trust_pickle=False)
+    assert Drawing.of(recipe) == replace(asked, trust_pickle=False, fade=0.0)
     assert draw.replay(recipe).image.tobytes() == pulled.image.tobytes()
     begun = draw.start("a fox", replace(asked, prompts_at=((1, "an owl"),)))
     assert len([term for _, term in begun._objective.terms() if isinstance(term, Reward)]) == 2
