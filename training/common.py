@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("CLIPGUIDE_TRAINING_CACHE", HERE / "cache"))
@@ -54,6 +55,15 @@ def autocast(device: str = "cpu") -> contextlib.AbstractContextManager:
     if device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.autocast(device.split(":")[0], torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def short_attention(device: str = "cpu") -> contextlib.AbstractContextManager:
+    """Return a context in which a CPU computes attention as two matrix products.
+
+    For fewer than about 100 tokens, PyTorch's fused kernel takes two to seven times as long to
+    differentiate in bfloat16. A step of the prior takes half the time or less.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device == "cpu" else contextlib.nullcontext()
 
 
 def before_and_after(path: Path, before_N3HW: torch.Tensor, after_N3HW: torch.Tensor) -> None:

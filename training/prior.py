@@ -173,7 +173,7 @@ def train(
         t_B = torch.sigmoid(1.2 * torch.randn(batch, device=device) + 0.3)
         t = t_B.view(-1, 1, 1, 1)
         noisy = (1 - t) * x0 + t * torch.randn_like(x0)
-        with common.autocast(device):
+        with common.autocast(device), common.short_attention(device):
             found = network(noisy, t_B, ids_BL, mask_BL)
         error_B = (found.float() - x0).square().flatten(1).mean(1)
         weight_B = (1 / (t_B**2 + 0.05)).clamp(max=8)

@@ -431,7 +431,7 @@ def distil(name: str, minutes: float = 8.0, batch: int = 512, lr: float = 1e-3) 
         for k, i in enumerate(rows):
             batch_BL[k, : len(ids[i])] = torch.tensor(ids[i])
         tower.attn_mask = causal_LL[:width, :width]  # open_clip does not cut the mask
-        with common.autocast():
+        with common.autocast(), common.short_attention():
             return F.normalize(tower(batch_BL).float(), dim=-1)
 
     start, step = time.process_time(), 0
