@@ -1,7 +1,7 @@
 """The embedded generator as a whole: `training.vae`, `training.prior` and `training.decoder` in one
 `clipguide.mini.pipeline.MiniPipeline`.
 
-    python -m training.generator sheet --prompts FILE  # what it draws, a prompt a line
+    python -m training.generator sheet FILE            # what it draws, a prompt a line
     python -m training.generator right                 # how often its maps show the right thing
     python -m training.generator painted               # maps of composed images, painted
     python -m training.generator export                # clipguide/mini/generator, fp16

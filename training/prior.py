@@ -22,6 +22,7 @@ from training.samples import CHANNELS, Samples
 CACHE = common.CACHE / "prior"
 WIDTH, LAYERS = 224, 6
 app = typer.Typer(add_completion=False, help=__doc__)
+app.callback()(lambda: None)  # so that the single command keeps its name
 
 
 def transformer():
@@ -163,6 +164,7 @@ def train(
     )
     if not text_rate:  # the average is what the decoder reads
         model.text_encoder.load_state_dict(loop.average.model.text_encoder.state_dict())
+        model.text_encoder.requires_grad_(False)  # no time is spent on its gradient
     torch.manual_seed(loop.index)
     network = torch.compile(model, dynamic=True) if compiled else model
     for _ in loop:

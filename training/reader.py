@@ -25,6 +25,7 @@ from training.samples import Samples
 
 CACHE = common.CACHE / "reader"
 app = typer.Typer(add_completion=False, help=__doc__)
+app.callback()(lambda: None)  # so that the single command keeps its name
 
 
 class Contrast(nn.Module):
