@@ -11,17 +11,21 @@ import typer
 from clipguide.pipelines.canvas_kinds import CANVASES
 from clipguide.pipelines.drawing import LIMITS, Drawing
 from clipguide.pipelines.generation import Generation
+from typer.main import get_command
 
+from clipguide.canvases.base import Canvas
 from clipguide.cli import checks
+from clipguide.cli.app import app
 from clipguide.clip.base import DTYPES, SHORT
 from clipguide.clip.names import MINI
 from clipguide.errors import UsageError
 from clipguide.export.run import TARGETS
 from clipguide.finetune.config import FinetuneConfig
-from clipguide.guidance.auto import choose
+from clipguide.guidance.auto import choose, times_plain
 from clipguide.guidance.decoder_names import KINDS, parsed
 from clipguide.guidance.ladder import RUNGS
 from clipguide.guidance.methods import METHODS, configure
+from clipguide.objectives.pixels import Palette
 from clipguide.rerank import rank
 from clipguide.rewards import KINDS as REWARDS
 from clipguide.rewards import wanted
@@ -52,7 +56,7 @@ def kind_of(value, default) -> bool:
     ("text", "wrong"),
     [*((f"clip:{weight}", True) for weight in ("20", "-10.5", "0", "x", "nan", "")),
      ("pikscore", True), ("clip:-10", False), ("clip:.5", False), ("clip=mini:20", False),
-     ("vlm=http://h:8000", False)],
+     ("vlm=http://h:8000", False), ("clip=", True), ("clip= ", True), ("clip=:0.5", True)],
 )  # fmt: skip
 def test_rewards(text, wrong):
     assert refuses(wanted, text) == wrong == refuses(checks.reward, "--reward", [text])
@@ -61,6 +65,19 @@ def test_rewards(text, wrong):
 @pytest.mark.parametrize("text", ["0.5", "nan", "inf", "-1"])
 def test_budgets_below_plain(text):
     assert refuses(choose, float(text)) and refuses(checks.budget, "--budget", text)
+
+
+@pytest.mark.parametrize("text", ["0s", "-3s", "nans", "infs"])
+def test_budgets_of_no_time(text):
+    assert refuses(checks.budget, "--budget", text)
+    assert refuses(times_plain, text, lambda: 1.0)
+
+
+@pytest.mark.parametrize("verb", checks.VERBS)
+def test_a_rule_is_of_a_parameter(verb):
+    """The rule of a name that no parameter has would never be applied."""
+    names = {parameter.name for parameter in get_command(app).commands[verb].params}
+    assert set(checks.VERBS[verb]) <= names
 
 
 @pytest.mark.parametrize("method", checks.METHODS)
@@ -144,7 +161,8 @@ def test_generate(name):
 
 
 def test_optimize():
-    rules = checks.VERBS["optimize"]
+    rules = dict(checks.VERBS["optimize"])
+    rules["temperature"] = rules["softness"]
     assert set(LIMITS) - set(rules) == {"decay", "score_every"}  # of Python alone
     other = {"init_weight": {"init": "a.png"}, "palette_weight": {"palette": ("#fff",)}}
     for name in LIMITS.keys() & rules.keys():
@@ -164,6 +182,36 @@ def test_optimize():
             assert found == refuses(Drawing(**{name: value}).check, "vqgan"), value
     for name in CANVASES:
         rules["canvas"]("canvas", name)
+
+
+@pytest.mark.parametrize("side", [0, 1, 7, 8, 8192, 8193])
+def test_sides(side):
+    def canvas():
+        Canvas(16, side, [torch.Generator()])
+
+    assert refuses(checks.sides, "--size", f"16x{side}") == refuses(canvas)
+
+
+@pytest.mark.parametrize("text", ["#ff0000", "#ff0000, #00FF00", "red", "#12", ",", "#ff0000,", ""])
+def test_colours(text):
+    parts = [part.strip() for part in text.split(",")]
+    assert refuses(checks.colours, "--palette", text) == refuses(Palette, parts)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [({"mask": "a.png"}, "--init"), ({"init_weight": 1.0}, "--init"),
+     ({"palette_weight": 2.0}, "--palette"), ({"softness": 1.0}, "--canvas vqgan")],
+)  # fmt: skip
+def test_what_an_option_of_optimize_needs(given, named):
+    names = "mask", "init", "init_weight", "palette", "palette_weight", "softness"
+    every = {**dict.fromkeys(names), "canvas": "pixels"}
+    spelt = {name: "--" + name.replace("_", "-") for name in every}
+    checks._check_company(every, spelt)
+    with pytest.raises(UsageError, match=named):
+        checks._check_company({**every, **given}, spelt)
+    renamed = {"temperature" if k == "softness" else k: v for k, v in given.items()}
+    assert refuses(Drawing(**renamed).check, "pixels")
 
 
 @pytest.mark.parametrize("name", ["method", "loss", "epochs", "steps", "batch", "chunk", "rank",

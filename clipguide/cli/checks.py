@@ -10,12 +10,14 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError, close_matches
 from ..registry import ADDED, GROUP
 from ..schedules import schedule
+from . import values
 from .options import REWARDS
 
 Rule = Callable[[str, Any], None]
@@ -82,6 +84,8 @@ def budget(name: str, value: str) -> None:
             "A budget is a multiple of the cost of plain sampling, such as 4, or seconds for each "
             f"image, such as 30s, not {value!r}."
         )
+    if seconds and not 0 < number < math.inf:
+        raise UsageError(f"A budget in seconds must be above 0, not {value!r}.")
     if not seconds and not 1 <= number < math.inf:
         raise UsageError(
             f"The budget is × the cost of plain sampling, so at least 1, not {number:g}."
@@ -129,13 +133,33 @@ def file(name: str, value: os.PathLike | Sequence[os.PathLike]) -> None:
             raise UsageError(f"There is no file {one}.")
 
 
-def reward(name: str, values: Sequence[str]) -> None:
+def reward(name: str, given: Sequence[str]) -> None:
     """Check the names of rewards, as NAME[=WHERE[#MODEL]][:WEIGHT]."""
-    for value in values:
-        named, weighted, weight = value.partition("=")[0].partition(":")
+    for value in given:
+        before, equals, where = value.partition("=")
+        named, weighted, weight = before.partition(":")
         one_of(*REWARDS, kind="reward", plugins=True)(name, named.strip())
         if weighted and "=" not in value and not 0 < abs(_number(weight)) <= 10:
             raise UsageError(f"The weight of a reward is from −10 to 10, and not 0: {value!r}.")
+        if equals and not where.partition(":")[0].strip():
+            raise UsageError(f"Nothing stands after the = of {value!r}: leave the = out.")
+
+
+def sides(name: str, value: str) -> None:
+    """Check the sides of an image that is optimised."""
+    found = values.sides(value)
+    for side in found or ():
+        if not 8 <= side <= 8192:
+            raise UsageError(f"{name} takes sides of 8 to 8192 pixels, not {side}.")
+
+
+def colours(name: str, value: str) -> None:
+    """Check colours between commas, each as #rrggbb."""
+    for colour in value.split(","):
+        if not re.fullmatch(r"\s*#[0-9a-fA-F]{6}\s*", colour):
+            raise UsageError(
+                f"{name} takes colours as #rrggbb, with commas between them, not {value!r}."
+            )
 
 
 CLIPS = ("mini", "mini-judge")
@@ -249,7 +273,9 @@ VERBS: dict[str, Mapping[str, Rule]] = {
         "palette_weight": WEIGHT,
         "sds": between(0, 10),
         "fade": between(0, 1),
-        "temperature": WEIGHT,
+        "softness": WEIGHT,
+        "size": sides,
+        "palette": colours,
         "zoom": between(0.1, 10),
         "rotate": between(-360, 360),
         "views": one_of("plain", "warped", "vqgan-clip", "disco"),
@@ -292,6 +318,25 @@ def check(verb: str, given: Mapping[str, Any], spelt: Mapping[str, str]) -> None
             rule(spelt[name], given[name])
     if verb == "generate":
         _check_method(given, spelt)
+    if verb == "optimize":
+        _check_company(given, spelt)
+
+
+def _check_company(given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:
+    """Raise UsageError for an option of `optimize` without the one that it needs."""
+    for name, needed, idle in (
+        ("mask", "init", None),
+        ("init_weight", "init", 0),
+        ("palette_weight", "palette", 1),
+    ):
+        if given[name] not in (None, idle) and given[needed] is None:
+            raise UsageError(
+                f"{spelt[name]} needs {spelt[needed]}: give it, or leave {spelt[name]} out."
+            )
+    if given["softness"] and given["canvas"] != "vqgan":
+        raise UsageError(
+            f"{spelt['softness']} softens a VQGAN's codes: give --canvas vqgan, or leave it out."
+        )
 
 
 def _check_method(given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:

@@ -153,7 +153,8 @@ def generate(
             help="A second CLIP that has no effect on the gradient. If its score falls, clipguide "
             "reduces the steering. If nothing steers, clipguide keeps the sample with the highest "
             "sum of the scores of the guide and the judge; with --select or --finish, the judge "
-            "does not count. [default: mini-judge for the embedded generator, else none]",
+            "does not count. '': no judge. [default: mini-judge for the embedded generator, else "
+            "none]",
         ),
     ] = None,
     reward: options.SteerBy = None,

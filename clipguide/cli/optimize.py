@@ -193,8 +193,8 @@ def optimize(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The CLIP that selects the best step, and with --sds one of eight drafts. "
-            "[default: mini-judge for mini, else none]",
+            help="The CLIP that selects the best step, and with --sds one of eight drafts. '': no "
+            "judge. [default: mini-judge for mini, else none]",
         ),
     ] = None,
     sds: Annotated[

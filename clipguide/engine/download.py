@@ -24,5 +24,8 @@ def download(url: str) -> io.BytesIO:
 
 
 def why(error: BaseException) -> str:
+    """Return the reason of an error, in one line. urllib wraps that of the operating system."""
+    if isinstance(inner := getattr(error, "reason", None), BaseException):
+        return why(inner)
     words = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return shorten(" ".join(words.split()), 200).rstrip(".")

@@ -110,6 +110,8 @@ def times_plain(budget: str | float | None, plain_seconds) -> float | None:
         ) from None
     if not text.endswith("s"):
         return value
+    if not 0 < value < math.inf:
+        raise UsageError(f"A budget in seconds must be above 0, not {budget!r}.")
     plain = plain_seconds()
     if not value >= plain:
         raise UsageError(

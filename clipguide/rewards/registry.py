@@ -167,8 +167,10 @@ def wanted(text: str) -> Wanted:
         raise UsageError(
             f"The weight of a reward is from −{MOST:g} to {MOST:g}, not {float(found[2]):g}."
         )
-    name, _, rest = named.partition("=")
+    name, equals, rest = named.partition("=")
     where, _, model = rest.partition("#")
+    if equals and not rest.strip():
+        raise UsageError(f"Nothing stands after the = of {shorten(text)!r}: leave the = out.")
     asked = Wanted(name.strip(), where.strip(), model.strip(), weight)
     if not weight:
         raise UsageError(f"The reward {shorten(text)!r} has weight 0: leave it out.")
