@@ -72,29 +72,46 @@ def test_angle_by_hand(name):
     assert rows == [float(trace.angle_B[1]) for trace in s.report.trace]
 
 
+SCALE = {"mini": "map_guidance_scale"}
+# Mini and Stable Cascade evaluate the prompt first; HiDream negates what its transformer returns;
+# PixArt and Hunyuan-DiT have the channels of a learned variance.
+BOTH = (
+    "SD 1.5", "SD 2 (v)", "SD ControlNet", "SDXL", "SD3", "Sana", "PixArt-Sigma", "Hunyuan-DiT",
+    "HiDream", "mini", "Stable Cascade",
+)  # fmt: skip
+
+
+def with_both(name: str):
+    """A tiny pipeline and its settings, with a negative prompt where one must be given."""
+    pipe, settings = tiny(name)
+    if name == "Stable Cascade":
+        for key in ("negative_prompt_embeds", "negative_prompt_embeds_pooled"):
+            settings[key] = noise(2, 1, 16, seed=9)
+    return pipe, settings
+
+
 class First(Exception):
     """The first step of a run is known."""
 
 
 def first_step(name: str, scale: float):
     """x0 and the direction of guidance at the first step under a scale of guidance."""
-    pipe, settings = tiny(name)
+    pipe, settings = with_both(name)
     hook, scheduler = GuidanceHook(pipe).__enter__(), pipe.scheduler
 
     def step(model_output, timestep, sample, *_, generator=None, **__):
         here = level(scheduler, timestep)
+        hook.find(model_output, sample)
         raise First(here.x0(model_output, sample), hook.direction(here, sample))
 
     scheduler.step = functools.wraps(scheduler.step)(step)
     with pytest.raises(First) as caught:
-        draw(pipe, settings, guidance_scale=scale)
+        draw(pipe, settings, **{SCALE.get(name, "guidance_scale"): scale})
     hook.__exit__()
     return caught.value.args
 
 
-@pytest.mark.parametrize(
-    "name", ["SD 1.5", "SD 2 (v)", "SD ControlNet", "SDXL", "SD3", "Sana", "PixArt-Sigma"]
-)
+@pytest.mark.parametrize("name", BOTH)
 def test_the_direction_is_what_more_guidance_adds(name):
     """A scale of 7 against one of 4: three times the direction, with its sign."""
     (less, direction), (more, again) = first_step(name, 4.0), first_step(name, 7.0)
@@ -102,6 +119,32 @@ def test_the_direction_is_what_more_guidance_adds(name):
     size = direction.abs().max()
     assert size > 0
     assert_close((more - less) / size, 3 * direction / size, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_outside_the_window_is_the_prompt_alone(name):
+    """As with a scale just above 1."""
+    pipe, settings = with_both(name)
+    scale = SCALE.get(name, "guidance_scale")
+    images = []
+    for given, window in ((4.0, (0.0, 1e-7)), (4.0, None), (1.000001, None)):
+        with steer(pipe, Bright(), strength=0.0, cfg_window=window) as s:
+            images.append(draw(s, {**settings, scale: given}))
+    found, guided, alone = images
+    assert_close(found, alone, atol=2e-4, rtol=0)
+    assert (found - guided).abs().max() > 1e-2
+
+
+def test_a_rescaled_sum():
+    """As `guidance_rescale` does it, with halves that point the same way."""
+    pipe, _ = tiny("SD 1.5")
+    a, move = noise(1, 4, 8, 8) + 3, 0.02 * (noise(1, 4, 8, 8, seed=1) + 3)
+    pipe._guidance_scale, sample = 7.5, torch.zeros(1, 4, 8, 8)
+    for first, second, sign in ((a, a + move, 1), (a + move, a, 1), (a, a + move, -1)):
+        hook = GuidanceHook(pipe)
+        hook._keep(None, (), (torch.cat([first, second]),))
+        hook.find(sign * 0.7 * (a + 7.5 * move), sample)
+        assert_close(hook.conditional(), sign * (a + move))
 
 
 def test_angle():

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import torch
 
 from ..errors import ClipguideError, UsageError
-from . import borrowed, gradients
+from . import borrowed, gradients, schedulers
 from .conditioning import Conditioning
 from .contract import Method, Sampler
 from .digest import digest, marks
+from .digest import settings as settings_of
 from .generators import Given, catch_up
 from .observers import ranks
 from .pipe_parts import execution_device
@@ -20,6 +21,7 @@ from .plan import Begun, Mode, Previewed
 from .report import Trace
 from .run import Gradient
 from .session import Session
+from .tap import kind
 
 
 class Calls(Sampler):
@@ -64,6 +66,8 @@ class Calls(Sampler):
         with self._running(begins), contextlib.suppress(Begun):
             self.pipe(**settings)
         sigma = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
+        if schedulers.row(self.pipe.scheduler).where is schedulers.TRIG:
+            sigma *= self.pipe.scheduler.config.sigma_data  # which the pipeline multiplies it by
         return self._session.first_sample / sigma
 
     def conditioning(self, of: str) -> Conditioning:
@@ -97,8 +101,9 @@ class Calls(Sampler):
         session, pipe = self._session, self.pipe
         parts = pipe.components.values()
         try:
-            weights = [marks(part) for part in parts if isinstance(part, torch.nn.Module)]
-            plan, scheduler = session.plan, dict(pipe.scheduler.config)
+            models = [part for part in parts if isinstance(part, torch.nn.Module)]
+            weights = [(marks(part), settings_of(part)) for part in models]
+            plan, scheduler = session.plan, (kind(pipe.scheduler), dict(pipe.scheduler.config))
             how = plan.selecting, session.decoder.asked, plan.cfg_window, scheduler
             return digest(how, settings, weights, borrowed.adapters(pipe))
         except (UsageError, RuntimeError, TypeError):  # offloaded, quantised, or of an unknown kind

@@ -34,19 +34,18 @@ class CfgWindow:
     ) -> None:
         self._pipe, self._window, self._direction, self._warn = pipe, window, direction, warn
 
-    def __call__(
-        self, model_output: torch.Tensor, sample: torch.Tensor, noise: float
-    ) -> torch.Tensor:
+    def __call__(self, model_output: torch.Tensor, noise: float) -> torch.Tensor:
         """Return the output at this noise level; outside of the window that of the prompt alone."""
         if self._window is None or self._window[0] <= noise <= self._window[1]:
             return model_output
         if not getattr(self._pipe, "do_classifier_free_guidance", True):
             return model_output
-        alone = self._direction.conditional(sample)
+        alone = self._direction.conditional()
         if alone is None:
             self._warn(
                 f"cfg_window is ignored: {type(self._pipe).__name__} does not evaluate both "
                 "prompts at once."
             )
             return model_output
-        return alone.to(model_output.dtype)
+        channels = alone.shape[1]  # after these, those of a learned variance
+        return torch.cat([alone.to(model_output.dtype), model_output[:, channels:]], 1)

@@ -122,6 +122,7 @@ class Decoder:
         self.name = joined(kind, rung)
         self._plans: dict[tuple, Plan] = {}
         self._decodings: dict[str, Decoding] = {}
+        self._copied: dict[str, nn.Module] = {}  # what the copies of `_decodings` are copies of
 
     def set_size(self, height: int, width: int) -> None:
         """Set the size in pixels of the images of packed latents, until `close`."""
@@ -264,12 +265,14 @@ class Decoder:
 
     def _by(self, kind: str, plan: Plan, latents: torch.Tensor) -> torch.Tensor:
         """Decode with the clean copy, which is made at the first use."""
-        known = self._decodings.get(kind)
+        live = self.tiny if kind == "tiny" else self._live
+        if self._copied.get(kind) is not live:  # another VAE has been put into the pipeline
+            self._decodings.pop(kind, None)
+        self._copied[kind], known = live, self._decodings.get(kind)
         if known is not None and known.plan.half and not plan.half:
             known = None  # its weights have lost bits
             del self._decodings[kind]  # before the next is made
         if known is None or known.plan != plan:
-            live = self.tiny if kind == "tiny" else self._live
             vae = known.vae if known else clean(live, latents.device)
             known = self._decodings[kind] = Decoding(vae, self._made(kind)[1], plan)
         if kind == "vae":

@@ -27,6 +27,7 @@ from ..rewards import Reward
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), PurePath, torch.dtype, torch.device)
+_READ = (torch.Tensor, np.ndarray, types.FunctionType)  # of the globals that a function reads
 
 
 def digest(*things: object) -> str:
@@ -62,7 +63,8 @@ def _feed(hashed, thing: object, seen: dict[int, object]) -> None:
     if isinstance(thing, torch.Generator):
         return _feed_tensor(hashed, thing.get_state())
     if isinstance(thing, nn.Module):
-        return say(_of_weights(thing))
+        say(_of_weights(thing))
+        thing = settings(thing)
     for part in _parts(thing):
         _feed(hashed, part, seen)
     return None
@@ -84,6 +86,25 @@ def _of_weights(module: nn.Module) -> str:
         known = hashed.hexdigest()
         _KNOWN[module] = marks, known
     return known
+
+
+def settings(module: nn.Module) -> dict[str, object]:
+    """Return the public attributes of a module and its parts that are plain values, such as the
+    scales of LoRA layers and those of FreeU, by their names."""
+    return {
+        f"{name}.{key}": value
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if not key.startswith("_") and _is_plain(value)
+    }
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, (*value, *value.values())))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
 
 
 def marks(module: nn.Module) -> list[tuple]:
@@ -123,7 +144,9 @@ def _parts(thing: object) -> list[object]:
         return [thing.co_code, thing.co_names, thing.co_consts]
     if isinstance(thing, types.FunctionType):
         cells = [cell.cell_contents for cell in thing.__closure__ or ()]
-        return [thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells]
+        read = {name: thing.__globals__.get(name) for name in thing.__code__.co_names}
+        read = {k: v for k, v in read.items() if _is_plain(v) or isinstance(v, _READ)}
+        return [thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, read]
     if isinstance(thing, types.MethodType):
         return [thing.__func__, thing.__self__]
     if dataclasses.is_dataclass(thing):

@@ -45,23 +45,33 @@ def without_autocast(device: torch.device) -> Iterator[None]:
         yield
 
 
-def derivative(loss: torch.Tensor, of: torch.Tensor) -> torch.Tensor | None:
+def derivative(
+    loss: torch.Tensor, of: torch.Tensor, *, half: bool = False
+) -> torch.Tensor | None:
     """Return ∂loss/∂of in float32 or better; None if nothing leads from one to the other.
 
     Through a graph in float16, small gradients become 0 and large ones infinite. The loss is scaled
-    there by the largest of a few factors that leaves the gradient finite. Source: Micikevicius et
-    al. 2018, section 3.2.
+    there: each sample's gradient is that of the largest of a few factors that leaves it finite.
+    Source: Micikevicius et al. 2018, section 3.2.
+
+    Args:
+        loss: the sum of the losses of the samples.
+        of: what the gradient is with respect to, one row a sample.
+        half: whether the graph computes in float16, whatever the dtype of `of` is.
     """
     if not loss.requires_grad:
         return None
-    scales = LOSS_SCALES if of.dtype == torch.float16 else (1.0,)
+    scales = LOSS_SCALES if half or of.dtype == torch.float16 else (1.0,)
+    found = finite_B = None
     for scale in scales:
-        last = scale == scales[-1]
         (value,) = torch.autograd.grad(
-            loss * scale, of, retain_graph=not last, allow_unused=True
+            loss * scale, of, retain_graph=scale != scales[-1], allow_unused=True
         )
         if value is None:
             return None
-        if last or value.isfinite().all():
-            return widen(value) / scale
-    raise AssertionError
+        value = widen(value) / scale
+        found = value if found is None else torch.where(along(finite_B, value), found, value)
+        finite_B = found.flatten(1).isfinite().all(1)
+        if finite_B.all():
+            break
+    return found

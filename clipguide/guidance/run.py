@@ -125,6 +125,7 @@ class Run:
         memory: a value of a call method for its `start`, or the state of a method.
         kept: tensors that a method keeps between evaluations, by name. A tape has them too.
         repeats: the object that repeats steps, if the method has one.
+        half: whether the denoiser computes in float16.
         chunk: the number of views that are encoded at a time, since memory ran out; None means all.
         told: whether the user has been told that memory ran out.
         missed: whether the user has been told that a score is NaN.
@@ -144,6 +145,7 @@ class Run:
     memory: object = None
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
     repeats: Repeats | None = None
+    half: bool = False
     chunk: int | None = None
     told: bool = False
     missed: bool = False
@@ -215,7 +217,7 @@ class Run:
                 of = x0 = x0.clone().requires_grad_()
             image_N3HW = self.decode(x0)
             loss_B = per_sample(self.objective, image_N3HW, self.generators)
-            value = derivative(loss_B.sum(), of)
+            value = derivative(loss_B.sum(), of, half=self.half)
         if value is None:
             raise UsageError(NO_GRADIENT)
         return Gradient(image_N3HW.detach(), loss_B.detach(), value)

@@ -26,6 +26,7 @@ from .contract import Method
 from .decoders import Decoder
 from .guidance_direction import GuidanceHook
 from .observers import Observer, Seen, measured, observers
+from .pipe_parts import denoiser
 from .plan import Begun, Mode, Plan, Previewed
 from .precision import without_autocast
 from .report import Report
@@ -100,7 +101,12 @@ class Session:
             generators=seeds.one_each(plan.generators, len(sample)),
             streams=(),
             warn=self.warn,
+            half=self._half,
         )
+
+    @property
+    def _half(self) -> bool:
+        return getattr(denoiser(self.pipe), "dtype", None) == torch.float16
 
     def _begin(self, scheduler: object, sample: torch.Tensor) -> Run:
         plan, mode = self.plan, self.mode
@@ -120,6 +126,7 @@ class Session:
             generators=seeds.one_each(plan.generators, len(sample)),
             streams=seeds.streams(sample),
             warn=self.warn,
+            half=self._half,
             total=total,
             factor_B=torch.ones(len(sample)),
             memory=mode.memory,
@@ -201,7 +208,8 @@ class Session:
         """Return the present evaluation, and set the objective of the run to its progress."""
         scheduler, run = self.pipe.scheduler, self.run
         level = noise_levels.level(scheduler, timestep)
-        model_output = self._cfg_window(model_output, sample, level.noise)
+        self._direction.find(model_output, sample)
+        model_output = self._cfg_window(model_output, level.noise)
         progress = min(max(1 - level.noise, 0.0), 1.0)
         run.objective = self._objective.at(progress)
         run.weight = self._objective.weight(progress)

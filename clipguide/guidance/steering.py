@@ -9,7 +9,7 @@ import torch
 
 from ..errors import ClipguideError, UsageError
 from ..objectives import Objective, Similarity
-from . import gradients
+from . import borrowed, gradients
 from .calls import Calls
 from .contract import Method
 from .decoders import Decoder
@@ -20,7 +20,7 @@ from .pipe_parts import call_signature, denoiser
 from .plan import Mode, Plan
 from .report import Report
 from .session import Session
-from .tap import tap
+from .tap import kind, tap
 from .tape import Tape, replaying
 
 
@@ -183,12 +183,19 @@ class Steering:
     def _taping(self, arguments: dict[str, object]):
         """Open a context in which the call is saved to the tape, or continues from it."""
         session, plan = self._session, self._session.plan
+        takes = "generator" in call_signature(self.pipe).parameters
+        if takes and arguments.get("generator") is None:
+            raise UsageError(
+                "A tape continues a run, which must begin from the same noise again: give "
+                "`generator`, as torch.Generator().manual_seed(0)."
+            )
         tape, self._tape = Tape(self._tape), None
         weights = {k: v for k, v in self.pipe.components.items() if isinstance(v, torch.nn.Module)}
-        scheduler = dict(self.pipe.scheduler.config)
+        scheduler = kind(self.pipe.scheduler), dict(self.pipe.scheduler.config)
+        active = borrowed.adapters(self.pipe)
         said = (plan.objective, plan.select, plan.method, plan.judge, plan.generators)
         said = (*said, self._decoder.asked, plan.score_every, plan.cfg_window)
-        tape.begin(digest(said, arguments, weights, scheduler))
+        tape.begin(digest(said, arguments, weights, scheduler, active))
         if tape.decoder:  # the same decoder, even if less memory is free now
             self._decoder.take(tape.decoder)
         session.tape = tape

@@ -20,6 +20,11 @@ class Tapped:
     """A mark on the class of a view."""
 
 
+def kind(scheduler: object) -> type:
+    """Return the class of a scheduler, which may be tapped."""
+    return next(base for base in type(scheduler).__mro__ if not issubclass(base, Tapped))
+
+
 @contextlib.contextmanager
 def tap(
     pipe: object,

@@ -23,6 +23,8 @@ from ...images import to_tensor
 from ..contract import Method
 from ..generators import chosen, ranked, reseeded, restarted
 
+FLAGS = "nsfw_content_detected"  # of the images that a safety checker has seen
+
 
 @dataclass(frozen=True, kw_only=True)
 class BestOf(Method):
@@ -97,6 +99,8 @@ class BestOf(Method):
             better_B = score_B > best_B
             sampler.candidate(score_B, better_B)
             kept.images = _chosen(better_B, output.images, kept.images)
+            if (flags := getattr(output, FLAGS, None)) is not None:
+                setattr(kept, FLAGS, _chosen(better_B, flags, getattr(kept, FLAGS)))
             best_B = torch.maximum(score_B, best_B)
         return kept
 

@@ -1,0 +1,144 @@
+"""What was once wrong without a word, each on tiny pipelines.
+
+Shapes: B samples, 3 channels of H x W pixels.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
+from tiny_pipelines import draw, kl, tiny
+from torch import nn
+from torch.testing import assert_close
+
+from clipguide.errors import ClipguideError, UsageError
+from clipguide.guidance import BestOf, Noise, Shortcut, steer
+from clipguide.guidance.calls import Calls
+from clipguide.guidance.digest import digest
+from clipguide.guidance.precision import derivative
+from clipguide.objectives import Objective
+
+
+class Bright(Objective):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __call__(self, image_B3HW, generators=None):
+        self.seen.append(image_B3HW.detach())
+        return -image_B3HW.flatten(1).mean(1)
+
+
+def test_the_flags_of_best_of_are_those_of_its_images(monkeypatch):
+    """The safety checker sees each candidate."""
+    pipe, settings = tiny("SD 1.5")
+    flags = iter([[True, False], [False, True], [True, True], [False, False]])
+    told = []
+
+    def check(self, image, device, dtype):
+        told.append(next(flags))
+        return image, told[-1]
+
+    monkeypatch.setattr(type(pipe), "run_safety_checker", check)
+    with steer(pipe, Bright(), method=BestOf(number=4)) as s:
+        seeds = [torch.Generator().manual_seed(k) for k in (1, 2)]
+        out = s(**settings, num_inference_steps=3, output_type="np", generator=seeds)
+    best_B = torch.stack(s.report.candidates).argmax(0).tolist()
+    assert out.nsfw_content_detected == [told[k][i] for i, k in enumerate(best_B)]
+    assert out.nsfw_content_detected != told[0]
+
+
+def test_another_vae_within_a_context_is_seen():
+    pipe, settings = tiny("SD 1.5")
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        other = kl()
+    bright = Bright()
+    with steer(pipe, bright, method=Shortcut(strength=0.2)) as s:
+        draw(s, settings)
+        before, pipe.vae = bright.seen[-1], other
+        found, looked = draw(s, settings), bright.seen[-1]
+    with steer(pipe, bright, method=Shortcut(strength=0.2)) as s:
+        assert torch.equal(draw(s, settings), found)
+    assert torch.equal(bright.seen[-1], looked) and not torch.equal(before, looked)
+
+
+def test_each_sample_has_a_scale_of_its_own():
+    """The NaN of one sample left the next one a gradient of 0; so did float32 in front of float16,
+    as embeddings are."""
+    of_B = torch.ones(3, 1, requires_grad=True)
+    factor_B = torch.tensor([[float("nan")], [1e-8], [1e4]])
+
+    def found(**options):
+        return derivative((of_B.half().float() * factor_B).sum(), of_B, **options)
+
+    assert found()[1] == 0
+    grad = found(half=True)
+    assert grad[0].isnan()
+    assert_close(grad[1:], factor_B[1:], rtol=2e-3, atol=0)
+
+
+def test_noise_that_changes_nothing_is_that_of_the_pipeline():
+    """Sana Sprint multiplies latents that are given by sigma_data."""
+    pipe, settings = tiny("Sana Sprint")
+    plain = draw(pipe, settings)
+    with steer(pipe, Bright(), method=Noise(iterations=1, rate=0.0, white=False, prior=0.0)) as s:
+        assert_close(draw(s, settings), plain, atol=1e-4, rtol=0)
+        calls = Calls(s._session)
+        noise = calls.initial_noise(**settings, generator=torch.Generator().manual_seed(0))
+    assert 0.8 < noise.square().mean().sqrt() < 1.2
+
+
+def test_a_tape_needs_a_generator(tmp_path):
+    pipe, settings = tiny("SD 1.5")
+    with steer(pipe, Bright(), tape=tmp_path / "a") as s:
+        with pytest.raises(UsageError, match="give `generator`"):
+            s(**settings, num_inference_steps=2, output_type="pt")
+
+
+def test_a_tape_knows_the_class_of_the_scheduler(tmp_path):
+    """Both have the same configuration."""
+    pipe, settings = tiny("SD 1.5")
+    more = {"num_inference_steps": 4, "output_type": "latent"}
+
+    class Stop(Exception):
+        pass
+
+    def stop(step):
+        if step.index == 1:
+            raise Stop
+
+    def run(kind, **settings_of):
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        with steer(pipe, Bright(), tape=tmp_path / "a", **settings_of) as s:
+            return s(**settings, **more, generator=torch.Generator().manual_seed(0))
+
+    with pytest.raises(Stop):
+        run(KDPM2DiscreteScheduler, on_step=stop)
+    with pytest.raises(ClipguideError, match="another run's steps"):
+        run(KDPM2AncestralDiscreteScheduler)
+
+
+LEVEL = 0.5
+
+
+def test_what_an_objective_reads_is_in_its_digest(monkeypatch):
+    """A plain attribute of a module, and a global variable of a function."""
+
+    class Target(nn.Module):
+        def __init__(self, level):
+            super().__init__()
+            self.level, self.options = level, {"scale": [1, 2]}
+
+    def objective(image_B3HW):
+        return (image_B3HW - LEVEL).square().flatten(1).mean(1)
+
+    assert digest(Target(0.0)) == digest(Target(0.0)) != digest(Target(1.0))
+    changed = Target(0.0)
+    changed.options["scale"][1] = 3
+    assert digest(changed) != digest(Target(0.0))
+    before = digest(objective)
+    assert digest(objective) == before
+    monkeypatch.setitem(globals(), "LEVEL", 0.7)
+    assert digest(objective) != before
