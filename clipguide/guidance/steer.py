@@ -127,7 +127,8 @@ def steer(
         on_step: a function that is called after each step.
         tape: a folder to which the first call of s(…) saves each step. If the folder has the steps
             of the same call, which was interrupted, the call continues after the last of them, with
-            the same bits. A method that keeps a state between steps starts again.
+            the same bits. The call needs `generator`. A method that keeps a state between steps
+            starts again.
         budget: the highest cost, as a multiple of that of plain sampling, from 1. With method
             "auto", it limits the whole cost, and is 4 by default. Otherwise it limits the choice of
             decoder "auto", and is 1.2 by default.
