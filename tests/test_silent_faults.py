@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
+from diffusers import (
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    StableDiffusionPAGPipeline,
+)
 from tiny_pipelines import draw, kl, tiny
 from torch import nn
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.guidance import BestOf, Noise, Shortcut, steer
+from clipguide.guidance import BestOf, Drafts, Embedding, Noise, Shortcut, steer
 from clipguide.guidance.calls import Calls
 from clipguide.guidance.digest import digest
 from clipguide.guidance.precision import derivative
 from clipguide.objectives import Objective
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 class Bright(Objective):
@@ -88,6 +94,32 @@ def test_noise_that_changes_nothing_is_that_of_the_pipeline():
         calls = Calls(s._session)
         noise = calls.initial_noise(**settings, generator=torch.Generator().manual_seed(0))
     assert 0.8 < noise.square().mean().sqrt() < 1.2
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("CogView4", {"guidance_scale": 3.0}), ("Wan", {"guidance_scale": 3.0}),
+     ("Qwen-Image", {"true_cfg_scale": 3.0})],
+)  # fmt: skip
+@pytest.mark.parametrize("method", [Embedding(rate=0.3, window=(0, 1)), Drafts(number=1, rate=0.2)])
+def test_one_embedding_of_two_calls_is_not_moved(name, more, method):
+    """The hook would move that of the prompt and that of the negative prompt."""
+    pipe, settings = tiny(name)
+    one = {k: v[:1] if isinstance(v, torch.Tensor) else v for k, v in settings.items()}
+    with pytest.raises(ClipguideError, match="one after the other"):
+        with steer(pipe, Bright(), method=method) as s:
+            draw(s, {**one, **more})
+
+
+def test_an_embedding_of_three_parts_is_not_moved():
+    pipe, settings = tiny("SD 1.5")
+    parts = {k: v for k, v in pipe.components.items() if k != "requires_safety_checker"}
+    pag = StableDiffusionPAGPipeline(
+        **parts, requires_safety_checker=False, pag_applied_layers=["mid"]
+    )
+    with pytest.raises(ClipguideError, match="perturbed attention"):
+        with steer(pag, Bright(), method=Embedding(rate=0.3, window=(0, 1))) as s:
+            draw(s, {**settings, "pag_scale": 3.0})
 
 
 def test_a_tape_needs_a_generator(tmp_path):

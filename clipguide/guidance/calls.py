@@ -71,7 +71,8 @@ class Calls(Sampler):
         return self._session.first_sample / sigma
 
     def conditioning(self, of: str) -> Conditioning:
-        return Conditioning(self.pipe, of)
+        self._session.conditioning = Conditioning(self.pipe, of)
+        return self._session.conditioning
 
     def preview(self, *, until: float, by: Method | None, **settings: object) -> torch.Tensor:
         with self._running(Mode(by, within_call=True, until=until)):

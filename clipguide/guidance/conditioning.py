@@ -42,6 +42,7 @@ class Conditioning:
         self._pipe, self.of = pipe, checked(of)
         self.shift: torch.Tensor | None = None  # zeros from the first evaluation on
         self.size_B: torch.Tensor | None = None  # rms of the conditioning
+        self._calls = 0  # of the denoiser, since the last step
 
     def __enter__(self) -> Conditioning:
         model = denoiser(self._pipe)
@@ -63,6 +64,23 @@ class Conditioning:
         if self.of == "maps":
             delattr(self._pipe, DRAW)
 
+    def stepped(self, *, first: bool) -> None:
+        """Look at how often the denoiser was called for this step of the scheduler.
+
+        Before the first step of a run, the calls of an earlier gradient count too.
+
+        Raises:
+            ClipguideError: more than once: the prompts are evaluated one after the other, and both
+                were moved.
+        """
+        calls, self._calls = self._calls, 0
+        if calls > 1 and not first:
+            raise ClipguideError(
+                f"{type(self._pipe).__name__} evaluates the prompt and the negative prompt one "
+                "after the other, so that the embedding of one alone cannot be moved: use "
+                "shortcut, or leave out its guidance."
+            )
+
     def forget(self) -> None:
         """Begin anew, as after `__enter__`."""
         self.shift = self.size_B = None
@@ -77,7 +95,12 @@ class Conditioning:
         return self._shifted(maps)
 
     def _move(self, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        embedding = kwargs.get(NAME)
+        embedding, self._calls = kwargs.get(NAME), self._calls + 1
+        if getattr(self._pipe, "do_perturbed_attention_guidance", False):
+            raise ClipguideError(
+                f"The embedding of {type(self._pipe).__name__} has a part for perturbed attention "
+                "and cannot be moved: use shortcut, or pag_scale=0."
+            )
         guided = bool(getattr(self._pipe, "do_classifier_free_guidance", False))
         if not isinstance(embedding, torch.Tensor) or (self.of == "null" and not guided):
             raise ClipguideError(

@@ -22,6 +22,7 @@ from ..objectives import Nothing
 from . import generators as seeds
 from . import noise_levels, schedulers
 from .cfg_window import CfgWindow
+from .conditioning import Conditioning
 from .contract import Method
 from .decoders import Decoder
 from .guidance_direction import GuidanceHook
@@ -56,6 +57,7 @@ class Session:
         self._cfg_window = CfgWindow(pipe, plan.cfg_window, direction, self._warn_once)
         self._stepper: Stepper | None = None
         self.first_sample: torch.Tensor | None = None
+        self.conditioning: Conditioning | None = None  # that a method moves
         self.asked = self.acted = False  # whether a run was to be steered, and a step of one was
         self._repeats = plan.method.repeats()
         self._observers: Sequence[Observer] = ()
@@ -209,6 +211,8 @@ class Session:
         scheduler, run = self.pipe.scheduler, self.run
         level = noise_levels.level(scheduler, timestep)
         self._direction.find(model_output, sample)
+        if self.conditioning is not None:
+            self.conditioning.stepped(first=self._index == 0)
         model_output = self._cfg_window(model_output, level.noise)
         progress = min(max(1 - level.noise, 0.0), 1.0)
         run.objective = self._objective.at(progress)
