@@ -255,6 +255,8 @@ def test_urls(clip, folder):
     (local,) = Engine(clip).embed([folder / "00.png"])
     assert torch.equal(rows[0].unit_D, local.unit_D)
     assert "cannot be downloaded: HTTP Error 404" in rows[1].error
+    (refused,) = Engine(clip, urls=True).embed([f"{url}/00.png"])  # the server is gone
+    assert refused.error.endswith("cannot be downloaded: Connection refused.")
 
 
 def test_two_processes_share(clip, clip_folder, folder, tmp_path):

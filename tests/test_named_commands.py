@@ -1,6 +1,7 @@
 """Each `python -m training.…` or `python -m benchmarks.…` that a text of the project names exists.
 
-Most are typer applications. One with a single command takes no name of a command, so the name would
+Most are typer applications. Of a module that parses its arguments itself, only the module is looked
+up. A typer application with a single command takes no name of a command, so the name would
 be an unexpected argument: that is a fault too.
 """
 

@@ -60,8 +60,8 @@ def autocast(device: str = "cpu") -> contextlib.AbstractContextManager:
 def short_attention(device: str = "cpu") -> contextlib.AbstractContextManager:
     """Return a context in which a CPU computes attention as two matrix products.
 
-    For fewer than about 100 tokens, PyTorch's fused kernel takes two to seven times as long to
-    differentiate in bfloat16. A step of the prior takes half the time or less.
+    For fewer than about 100 tokens, PyTorch's fused kernel takes several times as long to
+    differentiate in bfloat16.
     """
     return sdpa_kernel(SDPBackend.MATH) if device == "cpu" else contextlib.nullcontext()
 

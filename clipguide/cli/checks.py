@@ -139,7 +139,7 @@ def reward(name: str, given: Sequence[str]) -> None:
         before, equals, where = value.partition("=")
         named, weighted, weight = before.partition(":")
         one_of(*REWARDS, kind="reward", plugins=True)(name, named.strip())
-        if weighted and "=" not in value and not 0 < abs(_number(weight)) <= 10:
+        if weighted and not equals and not 0 < abs(_number(weight)) <= 10:
             raise UsageError(f"The weight of a reward is from −10 to 10, and not 0: {value!r}.")
         if equals and not where.partition(":")[0].strip():
             raise UsageError(f"Nothing stands after the = of {value!r}: leave the = out.")
@@ -147,8 +147,7 @@ def reward(name: str, given: Sequence[str]) -> None:
 
 def sides(name: str, value: str) -> None:
     """Check the sides of an image that is optimised."""
-    found = values.sides(value)
-    for side in found or ():
+    for side in values.sides(value):
         if not 8 <= side <= 8192:
             raise UsageError(f"{name} takes sides of 8 to 8192 pixels, not {side}.")
 

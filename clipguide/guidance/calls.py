@@ -12,8 +12,7 @@ from ..errors import ClipguideError, UsageError
 from . import borrowed, gradients, schedulers
 from .conditioning import Conditioning
 from .contract import Method, Sampler
-from .digest import digest, marks
-from .digest import settings as settings_of
+from .digest import attributes, digest, marks
 from .generators import Given, catch_up
 from .observers import ranks
 from .pipe_parts import execution_device
@@ -103,7 +102,7 @@ class Calls(Sampler):
         parts = pipe.components.values()
         try:
             models = [part for part in parts if isinstance(part, torch.nn.Module)]
-            weights = [(marks(part), settings_of(part)) for part in models]
+            weights = [(marks(part), attributes(part)) for part in models]
             plan, scheduler = session.plan, (kind(pipe.scheduler), dict(pipe.scheduler.config))
             how = plan.selecting, session.decoder.asked, plan.cfg_window, scheduler
             return digest(how, settings, weights, borrowed.adapters(pipe))

@@ -121,8 +121,7 @@ class Decoder:
         self.kind, self._fixed, self._said = kind, rung, ""
         self.name = joined(kind, rung)
         self._plans: dict[tuple, Plan] = {}
-        self._decodings: dict[str, Decoding] = {}
-        self._copied: dict[str, nn.Module] = {}  # what the copies of `_decodings` are copies of
+        self._decodings: dict[str, tuple[nn.Module, Decoding]] = {}  # the original, its copy
 
     def set_size(self, height: int, width: int) -> None:
         """Set the size in pixels of the images of packed latents, until `close`."""
@@ -266,15 +265,14 @@ class Decoder:
     def _by(self, kind: str, plan: Plan, latents: torch.Tensor) -> torch.Tensor:
         """Decode with the clean copy, which is made at the first use."""
         live = self.tiny if kind == "tiny" else self._live
-        if self._copied.get(kind) is not live:  # another VAE has been put into the pipeline
-            self._decodings.pop(kind, None)
-        self._copied[kind], known = live, self._decodings.get(kind)
-        if known is not None and known.plan.half and not plan.half:
-            known = None  # its weights have lost bits
+        original, known = self._decodings.get(kind, (None, None))
+        if known is not None and (original is not live or (known.plan.half and not plan.half)):
+            known = None  # it is of another VAE, or its weights have lost bits
             del self._decodings[kind]  # before the next is made
         if known is None or known.plan != plan:
             vae = known.vae if known else clean(live, latents.device)
-            known = self._decodings[kind] = Decoding(vae, self._made(kind)[1], plan)
+            known = Decoding(vae, self._made(kind)[1], plan)
+            self._decodings[kind] = live, known
         if kind == "vae":
             latents = self.family.to_vae(latents, known.vae, self._pipe)
         return known(latents)

@@ -27,7 +27,6 @@ from ..rewards import Reward
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), PurePath, torch.dtype, torch.device)
-_READ = (torch.Tensor, np.ndarray, types.FunctionType)  # of the globals that a function reads
 
 
 def digest(*things: object) -> str:
@@ -64,7 +63,7 @@ def _feed(hashed, thing: object, seen: dict[int, object]) -> None:
         return _feed_tensor(hashed, thing.get_state())
     if isinstance(thing, nn.Module):
         say(_of_weights(thing))
-        thing = settings(thing)
+        thing = attributes(thing)
     for part in _parts(thing):
         _feed(hashed, part, seen)
     return None
@@ -88,7 +87,7 @@ def _of_weights(module: nn.Module) -> str:
     return known
 
 
-def settings(module: nn.Module) -> dict[str, object]:
+def attributes(module: nn.Module) -> dict[str, object]:
     """Return the public attributes of a module and its parts that are plain values, such as the
     scales of LoRA layers and those of FreeU, by their names."""
     return {
@@ -96,6 +95,19 @@ def settings(module: nn.Module) -> dict[str, object]:
         for name, part in module.named_modules()
         for key, value in vars(part).items()
         if not key.startswith("_") and _is_plain(value)
+    }
+
+
+def _globals(function: types.FunctionType) -> dict[str, object]:
+    """Return the global variables that a function reads: plain values, tensors, arrays, and other
+    functions of its module."""
+    values = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+    return {
+        name: value
+        for name, value in values.items()
+        if _is_plain(value)
+        or isinstance(value, (torch.Tensor, np.ndarray))
+        or (isinstance(value, types.FunctionType) and value.__module__ == function.__module__)
     }
 
 
@@ -144,9 +156,7 @@ def _parts(thing: object) -> list[object]:
         return [thing.co_code, thing.co_names, thing.co_consts]
     if isinstance(thing, types.FunctionType):
         cells = [cell.cell_contents for cell in thing.__closure__ or ()]
-        read = {name: thing.__globals__.get(name) for name in thing.__code__.co_names}
-        read = {k: v for k, v in read.items() if _is_plain(v) or isinstance(v, _READ)}
-        return [thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, read]
+        return [thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, _globals(thing)]
     if isinstance(thing, types.MethodType):
         return [thing.__func__, thing.__self__]
     if dataclasses.is_dataclass(thing):
