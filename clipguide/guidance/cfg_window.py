@@ -47,5 +47,4 @@ class CfgWindow:
                 "prompts at once."
             )
             return model_output
-        channels = alone.shape[1]  # after these, those of a learned variance
-        return torch.cat([alone.to(model_output.dtype), model_output[:, channels:]], 1)
+        return alone.to(model_output.dtype)

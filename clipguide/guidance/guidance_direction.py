@@ -53,7 +53,7 @@ class GuidanceHook:
         """Find the outputs with and without the prompt whose guided sum the scheduler got, and
         forget what was kept."""
         output, self._output, self._both = self._output, None, None
-        pipe, channels = self._pipe, sample.shape[1]  # a learned variance has channels of its own
+        pipe, channels = self._pipe, sample.shape[1]  # after these, those of a learned variance
         if output is None or len(output) != 2 * len(sample) or output.shape[2:] != sample.shape[2:]:
             return
         if not getattr(pipe, "do_classifier_free_guidance", True):
@@ -61,7 +61,7 @@ class GuidanceHook:
         if getattr(pipe, "do_perturbed_attention_guidance", False):
             return
         a, b = widen(output[:, :channels]).chunk(2)
-        between, total = b - a, widen(model_output[:, :channels])
+        between, total = b - a, widen(model_output)
         aa, ab, bb = (a * a).sum(), (a * between).sum(), (between * between).sum()
         oa, ob = (total * a).sum(), (total * between).sum()
         alpha, tau = oa * bb - ob * ab, ob * aa - oa * ab  # × the determinant, above 0
