@@ -56,6 +56,8 @@ class GuidanceHook:
         pipe, channels = self._pipe, sample.shape[1]  # after these, those of a learned variance
         if output is None or len(output) != 2 * len(sample) or output.shape[2:] != sample.shape[2:]:
             return
+        if model_output.shape != sample.shape:
+            return
         if not getattr(pipe, "do_classifier_free_guidance", True):
             return
         if getattr(pipe, "do_perturbed_attention_guidance", False):
