@@ -17,7 +17,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.guidance import BestOf, Drafts, Embedding, Noise, Shortcut, steer
+from clipguide.guidance import BestOf, Drafts, Embedding, Noise, Shortcut, borrowed, run, steer
 from clipguide.guidance.calls import Calls
 from clipguide.guidance.digest import digest
 from clipguide.guidance.precision import derivative
@@ -85,6 +85,24 @@ def test_each_sample_has_a_scale_of_its_own():
     assert_close(grad[1:], factor_B[1:], rtol=2e-3, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_denoiser_in_float16_has_its_loss_scaled(dtype, monkeypatch):
+    """Whatever the dtype of what moves is: the shift of an embedding is in float32."""
+    pipe, settings = tiny("SD 1.5")
+    pipe.to(dtype)
+    told = []
+
+    def record(loss, of, *, half):
+        told.append((of.dtype, half))
+        return derivative(loss, of, half=half)
+
+    monkeypatch.setattr(run, "derivative", record)
+    half = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in settings.items()}
+    with steer(pipe, Bright(), method=Embedding(rate=0.3, window=(0, 1))) as s:
+        draw(s, half)
+    assert set(told) == {(torch.float32, dtype == torch.float16)}
+
+
 def test_noise_that_changes_nothing_is_that_of_the_pipeline():
     """Sana Sprint multiplies latents that are given by sigma_data."""
     pipe, settings = tiny("Sana Sprint")
@@ -129,8 +147,9 @@ def test_a_tape_needs_a_generator(tmp_path):
             s(**settings, num_inference_steps=2, output_type="pt")
 
 
-def test_a_tape_knows_the_class_of_the_scheduler(tmp_path):
-    """Both have the same configuration."""
+@pytest.mark.parametrize("what", ["scheduler", "adapters"])
+def test_a_tape_knows_what_it_is_of(what, tmp_path, monkeypatch):
+    """The two schedulers have the same configuration. The adapters are those that are active."""
     pipe, settings = tiny("SD 1.5")
     more = {"num_inference_steps": 4, "output_type": "latent"}
 
@@ -141,15 +160,20 @@ def test_a_tape_knows_the_class_of_the_scheduler(tmp_path):
         if step.index == 1:
             raise Stop
 
-    def run(kind, **settings_of):
+    def run(kind, adapters, **settings_of):
+        monkeypatch.setattr(borrowed, "adapters", lambda pipe: adapters)
         pipe.scheduler = kind.from_config(pipe.scheduler.config)
         with steer(pipe, Bright(), tape=tmp_path / "a", **settings_of) as s:
             return s(**settings, **more, generator=torch.Generator().manual_seed(0))
 
     with pytest.raises(Stop):
-        run(KDPM2DiscreteScheduler, on_step=stop)
+        run(KDPM2DiscreteScheduler, ["one"], on_step=stop)
     with pytest.raises(ClipguideError, match="another run's steps"):
-        run(KDPM2AncestralDiscreteScheduler)
+        if what == "scheduler":
+            run(KDPM2AncestralDiscreteScheduler, ["one"])
+        else:
+            run(KDPM2DiscreteScheduler, ["other"])
+    run(KDPM2DiscreteScheduler, ["one"])
 
 
 LEVEL = 0.5
