@@ -176,6 +176,17 @@ def test_a_tape_knows_what_it_is_of(what, tmp_path, monkeypatch):
     run(KDPM2DiscreteScheduler, ["one"])
 
 
+def test_sketches_are_kept_for_the_same_settings_of_the_models():
+    """FreeU changes no weight."""
+    pipe, _ = tiny("SD 1.5")
+    with steer(pipe, Bright(), method=Shortcut()) as s:
+        calls = Calls(s._session)
+        before = calls.identity()
+        assert calls.identity() == before is not None
+        pipe.unet.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+        assert calls.identity() != before
+
+
 LEVEL = 0.5
 
 
