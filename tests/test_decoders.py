@@ -189,11 +189,11 @@ def test_half_precision(dtype):
     decoder = Decoder(pipe)
     half = x0.half()
     image = decoder(half)
-    copied = decoder._decodings["vae"].vae
+    copied = decoder._decodings["vae"][1].vae
     expected = reference.decode(half.float() / 0.13025).sample / 2 + 0.5
     assert_close(image, expected, atol=1e-5, rtol=1e-5)
     assert image.dtype == torch.float32
-    assert decoder._decodings["vae"].vae is copied is not pipe.vae and pipe.vae.dtype == dtype
+    assert decoder._decodings["vae"][1].vae is copied is not pipe.vae and pipe.vae.dtype == dtype
 
 
 def test_the_users_slices_and_tiles_are_off():

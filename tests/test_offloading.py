@@ -255,7 +255,7 @@ def test_ten_images_in_one_context_do_not_grow_memory():
         for seed in range(10):
             draw(pipe, settings, seed=seed, steps=2, output_type="latent")
             counts.append(alive())
-        copies = weakref.ref(s._decoder._decodings["vae"].vae)
+        copies = weakref.ref(s._decoder._decodings["vae"][1].vae)
         assert copies() is not None
     assert set(counts[2:]) == {counts[1]}
     gc.collect()
