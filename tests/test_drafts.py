@@ -198,7 +198,7 @@ def mini():
 def drawn(call, prompts=("a red apple", "a boat"), steps=2) -> torch.Tensor:
     generator = [torch.Generator().manual_seed(5 + k) for k in range(len(prompts))]
     given = {"prompt": list(prompts), "num_inference_steps": steps, "generator": generator}
-    return call(**given, output_type="pt", map_candidates=2).images
+    return call(**given, output_type="pt", recall=False).images
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_the_size_is_that_of_the_candidate_that_was_chosen(mini):
         with steer(mini, Brightness(), method=method) as s:
             return s(
                 prompt=["a boat"], num_inference_steps=1, generator=generator, output_type="pt",
-                map_candidates=1,
+                recall=False,
             ).images  # fmt: skip
 
     for seed in range(2):  # of the first the first candidate is the best, of the other the second

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, PixArtTransformer2DModel
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtTransformer2DModel,
+)
 from tiny_pipelines import mini as tiny_mini_pipeline
 from tiny_pipelines import noise
 from torch.testing import assert_close
@@ -15,8 +21,9 @@ from torch.testing import assert_close
 from clipguide import mini, steer
 from clipguide.errors import UsageError
 from clipguide.mini.conditions import conditions
+from clipguide.mini.memory import MapMemory
+from clipguide.mini.names import COLOURS, written
 from clipguide.mini.pipeline import MiniPipeline
-from clipguide.mini.reader import MapReader, pool
 from clipguide.mini.styles import STYLES, USUAL, labels_of, style_in, with_style
 
 
@@ -43,9 +50,27 @@ def pipe() -> MiniPipeline:
                 use_additional_conditions=False,
             ).eval(),
             prior_scheduler=FlowMatchEulerDiscreteScheduler(),
-            reader=MapReader(channels=6, text_channels=16, hidden=16, embed_dim=8).eval(),
         )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def remembering(pipe) -> MiniPipeline:
+    """The same with a memory: a fox that is flat and red, one that is 3d and blue, and a whale."""
+    memory = MapMemory(
+        channels=6,
+        components=2,
+        hidden=8,
+        things=[written(["fox"], ["zorro"], []), written(["whale"], [], ["sea"])],
+        firsts=[0, 2],
+        size=3,
+        colours={"azul": "blue"},
+    )
+    memory.remember(noise(3, 6, 4, 4))
+    memory.style.copy_(torch.tensor([STYLES.index(s) for s in ("flat", "3d", "retro")]))
+    memory.colour.copy_(torch.tensor([COLOURS.index(c) for c in ("red", "blue", "grey")]))
+    pipe.register_modules(memory=memory.eval())
     return pipe
 
 
@@ -104,48 +129,107 @@ def test_new_noise_at_each_step_of_the_map(pipe):
     assert_close(found, x0(half, 0.5), atol=1e-5, rtol=1e-5)
 
 
-def test_the_reader_picks_one_of_several_maps(pipe):
-    """Of each image's own candidates, the one whose cosine with its own prompt is highest."""
-    prompts, few = ["a fox", "a small red apple beside a whale"], {"steps": 3, "guidance_scale": 2}
-    picked = pipe.draw_maps(prompts, ["", ""], candidates=5, generator=seeds(1, 2), **few)
-    hidden_BLD, mask_BL = pipe.encode_prompt(prompts)
-    text_BD = pipe.reader.encode_text(pool(hidden_BLD, mask_BL))
-    score_B = (pipe.reader.encode_map(picked) * text_BD).sum(1)
-    assert_close(score_B, pipe.reader(picked, hidden_BLD, mask_BL))
-    for k, prompt in enumerate(prompts):
-        noise_5 = torch.randn(5, 6, 4, 4, generator=seeds(k + 1)[0])
-        alone = [_map_of(pipe, prompt, noise[None], few) for noise in noise_5]
-        cosines = [pipe.reader.encode_map(x) @ text_BD[k] for x in alone]
-        assert max(cosines) - min(cosines) > 1e-4
-        assert_close(score_B[k], max(cosines)[0], atol=1e-4, rtol=1e-4)
-        best = alone[max(range(5), key=cosines.__getitem__)]
-        assert_close(picked[k], best[0], atol=1e-4, rtol=1e-4)
-    pipe.reader = None
-    first = pipe.draw_maps(prompts, ["", ""], candidates=5, generator=seeds(1, 2), **few)
-    one = pipe.draw_maps(prompts, ["", ""], generator=seeds(1, 2), **few)
-    assert torch.equal(first, one)
+def maps_of(pipe, prompts: list[str], generator, **more) -> torch.Tensor:
+    few = {"steps": 3, "guidance_scale": 2.0, "recall": True}
+    return pipe.draw_maps(prompts, [""] * len(prompts), generator=generator, **few | more)
 
 
-def _map_of(pipe, prompt: str, start: torch.Tensor, few: dict) -> torch.Tensor:
-    """The map that the prior draws from a noise that is given."""
-    hidden, mask = pipe.encode_prompt([prompt, ""])
-    x, steps, scale = start, few["steps"], few["guidance_scale"]
-    with torch.no_grad():
-        for k in range(steps, 0, -1):
-            told, untold = pipe.prior(
-                torch.cat([x, x]),
-                encoder_hidden_states=hidden,
-                timestep=torch.full((2,), 1000 * k / steps),
-                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-                encoder_attention_mask=mask,
-            ).sample.chunk(2)
-            x = x + (untold + scale * (told - untold) - x) / k
-    return x
+def test_what_is_remembered_is_recalled(remembering):
+    """By name, in the colour and the style that are asked for; the rest is sampled, and what is
+    beside a prompt in its batch changes nothing."""
+    memory = remembering.memory
+    flat, solid, whale = memory.recall([0, 1, 2], [None] * 3)
+    assert torch.equal(maps_of(remembering, ["a red fox"], seeds(3))[0], flat)
+    assert torch.equal(maps_of(remembering, ["zorro azul"], seeds(3))[0], solid)
+    assert torch.equal(maps_of(remembering, ["a fox, 3d"], seeds(3))[0], solid)
+    assert torch.equal(maps_of(remembering, ["a whale in the sea"], seeds(3))[0], whale)
+    green = maps_of(remembering, ["a green whale"], seeds(3))[0]
+    assert torch.equal(green, memory.recall([2], ["green"])[0]) and not torch.equal(green, whale)
+    unknown = maps_of(remembering, ["a boat"], seeds(3))
+    assert torch.equal(unknown, maps_of(remembering, ["a boat"], seeds(3), recall=False))
+    both = maps_of(remembering, ["a whale", "a boat", "a fox"], seeds(5, 3, 6))
+    assert torch.equal(both[0], whale)
+    assert_close(both[1], unknown[0], atol=1e-5, rtol=1e-5)
+    assert torch.equal(both[2], maps_of(remembering, ["a fox"], seeds(6))[0])
+    of = [maps_of(remembering, ["a fox"], seeds(k))[0] for k in range(20)]
+    assert {torch.equal(one, flat) for one in of} == {True, False}
+    assert all(torch.equal(one, flat) or torch.equal(one, solid) for one in of)
 
 
-def test_pooling_leaves_out_what_is_padded():
-    hidden = torch.tensor([[[1.0, 2], [3, 4], [9, 9]]])
-    assert_close(pool(hidden, torch.tensor([[1, 1, 0]])), torch.tensor([[3.0, 4, 2, 3]]))
+def test_a_scene_is_put_together(remembering):
+    """Each object as it is drawn alone, at half its size, left and right; with any sampler. What is
+    beside it in the batch is as it is alone."""
+    scene = "a red fox and a whale"
+    both = draw(remembering, [scene, "a whale"], seeds(4, 5))
+    assert_close(draw(remembering, "a whale", seeds(5))[0], both[1], atol=1e-5, rtol=1e-5)
+    latents = remembering._scenes([scene], [0], noise(1, 8, 16, 16), 3.0, seeds(4))
+    assert list(latents) == [0] and remembering._scenes(["a fox"], [0], None, 3.0, None) == {}
+    expected = remembering.decode(latents[0][None]) / 2 + 0.5
+    few = {"latents": noise(1, 8, 16, 16), "style": "any"}
+    drawn = remembering._draw_scene
+    remembering._draw_scene = lambda *_: latents[0]
+    for scheduler in (DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler):
+        remembering.scheduler = scheduler.from_config(remembering.scheduler.config)
+        found = remembering(scene, num_inference_steps=4, output_type="pt", **few).images
+        assert_close(found, expected.clamp(0, 1), atol=2e-3, rtol=2e-3)
+    remembering._draw_scene = drawn
+    apart = draw(remembering, scene, seeds(4), scenes=False)
+    assert not torch.allclose(apart[0], both[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_where_the_objects_of_a_scene_are(remembering, monkeypatch, number):
+    """White objects are lost on the white page; black ones fill their halves of its sides."""
+    pages = []
+    size = remembering.vae_scale_factor * 16
+    black = -torch.ones(number, 3, size, size)
+    monkeypatch.setattr(remembering, "decode", lambda latents: black)
+    monkeypatch.setattr(remembering, "encode", lambda page: pages.append(page) or page)
+    word = {2: "two", 3: "three", 4: "four"}[number]
+    remembering._scenes([f"{word} foxes"], [0], noise(1, 8, 16, 16), 1.0, seeds(1))
+    (page,) = pages
+    assert page.shape == (1, 3, size, size)
+    dark = (page[0, 0] < 0).float()
+    assert dark.mean() == number / 4
+    upper, lower = dark[: size // 2].mean(), dark[size // 2 :].mean()
+    assert (upper, lower) == {2: (0.5, 0.5), 3: (1.0, 0.5), 4: (1.0, 1.0)}[number]
+    assert dark[:, : size // 2].mean() == dark[:, size // 2 :].mean()
+
+
+def test_hooks_of_a_run_see_the_run_alone(remembering):
+    """The U-Net's calls for the objects of a scene are not those of the steps."""
+    calls = []
+    handle = remembering.unet.register_forward_pre_hook(lambda *_: calls.append(0))
+    draw(remembering, "a red fox and a whale", seeds(4))
+    handle.remove()
+    assert len(calls) == 2
+
+
+def test_an_image_has_the_style_of_its_map(remembering, monkeypatch):
+    labels = []
+    inner = remembering._denoise
+    monkeypatch.setattr(
+        remembering, "_denoise", lambda *a: labels.append(a[4].tolist()) or inner(*a)
+    )
+    draw(remembering, ["a whale"] * 6 + ["a blue fox"] * 2, seeds(*range(8)))
+    assert labels[0] == [STYLES.index("retro")] * 6 + [STYLES.index("3d")] * 2
+    labels.clear()
+    draw(remembering, ["a whale"] * 6, seeds(*range(6)), recall=False)
+    assert len(set(labels[0])) > 1
+
+
+def test_the_memory_keeps_maps_in_four_bits():
+    """All components keep what the maps have in common, within the step between two codes."""
+    maps = noise(40, 3, 2, 2) * torch.arange(1.0, 13).view(3, 2, 2)
+    memory = MapMemory(channels=3, side=2, components=12, hidden=4, size=40)
+    memory.remember(maps)
+    assert memory.codes.shape == (40, 6) and memory.codes.dtype == torch.uint8
+    again = memory.recall(range(40), [None] * 40)
+    error = (again - maps).square().mean() / maps.var()
+    assert 1e-6 < error < 0.02
+    half = MapMemory(channels=3, side=2, components=6, hidden=4, size=40)
+    half.remember(maps)
+    assert (half.recall(range(40), [None] * 40) - maps).square().mean() / maps.var() > error
 
 
 def test_a_map_can_be_given(pipe):
@@ -214,7 +298,6 @@ def test_conditions_keep_map_and_text_apart():
         ({"generator": seeds(1, 2)}, "2 generators for 1 images"),
         ({"prior_eta": 1.5}, "prior_eta must be between 0 and 1, not 1.5"),
         ({"eta": -0.5}, "eta must be between 0 and 1, not -0.5"),
-        ({"map_candidates": 0}, "map_candidates must be 1 or more"),
     ],
 )
 def test_what_does_not_fit(pipe, wrong, message):
@@ -251,7 +334,8 @@ def test_callback_and_interrupt(pipe):
     assert seen == [(0, ["latents", "maps"])]
 
 
-def test_saved_and_loaded(pipe, tmp_path):
+def test_saved_and_loaded(remembering, tmp_path):
+    pipe = remembering
     pipe.save_pretrained(tmp_path)
     again = MiniPipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
@@ -261,6 +345,16 @@ def test_saved_and_loaded(pipe, tmp_path):
     apart = draw(half, "a fox", seeds(1), latents=noise(1, 8, 16, 16)).float()
     apart = apart - draw(pipe, "a fox", seeds(1), latents=noise(1, 8, 16, 16))
     assert apart.abs().mean() < 0.05
+
+
+def test_a_memory_is_saved_with_its_names(remembering, tmp_path):
+    remembering.save_pretrained(tmp_path)
+    memory = MiniPipeline.from_pretrained(tmp_path, dtype=torch.float16).memory
+    assert torch.equal(memory.codes, remembering.memory.codes)
+    named = memory.names.find("un zorro azul")
+    assert named.colour == "blue" and memory.rows(named) == [1]
+    assert_close(memory.recall([0], ["green"]), remembering.memory.recall([0], ["green"]),
+                 atol=2e-2, rtol=2e-2)  # fmt: skip
 
 
 def test_steered(pipe):

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # On a machine with a GPU, from the repository's root, with training/cache/pack (training/pack.py):
 #   bash training/gpu.sh OUT
-# It composes images on all cores, then trains prior and decoder beside each other, the reader after
-# them, and leaves their averaged weights in OUT every two minutes. The text encoder stays, for the
-# decoder reads it. About nine minutes in all by default. For a trial
+# It composes images on all cores, then trains prior and decoder beside each other, and
+# leaves their averaged weights in OUT every two minutes. The text encoder stays, for the decoder
+# reads it. About nine minutes in all by default. For a trial
 # without a GPU: DEVICE=cpu BATCH=8 COUNT=200 WORKERS=1 PRIOR=0.3 DECODER=0.3 bash training/gpu.sh OUT
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,5 +26,3 @@ while [ -n "$(jobs -rp)" ]; do
     $python -m training.pack send "$out" && say "sent"
 done
 wait
-$python -m training.reader train --minutes "${READER:-0.5}" --device "$device"
-$python -m training.pack send "$out" && say "sent"

@@ -5,8 +5,8 @@
     python -m training.pack take OUT # here again: the weights become the checkpoints
 
 The parts may travel one by one: `drawings` (at 128 px as WebP: the autoencoder is trained before,
-and grown after), `words` (names, the text tower, the autoencoder) and `networks` (prior, decoder
-and reader so far). Weights travel in half precision, in files below 15 MB.
+and grown after), `words` (names, the text tower, the autoencoder) and `networks` (prior and
+decoder so far). Weights travel in half precision, in files below 15 MB.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training import common, decoder, prior, reader, samples, text, vae
+from training import common, decoder, prior, samples, text, vae
 from training.data.pixels import at_size
 from training.loop import averaged
 
 CACHE = common.CACHE / "pack"
 SIDE, QUALITY, PART = 128, 80, 15_000_000
-TRAINED = {"prior": prior.CACHE, "decoder": decoder.CACHE, "reader": reader.CACHE}
+TRAINED = {"prior": prior.CACHE, "decoder": decoder.CACHE}
 app = typer.Typer(add_completion=False, help=__doc__)
 
 

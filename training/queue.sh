@@ -37,7 +37,6 @@ words)
         step prior training.prior train --focus 4 --fall 0 --minutes "${TEXT:-90}"
     touch training/cache/prior/text.done
     step prior training.prior train --focus 4 --text-rate 0 --minutes "${PRIOR:-150}"
-    step reader training.reader train
     step grow training.vae grow --minutes "${LARGE:-30}"
     ;;
 *)

@@ -14,7 +14,7 @@ from ..errors import ClipguideError, UsageError, close_matches
 
 FOLDER = Path(__file__).parent
 MODELS = ("guide", "judge", "generator", "vqgan")
-METHOD = "drafts"  # by default (benchmarks/steering.py)
+CANDIDATES = 4  # of each image by default, of which guide and judge select one
 BATCH = 4  # images that are drawn together on a CPU
 STEPS = 15  # of the image: 30 take longer and gain nothing (benchmarks/steering.py)
 

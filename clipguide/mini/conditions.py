@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reader import last_token
-
 
 def conditions(
     map_BKhw: Tensor, hidden_BLD: Tensor, mask_BL: Tensor, label_B: Tensor, styles: int
@@ -43,3 +41,9 @@ def conditions(
         "encoder_attention_mask": torch.cat([mask_BL.new_ones(cells.shape[:2]), mask_BL], 1),
         "class_labels": torch.cat([style_BS, last_token(hidden_BLD, mask_BL)], 1),
     }
+
+
+def last_token(hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    """Return the hidden state_BD of the last token of each text."""
+    last_B = mask_BL.sum(1).long() - 1
+    return hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), last_B]

@@ -1,8 +1,8 @@
 """The pipeline of the embedded generator, in two stages.
 
-A prior samples a small map of features and colours from the text. A U-Net samples latents from the
-map and the text. A VAE decodes them. The parts are classes of diffusers and transformers, except
-the reader.
+A memory returns a small map of features and colours for the text, or a prior samples one. A U-Net
+samples latents from the map and the text. A VAE decodes them. The parts are classes of diffusers
+and transformers, except the memory.
 
 Shapes: B images, L tokens, D channels of text, K channels of a map, C channels of latents.
 """
@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -28,18 +29,26 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UsageError
-from . import BATCH, METHOD, STEPS
+from . import BATCH, CANDIDATES, STEPS
 from .conditions import conditions
+from .memory import MapMemory
+from .names import Named, Scene
 from .prior import sampled
-from .reader import MapReader
-from .styles import STYLES, USUAL, labels_of, with_style
+from .styles import STYLES, USUAL, chosen, labels_of, style_in, with_style
 
+# Where the objects of a scene are, in halves of the image from its top and its left.
+LAYOUTS = {
+    2: ((0.5, 0), (0.5, 1)),
+    3: ((0, 0), (0, 1), (1, 0.5)),
+    4: ((0, 0), (0, 1), (1, 0), (1, 1)),
+}
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class MiniPipeline(DiffusionPipeline):
     """Draw images from text by two diffusion models, as unCLIP (Ramesh et al. 2022) and Würstchen
-    (Pernias et al. 2024) do.
+    (Pernias et al. 2024) do. A memory stands in for the first where it knows the object
+    (retrieval-augmented diffusion, Blattmann et al. 2022).
 
     Args:
         vae: the VAE that decodes latents to images.
@@ -49,13 +58,13 @@ class MiniPipeline(DiffusionPipeline):
         prior_scheduler: the scheduler of the map.
         unet: the model that predicts v of the latents from the map, the text and the style.
         scheduler: the scheduler of the latents, which `clipguide.steer` wraps.
-        reader: the model that selects one of several maps. Without it, the first map is used.
+        memory: the maps of drawings, by name. Without it, the prior samples all maps.
     """
 
-    default_method, default_batch, default_steps = METHOD, BATCH, STEPS
+    default_best_of, default_batch, default_steps = CANDIDATES, BATCH, STEPS
     prompt_first = True  # the order of the halves of a batch with classifier-free guidance
-    model_cpu_offload_seq = "text_encoder->prior->reader->unet->vae"
-    _optional_components = ["reader"]
+    model_cpu_offload_seq = "text_encoder->prior->memory->unet->vae"
+    _optional_components = ["memory"]
     _callback_tensor_inputs = ["latents", "maps"]
 
     def __init__(
@@ -67,7 +76,7 @@ class MiniPipeline(DiffusionPipeline):
         prior_scheduler: FlowMatchEulerDiscreteScheduler,
         unet: UNet2DConditionModel,
         scheduler: DDIMScheduler,
-        reader: MapReader | None = None,
+        memory: MapMemory | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -78,7 +87,7 @@ class MiniPipeline(DiffusionPipeline):
             prior_scheduler=prior_scheduler,
             unet=unet,
             scheduler=scheduler,
-            reader=reader,
+            memory=memory,
         )
         self.map_input = nn.Identity()  # the maps pass through it, so that a hook can move them
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -123,37 +132,53 @@ class MiniPipeline(DiffusionPipeline):
         *,
         steps: int,
         guidance_scale: float,
-        candidates: int = 1,
         eta: float = 0.0,
+        recall: bool = False,
         generator: Generators = None,
     ) -> Tensor:
-        """Return maps_BKhw of prompts, which the prior samples (`prior.sampled`). It samples
-        `candidates` maps for each prompt. The reader selects the one that fits the prompt best.
+        """Return maps_BKhw of prompts.
+
+        With `recall`, the map of an object that the memory knows is one of its maps, by chance, in
+        the style and the colour that the prompt names. The prior samples the others
+        (`prior.sampled`).
         """
-        guided, many = guidance_scale > 1, candidates if self.reader is not None else 1
-        hidden, mask = self.encode_prompt([*prompts, *negatives] if guided else prompts)
-        hidden, mask = (a.repeat_interleave(many, 0) for a in (hidden, mask))
-        config, device = self.prior.config, self._execution_device
+        config, device, dtype = self.prior.config, self._execution_device, self.prior.dtype
         side, channels = config.sample_size, config.in_channels
+        maps = torch.empty(len(prompts), channels, side, side, device=device, dtype=dtype)
+        named = self._named(prompts) if recall else [None] * len(prompts)
+        if known := [b for b, found in enumerate(named) if found is not None]:
+            rows = [self.memory.rows(named[b], style_in(prompts[b])) for b in known]
+            by_chance = chosen(list(map(len, rows)), _of(generator, known))
+            colours = [named[b].colour for b in known]
+            recalled = self.memory.recall([r[k] for r, k in zip(rows, by_chance)], colours)
+            maps[known] = recalled.to(device, dtype)
+        if not (new := [b for b, found in enumerate(named) if found is None]):
+            return maps
+        texts = [prompts[b] for b in new]
+        if guidance_scale > 1:
+            texts += [negatives[b] for b in new]
+        own = _of(generator, new)
 
         def noise() -> Tensor:
-            shape = (len(prompts), many * channels, side, side)
-            drawn = randn_tensor(shape, generator=generator, device=device, dtype=self.prior.dtype)
-            return drawn.view(-1, channels, side, side)
+            shape = (len(new), channels, side, side)
+            return randn_tensor(shape, generator=own, device=device, dtype=dtype)
 
-        x = sampled(
+        maps[new] = sampled(
             self.prior,
             self.prior_scheduler,
             noise,
-            (hidden, mask),
+            self.encode_prompt(texts),
             steps=steps,
             guidance_scale=guidance_scale,
             eta=eta,
-        )
-        if many == 1:
-            return x
-        score_BN = self.reader(x, hidden[: len(x)], mask[: len(x)]).view(-1, many)
-        return x.view(-1, many, *x.shape[1:])[torch.arange(len(score_BN)), score_BN.argmax(1)]
+        ).to(dtype)
+        return maps
+
+    def _named(self, prompts: Sequence[str]) -> list[Named | None]:
+        """Return what each prompt names of what the memory has."""
+        if self.memory is None:
+            return [None] * len(prompts)
+        return [self.memory.names.find(prompt) for prompt in prompts]
 
     def prepare_latents(
         self,
@@ -175,13 +200,23 @@ class MiniPipeline(DiffusionPipeline):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images_B3HW, in [-1, 1], that latents_BChw decode to."""
+        mean, deviation = self._moments(latents)
+        latents = latents * deviation / self.vae.config.scaling_factor + mean
+        return self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
+
+    def encode(self, image_B3HW: Tensor) -> Tensor:
+        """Return the latents_BChw that decode to images, which are in [-1, 1]."""
+        latents = self.vae.encode(image_B3HW.to(self.vae.dtype)).latent_dist.mode()
+        mean, deviation = self._moments(latents)
+        return (latents - mean) * self.vae.config.scaling_factor / deviation
+
+    def _moments(self, latents: Tensor) -> list[Tensor]:
+        """Return the mean and the deviation of the channels of the VAE's latents."""
         config = self.vae.config
-        mean, deviation = (
+        return [
             torch.tensor(x).to(latents).view(1, -1, 1, 1)
             for x in (config.latents_mean, config.latents_std)
-        )
-        latents = latents * deviation / config.scaling_factor + mean
-        return self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
+        ]
 
     @torch.no_grad()
     def __call__(
@@ -200,7 +235,8 @@ class MiniPipeline(DiffusionPipeline):
         style: str | None = None,
         prior_num_inference_steps: int = 8,
         prior_eta: float = 1.0,
-        map_candidates: int = 4,
+        recall: bool = True,
+        scenes: bool = True,
         map_guidance_scale: float = 3.0,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -220,12 +256,16 @@ class MiniPipeline(DiffusionPipeline):
             eta: the η of DDIM, from 0 (deterministic) to 1.
             generator: one generator, or a list with one for each image.
             latents: the initial noise_BChw.
-            maps: maps_BKhw, in place of those that the prior samples.
+            maps: maps_BKhw, in place of those of the memory or the prior.
             style: one of STYLES. By default, it is the style that the prompt names, or a random one
-                of USUAL for each image. "any" leaves the style to the models.
+                for each image, of those that the memory has of the object or of USUAL. "any"
+                leaves the style to the models.
             prior_num_inference_steps: the number of steps of the prior.
             prior_eta: the share of new noise in each step of the prior, from 0 to 1.
-            map_candidates: the number of maps for each image, of which the reader selects one.
+            recall: whether the map of an object that the memory knows comes from there instead of
+                from the prior.
+            scenes: whether the objects of a prompt that names two, or up to four of one, are drawn
+                one by one and then put together, if the memory knows them all.
             map_guidance_scale: the guidance scale of the U-Net, for the map and the text; 1 is no
                 guidance.
             output_type: "pil", "np", "pt" or "latent".
@@ -250,14 +290,11 @@ class MiniPipeline(DiffusionPipeline):
         side = self.vae.config.sample_size
         height, width = height or side, width or side
         self._check(prompts, negatives, height, width, generator)
-        if map_candidates < 1:
-            raise UsageError(f"map_candidates must be 1 or more, not {map_candidates}.")
         for name, share in (("eta", eta), ("prior_eta", prior_eta)):
             if not 0 <= share <= 1:
                 raise UsageError(f"{name} must be between 0 and 1, not {share}.")
-        self._guidance_scale, self._interrupt = guidance_scale, False
-        usual = USUAL if maps is None else ("any",)  # a given map already has a style
-        labels = labels_of(prompts, style, usual, generator)
+        self._guidance_scale, self._interrupt, given = guidance_scale, False, maps
+        labels = labels_of(prompts, style, self._styles(prompts, maps, recall), generator)
         said = [with_style(p, STYLES[k]) for p, k in zip(prompts, labels)]
         if maps is None:
             maps = self.draw_maps(
@@ -265,25 +302,32 @@ class MiniPipeline(DiffusionPipeline):
                 negatives,
                 steps=prior_num_inference_steps,
                 guidance_scale=guidance_scale,
-                candidates=map_candidates,
                 eta=prior_eta,
+                recall=recall,
                 generator=generator,
             )
         device = self._execution_device
         maps = maps.to(device, self.unet.dtype)
         label_B = torch.tensor(labels, device=device)
-        guided = map_guidance_scale > 1
-        text = self.encode_prompt([*said, *negatives] if guided else said)
+        copies = 2 if map_guidance_scale > 1 else 1
+        text = self.encode_prompt([*said, *negatives] if copies == 2 else said)
         latents = self.prepare_latents(len(prompts), height, width, generator, latents)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
         extra = self.prepare_extra_step_kwargs(generator, eta)
+        drawn = {}
+        if recall and scenes and given is None:
+            drawn = self._scenes(prompts, labels, latents, map_guidance_scale, generator)
         with self.progress_bar(total=len(timesteps)) as bar:
             for i, t in enumerate(timesteps):
                 if self._interrupt:
                     continue
-                output = self._denoise(latents, t, maps, text, label_B, map_guidance_scale)
+                x = self.scheduler.scale_model_input(torch.cat([latents] * copies), t)
+                moved = self.map_input(maps)
+                output = self._denoise(x, t, moved, text, label_B, map_guidance_scale)
+                for b, x0 in drawn.items():
+                    output[b] = self._towards(x0, x[b], t)
                 latents = self.scheduler.step(output, t, latents, **extra, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "maps": maps}
@@ -297,6 +341,15 @@ class MiniPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=image) if return_dict else (image,)
 
+    def _styles(
+        self, prompts: Sequence[str], maps: Tensor | None, recall: bool
+    ) -> list[Sequence[str]]:
+        """Return the styles that the image of each prompt may have, if the prompt names none."""
+        if maps is not None:
+            return [("any",)] * len(prompts)  # a given map already has a style
+        named = self._named(prompts) if recall else [None] * len(prompts)
+        return [USUAL if found is None else self.memory.styles(found) for found in named]
+
     def prepare_extra_step_kwargs(self, generator: Generators, eta: float) -> dict[str, object]:
         """Return the additional arguments that this scheduler's `step` takes.
 
@@ -309,25 +362,26 @@ class MiniPipeline(DiffusionPipeline):
 
     def _denoise(
         self,
-        latents: Tensor,
+        x: Tensor,
         t: Tensor,
         maps: Tensor,
         text: tuple[Tensor, Tensor],
         label_B: Tensor,
         scale: float,
+        *,
+        unet: Callable | None = None,
     ) -> Tensor:
-        """Return the output of the U-Net with classifier-free guidance.
+        """Return the output of the U-Net for its input x, with classifier-free guidance.
 
-        The text is (hidden states, mask) of the prompts, followed by those of the negative prompts
-        if the scale is above 1.
+        If the scale is above 1, x and the text, which is (hidden states, mask), are those of the
+        prompts, followed by those of the negative prompts.
         """
-        guided, maps = scale > 1, self.map_input(maps)
+        guided = scale > 1
         if guided:
             maps = torch.cat([maps, torch.zeros_like(maps)])
             label_B = torch.cat([label_B, torch.zeros_like(label_B)])
-        x = self.scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
-        under = torch.nn.functional.interpolate(maps, x.shape[-2:], mode="nearest")
-        output = self.unet(
+        under = F.interpolate(maps, x.shape[-2:], mode="nearest")
+        output = (unet or self.unet)(
             torch.cat([x, under], 1),
             t,
             **conditions(maps, *text, label_B, len(STYLES)),
@@ -337,6 +391,64 @@ class MiniPipeline(DiffusionPipeline):
             told, untold = output.chunk(2)
             output = untold + scale * (told - untold)
         return output
+
+    def _scenes(
+        self,
+        prompts: Sequence[str],
+        labels: Sequence[int],
+        latents: Tensor,
+        scale: float,
+        generator: Generators,
+    ) -> dict[int, Tensor]:
+        """Return the x0_Chw of each image whose prompt is a scene, by the number of the image."""
+        if self.memory is None or not hasattr(self.scheduler, "alphas_cumprod"):
+            return {}
+        found = {b: self.memory.names.scene(prompt) for b, prompt in enumerate(prompts)}
+        return {
+            b: self._draw_scene(scene, labels[b], latents, scale, _of(generator, [b]))
+            for b, scene in found.items()
+            if scene is not None
+        }
+
+    def _draw_scene(
+        self, scene: Scene, label: int, like: Tensor, scale: float, generator: Generators
+    ) -> Tensor:
+        """Draw each object by itself, put the images together at half their size, and return the
+        latents_Chw of that."""
+        style, number, device = STYLES[label], len(scene.objects), like.device
+        own = generator[0] if isinstance(generator, Sequence) else generator
+        rows_B = []
+        for named in scene.objects[: 1 if scene.same else number]:
+            rows = self.memory.rows(named, style)
+            rows_B.append(rows[chosen([len(rows)], own)[0]])
+        rows_B = rows_B * number if scene.same else rows_B
+        maps = self.memory.recall(rows_B, [named.colour for named in scene.objects]).to(like)
+        said = [with_style(prompt, style) for prompt in scene.prompts]
+        copies = 2 if scale > 1 else 1
+        text = self.encode_prompt(said + [""] * number if copies == 2 else said)
+        label_B = torch.full((number,), label, device=device)
+        shape = (number, *like.shape[1:])
+        latents = randn_tensor(shape, generator=own, device=device, dtype=like.dtype)
+        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(self.default_steps, device=device)
+        for t in scheduler.timesteps:
+            x = torch.cat([latents] * copies)
+            # By `forward`, so that hooks of the run see none of these calls.
+            output = self._denoise(x, t, maps, text, label_B, scale, unet=self.unet.forward)
+            latents = scheduler.step(output, t, latents, return_dict=False)[0]
+        small_B3hw = F.interpolate(self.decode(latents).clamp(-1, 1), scale_factor=0.5, mode="area")
+        height, width = small_B3hw.shape[-2:]
+        page = small_B3hw.new_ones(1, 3, 2 * height, 2 * width)
+        for image, (top, left) in zip(small_B3hw, LAYOUTS[number]):
+            y, x = int(top * height), int(left * width)
+            page[0, :, y : y + height, x : x + width] = image
+        return self.encode(page)[0].to(like)
+
+    def _towards(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Return the v for which the x0 of the input x at a timestep is the given one."""
+        alpha_squared = self.scheduler.alphas_cumprod[round(float(t))].to(x)
+        alpha, sigma = alpha_squared.sqrt(), (1 - alpha_squared).clamp(min=1e-8).sqrt()
+        return (alpha * x - x0) / sigma
 
     def _check(
         self,
@@ -353,3 +465,8 @@ class MiniPipeline(DiffusionPipeline):
             raise UsageError("There must be one negative prompt, or one for each prompt.")
         if isinstance(generator, Sequence) and len(generator) != len(prompts):
             raise UsageError(f"There are {len(generator)} generators for {len(prompts)} images.")
+
+
+def _of(generator: Generators, images: Sequence[int]) -> Generators:
+    """Return the generators of some of the images. One generator of all images is theirs too."""
+    return [generator[b] for b in images] if isinstance(generator, Sequence) else generator

@@ -40,21 +40,30 @@ def with_style(prompt: str, style: str) -> str:
 def labels_of(
     prompts: Sequence[str],
     style: str | None,
-    usual: Sequence[str] = USUAL,
+    usual: Sequence[Sequence[str]] | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> list[int]:
     """Return a label for each prompt: that of `style`, or of the style that the prompt names, or a
-    random one of the usual styles.
+    random one of the usual styles, which are USUAL or `usual` of each prompt.
 
     Raises:
         UsageError: there is no such style.
     """
     if style is not None and style not in STYLES:
         raise UsageError(f"There is no style {style!r}.{close_matches(style, STYLES)}")
-    by_chance = randn_tensor((len(prompts), 1), generator=generator, device=torch.device("cpu"))
+    usual = usual or [USUAL] * len(prompts)
+    by_chance = chosen([len(styles) for styles in usual], generator)
+    return [
+        STYLES.index(style or style_in(prompt) or styles[k])
+        for prompt, styles, k in zip(prompts, usual, by_chance)
+    ]
+
+
+def chosen(
+    counts: Sequence[int],
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+) -> list[int]:
+    """Return a random number below each count, from one generator or from one for each count."""
+    by_chance = randn_tensor((len(counts), 1), generator=generator, device=torch.device("cpu"))
     share_B = torch.special.ndtr(by_chance[:, 0].double())  # uniform, from the seed of the image
-    labels = []
-    for prompt, share in zip(prompts, share_B.tolist()):
-        named = style or style_in(prompt) or usual[min(int(share * len(usual)), len(usual) - 1)]
-        labels.append(STYLES.index(named))
-    return labels
+    return [min(int(share * n), n - 1) for share, n in zip(share_B.tolist(), counts)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ class TrainingSet:
         self.shares = shares(folder, self.rgba)
         self._held = {(p["concept"], p["family"]) for p in holdout["pairs"]}
         self._held_colours = held_colours(holdout["colours"])
-        self._banned = banned_words([*synonyms])
+        self.banned = banned_words([*synonyms])
         drawn = [r for r in self._all if r["split"] == "train"]
         self.forbidden = forbidden_colours(drawn, self._held_colours)
         self._held_things = banned_words([*self._held_colours])
@@ -118,6 +119,12 @@ class TrainingSet:
         """Return the concepts of the training drawings that are not symbols, sorted."""
         train = (r for r in self._all if r["split"] == "train")
         return sorted({r["concept"] for r in train if not r["symbol"]})
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """Return the place of each training drawing in colour, by its number in the manifest."""
+        colours = (row["index"] for row in self.rows if not row["mono"])
+        return {index: place for place, index in enumerate(colours)}
 
     def held_rows(self) -> list[dict]:
         """Return the drawings of the held-out concept x family pairs."""
@@ -334,7 +341,7 @@ class TrainingSet:
         """
         own = self.shares[row["index"]]
         nouns = []
-        for noun in nouns_of(usable_names(row["names"], self._banned), row["category"]):
+        for noun in nouns_of(usable_names(row["names"], self.banned), row["category"]):
             words = colour_words(noun.text)
             true = all(own[TERMS.index(c)] >= NAMED_SHARE for c in words)
             if not words or (true and not painted
@@ -349,7 +356,7 @@ class TrainingSet:
         """Draw up to 2 keywords, with a probability of 0.12. Otherwise return an empty list."""
         if not row["keywords"] or not grammar.chance(0.12):
             return []
-        words = [w for w in usable_names(row["keywords"], self._banned) if not colour_words(w)
+        words = [w for w in usable_names(row["keywords"], self.banned) if not colour_words(w)
                  and not (self._held_things and self._held_things.search(w))]
         return list(dict.fromkeys(grammar.pick(words) for _ in range(2))) if words else []
 

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from clipguide import mini
 from clipguide.images import contact_sheet
 from clipguide.mini import known
+from clipguide.mini.memory import MapMemory
 from training import common
 from training.data.colours import TERMS
 from training.data.near import NEAR, nearest, thumbnails
@@ -98,9 +100,13 @@ def eyes(settings: Settings) -> Iterator[Figure]:
         yield figure(f"generator: looked at, {what}", said.count(what) / len(said),
                      n=len(said), weights=found["weights"], note=note)
     doubted = {what: [] for what in VERDICTS}
+    names = MapMemory.from_pretrained(mini.path("generator") / "memory").names
     for prompt, row in found["prompts"].items():
         if len(set(row["said"])) == 1:
-            warned = known.doubt(prompt) or known.unlike(prompt, row["guide"], row["judge"])
+            several = names.scene(prompt) is not None
+            warned = known.doubt(prompt, several=several) or known.unlike(
+                prompt, row["guide"], row["judge"], several=several
+            )
             doubted[row["said"][0]].append(warned is not None)
     for what, warned_N in doubted.items():
         if warned_N:

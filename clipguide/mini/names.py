@@ -1,0 +1,204 @@
+"""Find the object and the colour that a prompt names.
+
+The search looks at the head of the prompt: the words before the first preposition, comma or "and".
+In "a tent in the forest" it is the tent. It takes, in this order,
+
+1. the longest English name in the head, and of two the last: "a fire truck" is a truck;
+2. instead of a name of one word, an object whose names and keywords have all words of the head:
+   "a steam train" is a locomotive;
+3. a name in another language;
+4. a keyword that few objects have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from .known import ARTICLES, SMALL, UNSPACED, split
+
+COLOURS = "black white red green yellow blue brown purple pink orange grey".split()
+# Words that end the head of a prompt.
+ENDS = frozenset(
+    """in on at with under over near by from into behind beside inside above below around through
+    before after during between for wearing holding riding eating chasing carrying next""".split()
+)
+# Words before a second object, unless a colour is before them.
+AND = frozenset("and & plus y e et und и".split())
+# In "a cup of coffee", the object is the coffee. In "a bouquet of flowers" it is the bouquet.
+PARTS = frozenset(
+    """cup glass mug bottle bowl plate slice piece bunch pair loaf pot can jar bag set stack pile
+    group photo picture image drawing painting icon emoji sticker art cartoon illustration portrait
+    kind type""".split()
+)
+COUNTS = {"two": 2, "three": 3, "four": 4, "2": 2, "3": 3, "4": 4}
+MANY = frozenset("five six seven eight nine ten many several both 5 6 7 8 9 10".split())
+# What joins two objects, of which the first is to the left unless `right` matches.
+BESIDE = re.compile(
+    r"\b(?:(?:and|beside|next to)\b|to the (?:left|(?P<right>right)) of\b|(?:y|et|und|e)\b)|&|\+"
+)
+AMONG, BETWEEN = "; ", " | "  # names, and groups of names, in a line
+FEW = 2  # objects that a keyword may have to name them
+
+
+class Named(NamedTuple):
+    """What a prompt names: the numbers of the objects, and a colour, one of COLOURS, or None."""
+
+    things: tuple[int, ...]
+    colour: str | None
+
+
+class Scene(NamedTuple):
+    """Two to four objects that a prompt names, from left to right, with what each one is, and
+    whether all are the same."""
+
+    objects: tuple[Named, ...]
+    prompts: tuple[str, ...]
+    same: bool
+
+
+class Names:
+    """The names of objects and colours.
+
+    Args:
+        things: for each object a line with its English names, its names in other languages, and
+            its English keywords, in lower case. `written` writes such a line.
+        colours: words for colours in other languages than English, each with its English word.
+    """
+
+    def __init__(self, things: Iterable[str], colours: Mapping[str, str]) -> None:
+        self._colours = {**dict(colours), **{c: c for c in COLOURS}, "gray": "grey"}
+        self._english: dict[tuple[str, ...], set[int]] = {}
+        self._foreign: dict[tuple[str, ...], set[int]] = {}
+        self._unspaced: dict[str, set[int]] = {}
+        self._words: dict[str, set[int]] = {}  # of names and keywords
+        for number, line in enumerate(things):
+            english, foreign, keywords = (part.split(AMONG) for part in line.split(BETWEEN))
+            for name in foreign:
+                if UNSPACED.search(name):
+                    self._unspaced.setdefault(name, set()).add(number)
+                else:
+                    self._foreign.setdefault(_content(name), set()).add(number)
+            for name in english:
+                self._english.setdefault(_content(name), set()).add(number)
+            for word in {w for text in (*english, *keywords) for w in _content(text)}:
+                self._words.setdefault(word, set()).add(number)
+        self._english.pop((), None)  # of empty groups
+        self._foreign.pop((), None)
+
+    def find(self, prompt: str) -> Named | None:
+        """Return what a prompt names first. Return None if its head names no object that is known,
+        or a number of them."""
+        if UNSPACED.search(prompt):
+            return self._without_spaces(prompt)
+        words = list(_content(prompt.partition(",")[0]))
+        start, end = self._head(words)
+        found = (
+            _longest(words, start, end, self._english)
+            or _longest(words, start, end, self._foreign)
+            or self._by_keyword(words, start, end)
+        )
+        if found is None:
+            return None
+        first, last, things = found
+        rest = words[:first] + words[last:]
+        if (COUNTS.keys() | MANY) & set(words[:first]):
+            return None
+        if last - first == 1:
+            told = self._by_all(words[start:end])
+            things = told & things or (told if len(told) <= FEW else set()) or things
+        said = [*rest[: end - (last - first)], *words[first:last]]
+        colour = next((self._colours[word] for word in said if word in self._colours), None)
+        return Named(tuple(sorted(things)), colour)
+
+    def scene(self, prompt: str) -> Scene | None:
+        """Return the objects of a prompt that names two, or a number from 2 to 4 of one. Return
+        None for any other prompt, or if an object is not known."""
+        text = prompt.partition(",")[0].lower()
+        for joint in BESIDE.finditer(text):
+            parts = [text[: joint.start()].strip(), text[joint.end() :].strip()]
+            if joint["right"]:
+                parts.reverse()
+            found = [self.find(part) for part in parts]
+            if all(found) and found[0] != found[1] and _content(text) not in self._english:
+                return Scene(tuple(found), tuple(parts), same=False)
+        words = split(text)
+        place = next((k for k, word in enumerate(words) if word in COUNTS), None)
+        if place is None or BESIDE.search(text) or self.find(text):
+            return None  # no number, or one that is part of a name, as in "four leaf clover"
+        rest = words[place + 1 :]
+        if (found := self.find(" ".join(rest))) is None:
+            return None
+        told, number = f"a {' '.join(map(singular, rest))}", COUNTS[words[place]]
+        return Scene((found,) * number, (told,) * number, same=True)
+
+    def _head(self, words: list[str]) -> tuple[int, int]:
+        """Return the first word of the head and the word after its last."""
+        start = 0
+        for i, word in enumerate(words):
+            if word == "of" and not start and PARTS & set(words[:i]) and i + 1 < len(words):
+                start = i + 1
+            elif i > start and (word in ENDS or word == "of" or self._joins(words, i)):
+                return start, i
+        return start, len(words)
+
+    def _joins(self, words: list[str], i: int) -> bool:
+        """Return whether word `i` joins two objects. In "black and white" it does not."""
+        return words[i] in AND and i > 0 and words[i - 1] not in self._colours
+
+    def _by_all(self, head: list[str]) -> set[int]:
+        """Return the objects that have all words of a head, of which there must be two."""
+        told = [w for w in head if w not in SMALL and w not in self._colours]
+        sets = [self._words.get(word, set()) for word in told]
+        return set.intersection(*sets) if len(told) > 1 else set()
+
+    def _by_keyword(
+        self, words: list[str], start: int, end: int
+    ) -> tuple[int, int, set[int]] | None:
+        """Return the place and the objects of the last word that is a keyword of few."""
+        for i in reversed(range(start, end)):
+            told = words[i] not in SMALL and words[i] not in self._colours
+            if told and 0 < len(found := self._words.get(words[i], set())) <= FEW:
+                return i, i + 1, found
+        return None
+
+    def _without_spaces(self, prompt: str) -> Named | None:
+        """Return what a prompt names in a language that does not divide words by spaces."""
+        found = max((name for name in self._unspaced if name in prompt), key=len, default=None)
+        if found is None:
+            return None
+        rest = prompt.replace(found, " ", 1)
+        said = max((word for word in self._colours if word in rest), key=len, default=None)
+        return Named(tuple(sorted(self._unspaced[found])), self._colours.get(said))
+
+
+def _longest(
+    words: list[str], start: int, end: int, names: Mapping[tuple[str, ...], set[int]]
+) -> tuple[int, int, set[int]] | None:
+    """Return the place and the objects of the longest name that begins in a head, or None. Of two
+    names of the same length it is the last."""
+    for length in range(len(words) - start, 0, -1):
+        for first in reversed(range(start, min(end, len(words) - length + 1))):
+            if things := names.get(tuple(words[first : first + length])):
+                return first, first + length, things
+    return None
+
+
+def written(english: Sequence[str], others: Sequence[str], keywords: Sequence[str]) -> str:
+    """Return the names of an object as a line."""
+    return BETWEEN.join(AMONG.join(group) for group in (english, others, keywords))
+
+
+def singular(word: str) -> str:
+    """Return a word without the s or es of an English plural. Other words stay or change alike, so
+    that only equality means something."""
+    if len(word) < 4 or not word.isascii() or word.endswith("ss"):
+        return word
+    if re.search(r"(s|x|z|ch|sh)es$", word):
+        return word[:-2]
+    return word.removesuffix("s")
+
+
+def _content(text: str) -> tuple[str, ...]:
+    return tuple(singular(word) for word in split(text) if word not in ARTICLES)

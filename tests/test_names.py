@@ -1,0 +1,111 @@
+"""What the memory of the embedded generator finds in a prompt."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipguide.mini.names import Names, singular, written
+
+THINGS = {  # English names, other names, keywords
+    "fox": (["fox"], ["zorro", "狐", "🦊"], ["animal"]),
+    "black cat": (["black cat"], ["gato negro"], ["cat", "animal"]),
+    "cat": (["cat", "kitty"], ["gato", "猫"], ["animal", "pet"]),
+    "fire engine": (["fire engine"], [], ["engine", "fire", "truck"]),
+    "truck": (["truck"], [], ["delivery"]),
+    "fire": (["fire"], [], ["flame"]),
+    "hot beverage": (["coffee", "hot beverage"], [], ["tea"]),
+    "bouquet": (["bouquet"], [], ["flower"]),
+    "flower": (["flower"], ["rose"], []),
+    "bear": (["bear"], ["beer"], ["animal"]),
+    "beer": (["beer"], [], []),
+    "clover": (["four leaf clover"], [], []),
+    "glass": (["glass"], [], []),
+    "bow and arrow": (["bow and arrow"], [], []),
+    "tent": (["tent"], [], ["camping"]),
+    "forest": (["forest"], [], []),
+}
+NAMES = Names(map(written, *zip(*THINGS.values())), {"negro": "black", "赤い": "red"})
+
+
+@pytest.mark.parametrize(
+    "prompt, thing, colour",
+    [
+        ("a red fox", "fox", "red"),
+        ("FOXES", "fox", None),
+        ("a fox, flat icon", "fox", None),
+        ("a photo of a gray fox at night", "fox", "grey"),
+        ("a black cat", "black cat", "black"),  # the longer name
+        ("a black and white cat", "cat", "black"),
+        ("a kitty", "cat", None),
+        ("un zorro negro", "fox", "black"),
+        ("un gato negro", "black cat", "black"),
+        ("赤い狐", "fox", "red"),
+        ("🦊", "fox", None),
+        ("a fire truck", "fire engine", None),  # all words, of names and keywords
+        ("a red truck", "truck", "red"),
+        ("a cup of coffee", "hot beverage", None),
+        ("a cup of tea", "hot beverage", None),  # a keyword of one thing
+        ("a bouquet of flowers", "bouquet", None),
+        ("a glass of beer", "beer", None),  # not the Dutch bear
+        ("a four leaf clover", "clover", None),  # no number
+        ("a bow and arrow", "bow and arrow", None),
+        ("a tent in the forest", "tent", None),
+        ("a blue tent near a red fox", "tent", "blue"),
+        ("a fox on a green hill", "fox", None),
+        ("a cat holding a glass", "cat", None),
+        ("a red fox and a blue tent", "fox", "red"),
+    ],
+)
+def test_found(prompt, thing, colour):
+    found = NAMES.find(prompt)
+    assert found is not None
+    assert [list(THINGS)[k] for k in found.things] == [thing]
+    assert found.colour == colour
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "", "of", "a", "freedom", "a windmill in the forest", "a dog and a cat", "three foxes",
+        "an animal", "a windmill, a fox", "赤い",
+    ],
+)  # fmt: skip
+def test_not_found(prompt):
+    """No thing, one that stands beside what is asked for, several, or a keyword of many."""
+    assert NAMES.find(prompt) is None
+
+
+@pytest.mark.parametrize(
+    "prompt, things, prompts",
+    [
+        ("a red fox and a cat", ["fox", "cat"], ("a red fox", "a cat")),
+        ("a fox to the left of a tent", ["fox", "tent"], ("a fox", "a tent")),
+        ("a fox to the right of a tent", ["tent", "fox"], ("a tent", "a fox")),
+        ("a fox next to a tent, flat", ["fox", "tent"], ("a fox", "a tent")),
+        ("un zorro y un gato negro", ["fox", "black cat"], ("un zorro", "un gato negro")),
+        ("a red fox and a white fox", ["fox", "fox"], ("a red fox", "a white fox")),
+        ("three red foxes", ["fox"] * 3, ("a red fox",) * 3),
+        ("2 tents in the forest", ["tent"] * 2, ("a tent in the forest",) * 2),
+    ],
+)
+def test_scenes(prompt, things, prompts):
+    found = NAMES.scene(prompt)
+    assert [list(THINGS)[k] for named in found.objects for k in named.things] == things
+    assert found.prompts == prompts and found.same is (len(set(prompts)) == 1)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["a fox", "a bow and arrow", "a four leaf clover", "a black and white cat", "a fox and a hen",
+     "a hen and a fox", "five foxes", "a fox and a fox", "two foxes and a cat", "three hens", "and",
+     "two", ""],
+)  # fmt: skip
+def test_no_scenes(prompt):
+    """One object, one that has a joint or a number in its name, one that is not known, or more."""
+    assert NAMES.scene(prompt) is None
+
+
+def test_the_plural_is_taken_off():
+    assert [*map(singular, ("foxes", "cats", "glass", "glasses", "bus", "狐", "gas"))] == [
+        "fox", "cat", "glass", "glass", "bus", "狐", "gas",
+    ]  # fmt: skip
