@@ -30,6 +30,8 @@ from clipguide.guidance import (
 from clipguide.guidance.contract import Method
 from clipguide.guidance.decoders import Decoder
 from clipguide.guidance.generators import STRIDE
+from clipguide.mini import CANDIDATES
+from clipguide.mini import STEPS as STEPS_OF_MINI
 from clipguide.mini.pipeline import MiniPipeline
 
 VIEWS = Cutouts()
@@ -66,7 +68,7 @@ class Way:
 
 
 PLAIN = Way("plain", None, 16, (1, 2, 4, 8))
-DEFAULT = Way("default", Drafts(), steps=15, by_command=True)
+DEFAULT = Way("default", None, steps=STEPS_OF_MINI, by_command=True, candidates=CANDIDATES)
 
 
 def by_both(number: int) -> Way:
@@ -87,7 +89,6 @@ WAYS = (
     PLAIN,
     DEFAULT,
     by_both(2),
-    by_both(4),
     by_both(8),
     by_both(16),
     Way("15 steps", None, 16, (1, 2, 4, 8, 16), steps=15),
@@ -121,8 +122,8 @@ WAYS = (
     Way("backprop 0.5, every 3", Backprop(strength=0.5, every=3), 4, (1, 2)),
     Way("embedding", Embedding(every=3)),
     Way("null embedding", Embedding(of="null", every=3)),
-    Way("default, 30 steps", Drafts(), by_command=True),
-    Way("default, 1 update", Drafts(iterations=1), steps=15, by_command=True),
+    Way("drafts", Drafts(), steps=15, by_command=True),
+    Way("drafts, 1 update", Drafts(iterations=1), steps=15, by_command=True),
     Way("6 steps, noise", Noise(iterations=4), steps=6),
     Way("10 steps, noise", Noise(iterations=4), steps=10),
     Way("community 100", 100.0),
@@ -137,7 +138,8 @@ def draw(model: TextToImage, way: Way, prompt: str, seed: int) -> torch.Tensor:
         image_13HW in [0, 1].
     """
     if way.by_command:
-        how = {"best_of": way.candidates} if way.idle else {"method": way.method}
+        idle = {"best_of": way.candidates, "strength": 0.0}
+        how = idle if way.idle else {"method": way.method}
         (picture,) = model(prompt, seed=seed, steps=way.steps, **how)
         return images.to_tensor([picture.image])
     generator = [torch.Generator().manual_seed(seed)]

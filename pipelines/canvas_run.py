@@ -110,7 +110,7 @@ class Run:
                 term.choose(self.seed, partial(self._score, term.prompts), (height, width))
 
     def _score(self, prompts: Sequence[Prompt], image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Return the sum of the scores by guide and judge, as for the drafts of `generate`."""
+        """Return the sum of the scores by guide and judge, as for the samples of `generate`."""
         clips = filter(None, (self.owner.clip, self.owner.judge))
         return sum(Similarity(clip, prompts, views=None).score(image_B3HW) for clip in clips)
 

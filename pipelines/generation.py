@@ -40,12 +40,12 @@ class Generation:
         best_of: the number of candidates of each image. The seed of the k-th is that of the image
             plus k·1,000,000. The candidate with the lowest objective is kept. If nothing steers, it
             is the one with the highest sum of minus the objective and the score of the judge. None
-            means 1.
+            means 1, or 4 with the embedded generator if there is neither a steering option nor a
+            weight in a prompt.
         method: the name of a method, or an instance. The particles of an image are its candidates.
             "auto" chooses the method with the highest gain for `budget`; with the embedded
             generator, also the number of steps, if `steps` is None. None means "shortcut".
-            With the embedded generator and no steering option, it means "drafts", or no method if
-            `best_of` is given: see `usual`.
+            With the embedded generator and no steering option, nothing steers: see `usual`.
         strength: the length of a move as a fraction of the rms of x0: a number or a schedule, as in
             `steer`. 0 is plain sampling. The default is that of the method.
         steps: the number of steps of the sampler. None means 30, or 15 with the embedded generator
@@ -158,26 +158,22 @@ class Generation:
     def usual(self, pipe: object, prompts: Sequence[str]) -> Generation:
         """Return the settings with the pipeline's defaults for `method`, `best_of` and `steps`.
 
-        If the pipeline class has a `default_method`, as that of the embedded generator has, it is
-        used. With `best_of` alone, nothing steers, and the best of so many samples is kept; but a
-        weight in a prompt, which only steering sees, makes it steer by "shortcut", as a steering
-        option does.
+        If the pipeline class has a `default_best_of`, as that of the embedded generator has,
+        nothing steers, and the best of so many samples is kept, or of `best_of`. But a weight in a
+        prompt, which only steering sees, makes it steer by "shortcut", as a steering option does.
 
         Args:
             pipe: the pipeline.
             prompts: the prompts.
         """
-        own, number = getattr(type(pipe), "default_method", None), self.best_of
+        own, number = getattr(type(pipe), "default_best_of", None), self.best_of
         given = [getattr(self, name) for name in STEERED]
         steered = any(value is not None and value != () and value != [] for value in given)
         weighed = any(part.weight != 1 for prompt in prompts for part in parse(prompt).parts)
-        if self.method is not None or own is None or steered:
+        if self.method is not None or own is None or steered or weighed:
             chosen = replace(self, method=self.method or "shortcut", best_of=number or 1)
-        elif number is None:
-            chosen = replace(self, method=own, best_of=1)
         else:
-            strength = None if weighed else 0.0
-            chosen = replace(self, method="shortcut", strength=strength)
+            chosen = replace(self, method="shortcut", strength=0.0, best_of=number or own)
         return replace(chosen, steps=self.steps or _usual_steps(pipe, chosen))
 
     @classmethod

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..clip import Clip, check_clip, load_clip
 from ..errors import ClipguideWarning, UsageError
-from ..guidance import Drafts, Step
+from ..guidance import Step
 from ..guidance.auto import Choice, times_plain
 from ..guidance.contract import Method
 from ..guidance.generators import STRIDE
@@ -177,8 +177,9 @@ class TextToImage:
                 stacklevel=2,
             )
         if self.model == "mini":
-            for said in filter(None, (known.doubt(to_draw(prompt)) for prompt in prompts)):
-                warnings.warn(said, ClipguideWarning, stacklevel=2)
+            for text in map(to_draw, prompts):
+                if said := known.doubt(text, several=self._draws_several(text)):
+                    warnings.warn(said, ClipguideWarning, stacklevel=2)
         resolved = self._resolved(asked, method, best_of, width, height)
         jobs = [
             Job(prompt, text, asked.seed + i + k * STRIDE)
@@ -205,7 +206,7 @@ class TextToImage:
         if asked.method != "auto":
             return replace(asked, budget=budget)
         named = {name: getattr(asked, name) for name in ("strength", "cutouts", "decoder")}
-        own = given.steps is None and hasattr(type(self.pipe), "default_method")
+        own = given.steps is None and hasattr(type(self.pipe), "default_best_of")
         choice = self.choice = auto_of(budget, named, asked.best_of, own=own)
         return replace(
             asked,
@@ -275,16 +276,20 @@ class TextToImage:
         jobs = [Job(recipe.prompt, recipe.guide, seed) for seed in recipe.batch_seeds]
         return Batch(self, jobs, settings).draw()[recipe.batch_position]
 
+    def _draws_several(self, text: str) -> bool:
+        """Return whether the generator draws several objects of a prompt one by one."""
+        memory = getattr(self.pipe, "memory", None)
+        return memory is not None and memory.names.scene(text) is not None
+
     def _tell_of(self, picture: Picture, settings: Settings) -> None:
-        """Warn if the embedded models do not recognise an image that they made by default, or that
-        nothing steered."""
+        """Warn if the embedded models do not recognise an image that they made and that nothing
+        steered."""
         own = (self.model, self.clip.name, self.judge and self.judge.name)
-        prompt, idle = picture.recipe.prompt, settings.method.idle
-        asked = idle or (settings.method == Drafts() and not settings.rewards)
-        if own == OWN and asked and picture.recipe.guide == prompt:
+        prompt = picture.recipe.prompt
+        if own == OWN and settings.method.idle and picture.recipe.guide == prompt:
             scores = picture.guide_score, picture.judge_score
-            least = known.LEAST_UNSTEERED if idle else known.LEAST
-            if said := known.unlike(to_draw(prompt), *scores, least):
+            text = to_draw(prompt)
+            if said := known.unlike(text, *scores, several=self._draws_several(text)):
                 warnings.warn(said, ClipguideWarning, stacklevel=2)
 
     def _iterate(

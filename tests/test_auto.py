@@ -160,7 +160,7 @@ def test_text_to_image_chooses_the_steps(table, tiny_mini, monkeypatch):
     """If none are given, for a generator with defaults of its own: best-of of two steps, which
     guide and judge select, and drafts."""
     model = TextToImage()
-    monkeypatch.setattr(type(model.pipe), "default_method", "drafts", raising=False)
+    monkeypatch.setattr(type(model.pipe), "default_best_of", 4, raising=False)
     for budget, by_hand in (
         (1, {"best_of": 2, "steps": 2}),
         (4, {"method": Drafts(number=2, draft_steps=2), "steps": 3}),

@@ -240,6 +240,19 @@ def test_grid_compare_and_preview(tiny_mini):
     assert (compare[4 : 4 + side, 4 : 4 + side] == pixels("plain/fox-7.png")).all()
 
 
+@pytest.mark.parametrize(
+    ("options", "label"),
+    [(["--strength", 0.1], "guided"), (["--strength", 0, "--best-of", 2], "best of 2")],
+)
+def test_a_comparison_says_what_it_compares(tiny_mini, monkeypatch, options, label):
+    told = []
+    monkeypatch.setattr(
+        files.Files, "add_sheet", lambda self, name, pictures, labels, **_: told.extend(labels)
+    )
+    invoke("generate", "fox", "--compare", *options, *FAST)
+    assert [text.rpartition(" ")[0] for text in told] == ["unguided", label]
+
+
 def test_preview_is_one_live_grid(tiny_mini, monkeypatch):
     """A file that is whole at each look: finished images, the one in work, white for the rest."""
     looks, write = [], files.Files.add_preview

@@ -59,6 +59,7 @@ def test_steering_options_are_named():
     from clipguide.pipelines.generation import STEERED, Generation
 
     from clipguide import load_pipeline
+    from clipguide.mini.pipeline import MiniPipeline
 
     pipe = load_pipeline("mini")
     told = " ".join(run.invoke(app, ["generate", "--help"]).stdout.split())
@@ -71,7 +72,7 @@ def test_steering_options_are_named():
     fields = {"--negative": "x", "--refine": 1, "--select": ("clip",), "--question": "x?"}
     for name in set(without) - {"--judge"}:  # which is no setting of a run
         asked = Generation(**{name[2:]: fields[name]}).usual(pipe, ["a fox"])
-        assert asked.method == "drafts", name
+        assert (asked.strength, asked.best_of) == (0, MiniPipeline.default_best_of), name
     settings = {"guide": "x", "cutouts": 2, "decoder": "vae", "tiny": "hub", "budget": 2}
     settings |= {"memory": 2.0, "rewards": ("clip",), "strength": 0.1}
     assert set(settings) == set(STEERED)
@@ -79,8 +80,10 @@ def test_steering_options_are_named():
         asked = Generation(**{name: value}).usual(pipe, ["a fox"])
         assert asked.method == "shortcut" and asked.strength != 0, name
     for prompt, strength in (("a fox", 0), ("a fox | blur:-1", None)):
-        asked = Generation(best_of=4).usual(pipe, [prompt])
-        assert (asked.method, asked.strength, asked.best_of) == ("shortcut", strength, 4)
+        asked = Generation(best_of=3).usual(pipe, [prompt])
+        assert (asked.method, asked.strength, asked.best_of) == ("shortcut", strength, 3)
+        number = MiniPipeline.default_best_of if strength == 0 else 1
+        assert Generation().usual(pipe, [prompt]) == dataclasses.replace(asked, best_of=number)
 
 
 # ------------------------------------------------------------ the options of methods

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -32,7 +33,8 @@ def test_rows():
 
 
 def test_it_goes_on(tiny_mini, tmp_path, monkeypatch):
-    """A prompt that is in the records is not drawn again; the table stands in the document."""
+    """A prompt that is in the records is not drawn again, unless other models drew it; the table
+    stands in the document."""
     monkeypatch.setattr(decoders, "DECODERS", (EXACT, "vae:half", "linear"))
     monkeypatch.setattr(decoders, "things", lambda number: ["a fox", "an owl"][:number])
     document = tmp_path / "memory.md"
@@ -46,7 +48,8 @@ def test_it_goes_on(tiny_mini, tmp_path, monkeypatch):
 
     assert run("draw", "--prompts", "1", "--steps", "2") == "a fox: 4 images\n"
     assert run("draw", "--prompts", "2", "--steps", "2") == "an owl: 4 images\n"
-    lines = (tmp_path / "r.jsonl").read_text().splitlines()
+    file = tmp_path / "r.jsonl"
+    lines = file.read_text().splitlines()
     names = [json.loads(line)["decoder"] for line in lines]
     assert names == [PLAIN, EXACT, "vae:half", "linear"] * 2
     out = tmp_path / "decoders.json"
@@ -56,3 +59,6 @@ def test_it_goes_on(tiny_mini, tmp_path, monkeypatch):
     assert table in text and "2 prompts" in text and "old" not in text
     assert json.loads(out.read_text())["prompts"] == 2
     assert text.startswith("before\n") and text.endswith("\nafter\n")
+    file.write_text(re.sub('"models": "', '"models": "x', file.read_text()))
+    assert CliRunner().invoke(decoders.app, ["table", *records]).exit_code == 2
+    assert run("draw", "--prompts", "1", "--steps", "2") == "a fox: 4 images\n"

@@ -438,7 +438,6 @@ def said(page: str, pattern: str) -> list[str]:
 
 def test_a_figure_on_two_pages_is_one_figure():
     """Sentences that quote a figure of another page, or of a file of the repository."""
-    from clipguide.guidance import Drafts
     from clipguide.mini import known
     from clipguide.mini.pipeline import MiniPipeline
 
@@ -458,8 +457,7 @@ def test_a_figure_on_two_pages_is_one_figure():
     assert said(page, r"images that both called bad, (\d+) % had") == [f"{100 * doubted:.0f}"]
     doubted = figures["generator: doubted, of good images"]
     assert said(page, r"images that both called good, (\d+) % had") == [f"{100 * doubted:.0f}"]
-    assert said(page, r"guide and the judge is below ([\d.]+), or") == [f"{known.LEAST}"]
-    assert said(page, r"or below ([\d.]+) if nothing steered") == [f"{known.LEAST_UNSTEERED}"]
+    assert said(page, r"guide and the judge is below ([\d.]+):") == [f"{known.LEAST}"]
     photographs = read("benchmarks/search.json")["photographs"]
     quoted = said("docs/search.md", r"test with (\d+) photographs.+?only (\d+) of 10 queries")
     assert quoted == [f"{photographs['photographs']}", f"{photographs['among five']}"]
@@ -490,19 +488,35 @@ def test_a_figure_on_two_pages_is_one_figure():
                       (DOCS / "memory.md").read_text(encoding="utf-8"), re.M)[0]
     assert said("docs/memory.md", r"it kept only (\d+ ± \d+ %) of what") == [kept]
     assert said(page, r"kept about a (\w+) of the gain") == ["tenth"] and kept.startswith("11 ")
-    drafts, words = Drafts(), {4: "four", 8: "eight"}
-    assert MiniPipeline.default_method == drafts.name
-    first = words[drafts.number], str(drafts.draft_steps), str(MiniPipeline.default_steps)
-    page = "docs/get-started.md"
-    assert tuple(said(page, r"draws (\w+) drafts of (\d+) steps.+?image in (\d+) steps")) == first
+    usual = [f"{MiniPipeline.default_best_of}", f"{MiniPipeline.default_steps}"]
     for page, pattern in (
-        ("README.md", r"best of (\w+) \[drafts\]"),
-        ("docs/index.md", r"best of (\w+) \[drafts\]"),
-        ("docs/guides.md", r"draws (\w+) drafts by the embedded"),
-        ("docs/which-method.md", r"select among (\w+) drafts"),
-        ("clipguide/mini/generator/README.md", r"draw (\w+) drafts of each image"),
+        ("docs/get-started.md", r"draws (\d+) samples of the image in (\d+) steps each"),
+        ("docs/which-method.md", r"draw (\d+) samples of each image, in (\d+) steps each"),
+        ("training/cards/generator.md", r"draw (\d+) samples of each image in (\d+) steps each"),
+        ("benchmarks/figures.py", r"the best of (\d+) samples by both, with (\d+) steps"),
     ):
-        assert said(page, pattern) == [words[drafts.number]], page
+        assert said(page, pattern) == usual, page
+    for page, pattern in (
+        ("README.md", r"By default, nothing steers: `generate` draws (\d+) samples"),
+        ("CHANGELOG.md", r"nothing steers the embedded generator: it draws (\d+) samples"),
+        ("docs/index.md", r"`clipguide generate` draws (\d+) samples"),
+        ("docs/guides.md", r"By default, `generate` draws (\d+) samples"),
+        ("docs/get-started.md", r"sum of their scores selects among the (\d+) samples"),
+        ("docs/get-started.md", r"guide and judge together select among (\d+) samples"),
+        ("docs/notebooks/first-image.ipynb", r"selects the image among (\d+) samples"),
+        ("clipguide/cli/generate.py", r"the embedded generator. It draws (\d+) samples of each"),
+        ("pipelines/generation.py", r"means 1, or (\d+) with the embedded generator"),
+    ):
+        assert said(page, pattern) == usual[:1], page
+    steps = said("pipelines/generation.py", r"None means 30, or (\d+) with the embedded generator")
+    assert steps == usual[1:]
+    options = {one.name: one.help for one in get_command(app).commands["generate"].params}
+    assert re.findall(r"generator, (\d+) without a steering", options["best_of"]) == usual[:1]
+    assert re.findall(r"(\d+) with(?:out)? (?:a steering|--method)", options["steps"]) == 2 * steps
+    memory = read("clipguide/mini/generator/memory/config.json")
+    maps, objects = said("CHANGELOG.md", r"memory of about ([\d,]+) maps of ([\d,]+) things")
+    assert abs(int(maps.replace(",", "")) - memory["size"]) <= 50
+    assert int(objects.replace(",", "")) == len(memory["things"])
 
 
 def test_pipelines_of_the_page_are_supported():

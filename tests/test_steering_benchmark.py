@@ -162,8 +162,8 @@ def test_every_way_draws(tiny_mini):
         assert facts["steps"] == way.steps
         if facts.get("method") in METHODS:
             assert configure(facts["method"], facts["options"]) == way.method
-    assert (DEFAULT.method, DEFAULT.steps) == (configure(mini.METHOD, {}), mini.STEPS)
-    (usual,) = model("a fox", seed=1, steps=7, method=mini.METHOD)
+    assert (DEFAULT.candidates, DEFAULT.steps) == (mini.CANDIDATES, mini.STEPS)
+    (usual,) = model("a fox", seed=1, steps=7, best_of=mini.CANDIDATES, strength=0)
     assert torch.equal(found[DEFAULT.name], to_tensor([usual.image]))
     # A judge need not step in, and of several unsteered images the first may be the best.
     sure = [

@@ -154,21 +154,24 @@ def test_best_of(draw):
 
 
 def test_a_pipelines_own_way(draw, monkeypatch):
-    """Its default method, unless anything asks for another one. With candidates alone, the best of
-    unsteered ones, by guide and judge, unless anything asks for steering."""
+    """The best of its default number of candidates, by guide and judge, or of a number that is
+    given; unless anything asks for steering, such as a weight."""
     asked = {"steps": STEPS, "seed": 4, "batch_size": 1}
     (steered,) = draw("a red fox", **asked)
     assert steered.recipe.best_of == 1 and steered.recipe.strength > 0
-    monkeypatch.setattr(type(draw.pipe), "default_method", "drafts", raising=False)
+    monkeypatch.setattr(type(draw.pipe), "default_best_of", 2, raising=False)
     monkeypatch.setattr(type(draw.pipe), "default_batch", 3, raising=False)
-    for prompt in ("a red fox", "a red fox | blur:-1"):
-        (drafted,) = draw(prompt, **asked)
-        assert (drafted.recipe.method, drafted.recipe.best_of) == ("drafts", 1)
-        assert same(draw(prompt, method="drafts", **asked)[0], drafted)
-    assert same(draw.replay(drafted.recipe), drafted)
-    for prompt, strength in (("a red fox", 0), ("a red fox | blur:-1", Shortcut.strength)):
+    for prompt, strength, number in (
+        ("a red fox", 0, 2), ("a red fox | blur:-1", Shortcut.strength, 1)
+    ):  # fmt: skip
+        (usual,) = draw(prompt, **asked)
+        assert (usual.recipe.strength, usual.recipe.best_of) == (strength, number)
+        by_hand = {"strength": strength, "best_of": number}
+        assert same(draw(prompt, **asked, **by_hand)[0], usual)
+        assert same(draw.replay(usual.recipe), usual)
         (kept,) = draw(prompt, best_of=3, **asked)
         assert (kept.recipe.method, kept.recipe.strength) == ("shortcut", strength)
+    assert draw("a red fox", cutouts=2, **asked)[0].recipe.best_of == 1
     asked["best_of"] = 3
     (kept,) = draw("a red fox", **asked)
     assert (kept.recipe.best_of, kept.recipe.strength) == (3, 0) and draw.chosen.best_of == 3
@@ -193,7 +196,7 @@ def test_a_pipelines_own_way(draw, monkeypatch):
     monkeypatch.setattr(type(draw.pipe), "default_steps", 2, raising=False)
     fewer = {"seed": 4, "batch_size": 1}
     cases = (
-        ({}, 2), ({"best_of": 2}, 2), ({"strength": 0}, 2), ({"method": "drafts"}, 2),
+        ({}, 2), ({"best_of": 3}, 2), ({"strength": 0}, 2), ({"method": "drafts"}, 2),
         ({"steps": 3}, 3), ({"cutouts": 2}, 30),
     )  # fmt: skip
     for settings, taken in cases:
@@ -201,7 +204,7 @@ def test_a_pipelines_own_way(draw, monkeypatch):
     del asked["best_of"]
     (alone,) = draw("a red fox", best_of=1, **asked)
     assert (alone.recipe.best_of, alone.recipe.strength) == (1, 0)
-    assert draw("a red fox", rewards=[], **asked)[0].recipe.method == "drafts"
+    assert draw("a red fox", rewards=[], **asked)[0].recipe.strength == 0
     for change in ({"strength": 0.1}, {"cutouts": 2}, {"method": "shortcut"}, {"guide": "blue"}):
         (other,) = draw("a red fox", **asked, **change)
         assert other.recipe.best_of == 1 and other.recipe.strength > 0, change
@@ -490,7 +493,7 @@ def test_it_says_what_it_was_not_taught(draw, tmp_path, monkeypatch):
     words = '{"things": ["fox"], "words": ["fox"]}'
     (tmp_path / "generator/known.json").write_text(words, "utf-8")
     monkeypatch.setattr(mini, "FOLDER", tmp_path)
-    monkeypatch.setattr(known, "LEAST_UNSTEERED", -3.0)
+    monkeypatch.setattr(known, "LEAST", -3.0)
     with pytest.warns(ClipguideWarning, match="does not seem to know 'justice'.*use --model"):
         assert len(draw(["a fox", "justice"], steps=2, strength=0.0)) == 2
     with warnings.catch_warnings():
@@ -499,10 +502,9 @@ def test_it_says_what_it_was_not_taught(draw, tmp_path, monkeypatch):
 
 
 def test_it_says_what_it_did_not_draw(draw, monkeypatch):
-    """By the scores of its own guide and judge, of the image that is kept, and by the way in which
-    it was drawn; neither of another steered one, nor for other models, nor of the scores of another
-    text."""
-    monkeypatch.setattr(known, "LEAST_UNSTEERED", 3.0)
+    """By the scores of its own guide and judge, of the image that is kept; neither of a steered
+    one, nor for other models, nor of the scores of another text."""
+    monkeypatch.setattr(known, "LEAST", 3.0)
     with pytest.warns(ClipguideWarning, match="does not seem to show 'a fox'") as said:
         assert len(draw(["a fox"], steps=2, strength=0.0, count=2, best_of=2)) == 2
     assert len([w for w in said if "seem to show" in str(w.message)]) == 2
@@ -510,20 +512,13 @@ def test_it_says_what_it_did_not_draw(draw, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error", ClipguideWarning)
         draw("a fox", steps=2, strength=0.1)
+        draw("a fox", steps=2, method="drafts")
         draw("a fox", steps=2, strength=0.0, guide="a cat")
         other("a fox", steps=2, strength=0.0)
     monkeypatch.setattr(known, "LEAST", -3.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ClipguideWarning)
-        draw("a fox", steps=2, method="drafts")
-    monkeypatch.setattr(known, "LEAST_UNSTEERED", -3.0)
-    monkeypatch.setattr(known, "LEAST", 3.0)
-    with pytest.warns(ClipguideWarning, match="does not seem to show 'a fox'"):
-        draw("a fox", steps=2, method="drafts")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ClipguideWarning)
         draw("a fox", steps=2, strength=0.0)
-        draw("a fox", steps=2, method=Drafts(iterations=1))
 
 
 def test_guide_and_judge_choose_among_drafts(draw, monkeypatch):

@@ -25,12 +25,11 @@ pytest.importorskip("lancedb")
 from clipguide.pipelines.text_to_image import TextToImage
 from starlette.testclient import TestClient
 
-from clipguide import images
+from clipguide import images, mini
 from clipguide.cli import ui as command
 from clipguide.cli.app import _Commands
 from clipguide.engine import Engine
 from clipguide.errors import ClipguideError, UsageError
-from clipguide.guidance import Drafts
 from clipguide.recipe import read_png, read_trace
 from clipguide.retrieval import update
 from clipguide.transparency import ALPHA
@@ -537,14 +536,15 @@ def test_the_best_of_candidates(drawn):
 
 
 def test_settings_that_nobody_touched_are_the_commands(drawn, monkeypatch):
-    """The default method of the embedded generator, with or without a weight in the prompt."""
+    """The default candidates of the embedded generator; with a weight in the prompt, steering."""
     from diffusers import StableDiffusionPipeline  # the tiny generator's class
 
-    monkeypatch.setattr(StableDiffusionPipeline, "default_method", "drafts", raising=False)
-    untouched = {"strength": 0, "best_of": Drafts.number, "count": 1}
-    for prompt in ("a red fox", "a red fox | blur:-1"):
+    monkeypatch.setattr(StableDiffusionPipeline, "default_best_of", 4, raising=False)
+    untouched = {"strength": 0, "best_of": mini.CANDIDATES, "count": 1}
+    for prompt, strength, number in (("a red fox", 0, 4), ("a red fox | blur:-1", 0.2, 1)):
         (cells, *_) = drawn(prompt=prompt, **untouched)[-1]
-        assert read_png(cells[0][0]).method == "drafts"
+        recipe = read_png(cells[0][0])
+        assert (recipe.strength, recipe.best_of) == (strength, number)
 
 
 def test_what_was_done_otherwise_is_said(drawn):

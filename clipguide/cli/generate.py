@@ -50,9 +50,9 @@ def generate(
         int | None,
         typer.Option(
             help="Draw this many samples for each image, and keep the best. Each sample is steered "
-            "like a single image. With --method best-of --number N, samples are not steered, and "
-            "--finish and --look apply. [default: 1; with the embedded generator and no steering "
-            "option, 4]"
+            "like a single image, if anything steers. With --method best-of --number N, samples "
+            "are not steered, and --finish and --look apply. [default: 1; with the embedded "
+            "generator, 4 without a steering option or a weight in a PROMPT]"
         ),
     ] = None,
     method: steering.Name = None,
@@ -107,8 +107,8 @@ def generate(
         int | None,
         typer.Option(
             help="The number of sampling steps. A distilled model needs few, such as 4. [default: "
-            "30; with the embedded generator, 15 without a steering option, and the choice of "
-            "--method auto]"
+            "30; with the embedded generator, 15 without a steering option or a weight in a "
+            "PROMPT, 15 with --method drafts, and the choice of --method auto]"
         ),
     ] = None,
     seed: options.Seed = None,
@@ -240,13 +240,13 @@ def generate(
 ) -> None:
     """Draw an image of each PROMPT. CLIP selects or steers it.
 
-    By default, the embedded generator draws eight drafts, improves the best one along CLIP's
-    gradient, and then draws the image. A steering option makes it steer in another way, except
-    --strength 0 and --method best-of, which do not steer. Steering options are all options under
-    "Steering" and "Options of one method" except --negative, --judge, --select, --question and
-    --refine. With --best-of alone, nothing steers the samples, unless a PROMPT has weights. A real
-    model is always steered, unless you give --strength 0 or --method best-of. Each PNG contains the
-    recipe that made it. Nothing is overwritten without --force.
+    By default, nothing steers the embedded generator. It draws 4 samples of each image, and the
+    guide and the judge together select the best one. A steering option or a weight in a PROMPT
+    makes it steer, except --strength 0 and --method best-of, which do not steer. Steering options
+    are all options under "Steering" and "Options of one method" except --negative, --judge,
+    --select, --question and --refine. With --best-of alone, nothing steers the samples, unless a
+    PROMPT has weights. A real model is always steered, unless you give --strength 0 or --method
+    best-of. Each PNG contains the recipe that made it. Nothing is overwritten without --force.
     """
     if not prompts:
         raise UsageError("There is no prompt: give one, or a recipe as --config FILE.")

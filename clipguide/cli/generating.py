@@ -99,10 +99,12 @@ def _write_grid(files: Files) -> None:
 
 
 def _write_comparison(files: Files, plain: list[Picture]) -> None:
-    """Write a sheet that shows each image next to the same image without steering, with the scores
-    of the judge, or of the guide if there is no judge."""
+    """Write a sheet that shows each image next to one sample without steering, with the scores of
+    the judge, or of the guide if there is no judge."""
     pairs = [pair for both in zip(plain, files.pictures, strict=True) for pair in both]
-    names = ("unguided", "guided")
+    recipe = files.pictures[0].recipe
+    selected = recipe.best_of > 1 and recipe.method == "shortcut" and not recipe.strength
+    names = ("unguided", f"best of {recipe.best_of}" if selected else "guided")
     scores = [p.guide_score if p.judge_score is None else p.judge_score for p in pairs]
     labels = [f"{names[i % 2]} {score:.3f}" for i, score in enumerate(scores)]
     files.add_sheet("compare", [p.image for p in pairs], labels, columns=2)

@@ -35,7 +35,7 @@ Name = Annotated[
         "gradients through short runs. noise: optimise the initial noise, for models of 1 to 4 "
         "steps. auto: the method with the highest gain for --budget, as measured on the embedded "
         "generator; there, it also chooses the number of steps, unless you give --steps. "
-        "[default: shortcut; with the embedded generator and no steering option, drafts]",
+        "[default: shortcut; with the embedded generator and no steering option, nothing steers]",
     ),
 ]
 Budget = Annotated[

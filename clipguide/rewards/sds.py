@@ -168,6 +168,7 @@ def recorded(
     def hear(unet: nn.Module, args: tuple, kwargs: dict) -> None:
         raise _Heard(args[0], kwargs)
 
+    parameters = inspect.signature(pipe.__call__).parameters
     handle = pipe.unet.register_forward_pre_hook(hear, with_kwargs=True)
     try:
         pipe(
@@ -177,13 +178,13 @@ def recorded(
             num_inference_steps=10,  # PNDM takes no fewer than 4
             generator=list(generators),
             output_type="latent",
+            **({"scenes": False} if "scenes" in parameters else {}),
         )
     except _Heard as heard:
         given, kwargs = heard.args
     finally:
         handle.remove()
-    defaults = inspect.signature(pipe.__call__).parameters
-    scale = defaults.get("map_guidance_scale", defaults["guidance_scale"]).default
+    scale = parameters.get("map_guidance_scale", parameters["guidance_scale"]).default
     more = given[:, pipe.vae.config.latent_channels :]  # such as maps
     copies = len(given) // len(prompts)
     if copies not in (1, 2):

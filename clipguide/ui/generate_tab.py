@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import mini
 from ..errors import ClipguideError, ClipguideWarning, UsageError, out_of_memory
-from ..guidance import Drafts, Shortcut
+from ..guidance import Shortcut
 from ..images import to_pil
 from ..pipelines.picture import Picture, easing
 from ..prompts import parse
@@ -145,7 +145,7 @@ def draw(
     try:
         settings = _settings(prompt, negative, strength, steps, seed, count, best_of)
         settings |= _rewards(models, rewards)
-        if models.model == MINI and (strength, best_of) == (0, Drafts.number):
+        if models.model == MINI and (strength, best_of) == (0, mini.CANDIDATES):
             del settings["strength"], settings["best_of"]  # untouched: as the command draws
         yield [], words.said("The models are being loaded…"), ""
         generator = models.generator()
@@ -200,9 +200,9 @@ def build(models: Models, folder: str) -> None:
         with gr.Column(scale=2, min_width=300, elem_classes="settings"):
             with gr.Accordion("Settings", open=False, elem_id="settings"):
                 negative = parts.text("Negative", "what to keep away from", "negative")
-                # By default, the embedded generator drafts candidates, which nothing steers.
+                # By default, the embedded generator draws candidates, which nothing steers.
                 pull, candidates, own = (
-                    (0.0, Drafts.number, mini.STEPS)
+                    (0.0, mini.CANDIDATES, mini.STEPS)
                     if models.model == MINI
                     else (Shortcut.strength, 1, 30)
                 )
