@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +25,7 @@ import typer
 from clipguide.pipelines.generation import STEPS, Generation
 from clipguide.pipelines.text_to_image import TextToImage
 
-from benchmarks.records import models_of
+from benchmarks.records import Records, digest_of, models_of
 from clipguide import Similarity, load_clip
 from clipguide.images import to_tensor
 from clipguide.mini import known
@@ -38,6 +38,7 @@ BEGIN, END = "<!-- kept -->\n", "<!-- end of kept -->"
 PLAIN, EXACT = "plain", "vae:whole"
 DECODERS = (EXACT, "vae:half", "vae:tiles2", "vae:tiles4", "linear")
 RESAMPLINGS = 1000
+TASK, SHIPPED = "decoders", ("generator", "guide", "judge")
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,15 @@ def markdown(found: list[Kept], chosen: str) -> str:
     return "\n".join(lines)
 
 
-def read(records: Path) -> list[Drawn]:
-    """Return the images that were drawn so far."""
-    return [Drawn(**json.loads(line)) for line in records.read_text().splitlines()]
+def read(path: Path) -> tuple[Records, list[Drawn]]:
+    """Return the records of the present models, and the images that these drew so far."""
+    records = Records(path, digest_of(models_of(*SHIPPED)))
+    names = [field.name for field in fields(Drawn)]
+    return records, [Drawn(**{name: row[name] for name in names}) for row in records.of(TASK)]
 
 
 app = typer.Typer(add_completion=False, help=__doc__)
-Records = Annotated[Path, typer.Option(help="Where the scores are, one image a line.")]
+File = Annotated[Path, typer.Option(help="Where the scores are, one image a line.")]
 
 
 @app.command("draw")
@@ -145,15 +148,15 @@ def command_draw(
     other: Annotated[str, typer.Option(help="The CLIP that only looks.")] = "mini-judge",
     steps: Annotated[int, typer.Option(help="Of the sampler.")] = STEPS,
     minutes: Annotated[float, typer.Option(help="Begin no prompt after that.")] = 1e9,
-    records: Records = RECORDS,
+    records: File = RECORDS,
 ) -> None:
     """Draw and score prompts that are not in the records yet."""
     end = time.monotonic() + 60 * minutes
     model, looks = TextToImage(), load_clip(other)
     model.judge = None  # it would reduce the steering
     settings = Generation(steps=steps, method="shortcut")
-    done = {(d.prompt, d.decoder) for d in read(records)} if records.exists() else set()
-    records.parent.mkdir(parents=True, exist_ok=True)
+    kept, drawn = read(records)
+    done = {(one.prompt, one.decoder) for one in drawn}
     for prompt in things(prompts):
         missing = [name for name in (PLAIN, *DECODERS) if (prompt, name) not in done]
         if not missing:
@@ -172,24 +175,26 @@ def command_draw(
                 for clip in (model.clip, looks)
             ]
             found.append(Drawn(prompt, name, *scores, round(seconds, 3)))
-        with records.open("a") as file:  # all images of a prompt, or none
-            file.writelines(json.dumps(asdict(one)) + "\n" for one in found)
+        for one in found:
+            kept.add(TASK, **asdict(one))
         typer.echo(f"{prompt}: {len(found)} images")
 
 
 @app.command("table")
 def command_table(
-    records: Records = RECORDS,
+    records: File = RECORDS,
     other: Annotated[str, typer.Option(help="The CLIP that only looked.")] = "mini-judge",
     steps: Annotated[int, typer.Option(help="Of the sampler.")] = STEPS,
     document: Annotated[Path, typer.Option(help="Where the table goes.")] = DOCUMENT,
     out: Annotated[Path, typer.Option(help="Where its figures go, as JSON.")] = RESULTS,
 ) -> None:
     """Print the table of what was drawn, as Markdown, and write it into the document."""
-    drawn = read(records)
+    _, drawn = read(records)
+    if not drawn:
+        raise typer.BadParameter(f"{records} has nothing by the models as they are: draw first.")
     number, found = len({one.prompt for one in drawn}), rows(drawn)
     facts = {"torch": torch.__version__, "prompts": number, "steps": steps, "other": other}
-    facts["models"] = models_of("generator", "guide", "judge")
+    facts["models"] = models_of(*SHIPPED)
     facts["rows"] = [asdict(row) for row in found]
     out.write_text(json.dumps(facts, indent=1) + "\n")
     table = markdown(found, default(TextToImage(), Generation(method="shortcut")))
