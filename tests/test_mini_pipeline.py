@@ -5,6 +5,8 @@ Shapes: B images, K channels of a map, C channels of latents.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import (
@@ -20,6 +22,7 @@ from torch.testing import assert_close
 
 from clipguide import mini, steer
 from clipguide.errors import UsageError
+from clipguide.mini import styles
 from clipguide.mini.conditions import conditions
 from clipguide.mini.memory import MapMemory
 from clipguide.mini.names import COLOURS, written
@@ -254,6 +257,21 @@ def test_styles(pipe):
     assert with_style("a fox", "any") == "a fox"
     with pytest.raises(UsageError, match="no style 'glosy'.*Did you mean glossy"):
         draw(pipe, "a fox", seeds(1), style="glosy")
+
+
+def test_a_gpus_generator_draws_there(monkeypatch):
+    """diffusers refuses to draw a CPU's numbers from a generator of a GPU."""
+    asked = []
+
+    def draws(shape, *, generator, device):
+        asked.append(device.type)
+        return torch.zeros(shape)
+
+    monkeypatch.setattr(styles, "randn_tensor", draws)
+    far = SimpleNamespace(device=torch.device("cuda"))
+    for generator, count in ((far, 1), ([far, far], 2), (None, 1), (seeds(1), 1)):
+        assert styles.chosen([3] * count, generator) == [1] * count
+    assert asked == ["cuda", "cuda", "cpu", "cpu"]
 
 
 def test_negative_prompts_and_guidance(pipe):

@@ -64,6 +64,8 @@ def chosen(
     generator: torch.Generator | Sequence[torch.Generator] | None,
 ) -> list[int]:
     """Return a random number below each count, from one generator or from one for each count."""
-    by_chance = randn_tensor((len(counts), 1), generator=generator, device=torch.device("cpu"))
+    first = generator[0] if isinstance(generator, Sequence) else generator
+    device = torch.device("cpu") if first is None else first.device  # a GPU's draws only there
+    by_chance = randn_tensor((len(counts), 1), generator=generator, device=device).cpu()
     share_B = torch.special.ndtr(by_chance[:, 0].double())  # uniform, from the seed of the image
     return [min(int(share * n), n - 1) for share, n in zip(share_B.tolist(), counts)]
