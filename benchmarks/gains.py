@@ -219,7 +219,8 @@ def of_classes(
 def frontier(found: list[Row], *, own: bool) -> list[Row]:
     """Return the Pareto frontier of the rows that `auto` can choose.
 
-    No other of these rows has the same or a higher gain at the same or a lower cost.
+    No other of these rows has the same or a higher gain at the same or a lower cost. All costs up to
+    1 count as 1, because a budget is at least that.
 
     Args:
         found: the rows.
@@ -227,7 +228,7 @@ def frontier(found: list[Row], *, own: bool) -> list[Row]:
             number of steps and can take drafts.
     """
     kept: list[Row] = []
-    for row in sorted(found, key=lambda row: (row.cost, -row.gain)):
+    for row in sorted(found, key=lambda row: (max(row.cost, 1.0), -row.gain)):
         travels = row.best_of > 1 and "travel" in row.options
         anywhere = row.method == "shortcut" and row.steps == STEPS
         if row.method in CHOSEN and not travels and (own or anywhere):
