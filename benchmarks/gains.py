@@ -219,8 +219,8 @@ def of_classes(
 def frontier(found: list[Row], *, own: bool) -> list[Row]:
     """Return the Pareto frontier of the rows that `auto` can choose.
 
-    No other of these rows has the same or a higher gain at the same or a lower cost. All costs up to
-    1 count as 1, because a budget is at least that.
+    No other of these rows has the same or a higher gain at the same or a lower cost. A cost below 1
+    counts as 1, because a budget is at least that.
 
     Args:
         found: the rows.
