@@ -50,12 +50,15 @@ class Named(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """Two to four objects that a prompt names, from left to right, with what each one is, and
-    whether all are the same."""
+    """Two to four objects that a prompt names, from left to right, with the prompt of each."""
 
     objects: tuple[Named, ...]
     prompts: tuple[str, ...]
-    same: bool
+
+    @property
+    def same(self) -> bool:
+        """Return whether the objects are a number of one."""
+        return len({*self.prompts}) == 1
 
 
 class Names:
@@ -122,7 +125,7 @@ class Names:
                 parts.reverse()
             found = [self.find(part) for part in parts]
             if all(found) and found[0] != found[1] and _content(text) not in self._english:
-                return Scene(tuple(found), tuple(parts), same=False)
+                return Scene(tuple(found), tuple(parts))
         words = split(text)
         place = next((k for k, word in enumerate(words) if word in COUNTS), None)
         if place is None or BESIDE.search(text) or self.find(text):
@@ -131,7 +134,7 @@ class Names:
         if (found := self.find(" ".join(rest))) is None:
             return None
         told, number = f"a {' '.join(map(singular, rest))}", COUNTS[words[place]]
-        return Scene((found,) * number, (told,) * number, same=True)
+        return Scene((found,) * number, (told,) * number)
 
     def _head(self, words: list[str]) -> tuple[int, int]:
         """Return the first word of the head and the word after its last."""

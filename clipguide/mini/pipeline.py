@@ -445,7 +445,8 @@ class MiniPipeline(DiffusionPipeline):
         return self.encode(page)[0].to(like)
 
     def _towards(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Return the v for which the x0 of the input x at a timestep is the given one."""
+        """Return the v for which the x0 of the input x at a timestep is the given one: with noise ε
+        = (x − α·x0) / σ, v = α·ε − σ·x0 (Salimans & Ho 2022, appendix D), where α² + σ² = 1."""
         alpha_squared = self.scheduler.alphas_cumprod[round(float(t))].to(x)
         alpha, sigma = alpha_squared.sqrt(), (1 - alpha_squared).clamp(min=1e-8).sqrt()
         return (alpha * x - x0) / sigma
