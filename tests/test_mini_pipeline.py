@@ -144,10 +144,15 @@ def test_what_is_remembered_is_recalled(remembering):
     flat, solid, whale = memory.recall([0, 1, 2], [None] * 3)
     assert torch.equal(maps_of(remembering, ["a red fox"], seeds(3))[0], flat)
     assert torch.equal(maps_of(remembering, ["zorro azul"], seeds(3))[0], solid)
-    assert torch.equal(maps_of(remembering, ["a fox, 3d"], seeds(3))[0], solid)
+    for style, one in (("flat", flat), ("3d", solid)):
+        of = [maps_of(remembering, [f"a fox, {style}"], seeds(k))[0] for k in range(6)]
+        assert all(torch.equal(drawn, one) for drawn in of)
     assert torch.equal(maps_of(remembering, ["a whale in the sea"], seeds(3))[0], whale)
     green = maps_of(remembering, ["a green whale"], seeds(3))[0]
-    assert torch.equal(green, memory.recall([2], ["green"])[0]) and not torch.equal(green, whale)
+    with torch.no_grad():
+        painted = memory(whale[None], torch.tensor([COLOURS.index("green")]))[0]
+    assert_close(green, painted, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(green, whale)
     unknown = maps_of(remembering, ["a boat"], seeds(3))
     assert torch.equal(unknown, maps_of(remembering, ["a boat"], seeds(3), recall=False))
     both = maps_of(remembering, ["a whale", "a boat", "a fox"], seeds(5, 3, 6))
@@ -197,6 +202,15 @@ def test_where_the_objects_of_a_scene_are(remembering, monkeypatch, number):
     upper, lower = dark[: size // 2].mean(), dark[size // 2 :].mean()
     assert (upper, lower) == {2: (0.5, 0.5), 3: (1.0, 0.5), 4: (1.0, 1.0)}[number]
     assert dark[:, : size // 2].mean() == dark[:, size // 2 :].mean()
+
+
+def test_latents_of_an_image(pipe):
+    """`encode` gives the latents that `decode` turns back into those of the VAE."""
+    image = noise(1, 3, 32, 32).clamp(-1, 1)
+    given, seen = pipe.vae.encode(image).latent_dist.mode(), []
+    pipe.vae.decode = lambda latents, **_: (seen.append(latents), (image,))[1]
+    pipe.decode(pipe.encode(image))
+    assert_close(seen[0], given, atol=1e-5, rtol=1e-5)
 
 
 def test_hooks_of_a_run_see_the_run_alone(remembering):
