@@ -21,6 +21,10 @@ THINGS = {  # English names, other names, keywords
     "clover": (["four leaf clover"], [], []),
     "glass": (["glass"], [], []),
     "bow and arrow": (["bow and arrow"], [], []),
+    "bow": (["bow"], [], []),
+    "arrow": (["arrow"], [], []),
+    "sailboat": (["boat", "sailboat"], [], ["sailing"]),
+    "knot": (["knot"], [], ["boat", "sailing"]),
     "tent": (["tent"], [], ["camping"]),
     "forest": (["forest"], [], []),
 }
@@ -50,6 +54,8 @@ NAMES = Names(map(written, *zip(*THINGS.values())), {"negro": "black", "赤い":
         ("a four leaf clover", "clover", None),  # no number
         ("a bow and arrow", "bow and arrow", None),
         ("a tent in the forest", "tent", None),
+        ("a fox tent", "tent", None),  # the last of a compound
+        ("a sailing boat", "sailboat", None),  # by its name, not by keywords alone
         ("a blue tent near a red fox", "tent", "blue"),
         ("a fox on a green hill", "fox", None),
         ("a cat holding a glass", "cat", None),
