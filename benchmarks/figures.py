@@ -150,7 +150,8 @@ def steering() -> str:
         'draws in batches. "community" is the algorithm of '
         "`clip_guided_stable_diffusion`, at its scale. "
         '"judged" is with the judge that eases steering, as on the command line. "default" is '
-        "`clipguide generate` without options: the best of 4 samples by both, with 15 steps.\n\n"
+        f"`clipguide generate` without options: the best of {mini.CANDIDATES} by both, with "
+        f"{mini.STEPS} steps.\n\n"
     )
     ranked = sorted(data["rows"], key=lambda row: row["cost"])
     every = table(

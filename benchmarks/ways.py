@@ -73,8 +73,15 @@ DEFAULT = Way("default", None, steps=STEPS_OF_MINI, by_command=True, candidates=
 
 def by_both(number: int) -> Way:
     """Return the way of `clipguide generate --best-of NUMBER`."""
-    name = f"15 steps, best of {number} by both"
-    return Way(name, None, steps=15, by_command=True, candidates=number)
+    name = f"{STEPS_OF_MINI} steps, best of {number} by both"
+    return Way(name, None, steps=STEPS_OF_MINI, by_command=True, candidates=number)
+
+
+def few(
+    method: Method | None, name: str, seeds: int = 4, best_of: tuple[int, ...] = (1, 2)
+) -> Way:
+    """Return a way that draws in as many steps as mini by default."""
+    return Way(f"{STEPS_OF_MINI} steps{name}", method, seeds, best_of, steps=STEPS_OF_MINI)
 
 
 def sparing(name: str, **options: object) -> Way:
@@ -91,9 +98,9 @@ WAYS = (
     by_both(2),
     by_both(8),
     by_both(16),
-    Way("15 steps", None, 16, (1, 2, 4, 8, 16), steps=15),
-    Way("15 steps, shortcut 0.5", Shortcut(strength=0.5), 4, (1, 2), steps=15),
-    Way("15 steps, shortcut 0.5, every 3", Shortcut(strength=0.5, every=3), 4, (1, 2), steps=15),
+    few(None, "", 16, (1, 2, 4, 8, 16)),
+    few(Shortcut(strength=0.5), ", shortcut 0.5"),
+    few(Shortcut(strength=0.5, every=3), ", shortcut 0.5, every 3"),
     Way("pruned 4", BestOf(number=4, finish=1, look=0.25)),
     Way("pruned 8", BestOf(number=8, finish=1, look=0.3)),
     sparing("0.5, every 3", strength=0.5, every=3),
@@ -122,8 +129,8 @@ WAYS = (
     Way("backprop 0.5, every 3", Backprop(strength=0.5, every=3), 4, (1, 2)),
     Way("embedding", Embedding(every=3)),
     Way("null embedding", Embedding(of="null", every=3)),
-    Way("drafts", Drafts(), steps=15, by_command=True),
-    Way("drafts, 1 update", Drafts(iterations=1), steps=15, by_command=True),
+    Way("drafts", Drafts(), steps=STEPS_OF_MINI, by_command=True),
+    Way("drafts, 1 update", Drafts(iterations=1), steps=STEPS_OF_MINI, by_command=True),
     Way("6 steps, noise", Noise(iterations=4), steps=6),
     Way("10 steps, noise", Noise(iterations=4), steps=10),
     Way("community 100", 100.0),

@@ -42,6 +42,8 @@ NAMES = Names(map(written, *zip(*THINGS.values())), {"negro": "black", "赤い":
         ("a black and white cat", "cat", "black"),
         ("a kitty", "cat", None),
         ("un zorro negro", "fox", "black"),
+        ("a red steamboat", "sailboat", "red"),  # the end of a compound
+        ("a delivery bobcat at sea", "cat", None),  # a compound before a keyword
         ("un gato negro", "black cat", "black"),
         ("赤い狐", "fox", "red"),
         ("🦊", "fox", None),
@@ -73,7 +75,7 @@ def test_found(prompt, thing, colour):
     "prompt",
     [
         "", "of", "a", "freedom", "a windmill in the forest", "a dog and a cat", "three foxes",
-        "an animal", "a windmill, a fox", "赤い",
+        "an animal", "a windmill, a fox", "赤い", "a seafox",
     ],
 )  # fmt: skip
 def test_not_found(prompt):

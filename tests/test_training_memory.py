@@ -110,3 +110,24 @@ def test_verdicts_are_kept(tmp_path, monkeypatch, capsys):
         "fox": {"noto/fox0": "g", "noto/fox1": "b"},
         "owl": {"noto/owl0": "s", "noto/owl1": "s"},
     }
+
+
+def test_verdicts_of_another_time_take_the_place_of_the_earlier_ones(tmp_path, monkeypatch):
+    """Only those of things that were judged again, and not if all are bad."""
+    monkeypatch.setattr(memory, "CACHE", tmp_path)
+    monkeypatch.setattr(memory, "VERDICTS", tmp_path / "memory.tsv")
+    memory.VERDICTS.write_text("ant\ts noto/ant0\nfox\tg noto/fox0\nowl\ts noto/owl0\n")
+    rows = [{"thing": t, "drawing": f"noto/{t}0{s}"} for t in ("ant", "owl") for s in ("", "@1")]
+    torch.save({"rows": rows}, tmp_path / "candidates.pt")
+    (tmp_path / "a.tsv").write_text("0000\tbb\tsg\n")
+    memory.keep([tmp_path / "a.tsv"])
+    assert memory.verdicts() == {
+        "ant": {"noto/ant0": "s"},
+        "fox": {"noto/fox0": "g"},
+        "owl": {"noto/owl0": "s", "noto/owl0@1": "g"},
+    }
+
+
+def test_a_drawing_is_named_with_its_seed():
+    row = {"set": "noto", "source": "owl.svg"}
+    assert [memory.drawing(row, seed) for seed in (0, 2)] == ["noto/owl.svg", "noto/owl.svg@2"]

@@ -119,6 +119,14 @@ def holdout() -> dict:
     return json.loads((HERE / "holdout.json").read_text())
 
 
+def register(part: str, model: type) -> None:
+    """Write into the shipped generator's index of which class a part of it is."""
+    path = MINI / "generator" / "model_index.json"
+    index = json.loads(path.read_text())
+    index[part] = [model.__module__, model.__name__]
+    path.write_text(json.dumps(dict(sorted(index.items())), indent=2) + "\n")
+
+
 def write_sums() -> None:
     """Write `clipguide/mini/SHA256SUMS`, with which the package compares its weights."""
     lines = [

@@ -1,6 +1,7 @@
 """Build the generator's memory: maps of drawings that the U-Net draws well, by what they show.
 
     python -m training.memory candidates   # up to six drawings of each thing, varied; their maps
+    python -m training.memory candidates --again   # all drawings of things that have no good one
     python -m training.memory draw         # one image of each map, and sheets of them for reviewers
     python -m training.memory keep FILES   # the reviewers' verdicts, into memory.tsv
     python -m training.memory recolour     # pairs of maps before and after a drawing is recoloured
@@ -11,12 +12,11 @@ A drawing is never remembered as it is. It is turned, stretched, moved, scaled a
 and its colours shift, so that images have another pose and other tones. A reviewer gives each drawn
 image a verdict: g (good), s (so-so) or b (bad). The memory keeps the good drawings of a thing, or
 the so-so ones if none is good. Each line of memory.tsv, which is committed, has a thing and its
-drawings, with the verdicts.
+drawings, with the verdicts; "@2" after a drawing is the seed of the variation, if it is not 0.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import typer
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from clipguide.mini import STEPS
 from clipguide.mini.memory import MapMemory
 from clipguide.mini.names import COLOURS, written
 from clipguide.mini.pipeline import MiniPipeline
@@ -43,6 +44,7 @@ from training.styles import LABEL
 CACHE = common.CACHE / "memory"
 VERDICTS = Path(__file__).with_name("memory.tsv")
 SIDE, MOST, MAPS = 256, 6, 6400  # pixels; drawings of a thing that are tried; maps in all
+AGAIN = 14  # drawings that are tried of a thing of which none was good
 TURN, STRETCH, SCALE = 6.0, 0.09, (0.88, 1.0)  # degrees; share; of the side of the image
 HUE, SATURATION, VALUE = 12.0, 0.2, 0.08  # degrees; shares
 COMPONENTS, HIDDEN = 256, 64
@@ -52,8 +54,8 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 
 # ---------------------------------------------------------------- the candidates
-def candidates(data: TrainingSet) -> dict[str, list[dict]]:
-    """Return up to MOST drawings of each thing, of different styles as far as there are some."""
+def candidates(data: TrainingSet, most: int = MOST) -> dict[str, list[dict]]:
+    """Return up to so many drawings of each thing, of different styles as far as there are some."""
     found: dict[str, list[dict]] = {}
     for thing, rows in sorted(data.by_concept.items()):
         rows = [r for r in rows if r["set"] not in ON_DISC and not r["mono"]]
@@ -67,7 +69,7 @@ def candidates(data: TrainingSet) -> dict[str, list[dict]]:
             by_style.setdefault(LABEL[rows[k]["set"]], []).append(rows[k])
         turns = [by_style[k] for k in sorted(by_style)]
         rounds = [row[k] for k in range(max(map(len, turns))) for row in turns if k < len(row)]
-        found[thing] = rounds[:MOST]
+        found[thing] = rounds[:most]
     return found
 
 
@@ -109,21 +111,33 @@ def maps_of(maps: Maps, pictures: list[np.ndarray]) -> Tensor:
 
 
 @app.command("candidates")
-def try_all() -> None:
-    """Choose the drawings, and compute their maps."""
+def try_all(again: bool = False) -> None:
+    """Choose the drawings, and compute their maps. `again`: only of things that have no good one;
+    those with few drawings are varied up to three times."""
     data, maps = Maker(SIDE).data, Maps()
-    chosen = candidates(data)
-    rows = [(thing, row) for thing, of in chosen.items() for row in of]
-    found = maps_of(maps, [varied(data, row, 0) for _, row in rows])
+    chosen = candidates(data, AGAIN if again else MOST)
+    if again:
+        settled = {thing for thing, said in verdicts().items() if "g" in said.values()}
+        chosen = {thing: of for thing, of in chosen.items() if thing not in settled}
+    rows = [
+        (thing, row, seed)
+        for thing, of in chosen.items()
+        for seed in range(min(3, max(1, MOST // len(of))) if again else 1)
+        for row in of
+    ]
+    found = maps_of(maps, [varied(data, row, seed) for _, row, seed in rows])
     CACHE.mkdir(parents=True, exist_ok=True)
-    listed = [{"thing": t, "drawing": drawing(r), "style": LABEL[r["set"]]} for t, r in rows]
+    listed = [
+        {"thing": thing, "drawing": drawing(row, seed), "style": LABEL[row["set"]]}
+        for thing, row, seed in rows
+    ]
     torch.save({"rows": listed, "map": found}, CACHE / "candidates.pt")
     print(f"{len(rows)} drawings of {len(chosen)} things")
 
 
-def drawing(row: dict) -> str:
-    """Return the name of a drawing in memory.tsv."""
-    return f"{row['set']}/{row['source']}"
+def drawing(row: dict, seed: int = 0) -> str:
+    """Return the name of a varied drawing in memory.tsv."""
+    return f"{row['set']}/{row['source']}" + (f"@{seed}" if seed else "")
 
 
 # ------------------------------------------------------------------- the verdicts
@@ -149,7 +163,7 @@ def draw() -> None:
         images = pipe(
             [f"a {row['thing']}, {STYLES[row['style']]}" for row in told],
             maps=kept["map"][rows],
-            num_inference_steps=15,
+            num_inference_steps=STEPS,
             generator=[torch.Generator().manual_seed(k) for k in rows],
         ).images
         sheet(two, told, images).save(file)
@@ -158,7 +172,8 @@ def draw() -> None:
 def sheet(two: list[str], rows: list[dict], images: list[Image.Image]) -> Image.Image:
     """Return a sheet with a row of drawings for each thing."""
     side = 224
-    page = Image.new("RGB", (MOST * (side + 4) + 4, len(two) * (side + 26)), "white")
+    most = max(sum(row["thing"] == thing for row in rows) for thing in two)
+    page = Image.new("RGB", (most * (side + 4) + 4, len(two) * (side + 26)), "white")
     told = ImageDraw.Draw(page)
     for line, thing in enumerate(two):
         top = line * (side + 26)
@@ -171,8 +186,9 @@ def sheet(two: list[str], rows: list[dict], images: list[Image.Image]) -> Image.
 
 @app.command()
 def keep(files: list[Path]) -> None:
-    """Write memory.tsv from reviewers' files: in each line the number of a sheet, the letters of
-    its first row and those of its second."""
+    """Write the verdicts of reviewers' files into memory.tsv: in each line the number of a sheet,
+    the letters of its first row and those of its second. A thing of which nothing was good or so-so
+    keeps its earlier verdicts."""
     rows = torch.load(CACHE / "candidates.pt", weights_only=True)["rows"]
     things: dict[str, list[str]] = {}
     for row in rows:
@@ -183,10 +199,18 @@ def keep(files: list[Path]) -> None:
         for thing, said in zip(names[int(first) : int(first) + 2], letters):
             if len(said) != len(things[thing]) or set(said) - set("gsb"):
                 raise SystemExit(f"Sheet {first}: {said!r} is not a letter for each drawing.")
-            lines[thing] = [f"{one} {name}" for one, name in zip(said, things[thing])]
-    text = "".join("\t".join([thing, *lines[thing]]) + "\n" for thing in sorted(lines))
-    VERDICTS.write_text(text, "utf-8")
-    said = [one[0] for of in lines.values() for one in of]
+            lines[thing] = {name: one for one, name in zip(said, things[thing])}
+    before = verdicts() if VERDICTS.exists() else {}
+    new = {t: of for t, of in lines.items() if t not in before or {"g", "s"} & {*of.values()}}
+    told = before | new
+    VERDICTS.write_text(
+        "".join(
+            "\t".join([thing, *(f"{one} {name}" for name, one in told[thing].items())]) + "\n"
+            for thing in sorted(told)
+        ),
+        "utf-8",
+    )
+    said = [one for of in lines.values() for one in of.values()]
     shares = ", ".join(f"{said.count(k) / len(said):.0%} {k}" for k in "gsb")
     print(f"{len(said)} drawings of {len(lines)} things: {shares}")
 
@@ -264,18 +288,20 @@ def build() -> None:
     chosen = {}
     for thing, said in verdicts().items():
         best = next((k for k in "gs" if k in said.values()), None)
-        chosen[thing] = [by_name[name] for name, one in said.items() if one == best]
-    chosen = {thing: rows for thing, rows in chosen.items() if rows}
+        kept = [name.partition("@") for name, one in said.items() if one == best]
+        chosen[thing] = [(by_name[name], int(seed or 0)) for name, _, seed in kept]
+    chosen = {thing: of for thing, of in chosen.items() if of}
     rows, seeds, firsts = [], [], []
     room = MAPS - sum(map(len, chosen.values()))
     for thing in sorted(chosen, key=lambda thing: len(chosen[thing])):  # the rarest vary most
         if (more := len(chosen[thing])) <= min(room, 2):
-            chosen[thing] += chosen[thing]
+            last = max(seed for _, seed in chosen[thing])
+            chosen[thing] += [(row, last + 1 + k) for k, (row, _) in enumerate(chosen[thing])]
             room -= more
     for thing in sorted(chosen):
         firsts.append(len(rows))
-        for row in chosen[thing]:
-            seeds.append(sum(row is other for other in rows[firsts[-1] :]))
+        for row, seed in chosen[thing]:
+            seeds.append(seed)
             rows.append(row)
     names = foreign_names()
     memory = MapMemory(
@@ -297,12 +323,8 @@ def build() -> None:
 @app.command()
 def ship() -> None:
     """Put the memory into the shipped generator, whose other parts stay as they are."""
-    folder = common.MINI / "generator"
-    load().half().save_pretrained(folder / "memory")
-    index = json.loads((folder / "model_index.json").read_text())
-    index["memory"] = [MapMemory.__module__, MapMemory.__name__]
-    text = json.dumps(dict(sorted(index.items())), indent=2)
-    (folder / "model_index.json").write_text(text + "\n")
+    load().half().save_pretrained(common.MINI / "generator" / "memory")
+    common.register("memory", MapMemory)
     common.write_sums()
 
 

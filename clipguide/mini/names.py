@@ -7,7 +7,8 @@ In "a tent in the forest" it is the tent. It takes, in this order,
 2. instead of a name of one word, an object whose names and keywords have all words of the head:
    "a steam train" is a locomotive;
 3. a name in another language;
-4. a keyword that few objects have.
+4. the end of a compound: a hummingbird is a bird;
+5. a keyword that few objects have.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ PARTS = frozenset(
     """cup glass mug bottle bowl plate slice piece bunch pair loaf pot can jar bag set stack pile
     group photo picture image drawing painting icon emoji sticker art cartoon illustration portrait
     kind type""".split()
+)
+# Ends of English compounds that say what the object is. A seahorse is no horse.
+HEADS = frozenset(
+    """ball bear bell bike bird boat boot bread cake car cat chair clock coat dog fish flower hammer
+    house knife shirt shoe tree truck""".split()
 )
 COUNTS = {"two": 2, "three": 3, "four": 4, "2": 2, "3": 3, "4": 4}
 MANY = frozenset("five six seven eight nine ten many several both 5 6 7 8 9 10".split())
@@ -100,6 +106,7 @@ class Names:
         found = (
             _longest(words, start, end, self._english)
             or _longest(words, start, end, self._foreign)
+            or self._by_compound(words, start, end)
             or self._by_keyword(words, start, end)
         )
         if found is None:
@@ -164,6 +171,17 @@ class Names:
             told = words[i] not in SMALL and words[i] not in self._colours
             if told and 0 < len(found := self._words.get(words[i], set())) <= FEW:
                 return i, i + 1, found
+        return None
+
+    def _by_compound(
+        self, words: list[str], start: int, end: int
+    ) -> tuple[int, int, set[int]] | None:
+        """Return the place and the objects of the last compound whose end is a name."""
+        for i in reversed(range(start, end)):
+            for cut in range(3, len(words[i]) - 2):
+                things = self._english.get((words[i][cut:],))
+                if words[i][cut:] in HEADS and things:
+                    return i, i + 1, things
         return None
 
     def _without_spaces(self, prompt: str) -> Named | None:

@@ -237,7 +237,7 @@ class MiniPipeline(DiffusionPipeline):
         prior_eta: float = 1.0,
         recall: bool = True,
         scenes: bool = True,
-        map_guidance_scale: float = 3.0,
+        map_guidance_scale: float = 2.0,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
