@@ -106,3 +106,28 @@ def test_the_referee_measures_the_warning(tiny_mini, tmp_path, monkeypatch):
     named_B = torch.tensor([True, True, False, False])
     found = generator.doubt_figures(Settings(), ["a"] * 4, [None] * 4, named_B, {})
     assert [(one.value, one.n) for one in found] == [(0.5, 2), (0.0, 2)]
+
+
+def test_pairs_are_drawn_and_counted(tmp_path, capsys):
+    """Left and right by chance; both have the same map and the same noise."""
+    eyes.pairs(tmp_path, "1:1", "1:3", count=4)
+    key = json.loads((tmp_path / "key.json").read_text())
+    assert sorted(key) == ["000", "001", "002", "003"]
+    assert {row["A"] for row in key.values()} == {"1:1", "1:3"}
+    image = Image.open(tmp_path / "000.png")
+    left, right = (image.crop((x, 0, x + 256, 256)).tobytes() for x in (0, 296))
+    assert left != right
+    ours = {n: "A" if row["A"] == "1:3" else "B" for n, row in key.items()}
+    lines = [f"{n}\t{said if n != '003' else '='}" for n, said in ours.items()]
+    (tmp_path / "a.tsv").write_text("\n".join(lines))
+    eyes.preferred(tmp_path)
+    assert capsys.readouterr().out == "1:3: 3, neither: 1\n"
+    (tmp_path / "b.tsv").write_text("000\tC")
+    with pytest.raises(UsageError, match="'C' is none of"):
+        eyes.preferred(tmp_path)
+
+
+def test_the_same_settings_draw_the_same_pair(tmp_path):
+    eyes.pairs(tmp_path, "1:2", "1:2", count=1)
+    image = Image.open(tmp_path / "000.png")
+    assert image.crop((0, 0, 256, 256)).tobytes() == image.crop((296, 0, 552, 256)).tobytes()

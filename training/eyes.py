@@ -2,25 +2,35 @@
 
     python -m training.eyes draw PROMPTS FOLDER     # one image of each line, in random order
     python -m training.eyes count FOLDER            # reads FOLDER/*.tsv, writes training/eyes.json
+    python -m training.eyes pairs FOLDER 8:3 8:2    # two settings side by side, steps:scale
+    python -m training.eyes preferred FOLDER        # counts the answers of FOLDER/*.tsv
 
 A reviewer is a person, or an AI model that sees images. Those of eyes.json are two AI models, which
 saw each image by itself, in opposite orders. Each reviewer writes one TSV file with a line for each
 image: its number, a tab, and "good", "so-so" or "bad". More columns can follow. "good" means that
 anybody would name the object with its colour and number, and would keep the image. "bad" means that
 nobody would, or that it shows another thing.
+
+For pairs, the answer is "A" for the left image, "B" for the right one, or "=". Both images have the
+same map and the same initial noise, and which is left is by chance.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import torch
 import typer
+from PIL import Image
 
 from clipguide import TextToImage
 from clipguide.errors import UsageError
+from clipguide.mini.names import AMONG, BETWEEN
+from clipguide.mini.pipeline import MiniPipeline
+from training import common
 from training.evaluate.ledger import Settings
 
 EYES = Path(__file__).parent / "eyes.json"
@@ -74,6 +84,47 @@ def count(folder: Path) -> None:
     }
     found = {"weights": key["weights"], "reviewers": len(reviewers), "prompts": rows}
     EYES.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command()
+def pairs(folder: Path, one: str, other: str, count: int = 60, seed: int = 0) -> None:
+    """Draw things of the memory in two settings of the generator, and write key.json. Nothing
+    selects or steers."""
+    pipe = MiniPipeline.from_pretrained(common.MINI / "generator")
+    pipe.set_progress_bar_config(disable=True)
+    names = [line.split(BETWEEN)[0].split(AMONG)[0] for line in pipe.memory.config.things]
+    rng, key = random.Random(seed), {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, name in enumerate(rng.sample(names, count)):
+        page = Image.new("RGB", (2 * 256 + 40, 256), "grey")
+        order = rng.sample([one, other], 2)
+        for place, setting in enumerate(order):
+            steps, scale = setting.split(":")
+            generator = torch.Generator().manual_seed(k)
+            (image,) = pipe(
+                prompt := f"a {name}",
+                num_inference_steps=int(steps),
+                map_guidance_scale=float(scale),
+                generator=generator,
+            ).images
+            page.paste(image, (296 * place, 0))
+        page.save(folder / f"{k:03d}.png")
+        key[f"{k:03d}"] = {"prompt": prompt, "A": order[0], "B": order[1]}
+    (folder / "key.json").write_text(json.dumps(key, indent=1), encoding="utf-8")
+
+
+@app.command()
+def preferred(folder: Path) -> None:
+    """Print how often reviewers preferred each setting."""
+    key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+    answers: Counter[str] = Counter()
+    for path in sorted(folder.glob("*.tsv")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            number, said = line.split("\t")[:2]
+            if said not in ("A", "B", "="):
+                raise UsageError(f"{path.name}: {said!r} is none of A, B, =.")
+            answers["neither" if said == "=" else key[number][said]] += 1
+    print(", ".join(f"{name}: {number}" for name, number in answers.most_common()))
 
 
 def weights() -> dict[str, str]:
