@@ -16,7 +16,7 @@ from . import path
 
 UNSPACED = re.compile(r"[぀-ヿ㐀-鿿]")  # kana and ideographs are not divided by spaces
 MOST = 3  # words that name something, in a prompt that it can draw
-# More than 95 % of the images that both reviewers called good have at least this sum of scores
+# More than 90 % of the images that both reviewers called good have at least this sum of scores
 # (`python -m training.evaluate eyes`).
 LEAST = 0.35
 # Words that name no object, or that the generator reads as a colour, size, place or style.
