@@ -48,7 +48,7 @@ class Generation:
             With the embedded generator and no steering option, nothing steers: see `usual`.
         strength: the length of a move as a fraction of the rms of x0: a number or a schedule, as in
             `steer`. 0 is plain sampling. The default is that of the method.
-        steps: the number of steps of the sampler. None means 30, or 15 with the embedded generator
+        steps: the number of steps of the sampler. None means 30, or 8 with the embedded generator
             if nothing steers in these steps, as with the method "drafts"; see also "auto".
         seed: from 0 to 2⁶³ − 1.
         cfg: the scale of classifier-free guidance; 1 is none.

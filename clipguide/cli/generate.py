@@ -107,8 +107,8 @@ def generate(
         int | None,
         typer.Option(
             help="The number of sampling steps. A distilled model needs few, such as 4. [default: "
-            "30; with the embedded generator, 15 without a steering option or a weight in a "
-            "PROMPT, 15 with --method drafts, and the choice of --method auto]"
+            "30; with the embedded generator, 8 without a steering option or a weight in a "
+            "PROMPT, 8 with --method drafts, and the choice of --method auto]"
         ),
     ] = None,
     seed: options.Seed = None,
