@@ -226,7 +226,7 @@ def test_an_image_has_the_style_of_its_map(remembering, monkeypatch):
     labels = []
     inner = remembering._denoise
     monkeypatch.setattr(
-        remembering, "_denoise", lambda *a: labels.append(a[4].tolist()) or inner(*a)
+        remembering, "_denoise", lambda *a: labels.append(a[5].tolist()) or inner(*a)
     )
     draw(remembering, ["a whale"] * 6 + ["a blue fox"] * 2, seeds(*range(8)))
     assert labels[0] == [STYLES.index("retro")] * 6 + [STYLES.index("3d")] * 2

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from clipguide import mini
-from clipguide.mini.memory import MapMemory
+from clipguide.mini.memory import MapMemory, split
 from clipguide.mini.names import AMONG, BETWEEN, COLOURS
 from clipguide.mini.styles import STYLES
 from training import memory
@@ -28,7 +29,7 @@ def test_what_ships_is_what_reviewers_kept():
     for thing, line, first, end in zip(expected, config.things, config.firsts, ends):
         best = "g" if "g" in said[thing].values() else "s"
         number = list(said[thing].values()).count(best)
-        assert end - first in (number, 2 * number), thing
+        assert 1 <= end - first <= 2 * number, thing
         assert line.count(BETWEEN) == 2, thing
 
 
@@ -45,7 +46,8 @@ def test_the_shipped_memory_finds_its_things():
 
 def test_the_shipped_maps_are_in_range():
     kept = shipped()
-    maps = kept.recall(range(0, kept.config.size, 50), [None] * len(range(0, kept.config.size, 50)))
+    rows = range(0, kept.config.size, 50)
+    maps, _ = split(kept.recall(rows, [None] * len(rows)), kept.config.channels)
     assert maps.isfinite().all() and 0.7 < maps.std() < 1.3
     assert int(kept.style.max()) < len(STYLES) and int(kept.colour.max()) <= len(COLOURS)
     assert 0 not in kept.style.tolist()
@@ -56,7 +58,11 @@ def test_another_colour_moves_the_colours_of_the_map():
     kept = shipped()
     named = kept.names.find("a car")
     rows = kept.rows(named)
-    red, blue = (kept.recall(rows, [colour] * len(rows)) for colour in ("red", "blue"))
+    (red, details), (blue, same) = (
+        split(kept.recall(rows, [colour] * len(rows)), kept.config.channels)
+        for colour in ("red", "blue")
+    )
+    assert torch.equal(details, same)  # they say nothing of colours
     colours = (red - blue)[:, 16:].unflatten(1, (3, 4)).mean((0, 2, 3, 4))
     assert colours[0] > 0.2 and colours[2] < -0.2
 
@@ -96,6 +102,10 @@ def test_a_drawing_is_varied():
     assert (one == again).all() and (one != other).any()
     red = (one[..., 0] > 120) & (one[..., 1] < 90)
     assert 0.1 < red.mean() < 0.5 and tuple(one[red].mean(0)) != (200, 30, 30)
+    painted = data.rgba[4][..., [2, 1, 0, 3]]
+    blue = memory.varied(data, row, 0, painted)
+    same = (blue[..., 2] > 120) & (blue[..., 1] < 90)
+    assert same.mean() == pytest.approx(red.mean(), abs=0.01)
 
 
 def test_verdicts_are_kept(tmp_path, monkeypatch, capsys):
@@ -110,24 +120,3 @@ def test_verdicts_are_kept(tmp_path, monkeypatch, capsys):
         "fox": {"noto/fox0": "g", "noto/fox1": "b"},
         "owl": {"noto/owl0": "s", "noto/owl1": "s"},
     }
-
-
-def test_verdicts_of_another_time_take_the_place_of_the_earlier_ones(tmp_path, monkeypatch):
-    """Only those of things that were judged again, and not if all are bad."""
-    monkeypatch.setattr(memory, "CACHE", tmp_path)
-    monkeypatch.setattr(memory, "VERDICTS", tmp_path / "memory.tsv")
-    memory.VERDICTS.write_text("ant\ts noto/ant0\nfox\tg noto/fox0\nowl\ts noto/owl0\n")
-    rows = [{"thing": t, "drawing": f"noto/{t}0{s}"} for t in ("ant", "owl") for s in ("", "@1")]
-    torch.save({"rows": rows}, tmp_path / "candidates.pt")
-    (tmp_path / "a.tsv").write_text("0000\tbb\tsg\n")
-    memory.keep([tmp_path / "a.tsv"])
-    assert memory.verdicts() == {
-        "ant": {"noto/ant0": "s"},
-        "fox": {"noto/fox0": "g"},
-        "owl": {"noto/owl0": "s", "noto/owl0@1": "g"},
-    }
-
-
-def test_a_drawing_is_named_with_its_seed():
-    row = {"set": "noto", "source": "owl.svg"}
-    assert [memory.drawing(row, seed) for seed in (0, 2)] == ["noto/owl.svg", "noto/owl.svg@2"]

@@ -2,7 +2,8 @@
 
 A retrieval-augmented diffusion model (Blattmann et al. 2022, arXiv:2204.11824) draws from what it
 finds in a database. Here the database holds the condition of the U-Net: the map of a drawing says
-coarsely what is where, and the U-Net draws the rest anew. `training.memory` builds it.
+coarsely what is where. Each map may have a code of the details of the drawing (`details`), folded
+into D more channels. `training.memory` builds it.
 
 Shapes: N maps in the memory, B maps, K channels of a map, C components, T objects, P colours.
 """
@@ -18,6 +19,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from . import details
 from .names import COLOURS, Named, Names
 from .styles import STYLES
 
@@ -37,6 +39,7 @@ class MapMemory(ModelMixin, ConfigMixin):
         firsts: for each object, its first map. Its last is before the first of the next object.
         size: N.
         colours: words for colours in other languages, each with its English word.
+        detail_channels: the channels of a code of details, a quarter of D; 0 without.
     """
 
     @register_to_config
@@ -50,10 +53,14 @@ class MapMemory(ModelMixin, ConfigMixin):
         firsts: Iterable[int] = (),
         size: int = 0,
         colours: Mapping[str, str] = {},
+        detail_channels: int = 0,
     ) -> None:
         super().__init__()
         width = channels * side**2
         self.register_buffer("codes", torch.zeros(size, components // 2, dtype=torch.uint8))
+        self.register_buffer(
+            "details", torch.zeros(size, detail_channels * side**2, dtype=torch.uint8)
+        )
         self.register_buffer("style", torch.zeros(size, dtype=torch.uint8))  # of STYLES
         self.register_buffer("colour", torch.zeros(size, dtype=torch.uint8))  # of COLOURS, or more
         self.register_buffer("step", torch.ones(components))  # between two codes
@@ -85,7 +92,8 @@ class MapMemory(ModelMixin, ConfigMixin):
         return [STYLES[k] for k in sorted({*self.style[self.rows(named)].tolist()})]
 
     def recall(self, rows: Iterable[int], colours: Iterable[str | None]) -> Tensor:
-        """Return maps_BKhw, each in a colour of COLOURS unless it has it, or as it is for None."""
+        """Return maps_B(K + D)hw, each in a colour of COLOURS unless it has it, or as it is for
+        None. The details are behind the K channels (`split` divides them)."""
         rows, config = list(rows), self.config
         codes_BC = unpacked(self.codes[rows]) - LEVELS
         map_BN = (codes_BC * self.step.float()) @ self.axes.float() + self.centre.float()
@@ -97,7 +105,10 @@ class MapMemory(ModelMixin, ConfigMixin):
             terms = torch.tensor([wanted[b] for b in new], device=map_BKhw.device)
             # With offloading, the hook of `forward` moves the weights to another device.
             map_BKhw[new] = self(map_BKhw[new].to(self.dtype), terms).to(map_BKhw)
-        return map_BKhw
+        if not config.detail_channels:
+            return map_BKhw
+        code_BChw = details.unpacked(self.details[rows], config.detail_channels)
+        return torch.cat([map_BKhw, F.pixel_unshuffle(code_BChw, 2)], 1)
 
     def forward(self, map_BKhw: Tensor, colour_B: Tensor) -> Tensor:
         """Return maps_BKhw in other colours, numbers of COLOURS: what the map of a recoloured
@@ -109,8 +120,11 @@ class MapMemory(ModelMixin, ConfigMixin):
         return map_BKhw + self.paint(h + F.silu(self.mix(h)))
 
     @torch.no_grad()
-    def remember(self, map_NKhw: Tensor) -> None:
-        """Set the codes to those of N maps, and the components to the principal ones."""
+    def remember(self, map_NKhw: Tensor, code_NChw: Tensor | None = None) -> None:
+        """Set the codes to those of N maps, and the components to the principal ones; and the
+        details to codes_NChw in [-1, 1], whose side is twice that of the maps."""
+        if code_NChw is not None:
+            self.details.copy_(details.packed(code_NChw))
         flat = map_NKhw.flatten(1).float()
         self.centre.copy_(flat.mean(0))
         _, _, axes = torch.linalg.svd(flat - self.centre, full_matrices=False)
@@ -120,6 +134,11 @@ class MapMemory(ModelMixin, ConfigMixin):
         codes_NC = (of_NC / self.step).round().clamp(-LEVELS, LEVELS) + LEVELS
         low, high = codes_NC.to(torch.uint8).unflatten(1, (-1, 2)).unbind(2)
         self.codes.copy_(low + 16 * high)
+
+
+def split(maps: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Return (maps_BKhw, codes_BC(2h)(2w) of details) of maps_B(K + D)hw, where K is `channels`."""
+    return maps[:, :channels], F.pixel_shuffle(maps[:, channels:], 2)
 
 
 def unpacked(codes: Tensor) -> Tensor:

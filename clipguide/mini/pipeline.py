@@ -31,7 +31,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..errors import UsageError
 from . import BATCH, CANDIDATES, STEPS
 from .conditions import conditions
-from .memory import MapMemory
+from .details import Details
+from .memory import MapMemory, split
 from .names import Named, Scene
 from .prior import sampled
 from .styles import STYLES, USUAL, chosen, labels_of, style_in, with_style
@@ -59,12 +60,14 @@ class MiniPipeline(DiffusionPipeline):
         unet: the model that predicts v of the latents from the map, the text and the style.
         scheduler: the scheduler of the latents, which `clipguide.steer` wraps.
         memory: the maps of drawings, by name. Without it, the prior samples all maps.
+        details: the network that shows the U-Net the details that the memory has. Without it, the
+            U-Net draws them all anew.
     """
 
     default_best_of, default_batch, default_steps = CANDIDATES, BATCH, STEPS
     prompt_first = True  # the order of the halves of a batch with classifier-free guidance
-    model_cpu_offload_seq = "text_encoder->prior->memory->unet->vae"
-    _optional_components = ["memory"]
+    model_cpu_offload_seq = "text_encoder->prior->memory->details->unet->vae"
+    _optional_components = ["memory", "details"]
     _callback_tensor_inputs = ["latents", "maps"]
 
     def __init__(
@@ -77,6 +80,7 @@ class MiniPipeline(DiffusionPipeline):
         unet: UNet2DConditionModel,
         scheduler: DDIMScheduler,
         memory: MapMemory | None = None,
+        details: Details | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -88,6 +92,7 @@ class MiniPipeline(DiffusionPipeline):
             unet=unet,
             scheduler=scheduler,
             memory=memory,
+            details=details,
         )
         self.map_input = nn.Identity()  # the maps pass through it, so that a hook can move them
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -108,6 +113,11 @@ class MiniPipeline(DiffusionPipeline):
     @property
     def interrupt(self) -> bool:
         return self._interrupt
+
+    @property
+    def _map_channels(self) -> int:
+        """Return K. The U-Net gets the maps below the latents."""
+        return self.unet.config.in_channels - self.unet.config.out_channels
 
     def encode_prompt(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return (hidden states_BLD, mask_BL) of prompts. They are cut at the longest length that
@@ -136,15 +146,16 @@ class MiniPipeline(DiffusionPipeline):
         recall: bool = False,
         generator: Generators = None,
     ) -> Tensor:
-        """Return maps_BKhw of prompts.
+        """Return maps_BKhw of prompts, or maps_B(K + D)hw with details (`MapMemory.recall`).
 
         With `recall`, the map of an object that the memory knows is one of its maps, by chance, in
         the style and the colour that the prompt names. The prior samples the others
-        (`prior.sampled`).
+        (`prior.sampled`). They have no details: zeros.
         """
         config, device, dtype = self.prior.config, self._execution_device, self.prior.dtype
         side, channels = config.sample_size, config.in_channels
-        maps = torch.empty(len(prompts), channels, side, side, device=device, dtype=dtype)
+        more = 0 if self.memory is None else 4 * self.memory.config.detail_channels
+        maps = torch.zeros(len(prompts), channels + more, side, side, device=device, dtype=dtype)
         named = self._named(prompts) if recall else [None] * len(prompts)
         if known := [b for b, found in enumerate(named) if found is not None]:
             rows = [self.memory.rows(named[b], style_in(prompts[b])) for b in known]
@@ -163,7 +174,7 @@ class MiniPipeline(DiffusionPipeline):
             shape = (len(new), channels, side, side)
             return randn_tensor(shape, generator=own, device=device, dtype=dtype)
 
-        maps[new] = sampled(
+        maps[new, :channels] = sampled(
             self.prior,
             self.prior_scheduler,
             noise,
@@ -256,7 +267,8 @@ class MiniPipeline(DiffusionPipeline):
             eta: the η of DDIM, from 0 (deterministic) to 1.
             generator: one generator, or a list with one for each image.
             latents: the initial noise_BChw.
-            maps: maps_BKhw, in place of those of the memory or the prior.
+            maps: maps_BKhw, in place of those of the memory or the prior; with details if they
+                have more channels, as those of `draw_maps`.
             style: one of STYLES. By default, it is the style that the prompt names, or a random one
                 for each image, of those that the memory has of the object or of USUAL. "any"
                 leaves the style to the models.
@@ -307,7 +319,7 @@ class MiniPipeline(DiffusionPipeline):
                 generator=generator,
             )
         device = self._execution_device
-        maps = maps.to(device, self.unet.dtype)
+        maps, code = split(maps.to(device, self.unet.dtype), self._map_channels)
         label_B = torch.tensor(labels, device=device)
         copies = 2 if map_guidance_scale > 1 else 1
         text = self.encode_prompt([*said, *negatives] if copies == 2 else said)
@@ -325,7 +337,7 @@ class MiniPipeline(DiffusionPipeline):
                     continue
                 x = self.scheduler.scale_model_input(torch.cat([latents] * copies), t)
                 moved = self.map_input(maps)
-                output = self._denoise(x, t, moved, text, label_B, map_guidance_scale)
+                output = self._denoise(x, t, moved, code, text, label_B, map_guidance_scale)
                 for b, x0 in drawn.items():
                     output[b] = self._towards(x0, x[b], t)
                 latents = self.scheduler.step(output, t, latents, **extra, return_dict=False)[0]
@@ -365,26 +377,31 @@ class MiniPipeline(DiffusionPipeline):
         x: Tensor,
         t: Tensor,
         maps: Tensor,
+        code: Tensor,
         text: tuple[Tensor, Tensor],
         label_B: Tensor,
         scale: float,
         *,
-        unet: Callable | None = None,
+        alone: bool = False,
     ) -> Tensor:
         """Return the output of the U-Net for its input x, with classifier-free guidance.
 
         If the scale is above 1, x and the text, which is (hidden states, mask), are those of the
-        prompts, followed by those of the negative prompts.
+        prompts, followed by those of the negative prompts. `alone`: without the hooks that others
+        have put on the networks.
         """
         guided = scale > 1
         if guided:
-            maps = torch.cat([maps, torch.zeros_like(maps)])
+            maps, code = (torch.cat([a, torch.zeros_like(a)]) for a in (maps, code))
             label_B = torch.cat([label_B, torch.zeros_like(label_B)])
-        under = F.interpolate(maps, x.shape[-2:], mode="nearest")
-        output = (unet or self.unet)(
+        under, more = F.interpolate(maps, x.shape[-2:], mode="nearest"), {}
+        if self.details is not None and code.any():
+            more = self.details(code, maps, t, x.shape[-2:])
+        output = (self.unet.forward if alone else self.unet)(
             torch.cat([x, under], 1),
             t,
             **conditions(maps, *text, label_B, len(STYLES)),
+            **more,
             return_dict=False,
         )[0]
         if guided:
@@ -423,6 +440,7 @@ class MiniPipeline(DiffusionPipeline):
             rows_B.append(rows[chosen([len(rows)], own)[0]])
         rows_B = rows_B * number if scene.same else rows_B
         maps = self.memory.recall(rows_B, [named.colour for named in scene.objects]).to(like)
+        maps, code = split(maps, self._map_channels)
         said = [with_style(prompt, style) for prompt in scene.prompts]
         copies = 2 if scale > 1 else 1
         text = self.encode_prompt(said + [""] * number if copies == 2 else said)
@@ -433,8 +451,8 @@ class MiniPipeline(DiffusionPipeline):
         scheduler.set_timesteps(self.default_steps, device=device)
         for t in scheduler.timesteps:
             x = torch.cat([latents] * copies)
-            # By `forward`, so that hooks of the run see none of these calls.
-            output = self._denoise(x, t, maps, text, label_B, scale, unet=self.unet.forward)
+            # Alone, so that hooks of the run see none of these calls.
+            output = self._denoise(x, t, maps, code, text, label_B, scale, alone=True)
             latents = scheduler.step(output, t, latents, return_dict=False)[0]
         small_B3hw = F.interpolate(self.decode(latents).clamp(-1, 1), scale_factor=0.5, mode="area")
         height, width = small_B3hw.shape[-2:]

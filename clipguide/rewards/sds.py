@@ -152,6 +152,10 @@ def recorded(
     """Run a pipeline up to its first step, and return a function that calls its U-Net as the
     pipeline did, at its default guidance scale, but with other latents at another timestep.
 
+    If another network adds to the skip connections of the U-Net, as a ControlNet does, what it adds
+    depends on the timestep. Then the pipeline runs to its end, and the function takes what was
+    added at the nearest of its timesteps.
+
     Args:
         pipe: the pipeline.
         prompts: B prompts.
@@ -165,8 +169,12 @@ def recorded(
         UsageError: the pipeline calls its U-Net with more than two copies of the latents.
     """
 
+    calls: list[tuple[float, torch.Tensor, dict]] = []  # timestep, sample, named arguments
+
     def hear(unet: nn.Module, args: tuple, kwargs: dict) -> None:
-        raise _Heard(args[0], kwargs)
+        calls.append((float(args[1]), args[0], kwargs))
+        if kwargs.get("down_block_additional_residuals") is None:
+            raise _Heard
 
     parameters = inspect.signature(pipe.__call__).parameters
     handle = pipe.unet.register_forward_pre_hook(hear, with_kwargs=True)
@@ -180,10 +188,11 @@ def recorded(
             output_type="latent",
             **({"scenes": False} if "scenes" in parameters else {}),
         )
-    except _Heard as heard:
-        given, kwargs = heard.args
+    except _Heard:
+        pass
     finally:
         handle.remove()
+    _, given, _ = calls[0]
     scale = parameters.get("map_guidance_scale", parameters["guidance_scale"]).default
     more = given[:, pipe.vae.config.latent_channels :]  # such as maps
     copies = len(given) // len(prompts)
@@ -196,6 +205,7 @@ def recorded(
 
     def guided(noisy_BChw: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         sample = torch.cat([noisy_BChw] * copies).to(given)
+        _, _, kwargs = min(calls, key=lambda call: abs(call[0] - float(timestep)))
         output = pipe.unet(torch.cat([sample, more], 1), timestep, **kwargs)[0]
         if copies == 1:
             return output
@@ -206,7 +216,7 @@ def recorded(
 
 
 class _Heard(Exception):
-    """What the U-Net was called with: its sample and its named arguments."""
+    """The first call of the U-Net says all."""
 
 
 def fitting(pipe: DiffusionPipeline, height: int, width: int) -> tuple[int, int]:
