@@ -108,15 +108,22 @@ def moments() -> tuple[Tensor, Tensor]:
 
 
 def predict(
-    model, x: Tensor, t_B: Tensor, map_BC44: Tensor, said: tuple[Tensor, Tensor], label_B: Tensor
+    model,
+    x: Tensor,
+    t_B: Tensor,
+    map_BC44: Tensor,
+    said: tuple[Tensor, Tensor],
+    label_B: Tensor,
+    **more: object,
 ) -> Tensor:
-    """Return v_B8hw for noisy latents, whole timesteps, maps, texts (hidden_BLD, mask_BL) and
-    styles."""
+    """Return v_B8hw for noisy latents, whole timesteps, maps, texts (hidden_BLD, mask_BL), styles
+    and further arguments of the U-Net."""
     under = torch.nn.functional.interpolate(map_BC44, x.shape[-2:], mode="nearest")
     return model(
         torch.cat([x, under], 1).contiguous(memory_format=torch.channels_last),
         t_B,
         **conditions(map_BC44, *said, label_B, len(WORDS)),
+        **more,
         return_dict=False,
     )[0]
 

@@ -14,7 +14,6 @@ rounding.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,17 +22,14 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from clipguide.mini.conditions import conditions
 from clipguide.mini.details import LEVELS, Details, Residual
 from clipguide.mini.names import COLOURS
 from clipguide.mini.pipeline import MiniPipeline
 from clipguide.mini.styles import STYLES, with_style
-from training import common
+from training import common, decoder
 from training.data.colours import TERMS
-from training.data.compose import ON_DISC, REPAINT
-from training.data.recolour import recoloured
 from training.drawings import SIDE as WHOLE
-from training.drawings import candidates, own_colour, varied
+from training.drawings import candidates, own_colour, repainted, varied
 from training.loop import Loop, averaged
 from training.samples import Maker, Maps
 from training.styles import LABEL
@@ -70,19 +66,15 @@ def pairs(seed: int = 0, recolour: bool = False) -> None:
     kept: dict[str, list] = {"latent": [], "map": [], "shape": [], "told": []}
     before, after = [], []
     for k, (thing, row) in enumerate(found):
-        told, colour = (thing, LABEL[row["set"]]), own_colour(data, row)
-        new = None
+        colour, new = own_colour(data, row), None
         if recolour:
             term = str(rng.choice(TERMS))
-            barred = term in data.forbidden.get(row["concept"], ()) or row["set"] in ON_DISC
-            if row["category"] in REPAINT and not (row["symbol"] or row["mono"] or barred):
-                new = recoloured(data.rgba[row["index"]], term, rng)
-            colour = COLOURS.index(term)
+            colour, new = COLOURS.index(term), repainted(data, row, term, rng)
         if new is not None or not recolour:
             own = 100 * recolour + seed
             before.append(varied(data, row, own))
             after.append(varied(data, row, own, new) if recolour else before[-1])
-            kept["told"].append((*told, colour))
+            kept["told"].append((thing, LABEL[row["set"]], colour))
         if before and (len(before) == 32 or k == len(found) - 1):
             image = torch.from_numpy(np.stack(after)).permute(0, 3, 1, 2).float() / 255
             with common.autocast():
@@ -169,41 +161,42 @@ class Coder(nn.Module):
 
     def code(self, shape_N2hw: Tensor) -> Tensor:
         """Return codes_NC88 in [-1, 1]. The gradient passes through the rounding."""
-        half = (LEVELS - 1) / 2
-        self.free = self.encoder(shape_N2hw.float() / 127.5 - 1).float()
-        bounded = half * torch.tanh(self.free)
-        near = (bounded + half).round() - half
-        return (bounded + (near - bounded).detach()) / half
+        return rounded(self.numbers(shape_N2hw))
 
-    def excess(self) -> Tensor:
-        """Return how far the last numbers before the tanh are out of [-1, 1], squared. There it has
-        hardly a gradient, and all codes would become -1 or 1."""
-        return F.relu(self.free.abs() - 1).square().mean()
+    def numbers(self, shape_N2hw: Tensor) -> Tensor:
+        """Return numbers_NC88 that `rounded` makes a code of."""
+        return self.encoder(shape_N2hw.float() / 127.5 - 1).float()
 
 
-def error(pipe: MiniPipeline, coder: Coder | None, said: Batch, t_B: Tensor, noise: Tensor):
-    """Return the squared error_B of v."""
+def rounded(number_NC88: Tensor) -> Tensor:
+    """Return codes_NC88 in [-1, 1]: tanh, then the nearest of LEVELS levels (Mentzer et al. 2024,
+    section 3.1). The gradient passes through the rounding (Bengio et al. 2013)."""
+    half = (LEVELS - 1) / 2
+    bounded = half * torch.tanh(number_NC88)
+    near = (bounded + half).round() - half
+    return (bounded + (near - bounded).detach()) / half
+
+
+def excess(number_NC88: Tensor) -> Tensor:
+    """Return how far numbers are out of [-1, 1], squared. There the tanh has hardly a gradient, and
+    all codes would become -1 or 1."""
+    return F.relu(number_NC88.abs() - 1).square().mean()
+
+
+def error(
+    pipe: MiniPipeline, said: Batch, t_B: Tensor, noise: Tensor, **more: object
+) -> Tensor:
+    """Return the squared error_B of v, where v = α·ε − σ·x0 (Salimans & Ho 2022, appendix D)."""
     a2 = pipe.scheduler.alphas_cumprod[t_B].view(-1, 1, 1, 1)
     alpha, sigma = a2.sqrt(), (1 - a2).sqrt()
-    size = said.x0.shape[-2:]
-    with common.autocast():
-        more = {}
-        if coder is not None:
-            more = coder.details(coder.code(said.shape), said.map, t_B, size)
-        under = F.interpolate(said.map, size, mode="nearest")
-        v = pipe.unet(
-            torch.cat([alpha * said.x0 + sigma * noise, under], 1),
-            t_B,
-            **conditions(said.map, *said.text, said.label, len(STYLES)),
-            **more,
-            return_dict=False,
-        )[0]
+    x = alpha * said.x0 + sigma * noise
+    v = decoder.predict(pipe.unet, x, t_B, said.map, said.text, said.label, **more)
     return (v.float() - (alpha * noise - sigma * said.x0)).square().flatten(1).mean(1)
 
 
 @app.command()
 def train(minutes: float = 40, lr: float = 2e-3, fall: float = 0.4) -> None:
-    """Train for so many minutes in all, of which the rate falls over the last `fall`. Then write
+    """Train for so many minutes in all, of which the rate falls over the last `fall`. Then print
     the error with and without details, on things set aside."""
     pipe = MiniPipeline.from_pretrained(common.MINI / "generator")
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
@@ -218,20 +211,21 @@ def train(minutes: float = 40, lr: float = 2e-3, fall: float = 0.4) -> None:
     for _ in loop:
         said = kept.batch(rng.choice(rows, BATCH), rng)
         t_B = (torch.sigmoid(1.1 * torch.randn(BATCH) + 0.8) * 1000).long().clamp(0, 999)
-        loss = error(pipe, coder, said, t_B, torch.randn_like(said.x0)).mean()
-        loop.step(loss + EXCESS * coder.excess(), error=loss)
+        noise, size = torch.randn_like(said.x0), said.x0.shape[-2:]
+        with common.autocast():
+            numbers = coder.numbers(said.shape)
+            more = coder.details(rounded(numbers), said.map, t_B, size)
+            loss = error(pipe, said, t_B, noise, **more).mean()
+        loop.step(loss + EXCESS * excess(numbers), error=loss)
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     said = kept.batch(rng.choice(np.flatnonzero(kept.aside), 192, replace=False), rng)
     t_B, noise = torch.linspace(600, 990, 192).long(), torch.randn_like(said.x0)
-    with torch.no_grad():
-        told = {
-            name: error(pipe, one, said, t_B, noise).mean().item()
-            for name, one in (("without", None), ("with", load()))
-        }
-    (CACHE / "error.json").write_text(json.dumps(told))
-    load().details.half().save_pretrained(CACHE / "model")
-    print(told)
+    trained = load()
+    with torch.no_grad(), common.autocast():
+        more = trained.details(trained.code(said.shape), said.map, t_B, said.x0.shape[-2:])
+        for name, given in (("without", {}), ("with", more)):
+            print(f"error {name} details: {error(pipe, said, t_B, noise, **given).mean():.4f}")
 
 
 def load() -> Coder:
@@ -239,12 +233,6 @@ def load() -> Coder:
     coder = Coder()
     coder.load_state_dict(averaged(CACHE))
     return coder.eval().requires_grad_(False)
-
-
-def network() -> Details | None:
-    """Return the network that ships, or None before it was trained."""
-    folder = CACHE / "model"
-    return Details.from_pretrained(folder).float().eval() if folder.exists() else None
 
 
 if __name__ == "__main__":

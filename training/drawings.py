@@ -9,8 +9,9 @@ from PIL import Image
 
 from clipguide.mini.names import COLOURS
 from training.data.colours import TERMS
-from training.data.compose import ON_DISC, SAID_SHARE, TrainingSet
+from training.data.compose import ON_DISC, REPAINT, SAID_SHARE, TrainingSet
 from training.data.pixels import place
+from training.data.recolour import recoloured
 from training.styles import LABEL
 
 SIDE = 256  # pixels of a varied drawing
@@ -68,6 +69,17 @@ def toned(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     out = rgba.copy()
     out[..., :3] = Image.fromarray(pixels.astype(np.uint8), "HSV").convert("RGB")
     return out
+
+
+def repainted(
+    data: TrainingSet, row: dict, term: str, rng: np.random.Generator
+) -> np.ndarray | None:
+    """Return the drawing of a row in another colour, uint8 (H, W, 4). None if it cannot have it, or
+    if the colour of this thing is held out."""
+    barred = term in data.forbidden.get(row["concept"], ()) or row["set"] in ON_DISC
+    if barred or row["category"] not in REPAINT or row["symbol"] or row["mono"]:
+        return None
+    return recoloured(data.rgba[row["index"]], term, rng)
 
 
 def drawing(row: dict) -> str:

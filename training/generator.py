@@ -18,7 +18,7 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from training import common, decoder, details, memory, pack, prior, samples, text, vae
+from training import common, decoder, memory, pack, prior, samples, text, vae
 
 CACHE = common.CACHE / "generator"
 AXES = "map_axes.safetensors"  # of the map that prior and decoder share: see training.samples
@@ -50,7 +50,7 @@ def pipeline(large: bool | None = None):
         unet=decoder.load().to(memory_format=torch.contiguous_format),
         scheduler=decoder.scheduler(),
         memory=memory.load(),
-        details=details.network(),
+        details=memory.network(),
     )
 
 
@@ -116,7 +116,7 @@ def recover() -> None:
     pack.keep(prior.CACHE, prefixed)
     pack.keep(decoder.CACHE, pipe.unet.state_dict())
     pipe.memory.save_pretrained(memory.CACHE / "model")
-    pipe.details.save_pretrained(details.CACHE / "model")
+    pipe.details.save_pretrained(memory.CACHE / "details")
     pack.keep(vae.LARGE, {f"vae.{k}": v for k, v in pipe.vae.state_dict().items()})
     config = pipe.vae.config
     moments = {"mean": config.latents_mean, "deviation": config.latents_std}

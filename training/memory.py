@@ -33,10 +33,9 @@ from clipguide.mini.styles import STYLES
 from training import common, details
 from training.data.captions import usable_names
 from training.data.colours import TERMS
-from training.data.compose import ON_DISC, REPAINT, TrainingSet
+from training.data.compose import TrainingSet
 from training.data.languages import languages
-from training.data.recolour import recoloured
-from training.drawings import SIDE, candidates, drawing, own_colour, varied
+from training.drawings import SIDE, candidates, drawing, own_colour, repainted, varied
 from training.samples import Maker, Maps, foreign_names
 from training.styles import LABEL
 
@@ -100,7 +99,7 @@ def draw(part: int = 0, parts: int = 1) -> None:
     )
     memory.remember(kept["map"], kept["code"].float())
     pipe = MiniPipeline.from_pretrained(common.MINI / "generator", memory=memory)
-    pipe.register_modules(details=details.network())
+    pipe.register_modules(details=details.load().details)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(torch.bfloat16)
     (CACHE / "sheets").mkdir(exist_ok=True)
@@ -175,15 +174,10 @@ def verdicts() -> dict[str, dict[str, str]]:
 def recolour(of_each: int = 3) -> None:
     """Compute the maps of drawings before and after they are recoloured, for `build`."""
     data, maps, rng = Maker().data, Maps(), np.random.default_rng(0)
-    rows = [
-        r for r in data.rows
-        if r["category"] in REPAINT and r["set"] not in ON_DISC and not (r["symbol"] or r["mono"])
-    ]
     before, after, terms, things = [], [], [], []
-    for row in rows:
-        barred = data.forbidden.get(row["concept"], frozenset())
+    for row in data.rows:
         for term in rng.choice(TERMS, of_each, replace=False).tolist():
-            new = recoloured(data.rgba[row["index"]], term, rng) if term not in barred else None
+            new = repainted(data, row, term, rng)
             if new is not None:
                 before.append(row["index"])
                 after.append(_white(new))
@@ -228,7 +222,7 @@ def train(memory: MapMemory, steps: int = 2000) -> float:
 
 @app.command()
 def build() -> None:
-    """Write the memory to the cache."""
+    """Write the memory, and the network that reads its details, to the cache."""
     data, maps = Maker(SIDE).data, Maps()
     by_name = {drawing(row): row for row in data.rows}
     chosen = {}
@@ -264,6 +258,7 @@ def build() -> None:
     memory.colour.copy_(torch.tensor([own_colour(data, row) for row in rows]))
     left = train(memory)
     memory.half().save_pretrained(CACHE / "model")
+    details.load().details.half().save_pretrained(CACHE / "details")  # it reads these codes alone
     print(f"{len(rows)} maps of {len(chosen)} things; recolouring leaves {left:.0%} of the change")
 
 
@@ -273,7 +268,7 @@ def ship() -> None:
     parts stay as they are."""
     load().half().save_pretrained(common.MINI / "generator" / "memory")
     common.register("memory", MapMemory)
-    details.network().half().save_pretrained(common.MINI / "generator" / "details")
+    network().half().save_pretrained(common.MINI / "generator" / "details")
     common.register("details", Details)
     common.write_sums()
 
@@ -312,6 +307,12 @@ def load() -> MapMemory | None:
     """Return the memory that was built, or None."""
     folder = CACHE / "model"
     return MapMemory.from_pretrained(folder).float().eval() if folder.exists() else None
+
+
+def network() -> Details | None:
+    """Return the network that reads the details of the memory that was built, or None."""
+    folder = CACHE / "details"
+    return Details.from_pretrained(folder).float().eval() if folder.exists() else None
 
 
 if __name__ == "__main__":
