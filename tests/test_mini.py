@@ -29,6 +29,11 @@ def test_small_enough_to_ship():
     assert sum(sizes) <= 95e6 and max(sizes) <= 48e6
 
 
+def test_no_file_names_a_folder_of_the_machine_that_made_it():
+    texts = {file: file.read_text("utf-8") for file in mini.FOLDER.rglob("*.json")}
+    assert texts and not [f.name for f, text in texts.items() if "_name_or_path" in text]
+
+
 def test_unknown():
     with pytest.raises(UsageError, match="Did you mean judge"):
         mini.path("jugde")

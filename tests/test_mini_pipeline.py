@@ -27,6 +27,7 @@ from clipguide.mini.conditions import conditions
 from clipguide.mini.memory import MapMemory
 from clipguide.mini.names import COLOURS, written
 from clipguide.mini.pipeline import MiniPipeline
+from clipguide.mini.scenes import GROUNDS, together
 from clipguide.mini.styles import STYLES, USUAL, labels_of, style_in, with_style
 
 
@@ -202,6 +203,32 @@ def test_where_the_objects_of_a_scene_are(remembering, monkeypatch, number):
     upper, lower = dark[: size // 2].mean(), dark[size // 2 :].mean()
     assert (upper, lower) == {2: (0.5, 0.5), 3: (1.0, 0.5), 4: (1.0, 1.0)}[number]
     assert dark[:, : size // 2].mean() == dark[:, size // 2 :].mean()
+
+
+def test_a_ground_has_its_colour():
+    """Behind and between the objects as far as the border, but not inside them; edges darken."""
+    image = torch.ones(1, 3, 32, 32)
+    image[..., 8:24, 8:24] = -1  # a black frame
+    image[..., 12:20, 12:20] = 1
+    page = together(image, "yellow")
+    yellow = torch.tensor(GROUNDS["yellow"]).view(1, 3, 1) / 127.5 - 1
+    assert_close(page[..., 2, :], yellow.expand(1, 3, 32))
+    assert (page[..., 12:20, 12:20] == 1).all() and (page[..., 9:11, 9:23] == -1).all()
+    assert torch.equal(together(image, "white"), image) and together(image) is image
+    two = together(image.repeat(2, 1, 1, 1), "night")
+    assert (two[0, 2, :6] < 0).all() and (two[0, :, 15, 7] == 1).all()
+
+
+def test_one_object_on_a_ground(remembering, monkeypatch):
+    """It is drawn as it is alone, in its full size."""
+    pages, image = [], torch.ones(1, 3, 32, 32)
+    image[..., 8:24, 8:24] = -1
+    monkeypatch.setattr(remembering, "decode", lambda latents: image)
+    monkeypatch.setattr(remembering, "encode", lambda page: pages.append(page) or page)
+    for prompt in ("a whale on a red background", "a whale on a white background"):
+        remembering._scenes([prompt], [2], noise(1, 8, 16, 16), 1.0, seeds(1))
+    assert torch.equal(pages[0], together(image, "red")) and torch.equal(pages[1], image)
+    assert remembering._scenes(["a whale"], [2], noise(1, 8, 16, 16), 1.0, seeds(1)) == {}
 
 
 def test_latents_of_an_image(pipe):

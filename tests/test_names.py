@@ -27,6 +27,22 @@ THINGS = {  # English names, other names, keywords
     "knot": (["knot"], [], ["boat", "sailing"]),
     "tent": (["tent"], [], ["camping"]),
     "forest": (["forest"], [], []),
+    "man": (["man"], [], []),
+    "person with red hair": (["person with red hair"], [], ["hair"]),
+    "car": (["car"], ["車", "coche"], []),
+    "ambulance": (["ambulance"], ["車"], []),
+    "check mark": (["check mark"], ["coche"], []),
+    "ice": (["ice cream"], [], []),
+    "cone": (["soft ice cream"], [], ["cone"]),
+    "mountain": (["mountain"], [], []),
+    "snow": (["snow capped mountain"], [], []),
+    "sun": (["sun"], [], []),
+    "medal": (["gold medal"], [], []),
+    "bridge": (["bridge at night"], [], []),
+    "shade": (["umbrella", "yellow umbrella"], [], []),
+    "rain": (["umbrella", "umbrella with rain"], [], []),
+    "cake": (["cake", "sweet cake"], [], []),
+    "shortcake": (["cake", "shortcake"], [], ["slice"]),
 }
 NAMES = Names(map(written, *zip(*THINGS.values())), {"negro": "black", "赤い": "red"})
 
@@ -62,6 +78,21 @@ NAMES = Names(map(written, *zip(*THINGS.values())), {"negro": "black", "赤い":
         ("a fox on a green hill", "fox", None),
         ("a cat holding a glass", "cat", None),
         ("a red fox and a blue tent", "fox", "red"),
+        ("a woman with red hair", "person with red hair", None),  # the hair is red
+        ("a man in a red car", "man", None),
+        ("a blue campfire", "fire", "blue"),
+        ("an ice cream cone", "cone", None),  # all words, against a name of two
+        ("an ice cream", "ice", None),
+        ("a snowy mountain", "snow", None),  # the noun of an adjective
+        ("a sunny day", "sun", None),
+        ("a crimson fox", "fox", "red"),  # a shade
+        ("an umbrella in the rain", "rain", None),  # of two with the same name
+        ("a yellow umbrella", "shade", "yellow"),
+        ("a slice of cake", "shortcake", None),  # by the word before "of"
+        ("a sweet cake", "cake", None),
+        ("a gold medal", "medal", None),  # as a part of a name, it is none
+        ("赤い車", "car", "red"),  # the plainest of what a foreign word names
+        ("un coche negro", "car", "black"),
     ],
 )
 def test_found(prompt, thing, colour):
@@ -102,14 +133,32 @@ NUMBERS = ("three red foxes", "2 tents in the forest")
 def test_scenes(prompt, things, prompts):
     found = NAMES.scene(prompt)
     assert [list(THINGS)[k] for named in found.objects for k in named.things] == things
-    assert found.prompts == prompts and found.same is (prompt in NUMBERS)
+    assert found.prompts == prompts and found.same is (prompt in NUMBERS) and found.ground is None
+
+
+@pytest.mark.parametrize(
+    "prompt, things, prompts, ground",
+    [
+        ("a red fox on a yellow background", ["fox"], ("a red fox",), "yellow"),
+        ("A fox with a plain light blue backdrop, flat", ["fox"], ("a fox",), "blue"),
+        ("a fox against a navy background", ["fox"], ("a fox",), "blue"),
+        ("a fox and a cat at night", ["fox", "cat"], ("a fox", "a cat"), "night"),
+        ("three foxes on a pink ground", ["fox"] * 3, ("a fox",) * 3, "pink"),
+        ("a fox at night in the forest", ["fox"], ("a fox in the forest",), "night"),
+    ],
+)
+def test_grounds(prompt, things, prompts, ground):
+    found = NAMES.scene(prompt)
+    assert [list(THINGS)[k] for named in found.objects for k in named.things] == things
+    assert found.prompts == prompts and found.ground == ground
 
 
 @pytest.mark.parametrize(
     "prompt",
     ["a fox", "a bow and arrow", "a four leaf clover", "a black and white cat", "a fox and a hen",
      "a hen and a fox", "five foxes", "a fox and a fox", "two foxes and a cat", "three hens", "and",
-     "two", ""],
+     "two", "", "a fox on a nice background", "a hen at night", "a bridge at night",
+     "a fox on a background of blue", "on a red background", "a fox on a red hill"],
 )  # fmt: skip
 def test_no_scenes(prompt):
     """One object, one that has a joint or a number in its name, one that is not known, or more."""

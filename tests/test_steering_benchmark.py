@@ -148,6 +148,7 @@ def test_what_a_budget_buys_is_chosen_on_other_prompts_than_it_is_shown_on(ways)
     assert [r.kind for r in budgets[4.0]] == ["particles", "shortcut", "plain", "best-of"]
 
 
+@pytest.mark.slow
 def test_every_way_draws(tiny_mini):
     """Each its own image, the same twice, and what is kept makes the method again."""
     model, found = TextToImage(), {}

@@ -67,18 +67,16 @@ def test_another_colour_moves_the_colours_of_the_map():
     assert colours[0] > 0.2 and colours[2] < -0.2
 
 
-def test_recolouring_is_learned(tmp_path, monkeypatch):
+def test_recolouring_is_learned():
     """From pairs where a colour adds its own constant: little of the change is left on things that
     were set aside."""
-    monkeypatch.setattr(memory, "CACHE", tmp_path)
     torch.manual_seed(0)
     before, colour = torch.randn(400, 6, 4, 4), torch.randint(0, len(COLOURS), (400,))
     added = torch.randn(len(COLOURS), 6)[colour][..., None, None]
     pairs = {"before": before, "after": before + added, "colour": colour}
-    torch.save({**pairs, "thing": [f"thing {k % 40}" for k in range(400)]},
-               tmp_path / "recoloured.pt")  # fmt: skip
+    pairs["thing"] = [f"thing {k % 40}" for k in range(400)]
     new = MapMemory(channels=6, components=2, hidden=16)
-    assert memory.train(new, steps=300) < 0.1
+    assert memory.train(new, [pairs, pairs], steps=300) < 0.1
 
 
 class Drawings:
@@ -109,14 +107,21 @@ def test_a_drawing_is_varied():
 
 
 def test_verdicts_are_kept(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "CACHE", tmp_path)
+    """Things on no sheet keep theirs, and a variant there has that of its drawing."""
+    monkeypatch.setattr(memory, "SHEETS", tmp_path)
+    monkeypatch.setattr(memory, "CANDIDATES", tmp_path / "candidates.pt")
     monkeypatch.setattr(memory, "VERDICTS", tmp_path / "memory.tsv")
-    rows = [{"thing": t, "drawing": f"noto/{t}{k}"} for t in ("fox", "owl") for k in range(2)]
+    things = ("fox", "fox", "hen", "hen", "owl", "owl")
+    rows = [{"thing": t, "drawing": f"noto/{t}{k % 2}"} for k, t in enumerate(things)]
+    rows.insert(4, {"thing": "hen", "drawing": "noto/hen0#1"})
     torch.save({"rows": rows}, tmp_path / "candidates.pt")
+    (tmp_path / "memory.tsv").write_text("fox\tb noto/fox0\nhen\tg noto/hen0\ts noto/hen1\n")
+    (tmp_path / "names.json").write_text('["fox", "owl"]')
     (tmp_path / "a.tsv").write_text("0000\tgb\tss\n")
     memory.keep([tmp_path / "a.tsv"])
-    assert "25% g, 50% s, 25% b" in capsys.readouterr().out
+    assert "7 drawings of 3 things: 43% g, 43% s, 14% b" in capsys.readouterr().out
     assert memory.verdicts() == {
         "fox": {"noto/fox0": "g", "noto/fox1": "b"},
+        "hen": {"noto/hen0": "g", "noto/hen1": "s", "noto/hen0#1": "g"},
         "owl": {"noto/owl0": "s", "noto/owl1": "s"},
     }

@@ -120,11 +120,16 @@ def holdout() -> dict:
 
 
 def register(part: str, model: type) -> None:
-    """Write into the shipped generator's index of which class a part of it is."""
+    """Write into the shipped generator's index of which class a part of it is, and take the folder
+    that the part was loaded from out of its configuration."""
     path = MINI / "generator" / "model_index.json"
     index = json.loads(path.read_text())
     index[part] = [model.__module__, model.__name__]
     path.write_text(json.dumps(dict(sorted(index.items())), indent=2) + "\n")
+    path = MINI / "generator" / part / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def write_sums() -> None:

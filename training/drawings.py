@@ -8,14 +8,17 @@ import numpy as np
 from PIL import Image
 
 from clipguide.mini.names import COLOURS
+from training import common
 from training.data.colours import TERMS
 from training.data.compose import ON_DISC, REPAINT, SAID_SHARE, TrainingSet
 from training.data.pixels import place
 from training.data.recolour import recoloured
 from training.styles import LABEL
 
+CANDIDATES = common.CACHE / "memory" / "candidates.pt"
 SIDE = 256  # pixels of a varied drawing
 TURN, STRETCH, SCALE = 6.0, 0.09, (0.88, 1.0)  # degrees; share; of the side of the image
+VARIANTS = 3  # of a drawing, at most
 HUE, SATURATION, VALUE = 12.0, 0.2, 0.08  # degrees; shares
 # Things whose name depends on what the map cannot show.
 LEFT_OUT = re.compile(r"o.clock|thirty|icon$|flag|button|keycap|mahjong|input|under|prohibited")
@@ -82,9 +85,14 @@ def repainted(
     return recoloured(data.rgba[row["index"]], term, rng)
 
 
-def drawing(row: dict) -> str:
-    """Return the name of a drawing in memory.tsv."""
-    return f"{row['set']}/{row['source']}"
+def drawing(row: dict, seed: int) -> str:
+    """Return the name of a varied drawing in memory.tsv."""
+    return f"{row['set']}/{row['source']}" + (f"#{seed}" if seed else "")
+
+
+def by_name(data: TrainingSet) -> dict[str, tuple[dict, int]]:
+    """Return the drawing and the seed of each name that `drawing` may give."""
+    return {drawing(row, seed): (row, seed) for row in data.rows for seed in range(VARIANTS)}
 
 
 def own_colour(data: TrainingSet, row: dict) -> int:

@@ -1,6 +1,7 @@
 """Build the generator's memory: maps of drawings that the U-Net draws well, by what they show.
 
     python -m training.memory candidates   # drawings of each thing, varied; their maps and codes
+    python -m training.codes pairs         # then `fit`: better codes
     python -m training.memory draw         # one image of each, and sheets of them for reviewers
     python -m training.memory keep FILES   # the reviewers' verdicts, into memory.tsv
     python -m training.memory recolour     # pairs of maps before and after a drawing is recoloured
@@ -16,6 +17,8 @@ drawings, with the verdicts.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +29,45 @@ from torch import Tensor
 
 from clipguide.mini import STEPS
 from clipguide.mini.details import Details
-from clipguide.mini.memory import MapMemory
+from clipguide.mini.memory import MapMemory, split
 from clipguide.mini.names import COLOURS, written
 from clipguide.mini.pipeline import MiniPipeline
 from clipguide.mini.styles import STYLES
-from training import common, details
+from training import codes, common, details
 from training.data.captions import usable_names
 from training.data.colours import TERMS
 from training.data.compose import TrainingSet
 from training.data.languages import languages
-from training.drawings import SIDE, candidates, drawing, own_colour, repainted, varied
+from training.drawings import (
+    CANDIDATES,
+    SIDE,
+    VARIANTS,
+    by_name,
+    candidates,
+    drawing,
+    own_colour,
+    repainted,
+    varied,
+)
 from training.samples import Maker, Maps, foreign_names
 from training.styles import LABEL
 
 CACHE = common.CACHE / "memory"
 VERDICTS = Path(__file__).with_name("memory.tsv")
 MOST, MAPS = 5, 3900  # drawings of a thing that are tried; maps in all
+KEPT = {"g": 4, "s": 2}  # maps of a thing, by the best verdict
+SHEETS = CACHE / "sheets"
 ROWS = 6  # things on a sheet
-COMPONENTS, HIDDEN = 128, 64
+HIDDEN = 64  # of the network that recolours
+# What people call things that the sets call otherwise.
+ALSO = {
+    "camping": ("tent in forest", "campsite"),
+    "desert island": ("palm tree on island", "tropical island"),
+    "maple leaf": ("autumn leaf",),
+    "night with stars": ("city skyline at night", "city at night"),
+    "soft ice cream": ("ice cream cone",),
+    "sunrise": ("sunset over ocean", "sunset over sea"),
+}
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -59,53 +83,86 @@ def maps_of(maps: Maps, pictures: list[np.ndarray]) -> Tensor:
 
 
 @app.command("candidates")
-def try_all() -> None:
-    """Choose the drawings, and compute their maps and the codes of their details."""
-    data, maps = Maker(SIDE).data, Maps()
-    rows = [(thing, row) for thing, of in candidates(data, MOST).items() for row in of]
-    found, codes = seen(maps, [varied(data, row, 0) for _, row in rows])
+def try_all(again: bool = False) -> None:
+    """Choose the drawings, and compute their maps and the codes of their details. A thing of few
+    drawings has several variants of each. `again`: those of the memory that ships, with its maps
+    and codes, and all that were tried of the things of which none was good."""
+    data, maps, said = Maker(SIDE).data, Maps(), verdicts()
+    if again:
+        names = [(thing, name) for thing, told in said.items() for name in told]
+        drawings = by_name(data)
+        rows = [(thing, *drawings[name]) for thing, name in names]
+        old = shipped(names, said)
+        weak = {thing for thing, told in said.items() if "g" not in told.values()}
+        some = [k for k, (thing, _) in enumerate(names) if thing in weak or k in old]
+        rows = [rows[k] for k in some]
+        found = maps_of(maps, [varied(data, row, seed) for _, row, seed in rows])
+        first = torch.full((len(rows), details.CHANNELS, 8, 8), 1 / 3).half()
+        for place, k in enumerate(some):
+            if k in old:
+                found[place], first[place] = old[k]
+    else:
+        rows = [
+            (thing, row, seed)
+            for thing, of in candidates(data, MOST).items()
+            for row, seed in [(row, seed) for seed in range(VARIANTS) for row in of][:MOST]
+        ]
+        found, first = seen(maps, [varied(data, row, seed) for _, row, seed in rows])
     CACHE.mkdir(parents=True, exist_ok=True)
     listed = [
-        {"thing": thing, "drawing": drawing(row), "style": LABEL[row["set"]]}
-        for thing, row in rows
+        {"thing": thing, "drawing": drawing(row, seed), "style": LABEL[row["set"]]}
+        for thing, row, seed in rows
     ]
-    torch.save({"rows": listed, "map": found, "code": codes}, CACHE / "candidates.pt")
-    print(f"{len(rows)} drawings of {len({thing for thing, _ in rows})} things")
+    torch.save({"rows": listed, "map": found, "code": first}, CANDIDATES)
+    print(f"{len(rows)} drawings of {len({thing for thing, *_ in rows})} things")
+
+
+def shipped(
+    names: list[tuple[str, str]], said: dict[str, dict[str, str]]
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return the map and the code of each drawing that is in the memory that ships."""
+    memory = MapMemory.from_pretrained(common.MINI / "generator" / "memory")
+    chosen = choose([{"thing": thing, "drawing": name} for thing, name in names], said)
+    kept = [k for thing in sorted(chosen) for k in chosen[thing]]
+    if len(kept) != memory.config.size:
+        raise SystemExit("The verdicts are not those of the memory that ships.")
+    recalled = memory.recall(range(len(kept)), [None] * len(kept))
+    return dict(zip(kept, zip(*split(recalled, memory.config.channels))))
 
 
 @torch.no_grad()
 def seen(maps: Maps, pictures: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Return (maps_NK44, codes_NC88), float16, of pictures on white."""
     coder = details.load()
-    codes = [
+    found = [
         coder.code(details.shapes(np.stack(pictures[k : k + 64])))
         for k in range(0, len(pictures), 64)
     ]
-    return maps_of(maps, pictures), torch.cat(codes).half()
+    return maps_of(maps, pictures), torch.cat(found).half()
 
 
 # ------------------------------------------------------------------- the verdicts
 @app.command()
 @torch.no_grad()
-def draw(part: int = 0, parts: int = 1) -> None:
+def draw(part: int = 0, parts: int = 1, again: bool = False) -> None:
     """Draw one image of each map, in bfloat16, and sheets of them for the reviewers: every one of
-    `parts`, from `part` on. It goes on after a stop."""
-    kept = torch.load(CACHE / "candidates.pt", weights_only=True)
+    `parts`, from `part` on. It goes on after a stop. `again`: only of things of which no image was
+    good so far."""
+    kept, fitted = torch.load(CANDIDATES, weights_only=True), codes.load()
     things: dict[str, list[int]] = {}
     for k, row in enumerate(kept["rows"]):
         things.setdefault(row["thing"], []).append(k)
-    memory = MapMemory(
-        components=COMPONENTS, size=len(kept["rows"]), detail_channels=details.CHANNELS
-    )
-    memory.remember(kept["map"], kept["code"].float())
+    memory = fitted.remembered(range(len(kept["rows"])))
     pipe = MiniPipeline.from_pretrained(common.MINI / "generator", memory=memory)
-    pipe.register_modules(details=details.load().details)
+    pipe.register_modules(details=fitted.details)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(torch.bfloat16)
-    (CACHE / "sheets").mkdir(exist_ok=True)
-    names = list(things)
+    SHEETS.mkdir(exist_ok=True)
+    said = verdicts()
+    names = [name for name in things if not again or "g" not in said.get(name, {}).values()]
+    (SHEETS / "names.json").write_text(json.dumps(names), "utf-8")
     for first in range(ROWS * part, len(names), ROWS * parts):
-        if (file := CACHE / "sheets" / f"{first:04d}.png").exists():
+        if (file := SHEETS / f"{first:04d}.png").exists():
             continue
         some = names[first : first + ROWS]
         rows = [k for thing in some for k in things[thing]]
@@ -136,18 +193,24 @@ def sheet(things: list[str], rows: list[dict], images: list[Image.Image]) -> Ima
 @app.command()
 def keep(files: list[Path]) -> None:
     """Write the verdicts of reviewers' files into memory.tsv: in each line the number of a sheet,
-    and the letters of each of its rows."""
-    rows = torch.load(CACHE / "candidates.pt", weights_only=True)["rows"]
-    things: dict[str, list[str]] = {}
+    and the letters of each of its rows. Things on no sheet keep what they have. A variant that was
+    on none has the letter of its drawing."""
+    rows = torch.load(CANDIDATES, weights_only=True)["rows"]
+    drawn: dict[str, list[str]] = {}
     for row in rows:
-        things.setdefault(row["thing"], []).append(row["drawing"])
-    names, told = list(things), {}
+        drawn.setdefault(row["thing"], []).append(row["drawing"])
+    names = json.loads((SHEETS / "names.json").read_text("utf-8"))
+    told = verdicts()
     for line in (x for file in files for x in file.read_text().splitlines()):
         first, *letters = line.split("\t")
         for thing, said in zip(names[int(first) : int(first) + ROWS], letters):
-            if len(said) != len(things[thing]) or set(said) - set("gsb"):
+            if len(said) != len(drawn[thing]) or set(said) - set("gsb"):
                 raise SystemExit(f"Sheet {first}: {said!r} is not a letter for each drawing.")
-            told[thing] = {name: one for one, name in zip(said, things[thing])}
+            told[thing] = {name: one for one, name in zip(said, drawn[thing])}
+    for thing, of in drawn.items():
+        for name in of:
+            if letter := told.get(thing, {}).get(name.partition("#")[0]):
+                told[thing].setdefault(name, letter)
     VERDICTS.write_text(
         "".join(
             "\t".join([thing, *(f"{one} {name}" for name, one in told[thing].items())]) + "\n"
@@ -196,70 +259,75 @@ def _white(rgba: np.ndarray) -> np.ndarray:
     return (rgba[..., :3] * share + 255 * (1 - share)).astype(np.uint8)
 
 
-def train(memory: MapMemory, steps: int = 2000) -> float:
-    """Train the network that recolours a map. Return its squared error on things set aside, as a
-    share of the change that recolouring makes there."""
-    kept = torch.load(CACHE / "recoloured.pt", weights_only=True)
-    before, after, colour = kept["before"].float(), kept["after"].float(), kept["colour"]
-    names = sorted(set(kept["thing"]))
+def train(memory: MapMemory, own: Sequence[dict], steps: int = 2000) -> float:
+    """Train the network that recolours a map on pairs of maps before and after. Each of `own` gives
+    as many samples. Return the squared error on the last, for things set aside, as a share of the
+    change that recolouring makes there."""
+    names = sorted({thing for part in own for thing in part["thing"]})
     aside = set(np.random.default_rng(0).choice(names, len(names) // 10, replace=False))
-    aside_N = torch.tensor([thing in aside for thing in kept["thing"]])
-    rows_N = (~aside_N).nonzero()[:, 0]
+    aside_N = [torch.tensor([thing in aside for thing in part["thing"]]) for part in own]
+    rows_N = [(~part_N).nonzero()[:, 0] for part_N in aside_N]
+
+    def error(part: dict, k: Tensor) -> Tensor:
+        after = memory(part["before"][k].float(), part["colour"][k])
+        return (after - part["after"][k].float()).square().mean()
+
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(memory.parameters(), 3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     for _ in range(steps):
-        k = rows_N[torch.randint(len(rows_N), (256,))]
-        loss = (memory(before[k], colour[k]) - after[k]).square().mean()
+        loss = sum(error(x, k[torch.randint(len(k), (128,))]) for x, k in zip(own, rows_N))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+    last, k = own[-1], aside_N[-1].nonzero()[:, 0]
+    change = last["before"][k].float() - last["after"][k].float()
     with torch.no_grad():
-        error = (memory(before[aside_N], colour[aside_N]) - after[aside_N]).square().mean()
-    return float(error / (before[aside_N] - after[aside_N]).square().mean())
+        return float(error(last, k) / change.square().mean())
 
 
 @app.command()
 def build() -> None:
     """Write the memory, and the network that reads its details, to the cache."""
-    data, maps = Maker(SIDE).data, Maps()
-    by_name = {drawing(row): row for row in data.rows}
-    chosen = {}
-    for thing, said in verdicts().items():
-        best = next((k for k in "gs" if k in said.values()), None)
-        chosen[thing] = [(by_name[name], 0) for name, one in said.items() if one == best]
-    chosen = {thing: of for thing, of in chosen.items() if of}
-    room = MAPS - sum(map(len, chosen.values()))
-    for thing in sorted(chosen, key=lambda thing: len(chosen[thing])):  # the rarest vary most
-        if (more := len(chosen[thing])) <= min(room, 2):
-            chosen[thing] += [(row, 1) for row, _ in chosen[thing]]
-            room -= more
-    while room < 0:  # those that have the most have fewer
-        max(chosen.values(), key=len).pop()
-        room += 1
+    data, kept, fitted = Maker(SIDE).data, torch.load(CANDIDATES, weights_only=True), codes.load()
+    chosen = choose(kept["rows"], verdicts())
     firsts, listed = [], []
     for thing in sorted(chosen):
         firsts.append(len(listed))
         listed += chosen[thing]
-    names, rows = foreign_names(), [row for row, _ in listed]
-    memory = MapMemory(
-        components=COMPONENTS,
+    names, drawings = foreign_names(), by_name(data)
+    rows = [drawings[kept["rows"][k]["drawing"]][0] for k in listed]
+    memory = fitted.remembered(
+        listed,
         hidden=HIDDEN,
         things=[written(*names_of(data, thing, names)) for thing in sorted(chosen)],
         firsts=firsts,
-        size=len(rows),
         colours=colour_words(),
-        detail_channels=details.CHANNELS,
     )
-    found, codes = seen(maps, [varied(data, row, seed) for row, seed in listed])
-    memory.remember(found, codes.float())
     memory.style.copy_(torch.tensor([LABEL[row["set"]] for row in rows]))
     memory.colour.copy_(torch.tensor([own_colour(data, row) for row in rows]))
-    left = train(memory)
+    recoloured = torch.load(CACHE / "recoloured.pt", weights_only=True)
+    left = train(memory, (recoloured, codes.painted(fitted)))  # it will see fitted maps
     memory.half().save_pretrained(CACHE / "model")
-    details.load().details.half().save_pretrained(CACHE / "details")  # it reads these codes alone
+    fitted.details.half().save_pretrained(CACHE / "details")  # it reads these codes alone
     print(f"{len(rows)} maps of {len(chosen)} things; recolouring leaves {left:.0%} of the change")
+
+
+def choose(rows: list[dict], said: dict[str, dict[str, str]]) -> dict[str, list[int]]:
+    """Return the candidates of each thing that the memory keeps: the good ones, or the so-so ones
+    if none is good, but no more than KEPT."""
+    chosen: dict[str, list[int]] = {}
+    for k, row in enumerate(rows):
+        told, name = said.get(row["thing"], {}), row["drawing"]
+        best = next((letter for letter in KEPT if letter in told.values()), "")
+        of = chosen.setdefault(row["thing"], [])
+        if best and told.get(name) == best and len(of) < KEPT[best]:
+            of.append(k)
+    chosen = {thing: of for thing, of in chosen.items() if of}
+    for _ in range(sum(map(len, chosen.values())) - MAPS):
+        max(chosen.values(), key=len).pop()
+    return chosen
 
 
 @app.command()
@@ -279,7 +347,7 @@ def names_of(
     """Return a thing's English names, its other names and its emoji, and its keywords. No English
     one has a word that is held out. The keywords of faces say a mood, and are left out."""
     rows = data.by_concept[thing]
-    english = [thing, *(name for row in rows for name in row["names"])]
+    english = [thing, *(name for row in rows for name in row["names"]), *ALSO.get(thing, ())]
     told = [row for row in rows if row["category"] != "smileys & emotion"]
     keywords = [word for row in told for word in row["keywords"]]
     others = []

@@ -132,13 +132,18 @@ class MapMemory(ModelMixin, ConfigMixin):
         of_NC = (flat - self.centre) @ self.axes.T
         self.step.copy_((3 * of_NC.std(0) / LEVELS).clamp(min=1e-4))
         codes_NC = (of_NC / self.step).round().clamp(-LEVELS, LEVELS) + LEVELS
-        low, high = codes_NC.to(torch.uint8).unflatten(1, (-1, 2)).unbind(2)
-        self.codes.copy_(low + 16 * high)
+        self.codes.copy_(packed(codes_NC))
 
 
 def split(maps: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     """Return (maps_BKhw, codes_BC(2h)(2w) of details) of maps_B(K + D)hw, where K is `channels`."""
     return maps[:, :channels], F.pixel_shuffle(maps[:, channels:], 2)
+
+
+def packed(codes: Tensor) -> Tensor:
+    """Return a byte for each two codes from 0 to 15: (B, C) -> (B, C / 2)."""
+    low, high = codes.to(torch.uint8).unflatten(1, (-1, 2)).unbind(2)
+    return low + 16 * high
 
 
 def unpacked(codes: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 The search looks at the head of the prompt: the words before the first preposition, comma or "and".
 In "a tent in the forest" it is the tent. It takes, in this order,
 
-1. the longest English name in the head, and of two the last: "a fire truck" is a truck;
-2. instead of a name of one word, an object whose names and keywords have all words of the head:
-   "a steam train" is a locomotive;
+1. the longest English name that begins in the head, and of two the last: "a fire truck" is a
+   truck, and "a woman with red hair" is a "person with red hair";
+2. instead of a shorter name, an object whose names and keywords have all words of the head: "a
+   steam train" is a locomotive;
 3. a name in another language;
-4. the end of a compound: a hummingbird is a bird;
+4. the end of a compound: a steamboat is a boat, and a campfire a fire; then the noun of an
+   adjective: a sunny day shows the sun;
 5. a keyword that few objects have.
 """
 
@@ -35,14 +37,24 @@ PARTS = frozenset(
 )
 # Ends of English compounds that say what the object is. A seahorse is no horse.
 HEADS = frozenset(
-    """ball bear bell bike bird boat boot bread cake car cat chair clock coat dog fish flower hammer
-    house knife shirt shoe tree truck""".split()
+    """ball bear bell bike bird boat boot bread cake car cat chair clock coat dog fire fish flower
+    hammer house knife shirt shoe tree truck""".split()
 )
+PERSONS = frozenset("man woman boy girl guy lady".split())
+SHADES = {
+    "chocolate": "brown", "crimson": "red", "navy": "blue", "scarlet": "red", "silver": "grey",
+    "violet": "purple",
+}  # fmt: skip
 COUNTS = {"two": 2, "three": 3, "four": 4, "2": 2, "3": 3, "4": 4}
 MANY = frozenset("five six seven eight nine ten many several both 5 6 7 8 9 10".split())
 # What joins two objects, of which the first is to the left unless `right` matches.
 BESIDE = re.compile(
     r"\b(?:(?:and|beside|next to)\b|to the (?:left|(?P<right>right)) of\b|(?:y|et|und|e)\b)|&|\+"
+)
+# What is behind the objects: a colour, or the night.
+GROUND = re.compile(
+    r"\b(?:(?:on|with|against|in front of) an? (?:\w+ ){0,2}?(?P<colour>\w+) "
+    r"(?:back)?(?:ground|drop)|(?:at|by|in the) night)\b"
 )
 AMONG, BETWEEN = "; ", " | "  # names, and groups of names, in a line
 FEW = 2  # objects that a keyword may have to name them
@@ -56,10 +68,12 @@ class Named(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """Two to four objects that a prompt names, from left to right, with the prompt of each."""
+    """Two to four objects that a prompt names, from left to right, with the prompt of each, and the
+    colour of the ground, one of COLOURS or "night"; or one object on such a ground."""
 
     objects: tuple[Named, ...]
     prompts: tuple[str, ...]
+    ground: str | None = None
 
     @property
     def same(self) -> bool:
@@ -82,8 +96,12 @@ class Names:
         self._foreign: dict[tuple[str, ...], set[int]] = {}
         self._unspaced: dict[str, set[int]] = {}
         self._words: dict[str, set[int]] = {}  # of names and keywords
+        self._length: list[int] = []  # of the first English name
+        self._own: list[set[str]] = []  # words of English names
         for number, line in enumerate(things):
             english, foreign, keywords = (part.split(AMONG) for part in line.split(BETWEEN))
+            self._length.append(len(english[0]))
+            self._own.append({word for name in english for word in _content(name)})
             for name in foreign:
                 if UNSPACED.search(name):
                     self._unspaced.setdefault(name, set()).add(number)
@@ -103,45 +121,81 @@ class Names:
             return self._without_spaces(prompt)
         words = list(_content(prompt.partition(",")[0]))
         start, end = self._head(words)
+        if PERSONS & set(words[start:end]):  # "person with red hair" is a name: red is the hair
+            general = ["person" if word in PERSONS else word for word in words]
+            found = _longest(general, start, end, self._english)
+            if found and found[1] - found[0] > 2:
+                return Named(tuple(sorted(found[2])), None)
         found = (
             _longest(words, start, end, self._english)
             or _longest(words, start, end, self._foreign)
             or self._by_compound(words, start, end)
+            or _longest([*map(_noun, words)], start, end, self._english)
             or self._by_keyword(words, start, end)
         )
         if found is None:
             return None
         first, last, things = found
+        if words[first:last] and tuple(words[first:last]) not in self._english:
+            things = self._plainest(things)
         rest = words[:first] + words[last:]
         if (COUNTS.keys() | MANY) & set(words[:first]):
             return None
-        if last - first == 1:
+        things = self._nearest(things, words, start)
+        if last - first < end - start:
             told = self._by_all(words[start:end])
             things = told & things or (told if len(told) <= FEW else set()) or things
         said = [*rest[: end - (last - first)], *words[first:last]]
         colour = next((self._colours[word] for word in said if word in self._colours), None)
+        if colour is None:
+            colour = next((SHADES[word] for word in words[start:first] if word in SHADES), None)
         return Named(tuple(sorted(things)), colour)
 
     def scene(self, prompt: str) -> Scene | None:
-        """Return the objects of a prompt that names two, or a number from 2 to 4 of one. Return
-        None for any other prompt, or if an object is not known."""
-        text = prompt.partition(",")[0].lower()
+        """Return the objects of a prompt that names two, or a number from 2 to 4 of one, or one on
+        a ground. Return None for any other prompt, or if an object is not known."""
+        text, ground = self._ground(prompt.partition(",")[0].lower())
         for joint in BESIDE.finditer(text):
             parts = [text[: joint.start()].strip(), text[joint.end() :].strip()]
             if joint["right"]:
                 parts.reverse()
             found = [self.find(part) for part in parts]
             if all(found) and found[0] != found[1] and _content(text) not in self._english:
-                return Scene(tuple(found), tuple(parts))
+                return Scene(tuple(found), tuple(parts), ground)
         words = split(text)
         place = next((k for k, word in enumerate(words) if word in COUNTS), None)
+        # There is no number, or it is part of a name, as in "four leaf clover".
         if place is None or BESIDE.search(text) or self.find(text):
-            return None  # no number, or one that is part of a name, as in "four leaf clover"
+            alone = None if ground is None or BESIDE.search(text) else self.find(text)
+            return None if alone is None else Scene((alone,), (text,), ground)
         rest = words[place + 1 :]
         if (found := self.find(" ".join(rest))) is None:
             return None
         told, number = f"a {' '.join(map(singular, rest))}", COUNTS[words[place]]
-        return Scene((found,) * number, (told,) * number)
+        return Scene((found,) * number, (told,) * number, ground)
+
+    def _ground(self, text: str) -> tuple[str, str | None]:
+        """Return a text without its ground, and the ground. The name of an object may say "at
+        night"."""
+        words = list(_content(text))
+        name = _longest(words, 0, len(words), self._english)
+        said = GROUND.search(text)
+        if said is None or (name and "night" in words[name[0] : name[1]]):
+            return text, None
+        ground = "night"
+        if said["colour"] is not None:
+            ground = self._colours.get(said["colour"], SHADES.get(said["colour"]))
+        rest = " ".join((text[: said.start()] + text[said.end() :]).split())
+        return (text, None) if ground is None else (rest, ground)
+
+    def _nearest(self, things: set[int], words: list[str], start: int) -> set[int]:
+        """Return those objects of the same name whose names have the most words of the prompt: "an
+        umbrella in the rain"; and of them those with the keyword before "of": "a slice of cake"."""
+        shared = {k: len(self._own[k] & {*words}) for k in things}
+        things = {k for k in things if shared[k] == max(shared.values())}
+        for word in PARTS & {*words[:start]}:
+            things = self._words.get(word, set()) & things or things
+        return things
 
     def _head(self, words: list[str]) -> tuple[int, int]:
         """Return the first word of the head and the word after its last."""
@@ -160,7 +214,7 @@ class Names:
     def _by_all(self, head: list[str]) -> set[int]:
         """Return the objects that have all words of a head, of which there must be two."""
         told = [w for w in head if w not in SMALL and w not in self._colours]
-        sets = [self._words.get(word, set()) for word in told]
+        sets = [self._words.get(word) or self._words.get(_noun(word), set()) for word in told]
         return set.intersection(*sets) if len(told) > 1 else set()
 
     def _by_keyword(
@@ -191,7 +245,13 @@ class Names:
             return None
         rest = prompt.replace(found, " ", 1)
         said = max((word for word in self._colours if word in rest), key=len, default=None)
-        return Named(tuple(sorted(self._unspaced[found])), self._colours.get(said))
+        things = self._plainest(self._unspaced[found])
+        return Named(tuple(sorted(things)), self._colours.get(said))
+
+    def _plainest(self, things: set[int]) -> set[int]:
+        """Return the object whose English name is the shortest, of those that a word of other
+        languages names: for 車 a car, and no ambulance."""
+        return {min(sorted(things), key=self._length.__getitem__)}
 
 
 def _longest(
@@ -219,6 +279,12 @@ def singular(word: str) -> str:
     if re.search(r"(s|x|z|ch|sh)es$", word):
         return word[:-2]
     return word.removesuffix("s")
+
+
+def _noun(word: str) -> str:
+    """Return the noun of an adjective on -y: snow of snowy, sun of sunny."""
+    noun = word.removesuffix("y")
+    return noun[:-1] if noun != word and len(noun) > 3 and noun[-1] == noun[-2] else noun
 
 
 def _content(text: str) -> tuple[str, ...]:

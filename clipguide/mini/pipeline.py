@@ -35,14 +35,9 @@ from .details import Details
 from .memory import MapMemory, split
 from .names import Named, Scene
 from .prior import sampled
+from .scenes import together
 from .styles import STYLES, USUAL, chosen, labels_of, style_in, with_style
 
-# Where the objects of a scene are, in halves of the image from its top and its left.
-LAYOUTS = {
-    2: ((0.5, 0), (0.5, 1)),
-    3: ((0, 0), (0, 1), (1, 0.5)),
-    4: ((0, 0), (0, 1), (1, 0), (1, 1)),
-}
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -276,8 +271,9 @@ class MiniPipeline(DiffusionPipeline):
             prior_eta: the share of new noise in each step of the prior, from 0 to 1.
             recall: whether the map of an object that the memory knows comes from there instead of
                 from the prior.
-            scenes: whether the objects of a prompt that names two, or up to four of one, are drawn
-                one by one and then put together, if the memory knows them all.
+            scenes: whether the objects of a prompt that names two, or up to four of one, or one on
+                a coloured ground, are drawn one by one and then put together, if the memory knows
+                them all.
             map_guidance_scale: the guidance scale of the U-Net, for the map and the text; 1 is no
                 guidance.
             output_type: "pil", "np", "pt" or "latent".
@@ -430,8 +426,7 @@ class MiniPipeline(DiffusionPipeline):
     def _draw_scene(
         self, scene: Scene, label: int, like: Tensor, scale: float, generator: Generators
     ) -> Tensor:
-        """Draw each object by itself, put the images together at half their size, and return the
-        latents_Chw of that."""
+        """Draw each object by itself, put the images together, and return the latents_Chw."""
         style, number, device = STYLES[label], len(scene.objects), like.device
         own = generator[0] if isinstance(generator, Sequence) else generator
         rows_B = []
@@ -454,12 +449,7 @@ class MiniPipeline(DiffusionPipeline):
             # Alone, so that hooks of the run see none of these calls.
             output = self._denoise(x, t, maps, code, text, label_B, scale, alone=True)
             latents = scheduler.step(output, t, latents, return_dict=False)[0]
-        small_B3hw = F.interpolate(self.decode(latents).clamp(-1, 1), scale_factor=0.5, mode="area")
-        height, width = small_B3hw.shape[-2:]
-        page = small_B3hw.new_ones(1, 3, 2 * height, 2 * width)
-        for image, (top, left) in zip(small_B3hw, LAYOUTS[number]):
-            y, x = int(top * height), int(left * width)
-            page[0, :, y : y + height, x : x + width] = image
+        page = together(self.decode(latents).clamp(-1, 1), scene.ground)
         return self.encode(page)[0].to(like)
 
     def _towards(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
