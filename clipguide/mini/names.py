@@ -40,7 +40,9 @@ HEADS = frozenset(
     """ball bear bell bike bird boat boot bread cake car cat chair clock coat dog fire fish flower
     hammer house knife shirt shoe tree truck""".split()
 )
+# Words for which a name may say "person".
 PERSONS = frozenset("man woman boy girl guy lady".split())
+# Words that say a colour if no other word does.
 SHADES = {
     "chocolate": "brown", "crimson": "red", "navy": "blue", "scarlet": "red", "silver": "grey",
     "violet": "purple",
@@ -136,7 +138,7 @@ class Names:
         if found is None:
             return None
         first, last, things = found
-        if words[first:last] and tuple(words[first:last]) not in self._english:
+        if things == self._foreign.get(tuple(words[first:last])):
             things = self._plainest(things)
         rest = words[:first] + words[last:]
         if (COUNTS.keys() | MANY) & set(words[:first]):
