@@ -22,6 +22,7 @@ from torch.testing import assert_close
 
 from clipguide import mini, steer
 from clipguide.errors import UsageError
+from clipguide.guidance import Particles
 from clipguide.mini import styles
 from clipguide.mini.conditions import conditions
 from clipguide.mini.memory import MapMemory
@@ -171,19 +172,88 @@ def test_a_scene_is_put_together(remembering):
     scene = "a red fox and a whale"
     both = draw(remembering, [scene, "a whale"], seeds(4, 5))
     assert_close(draw(remembering, "a whale", seeds(5))[0], both[1], atol=1e-5, rtol=1e-5)
-    latents = remembering._scenes([scene], [0], noise(1, 8, 16, 16), 3.0, seeds(4))
-    assert list(latents) == [0] and remembering._scenes(["a fox"], [0], None, 3.0, None) == {}
-    expected = remembering.decode(latents[0][None]) / 2 + 0.5
+    drawn = remembering._scenes([scene], [0], noise(1, 8, 16, 16), 3.0, seeds(4))
+    assert list(drawn) == [0] and remembering._scenes(["a fox"], [0], None, 3.0, None) == {}
+    x0, page = drawn[0]
+    assert_close(remembering.encode(page[None])[0], x0, atol=1e-5, rtol=1e-5)
     few = {"latents": noise(1, 8, 16, 16), "style": "any"}
-    drawn = remembering._draw_scene
-    remembering._draw_scene = lambda *_: latents[0]
+    draw_scene = remembering._draw_scene
+    remembering._draw_scene = lambda *_: drawn[0]
     for scheduler in (DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler):
         remembering.scheduler = scheduler.from_config(remembering.scheduler.config)
         found = remembering(scene, num_inference_steps=4, output_type="pt", **few).images
-        assert_close(found, expected.clamp(0, 1), atol=2e-3, rtol=2e-3)
-    remembering._draw_scene = drawn
+        assert_close(found[0], page / 2 + 0.5, atol=2e-3, rtol=2e-3)
+    remembering._draw_scene = draw_scene
     apart = draw(remembering, scene, seeds(4), scenes=False)
     assert not torch.allclose(apart[0], both[0], atol=1e-2)
+
+
+def test_samples_change_places_with_what_they_are_drawn_from(remembering):
+    """Swapped after the first step, with their maps, texts, styles and scenes, they are the same
+    images in another order; the latents alone are not."""
+    prompts = ["a whale on a red background", "a blue fox", "a whale"]
+    order = torch.tensor([2, 0, 1])
+    whole = draw(remembering, prompts, seeds(1, 2, 3))
+    step = remembering.scheduler.step
+
+    def swapped(wholly: bool) -> torch.Tensor:
+        calls = []
+
+        def stepped(output, t, sample, **more):
+            calls.append(t)
+            if len(calls) == 1:
+                output, sample = output[order], sample[order]
+                if wholly:
+                    remembering.take(order)
+            return step(output, t, sample, **more)
+
+        remembering.scheduler.step = stepped
+        try:
+            return draw(remembering, prompts, seeds(1, 2, 3))
+        finally:
+            remembering.scheduler.step = step
+
+    assert_close(swapped(True), whole[order], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(swapped(False), whole[order], atol=1e-2)
+    assert torch.equal(draw(remembering, prompts, seeds(1, 2, 3)), whole)
+
+
+def test_particles_take_their_maps_with_them(remembering):
+    """Where all come from one, the U-Net sees the map of that one for all."""
+    seen = []
+    handle = remembering.map_input.register_forward_hook(lambda *a: seen.append(a[2].clone()))
+
+    def third(image_B3HW: torch.Tensor, generators=None) -> torch.Tensor:
+        return torch.tensor([1.0, 1.0, 0.0, 1.0])  # a loss
+
+    method = Particles(number=4, sharpness=1e6, every=1, window=(0, 1))
+    with steer(remembering, third, method=method, strength=None) as s:
+        draw(s, ["a fox"] * 4, seeds(1, 2, 3, 7))
+    handle.remove()
+    first, second = seen
+    assert not all(torch.equal(first[2], one) for one in first)
+    assert all(torch.equal(first[2], one) for one in second)
+
+
+def test_what_moves_a_scene_shows(remembering):
+    """The page is not what the VAE makes of it, and what moves the latents moves the image."""
+    scene, moved = "a red fox and a whale", {}
+    x0, page = remembering._scenes([scene], [0], noise(1, 8, 16, 16), 3.0, seeds(4))[0]
+    decoded = remembering.decode(x0[None])[0]
+    assert (decoded - page).abs().mean() > 0.01
+    remembering._draw_scene = lambda *_: (x0, page)
+
+    def move(pipe, step, timestep, tensors) -> dict:
+        if step == 3:
+            moved["latents"] = x0[None] + 0.2
+        return dict(moved)
+
+    found = remembering(
+        scene, num_inference_steps=4, output_type="pt", callback_on_step_end=move
+    ).images[0]
+    expected = page + remembering.decode(x0[None] + 0.2)[0] - decoded
+    assert_close(found, (expected / 2 + 0.5).clamp(0, 1), atol=1e-4, rtol=1e-4)
+    assert (found - (page / 2 + 0.5)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])

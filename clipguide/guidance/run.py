@@ -80,6 +80,8 @@ class Outcome:
         gradient_B: the rms of the gradient over each sample, before any move.
         finite_B: False for a gradient that was NaN or infinite.
         delta: the move of x0.
+        origin_B: the number of the sample that each one now goes on from, if samples have changed
+            places. What the scheduler and the pipeline keep of that one goes with it.
     """
 
     model_output: torch.Tensor
@@ -89,6 +91,7 @@ class Outcome:
     gradient_B: torch.Tensor | None = None
     finite_B: torch.Tensor | None = None
     delta: torch.Tensor | None = None
+    origin_B: torch.Tensor | None = None
 
 
 class Repeats(Protocol):

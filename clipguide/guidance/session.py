@@ -183,6 +183,8 @@ class Session:
             outcome = self._act(at)
         elif task == "hold":
             outcome = method.hold(run, at)
+        if outcome.origin_B is not None:
+            self._change_places(outcome.origin_B)
         after = None
         if method is not None:
             given = replace(at, model_output=outcome.model_output, sample=outcome.sample)
@@ -203,6 +205,12 @@ class Session:
             self.end()
             self._over = True
         return stepped
+
+    def _change_places(self, origin_B: torch.Tensor) -> None:
+        """Let the scheduler's history, and what the pipeline keeps of each sample, go with it."""
+        schedulers.permute(self.pipe.scheduler, origin_B)
+        if take := getattr(self.pipe, "take", None):
+            take(origin_B)
 
     def _evaluation(
         self, model_output: torch.Tensor, timestep: object, sample: torch.Tensor, eta: float | None

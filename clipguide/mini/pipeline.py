@@ -324,7 +324,7 @@ class MiniPipeline(DiffusionPipeline):
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
         extra = self.prepare_extra_step_kwargs(generator, eta)
-        drawn = {}
+        drawn, self._origin_B = {}, None
         if recall and scenes and given is None:
             drawn = self._scenes(prompts, labels, latents, map_guidance_scale, generator)
         with self.progress_bar(total=len(timesteps)) as bar:
@@ -334,9 +334,16 @@ class MiniPipeline(DiffusionPipeline):
                 x = self.scheduler.scale_model_input(torch.cat([latents] * copies), t)
                 moved = self.map_input(maps)
                 output = self._denoise(x, t, moved, code, text, label_B, map_guidance_scale)
-                for b, x0 in drawn.items():
+                for b, (x0, _) in drawn.items():
                     output[b] = self._towards(x0, x[b], t)
                 latents = self.scheduler.step(output, t, latents, **extra, return_dict=False)[0]
+                if self._origin_B is not None:
+                    of = self._origin_B.to(device)
+                    both = torch.cat([of + k * len(of) for k in range(copies)])
+                    maps, code, label_B = maps[of], code[of], label_B[of]
+                    text = text[0][both], text[1][both]
+                    drawn = {b: drawn[k] for b, k in enumerate(of.tolist()) if k in drawn}
+                    self._origin_B = None
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "maps": maps}
                     wanted = {k: tensors[k] for k in callback_on_step_end_tensor_inputs}
@@ -345,9 +352,17 @@ class MiniPipeline(DiffusionPipeline):
                 bar.update()
         image = latents
         if output_type != "latent":
-            image = self.image_processor.postprocess(self.decode(latents), output_type=output_type)
+            image = self.decode(latents)
+            for b, (x0, page) in drawn.items():  # what the VAE loses of small objects comes back
+                image[b] += page - self.decode(x0[None])[0]
+            image = self.image_processor.postprocess(image, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=image) if return_dict else (image,)
+
+    def take(self, origin_B: Tensor) -> None:
+        """Give sample b the map, the text and the style of sample origin_B[b] from the next step on,
+        as the caller does with its latents in the scheduler's step."""
+        self._origin_B = origin_B
 
     def _styles(
         self, prompts: Sequence[str], maps: Tensor | None, recall: bool
@@ -412,8 +427,9 @@ class MiniPipeline(DiffusionPipeline):
         latents: Tensor,
         scale: float,
         generator: Generators,
-    ) -> dict[int, Tensor]:
-        """Return the x0_Chw of each image whose prompt is a scene, by the number of the image."""
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Return the x0_Chw and the page_3HW, in [-1, 1], of each image whose prompt is a scene, by
+        the number of the image."""
         if self.memory is None or not hasattr(self.scheduler, "alphas_cumprod"):
             return {}
         found = {b: self.memory.names.scene(prompt) for b, prompt in enumerate(prompts)}
@@ -425,8 +441,9 @@ class MiniPipeline(DiffusionPipeline):
 
     def _draw_scene(
         self, scene: Scene, label: int, like: Tensor, scale: float, generator: Generators
-    ) -> Tensor:
-        """Draw each object by itself, put the images together, and return the latents_Chw."""
+    ) -> tuple[Tensor, Tensor]:
+        """Draw each object by itself, and put the images together. Return the latents_Chw of the
+        page, and the page_3HW, in [-1, 1]."""
         style, number, device = STYLES[label], len(scene.objects), like.device
         own = generator[0] if isinstance(generator, Sequence) else generator
         rows_B = []
@@ -450,7 +467,7 @@ class MiniPipeline(DiffusionPipeline):
             output = self._denoise(x, t, maps, code, text, label_B, scale, alone=True)
             latents = scheduler.step(output, t, latents, return_dict=False)[0]
         page = together(self.decode(latents).clamp(-1, 1), scene.ground)
-        return self.encode(page)[0].to(like)
+        return self.encode(page)[0].to(like), page[0]
 
     def _towards(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return the v for which the x0 of the input x at a timestep is the given one: with noise ε

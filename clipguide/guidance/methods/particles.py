@@ -42,7 +42,7 @@ from ..contract import Method
 from ..noise_levels import level, next_level
 from ..resampling import RESAMPLING
 from ..run import At, Outcome, Run
-from ..schedulers import first_order, permute, stochastic
+from ..schedulers import first_order, stochastic
 from ..stochastic import spread_of, stochastic_step
 
 POTENTIALS = ("difference", "max", "sum")
@@ -126,8 +126,7 @@ class Particles(Method):
             if index_B is not None:
                 index_B = index_B.to(sample.device)
                 model_output, sample = model_output[index_B], sample[index_B]
-                permute(run.scheduler, index_B)
-            return Outcome(model_output, sample, image_N3HW, loss_B)
+            return Outcome(model_output, sample, image_N3HW, loss_B, origin_B=index_B)
 
         return act
 
