@@ -1,10 +1,11 @@
-"""Hooks of mkdocs: one place for addresses, and links that lead out of docs/.
+"""Hooks of mkdocs: one place for addresses, links that lead out of docs/, and the list of objects.
 
 Pages link to the rest of the repository by relative paths, so that they work in a clone. On the
 site an image from samples/ or benchmarks/ is copied, and any other file becomes a link to the
 repository.
 """
 
+import itertools
 import posixpath
 import re
 from pathlib import Path
@@ -12,8 +13,11 @@ from pathlib import Path
 import tomllib  # Python 3.11 or later
 from mkdocs.structure.files import File
 
+from clipguide.mini import known
+
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ("samples/*.png", "samples/*.webp", "benchmarks/*.webp")
+THINGS = "<!-- things -->"
 LINK = re.compile(r"\]\(((?:\.\./)+)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -35,7 +39,9 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Rewrite the links of a page that lead out of docs/."""
+    """Rewrite the links of a page that lead out of docs/, and list the objects where it asks."""
+    if THINGS in markdown:
+        markdown = markdown.replace(THINGS, things())
     folder = posixpath.dirname(page.file.src_uri)
 
     def rewritten(match):
@@ -48,3 +54,13 @@ def on_page_markdown(markdown, page, config, files):
         return f"]({config.repo_url}/blob/main/{place}{anchor})"
 
     return LINK.sub(rewritten, markdown)
+
+
+def things():
+    """Return the names of what the embedded generator draws, a section for each first letter."""
+
+    def letter(name):
+        return name[0].upper() if name[0].isalpha() else "0 – 9"
+
+    parts = itertools.groupby(sorted(known.things(), key=lambda name: (letter(name), name)), letter)
+    return "\n\n".join(f"## {first}\n\n{', '.join(names)}" for first, names in parts)

@@ -276,7 +276,7 @@ def test_where_the_objects_of_a_scene_are(remembering, monkeypatch, number):
 
 
 def test_a_ground_has_its_colour():
-    """Behind and between the objects as far as the border, but not inside them; edges darken."""
+    """Behind and between the objects as far as the border, but not inside them."""
     image = torch.ones(1, 3, 32, 32)
     image[..., 8:24, 8:24] = -1  # a black frame
     image[..., 12:20, 12:20] = 1
@@ -287,6 +287,18 @@ def test_a_ground_has_its_colour():
     assert torch.equal(together(image, "white"), image) and together(image) is image
     two = together(image.repeat(2, 1, 1, 1), "night")
     assert (two[0, 2, :6] < 0).all() and (two[0, :, 15, 7] == 1).all()
+
+
+def test_a_soft_edge_mixes_with_the_ground():
+    """An edge of 60 % red and 40 % white has 40 % of the ground's colour, and is no fringe."""
+    red = torch.tensor([0.8, -0.9, -0.9]).view(1, 3, 1, 1)
+    image = torch.ones(1, 3, 32, 32)
+    image[..., 7:25, 7:25] = 0.6 * red + 0.4
+    image[..., 8:24, 8:24] = red
+    blue = torch.tensor(GROUNDS["blue"]).view(1, 3, 1, 1) / 127.5 - 1
+    page = together(image, "blue")
+    assert_close(page[..., 7:8, 7:25], (0.6 * red + 0.4 * blue).expand(1, 3, 1, 18))
+    assert_close(page[..., 8:24, 8:24], red.expand(1, 3, 16, 16))
 
 
 def test_one_object_on_a_ground(remembering, monkeypatch):

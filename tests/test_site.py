@@ -84,6 +84,16 @@ def test_it_builds_strictly(site):
     assert (site / "samples" / "red-fox.png").is_file()
 
 
+def test_it_lists_what_the_generator_draws(site):
+    from clipguide.mini import known
+
+    page = html.unescape((site / "things" / "index.html").read_text(encoding="utf-8"))
+    listed = re.search(r"<article.*</article>", page, re.DOTALL)[0]
+    names = {name for part in re.findall(r"<p>(.*?)</p>", listed, re.DOTALL)[1:] for name in
+             part.split(", ")}
+    assert set(known.things()) <= names and "<!-- things" not in page
+
+
 def test_pages_ask_no_other_host(site):
     """Nothing that a browser loads by itself comes from elsewhere."""
     loaded = re.compile(r"<(?:script|img|iframe)[^>]+src=\"(https?:[^\"]+)|<link[^>]+rel=\"?"

@@ -360,8 +360,8 @@ class MiniPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=image) if return_dict else (image,)
 
     def take(self, origin_B: Tensor) -> None:
-        """Give sample b the map, the text and the style of sample origin_B[b] from the next step on,
-        as the caller does with its latents in the scheduler's step."""
+        """Give sample b the map, the text and the style of sample origin_B[b] from the next step
+        on, as the caller does with its latents in the scheduler's step."""
         self._origin_B = origin_B
 
     def _styles(

@@ -20,6 +20,7 @@ GROUNDS = {
     "orange": (250, 158, 70), "grey": (168, 170, 174), "night": (44, 52, 104),
 }  # fmt: skip
 WHITE, EDGE = 0.86, 2  # in [-1, 1]: the ground is lighter; pixels of its soft edge
+LEAST = 0.25  # of 1 - lightness, in [0, 1], that an object has at its edge
 
 
 def together(image_B3HW: Tensor, ground: str | None = None) -> Tensor:
@@ -38,12 +39,15 @@ def together(image_B3HW: Tensor, ground: str | None = None) -> Tensor:
 
 def grounded(page_13HW: Tensor, ground: str) -> Tensor:
     """Return a page whose white ground, as far as it reaches from the border, has the colour of
-    GROUNDS. The product with the colour keeps soft edges and shadows."""
+    GROUNDS. An edge is a mixture a·object + (1 - a)·white, whose white part takes the colour. The
+    share a comes from the lightness (the least channel) there and of the object beside it."""
     light = (page_13HW > WHITE).all(1, keepdim=True).to(page_13HW)
     found = light.clone()
     found[..., 1:-1, 1:-1] = 0
     while not torch.equal(found, more := F.max_pool2d(found, 3, 1, 1) * light):
         found = more
     behind = F.max_pool2d(found, 2 * EDGE + 1, 1, EDGE) > 0
+    dark = (1 - page_13HW.amin(1, keepdim=True)) / 2
+    share = dark / F.max_pool2d(dark, 2 * EDGE + 1, 1, EDGE).clamp(min=LEAST)
     colour = page_13HW.new_tensor(GROUNDS[ground]).view(1, 3, 1, 1) / 255
-    return torch.where(behind, (page_13HW + 1) * colour - 1, page_13HW)
+    return torch.where(behind, page_13HW - 2 * (1 - share) * (1 - colour), page_13HW)

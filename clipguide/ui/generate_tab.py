@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .models import Models
 
 MOST, STEPS = 8, 100  # largest numbers of images per run, candidates per image, and steps
-EXAMPLES = ["a red fox", "a lighthouse | oil painting:0.5", "a bowl of fruit | blurry:-0.3"]
+EXAMPLES = ["a red fox", "two owls at night", "a cat and a fish", "a 3d cactus | flower:0.5"]
 EVERY = 0.3  # seconds between previews
 DONE = object()
 
