@@ -301,6 +301,20 @@ def test_a_soft_edge_mixes_with_the_ground():
     assert_close(page[..., 8:24, 8:24], red.expand(1, 3, 16, 16))
 
 
+def test_the_ground_does_not_leak_into_white_objects():
+    """A white square with a pale edge that is broken in one place keeps its colour; the ground goes
+    where it is wide enough, and is even."""
+    image = torch.ones(1, 3, 64, 64)
+    image[..., 2, :] = 0.97  # all but white
+    image[..., 20:44, 20:44] = 0.8
+    image[..., 22:42, 22:42] = 1
+    image[..., 20:22, 30:33] = 1  # the gap
+    page = together(image, "blue")
+    blue = torch.tensor(GROUNDS["blue"]).view(1, 3, 1, 1) / 127.5 - 1
+    assert (page[..., 24:40, 24:40] == 1).all()
+    assert_close(page[..., :17, :], blue.expand(1, 3, 17, 64), atol=0.04, rtol=0)
+
+
 def test_one_object_on_a_ground(remembering, monkeypatch):
     """It is drawn as it is alone, in its full size."""
     pages, image = [], torch.ones(1, 3, 32, 32)

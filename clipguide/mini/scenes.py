@@ -19,7 +19,8 @@ GROUNDS = {
     "brown": (152, 106, 72), "purple": (152, 104, 204), "pink": (248, 170, 200),
     "orange": (250, 158, 70), "grey": (168, 170, 174), "night": (44, 52, 104),
 }  # fmt: skip
-WHITE, EDGE = 0.86, 2  # in [-1, 1]: the ground is lighter; pixels of its soft edge
+WHITE, EDGE = 0.95, 2  # in [-1, 1]: the ground is lighter; pixels of its soft edge
+GAP = 3  # pixels: the ground does not go through gaps of less than twice that, into white objects
 LEAST = 0.25  # of 1 - lightness, in [0, 1], that an object has at its edge
 
 
@@ -42,12 +43,14 @@ def grounded(page_13HW: Tensor, ground: str) -> Tensor:
     GROUNDS. An edge is a mixture a·object + (1 - a)·white, whose white part takes the colour. The
     share a comes from the lightness (the least channel) there and of the object beside it."""
     light = (page_13HW > WHITE).all(1, keepdim=True).to(page_13HW)
-    found = light.clone()
+    wide = 1 - F.max_pool2d(1 - light, 2 * GAP + 1, 1, GAP)
+    found = wide.clone()
     found[..., 1:-1, 1:-1] = 0
-    while not torch.equal(found, more := F.max_pool2d(found, 3, 1, 1) * light):
+    while not torch.equal(found, more := F.max_pool2d(found, 3, 1, 1) * wide):
         found = more
+    found = F.max_pool2d(found, 2 * GAP + 1, 1, GAP) * light
     behind = F.max_pool2d(found, 2 * EDGE + 1, 1, EDGE) > 0
     dark = (1 - page_13HW.amin(1, keepdim=True)) / 2
-    share = dark / F.max_pool2d(dark, 2 * EDGE + 1, 1, EDGE).clamp(min=LEAST)
+    share = dark / F.max_pool2d(dark, 2 * EDGE + 1, 1, EDGE).clamp(min=LEAST) * (1 - light)
     colour = page_13HW.new_tensor(GROUNDS[ground]).view(1, 3, 1, 1) / 255
     return torch.where(behind, page_13HW - 2 * (1 - share) * (1 - colour), page_13HW)
