@@ -18,11 +18,11 @@ seq 0 $((workers - 1)) | OMP_NUM_THREADS=1 xargs -P "$workers" -I{} \
 say "composed $((workers * count)) images"
 compiled=$([ "$device" = cpu ] || echo --compiled)
 $python -m training.prior train --minutes "${PRIOR:-5}" --batch "$batch" --lr 1e-3 \
-    --text-rate 0 --device "$device" $compiled &
+    --text-rate 0 --device "$device" $compiled & prior=$!
 $python -m training.decoder train --minutes "${DECODER:-5}" --batch "$batch" --lr 1.5e-3 \
-    --device "$device" $compiled &
+    --device "$device" $compiled & decoder=$!
 while [ -n "$(jobs -rp)" ]; do
     for _ in $(seq 12); do [ -z "$(jobs -rp)" ] || sleep 10; done
     $python -m training.pack send "$out" && say "sent"
 done
-wait
+wait "$prior" && wait "$decoder"  # fails if one of them failed

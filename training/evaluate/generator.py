@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipguide import mini
+from clipguide import Clip, images, mini
 from clipguide.images import contact_sheet
 from clipguide.mini import known
 from clipguide.mini.memory import MapMemory
+from clipguide.mini.scenes import together
 from training import common
 from training.data.colours import TERMS
 from training.data.near import NEAR, nearest, thumbnails
+from training.data.recolour import recoloured
 from training.evaluate import samples
 from training.evaluate.clips import all_drawings, colour_hits
 from training.evaluate.drawings import Drawings, ranks, share_of_pairs
@@ -118,10 +120,51 @@ def pair_figures(
     settings: Settings, draw: samples.Samples, things: list[str], text_KD: torch.Tensor
 ) -> Iterator[Figure]:
     """Measure two objects with colours: each is among the first ten of its own half, and not on the
-    wrong sides."""
-    drawings, referee = all_drawings(), settings.clip("referee")
+    wrong sides. Also of real drawings in those colours, put side by side in the same way."""
+    drawings, referee, rng = all_drawings(), settings.clip("referee"), np.random.default_rng(0)
     rows = settings.cut(samples.pair_prompts(things, TERMS))
-    pictures = samples.pictures(draw([prompt for prompt, _, _ in rows], seeds=1, way="default"))
+    pictures = samples.pictures(draw([row[0] for row in rows], seeds=1, way="default"))
+    contact_sheet(pictures, labels=[row[0] for row in rows], columns=10).save(
+        settings.out / "generator-pairs.png")
+    both_B, sides_B = sides_right(referee, pictures, rows, drawings, text_KD)
+    what = "generator: two things, both right, sides right"
+    yield figure(what, (both_B & sides_B).float().mean(), n=len(rows),
+                 weights=settings.weights("generator", "guide", "judge", "referee"),
+                 note=f"both {both_B.float().mean():.2f}, sides {sides_B.float().mean():.2f}")
+    real, kept = [], []
+    for row in rows:
+        two = [painted(drawings, colour, thing, rng) for thing, colour in zip(row[1:3], row[3:])]
+        if None not in two:
+            image_B3HW = images.to_tensor([picture.resize((256, 256)) for picture in two])
+            page_13HW = together(image_B3HW * 2 - 1) / 2 + 0.5
+            real += images.to_pil(page_13HW)
+            kept.append(row)
+    both_B, sides_B = sides_right(referee, real, kept, drawings, text_KD)
+    yield figure(f"{what}, of real drawings", (both_B & sides_B).float().mean(), n=len(kept),
+                 weights=settings.weights("referee"), note="in those colours, side by side")
+
+
+def painted(
+    drawings: Drawings, colour: str, thing: str, rng: np.random.Generator
+) -> Image.Image | None:
+    """Return a real drawing of a thing in a colour, on white, or None if none can have it."""
+    found = [d for d in drawings.trained + drawings.held_out if d.concept == thing]
+    for k in rng.permutation(len(found)):
+        rgba = recoloured(np.asarray(drawings.rgba[found[k].index]), colour, rng)
+        if rgba is not None:
+            return images.load(Image.fromarray(rgba))
+    return None
+
+
+def sides_right(
+    referee: Clip,
+    pictures: list[Image.Image],
+    rows: list[tuple],
+    drawings: Drawings,
+    text_KD: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both_B: each object of a row is among the first ten of its half; and sides_B: they are
+    not on the wrong sides."""
     width, height = pictures[0].size
     side = width * 9 // 16
     top = (height - side) // 2
@@ -132,14 +175,7 @@ def pair_figures(
     )
     both_B = (ranks(left_BD, text_KD, first_B) < 10) & (ranks(right_BD, text_KD, second_B) < 10)
     apart_BD = text_KD[first_B] - text_KD[second_B]
-    sides_B = ((left_BD - right_BD) * apart_BD).sum(1) > 0
-    contact_sheet(pictures, labels=[row[0] for row in rows], columns=10).save(
-        settings.out / "generator-pairs.png")
-    hit_B = both_B & sides_B
-    what = "generator: two things, both right, sides right"
-    yield figure(what, hit_B.float().mean(), n=len(rows),
-                 weights=settings.weights("generator", "guide", "judge", "referee"),
-                 note=f"both {both_B.float().mean():.2f}, sides {sides_B.float().mean():.2f}")
+    return both_B, ((left_BD - right_BD) * apart_BD).sum(1) > 0
 
 
 def variety(
@@ -166,17 +202,23 @@ def apart(image_BD: torch.Tensor) -> float:
 
 def colour_figures(settings: Settings, draw: samples.Samples, things: list[str],
                    text_KD: torch.Tensor):
-    """Yield figures of "a {colour} {thing}" by the referee. Return the images."""
-    drawings, referee = all_drawings(), settings.clip("referee")
+    """Yield figures of "a {colour} {thing}" by the referee, also for real drawings that are painted
+    in those colours. Return the images."""
+    drawings, referee, rng = all_drawings(), settings.clip("referee"), np.random.default_rng(0)
     never = [(pair["colour"], pair["concept"]) for pair in common.holdout()["colours"]]
     rows = settings.cut(samples.coloured_prompts(things, never, TERMS))
     prompts = [samples.phrase(thing, f"{colour} {thing}") for colour, thing, _ in rows]
     drawn = draw(prompts, seeds=1, way="default")
-    image_BD = referee.encode_pictures(samples.pictures(drawn))
-    thing_B = torch.tensor([drawings.place[thing] for _, thing, _ in rows])
-    colour_B = torch.tensor([TERMS.index(colour) for colour, _, _ in rows])
-    colour_hit_B = colour_hits(referee, image_BD, [thing for _, thing, _ in rows], colour_B)
-    hit_B = colour_hit_B & (ranks(image_BD, text_KD, thing_B) < 5)
+
+    def right(pictures: list[Image.Image], rows: list[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return whether colour and thing are right, and whether the colour is."""
+        image_BD = referee.encode_pictures(pictures)
+        thing_B = torch.tensor([drawings.place[thing] for _, thing, _ in rows])
+        colour_B = torch.tensor([TERMS.index(colour) for colour, _, _ in rows])
+        colour_hit_B = colour_hits(referee, image_BD, [thing for _, thing, _ in rows], colour_B)
+        return colour_hit_B & (ranks(image_BD, text_KD, thing_B) < 5), colour_hit_B
+
+    hit_B, colour_hit_B = right(samples.pictures(drawn), rows)
     new_B = torch.tensor([new for _, _, new in rows])
     weights = settings.weights("generator", "guide", "judge", "referee")
     yield figure("generator: colour and thing right", hit_B.float().mean(), n=len(rows),
@@ -186,6 +228,12 @@ def colour_figures(settings: Settings, draw: samples.Samples, things: list[str],
     if new_B.any():
         yield figure("generator: colour and thing right, pairs never trained on",
                      hit_B[new_B].float().mean(), n=int(new_B.sum()), weights=weights)
+    real = {row: painted(drawings, *row[:2], rng) for row in rows}
+    real = {row: picture for row, picture in real.items() if picture is not None}
+    hit_B, colour_hit_B = right(list(real.values()), list(real))
+    for what, of_B in (("colour and thing", hit_B), ("colour", colour_hit_B)):
+        yield figure(f"generator: {what} right, of real drawings", of_B.float().mean(), n=len(real),
+                     weights=settings.weights("referee"), note="painted in those colours")
     labels = [f"{prompt}{' *' if new else ''}" for prompt, (_, _, new) in zip(prompts, rows)]
     contact_sheet(samples.pictures(drawn), labels=labels, columns=10).save(
         settings.out / "generator-colours.png")

@@ -98,7 +98,12 @@ NAMES = {  # of figures, as the page writes them
     "colour and thing right": "colour and object both right",
     "colour and thing right, pairs never trained on": "colour and object both right, pairs that "
     "are not in the training data",
+    "colour and thing right, of real drawings": "colour and object both right, of real drawings "
+    "that are painted in those colours",
+    "colour right, of real drawings": "colour right, of the same real drawings",
     "two things, both right, sides right": "two objects, both right and on the right sides",
+    "two things, both right, sides right, of real drawings": "two objects, both right and on the "
+    "right sides, of real drawings side by side, painted in those colours",
     "nearly a training picture": "near-copies of a training image",
     "variety, times that of real drawings": "variety, divided by that of real drawings",
     **{f"looked at, {said}": f"called {said} by reviewers" for said in ("good", "so-so", "bad")},

@@ -88,15 +88,15 @@ def concept_prompts(
 
 def pair_prompts(
     things: Sequence[str], colours: Sequence[str], count: int = PAIRS
-) -> list[tuple[str, str, str]]:
-    """(prompt, the thing on the left, the thing on the right): two things with colours."""
+) -> list[tuple[str, str, str, str, str]]:
+    """(prompt, left thing, right thing, left colour, right colour) of two things with colours."""
     rng, found = np.random.default_rng(3), []
     single = [thing for thing in things if number_of(thing) == "one" and len(thing.split()) < 3]
     for _ in range(count):
         left, right = (single[i] for i in rng.choice(len(single), 2, replace=False))
-        said = (colours[int(rng.integers(len(colours)))] for _ in range(2))
+        said = [colours[int(rng.integers(len(colours)))] for _ in range(2)]
         a, b = (article(f"{colour} {thing}") for colour, thing in zip(said, (left, right)))
-        found.append((f"{a} to the left of {b}", left, right))
+        found.append((f"{a} to the left of {b}", left, right, *said))
     return found
 
 
