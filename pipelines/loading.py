@@ -21,6 +21,7 @@ from ..guidance.latents import check
 from ..guidance.pipe_parts import denoiser
 from ..hub import within_reach
 from ..prompts import shorten
+from ..sizes import check_size
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -162,17 +163,12 @@ def picture_size(
     native = pipe.vae_scale_factor * getattr(pipe, "default_sample_size", own)
     if size is None:
         size = native
-    width, height = (size, size) if isinstance(size, int) else size
+    sides = (size, size) if isinstance(size, int) else size
     # a U-Net halves the sides, a transformer makes patches
     blocks = config.get("block_out_channels")
     grain = pipe.vae_scale_factor * (2 ** (len(blocks) - 1) if blocks else 2)
-    least, most = max(grain, native // 2), native * 2
-    if any(side % grain or not least <= side <= most for side in (width, height)):
-        raise UsageError(
-            f"{name} does not draw {width}x{height}: a side is a multiple of {grain} pixels from "
-            f"{least} to {most}; {native} is best."
-        )
-    return width, height
+    check_size(name, sides, native=native, grain=grain)
+    return sides
 
 
 def pipeline_fingerprint(pipe: DiffusionPipeline) -> str:

@@ -15,6 +15,7 @@ CASES = {
     "generate": [
         "fox --nope",
         "fox --size big",
+        "fox --size 13x13",
         "fox --method nope",
         "fox --method particles --rho 1",
         "fox --strength nope",

@@ -8,15 +8,18 @@ compares each rule with the library: the library refuses whatever the rule refus
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .. import mini
 from ..errors import UsageError, close_matches
 from ..registry import ADDED, GROUP
 from ..schedules import schedule
+from ..sizes import check_size
 from . import values
 from .options import REWARDS
 
@@ -317,8 +320,23 @@ def check(verb: str, given: Mapping[str, Any], spelt: Mapping[str, str]) -> None
             rule(spelt[name], given[name])
     if verb == "generate":
         _check_method(given, spelt)
+        _check_size(given)
     if verb == "optimize":
         _check_company(given, spelt)
+
+
+def _check_size(given: Mapping[str, Any]) -> None:
+    """Raise UsageError for a size that the embedded generator does not draw. Other models say so
+    when they are loaded."""
+    if given.get("model") in (None, "mini") and given.get("size") is not None:
+        folder = mini.path("generator")
+        unet, vae = (
+            json.loads((folder / part / "config.json").read_text("utf-8"))
+            for part in ("unet", "vae")
+        )
+        factor, blocks = (2 ** (len(c["block_out_channels"]) - 1) for c in (vae, unet))
+        native = factor * unet["sample_size"]
+        check_size("mini", values.sides(given["size"]), native=native, grain=factor * blocks)
 
 
 def _check_company(given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:
