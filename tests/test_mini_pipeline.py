@@ -275,6 +275,20 @@ def test_where_the_objects_of_a_scene_are(remembering, monkeypatch, number):
     assert dark[:, : size // 2].mean() == dark[:, size // 2 :].mean()
 
 
+def test_one_stands_on_the_other():
+    """What is white below the first and above the second is gone; nothing else moves."""
+    image = torch.ones(2, 3, 64, 64)
+    image[0, :, 10:40, 20:30] = -1
+    image[1, :, 20:30, 4:60] = 0
+    page = together(image, above=True)
+    column = page[0, 0, :, 28]
+    assert (column == -1).nonzero()[:, 0].tolist() == [*range(17, 32)]
+    assert (column == 0).nonzero()[:, 0].tolist() == [*range(32, 37)]
+    assert (page == -1).sum() == 3 * 15 * 5 and (page == 0).sum() == 3 * 5 * 28
+    white = torch.ones(2, 3, 64, 64)
+    assert (together(white, above=True) == 1).all()
+
+
 def test_a_ground_has_its_colour():
     """Behind and between the objects as far as the border, but not inside them."""
     image = torch.ones(1, 3, 32, 32)

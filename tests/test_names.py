@@ -42,6 +42,8 @@ THINGS = {  # English names, other names, keywords
     "shade": (["umbrella", "yellow umbrella"], [], []),
     "rain": (["umbrella", "umbrella with rain"], [], []),
     "cake": (["cake", "sweet cake"], [], []),
+    "heart": (["heart"], [], []),
+    "burning heart": (["heart on fire"], [], []),
     "shortcake": (["cake", "shortcake"], [], ["slice"]),
 }
 NAMES = Names(map(written, *zip(*THINGS.values())), {"negro": "black", "赤い": "red"})
@@ -128,12 +130,43 @@ NUMBERS = ("three red foxes", "2 tents in the forest")
         ("a red fox and a white fox", ["fox", "fox"], ("a red fox", "a white fox")),
         ("three red foxes", ["fox"] * 3, ("a red fox",) * 3),
         ("2 tents in the forest", ["tent"] * 2, ("a tent in the forest",) * 2),
+        ("a fox, a cat and a tent", ["fox", "cat", "tent"], ("a fox", "a cat", "a tent")),
+        ("a red fox, cat, and a tent", ["fox", "cat", "tent"], ("a red fox", "cat", "a tent")),
+        ("a fox, a cat, flat and shiny", None, None),
+        ("a fox, a cat and a hen", None, None),
+        ("a fox, a cat, a tent", None, None),
     ],
 )
 def test_scenes(prompt, things, prompts):
     found = NAMES.scene(prompt)
+    if things is None:
+        assert found is None
+        return
     assert [list(THINGS)[k] for named in found.objects for k in named.things] == things
     assert found.prompts == prompts and found.same is (prompt in NUMBERS) and found.ground is None
+    assert not found.above
+
+
+@pytest.mark.parametrize(
+    "prompt, things, prompts, ground",
+    [
+        ("a red fox on a tent", ["fox", "tent"], ("a red fox", "a tent"), None),
+        ("a fox sitting on top of a tent", ["fox", "tent"], ("a fox sitting", "a tent"), None),
+        ("a fox under the tent, flat", ["tent", "fox"], ("the tent", "a fox"), None),
+        ("a fox over a tent at night", ["fox", "tent"], ("a fox", "a tent"), "night"),
+        ("a fox on a hen", None, None, None),
+        ("a fox on a red fox", None, None, None),
+        ("a heart on fire", None, None, None),  # a name
+        ("a heart above a fire", ["heart", "fire"], ("a heart", "a fire"), None),
+    ],
+)
+def test_one_above_the_other(prompt, things, prompts, ground):
+    found = NAMES.scene(prompt)
+    if things is None:
+        assert found is None
+        return
+    assert [list(THINGS)[k] for named in found.objects for k in named.things] == things
+    assert found.prompts == prompts and found.above and found.ground == ground
 
 
 @pytest.mark.parametrize(

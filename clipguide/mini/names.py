@@ -53,6 +53,9 @@ MANY = frozenset("five six seven eight nine ten many several both 5 6 7 8 9 10".
 BESIDE = re.compile(
     r"\b(?:(?:and|beside|next to)\b|to the (?:left|(?P<right>right)) of\b|(?:y|et|und|e)\b)|&|\+"
 )
+# What joins two objects, of which the first is above the second unless `under` matches.
+ABOVE = re.compile(r"\b(?:on top of|on|over|above|(?P<under>under|underneath|below|beneath))\b")
+LISTED = re.compile(r",|\band\b|&")  # between three or four objects
 # What is behind the objects: a colour, or the night.
 GROUND = re.compile(
     r"\b(?:(?:on|with|against|in front of) an? (?:\w+ ){0,2}?(?P<colour>\w+) "
@@ -70,12 +73,14 @@ class Named(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """Two to four objects that a prompt names, from left to right, with the prompt of each, and the
-    colour of the ground, one of COLOURS or "night"; or one object on such a ground."""
+    """Two to four objects that a prompt names, from left to right, or the first above the second if
+    `above` is true, with the prompt of each, and the colour of the ground, one of COLOURS or
+    "night"; or one object on such a ground."""
 
     objects: tuple[Named, ...]
     prompts: tuple[str, ...]
     ground: str | None = None
+    above: bool = False
 
     @property
     def same(self) -> bool:
@@ -154,8 +159,11 @@ class Names:
         return Named(tuple(sorted(things)), colour)
 
     def scene(self, prompt: str) -> Scene | None:
-        """Return the objects of a prompt that names two, or a number from 2 to 4 of one, or one on
-        a ground. Return None for any other prompt, or if an object is not known."""
+        """Return the objects of a prompt that names two, or three or four in a list, or a number
+        from 2 to 4 of one, or one on a ground. Return None for any other prompt, or if an object is
+        not known."""
+        if listed := self._listed(prompt.lower()):
+            return listed
         text, ground = self._ground(prompt.partition(",")[0].lower())
         for joint in BESIDE.finditer(text):
             parts = [text[: joint.start()].strip(), text[joint.end() :].strip()]
@@ -164,6 +172,8 @@ class Names:
             found = [self.find(part) for part in parts]
             if all(found) and found[0] != found[1] and _content(text) not in self._english:
                 return Scene(tuple(found), tuple(parts), ground)
+        if stacked := self._stacked(text, ground):
+            return stacked
         words = split(text)
         place = next((k for k, word in enumerate(words) if word in COUNTS), None)
         # There is no number, or it is part of a name, as in "four leaf clover".
@@ -175,6 +185,34 @@ class Names:
             return None
         told, number = f"a {' '.join(map(singular, rest))}", COUNTS[words[place]]
         return Scene((found,) * number, (told,) * number, ground)
+
+    def _listed(self, prompt: str) -> Scene | None:
+        """Return the scene of "a cat, a dog and a fish": each part has an article or is a name, so
+        that no style is taken for an object."""
+        text, ground = self._ground(prompt)
+        parts = [part.strip() for part in LISTED.split(text) if part.strip()]
+        if not 3 <= len(parts) <= 4 or not LISTED.search(text.replace(",", " ")):
+            return None
+        if not all(split(p)[:1][0] in ARTICLES or _content(p) in self._english for p in parts):
+            return None
+        found = [self.find(part) for part in parts]
+        distinct = all(found) and len({*found}) == len(found)
+        return Scene(tuple(found), tuple(parts), ground) if distinct else None
+
+    def _stacked(self, text: str, ground: str | None) -> Scene | None:
+        """Return the scene of "a cat on a sofa", unless a name says so, as "heart on fire" does."""
+        words = list(_content(text))
+        name = _longest(words, 0, len(words), self._english)
+        if name and ABOVE.search(" ".join(words[name[0] : name[1]])):
+            return None
+        for joint in ABOVE.finditer(text):
+            parts = [text[: joint.start()].strip(), text[joint.end() :].strip()]
+            if joint["under"]:
+                parts.reverse()
+            found = [self.find(part) for part in parts]
+            if all(found) and not {*found[0].things} & {*found[1].things}:
+                return Scene(tuple(found), tuple(parts), ground, above=True)
+        return None
 
     def _ground(self, text: str) -> tuple[str, str | None]:
         """Return a text without its ground, and the ground. The name of an object may say "at

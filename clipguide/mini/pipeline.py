@@ -271,9 +271,9 @@ class MiniPipeline(DiffusionPipeline):
             prior_eta: the share of new noise in each step of the prior, from 0 to 1.
             recall: whether the map of an object that the memory knows comes from there instead of
                 from the prior.
-            scenes: whether the objects of a prompt that names two, or up to four of one, or one on
-                a coloured ground, are drawn one by one and then put together, if the memory knows
-                them all.
+            scenes: whether the objects of a prompt that names two to four, or up to four of one, or
+                one on a coloured ground, are drawn one by one and then put together, if the memory
+                knows them all.
             map_guidance_scale: the guidance scale of the U-Net, for the map and the text; 1 is no
                 guidance.
             output_type: "pil", "np", "pt" or "latent".
@@ -466,7 +466,7 @@ class MiniPipeline(DiffusionPipeline):
             # Alone, so that hooks of the run see none of these calls.
             output = self._denoise(x, t, maps, code, text, label_B, scale, alone=True)
             latents = scheduler.step(output, t, latents, return_dict=False)[0]
-        page = together(self.decode(latents).clamp(-1, 1), scene.ground)
+        page = together(self.decode(latents).clamp(-1, 1), scene.ground, above=scene.above)
         return self.encode(page)[0].to(like), page[0]
 
     def _towards(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
