@@ -98,8 +98,8 @@ def doubt(prompt: str, *, several: bool = False) -> str | None:
         return f"mini does not seem to know {said!r}. {ADVICE}"
     if not several and (len(words) > MOST or _joined(prompt)):
         return (
-            f"mini may not draw all of {shorten(prompt)!r}: it draws one thing, up to four of a "
-            f"kind, or two that it knows. {ADVICE}"
+            f"mini may not draw all of {shorten(prompt)!r}: it draws one thing, up to four that "
+            f"it knows side by side, or one above another. {ADVICE}"
         )
     return None
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .models import Models
 
 MOST, STEPS = 8, 100  # largest numbers of images per run, candidates per image, and steps
-EXAMPLES = ["a red fox", "two owls at night", "a cat and a fish", "a 3d cactus | flower:0.5"]
+EXAMPLES = ["a red fox", "two owls at night", "a frog on a mushroom", "a cat, a dog and a fish"]
 EVERY = 0.3  # seconds between previews
 DONE = object()
 
