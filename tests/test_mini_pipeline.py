@@ -30,6 +30,7 @@ from clipguide.mini.names import COLOURS, written
 from clipguide.mini.pipeline import MiniPipeline
 from clipguide.mini.scenes import GROUNDS, together
 from clipguide.mini.styles import STYLES, USUAL, labels_of, style_in, with_style
+from clipguide.objectives import TotalVariation
 
 
 def seeds(*numbers: int) -> list[torch.Generator]:
@@ -186,6 +187,24 @@ def test_a_scene_is_put_together(remembering):
     remembering._draw_scene = draw_scene
     apart = draw(remembering, scene, seeds(4), scenes=False)
     assert not torch.allclose(apart[0], both[0], atol=1e-2)
+
+
+def test_a_scene_goes_on_from_a_tape(remembering, tmp_path):
+    """Its objects are drawn while the tape is replayed, though the steps are not."""
+
+    def run(tape, stop: int = 9) -> torch.Tensor:
+        def on_step(step) -> None:
+            if step.index == stop:
+                raise KeyboardInterrupt
+
+        with steer(remembering, TotalVariation(), tape=tape, on_step=on_step) as s:
+            few = {"num_inference_steps": 4, "prior_num_inference_steps": 3, "output_type": "pt"}
+            return s(prompt=["a red fox and a whale"], generator=seeds(4), **few).images
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "tape", stop=2)
+    assert (tmp_path / "tape").exists()
+    assert torch.equal(run(tmp_path / "tape"), run(None))
 
 
 def test_samples_change_places_with_what_they_are_drawn_from(remembering):

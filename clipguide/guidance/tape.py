@@ -164,7 +164,8 @@ class _Output(BaseOutput):
 @contextlib.contextmanager
 def replaying(tape: Tape, model: nn.Module) -> Iterator[None]:
     """Have a denoiser give zeros in the shape of its own output, and compute nothing, while a tape
-    is replayed; then it is itself, and its shapes go on the tape."""
+    is replayed; then it is itself, and its shapes go on the tape. `forward.itself` is its own, for
+    calls that are not of the run's steps."""
     own, forward = model.__dict__.get("forward"), model.forward
 
     def answer(*args, **kwargs):
@@ -175,6 +176,7 @@ def replaying(tape: Tape, model: nn.Module) -> Iterator[None]:
         zeros = tape.zeros(next(model.parameters()))
         return _Output(sample=zeros) if kwargs.get("return_dict", True) else (zeros,)
 
+    answer.itself = forward
     model.forward = answer
     try:
         yield

@@ -399,7 +399,7 @@ class MiniPipeline(DiffusionPipeline):
 
         If the scale is above 1, x and the text, which is (hidden states, mask), are those of the
         prompts, followed by those of the negative prompts. `alone`: without the hooks that others
-        have put on the networks.
+        have put on the networks, and also while a tape is replayed.
         """
         guided = scale > 1
         if guided:
@@ -408,7 +408,10 @@ class MiniPipeline(DiffusionPipeline):
         under, more = F.interpolate(maps, x.shape[-2:], mode="nearest"), {}
         if self.details is not None and code.any():
             more = self.details(code, maps, t, x.shape[-2:])
-        output = (self.unet.forward if alone else self.unet)(
+        unet = self.unet
+        if alone:
+            unet = getattr(unet.forward, "itself", unet.forward)
+        output = unet(
             torch.cat([x, under], 1),
             t,
             **conditions(maps, *text, label_B, len(STYLES)),
