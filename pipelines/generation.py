@@ -207,8 +207,11 @@ class Generation:
 def _usual_steps(pipe: object, asked: Generation) -> int:
     """Return the number of steps of a run that names none: STEPS, or that of the pipeline's class
     if nothing steers in these steps."""
-    steered = asked.method == "auto" or not (asked.strength == 0 or asked.configured.prepares)
-    return STEPS if steered else getattr(type(pipe), "default_steps", STEPS)
+    if asked.method == "auto":
+        return STEPS
+    method = asked.configured  # which may have its strength from elsewhere
+    idle = getattr(method, "strength", None) == 0 or method.prepares
+    return getattr(type(pipe), "default_steps", STEPS) if idle else STEPS
 
 
 def _check_rewards(asked: Generation) -> None:

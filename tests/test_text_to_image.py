@@ -198,6 +198,7 @@ def test_a_pipelines_own_way(draw, monkeypatch):
     cases = (
         ({}, 2), ({"best_of": 3}, 2), ({"strength": 0}, 2), ({"method": "drafts"}, 2),
         ({"steps": 3}, 3), ({"cutouts": 2}, 30),
+        ({"method": Shortcut(strength=0.0)}, 2),  # as the command line gives it
     )  # fmt: skip
     for settings, taken in cases:
         assert draw("a red fox", **fewer, **settings)[0].recipe.steps == taken, settings
