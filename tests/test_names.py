@@ -43,6 +43,7 @@ THINGS = {  # English names, other names, keywords
     "rain": (["umbrella", "umbrella with rain"], [], []),
     "cake": (["cake", "sweet cake"], [], []),
     "heart": (["heart"], [], []),
+    "scissors": (["scissors"], [], []),
     "burning heart": (["heart on fire"], [], []),
     "shortcake": (["cake", "shortcake"], [], ["slice"]),
 }
@@ -132,6 +133,11 @@ NUMBERS = ("three red foxes", "2 tents in the forest")
         ("2 tents in the forest", ["tent"] * 2, ("a tent in the forest",) * 2),
         ("a fox, a cat and a tent", ["fox", "cat", "tent"], ("a fox", "a cat", "a tent")),
         ("a red fox, cat, and a tent", ["fox", "cat", "tent"], ("a red fox", "cat", "a tent")),
+        ("a tent and cats", ["tent", "cat", "cat"], ("a tent", "a cat", "a cat")),
+        ("red foxes and tents", ["fox"] * 2 + ["tent"] * 2, ("a red fox",) * 2 + ("a tent",) * 2),
+        ("a fox, a tent and cats", ["fox", "tent", "cat", "cat"],
+         ("a fox", "a tent", "a cat", "a cat")),
+        ("a fox and scissors", ["fox", "scissors"], ("a fox", "scissors")),  # one thing's name
         ("a fox, a cat, flat and shiny", None, None),
         ("a fox, a cat and a hen", None, None),
         ("a fox, a cat, a tent", None, None),

@@ -62,6 +62,7 @@ GROUND = re.compile(
     r"(?:back)?(?:ground|drop)|(?:at|by|in the) night)\b"
 )
 AMONG, BETWEEN = "; ", " | "  # names, and groups of names, in a line
+MOST = 4  # objects of a scene
 FEW = 2  # objects that a keyword may have to name them
 
 
@@ -105,10 +106,12 @@ class Names:
         self._words: dict[str, set[int]] = {}  # of names and keywords
         self._length: list[int] = []  # of the first English name
         self._own: list[set[str]] = []  # words of English names
+        self._written: list[set[str]] = []  # the same, as they are written
         for number, line in enumerate(things):
             english, foreign, keywords = (part.split(AMONG) for part in line.split(BETWEEN))
             self._length.append(len(english[0]))
             self._own.append({word for name in english for word in _content(name)})
+            self._written.append({word for name in english for word in split(name)})
             for name in foreign:
                 if UNSPACED.search(name):
                     self._unspaced.setdefault(name, set()).add(number)
@@ -171,7 +174,7 @@ class Names:
                 parts.reverse()
             found = [self.find(part) for part in parts]
             if all(found) and found[0] != found[1] and _content(text) not in self._english:
-                return Scene(tuple(found), tuple(parts), ground)
+                return self._side_by_side(found, parts, ground)
         if stacked := self._stacked(text, ground):
             return stacked
         words = split(text)
@@ -186,18 +189,33 @@ class Names:
         told, number = f"a {' '.join(map(singular, rest))}", COUNTS[words[place]]
         return Scene((found,) * number, (told,) * number, ground)
 
+    def _side_by_side(
+        self, found: Sequence[Named], parts: Sequence[str], ground: str | None
+    ) -> Scene:
+        """Return the scene of these objects, with two of each that is named in the plural, as long
+        as there are at most four: "a moon and stars"."""
+        objects, prompts, left = [], [], MOST - len(found)
+        for named, part in zip(found, parts):
+            last = split(part)[-1]
+            alone = singular(last) == last or any(last in self._written[k] for k in named.things)
+            number = 1 if alone or not left else 2
+            left -= number - 1
+            objects += [named] * number
+            prompts += [part if alone else f"a {' '.join(map(singular, split(part)))}"] * number
+        return Scene(tuple(objects), tuple(prompts), ground)
+
     def _listed(self, prompt: str) -> Scene | None:
         """Return the scene of "a cat, a dog and a fish": each part has an article or is a name, so
         that no style is taken for an object."""
         text, ground = self._ground(prompt)
         parts = [part.strip() for part in LISTED.split(text) if part.strip()]
-        if not 3 <= len(parts) <= 4 or not LISTED.search(text.replace(",", " ")):
+        if not 3 <= len(parts) <= MOST or not LISTED.search(text.replace(",", " ")):
             return None
         if not all(split(p)[:1][0] in ARTICLES or _content(p) in self._english for p in parts):
             return None
         found = [self.find(part) for part in parts]
         distinct = all(found) and len({*found}) == len(found)
-        return Scene(tuple(found), tuple(parts), ground) if distinct else None
+        return self._side_by_side(found, parts, ground) if distinct else None
 
     def _stacked(self, text: str, ground: str | None) -> Scene | None:
         """Return the scene of "a cat on a sofa", unless a name says so, as "heart on fire" does."""
