@@ -137,6 +137,12 @@ NUMBERS = ("three red foxes", "2 tents in the forest")
         ("red foxes and tents", ["fox"] * 2 + ["tent"] * 2, ("a red fox",) * 2 + ("a tent",) * 2),
         ("a fox, a tent and cats", ["fox", "tent", "cat", "cat"],
          ("a fox", "a tent", "a cat", "a cat")),
+        ("two foxes and a cat", ["fox", "fox", "cat"], ("a fox", "a fox", "a cat")),
+        ("a cat, two foxes and a tent", ["cat", "fox", "fox", "tent"],
+         ("a cat", "a fox", "a fox", "a tent")),
+        ("two foxes and cats", ["fox", "fox", "cat", "cat"], ("a fox",) * 2 + ("a cat",) * 2),
+        ("three foxes and cats", ["fox"] * 3 + ["cat"], ("a fox",) * 3 + ("cats",)),
+        ("a fox, !!, a cat and ?", None, None),
         ("a fox and scissors", ["fox", "scissors"], ("a fox", "scissors")),  # one thing's name
         ("a fox, a cat, flat and shiny", None, None),
         ("a fox, a cat and a hen", None, None),
@@ -195,8 +201,8 @@ def test_grounds(prompt, things, prompts, ground):
 @pytest.mark.parametrize(
     "prompt",
     ["a fox", "a bow and arrow", "a four leaf clover", "a black and white cat", "a fox and a hen",
-     "a hen and a fox", "five foxes", "a fox and a fox", "two foxes and a cat", "three hens", "and",
-     "two", "", "a fox on a nice background", "a hen at night", "a bridge at night",
+     "a hen and a fox", "five foxes", "a fox and a fox", "three foxes and two cats", "three hens",
+     "and", "two", "", "a fox on a nice background", "a hen at night", "a bridge at night",
      "a fox on a background of blue", "on a red background", "a fox on a red hill"],
 )  # fmt: skip
 def test_no_scenes(prompt):

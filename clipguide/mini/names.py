@@ -172,36 +172,45 @@ class Names:
             parts = [text[: joint.start()].strip(), text[joint.end() :].strip()]
             if joint["right"]:
                 parts.reverse()
-            found = [self.find(part) for part in parts]
-            if all(found) and found[0] != found[1] and _content(text) not in self._english:
-                return self._side_by_side(found, parts, ground)
+            beside = self._side_by_side(parts, ground)
+            if beside and _content(text) not in self._english:
+                return beside
+        if BESIDE.search(text):
+            return None
         if stacked := self._stacked(text, ground):
             return stacked
+        if (found := self.find(text)) is not None:  # a number may be part of its name
+            return None if ground is None else Scene((found,), (text,), ground)
+        found, told, number = self._counted(text)
+        return Scene((found,) * number, (told,) * number, ground) if found and number else None
+
+    def _counted(self, text: str) -> tuple[Named | None, str, int]:
+        """Return what "three red foxes" names, "a red fox", and 3. The number is 0 without one."""
         words = split(text)
         place = next((k for k, word in enumerate(words) if word in COUNTS), None)
-        # There is no number, or it is part of a name, as in "four leaf clover".
-        if place is None or BESIDE.search(text) or self.find(text):
-            alone = None if ground is None or BESIDE.search(text) else self.find(text)
-            return None if alone is None else Scene((alone,), (text,), ground)
-        rest = words[place + 1 :]
-        if (found := self.find(" ".join(rest))) is None:
-            return None
-        told, number = f"a {' '.join(map(singular, rest))}", COUNTS[words[place]]
-        return Scene((found,) * number, (told,) * number, ground)
+        found = self.find(text)
+        if found is None and place is not None:
+            rest = words[place + 1 :]
+            told = f"a {' '.join(map(singular, rest))}"
+            return self.find(" ".join(rest)), told, COUNTS[words[place]]
+        return found, text, 0
 
-    def _side_by_side(
-        self, found: Sequence[Named], parts: Sequence[str], ground: str | None
-    ) -> Scene:
-        """Return the scene of these objects, with two of each that is named in the plural, as long
-        as there are at most four: "a moon and stars"."""
-        objects, prompts, left = [], [], MOST - len(found)
-        for named, part in zip(found, parts):
-            last = split(part)[-1]
-            alone = singular(last) == last or any(last in self._written[k] for k in named.things)
-            number = 1 if alone or not left else 2
-            left -= number - 1
-            objects += [named] * number
-            prompts += [part if alone else f"a {' '.join(map(singular, split(part)))}"] * number
+    def _side_by_side(self, parts: Sequence[str], ground: str | None) -> Scene | None:
+        """Return the scene of several objects, each in its number, or two of it if it is named in
+        the plural, as in "a moon and stars", as long as there are at most four."""
+        found = [self._counted(part) for part in parts]
+        things = [named for named, _, _ in found]
+        left = MOST - sum(number or 1 for _, _, number in found)
+        if not all(things) or len({*things}) < len(things) or left < 0:
+            return None
+        objects, prompts = [], []
+        for named, told, number in found:
+            last = split(told)[-1]
+            own = any(last in self._written[k] for k in named.things)  # its name is a plural
+            if not number and left and singular(last) != last and not own:
+                told, number, left = f"a {' '.join(map(singular, split(told)))}", 2, left - 1
+            objects += [named] * (number or 1)
+            prompts += [told] * (number or 1)
         return Scene(tuple(objects), tuple(prompts), ground)
 
     def _listed(self, prompt: str) -> Scene | None:
@@ -211,11 +220,10 @@ class Names:
         parts = [part.strip() for part in LISTED.split(text) if part.strip()]
         if not 3 <= len(parts) <= MOST or not LISTED.search(text.replace(",", " ")):
             return None
-        if not all(split(p)[:1][0] in ARTICLES or _content(p) in self._english for p in parts):
+        said = ARTICLES | COUNTS.keys()
+        if not all({*split(p)[:1]} & said or _content(p) in self._english for p in parts):
             return None
-        found = [self.find(part) for part in parts]
-        distinct = all(found) and len({*found}) == len(found)
-        return self._side_by_side(found, parts, ground) if distinct else None
+        return self._side_by_side(parts, ground)
 
     def _stacked(self, text: str, ground: str | None) -> Scene | None:
         """Return the scene of "a cat on a sofa", unless a name says so, as "heart on fire" does."""
