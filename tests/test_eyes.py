@@ -18,7 +18,7 @@ KEY = {
     "1": {"prompt": "a white horse", "guide": 0.1, "judge": 0.1},
     "2": {"prompt": "a blue car", "guide": 0.1, "judge": 0.1},
     "3": {"prompt": "an apple", "guide": 0.3, "judge": 0.3},
-    "4": {"prompt": "a cat, a dog and a lion", "guide": 0.3, "judge": 0.3},  # a doubt
+    "4": {"prompt": "a fox eating sushi", "guide": 0.3, "judge": 0.3},  # a doubt
 }
 SAID = {"a": ["good", "bad", "so-so", "good", "bad"], "b": ["good", "bad", "bad", "good", "bad"]}
 
