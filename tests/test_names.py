@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from clipguide.mini.names import Names, singular, written
@@ -203,6 +205,7 @@ def test_grounds(prompt, things, prompts, ground):
     ["a fox", "a bow and arrow", "a four leaf clover", "a black and white cat", "a fox and a hen",
      "a hen and a fox", "five foxes", "a fox and a fox", "three foxes and two cats", "three hens",
      "and", "two", "", "a fox on a nice background", "a hen at night", "a bridge at night",
+     "two foxes, three cats and a tent", "a fox, a cat, a tent, a man and a sun",
      "a fox on a background of blue", "on a red background", "a fox on a red hill"],
 )  # fmt: skip
 def test_no_scenes(prompt):
@@ -214,3 +217,11 @@ def test_the_plural_is_taken_off():
     assert [*map(singular, ("foxes", "cats", "glass", "glasses", "bus", "狐", "gas"))] == [
         "fox", "cat", "glass", "glass", "bus", "狐", "gas",
     ]  # fmt: skip
+
+
+def test_a_long_prompt_is_read_soon():
+    """Of megabytes, too."""
+    before = time.process_time()
+    for prompt in ("a fox and " * 10**5, "on " * 10**5, "a fox, " * 10**5, "two " * 10**5):
+        NAMES.scene(prompt)
+    assert time.process_time() - before < 5

@@ -62,7 +62,7 @@ GROUND = re.compile(
     r"(?:back)?(?:ground|drop)|(?:at|by|in the) night)\b"
 )
 AMONG, BETWEEN = "; ", " | "  # names, and groups of names, in a line
-MOST = 4  # objects of a scene
+MOST, LONGEST = 4, 300  # objects of a scene; characters of a prompt that are read for one
 FEW = 2  # objects that a keyword may have to name them
 
 
@@ -165,9 +165,11 @@ class Names:
         """Return the objects of a prompt that names two, or three or four in a list, or a number
         from 2 to 4 of one, or one on a ground. Return None for any other prompt, or if an object is
         not known."""
-        if listed := self._listed(prompt.lower()):
-            return listed
-        text, ground = self._ground(prompt.partition(",")[0].lower())
+        prompt = prompt[:LONGEST].lower()
+        text, ground = self._ground(prompt)
+        if parts := self._list(text):
+            return self._side_by_side(parts, ground)
+        text, ground = self._ground(prompt.partition(",")[0])
         for joint in BESIDE.finditer(text):
             parts = [text[: joint.start()].strip(), text[joint.end() :].strip()]
             if joint["right"]:
@@ -213,17 +215,15 @@ class Names:
             prompts += [told] * (number or 1)
         return Scene(tuple(objects), tuple(prompts), ground)
 
-    def _listed(self, prompt: str) -> Scene | None:
-        """Return the scene of "a cat, a dog and a fish": each part has an article or is a name, so
-        that no style is taken for an object."""
-        text, ground = self._ground(prompt)
+    def _list(self, text: str) -> list[str]:
+        """Return the parts of a list, such as "a cat, a dog and a fish": three or more, each with
+        an article or a number, or a name, so that no style is taken for an object."""
         parts = [part.strip() for part in LISTED.split(text) if part.strip()]
-        if not 3 <= len(parts) <= MOST or not LISTED.search(text.replace(",", " ")):
-            return None
+        if len(parts) < 3 or not LISTED.search(text.replace(",", " ")):
+            return []
         said = ARTICLES | COUNTS.keys()
-        if not all({*split(p)[:1]} & said or _content(p) in self._english for p in parts):
-            return None
-        return self._side_by_side(parts, ground)
+        told = all({*split(p)[:1]} & said or _content(p) in self._english for p in parts)
+        return parts if told else []
 
     def _stacked(self, text: str, ground: str | None) -> Scene | None:
         """Return the scene of "a cat on a sofa", unless a name says so, as "heart on fire" does."""
