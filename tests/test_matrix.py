@@ -81,9 +81,11 @@ REFUSED = {
 
 ALL = list(itertools.product(METHODS, DTYPES, TASKS, MODES))
 QUICK = [
-    *((method, "float32", task, "plain") for method in METHODS for task in TASKS),
-    *((method, "float16", "text to image", "plain") for method in METHODS),
-    *((method, "bfloat16", "SDXL denoising_end", "plain") for method in METHODS),
+    *(  # each method with each task and with each type
+        (method, list(DTYPES)[(i + j) % len(DTYPES)], task, "plain")
+        for i, method in enumerate(METHODS)
+        for j, task in enumerate(TASKS)
+    ),
     *(("shortcut", "float32", "text to image", mode) for mode in MODES if mode != "compiled VAE"),
     *(("backprop", "float32", "inpainting", mode) for mode in ("inference_mode", "autocast")),
     *(("particles", "bfloat16", "image to image", mode) for mode in ("model offload", "autocast")),
