@@ -205,7 +205,8 @@ def test_grounds(prompt, things, prompts, ground):
     ["a fox", "a bow and arrow", "a four leaf clover", "a black and white cat", "a fox and a hen",
      "a hen and a fox", "five foxes", "a fox and a fox", "three foxes and two cats", "three hens",
      "and", "two", "", "a fox on a nice background", "a hen at night", "a bridge at night",
-     "two foxes, three cats and a tent", "a fox, a cat, a tent, a man and a sun",
+     "a fox, camping and a cat", "two foxes, three cats and a tent",
+     "a fox, a cat, a tent, a man and a sun",
      "a fox on a background of blue", "on a red background", "a fox on a red hill"],
 )  # fmt: skip
 def test_no_scenes(prompt):
