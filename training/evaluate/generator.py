@@ -147,8 +147,8 @@ def pair_figures(
 def painted(
     drawings: Drawings, colour: str, thing: str, rng: np.random.Generator
 ) -> Image.Image | None:
-    """Return a real drawing of a thing in a colour, on white, or None if none can have it. The CLIPs
-    were trained on most of these drawings, in their own colours and in others."""
+    """Return a real drawing of a thing in a colour, on white, or None if none can have it. The
+    CLIPs were trained on most of these drawings, in their own colours and in others."""
     found = [d for d in drawings.trained + drawings.held_out if d.concept == thing]
     for k in rng.permutation(len(found)):
         rgba = recoloured(np.asarray(drawings.rgba[found[k].index]), colour, rng)
