@@ -168,8 +168,39 @@ def steering() -> str:
         "measured on the other half:\n\n"
         f"{table(('budget', 'method', 'settings', *COLUMNS), rows)}\n\n"
         f"{_of_auto(data['auto'])}\n"
+        f"{_of_fewer(data['fewer'], data['versus'])}\n"
         f"{_of_classes(data['classes'])}\n{_of_judge(data['judge'])}"
     )
+
+
+def _of_fewer(rows: list[dict], pairs: list[dict]) -> str:
+    """Return the ways that were drawn for fewer prompts, and those of other programs beside ours.
+    """
+    ranked = sorted(rows, key=lambda row: row["cost"])
+    said = [
+        "Some ways were drawn for fewer prompts. These are all ways on the prompts that those have:"
+        f"\n\n{table(('settings', 'prompts', *COLUMNS), [_way(r, r['prompts']) for r in ranked])}"
+    ]
+    cells = [
+        (
+            pair["peer"],
+            pair["prompts"],
+            f"{pair['peer_cost']:.2f}",
+            _gain(pair["peer_gain"], pair["peer_error"]),
+            " or ".join(pair["ours"]),
+            f"{pair['cost']:.2f}",
+            _gain(pair["gain"], pair["error"]),
+            f"{pair['gain'] / pair['peer_gain']:.2f}",
+        )
+        for pair in pairs
+    ]
+    head = ("other program", "prompts", "cost", "gain, 10⁻³", "ours", "cost", "gain, 10⁻³", "ratio")
+    said.append(
+        "Another program's algorithm, beside the settings of ours that gain most within its cost. "
+        "Each half of the prompts selects our settings for the other half. The ratio is that of "
+        f"the gains:\n\n{table(head, cells)}"
+    )
+    return "\n\n".join(text for text, shown in zip(said, (rows, pairs)) if shown) + "\n"
 
 
 def _of_auto(found: dict[str, list]) -> str:

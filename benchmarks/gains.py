@@ -16,6 +16,8 @@ from benchmarks import ways
 from benchmarks.ways import PLAIN, Way
 
 BUDGETS = (1.25, 1.5, 2.0, 4.0, 8.0)  # × plain sampling
+LEAST = 8  # prompts of a row
+PEER = "community"  # the first word of the ways of another program
 CHOSEN = ("shortcut", "drafts")  # the methods that `auto` chooses
 
 
@@ -89,13 +91,44 @@ class Row:
         return round(self.cost, 2) <= budget
 
 
+@dataclass
+class Versus:
+    """A way of another program, and the best of ours that does not cost more: their gains over
+    plain sampling on the same prompts, each with its standard error."""
+
+    peer: str
+    ours: list[str]
+    prompts: int
+    peer_cost: float
+    cost: float
+    peer_gain: float
+    peer_error: float
+    gain: float
+    error: float
+
+
 def enough(drawn: list[Drawn]) -> list[Drawn]:
     """Return the images of the ways that have at least half of the prompts of plain sampling."""
-    prompts: dict[str, set[int]] = {}
-    for one in drawn:
-        prompts.setdefault(one.way, set()).add(one.prompt)
+    prompts = _prompts(drawn)
     least = len(prompts.get(PLAIN.name, ())) / 2
     return [one for one in drawn if len(prompts[one.way]) >= least]
+
+
+def of_fewer(drawn: list[Drawn]) -> list[Drawn]:
+    """Return the images of the prompts that all other ways have, of the ways that have them all.
+    Ways of fewer than LEAST prompts do not count."""
+    prompts, kept = _prompts(drawn), {one.way for one in enough(drawn)}
+    few = [found for way, found in prompts.items() if way not in kept and len(found) >= LEAST]
+    common = set.intersection(*few) if few else set()
+    return [d for d in drawn if d.prompt in common and prompts[d.way] >= common]
+
+
+def _prompts(drawn: list[Drawn]) -> dict[str, set[int]]:
+    """Return the prompts that each way has."""
+    found: dict[str, set[int]] = {}
+    for one in drawn:
+        found.setdefault(one.way, set()).add(one.prompt)
+    return found
 
 
 def mean(values: Iterable[float]) -> float:
@@ -199,6 +232,45 @@ def at_budgets(drawn: list[Drawn]) -> dict[float, list[Row]]:
                 kinds[row.kind] = row
         ranked = sorted(kinds.values(), key=lambda row: -row.gain)
         found[budget] = [shown[row.way, row.best_of] for row in ranked]
+    return found
+
+
+def versus(drawn: list[Drawn]) -> list[Versus]:
+    """Return each way of another program beside the best of ours that does not cost more. Each half
+    of the prompts selects what the other half measures. So all prompts of a way count."""
+    both, found = halves(drawn), []
+    for way in (way.name for way in ways.WAYS if way.name.startswith(PEER)):
+        gains, costs, names = [], [], []
+        for half, other in (both, both[::-1]):
+            theirs = [row for row in rows(half) if row.way == way]
+            own = [row for row in rows(enough(half)) if not row.way.startswith(PEER)]
+            own = [row for row in own if theirs and row.cost <= theirs[0].cost]
+            prompts = dict.fromkeys(d.prompt for d in other if d.way == way)
+            if not own or not prompts:
+                continue
+            ours = max(own, key=lambda row: row.gain)
+            names.append(ours.name)
+            for prompt in prompts:
+                table = rows([d for d in other if d.prompt == prompt])
+                seen = {(row.way, row.best_of): row for row in table}
+                if pair := seen.get((ours.way, ours.best_of)):
+                    gains.append((seen[way, 1].gain, pair.gain))
+                    costs.append((seen[way, 1].cost, pair.cost))
+        if len(gains) >= LEAST:
+            (their_gain, gain), (their_cost, cost) = zip(*gains), zip(*costs)
+            found.append(
+                Versus(
+                    peer=way,
+                    ours=list(dict.fromkeys(names)),
+                    prompts=len(gains),
+                    peer_cost=statistics.median(their_cost),
+                    cost=statistics.median(cost),
+                    peer_gain=mean(their_gain),
+                    peer_error=error(their_gain),
+                    gain=mean(gain),
+                    error=error(gain),
+                )
+            )
     return found
 
 

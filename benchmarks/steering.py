@@ -45,7 +45,9 @@ from benchmarks.gains import (
     markdown,
     of_auto,
     of_classes,
+    of_fewer,
     rows,
+    versus,
 )
 from benchmarks.records import digest_of, models_of
 from benchmarks.ways import DEFAULT, PLAIN, Way, draw
@@ -182,7 +184,8 @@ def command_table(
 ) -> None:
     """Print the tables of the present models as Markdown, and write a JSON file and a plot."""
     models = models_of(*SHIPPED, referee=referee)
-    drawn = enough([d for d in read(records) if d.models == digest_of(models)])
+    every = [d for d in read(records) if d.models == digest_of(models)]
+    drawn, fewer = enough(every), of_fewer(every)
     if not drawn:
         raise typer.BadParameter(f"{records} has nothing by the models as they are: draw first.")
     found, prompts = rows(drawn), len({d.prompt for d in drawn})
@@ -195,6 +198,10 @@ def command_table(
     of_prompt = classes()
     chosen = (default_of(found), best_at_four(found))
     facts["classes"] = {row.name: of_classes(drawn, row, of_prompt) for row in chosen}
+    some, pairs = rows(fewer) if fewer else [], versus(every)
+    facts["fewer"] = [asdict(row) for row in some]
+    facts["versus"] = [asdict(pair) for pair in pairs]
+    typer.echo(f"\nOf fewer prompts:\n\n{markdown(some)}\n\nOther programs: {facts['versus']}")
     facts["auto"] = {f"{b:g}": list(found) for b, found in of_auto(drawn).items()}
     steered = [d for d in drawn if d.way == PLAIN.name or d.way.startswith("shortcut")]
     facts["judge"] = asdict(seen) if (seen := caught(steered)) else None

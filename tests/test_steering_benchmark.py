@@ -132,6 +132,42 @@ def test_a_way_of_few_prompts_is_left_out(ways):
     assert {one.way for one in gains.enough(some + more)} == {"plain"}
 
 
+def test_ways_of_fewer_prompts_are_shown_on_their_own(ways):
+    """Plain sampling has twenty prompts; `a` has eight of them, and `b` seven, too few to count."""
+    plain = [drawn(p, "plain", s) for p in range(20) for s in range(2)]
+    a = [drawn(p, "a", 0, score=0.1) for p in range(2, 10)]
+    b = [drawn(p, "b", 0) for p in range(7)]
+    assert {d.way for d in gains.enough(plain + a + b)} == {"plain"}
+    fewer = gains.of_fewer(plain + a + b)
+    assert {d.way for d in fewer} == {"plain", "a"}
+    assert {d.prompt for d in fewer} == set(range(2, 10))
+    assert gains.of_fewer(plain) == [] and gains.of_fewer(plain + b) == []
+
+
+def test_another_program_is_beside_the_best_of_ours_at_its_cost(ways, monkeypatch):
+    """The even half prefers `a`, the odd half `b`, so that each half is measured by what the other
+    prefers: `a` gains .1 on odd prompts, and `b` .2 on even ones. `c` gains more, and costs more
+    than the other program. Its eight prompts are the first of sixteen."""
+    peer = Way("community 1", 1.0, 2, (1,))
+    more = Way("c", Particles(number=4), 2, (1,))
+    monkeypatch.setattr(table_of_ways, "WAYS", (*table_of_ways.WAYS, more, peer))
+    found = []
+    for p in range(16):
+        odd = p % 2
+        said = {"plain": (1.0, 0.0), "a": (2.0, 0.1 if odd else 0.5), "c": (9.0, 5.0)}
+        said |= {"b": (3.0, 0.6 if odd else 0.2), "community 1": (4.0, 0.3 if odd else 0.1)}
+        for way, (seconds, score) in said.items():
+            if way != "community 1" or p < 8:
+                found += [drawn(p, way, s, seconds=seconds, score=score) for s in range(2)]
+    (pair,) = gains.versus(found)
+    assert (pair.peer, pair.ours, pair.prompts) == ("community 1", ["a", "b"], 8)
+    assert (pair.peer_cost, pair.cost) == (4.0, 2.5)
+    assert pair.peer_gain == pytest.approx(0.2) and pair.gain == pytest.approx(0.15)
+    assert pair.error == pytest.approx(0.05 / 7**0.5)
+    seven = [one for one in found if (one.prompt, one.way) != (0, "community 1")]
+    assert gains.versus(seven) == []  # too few prompts
+
+
 def test_what_a_budget_buys_is_chosen_on_other_prompts_than_it_is_shown_on(ways):
     """Prompts 5 and 7 choose, 6 and 8 show: way a is best by the first, and worse by the second;
     b, which would be better there, costs too much."""
