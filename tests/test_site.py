@@ -385,6 +385,7 @@ def test_notebooks_are_clean(notebook):
         ast.parse(code)
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
 def test_notebooks_run(notebook, clone):

@@ -66,6 +66,7 @@ def test_the_page_is_of_these_cells(script, monkeypatch):
     assert script.table(FAMILIES) == script.DOCUMENT.read_text()
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cells_are_still_so(script, family):
