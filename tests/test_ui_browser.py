@@ -1,4 +1,4 @@
-"""The page in a real Chromium: `pytest -m slow tests/test_ui_browser.py`.
+"""The page in a real Chromium: `pytest -m slow tests/test_ui_browser.py`. CI runs it.
 
 Needs playwright (pip) and chromium (of the system). Screenshots are written to the folder that
 CLIPGUIDE_SHOTS names, to be looked at.
@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,11 @@ from playwright import sync_api  # noqa: E402
 from clipguide import load_clip, mini  # noqa: E402
 from clipguide.engine import Engine  # noqa: E402
 from clipguide.retrieval import update  # noqa: E402
-from clipguide.ui import Models, files, listen, server  # noqa: E402
+from clipguide.ui import Models, files, generate_tab, listen, server  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
+    pytest.mark.ci,
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
 ]
@@ -125,7 +127,7 @@ def open_page(browser, address):
             permissions=["clipboard-read", "clipboard-write"],
         )
         contexts.append(context)
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(120_000)  # other tests run beside it
         page = context.new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -222,26 +224,38 @@ def test_pictures_are_drawn_before_ones_eyes(open_page):
     shoot(page, "generate")
 
 
-def test_stop_stops_the_work(open_page):
+@pytest.fixture
+def slowly(monkeypatch):
+    """A step takes a tenth of a second, so that a run is not over before the page shows it."""
+
+    class Slow(generate_tab.Moment):
+        def __init__(self, *seen):
+            time.sleep(0.1)
+            super().__init__(*seen)
+
+    monkeypatch.setattr(generate_tab, "Moment", Slow)
+
+
+def test_stop_stops_the_work(open_page, slowly):
     page = open_page()
     draw(page, pictures=8, steps=100)
     said(page, "#drawn-line", "Image 1 of 8, step")
     (thread,) = working()
     page.click("#stop")
-    thread.join(timeout=5)
+    thread.join(timeout=20)
     assert not thread.is_alive()
     said(page, "#drawn-line", "Stopped")
     draw(page, pictures=1, steps=2)  # and the next run is not in anybody's way
     said(page, "#drawn-line", "Image 1 of 1 is finished")
 
 
-def test_a_page_that_is_closed_stops_the_work(open_page):
+def test_a_page_that_is_closed_stops_the_work(open_page, slowly):
     page = open_page()
     draw(page, pictures=8, steps=100)
     said(page, "#drawn-line", "Image 1 of 8, step")
     (thread,) = working()
     page.context.close()
-    thread.join(timeout=10)
+    thread.join(timeout=20)
     assert not thread.is_alive()
 
 
