@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
 
+from clipguide import TextToImage
+from clipguide.errors import ClipguideWarning
 from training.data.colours import dominant_colour
+from training.evaluate.clips import by_views
 from training.evaluate.drawings import Drawing
-from training.evaluate.generator import painted, sides_right
+from training.evaluate.generator import memory_figures, painted, sides_right
 
 
 def square(*rgb: int) -> np.ndarray:
@@ -56,3 +60,34 @@ def test_sides():
     text_KD[2:] = 0
     both_B, sides_B = sides_right(referee, [page] * 3, rows, drawings, text_KD)
     assert both_B.tolist() == [True, True, True] and sides_B.tolist() == [True, False, False]
+
+
+def test_near_copies_by_the_number_of_drawings():
+    """Of all samples but the rare ones, and by how many training drawings the things have; a
+    mirrored one is near, and one of a thing without a drawing counts among all alone."""
+    rgba = np.stack([square(200, 40, 40), square(40, 200, 40), square(40, 40, 200)])
+    things = ("box", "ink", "ink")
+    found = [Drawing(k, thing, "a", "a", "objects") for k, thing in enumerate(things)]
+    white = np.full((64, 64, 3), 255, np.uint8)
+    copy = np.where(rgba[..., 3:] > 0, rgba[..., :3], 255).astype(np.uint8)
+    drawn = np.stack([[copy[0, :, ::-1], white], [copy[1], white], [white, copy[2]]])
+    parts = [(drawn[:1], ["box"]), (drawn[1:], ["ink", "none"])]
+    drawings = SimpleNamespace(rgba=rgba, trained=found)
+    rare = np.stack([[copy[0]]]), ["box"]
+    measured = memory_figures(drawings, parts, rare, {})
+    rows = {one.key.partition("picture")[2]: one for one in measured}
+    assert {key: (one.value, one.n) for key, one in rows.items()} == {
+        "": (0.5, 6), ", 1 drawing": (round(2 / 3, 5), 3), ", 2 or 3 drawings": (0.5, 2)
+    }  # fmt: skip
+
+
+def test_guide_and_judge_are_added_as_best_of_does(tiny_mini):
+    """The sum is the rank of the kept image, to the rounding of 8 bits."""
+    draw = TextToImage()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ClipguideWarning)
+        (picture,) = draw("a fox", steps=2, strength=0.0, best_of=2, seed=1)
+    text_KD = draw.clip.encode_text(["a cat", "a fox"])
+    score_1K = by_views(draw.clip, picture.image, text_KD)
+    assert abs(float(score_1K[0, 1]) + picture.judge_score - picture.rank) < 2e-3
+    assert abs(float(score_1K[0, 0]) + picture.judge_score - picture.rank) > 1e-2

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clipguide.errors import UsageError
 from clipguide.mini import known
 from training import eyes
-from training.evaluate import generator
+from training.evaluate import doubts
 from training.evaluate.ledger import Settings
 
 KEY = {
@@ -26,7 +28,7 @@ SAID = {"a": ["good", "bad", "so-so", "good", "bad"], "b": ["good", "bad", "bad"
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(eyes, "EYES", tmp_path / "eyes.json")
-    monkeypatch.setattr(generator, "EYES", tmp_path / "eyes.json")
+    monkeypatch.setattr(doubts, "EYES", tmp_path / "eyes.json")
     monkeypatch.setattr(eyes, "weights", lambda: {"generator": "1"})
     key = {"weights": {"generator": "1"}, "images": KEY}
     (tmp_path / "key.json").write_text(json.dumps(key))
@@ -39,7 +41,7 @@ def folder(tmp_path, monkeypatch):
 def test_figures_of_verdicts(folder):
     """Shares of all answers; warnings only where the reviewers agree."""
     eyes.count(folder)
-    found = {one.key.removeprefix("generator: "): one for one in generator.eyes(Settings())}
+    found = {one.key.removeprefix("generator: "): one for one in doubts.eyes(Settings())}
     shares = {key: (one.value, one.n) for key, one in found.items()}
     assert shares == {
         "looked at, good": (0.4, 10),
@@ -86,9 +88,9 @@ def test_images_in_an_order_by_chance(tiny_mini, tmp_path, monkeypatch):
         assert -1 <= row["guide"] <= 1 and -1 <= row["judge"] <= 1
 
 
-def test_the_referee_measures_the_warning(tiny_mini, tmp_path, monkeypatch):
-    """Below the least sum of both scores, among the images that are named and the others."""
-    import torch
+def test_the_referee_measures_the_warning(monkeypatch):
+    """Below the least sum of both scores, which is another one for a long prompt: single objects
+    that are named and those that are not, and right images of all kinds."""
 
     class Clip:
         def __init__(self, score_B: list[float]) -> None:
@@ -100,12 +102,53 @@ def test_the_referee_measures_the_warning(tiny_mini, tmp_path, monkeypatch):
         def encode_text(self, texts: list[str]) -> torch.Tensor:
             return torch.ones(len(texts), 1)
 
-    low, high = known.LEAST / 2 - 0.01, known.LEAST / 2 + 0.02
-    clips = {"guide": Clip([low, high, low, high]), "judge": Clip([low, high, high + 0.1, low])}
+    short, long = "a fox", "a red fox left of a cat"
+    middle = (known.LEAST + known.LEAST_IF_LONG) / 2  # low for a short prompt alone
+    sums = [0.1, known.LEAST + 0.01, 0.2, known.LEAST + 0.2, middle, middle, 0.1, 0.1]
+    clips = {"guide": Clip([one - 0.05 for one in sums]), "judge": Clip([0.05] * len(sums))}
     monkeypatch.setattr(Settings, "clip", lambda self, name: clips[name])
-    named_B = torch.tensor([True, True, False, False])
-    found = generator.doubt_figures(Settings(), ["a"] * 4, [None] * 4, named_B, {})
-    assert [(one.value, one.n) for one in found] == [(0.5, 2), (0.0, 2)]
+    objects = doubts.Drawn([short] * 4, [None] * 4, torch.tensor([True, True, False, False]))
+    other = doubts.Drawn(
+        [short, long, long, long], [None] * 4, torch.tensor([True, True, True, False])
+    )
+    found = list(doubts.by_referee(Settings(), objects, [other], {}))
+    assert [(one.value, one.n) for one in found] == [
+        (0.5, 2), (0.5, 2), (round(2 / 3, 5), 3), (0.5, 2)
+    ]  # fmt: skip
+    assert [one.key.partition(", of ")[2] for one in found] == [
+        "images named by the referee", "images not named by the referee",
+        "right images, up to 6 words", "right images, 7 words or more",
+    ]  # fmt: skip
+
+
+def test_warnings_of_what_it_cannot_draw(tmp_path, monkeypatch):
+    """By the words, or else by the scores of the image; every one counts once."""
+    (tmp_path / "unknown.txt").write_text("# told\nfreedom\n\na red fox\na green frog\n", "utf-8")
+    monkeypatch.setattr(doubts, "UNKNOWN", tmp_path / "unknown.txt")
+    monkeypatch.setattr(
+        doubts, "sums", lambda settings, prompts, drawn: torch.tensor([0.1, 0.1, 0.6])
+    )
+    seen = []
+
+    def draw(self, prompts, *, seeds, way):
+        seen.append((list(prompts), seeds, way))
+        return np.zeros((3, 1, 8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(doubts.samples.Samples, "__call__", draw)
+    (found,) = doubts.unknown(Settings())
+    assert seen == [(["freedom", "a red fox", "a green frog"], 1, "default")]
+    assert (found.value, found.n) == (round(2 / 3, 5), 3)
+    assert found.note == "1 by their words, 1 by the scores of the image"
+    assert set(found.weights) == {"generator", "guide", "judge"}
+
+
+def test_the_committed_prompts():
+    """100, each once, and no name of an object that the generator draws."""
+    prompts = eyes.lines(doubts.UNKNOWN)
+    assert len({*prompts}) == len(prompts) == 100
+    things = set(known.things())
+    said = [" ".join(w for w in known.split(p) if w not in known.ARTICLES) for p in prompts]
+    assert not things & {*said}
 
 
 def test_pairs_are_drawn_and_counted(tmp_path, capsys):

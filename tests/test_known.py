@@ -59,6 +59,17 @@ def test_an_image_that_is_unlike_its_prompt(taught):
     assert known.unlike("freedom", 0.0, 0.0) is None and known.unlike("🦊", 0.0, 0.0)
 
 
+def test_a_long_prompt_needs_less(taught):
+    """From LONG words on, by their number and not by what they name."""
+    short = "a red fox on the left"
+    long = f"{short} red"
+    assert len(known.split(short)) == known.LONG - 1 and len(known.split(long)) == known.LONG
+    assert known.LEAST_IF_LONG < known.LEAST
+    between = (known.LEAST + known.LEAST_IF_LONG) / 2
+    assert known.unlike(short, between, 0.0) and known.unlike(long, between, 0.0) is None
+    assert known.unlike(long, known.LEAST_IF_LONG - 0.01, 0.0)
+
+
 def test_things(taught):
     assert known.things() == sorted(THINGS)
     assert known.things("Air") == ["hot air balloon"] and known.things("zebra") == []

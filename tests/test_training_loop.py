@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
+from clipguide.mini.details import Details
+from clipguide.mini.memory import MapMemory
 from clipguide.mini.styles import STYLES
-from training import pack, styles, vqgan
+from training import codes, details, pack, styles, vqgan
 from training.loop import Loop, averaged
 from training.samples import Samples
+
+ROOT = Path(__file__).parents[1]
 
 
 class Clock(Loop):
@@ -161,3 +170,53 @@ def test_a_codebook_grows_by_copies():
     images = torch.rand(1, 3, 64, 64)
     db, used = vqgan.measure(model.eval(), images)
     assert 0 < used <= 64 / vqgan.CODES and db > 5
+
+
+def test_a_pack_of_what_ships(tmp_path):
+    """After `training.generator recover`, which leaves the autoencoder of 256 pixels and no text
+    tower: what is unpacked elsewhere is what was packed."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    state = {"w": torch.randn(3, 3).half().float()}
+    for place in ("vae/large", "prior", "decoder"):
+        pack.keep(here / place, state)
+    for name in ("samples/axes.pt", "samples/eye.pt", "decoder/moments.pt"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save({}, here / name)
+    for name in ("samples/names.json", "text/tokenizer/vocab.json"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text("{}")
+    (here / "data").mkdir()
+    rows = [{"index": k, "split": split} for k, split in enumerate(("train", "test", "train"))]
+    (here / "data/manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    np.save(here / "data/colour-shares.npy", np.zeros(3))
+    grey = np.full((3, 128, 128, 4), 200, np.uint8)
+    np.save(here / "data/pictures.npy", grey)
+    for cache, command in ((here, "make"), (there, "unpack")):
+        told = {**os.environ, "CLIPGUIDE_TRAINING_CACHE": str(cache)}
+        asked = [sys.executable, "-m", "training.pack", command]
+        subprocess.run(asked, env=told, cwd=ROOT, check=True, timeout=200)
+        if command == "make":
+            shutil.copytree(here / "pack", there / "pack")
+    for place in ("vae/large", "prior", "decoder"):
+        assert torch.equal(averaged(there / place)["w"], state["w"])
+    assert not (there / "vae/small").exists() and not (there / "text/prior.pt").exists()
+    assert (there / "decoder/moments.pt").is_file()
+    found = np.load(there / "data/pictures.npy")
+    assert abs(found[0].astype(int) - grey[0]).max() < 4 and not found[1].any()
+
+
+def test_codes_travel(tmp_path):
+    """What comes back has the numbers as they are, bit by bit; the moments of Adam begin anew."""
+    config = {"components": codes.COMPONENTS, "detail_channels": details.CHANNELS}
+    model = codes.Codes(MapMemory(**config, size=5), torch.zeros(5, 8, 8, 8), Details())
+    for value in (model.numbers, model.parts, model.numbers_square, model.visits):
+        value.copy_(torch.rand(value.shape))
+    before = model.state_dict()
+    pack.give(tmp_path, codes.carried(before), half=False)
+    assert len(pack.received(tmp_path)) == len(before) - 5
+    after = codes.arrived(pack.received(tmp_path))
+    model.load_state_dict(after)
+    new = {"visits", *(f"{n}_{k}" for n in codes.RATES for k in ("mean", "square"))}
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before.keys() - new)
+    assert not any(after[name].any() for name in new)

@@ -32,6 +32,7 @@ from training.samples import Maker, Maps
 from training.styles import LABEL
 
 CACHE = common.CACHE / "codes"
+PAIRS = CACHE / "pairs.pt"
 COMPONENTS = 128  # of a map
 OWN, PAINTED = 32, 16  # of a batch
 NEAR = (0.3466, 1.2)  # numbers whose tanh rounds to the inner and to the outer levels
@@ -72,7 +73,7 @@ def pairs() -> None:
             pictures = []
     CACHE.mkdir(parents=True, exist_ok=True)
     joined = {k: torch.cat(v) if k in ("latent", "map") else v for k, v in kept.items()}
-    torch.save(joined, CACHE / "pairs.pt")
+    torch.save(joined, PAIRS)
     print(f"{len(rows)} drawings, {sum(kept['painted'])} in another colour")
 
 
@@ -146,23 +147,23 @@ class Kept(details.Pairs):
     """The pairs of `pairs`."""
 
     def __init__(self, pipe: MiniPipeline) -> None:
-        kept = torch.load(CACHE / "pairs.pt", weights_only=True)
+        kept = torch.load(PAIRS, weights_only=True)
         self.latent, self.map = kept["latent"], kept["map"]
         self.painted = np.array(kept["painted"])
         self.told = [(*told, bool(k)) for told, k in zip(kept["told"], kept["painted"])]
         self.shape = torch.tensor(kept["row"])  # the candidate, in place of what it looks like
-        self.encode = pipe.encode_prompt
+        self.encode, self.device = pipe.encode_prompt, pipe.device
 
 
 @app.command()
-def fit(minutes: float = 60, lr: float = 1e-3, fall: float = 0.4) -> None:
+def fit(minutes: float = 60, lr: float = 1e-3, fall: float = 0.4, device: str = "cpu") -> None:
     """Fit for so many minutes in all, of which the rate falls over the last `fall`. Then print the
     error before and after."""
-    pipe = MiniPipeline.from_pretrained(common.MINI / "generator")
+    pipe = MiniPipeline.from_pretrained(common.MINI / "generator").to(device)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False)
     pipe.unet.to(memory_format=torch.channels_last)
-    kept, model = Kept(pipe), first(pipe)
+    kept, model = Kept(pipe), first(pipe).to(device)
     loop = Loop(
         CACHE, model, minutes=minutes, lr=lr, betas=(0.9, 0.98), ema=0.998, fall=fall,
         weight_decay=0.0,
@@ -174,13 +175,15 @@ def fit(minutes: float = 60, lr: float = 1e-3, fall: float = 0.4) -> None:
         rows = np.append(rng.choice(own, OWN), rng.choice(painted, PAINTED))
         said = kept.batch(rows, rng)
         t_B = (torch.sigmoid(1.1 * torch.randn(len(rows)) + 0.8) * 1000).long().clamp(0, 999)
+        t_B = t_B.to(device)
         given = {name: getattr(model, name)[said.shape].requires_grad_() for name in RATES}
         loss = error(pipe, model, said, kept.painted[rows], t_B, **given).mean()
         far = details.excess(given["numbers"] / NEAR[1])
         loop.step(loss + details.EXCESS * far, error=loss)
         rate = loop.optimizer.param_groups[0]["lr"]
         model.move(said.shape, {name: x.grad for name, x in given.items()}, rate)
-    before, after = first(MiniPipeline.from_pretrained(common.MINI / "generator")), load()
+    before = first(MiniPipeline.from_pretrained(common.MINI / "generator")).to(device)
+    after = load().to(device)
     for name, rows in (("as they are", own), ("in another colour", painted)):
         some = rng.choice(rows, 192, replace=False)
         told = [f"{of_all(pipe, kept, model, some):.4f}" for model in (before, after)]
@@ -194,6 +197,19 @@ def first(pipe: MiniPipeline) -> Codes:
     memory = MapMemory(**config, size=len(kept["map"]))
     memory.remember(kept["map"], kept["code"].float())
     return Codes(memory, kept["code"].float(), pipe.details.float().requires_grad_(True))
+
+
+def carried(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what of the weights of `Codes` travels: not the moments of Adam and its counts."""
+    return {k: v for k, v in state.items() if not k.endswith(("_mean", "_square", "visits"))}
+
+
+def arrived(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of `Codes` from `carried`. Adam begins anew."""
+    began = {"visits": torch.zeros(len(state["numbers"]))}
+    for name in RATES:
+        began |= {f"{name}_{kind}": torch.zeros_like(state[name]) for kind in ("mean", "square")}
+    return state | began
 
 
 def load() -> Codes:
@@ -211,7 +227,7 @@ def load() -> Codes:
 def painted(fitted: Codes) -> dict[str, object]:
     """Return the fitted maps of candidates, their maps in other colours, the colours and the
     things."""
-    kept = torch.load(CACHE / "pairs.pt", weights_only=True)
+    kept = torch.load(PAIRS, weights_only=True)
     some = np.flatnonzero(kept["painted"]).tolist()
     return {
         "before": fitted.map(fitted.parts[[kept["row"][k] for k in some]]),
@@ -232,9 +248,9 @@ def error(
 ) -> Tensor:
     """Return the squared error_B of v. A drawing as it is has the map that the memory will have; a
     painted one has its own."""
-    own_B111 = torch.from_numpy(~painted).view(-1, 1, 1, 1)
+    own_B111 = torch.from_numpy(~painted).view(-1, 1, 1, 1).to(t_B.device)
     said.map = torch.where(own_B111, model.map(parts), said.map)
-    with common.autocast():
+    with common.autocast(t_B.device.type):
         more = model.details(details.rounded(numbers), said.map, t_B, said.x0.shape[-2:])
         return details.error(pipe, said, t_B, torch.randn_like(said.x0), **more)
 
@@ -245,7 +261,8 @@ def of_all(pipe: MiniPipeline, kept: Kept, model: Codes, rows: np.ndarray) -> fl
     torch.manual_seed(0)
     rng, errors = np.random.default_rng(0), []
     for some in np.array_split(rows, len(rows) // 48):
-        said, t_B = kept.batch(some, rng), torch.linspace(600, 990, len(some)).long()
+        said = kept.batch(some, rng)
+        t_B = torch.linspace(600, 990, len(some)).long().to(said.x0.device)
         given = {name: getattr(model, name)[said.shape] for name in RATES}
         errors.append(error(pipe, model, said, kept.painted[some], t_B, **given))
     return float(torch.cat(errors).mean())

@@ -15,6 +15,8 @@ t = sigmoid(1.1·n + 0.4) and n normal.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import typer
@@ -71,13 +73,19 @@ def scheduler():
     )
 
 
+def autoencoder() -> Path:
+    """Return the folder of the autoencoder whose latents are drawn: the one of 128 pixels, or after
+    `training.generator recover` the one that ships."""
+    return vae.SMALL if (vae.SMALL / "checkpoint.pt").exists() else vae.LARGE
+
+
 @app.command()
 @torch.no_grad()
 def latents(device: str = "cpu") -> None:
     """Encode the composed images of every seed (samples/SEED/latent.npy, float16), and measure
     each channel's mean and deviation."""
-    large = not (vae.SMALL / "checkpoint.pt").exists()  # after `training.generator recover`
-    autoencoder = vae.load(large).to(device, memory_format=torch.channels_last)
+    large = autoencoder() == vae.LARGE
+    encoder = vae.load(large).to(device, memory_format=torch.channels_last)
     samples = Samples()
     for folder, image in zip(samples.folders, samples.image):
         path = folder / "latent.npy"
@@ -89,7 +97,7 @@ def latents(device: str = "cpu") -> None:
             x = vae.resized(x.to(device), 2.0) if large else x.to(device)
             x = x.contiguous(memory_format=torch.channels_last)
             with common.autocast(device):
-                z = autoencoder.encode(x)
+                z = encoder.encode(x)
             out[k : k + 32] = z.latent_dist.mean.float().cpu().numpy()
         np.save(path, out)
     if (CACHE / "moments.pt").exists():

@@ -106,7 +106,7 @@ class Pairs:
         ]
         aside = set(sorted({told[0] for told in self.told})[::ASIDE])
         self.aside = np.array([told[0] in aside for told in self.told])
-        self.encode = pipe.encode_prompt
+        self.encode, self.device = pipe.encode_prompt, pipe.device
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         captions, labels = [], []
@@ -122,9 +122,9 @@ class Pairs:
         map_BK44 = map_BK44 + amount * torch.randn_like(map_BK44)
         with torch.no_grad():
             text = self.encode(captions)
-        return Batch(
-            self.latent[rows].float(), map_BK44, text, torch.tensor(labels), self.shape[rows]
-        )
+        own = self.latent[rows].float(), map_BK44, torch.tensor(labels), self.shape[rows]
+        x0, map_BK44, label, shape = (x.to(self.device) for x in own)
+        return Batch(x0, map_BK44, text, label, shape)
 
 
 @dataclass
@@ -187,7 +187,7 @@ def error(
     pipe: MiniPipeline, said: Batch, t_B: Tensor, noise: Tensor, **more: object
 ) -> Tensor:
     """Return the squared error_B of v, where v = α·ε − σ·x0 (Salimans & Ho 2022, appendix D)."""
-    a2 = pipe.scheduler.alphas_cumprod[t_B].view(-1, 1, 1, 1)
+    a2 = pipe.scheduler.alphas_cumprod.to(t_B.device)[t_B].view(-1, 1, 1, 1)
     alpha, sigma = a2.sqrt(), (1 - a2).sqrt()
     x = alpha * said.x0 + sigma * noise
     v = decoder.predict(pipe.unet, x, t_B, said.map, said.text, said.label, **more)
@@ -195,24 +195,27 @@ def error(
 
 
 @app.command()
-def train(minutes: float = 40, lr: float = 2e-3, fall: float = 0.4) -> None:
+def train(
+    minutes: float = 40, lr: float = 2e-3, fall: float = 0.4, device: str = "cpu"
+) -> None:
     """Train for so many minutes in all, of which the rate falls over the last `fall`. Then print
     the error with and without details, on things set aside."""
-    pipe = MiniPipeline.from_pretrained(common.MINI / "generator")
+    pipe = MiniPipeline.from_pretrained(common.MINI / "generator").to(device)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False)
     pipe.unet.to(memory_format=torch.channels_last)
     kept = Pairs(pipe)
     torch.manual_seed(0)
-    coder = Coder()
+    coder = Coder().to(device)
     loop = Loop(CACHE, coder, minutes=minutes, lr=lr, betas=(0.9, 0.98), ema=0.998, fall=fall)
     torch.manual_seed(loop.index)
     rng, rows = np.random.default_rng(loop.index), np.flatnonzero(~kept.aside)
     for _ in loop:
         said = kept.batch(rng.choice(rows, BATCH), rng)
         t_B = (torch.sigmoid(1.1 * torch.randn(BATCH) + 0.8) * 1000).long().clamp(0, 999)
+        t_B = t_B.to(device)
         noise, size = torch.randn_like(said.x0), said.x0.shape[-2:]
-        with common.autocast():
+        with common.autocast(device):
             numbers = coder.numbers(said.shape)
             more = coder.details(rounded(numbers), said.map, t_B, size)
             loss = error(pipe, said, t_B, noise, **more).mean()
@@ -220,9 +223,9 @@ def train(minutes: float = 40, lr: float = 2e-3, fall: float = 0.4) -> None:
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     said = kept.batch(rng.choice(np.flatnonzero(kept.aside), 192, replace=False), rng)
-    t_B, noise = torch.linspace(600, 990, 192).long(), torch.randn_like(said.x0)
-    trained = load()
-    with torch.no_grad(), common.autocast():
+    t_B, noise = torch.linspace(600, 990, 192).long().to(device), torch.randn_like(said.x0)
+    trained = load().to(device)
+    with torch.no_grad(), common.autocast(device):
         more = trained.details(trained.code(said.shape), said.map, t_B, said.x0.shape[-2:])
         for name, given in (("without", {}), ("with", more)):
             print(f"error {name} details: {error(pipe, said, t_B, noise, **given).mean():.4f}")

@@ -42,12 +42,11 @@ app = typer.Typer(add_completion=False, help=__doc__)
 def draw(prompts: Path, folder: Path) -> None:
     """Draw each prompt with seed 0, as `clipguide generate` does, and write key.json."""
     torch.set_num_threads(1)
-    lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
-    random.Random(0).shuffle(lines)
+    asked = lines(prompts)
+    random.Random(0).shuffle(asked)
     folder.mkdir(parents=True, exist_ok=True)
     model, key = TextToImage(), {}
-    for k, prompt in enumerate(lines):
+    for k, prompt in enumerate(asked):
         picture = model(prompt, seed=0)[0]
         picture.image.save(folder / f"{k:03d}.png")
         scores = {"guide": round(picture.guide_score, 4), "judge": round(picture.judge_score, 4)}
@@ -125,6 +124,12 @@ def preferred(folder: Path) -> None:
                 raise UsageError(f"{path.name}: {said!r} is none of A, B, =.")
             answers["neither" if said == "=" else key[number][said]] += 1
     print(", ".join(f"{name}: {number}" for name, number in answers.most_common()))
+
+
+def lines(prompts: Path) -> list[str]:
+    """Return the prompts of a text file: its lines, except empty ones and those with a # first."""
+    found = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()]
+    return [line for line in found if line and not line.startswith("#")]
 
 
 def weights() -> dict[str, str]:

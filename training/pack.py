@@ -1,12 +1,14 @@
 """The generator's training in a suitcase: for a machine with a GPU that nothing else reaches.
 
-    python -m training.pack make     # training/cache/pack: three parts, each below 60 MB
+    python -m training.pack make     # training/cache/pack: parts, each below 60 MB
     bash training/gpu.sh OUT         # there: unpacks it, trains, and leaves weights in OUT
     python -m training.pack take OUT # here again: the weights become the checkpoints
 
 The parts may travel one by one: `drawings` (at 128 px as WebP: the autoencoder is trained before,
 and grown after), `words` (names, the text tower, the autoencoder) and `networks` (prior and
-decoder so far). Weights travel in half precision, in files below 15 MB.
+decoder so far). If `training.codes pairs` was run, a fourth part is `codes`: what `gpu.sh OUT
+codes` fits. Weights travel in half precision, in files below 15 MB. The codes travel in float32, as
+they are rounded later.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training import common, decoder, prior, samples, text, vae
+from training import codes, common, decoder, prior, samples, text, vae
 from training.data.pixels import at_size
+from training.drawings import CANDIDATES
 from training.loop import averaged
 
 CACHE = common.CACHE / "pack"
@@ -53,6 +56,7 @@ def make() -> None:
     for file in (
         common.DATA / "manifest.jsonl",
         common.DATA / "colour-shares.npy",
+        *decoder.CACHE.glob("moments.pt"),  # without, the new latents are measured
         samples.CACHE / "axes.pt",
         samples.CACHE / "eye.pt",
         samples.CACHE / "names.json",
@@ -61,11 +65,18 @@ def make() -> None:
         target = CACHE / "words/files" / file.relative_to(common.CACHE)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
-    give(CACHE / "words/vae", averaged(vae.SMALL))
-    give(CACHE / "words/text", torch.load(text.CACHE / "prior.pt", weights_only=True))
+    folder = decoder.autoencoder()
+    give(CACHE / "words/vae" / folder.name, averaged(folder))
+    if (text.CACHE / "prior.pt").exists():  # else it is in the checkpoint of the prior
+        give(CACHE / "words/text", torch.load(text.CACHE / "prior.pt", weights_only=True))
     for name, folder in TRAINED.items():
         if (folder / "checkpoint.pt").exists():
             give(CACHE / "networks" / name, averaged(folder))
+    if codes.PAIRS.exists():
+        for file in (CANDIDATES, codes.PAIRS):
+            target = CACHE / "codes" / file.relative_to(common.CACHE)
+            target.parent.mkdir(parents=True)
+            shutil.copy(file, target)
     for part in sorted(CACHE.iterdir()):
         size = sum(f.stat().st_size for f in part.rglob("*") if f.is_file())
         print(f"{size / 1e6:.1f} MB in {part}")
@@ -82,19 +93,26 @@ def unpack() -> None:
         if end > start:
             pictures[k] = np.asarray(Image.open(io.BytesIO(raw[start:end])).convert("RGBA"))
     np.save(common.DATA / "pictures.npy", pictures)
-    keep(vae.SMALL, received(CACHE / "words/vae"))
-    torch.save(received(CACHE / "words/text"), text.CACHE / "prior.pt")
+    for folder in (vae.SMALL, vae.LARGE):
+        if (CACHE / "words/vae" / folder.name).is_dir():
+            keep(folder, received(CACHE / "words/vae" / folder.name))
+    if (CACHE / "words/text").is_dir():
+        torch.save(received(CACHE / "words/text"), text.CACHE / "prior.pt")
     for name, folder in TRAINED.items():
         if (CACHE / "networks" / name).is_dir():
             keep(folder, received(CACHE / "networks" / name))
+    if (CACHE / "codes").is_dir():
+        shutil.copytree(CACHE / "codes", common.CACHE, dirs_exist_ok=True)
 
 
 @app.command()
 def send(out: Path) -> None:
     """Write the averaged weights of what was trained to `out`."""
     for name, folder in TRAINED.items():
-        if (folder / "checkpoint.pt").exists():
+        if (folder / "log.csv").exists():
             give(out / name, averaged(folder))
+    if (codes.CACHE / "log.csv").exists():
+        give(out / "codes", codes.carried(averaged(codes.CACHE)), half=False)
 
 
 @app.command()
@@ -104,15 +122,18 @@ def take(out: Path) -> None:
         if (out / name).is_dir():
             keep(folder, received(out / name))
             print(f"{name}: {folder / 'checkpoint.pt'}")
+    if (out / "codes").is_dir():
+        keep(codes.CACHE, codes.arrived(received(out / "codes")))
+        print(f"codes: {codes.CACHE / 'checkpoint.pt'}")
 
 
-def give(folder: Path, state: dict[str, Tensor]) -> None:
-    """Tensors in half precision, in files of at most PART bytes."""
+def give(folder: Path, state: dict[str, Tensor], *, half: bool = True) -> None:
+    """Tensors in half precision or as they are, in files of at most PART bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, value in state.items():
-        value = value.half() if value.is_floating_point() else value
+        value = value.half() if half and value.is_floating_point() else value
         if size + value.nbytes > PART:
             parts.append({})
             size = 0

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
+from clipguide.mini.reader import SIDE, colours
 from training import common
 from training.data.compose import REPAINT, Mix, TrainingSet
 from training.data.languages import languages, names_of
@@ -29,7 +30,7 @@ from training.data.sources import Sources
 from training.styles import LABEL, styled
 
 CACHE = common.CACHE / "samples"
-SIDE, COMPONENTS = 4, 16
+COMPONENTS = 16
 CHANNELS = COMPONENTS + 12  # of a map
 KINDS = {"single": 0.66, "placed": 0.14, "pair": 0.11, "several": 0.09}
 SETTINGS = (
@@ -95,11 +96,6 @@ def foreign_names() -> dict[str, dict[str, list[str]]]:
         found = names_of(Sources(common.CACHE / "sources").annotations)
         path.write_text(json.dumps(found, ensure_ascii=False), "utf-8")
     return json.loads(path.read_text("utf-8"))
-
-
-def colours(image_B3HW: Tensor) -> Tensor:
-    """Return the mean colour of each quarter of a cell, in [-1, 1]_B(12)44."""
-    return F.pixel_unshuffle(F.adaptive_avg_pool2d(image_B3HW, 2 * SIDE) * 2 - 1, 2)
 
 
 # --------------------------------------------------------------- the samples

@@ -150,7 +150,15 @@ def ranks(image_BD: torch.Tensor, text_KD: torch.Tensor, target_B: torch.Tensor)
     Raises:
         ClipguideError: a score is not a number.
     """
-    score_BK = (image_BD @ text_KD.T).cpu()
+    return ranks_of_scores((image_BD @ text_KD.T).cpu(), target_B)
+
+
+def ranks_of_scores(score_BK: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
+    """Return the same of the scores of K texts.
+
+    Raises:
+        ClipguideError: a score is not a number.
+    """
     if not torch.isfinite(score_BK).all():
         raise ClipguideError("A score is not a number: the weights are broken.")
     return (score_BK >= score_BK.gather(1, target_B[:, None])).sum(1) - 1

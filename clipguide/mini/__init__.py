@@ -1,8 +1,8 @@
 """The embedded models: their folders, their digests and their cards.
 
-Each folder holds one model in a format that open_clip or diffusers loads, and a README.md with a
-YAML head (name, licence, task, data, figures). SHA256SUMS next to this file lists the digest of
-every weights file, as `sha256sum` writes it, with paths relative to this folder.
+Each folder holds one model, in a format that open_clip or diffusers loads, or `reader`, and a
+README.md with a YAML head (name, licence, task, data, figures). SHA256SUMS next to this file lists
+the digest of every weights file, as `sha256sum` writes it, with paths relative to this folder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import ClipguideError, UsageError, close_matches
 
 FOLDER = Path(__file__).parent
-MODELS = ("guide", "judge", "generator", "vqgan")
+MODELS = ("guide", "judge", "generator", "vqgan", "reader")
 CANDIDATES = 4  # of each image by default, of which guide and judge select one
 BATCH = 4  # images that are drawn together on a CPU
 STEPS = 8  # of the image: to the eye, 15 gain nothing (`training.eyes pairs FOLDER 8:2 15:2`)

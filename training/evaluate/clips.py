@@ -10,12 +10,17 @@ from collections.abc import Iterator
 from functools import cache
 
 import torch
+from clipguide.pipelines.generation import CUTOUTS
+from PIL import Image
 
-from clipguide import Clip
+from clipguide import Clip, images
 from clipguide.errors import ClipguideError
+from clipguide.objectives import spherical
+from clipguide.objectives.features import Encoder
+from clipguide.views import Cutouts
 from training.data.colours import TERMS, dominant_colour
 from training.data.compose import ON_DISC
-from training.evaluate.drawings import Drawings, ranks, share_of_pairs
+from training.evaluate.drawings import Drawings, ranks, ranks_of_scores, share_of_pairs
 from training.evaluate.ledger import CLIPS, HERE, Figure, Settings, figure
 from training.samples import foreign_names
 
@@ -42,6 +47,35 @@ def measure(settings: Settings) -> Iterator[Figure]:
                 value, pairs = share_of_pairs(rank_B < top, found)
                 yield figure(f"{name}: {what}, top-{top}", value, n=pairs, weights=weights,
                              note=f"{len(found)} drawings, among {len(text_KD)} concepts")
+
+
+def together(settings: Settings) -> Iterator[Figure]:
+    """Measure the same test sets by the sum of guide and judge with which `best-of` selects among
+    samples that nothing steered. It sees more of an image than `measure` does: the guide's part of
+    it is a mean over views."""
+    drawings = all_drawings()
+    guide, judge = settings.clip("guide"), settings.clip("judge")
+    text_KD, judge_KD = (clip.encode_text(drawings.concepts) for clip in (guide, judge))
+    for what, found in drawings.tests().items():
+        found = settings.cut(found)
+        score_BK = drawings.encode(judge, found) @ judge_KD.T
+        score_BK += torch.cat(
+            [by_views(guide, drawings.picture(drawing.index), text_KD) for drawing in found]
+        )
+        rank_B = ranks_of_scores(score_BK, drawings.targets(found))
+        for top in (1, 5):
+            value, pairs = share_of_pairs(rank_B < top, found)
+            yield figure(f"judge: {what}, with the guide, top-{top}", value, n=pairs,
+                         weights=settings.weights("guide", "judge"),
+                         note=f"{len(found)} drawings, among {len(text_KD)} concepts")
+
+
+@torch.no_grad()
+def by_views(guide: Clip, picture: Image.Image, text_KD: torch.Tensor) -> torch.Tensor:
+    """Return score_1K of an image by the guide, with the sign and the views of `ranks` of
+    `clipguide.guidance.observers`."""
+    unit_1ND = Encoder(guide, Cutouts(number=CUTOUTS), None)(images.to_tensor([picture]))
+    return -spherical(unit_1ND[:, :, None], text_KD).mean(1)
 
 
 def colours(settings: Settings) -> Iterator[Figure]:

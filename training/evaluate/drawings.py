@@ -16,10 +16,10 @@ from PIL import Image
 
 from clipguide import Clip, images
 from clipguide.errors import ClipguideError
-from clipguide.finetune.figure import ranks
+from clipguide.finetune.figure import ranks, ranks_of_scores
 from training import common
 
-__all__ = ["Drawing", "Drawings", "ranks", "share_of_pairs"]
+__all__ = ["Drawing", "Drawings", "ranks", "ranks_of_scores", "share_of_pairs"]
 
 NOT_THINGS = ("symbol", "people & body", "smileys & emotion", "flags")
 CHUNK = 256

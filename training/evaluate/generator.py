@@ -1,32 +1,35 @@
 """Measure the mini generator, by the referee: objects, colours and pairs as `clipguide generate`
 draws them, variety and near-copies of plain samples, and steering.
 
-Legend: B images, P prompts, S seeds, K concepts, D width of an embedding.
+Legend: A and B images, P prompts, S seeds, K concepts, D width of an embedding.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
 from PIL import Image
 
-from clipguide import Clip, images, mini
+from clipguide import Clip, images
 from clipguide.images import contact_sheet
-from clipguide.mini import known
-from clipguide.mini.memory import MapMemory
 from clipguide.mini.scenes import together
 from training import common
 from training.data.colours import TERMS
 from training.data.near import NEAR, nearest, thumbnails
 from training.data.recolour import recoloured
-from training.evaluate import samples
+from training.evaluate import doubts, samples
 from training.evaluate.clips import all_drawings, colour_hits
 from training.evaluate.drawings import Drawings, ranks, share_of_pairs
 from training.evaluate.ledger import Figure, Settings, figure
-from training.eyes import EYES, VERDICTS
+
+DRAWINGS = {  # of a thing in the training data: least and most
+    "1 drawing": (1, 1),
+    "2 or 3 drawings": (2, 3),
+    "4 drawings or more": (4, 10**9),
+}
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
@@ -62,76 +65,42 @@ def measure(settings: Settings) -> Iterator[Figure]:
                  share / ceiling if ceiling else 0.0, n=len(prompts), weights=weights,
                  note=f"{share:.3f} / {ceiling:.3f}")
 
-    yield from doubt_figures(settings, prompts, samples.pictures(drawn), named_B, weights)
-    coloured = yield from colour_figures(settings, draw, things, text_KD)
-    yield from pair_figures(settings, draw, things, text_KD)
-    varied, of = samples.concept_prompts(things, samples.VARIED, seed=1)
-    varied, of = settings.cut(varied), settings.cut(of)
+    coloured, of_coloured, painted_right = yield from colour_figures(
+        settings, draw, things, text_KD
+    )
+    pairs_right = yield from pair_figures(settings, draw, things, text_KD)
+    single = doubts.Drawn(prompts, samples.pictures(drawn), named_B)
+    yield from doubts.by_referee(settings, single, [painted_right, pairs_right], weights)
+    varied, of_varied = samples.concept_prompts(things, samples.VARIED, seed=1)
+    varied, of_varied = settings.cut(varied), settings.cut(of_varied)
     many = draw(varied, seeds=samples.OF_EACH, way="plain")
-    yield variety(settings, drawings, many, of)
-    yield from memory_figures(drawings, [plain, drawn, coloured, many], weights)
-
-
-def doubt_figures(
-    settings: Settings,
-    prompts: list[str],
-    drawn: list[Image.Image],
-    named_B: torch.Tensor,
-    weights: dict[str, str],
-) -> Iterator[Figure]:
-    """Measure how often `known.unlike` warns about an image, for images that the referee names
-    correctly and for the others."""
-    sum_B = torch.zeros(len(drawn))
-    for clip in (settings.clip("guide"), settings.clip("judge")):
-        sum_B += (clip.encode_pictures(drawn) * clip.encode_text(prompts)).sum(1)
-    for what, of_B in (("named", named_B), ("not named", ~named_B)):
-        if of_B.any():
-            low = sum_B[of_B].quantile(0.05)
-            yield figure(f"generator: doubted, of images {what} by the referee",
-                         (sum_B[of_B] < known.LEAST).float().mean(), n=int(of_B.sum()),
-                         weights=weights,
-                         note=f"below {known.LEAST}; 95 % have more than {low:.3f}")
-
-
-def eyes(settings: Settings) -> Iterator[Figure]:
-    """Yield what reviewers said of images that they saw one by one (`python -m training.eyes`)."""
-    found = json.loads(EYES.read_text())
-    said = [verdict for row in found["prompts"].values() for verdict in row["said"]]
-    note = f"{len(found['prompts'])} prompts, {found['reviewers']} reviewers"
-    for what in VERDICTS:
-        yield figure(f"generator: looked at, {what}", said.count(what) / len(said),
-                     n=len(said), weights=found["weights"], note=note)
-    doubted = {what: [] for what in VERDICTS}
-    names = MapMemory.from_pretrained(mini.path("generator") / "memory").names
-    for prompt, row in found["prompts"].items():
-        if len(set(row["said"])) == 1:
-            several = names.scene(prompt) is not None
-            warned = known.doubt(prompt, several=several) or known.unlike(
-                prompt, row["guide"], row["judge"], several=several
-            )
-            doubted[row["said"][0]].append(warned is not None)
-    for what, warned_N in doubted.items():
-        if warned_N:
-            yield figure(f"generator: doubted, of {what} images", sum(warned_N) / len(warned_N),
-                         n=len(warned_N), weights=found["weights"], note="all reviewers agree")
+    yield variety(settings, drawings, many, of_varied)
+    number = Counter(drawing.concept for drawing in drawings.trained)
+    alone = [concept for concept in drawings.concepts if number[concept] == 1]
+    told, of_rare = samples.concept_prompts(alone, samples.RARE, seed=2)
+    told, of_rare = settings.cut(told), settings.cut(of_rare)
+    rare = draw(told, seeds=1, way="plain"), of_rare
+    parts = [(plain, of), (drawn, of), (coloured, of_coloured), (many, of_varied)]
+    yield from memory_figures(drawings, parts, rare, weights)
 
 
 def pair_figures(
     settings: Settings, draw: samples.Samples, things: list[str], text_KD: torch.Tensor
-) -> Iterator[Figure]:
+) -> Generator[Figure, None, doubts.Drawn]:
     """Measure two objects with colours: each is among the first ten of its own half, and not on the
-    wrong sides. Also of real drawings in those colours, put side by side in the same way."""
+    wrong sides. Also of real drawings in those colours, put side by side in the same way. Return
+    the images."""
     drawings, referee, rng = all_drawings(), settings.clip("referee"), np.random.default_rng(0)
     rows = settings.cut(samples.pair_prompts(things, TERMS))
-    pictures = samples.pictures(draw([row[0] for row in rows], seeds=1, way="default"))
-    contact_sheet(pictures, labels=[row[0] for row in rows], columns=10).save(
-        settings.out / "generator-pairs.png")
+    prompts = [row[0] for row in rows]
+    pictures = samples.pictures(draw(prompts, seeds=1, way="default"))
+    contact_sheet(pictures, labels=prompts, columns=10).save(settings.out / "generator-pairs.png")
     both_B, sides_B = sides_right(referee, pictures, rows, drawings, text_KD)
     what = "generator: two things, both right, sides right"
     yield figure(what, (both_B & sides_B).float().mean(), n=len(rows),
                  weights=settings.weights("generator", "guide", "judge", "referee"),
                  note=f"both {both_B.float().mean():.2f}, sides {sides_B.float().mean():.2f}")
-    real, kept = [], []
+    drawn, real, kept = doubts.Drawn(prompts, pictures, both_B & sides_B), [], []
     for row in rows:
         two = [painted(drawings, colour, thing, rng) for thing, colour in zip(row[1:3], row[3:])]
         if None not in two:
@@ -142,6 +111,7 @@ def pair_figures(
     both_B, sides_B = sides_right(referee, real, kept, drawings, text_KD)
     yield figure(f"{what}, of real drawings", (both_B & sides_B).float().mean(), n=len(kept),
                  weights=settings.weights("referee"), note="in those colours, side by side")
+    return drawn
 
 
 def painted(
@@ -201,10 +171,12 @@ def apart(image_BD: torch.Tensor) -> float:
     return float(1 - ((image_BD @ image_BD.T).sum() - n) / (n * (n - 1)))
 
 
-def colour_figures(settings: Settings, draw: samples.Samples, things: list[str],
-                   text_KD: torch.Tensor):
+def colour_figures(
+    settings: Settings, draw: samples.Samples, things: list[str], text_KD: torch.Tensor
+) -> Generator[Figure, None, tuple[np.ndarray, list[str], doubts.Drawn]]:
     """Yield figures of "a {colour} {thing}" by the referee, also for real drawings that are painted
-    in those colours. Return the images."""
+    in those colours. Return the images, their things, and the images with what the referee
+    says."""
     drawings, referee, rng = all_drawings(), settings.clip("referee"), np.random.default_rng(0)
     never = [(pair["colour"], pair["concept"]) for pair in common.holdout()["colours"]]
     rows = settings.cut(samples.coloured_prompts(things, never, TERMS))
@@ -220,6 +192,7 @@ def colour_figures(settings: Settings, draw: samples.Samples, things: list[str],
         return colour_hit_B & (ranks(image_BD, text_KD, thing_B) < 5), colour_hit_B
 
     hit_B, colour_hit_B = right(samples.pictures(drawn), rows)
+    told = doubts.Drawn(prompts, samples.pictures(drawn), hit_B)
     new_B = torch.tensor([new for _, _, new in rows])
     weights = settings.weights("generator", "guide", "judge", "referee")
     yield figure("generator: colour and thing right", hit_B.float().mean(), n=len(rows),
@@ -238,23 +211,37 @@ def colour_figures(settings: Settings, draw: samples.Samples, things: list[str],
     labels = [f"{prompt}{' *' if new else ''}" for prompt, (_, _, new) in zip(prompts, rows)]
     contact_sheet(samples.pictures(drawn), labels=labels, columns=10).save(
         settings.out / "generator-colours.png")
-    return drawn
+    return drawn, [thing for _, thing, _ in rows], told
 
 
 def memory_figures(
-    drawings: Drawings, drawn: list[np.ndarray], weights: dict[str, str]
+    drawings: Drawings,
+    drawn: list[tuple[np.ndarray, list[str]]],
+    rare: tuple[np.ndarray, list[str]],
+    weights: dict[str, str],
 ) -> Iterator[Figure]:
     """Measure the distance to the nearest training drawings on white, also for the mirrored
-    samples."""
-    size = drawn[0].shape[-2]
-    pixels = np.concatenate([part.reshape(-1, size, size, 3) for part in drawn])
+    samples. All are samples (P, S, H, W, 3) with the thing of each prompt. Those of `rare` count
+    only in the figures by the number of training drawings of a thing."""
+    size, every = rare[0].shape[-2], [*drawn, rare]
+    pixels = np.concatenate([part.reshape(-1, size, size, 3) for part, _ in every])
     opaque = np.pad(pixels, [(0, 0)] * 3 + [(0, 1)], constant_values=255)
     train = thumbnails(drawings.rgba)[[d.index for d in drawings.trained]]
     distance_B = np.minimum(nearest(thumbnails(opaque), train),
                             nearest(thumbnails(opaque[:, :, ::-1]), train))
-    yield figure("generator: nearly a training picture", float((distance_B < NEAR).mean()),
-                 n=len(distance_B), weights=weights,
-                 note=f"RMSE below {NEAR} at 32x32; median {np.median(distance_B):.3f}")
+    what = "generator: nearly a training picture"
+    usual_A = distance_B[: sum(part[..., 0, 0, 0].size for part, _ in drawn)]
+    yield figure(what, float((usual_A < NEAR).mean()), n=len(usual_A), weights=weights,
+                 note=f"RMSE below {NEAR} at 32x32; median {np.median(usual_A):.3f}")
+    number = Counter(d.concept for d in drawings.trained)
+    number_B = np.concatenate(
+        [np.repeat([number[thing] for thing in of], part.shape[1]) for part, of in every]
+    )
+    for name, (least, most) in DRAWINGS.items():
+        near_B = distance_B[(least <= number_B) & (number_B <= most)] < NEAR
+        if len(near_B):
+            yield figure(f"{what}, {name}", float(near_B.mean()), n=len(near_B), weights=weights,
+                         note="training drawings of the thing")
 
 
 def steering(settings: Settings) -> Iterator[Figure]:

@@ -28,6 +28,7 @@ EXPORTS = {  # model -> the command that makes its folder
     "--folder training/cache/clip/guide-plain",
     "generator": "python -m training.generator export",
     "vqgan": "python -m training.vqgan export",
+    "reader": "python -m training.reader",
 }
 
 
@@ -62,6 +63,8 @@ BARS: dict[str, Bar] = {
     **_clip_bars(
         "OpenMoji", {"guide": (0.45, 0.70), "judge": (0.52, 0.76), "referee": (0.52, 0.76)}
     ),
+    "judge: held-out drawings, with the guide, top-1": Bar(0.68),
+    "judge: held-out drawings, with the guide, top-5": Bar(0.90),
     "judge: photographs, top-5": Bar(0.60),
     **{f"{clip}: synonyms, top-5": Bar(0.55) for clip in CLIPS},
     **{f"{clip}: other languages, top-5": Bar(0.80) for clip in ("guide", "judge")},
@@ -81,6 +84,7 @@ BARS: dict[str, Bar] = {
     "generator: looked at, bad": Bar(0.10, "%", "<="),
     "generator: doubted, of good images": Bar(0.05, "%", "<="),
     "generator: doubted, of images named by the referee": Bar(0.05, "%", "<="),
+    "generator: doubted, of prompts that it cannot draw": Bar(0.80),
     "clipguide: cold start": Bar(10, "s", "<="),
     "clipguide: cold start, peak memory": Bar(2, "GB", "<="),
     "clipguide: same seed, same bits": Bar(1),
@@ -105,6 +109,11 @@ NAMES = {  # of figures, as the page writes them
     "two things, both right, sides right, of real drawings": "two objects, both right and on the "
     "right sides, of real drawings side by side, painted in those colours",
     "nearly a training picture": "near-copies of a training image",
+    **{
+        f"nearly a training picture, {number}": f"near-copies of a training image, of objects with "
+        f"{number} in the training data"
+        for number in ("1 drawing", "2 or 3 drawings", "4 drawings or more")
+    },
     "variety, times that of real drawings": "variety, divided by that of real drawings",
     **{f"looked at, {said}": f"called {said} by reviewers" for said in ("good", "so-so", "bad")},
     **{
@@ -116,6 +125,18 @@ NAMES = {  # of figures, as the page writes them
         f"doubted, of images {said} by the referee": "finished images with a warning, of those "
         f"that are {said} by the referee"
         for said in ("named", "not named")
+    },
+    **{
+        f"doubted, of right images, {length}": "finished images with a warning by their scores, of "
+        f"those that are right by the referee, prompts of {length}"
+        for length in ("up to 6 words", "7 words or more")
+    },
+    "doubted, of prompts that it cannot draw": "images with a warning, of prompts that it cannot "
+    "draw",
+    **{
+        f"{what}, with the guide, {top}": f"{what}, by the sum of guide and judge, {top}"
+        for what in ("held-out drawings", "OpenMoji", "EmojiOne v1")
+        for top in ("top-1", "top-5")
     },
     "photographs of packages, top-1": "30 sample photographs that Python packages contain, top-1",
     "photographs of packages, top-5": "30 sample photographs that Python packages contain, top-5",

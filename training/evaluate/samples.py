@@ -28,6 +28,7 @@ WAYS: dict[str, dict[str, object]] = {
 COLOURED = 200
 PAIRS = 100
 VARIED, OF_EACH = 24, 8
+RARE = 40  # things with one training drawing
 BATCH = 8
 
 
