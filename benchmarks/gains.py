@@ -142,15 +142,11 @@ def error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / len(values) ** 0.5
 
 
-def best(images: list[Drawn], number: int, way: Way) -> list[Drawn]:
-    """Return the best image of each complete group of `number` images of a way, by the score of
-    the guide, and also by that of the judge if nothing steers."""
+def best(images: list[Drawn], number: int) -> list[Drawn]:
+    """Return the best image of each complete group of `number` images, by guide and judge."""
     groups = [images[k : k + number] for k in range(0, len(images), number)]
-
-    def rank(one: Drawn) -> float:
-        return one.guide + (one.judge if way.idle else 0.0)
-
-    return [max(group, key=rank) for group in groups if len(group) == number]
+    whole = [group for group in groups if len(group) == number]
+    return [max(group, key=lambda one: one.guide + one.judge) for group in whole]
 
 
 def rows(drawn: list[Drawn]) -> list[Row]:
@@ -164,7 +160,7 @@ def rows(drawn: list[Drawn]) -> list[Row]:
     for way in ways.WAYS:
         for number in way.best_of if way.name in table else ():
             of_prompt = {p: images for p, images in table[way.name].items() if p in second}
-            kept = {p: best(images, number, way) for p, images in of_prompt.items()}
+            kept = {p: best(images, number) for p, images in of_prompt.items()}
             kept = {p: images for p, images in kept.items() if images}
             if kept:
                 found.append(_row(way, number, kept, of_prompt, plain, second))

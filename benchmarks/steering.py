@@ -10,10 +10,9 @@ Cost is the mean seconds of an image ÷ those of plain sampling of the same prom
 median over prompts. The seconds are processor time. On a core with no other job, they equal
 wall-clock time. Other jobs do not change them.
 
-"best of" keeps the image with the highest score of that many: by guide and judge together if
-nothing steers, otherwise by the guide. "default" is `clipguide generate`. The referee measures
-score, top-5, gain and diversity. It does not guide, stop or select anything
-(`python -m training.clip export referee`).
+"best of" keeps the image with the highest score of that many, by guide and judge together.
+"default" is `clipguide generate`. The referee measures score, top-5, gain and diversity. It does
+not guide, stop or select anything (`python -m training.clip export referee`).
 
 The benchmark writes each way of a prompt when it is done, with the digest of all models. Images of
 other models do not count, and the benchmark draws them again.

@@ -45,9 +45,8 @@ class Way:
 
     `method` is a method of guidance, the scale of the community's method, or None for no method.
     `best_of` has the sizes of the groups of images of which the best is kept, by guide and judge
-    together if nothing steers, otherwise by the guide alone. With `by_command`, the command's own
-    code draws: in batches, with `candidates` of each image, and with drafts that guide and judge
-    select.
+    together. With `by_command`, the command's own code draws: in batches, with `candidates` of each
+    image, and with drafts that guide and judge select.
     """
 
     name: str
@@ -113,6 +112,8 @@ WAYS = (
     Way("shortcut 0.2, every 3", Shortcut(every=3), 4, (1, 2)),
     Way("shortcut 0.5, every 2", Shortcut(strength=0.5, every=2), 4, (1, 2)),
     Way("shortcut 0.5, every 3", Shortcut(strength=0.5, every=3), 4, (1, 2)),
+    Way("shortcut 0.5, every 4", Shortcut(strength=0.5, every=4), 4, (1, 2)),
+    Way("shortcut 1, every 4", Shortcut(strength=1.0, every=4), 4, (1, 2)),
     Way("shortcut 0.5, early", Shortcut(strength=0.5, window=EARLY)),
     Way("shortcut 0.5, late", Shortcut(strength=0.5, window=LATE), 4, (1, 2)),
     Way("shortcut 0.2, judged", Shortcut(), judged=True),
@@ -130,6 +131,7 @@ WAYS = (
     Way("embedding", Embedding(every=3)),
     Way("null embedding", Embedding(of="null", every=3)),
     Way("drafts", Drafts(), steps=STEPS_OF_MINI, by_command=True),
+    Way("drafts, 8 updates", Drafts(iterations=8), steps=STEPS_OF_MINI, by_command=True),
     Way("drafts, 1 update", Drafts(iterations=1), steps=STEPS_OF_MINI, by_command=True),
     Way("6 steps, noise", Noise(iterations=4), steps=6),
     Way("10 steps, noise", Noise(iterations=4), steps=10),
