@@ -66,7 +66,7 @@ def embedded() -> str:
     met = [row[4] for row in rows if row[4]]
     cards = ", ".join(
         f"[{name}](../clipguide/mini/{name}/README.md)"
-        for name in ("guide", "judge", "generator", "vqgan")
+        for name in mini.MODELS
     )
     said = (
         f"`python -m training.evaluate all` measures them. The model cards have notes on each "
@@ -98,7 +98,8 @@ def _of_reviewers() -> str:
         f"training.eyes`). The figure is the share of all {prompts * reviewers} answers. \"Images "
         "with a warning\" says how often the command warns that an image may not show its prompt: "
         "[If the generator does not know a "
-        "word](get-started.md#if-the-generator-does-not-know-a-word)."
+        "word](get-started.md#if-the-generator-does-not-know-a-word). `training/unknown.txt` has "
+        "the prompts that it cannot draw."
     )
 
 
@@ -145,9 +146,8 @@ def steering() -> str:
     said += (
         f"So far it has drawn {data['prompts']} of 200 prompts, so small differences mean nothing. "
         "Cost is the time for one image, divided by that of plain sampling with 30 steps. "
-        '"best of" keeps the sample with the highest score: by guide and judge together if nothing '
-        'steers, otherwise by the guide alone. "by both" is `--best-of` of the command, which '
-        'draws in batches. "community" is the algorithm of '
+        '"best of" keeps the sample that guide and judge together score highest. "by both" is '
+        '`--best-of` of the command, which draws in batches. "community" is the algorithm of '
         "`clip_guided_stable_diffusion`, at its scale. "
         '"judged" is with the judge that eases steering, as on the command line. "default" is '
         f"`clipguide generate` without options: the best of {mini.CANDIDATES} by both, with "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from clipguide.pipelines.generation import STEPS
 
 from benchmarks import ways
-from benchmarks.ways import PLAIN, Way
+from benchmarks.ways import PLAIN
 
 BUDGETS = (1.25, 1.5, 2.0, 4.0, 8.0)  # × plain sampling
 LEAST = 8  # prompts of a row

@@ -72,6 +72,8 @@ class Recipe:
         question: the question to the vision-language models among the rewards.
         cfg_window: the noise levels of classifier-free guidance, such as "0.2,0.8", if they were
             set.
+        like: the image file that the image is like (`--like`), with the digest of its pixels.
+        reader_fingerprint: the sha256 digest of the weights that read `like`, or "".
     """
 
     version: int = FORMAT
@@ -112,6 +114,8 @@ class Recipe:
     selected_by: dict[str, str] = field(default_factory=dict)
     question: str = ""
     cfg_window: str = ""
+    like: dict[str, str] = field(default_factory=dict)
+    reader_fingerprint: str = ""
 
     def to_json(self) -> str:
         """Return the recipe as one line of JSON."""
@@ -127,7 +131,7 @@ class Recipe:
     @property
     def files(self) -> tuple[str, ...]:
         """Return the image files that the image began with, as the recipe names them."""
-        found = []
+        found = [*self.like]
         for name in ("digests", "init", "mask", "pictures"):
             try:
                 value = json.loads(self.options.get(name, '""'))

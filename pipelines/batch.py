@@ -24,12 +24,11 @@ from ..guidance.pipe_parts import call_signature
 from ..images import to_pil
 from ..objectives import Objective, Similarity, finished
 from ..objectives.balanced import cosines_of_pulls
-from ..prompts import parse
 from ..recipe import Recipe
 from ..views import Cutouts
 from .film import Film
 from .generation import recipe_options
-from .jobs import Job, Settings, to_draw
+from .jobs import Job, Settings, goal, to_draw
 from .loading import made_by
 from .picture import Picture
 from .refine import refine
@@ -62,7 +61,7 @@ class Batch:
     ) -> list[Picture]:
         """Draw the samples, and return them with their scores and recipes."""
         owner, settings = self.owner, self.settings
-        guides = [parse(job.guide) for job in self.jobs]
+        guides = [goal(job.guide, settings.like) for job in self.jobs]
         objective = owner.objective(guides, Cutouts(number=settings.cutouts))
         objective = owner.rewards.pulling(objective, guides, settings)
         select = owner.rewards.selecting(guides, settings)
@@ -83,8 +82,9 @@ class Batch:
         judge_scores: list[float | None] = [None] * len(self.jobs)
         if steering.judge is not None:
             judge_scores = steering.judge.score_pictures(pictures).tolist()
-            if select is None and settings.method.idle and self._unpulled:
-                # Nothing steered towards the guide, so the score of the judge counts too.
+            if select is None and self._unpulled:
+                # Guide and judge together select better than one of them, also if the guide steered
+                # (`benchmarks.steering`).
                 rank_B = [a + b for a, b in zip(rank_B, judge_scores, strict=True)]
         written = Batch(owner, self.jobs, self._drawn_by(decoder))
         return [
@@ -138,6 +138,7 @@ class Batch:
             image_B3HW = steering(
                 prompt=[to_draw(job.prompt) for job in jobs],
                 **self._negative(),
+                **({"like": settings.like.map} if settings.like else {}),
                 num_inference_steps=settings.steps,
                 guidance_scale=settings.cfg,
                 width=settings.width,
@@ -169,7 +170,7 @@ class Batch:
         owner, settings, found = self.owner, self.settings, []
         views = Cutouts(number=settings.cutouts)
         for image_3HW, job in zip(image_B3HW, self.jobs, strict=True):
-            guide = parse(job.guide)
+            guide = goal(job.guide, settings.like)
             refined_13HW = refine(
                 image_3HW[None].clamp(0, 1),
                 owner.pipe.vae,
@@ -214,6 +215,8 @@ class Batch:
             selected_by=owner.rewards.fingerprints(settings.select, settings),
             question=settings.question,
             cfg_window=",".join(f"{level:g}" for level in settings.cfg_window or ()),
+            like=settings.like.files if settings.like else {},
+            reader_fingerprint=settings.like.fingerprint if settings.like else "",
         )
 
 

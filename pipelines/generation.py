@@ -18,6 +18,7 @@ from ..guidance.steer import check_gradients
 from ..prompts import check_text, parse, shorten
 from ..recipe import Recipe
 from ..rewards import Reward, wanted
+from .drawing import digest
 
 STEPS = 30
 CFG = 4.0
@@ -74,6 +75,10 @@ class Generation:
         question: the question to the vision-language models among the rewards, with {} for the
             prompt.
         trust_pickle: whether weights of rewards may be read from pickles.
+        like: an image file that the images are to be like, for the embedded generator. It reads
+            coarsely what is where in it. Without a prompt, an image follows that, and CLIP compares
+            with the file. With a prompt, it keeps about the pose, and changes to what the prompt
+            says. A file that is no square is cut to one.
         refine: the number of steps of the optimisation loop on the latents of each finished image.
             The result is kept if the judge prefers it.
         exact: whether to sample one image at a time. The bits of an image then do not depend on the
@@ -109,6 +114,7 @@ class Generation:
     select: Sequence[str] = ()
     question: str = ""
     trust_pickle: bool = False
+    like: str | Path | None = None
     refine: int = 0
     exact: bool = False
     batch_size: int | None = None
@@ -133,6 +139,8 @@ class Generation:
         if not 0 <= self.refine <= MOST:
             raise UsageError(f"refine must be from 0 to {MOST}, not {self.refine}.")
         _check_rewards(self)
+        if self.like is not None:
+            digest(str(self.like))  # an error comes now, before a model is loaded
         if self.budget is not None and "auto" not in (self.method, self.decoder or "auto"):
             raise UsageError("A budget is for the method or the decoder auto, which choose by it.")
 
@@ -169,7 +177,8 @@ class Generation:
         own, number = getattr(type(pipe), "default_best_of", None), self.best_of
         given = [getattr(self, name) for name in STEERED]
         steered = any(value is not None and value != () and value != [] for value in given)
-        weighed = any(part.weight != 1 for prompt in prompts for part in parse(prompt).parts)
+        parts = [part for prompt in prompts if prompt for part in parse(prompt).parts]
+        weighed = any(part.weight != 1 for part in parts)
         if self.method is not None or own is None or steered or weighed:
             chosen = replace(self, method=self.method or "shortcut", best_of=number or 1)
         else:
@@ -182,8 +191,12 @@ class Generation:
         reads it from the recipe.
 
         Raises:
-            UsageError: the recipe names a setting that does not exist.
+            UsageError: the recipe names a setting that does not exist, or an image that has
+                changed.
         """
+        for file, known in recipe.like.items():
+            if digest(file) != known:
+                raise UsageError(f"{file} is not the image that the recipe began with.")
         return cls(
             guide=recipe.guide,
             negative=recipe.negative,
@@ -201,6 +214,7 @@ class Generation:
             select=tuple(recipe.selected_by),
             question=recipe.question,
             cfg_window=_numbers(recipe.cfg_window),
+            like=next(iter(recipe.like), None),
         )
 
 

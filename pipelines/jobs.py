@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from PIL import Image
 
+from .. import images
 from ..errors import UsageError
 from ..guidance import BestOf, Particles, Shortcut
 from ..guidance.auto import Choice, choose
 from ..guidance.contract import Method
-from ..prompts import Prompt, parse, shorten
+from ..mini.reader import MapReader
+from ..prompts import Prompt, compose, parse, shorten
+from .drawing import digest
+from .frames import fitted
+
+READ = 256  # pixels of a side of the square that is read of an image
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,30 @@ class Job:
     prompt: str
     guide: str
     seed: int
+
+
+@dataclass(frozen=True)
+class Like:
+    """An image that the images are to be like.
+
+    Attributes:
+        files: its file, with the digest of its pixels, as a recipe has it.
+        image: the square in its middle.
+        map: its map_1Khw.
+        fingerprint: the digest of the weights that read the map.
+    """
+
+    files: dict[str, str]
+    image: Image.Image
+    map: torch.Tensor
+    fingerprint: str
+
+    @classmethod
+    def read(cls, file: str | Path, reader: MapReader, fingerprint: str) -> Like:
+        """Read a file. Warn if it is cut to a square. Raise UsageError if it cannot be read."""
+        image_13HW = fitted(str(file), READ, READ)[None]
+        (square,) = images.to_pil(image_13HW)
+        return cls({str(file): digest(str(file))}, square, reader(image_13HW), fingerprint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +78,7 @@ class Settings:
     question: str = ""
     cfg_window: tuple[float, float] | None = None
     trust_pickle: bool = False
+    like: Like | None = None
     refine: int = 0
     trace: bool = False
     frames: bool = False
@@ -77,9 +110,11 @@ def candidates_of(method: Method, best_of: int) -> tuple[Method, int, int]:
     return method, method.number, method.number
 
 
-def guides_of(guide: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:
+def guides_of(
+    guide: str | Sequence[str] | None, prompts: Sequence[str], *, like: bool = False
+) -> list[str]:
     """Return one guide text per prompt. Raise UsageError for a prompt or guide that cannot be
-    parsed."""
+    parsed. `like`: whether there is an image in the place of an empty prompt."""
     if not prompts:
         raise UsageError("There is no prompt: say what to draw.")
     if guide is None:
@@ -91,13 +126,22 @@ def guides_of(guide: str | Sequence[str] | None, prompts: Sequence[str]) -> list
             f"{len(prompts)} prompts need one guide text or as many, not {len(guides)}."
         )
     for prompt, text in zip(prompts, guides, strict=True):
+        for said in (prompt, text):
+            if said or not like:
+                parse(said)
         to_draw(prompt)
-        parse(text)
     return guides
 
 
+def goal(guide: str, like: Like | None) -> Prompt:
+    """Return what CLIP compares an image with: the guide text, or without one the image `like`."""
+    return parse(guide) if guide or like is None else compose(like.image)
+
+
 def to_draw(prompt: str) -> str:
-    """Return the text that conditions the generator."""
+    """Return the text that conditions the generator: "" for an empty prompt."""
+    if not prompt:
+        return ""
     parsed: Prompt = parse(prompt)
     if not parsed.text:
         raise UsageError(

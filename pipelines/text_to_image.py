@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..clip import Clip, check_clip, load_clip
+from ..clip import Clip, check_clip, fingerprint, load_clip
 from ..errors import ClipguideWarning, UsageError
 from ..guidance import Step
 from ..guidance.auto import Choice, times_plain
@@ -22,11 +22,12 @@ from ..guidance.contract import Method
 from ..guidance.generators import STRIDE
 from ..guidance.guides import default_clip
 from ..guidance.latents import check
-from ..guidance.pipe_parts import execution_device
+from ..guidance.pipe_parts import call_signature, execution_device
 from ..guidance.tape import Tape
 from ..mini import known
+from ..mini.reader import MapReader, load_reader
 from ..objectives import Objective, Similarity
-from ..prompts import Prompt
+from ..prompts import Prompt, shorten
 from ..recipe import Recipe
 from ..views import Views
 from .batch import Batch, decoding
@@ -36,7 +37,7 @@ from .generation import (
     check_numbers,
     recipe_options,
 )
-from .jobs import Job, Settings, auto_of, candidates_of, guides_of, to_draw
+from .jobs import Job, Like, Settings, auto_of, candidates_of, guides_of, to_draw
 from .loading import (
     load_pipeline,
     picture_size,
@@ -111,6 +112,12 @@ class TextToImage:
         """Return the sha256 digest of the pipeline's weights."""
         return pipeline_fingerprint(self.pipe)
 
+    @cached_property
+    def reader(self) -> tuple[MapReader, str]:
+        """Return the reader of the maps of images, and the digest of its weights."""
+        reader = load_reader()
+        return reader, fingerprint({"reader": reader})
+
     def __call__(
         self,
         prompts: str | Sequence[str],
@@ -139,7 +146,8 @@ class TextToImage:
 
         Args:
             prompts: what to draw: one prompt or several. `|` separates the parts of a prompt, and
-                `:number` after a part is its weight, as on the page "Get started".
+                `:number` after a part is its weight, as on the page "Get started". With `like`, a
+                prompt may be empty.
             settings: a Generation; its defaults if None.
             on_step: a function that is called after each step of each batch.
             tapes: a folder to which each step is saved. If it has steps of the same run, which was
@@ -155,7 +163,7 @@ class TextToImage:
         """
         asked = (settings or Generation()).changed(changes)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        guides = guides_of(asked.guide, prompts)
+        guides = guides_of(asked.guide, prompts, like=asked.like is not None)
         width, height = picture_size(self.pipe, asked.size, name=self.model)
         asked = self._chosen(asked, asked.usual(self.pipe, prompts), width, height)
         self.chosen = asked
@@ -178,7 +186,8 @@ class TextToImage:
             )
         if self.model == "mini":
             for text in map(to_draw, prompts):
-                if said := known.doubt(text, several=self._draws_several(text)):
+                several = asked.like is None and self._draws_several(text)
+                if said := known.doubt(text, several=several):
                     warnings.warn(said, ClipguideWarning, stacklevel=2)
         resolved = self._resolved(asked, method, best_of, width, height)
         jobs = [
@@ -243,10 +252,26 @@ class TextToImage:
             question=asked.question,
             cfg_window=asked.cfg_window,
             trust_pickle=asked.trust_pickle,
+            like=self._like(asked.like),
             refine=asked.refine,
             trace=asked.trace,
             frames=asked.frames,
         )
+
+    def _like(self, file: str | Path | None) -> Like | None:
+        """Return what the generator reads of the image file that the images are to be like.
+
+        Raises:
+            UsageError: the generator does not take maps of images.
+        """
+        if file is None:
+            return None
+        if "like" not in call_signature(self.pipe).parameters:
+            raise UsageError(
+                f"like (--like) is for the embedded generator: leave it out, or use the model mini "
+                f"in place of {shorten(self.model)}."
+            )
+        return Like.read(file, *self.reader)
 
     def objective(self, guides: list[Prompt], views: Views) -> Objective:
         """Return the objective of a batch: the similarity of the images to their guides.
@@ -270,6 +295,7 @@ class TextToImage:
         check_numbers(batch_size=len(recipe.batch_seeds))
         if recipe.batch_position >= len(recipe.batch_seeds):
             raise UsageError("The recipe's batch_position lies outside its batch.")
+        guides_of(recipe.guide, [recipe.prompt], like=bool(recipe.like))
         asked = replace(Generation.of(recipe), trust_pickle=trust_pickle)
         width, height = picture_size(self.pipe, asked.size, name=self.model)
         settings = self._resolved(asked, asked.configured, asked.best_of, width, height)
@@ -286,10 +312,11 @@ class TextToImage:
         steered."""
         own = (self.model, self.clip.name, self.judge and self.judge.name)
         prompt = picture.recipe.prompt
-        if own == OWN and settings.method.idle and picture.recipe.guide == prompt:
+        if prompt and own == OWN and settings.method.idle and picture.recipe.guide == prompt:
             scores = picture.guide_score, picture.judge_score
             text = to_draw(prompt)
-            if said := known.unlike(text, *scores, several=self._draws_several(text)):
+            several = settings.like is None and self._draws_several(text)
+            if said := known.unlike(text, *scores, several=several):
                 warnings.warn(said, ClipguideWarning, stacklevel=2)
 
     def _iterate(

@@ -167,6 +167,55 @@ def test_what_is_remembered_is_recalled(remembering):
     assert all(torch.equal(one, flat) or torch.equal(one, solid) for one in of)
 
 
+def test_a_map_is_varied_from_a_noise_level_on(remembering):
+    """Against the steps written out, from (1 - level)·map + level·noise. The memory is not used."""
+    like, level = noise(1, 6, 4, 4), 0.5
+    few = {"steps": 2, "guidance_scale": 1.0, "like_noise": level}
+    found = maps_of(remembering, ["a red fox"], seeds(5), like=like, **few)
+    x = torch.randn(1, 6, 4, 4, generator=torch.Generator().manual_seed(5))
+    x = (1 - level) * like + level * x
+    hidden, mask = remembering.encode_prompt(["a red fox"])
+    with torch.no_grad():
+        for t, after in ((level, level / 2), (level / 2, 0.0)):
+            x0 = remembering.prior(
+                x,
+                encoder_hidden_states=hidden,
+                timestep=torch.full((1,), 1000 * t),
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+                encoder_attention_mask=mask,
+            ).sample
+            x = (1 - after / t) * x0 + after / t * x
+    assert_close(found, x, atol=1e-5, rtol=1e-5)
+
+
+def test_a_map_to_vary_stays_as_it_is_without_a_prompt(remembering):
+    """And at level 0. At level 1, nothing of it is left."""
+    like = noise(1, 6, 4, 4)
+    found = maps_of(remembering, ["", "a fox", ""], seeds(1, 2, 3), like=like)
+    assert torch.equal(found[0], like[0]) and torch.equal(found[2], like[0])
+    assert not torch.equal(found[1], like[0])
+    kept = maps_of(remembering, ["a fox"], seeds(2), like=like, like_noise=0.0)
+    assert torch.equal(kept, like)
+    anew = maps_of(remembering, ["a fox"], seeds(2), like=like, like_noise=1.0)
+    assert torch.equal(anew, maps_of(remembering, ["a fox"], seeds(2), recall=False))
+    images = draw(remembering, ["", ""], seeds(1, 2), like=like)
+    as_they_are = draw(remembering, ["", ""], seeds(1, 2), maps=like.repeat(2, 1, 1, 1))
+    assert torch.equal(images, as_they_are) and not torch.equal(*images)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"like": noise(1, 6, 4, 4), "maps": noise(1, 6, 4, 4)}, "give one of them"),
+        ({"like": noise(3, 6, 4, 4)}, "3 maps in like for 1 images"),
+        ({"like": noise(1, 6, 4, 4), "like_noise": 1.5}, "like_noise must be between 0 and 1"),
+    ],
+)
+def test_maps_to_vary_that_are_not_possible(pipe, more, message):
+    with pytest.raises(UsageError, match=message):
+        draw(pipe, "a fox", seeds(1), **more)
+
+
 def test_a_scene_is_put_together(remembering):
     """Each object as it is drawn alone, at half its size, left and right; with any sampler. What is
     beside it in the batch is as it is alone."""

@@ -468,7 +468,10 @@ def test_a_figure_on_two_pages_is_one_figure():
     assert said(page, r"images that both called bad, (\d+) % had") == [f"{100 * doubted:.0f}"]
     doubted = figures["generator: doubted, of good images"]
     assert said(page, r"images that both called good, (\d+) % had") == [f"{100 * doubted:.0f}"]
-    assert said(page, r"guide and the judge is below ([\d.]+):") == [f"{known.LEAST}"]
+    quoted = said(page, r"judge is below ([\d.]+), or below ([\d.]+) for a prompt of (\d+) words")
+    assert quoted == [f"{known.LEAST}", f"{known.LEAST_IF_LONG}", f"{known.LONG}"]
+    unknown = figures["generator: doubted, of prompts that it cannot draw"]
+    assert said(page, r"abstract ideas, (\d+) % had") == [f"{100 * unknown:.0f}"]
     photographs = read("benchmarks/search.json")["photographs"]
     quoted = said("docs/search.md", r"test with (\d+) photographs.+?only (\d+) of 10 queries")
     assert quoted == [f"{photographs['photographs']}", f"{photographs['among five']}"]

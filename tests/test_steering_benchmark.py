@@ -52,8 +52,8 @@ PICTURES = [
 
 def test_rows(ways):
     """Prompt 0: plain scores 0, .1, .2, .3; of each two, guide and judge like the first best, and
-    the guide alone the second; prompt 1: always .2. Way a gains .35 and .25 on prompt 0; on prompt 1
-    it loses .1 and .11, at two standard errors of .01."""
+    the guide alone the second; prompt 1: always .2. Way a gains .35 and .25 on prompt 0; on prompt
+    1 it loses .1 and .11, at two standard errors of .01."""
     plain, best, a = gains.rows(PICTURES)
     assert (plain.cost, plain.score, plain.gain) == (1.0, pytest.approx(0.175), 0.0)
     assert plain.top5 == 1 / 8 and (plain.better, plain.worse, plain.prompts) == (0.0, 0.0, 2)

@@ -136,21 +136,24 @@ def test_candidates_are_picked_by_what_is_minimised(tiny_mini, monkeypatch, made
 
 
 def test_best_of(draw):
-    """The candidates are images of the strided seeds."""
+    """The candidates are images of the strided seeds, that are steered. The objective and the judge
+    select together."""
     settings = {"steps": STEPS, "exact": True}
     objective = Similarity(draw.clip, "a red fox", views=Cutouts(number=4))
 
-    def rank(picture):
+    def pull(picture):
         return -float(objective(to_tensor([picture.image]), [torch.Generator().manual_seed(0)]))
 
-    best = draw("a red fox", count=2, best_of=3, seed=4, **settings)
+    best, alone = draw("a red fox", count=4, best_of=3, seed=4, **settings), 0
     for i, picture in enumerate(best):
         seeds = [4 + i + k * STRIDE for k in range(3)]
         candidates = [draw("a red fox", seed=seed, **settings)[0] for seed in seeds]
-        winner = max(candidates, key=rank)
+        winner = max(candidates, key=lambda one: pull(one) + one.judge_score)
+        alone += winner is max(candidates, key=pull)
         assert same(picture, winner)
         assert picture.seed == winner.seed
-        assert picture.recipe.best_of == 3
+        assert picture.recipe.best_of == 3 and picture.recipe.strength > 0
+    assert alone < 4  # the judge had a say
 
 
 def test_a_pipelines_own_way(draw, monkeypatch):

@@ -260,6 +260,7 @@ VERBS: dict[str, Mapping[str, Rule]] = {
         "memory": between(0),
         "dtype": one_of(*DTYPES),
         "model": model,
+        "like": file,
     },
     "optimize": {
         "canvas": one_of("pixels", "fourier", "vqgan", "latent", plugins=True),
@@ -321,6 +322,7 @@ def check(verb: str, given: Mapping[str, Any], spelt: Mapping[str, str]) -> None
     if verb == "generate":
         _check_method(given, spelt)
         _check_size(given)
+        _check_like(given, spelt)
     if verb == "optimize":
         _check_company(given, spelt)
 
@@ -337,6 +339,15 @@ def _check_size(given: Mapping[str, Any]) -> None:
         factor, blocks = (2 ** (len(c["block_out_channels"]) - 1) for c in (vae, unet))
         native = factor * unet["sample_size"]
         check_size("mini", values.sides(given["size"]), native=native, grain=factor * blocks)
+
+
+def _check_like(given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:
+    """Raise UsageError for an image that another generator than the embedded one would vary."""
+    if given.get("like") is not None and given.get("model") not in (None, "mini"):
+        raise UsageError(
+            f"{spelt['like']} is for the embedded generator: leave it out, or leave "
+            f"{spelt['model']} {given['model']} out."
+        )
 
 
 def _check_company(given: Mapping[str, Any], spelt: Mapping[str, str]) -> None:

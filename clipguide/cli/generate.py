@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from . import console, options, recipes, steering, values, watching
+from . import console, naming, options, recipes, steering, values, watching
 from .files import Files
 from .generating import draw, tell_of_easing
 
@@ -35,6 +35,15 @@ def generate(
             metavar="TEXT",
             help="The prompt for CLIP: steer towards this text, in the syntax of PROMPT, and give "
             "PROMPT to the generator alone. [default: PROMPT]",
+        ),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw something like this image, with the embedded generator. PROMPT says what to "
+            "change it to. Without PROMPT, the image is paraphrased. For drawings and icons: a "
+            "photograph becomes blurred areas of its colours.",
         ),
     ] = None,
     negative: Annotated[
@@ -248,8 +257,9 @@ def generate(
     PROMPT has weights. A real model is always steered, unless you give --strength 0 or --method
     best-of. Each PNG contains the recipe that made it. Nothing is overwritten without --force.
     """
-    if not prompts:
+    if not prompts and like is None:
         raise UsageError("There is no prompt: give one, or a recipe as --config FILE.")
+    prompts = prompts or [""]
     recipes.check_trust(ctx, trust)
     values.check_run(count * len(prompts), preview=preview, resume=resume, seed=seed)
     _check_resume(resume, force=force, video=video)
@@ -258,7 +268,8 @@ def generate(
     if video is not None:
         reel = watching.Reel(video, count * len(prompts), force=force)
     wanted = {"grid": grid, "compare": compare, "preview": preview > 0}
-    files = Files.plan(out, prompts, count, seed, wanted, force=force, resume=resume)
+    named = [naming.in_place(prompt, like) for prompt in prompts]
+    files = Files.plan(out, named, count, seed, wanted, force=force, resume=resume)
     files.trace = trace
     files.own_seeds = best_of is not None or method is not None
     models = {"model": model, "clip": clip, "judge": judge, "dtype": dtype}
@@ -283,6 +294,7 @@ def generate(
         "select": tuple(select or ()),
         "question": question,
         "trust_pickle": trust_pickle,
+        "like": like,
         "refine": refine,
         "exact": exact,
         "trace": trace,

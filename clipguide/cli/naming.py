@@ -17,10 +17,20 @@ MAX_SLUG = 100  # bytes; file systems allow names of 255 bytes
 def slug(prompt: str) -> str:
     """Return a prompt as a part of a file name: letters and digits of any script, joined by
     hyphens."""
-    text = unicodedata.normalize("NFC", parse(prompt).text.lower())
-    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split()
-    name = "-".join(words).encode()[:MAX_SLUG].decode(errors="ignore")
+    name = "-".join(_words(parse(prompt).text)).encode()[:MAX_SLUG].decode(errors="ignore")
     return name.strip("-") or "picture"
+
+
+def in_place(prompt: str, like: Path | None) -> str:
+    """Return a prompt, or in the place of an empty one what names the files: "like fox", for an
+    image file fox.png."""
+    return prompt if prompt or like is None else " ".join(("like", *_words(like.stem)))
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a text, in lower case: letters and digits of any script."""
+    text = unicodedata.normalize("NFC", text.lower())
+    return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split()
 
 
 def plan(out: str | None, *, prompts: Sequence[str], count: int, seed: int) -> list[Path]:

@@ -26,7 +26,7 @@ SAME = (  # fields of a recipe with the same name as a parameter of `generate`
 ).split()
 # fields that name something to load
 REWARDS = ("reward", "select")
-NAMING = ("model", "clip", "judge", "tiny", *REWARDS)
+NAMING = ("model", "clip", "judge", "tiny", "like", *REWARDS)
 
 
 def take(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -90,6 +90,8 @@ def _settings(fields: dict[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
             yield name, fields[name]
     if fields.get("guide", "") not in ("", fields.get("prompt")):
         yield "clip_prompt", fields["guide"]
+    if fields.get("like"):
+        yield "like", next(iter(fields["like"]))
     if sides := [name for name in ("width", "height") if name in fields]:
         if len(sides) == 1:
             raise UsageError(f"The recipe of {path} has a {sides[0]} alone: give both sides.")
@@ -149,6 +151,8 @@ def check_trust(ctx: typer.Context, trust: bool) -> None:
         value = ctx.params[name]
         if name in REWARDS:
             foreign += filter(is_foreign, value)
+        elif name == "like":
+            foreign.append(str(value))
         elif not members(value) <= EMBEDDED:
             foreign.append(value)
     if trust and ctx.params["config"] is None:

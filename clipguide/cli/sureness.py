@@ -40,7 +40,8 @@ class Drawn:
 
         from ..prompts import parse
 
-        text = parse(picture.recipe.guide).text
+        guide = picture.recipe.guide
+        text = parse(guide).text if guide else ""  # an image was in its place
         scores = {"guide": picture.guide_score, "judge": picture.judge_score}
         found = {}
         for name, unrelated in self._clips.items():

@@ -16,13 +16,13 @@ SECTIONS = {  # heading -> options, for all commands
     "threshold resampling eta interpolant lookahead-steps scale temperature together "
     "sketch-scheduler sketch-cfg iterations candidate-steps draft-steps rate white prior patience "
     "rho mu",
-    "Sampling": "steps cfg cfg-window seed size count best-of exact safety-checker",
+    "Sampling": "steps like cfg cfg-window seed size count best-of exact safety-checker",
     "Canvas": "canvas softness seconds lr ema grow smooth start init init-weight mask image-prompt "
     "prompt-at tile symmetry palette palette-weight sds fade zoom rotate shift frame-every",
     "Recipe": "config trust",
     "Query": "text texts pairs reference labels image plus where hybrid diversity page top metric "
     "prefix long templates few-shot none calibrate weight aesthetic duplicate drop-duplicates "
-    "identical word like",
+    "identical word",
     "Data": "image-column caption-column label-column names share test dry-run images captions "
     "prune",
     "Training": "epochs minutes chunk loss rank augment",

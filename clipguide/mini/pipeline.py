@@ -38,6 +38,7 @@ from .prior import sampled
 from .scenes import together
 from .styles import STYLES, USUAL, chosen, labels_of, style_in, with_style
 
+LIKE_NOISE = 0.55  # to the eye: below it, "blue" hardly shows; above it, the pose is lost
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -139,26 +140,36 @@ class MiniPipeline(DiffusionPipeline):
         guidance_scale: float,
         eta: float = 0.0,
         recall: bool = False,
+        like: Tensor | None = None,
+        like_noise: float = LIKE_NOISE,
         generator: Generators = None,
     ) -> Tensor:
         """Return maps_BKhw of prompts, or maps_B(K + D)hw with details (`MapMemory.recall`).
 
-        With `recall`, the map of an object that the memory knows is one of its maps, by chance, in
-        the style and the colour that the prompt names. The prior samples the others
-        (`prior.sampled`). They have no details: zeros.
+        With `like`, maps_BKhw or one for all, the prior changes these maps, from the noise level
+        `like_noise` on. The map of an empty prompt stays as it is. Otherwise, with `recall`, the
+        map of an object that the memory knows is one of its maps, by chance, in the style and the
+        colour that the prompt names. The prior samples the others (`prior.sampled`). They have no
+        details: zeros.
         """
         config, device, dtype = self.prior.config, self._execution_device, self.prior.dtype
         side, channels = config.sample_size, config.in_channels
         more = 0 if self.memory is None else 4 * self.memory.config.detail_channels
         maps = torch.zeros(len(prompts), channels + more, side, side, device=device, dtype=dtype)
-        named = self._named(prompts) if recall else [None] * len(prompts)
+        named = self._named(prompts) if recall and like is None else [None] * len(prompts)
         if known := [b for b, found in enumerate(named) if found is not None]:
             rows = [self.memory.rows(named[b], style_in(prompts[b])) for b in known]
             by_chance = chosen(list(map(len, rows)), _of(generator, known))
             colours = [named[b].colour for b in known]
             recalled = self.memory.recall([r[k] for r, k in zip(rows, by_chance)], colours)
             maps[known] = recalled.to(device, dtype)
-        if not (new := [b for b, found in enumerate(named) if found is None]):
+        new = [b for b, found in enumerate(named) if found is None]
+        start = None
+        if like is not None:
+            maps[:, :channels] = like.to(device, dtype)
+            new = [b for b in new if prompts[b]] if like_noise else []
+            start = maps[new, :channels]
+        if not new:
             return maps
         texts = [prompts[b] for b in new]
         if guidance_scale > 1:
@@ -177,6 +188,8 @@ class MiniPipeline(DiffusionPipeline):
             steps=steps,
             guidance_scale=guidance_scale,
             eta=eta,
+            start=start,
+            level=1.0 if start is None else like_noise,
         ).to(dtype)
         return maps
 
@@ -238,6 +251,8 @@ class MiniPipeline(DiffusionPipeline):
         generator: Generators = None,
         latents: Tensor | None = None,
         maps: Tensor | None = None,
+        like: Tensor | None = None,
+        like_noise: float = LIKE_NOISE,
         style: str | None = None,
         prior_num_inference_steps: int = 8,
         prior_eta: float = 1.0,
@@ -264,6 +279,11 @@ class MiniPipeline(DiffusionPipeline):
             latents: the initial noise_BChw.
             maps: maps_BKhw, in place of those of the memory or the prior; with details if they
                 have more channels, as those of `draw_maps`.
+            like: maps_BKhw of images to vary, or one for all (`clipguide.mini.reader`). The prior
+                begins with them, and the memory is not used. The map of an empty prompt stays as
+                it is.
+            like_noise: the noise level at which the prior begins with `like`, from 0 to 1. At 0,
+                each map stays as it is; at 1, nothing of it is left.
             style: one of STYLES. By default, it is the style that the prompt names, or a random one
                 for each image, of those that the memory has of the object or of USUAL. "any"
                 leaves the style to the models.
@@ -285,7 +305,8 @@ class MiniPipeline(DiffusionPipeline):
             The images.
 
         Raises:
-            UsageError: a size, a style or the number of generators is not possible.
+            UsageError: a size, a style or the number of generators is not possible, or both `maps`
+                and `like` are given.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
@@ -298,11 +319,16 @@ class MiniPipeline(DiffusionPipeline):
         side = self.vae.config.sample_size
         height, width = height or side, width or side
         self._check(prompts, negatives, height, width, generator)
-        for name, share in (("eta", eta), ("prior_eta", prior_eta)):
+        if maps is not None and like is not None:
+            raise UsageError("maps stay as they are, and like is varied: give one of them.")
+        if like is not None and len(like) not in (1, len(prompts)):
+            raise UsageError(f"There are {len(like)} maps in like for {len(prompts)} images.")
+        for name, share in (("eta", eta), ("prior_eta", prior_eta), ("like_noise", like_noise)):
             if not 0 <= share <= 1:
                 raise UsageError(f"{name} must be between 0 and 1, not {share}.")
-        self._guidance_scale, self._interrupt, given = guidance_scale, False, maps
-        labels = labels_of(prompts, style, self._styles(prompts, maps, recall), generator)
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        given = maps if like is None else like
+        labels = labels_of(prompts, style, self._styles(prompts, given, recall), generator)
         said = [with_style(p, STYLES[k]) for p, k in zip(prompts, labels)]
         if maps is None:
             maps = self.draw_maps(
@@ -312,6 +338,8 @@ class MiniPipeline(DiffusionPipeline):
                 guidance_scale=guidance_scale,
                 eta=prior_eta,
                 recall=recall,
+                like=like,
+                like_noise=like_noise,
                 generator=generator,
             )
         device = self._execution_device

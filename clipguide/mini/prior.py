@@ -27,8 +27,13 @@ def sampled(
     steps: int,
     guidance_scale: float,
     eta: float,
+    start: Tensor | None = None,
+    level: float = 1.0,
 ) -> Tensor:
     """Return maps_BKhw.
+
+    With `start`, the sampler begins with these maps at the noise level `level` instead of with
+    noise (SDEdit, Meng et al. 2022, algorithm 1, on the path of a flow).
 
     Args:
         prior: the model that predicts x0 from a noisy map and the text.
@@ -39,9 +44,14 @@ def sampled(
         steps: the number of steps.
         guidance_scale: the scale of classifier-free guidance; 1 is none.
         eta: the share of new noise in each step, from 0 to 1.
+        start: maps_BKhw, or None.
+        level: the first noise level, above 0; 1 is pure noise.
     """
     (hidden, mask), guided, x = text, guidance_scale > 1, noise()
-    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=x.device)
+    if start is not None:
+        x = (1 - level) * start + level * x
+    sigmas = np.linspace(level, level / steps, steps)
+    scheduler.set_timesteps(sigmas=sigmas, device=x.device)
     sigmas = scheduler.sigmas
     for t, sigma, after in zip(scheduler.timesteps, sigmas[:-1], sigmas[1:]):
         x0 = prior(
