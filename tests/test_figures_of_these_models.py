@@ -91,8 +91,11 @@ def test_what_is_stale_is_not_shown(monkeypatch, tmp_path):
     seen = {"fooled": 9, "sound": 31, "caught": 0.444, "false": 0.032, "threshold": 0.012}
     classes = {"food": {"prompts": 1, "gain": -0.01, "error": None},
                "objects": {"prompts": 4, "gain": 0.02, "error": 0.005}}  # fmt: skip
+    pair = {"peer": "community 1", "ours": ["a", "b"], "prompts": 9, "peer_cost": 9.0, "cost": 4.5,
+            "peer_gain": 0.04, "peer_error": 0.008, "gain": 0.03, "error": 0.006}  # fmt: skip
     for models, shown in ((now, True), ({"guide": "1"}, False), ({"referee": "2"}, False)):
         data = {"models": models, "prompts": 7, "rows": [one],
+                "fewer": [{**one, "way": "rare", "best_of": 1}], "versus": [pair],
                 "budgets": {"1.5": [one]}, "auto": {"1.5": ["shortcut 0.1, best of 2", 0.934]},
                 "judge": seen, "classes": {"default": classes}}  # fmt: skip
         (tmp_path / "benchmarks" / "steering.json").write_text(json.dumps(data))
@@ -101,6 +104,9 @@ def test_what_is_stale_is_not_shown(monkeypatch, tmp_path):
         assert ("| 1.5 | shortcut | shortcut 0.1, best of 2 | 1.50 | +20.0 ± 3.0 | 80.0 % | 70 % "
                 "| 1.0 % | 0.200 |" in page) is shown  # fmt: skip
         assert ("| 1.5 | shortcut 0.1, best of 2 | 0.93 |" in page) is shown
+        assert ("| rare | 7 | 1.50 | +20.0 ± 3.0 |" in page) is shown
+        assert ("| community 1 | 9 | 9.00 | +40.0 ± 8.0 | a or b | 4.50 | +30.0 ± 6.0 | 0.75 |"
+                in page) is shown  # fmt: skip
         assert ("| default | food | 1 | -10.0 |" in page) is shown
         assert ("| default | objects | 4 | +20.0 ± 5.0 |" in page) is shown
         assert ("more than 0.012 in 44 % of the former and in 3.2 % of" in page) is shown
