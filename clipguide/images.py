@@ -6,7 +6,6 @@ Shapes: B images, 3 channels, H rows, W columns. Tensors are float32 in [0, 1], 
 from __future__ import annotations
 
 import os
-import stat
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,10 +14,10 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
-from .errors import ClipguideError, ClipguideWarning, UsageError
-from .reading import open_image, to_srgb, too_wordy, turned, without_texts
+from .errors import ClipguideError, ClipguideWarning
+from .reading import check_file, in_sentences, open_image, to_srgb, too_wordy, turned, without_texts
 from .transparency import check_alpha
 
 LABEL_HEIGHT = 18  # height in pixels of the label under each image of a contact sheet
@@ -78,9 +77,9 @@ def load_frames(
                 opened(image, size)
             return _frames(image, count, alpha, icc)
 
-    try:
-        if isinstance(name, Path) and not stat.S_ISREG(os.stat(name).st_mode):
-            raise UsageError(f"{name} is not a file.")
+    with in_sentences(name):
+        if isinstance(name, Path):
+            check_file(name)
         with _opened(source) as stream:
             try:
                 return decode(stream)
@@ -89,17 +88,6 @@ def load_frames(
                     raise
                 stream.seek(0)
                 return decode(without_texts(stream.read()))
-    except UsageError as error:
-        raise UsageError(_sentence(name, error)) from None
-    except FileNotFoundError:
-        raise UsageError(f"There is no image {name}.") from None
-    except UnidentifiedImageError:
-        empty = isinstance(name, Path) and not name.stat().st_size
-        what = "is empty" if empty else "is not an image in a format that Pillow reads"
-        raise UsageError(f"{name} {what}.") from None
-    except Exception as error:  # Pillow's plugins raise various errors for a damaged file
-        words = str(getattr(error, "strerror", None) or error or type(error).__name__)
-        raise UsageError(f"The image {name} cannot be read: {words.rstrip('.')}.") from None
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -144,12 +132,6 @@ def contact_sheet(
 
 def _opened(source: str | os.PathLike | BinaryIO) -> AbstractContextManager[BinaryIO]:
     return nullcontext(source) if hasattr(source, "read") else open(source, "rb")
-
-
-def _sentence(name: object, error: UsageError) -> str:
-    """Return the message of `open_image` about the image with that name."""
-    words = str(error)
-    return f"{name} {words}." if words.startswith(("is ", "has ")) else words
 
 
 def cost(image: Image.Image) -> int:

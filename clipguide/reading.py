@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
@@ -73,6 +76,44 @@ def open_image(stream: BinaryIO, *, megapixels: float | None = None) -> Image.Im
     if kind:
         raise UsageError(f"is {kind}, which Pillow does not read: {UNREAD[kind]}")
     raise UnidentifiedImageError
+
+
+def check_header(file: Path) -> None:
+    """Raise UsageError if a file is not an image, by its header. A damaged image may pass."""
+    with in_sentences(file):
+        check_file(file)
+        with open(file, "rb") as stream:
+            try:
+                open_image(stream)
+            except ValueError as error:
+                if not too_wordy(error):
+                    raise
+
+
+def check_file(file: Path) -> None:
+    """Raise UsageError if there is a folder or a pipe in the place of a file."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise UsageError("is not a file")
+
+
+@contextlib.contextmanager
+def in_sentences(name: object) -> Iterator[None]:
+    """Turn the errors of reading an image into a UsageError with one sentence about its name."""
+    try:
+        yield
+    except UsageError as error:
+        words = str(error)
+        told = f"{name} {words}." if words.startswith(("is ", "has ")) else words
+        raise UsageError(told) from None
+    except FileNotFoundError:
+        raise UsageError(f"There is no image {name}.") from None
+    except UnidentifiedImageError:
+        empty = isinstance(name, Path) and not name.stat().st_size
+        what = "is empty" if empty else "is not an image in a format that Pillow reads"
+        raise UsageError(f"{name} {what}.") from None
+    except Exception as error:  # Pillow's plugins raise various errors for a damaged file
+        words = str(getattr(error, "strerror", None) or error or type(error).__name__)
+        raise UsageError(f"The image {name} cannot be read: {words.rstrip('.')}.") from None
 
 
 def turned(image: Image.Image) -> Image.Image:

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .. import mini
@@ -134,6 +135,15 @@ def file(name: str, value: os.PathLike | Sequence[os.PathLike]) -> None:
     for one in value if isinstance(value, (list, tuple)) else [value]:
         if not os.path.exists(one):
             raise UsageError(f"There is no file {one}.")
+
+
+def image(name: str, value: os.PathLike | Sequence[os.PathLike]) -> None:
+    """Check that each file exists, and is an image by its header."""
+    from ..reading import check_header
+
+    file(name, value)
+    for one in value if isinstance(value, (list, tuple)) else [value]:
+        check_header(Path(one))
 
 
 def reward(name: str, given: Sequence[str]) -> None:
@@ -260,7 +270,7 @@ VERBS: dict[str, Mapping[str, Rule]] = {
         "memory": between(0),
         "dtype": one_of(*DTYPES),
         "model": model,
-        "like": file,
+        "like": image,
     },
     "optimize": {
         "canvas": one_of("pixels", "fourier", "vqgan", "latent", plugins=True),
@@ -284,14 +294,14 @@ VERBS: dict[str, Mapping[str, Rule]] = {
         "views": one_of("plain", "warped", "vqgan-clip", "disco"),
         "start": one_of("light", "own"),
         "symmetry": one_of("horizontal", "vertical"),
-        "init": file,
-        "mask": file,
-        "image_prompt": file,
+        "init": image,
+        "mask": image,
+        "image_prompt": image,
         "dtype": one_of(*DTYPES),
     },
     "score": {"texts": file, "pairs_file": file},
     "rerank": {"duplicate": between(-1, 1, above=True)},
-    "search": {"image": file, "texts": file},
+    "search": {"image": image, "texts": file},
     "export": {"to": one_of(*EXPORTS, kind="export to")},
     "ui": {"model": model, "port": between(0, 65_535)},
     "finetune": {
