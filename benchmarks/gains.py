@@ -115,11 +115,11 @@ def enough(drawn: list[Drawn]) -> list[Drawn]:
 
 
 def of_fewer(drawn: list[Drawn]) -> list[Drawn]:
-    """Return the images of the prompts that all other ways have, of the ways that have them all.
-    Ways of fewer than LEAST prompts do not count."""
+    """Return the images of the prompts that another way has, the one that has most of them, of all
+    ways that have them all. A way of fewer than LEAST prompts does not count."""
     prompts, kept = _prompts(drawn), {one.way for one in enough(drawn)}
-    few = [found for way, found in prompts.items() if way not in kept and len(found) >= LEAST]
-    common = set.intersection(*few) if few else set()
+    others = [found for way, found in prompts.items() if way not in kept and len(found) >= LEAST]
+    common = max(others, key=len, default=set())
     return [d for d in drawn if d.prompt in common and prompts[d.way] >= common]
 
 

@@ -132,14 +132,16 @@ def test_a_way_of_few_prompts_is_left_out(ways):
 
 
 def test_ways_of_fewer_prompts_are_shown_on_their_own(ways):
-    """Plain sampling has twenty prompts; `a` has eight of them, and `b` seven, too few to count."""
+    """Plain sampling has twenty prompts; `a` has nine of them, `c` eight of these, which do not
+    hide the ninth, and `b` seven, too few to count."""
     plain = [drawn(p, "plain", s) for p in range(20) for s in range(2)]
-    a = [drawn(p, "a", 0, score=0.1) for p in range(2, 10)]
+    a = [drawn(p, "a", 0, score=0.1) for p in range(2, 11)]
+    c = [drawn(p, "c", 0) for p in range(2, 10)]
     b = [drawn(p, "b", 0) for p in range(7)]
-    assert {d.way for d in gains.enough(plain + a + b)} == {"plain"}
-    fewer = gains.of_fewer(plain + a + b)
+    assert {d.way for d in gains.enough(plain + a + b + c)} == {"plain"}
+    fewer = gains.of_fewer(plain + c + a + b)
     assert {d.way for d in fewer} == {"plain", "a"}
-    assert {d.prompt for d in fewer} == set(range(2, 10))
+    assert {d.prompt for d in fewer} == set(range(2, 11))
     assert gains.of_fewer(plain) == [] and gains.of_fewer(plain + b) == []
 
 
