@@ -120,7 +120,7 @@ def test_seconds():
         ([*RUN, "--init", "no.png"], "There is no file no.png."),
         ([*RUN, "--init", "text.png"], "not an image"),
         ([*RUN, "--init", "cut.png"], "cannot be read"),
-        ([*RUN, "--mask", "text.png"], "--mask needs --init"),
+        ([*RUN, "--mask", "pixel.png"], "--mask needs --init"),
         ([*RUN, "--palette", "red,blue"], "takes colours as #rrggbb"),
         ([*RUN, "--symmetry", "round"], "There is no symmetry 'round'"),
         ([*RUN, "--video", "film.avi"], ".gif, .webp or .mp4"),
