@@ -80,7 +80,7 @@ def fit(count: int = 6000) -> None:
     listed = ", ".join(f"{share:.2f}" for share in share_C.tolist())
     print(f"R² on {int(out_B.sum())} images of {len(aside)} concepts set aside: "
           f"{share_C.mean():.3f} ({listed})")  # fmt: skip
-    state = {k: v.contiguous() for k, v in reader.state_dict().items() if "trunk" not in k}
+    state = {k: v.half() for k, v in reader.state_dict().items() if "trunk" not in k}
     folder = common.MINI / "reader"
     folder.mkdir(exist_ok=True)
     save_file(state, folder / WEIGHTS)

@@ -88,5 +88,5 @@ def load_reader() -> MapReader:
     state = load_file(FOLDER / "reader" / WEIGHTS)
     components, features = state["linear.weight"].shape[:2]
     reader = MapReader(guide_trunk(), features, components)
-    reader.load_state_dict(state, strict=False)
+    reader.load_state_dict(state, strict=False)  # without those of the trunk, which it has
     return reader.eval().requires_grad_(False)
