@@ -81,7 +81,8 @@ def test_the_colours_are_those_of_the_pixels(reader):
 
     axes = load_file(mini.path("generator") / "map_axes.safetensors")
     normal = (found - axes["mean"][16:, None, None]) / axes["deviation"][16:, None, None]
-    assert_close(reader(image)[0, 16:], normal, atol=1e-5, rtol=1e-5)
+    # The reader's weights are in half precision.
+    assert_close(reader(image)[0, 16:], normal, atol=5e-3, rtol=1e-3)
 
 
 def test_it_reads_what_the_memory_has(reader, draw):
